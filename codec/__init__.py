@@ -1,0 +1,39 @@
+"""A neural audio codec: recordings to tokens and back.
+
+    import codec
+
+    model = codec.load("general-24k")
+    codes = model.encode(audio)  # [batch, 1, time] at model.config.sample_rate -> int64 [batch, books, frames]
+    audio = model.decode(codes)
+
+Names are imported when first used, so that `import codec` alone stays quick.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from codec.hub import load as load
+    from codec.models.base import Codec as Codec
+    from codec.sessions import StreamDecoder as StreamDecoder
+    from codec.sessions import StreamEncoder as StreamEncoder
+
+__version__ = "0.1.0"
+__all__ = ["Codec", "StreamDecoder", "StreamEncoder", "__version__", "load"]
+
+_HOMES = {
+    "Codec": "codec.models.base",
+    "StreamDecoder": "codec.sessions",
+    "StreamEncoder": "codec.sessions",
+    "load": "codec.hub",
+}
+
+
+def __getattr__(name: str) -> object:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'codec' has no attribute {name!r}")
+    return getattr(import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

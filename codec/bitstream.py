@@ -1,0 +1,343 @@
+r"""The .codec container, version 1: a header table, packets of codes, an end mark. Integers and bytes only.
+
+All numbers are little endian. The header, for a model name of n bytes:
+
+    offset  bytes  field
+         0      8  magic: 89 43 44 43 0D 0A 1A 0A (a copy in text mode, or through seven bits, changes it)
+         8      2  version: 1
+        10      2  length of the fields, from byte 12 up to the checksum: 77 + n
+        12     32  SHA-256 of the model's weights
+        44      8  time: samples per channel of the source, at the source's rate
+        52      8  frames in all
+        60      4  source rate, Hz
+        64      4  sample rate of the model, Hz
+        68      4  hop, samples at the model's rate
+        72      4  overlap: how late the decoder's output is, samples at the model's rate
+        76      4  codebook size
+        80      4  frames per packet
+        84      2  channels
+        86      2  books
+        88      1  n
+        89      n  name of the model, UTF-8; none for a model that has no name
+      89+n      4  CRC-32 of everything before it
+
+Magic, version, length and checksum stand alike in every version, so that a newer file and a damaged one can be told
+apart. Then packets of `frames per packet` frames each, the last one of what is left, and an end packet of 0 frames:
+
+    offset  bytes  field
+         0      4  marker: "PCKT", or "DONE" for the end packet
+         4      4  number of the packet, from 0
+         8      4  frames
+        12      4  length of the payload, p
+        16      p  payload
+      16+p      4  CRC-32 of everything before it in this packet
+
+The payload holds the codes frame by frame, in a frame channel by channel, in a channel book by book (coarsest first),
+each in ceil(log2(codebook size)) bits, most significant bit first; zero bits fill the last byte. Example: one channel,
+two books of 8, frames (5, 1) and (2, 7): 101 001 | 010 111 -> 10100101 0111_0000 -> A5 70.
+
+Nothing may follow the end packet, and a file without one has been cut off.
+"""
+
+import struct
+import sys
+import zlib
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+import numpy.typing as npt
+
+from codec.errors import ConfigError, DamagedFile, InputNotFound, UnsupportedAudio, UsageError
+from codec.frames import FrameMath, resampled_length
+
+VERSION = 1
+MAX_CHANNELS = 1024  # as libsndfile
+MAX_RATE = 1 << 22  # Hz
+MAX_CODES = 1 << 20  # per packet: unpacking needs 64 bytes for each
+
+_MAGIC = b"\x89CDC\r\n\x1a\n"
+_START = struct.Struct("<8sHH")
+_FIELDS = struct.Struct("<32sQQ6I2HB")
+_PACKET = struct.Struct("<4sIII")
+_CRC = struct.Struct("<I")
+_DATA, _END = b"PCKT", b"DONE"
+_BOUNDS = {
+    "time": (0, (1 << 64) - 1),
+    "frames": (0, (1 << 64) - 1),
+    "source_rate": (1, MAX_RATE),
+    "sample_rate": (1, MAX_RATE),
+    "hop": (1, 1 << 20),
+    "overlap": (0, 1 << 20),
+    "codebook_size": (2, 1 << 24),
+    "frames_per_packet": (1, MAX_CODES),
+    "channels": (1, MAX_CHANNELS),
+    "books": (1, 1024),
+}
+
+Codes = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Header:
+    """What a .codec file says about itself; `time` and `frames` are 0 until the Writer is closed.
+
+    `time` counts samples of the source at `source_rate` Hz, `hop` and `overlap` samples at `sample_rate` Hz;
+    `weights_hash` is 64 hexadecimal digits. Raises ConfigError for values that the format cannot hold.
+    """
+
+    model: str
+    weights_hash: str
+    source_rate: int
+    channels: int
+    sample_rate: int
+    hop: int
+    overlap: int
+    books: int
+    codebook_size: int
+    frames_per_packet: int
+    time: int = 0
+    frames: int = 0
+
+    def __post_init__(self) -> None:
+        for name, (least, most) in _BOUNDS.items():
+            if not least <= (value := getattr(self, name)) <= most:
+                raise ConfigError(f"{name} is {value}: a .codec file holds {least} to {most}")
+        if (codes := self.channels * self.books * self.frames_per_packet) > MAX_CODES:
+            raise ConfigError(f"{codes} codes in a packet: at most {MAX_CODES}, take fewer frames per packet")
+        if len(self.model.encode()) > 255 or not self.model.isprintable():
+            raise ConfigError(f"{self.model!r} cannot name a model: take at most 255 bytes of printable text")
+        if len(self.weights_hash) != 64 or not set(self.weights_hash) <= set("0123456789abcdef"):
+            raise ConfigError(f"{self.weights_hash!r} is no weights hash: it must be 64 hexadecimal digits")
+
+    @property
+    def frame_math(self) -> FrameMath:
+        """Conversions of the model as far as this file uses it: `books` are those in the file."""
+        return FrameMath(
+            sample_rate=self.sample_rate,
+            hop=self.hop,
+            overlap=self.overlap,
+            books=self.books,
+            codebook_size=self.codebook_size,
+        )
+
+    @property
+    def seconds(self) -> float:
+        """Duration of the source."""
+        return self.time / self.source_rate
+
+    @property
+    def model_time(self) -> int:
+        """Samples per channel at the model's rate."""
+        return resampled_length(self.time, self.source_rate, self.sample_rate)
+
+    def _to_bytes(self) -> bytes:
+        name = self.model.encode()
+        fields = _FIELDS.pack(
+            bytes.fromhex(self.weights_hash),
+            self.time,
+            self.frames,
+            self.source_rate,
+            self.sample_rate,
+            self.hop,
+            self.overlap,
+            self.codebook_size,
+            self.frames_per_packet,
+            self.channels,
+            self.books,
+            len(name),
+        )
+        return _sealed(_START.pack(_MAGIC, VERSION, len(fields) + len(name)) + fields + name)
+
+    @classmethod
+    def _from_fields(cls, fields: bytes) -> "Header":
+        """Undo `_to_bytes`, given the bytes between the length and the checksum; ValueError or ConfigError if wrong."""
+        if len(fields) < _FIELDS.size or len(fields) != _FIELDS.size + fields[_FIELDS.size - 1]:
+            raise ValueError(f"{len(fields)} bytes of fields do not fit the length of the name")
+        weights, time, frames, source_rate, sample_rate, hop, overlap, size, per_packet, channels, books, _ = (
+            _FIELDS.unpack_from(fields)
+        )
+        return cls(
+            model=fields[_FIELDS.size :].decode(),
+            weights_hash=weights.hex(),
+            source_rate=source_rate,
+            channels=channels,
+            sample_rate=sample_rate,
+            hop=hop,
+            overlap=overlap,
+            books=books,
+            codebook_size=size,
+            frames_per_packet=per_packet,
+            time=time,
+            frames=frames,
+        )
+
+
+class Writer:
+    """Writes codes to a binary file that can seek; the file becomes readable with `close`."""
+
+    def __init__(self, file: BinaryIO, header: Header) -> None:
+        self.header = replace(header, time=0, frames=0)
+        self._file = file
+        self._start = file.tell()
+        self._packets = 0
+        self._pending: Codes = np.empty((header.channels, header.books, 0), np.int64)
+        file.write(self.header._to_bytes())
+
+    def write(self, codes: Codes) -> None:
+        """Append codes [channels, books, frames], any number of frames. Raises UsageError for codes of other shapes
+        or outside 0 to `codebook_size` - 1."""
+        if codes.ndim != 3 or codes.shape[:2] != self._pending.shape[:2]:
+            raise UsageError(f"codes are {codes.shape}: this file takes {(*self._pending.shape[:2], 'frames')}")
+        if codes.size and not 0 <= codes.min() <= codes.max() < self.header.codebook_size:
+            most = self.header.codebook_size - 1
+            raise UsageError(f"codes lie between {codes.min()} and {codes.max()}: this file takes 0 to {most}")
+        waiting = np.concatenate([self._pending, codes], axis=2)
+        while waiting.shape[2] >= self.header.frames_per_packet:
+            self._write_packet(_DATA, waiting[:, :, : self.header.frames_per_packet])
+            waiting = waiting[:, :, self.header.frames_per_packet :]
+        self._pending = waiting.copy()  # a view would keep all of `codes` alive
+
+    def close(self, *, time: int) -> None:
+        """Write what is left and the end packet, and complete the header; `time` is the source's length in samples."""
+        if self._pending.shape[2]:
+            self._write_packet(_DATA, self._pending)
+        self._write_packet(_END, self._pending[:, :, :0])
+        end = self._file.tell()
+        self._file.seek(self._start)
+        self.header = replace(self.header, time=time)
+        self._file.write(self.header._to_bytes())
+        self._file.seek(end)
+
+    def _write_packet(self, marker: bytes, codes: Codes) -> None:
+        frames = codes.shape[2]
+        payload = _pack(codes, self.header.frame_math.bits_per_code)
+        self._file.write(_sealed(_PACKET.pack(marker, self._packets, frames, len(payload)) + payload))
+        self._packets += 1
+        self.header = replace(self.header, frames=self.header.frames + frames)
+
+
+class Reader:
+    """Reads a buffered binary file, which need not seek; `label` names it in errors, `offset` counts the bytes read.
+
+    Raises DamagedFile for a header that is cut off, altered or impossible, UnsupportedAudio for a file of another kind
+    or of a newer version.
+    """
+
+    def __init__(self, file: BinaryIO, *, label: str) -> None:
+        self.label = label
+        self.offset = 0
+        self._file = file
+        self._frames_read = 0
+        self.header = self._read_header()
+
+    def packets(self) -> Iterator[Codes]:
+        """Yield the codes [channels, books, frames] packet by packet, once.
+
+        Raises DamagedFile at the first damage, after everything before it has been yielded.
+        """
+        header = self.header
+        bits = header.frame_math.bits_per_code
+        number = 0
+        while True:
+            frames = min(header.frames_per_packet, header.frames - self._frames_read)
+            count = header.channels * header.books * frames
+            size = _bytes_for(count * bits)
+            start = self.offset
+            # The header tells what each packet must look like: no length is taken from the packet itself.
+            packet = self._take(_PACKET.size + size + _CRC.size)
+            if not _is_sealed(packet):
+                raise self._damaged(start, f"the checksum of packet {number} does not match")
+            if packet[: _PACKET.size] != _PACKET.pack(_DATA if frames else _END, number, frames, size):
+                raise self._damaged(start, f"packet {number} is not the one that belongs here")
+            if not frames:
+                break
+            flat = _unpack(packet[_PACKET.size : -_CRC.size], bits, count)
+            if flat.max() >= header.codebook_size:
+                raise self._damaged(start, f"packet {number} has codes beyond the codebook's {header.codebook_size}")
+            self._frames_read += frames
+            number += 1
+            yield flat.reshape(frames, header.channels, header.books).transpose(1, 2, 0)  # [channels, books, frames]
+        if self._file.read(1):
+            raise self._damaged(self.offset, "more bytes follow the end of the recording")
+
+    def _read_header(self) -> Header:
+        magic = self._take(len(_MAGIC))
+        if magic != _MAGIC:
+            if magic[:4] == _MAGIC[:4] or magic[4:] == _MAGIC[4:]:
+                raise self._damaged(0, "its first bytes are altered, perhaps by a copy in text mode")
+            raise UnsupportedAudio(f"{self.label} is no .codec file: give a file that `codec encode` made")
+        rest = self._take(_START.size - len(_MAGIC))
+        _, version, length = _START.unpack(magic + rest)
+        fields = self._take(length + _CRC.size)
+        if not _is_sealed(magic + rest + fields):
+            raise self._damaged(0, "the checksum of the header does not match")
+        if version != VERSION:
+            raise UnsupportedAudio(
+                f"{self.label} has version {version} of the .codec format, this program reads {VERSION}: upgrade codec"
+            )
+        try:
+            header = Header._from_fields(fields[: -_CRC.size])
+        except (ConfigError, ValueError) as error:
+            raise self._damaged(_START.size, f"impossible header, {error}") from error
+        if header.frame_math.time(header.frames) < header.model_time:
+            raise self._damaged(
+                _START.size, f"{header.frames} frames do not hold {header.time} samples, as the header says"
+            )
+        return header
+
+    def _take(self, size: int) -> bytes:
+        data = self._file.read(size)
+        self.offset += len(data)
+        if len(data) < size:
+            raise self._damaged(self.offset, "the file ends here, too early")
+        return data
+
+    def _damaged(self, offset: int, reason: str) -> DamagedFile:
+        seconds = None
+        if self._frames_read:
+            math = self.header.frame_math
+            seconds = min(math.seconds(math.time(self._frames_read)), self.header.seconds)
+        return DamagedFile(self.label, offset=offset, reason=reason, seconds_decoded=seconds or None)
+
+
+@contextmanager
+def open_reader(path: str | Path) -> Iterator[Reader]:
+    """Open a .codec file, or standard input for "-". Raises InputNotFound, and what Reader raises."""
+    if str(path) == "-":
+        yield Reader(sys.stdin.buffer, label="standard input")
+        return
+    with ExitStack() as stack:
+        try:
+            file = stack.enter_context(Path(path).open("rb"))
+        except OSError as error:
+            raise InputNotFound(
+                f"{path} cannot be read ({error.strerror}): check the name and its permissions"
+            ) from error
+        yield Reader(file, label=str(path))
+
+
+def _sealed(data: bytes) -> bytes:
+    return data + _CRC.pack(zlib.crc32(data))
+
+
+def _is_sealed(data: bytes) -> bool:
+    return data == _sealed(data[: -_CRC.size])
+
+
+def _bytes_for(bits: int) -> int:
+    return -(-bits // 8)
+
+
+def _pack(codes: Codes, bits: int) -> bytes:
+    flat = codes.transpose(2, 0, 1).ravel().astype(">u4")  # frame by frame, channel by channel, book by book
+    return np.packbits(np.unpackbits(flat.view(np.uint8).reshape(-1, 4), axis=1)[:, 32 - bits :]).tobytes()
+
+
+def _unpack(payload: bytes, bits: int, count: int) -> Codes:
+    words = np.zeros((count, 32), np.uint8)
+    words[:, 32 - bits :] = np.unpackbits(np.frombuffer(payload, np.uint8), count=count * bits).reshape(count, bits)
+    return np.packbits(words, axis=1).view(">u4").ravel().astype(np.int64)

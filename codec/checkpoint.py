@@ -1,0 +1,197 @@
+"""One safetensors file is one model: weights, family, configuration and what it was trained on.
+
+The metadata entry "codec" is JSON: {"format": 1, "family", "config", "frame_math", "training"}. A training run keeps
+its resumable state in a second file beside the model.
+"""
+
+import hashlib
+import json
+import math
+import pickle
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from codec.errors import ConfigError, InputNotFound, UnknownModel, UsageError
+from codec.frames import FrameMath
+
+if TYPE_CHECKING:
+    import torch
+
+    from codec.models.base import Codec
+
+FORMAT = 1
+RUN_MODEL = "model.safetensors"  # the model file in the folder of a training run
+
+
+@dataclass(frozen=True)
+class ModelCard:
+    """What a model file says about itself; read without building the model.
+
+    `name` is the file's, or the folder's for the model of a training run. `size` is in bytes, `parameters` counts every
+    stored number, `weights_hash` is the hex SHA-256 of the weights and the configuration. `training` holds whatever the
+    training wrote: data, step, measures.
+    """
+
+    name: str
+    path: Path
+    size: int
+    parameters: int
+    weights_hash: str
+    family: str
+    config: dict[str, Any]
+    frame_math: FrameMath
+    training: dict[str, Any]
+
+    def as_data(self) -> dict[str, Any]:
+        """As plain data, for JSON."""
+        return {**asdict(self), "path": str(self.path)}
+
+
+def save_model(
+    path: str | Path,
+    model: "Codec",
+    *,
+    training: Mapping[str, Any],
+    dtype: "torch.dtype | None" = None,
+) -> None:
+    """Write a model file, replacing one that is there only when the new one is whole.
+
+    `training` is plain data (JSON). `dtype` is what floating-point tensors are stored as, for instance float16 to ship
+    them; None keeps them as they are.
+
+    Raises StorageError: the file cannot be written.
+    """
+    from safetensors.torch import save
+
+    from codec.audio import atomic_output
+
+    tensors = {
+        name: tensor.detach().to("cpu", dtype if tensor.is_floating_point() else None).contiguous()
+        for name, tensor in model.state_dict().items()
+    }
+    card = {
+        "format": FORMAT,
+        "family": model.config.family,
+        "config": model.config.model_dump(mode="json"),
+        "frame_math": asdict(model.frame_math),
+        "training": dict(training),
+    }
+    with atomic_output(path, force=True) as file:
+        file.write(save(tensors, metadata={"codec": json.dumps(card)}))
+
+
+def read_card(path: str | Path) -> ModelCard:
+    """Read what a model file says about itself.
+
+    Raises:
+        InputNotFound: there is no such file.
+        UnknownModel: the file is no whole model file, or a newer codec made it.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    path = Path(path)
+    if not path.is_file():
+        raise InputNotFound(f"{path}: there is no such file")
+    try:
+        with safe_open(path, framework="numpy") as file:  # also checks that header and size of the file agree
+            metadata = file.metadata() or {}
+    except (SafetensorError, OSError) as error:
+        raise UnknownModel(f"{path} is not a whole model file ({error}): fetch or train it again") from error
+    try:
+        card = json.loads(metadata["codec"])
+        if card["format"] > FORMAT:
+            raise UnknownModel(f"{path} has format {card['format']}, this codec reads up to {FORMAT}: upgrade codec")
+        digest, parameters = _digest(path, card["config"])
+        return ModelCard(
+            name=path.resolve().parent.name if path.name == RUN_MODEL else path.stem,
+            path=path,
+            size=path.stat().st_size,
+            parameters=parameters,
+            weights_hash=digest,
+            family=card["family"],
+            config=card["config"],
+            frame_math=FrameMath(**card["frame_math"]),
+            training=card["training"],
+        )
+    except (KeyError, TypeError, ValueError, ConfigError) as error:
+        raise UnknownModel(
+            f"{path} is a safetensors file, but no model of codec: its metadata do not tell one"
+        ) from error
+
+
+def load_model(path: str | Path, device: "str | torch.device" = "cpu") -> "Codec":
+    """Build the model a file describes, ready for use: its weights in float32, in evaluation mode.
+
+    `device` "auto" is a GPU where there is one. Raises as `read_card`, ConfigError where the configuration does not fit
+    the family, UsageError where the device cannot be used.
+    """
+    import torch
+    from safetensors.torch import load_file
+
+    from codec import models
+
+    card = read_card(path)
+    model = models.build(card.family, card.config)
+    tensors = load_file(path)
+    try:
+        model.load_state_dict({name: t.float() if t.is_floating_point() else t for name, t in tensors.items()})
+    except RuntimeError as error:
+        problem = " ".join(str(error).split())
+        raise UnknownModel(f"{path}: its weights do not fit its configuration ({problem})") from error
+    model.name = card.name
+    model.weights_hash = card.weights_hash
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        return model.to(device).eval()
+    except (RuntimeError, AssertionError) as error:  # no such device, no driver, a torch built without it
+        raise UsageError(f"device {device} cannot be used ({str(error).splitlines()[0]}): use cpu") from error
+
+
+def save_state(path: str | Path, state: Mapping[str, Any]) -> None:
+    """Write the resumable state of a training: tensors and plain data, nothing else, for `load_state` to accept it."""
+    import torch
+
+    from codec.audio import atomic_output
+
+    with atomic_output(path, force=True) as file:
+        torch.save(dict(state), file)
+
+
+def load_state(path: str | Path, device: "str | torch.device" = "cpu") -> dict[str, Any]:
+    """Read what `save_state` wrote; no code stored in the file is ever run.
+
+    Raises InputNotFound: there is no such file. UnknownModel: the file is no training state.
+    """
+    import torch
+
+    try:
+        state: dict[str, Any] = torch.load(path, map_location=device, weights_only=True)
+    except FileNotFoundError as error:
+        raise InputNotFound(f"{path}: no training to resume there") from error
+    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
+        raise UnknownModel(f"{path} is not a training state: begin anew without --resume") from error
+    return state
+
+
+def _digest(path: Path, config: Mapping[str, Any]) -> tuple[str, int]:
+    """SHA-256 over the tensors in order of name (name, type, shape, bytes) and the configuration; and their numbers.
+
+    Reads the file itself rather than tensors: the hash is of what is stored, and needs no torch.
+    """
+    digest = hashlib.sha256()
+    numbers = 0
+    with path.open("rb") as file:
+        header_size = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(header_size))
+        header.pop("__metadata__")
+        for name, entry in sorted(header.items()):
+            begin, end = entry["data_offsets"]
+            file.seek(8 + header_size + begin)
+            digest.update(json.dumps([name, entry["dtype"], entry["shape"]]).encode())
+            digest.update(file.read(end - begin))
+            numbers += math.prod(entry["shape"])
+    digest.update(json.dumps(config, sort_keys=True).encode())
+    return digest.hexdigest(), numbers

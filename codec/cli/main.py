@@ -1,0 +1,58 @@
+"""The `codec` command: its groups put together, and how errors end it."""
+
+import sys
+from collections.abc import Sequence
+from typing import Annotated
+
+import typer
+
+from codec import __version__
+from codec.cli import files, models, train
+from codec.cli.options import one_line, say
+from codec.errors import CodecError
+
+app = typer.Typer(
+    help="Compress recordings to tokens with a neural audio codec, and restore them.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+for command in (
+    files.encode,
+    files.decode,
+    files.info,
+    files.sample,
+    models.models,
+    models.evaluate,
+    train.train,
+):
+    app.command()(command)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"codec {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
+) -> None: ...
+
+
+def run(arguments: Sequence[str] | None = None) -> None:
+    """Run the command line; ends in SystemExit.
+
+    Exit status: 0 done, 1 some files of a folder failed, 130 interrupted, else that of the error (`codec.errors`).
+    Typer sees to interrupts; who closes our output has what they want, so that ends quietly.
+    """
+    try:
+        app(arguments, prog_name="codec")
+    except CodecError as error:
+        if not isinstance(error.__cause__, BrokenPipeError):
+            say(f"codec: {one_line(error)}")
+        sys.exit(error.exit_code)

@@ -1,0 +1,75 @@
+"""codec models, codec evaluate"""
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from codec import hub
+from codec.cli.options import DeviceOption, JobsOption, ModelOption, progress_bar
+from codec.errors import UsageError
+
+
+def models(
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """List the models that come with this package."""
+    cards = hub.shipped()
+    if as_json:
+        typer.echo(json.dumps([card.as_data() for card in cards], indent=2))
+        return
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("name", "rate", "frames", "books", "bit rates", "parameters", "size", box=None, pad_edge=False)
+    for card in cards:
+        math = card.frame_math
+        table.add_row(
+            card.name,
+            f"{math.sample_rate} Hz",
+            f"{math.frame_rate:g} Hz",
+            f"{math.books} × {math.codebook_size}",
+            f"{math.bitrate(1):g} to {math.bitrate(math.books):g} kbit/s",
+            f"{card.parameters / 1e6:.1f} M",
+            f"{card.size / 1e6:.1f} MB",
+        )
+    Console(highlight=False).print(table)
+
+
+def evaluate(
+    data: Annotated[Path, typer.Option(help="Folder of recordings.")],
+    model: ModelOption = hub.DEFAULT,
+    books: Annotated[
+        str | None,
+        typer.Option(help='Numbers of books to score: "1,2,4", or "all".', show_default="those of the model"),
+    ] = None,
+    json_output: Annotated[Path | None, typer.Option("--json", metavar="OUT", help="Also write all as JSON.")] = None,
+    device: DeviceOption = "auto",
+    jobs: JobsOption = 1,
+) -> None:
+    """Compress and restore the recordings of a folder, and measure what comes back."""
+    from codec.audio import atomic_output
+    from codec.metrics import evaluate
+
+    loaded = hub.load(model, device)
+    numbers = _book_numbers(books, loaded.config.books)
+    with progress_bar("evaluating") as show:
+        result = evaluate(loaded, data, books=numbers, jobs=jobs, progress=show)
+    if json_output:
+        with atomic_output(json_output, force=True) as file:
+            file.write(result.as_json().encode() + b"\n")
+    typer.echo(str(result))
+    if result.failures:
+        raise typer.Exit(1)
+
+
+def _book_numbers(text: str | None, most: int) -> list[int] | None:
+    if text is None:
+        return None
+    if text == "all":
+        return list(range(1, most + 1))
+    try:
+        return [int(number) for number in text.split(",")]
+    except ValueError as error:
+        raise UsageError(f'--books {text}: write numbers as 1,2,4, or "all"') from error

@@ -1,0 +1,40 @@
+"""What the command groups share: options, and how they speak."""
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Annotated, Literal
+
+import typer
+
+Device = Literal["auto", "cpu", "cuda"]
+
+ModelOption = Annotated[
+    str, typer.Option("--model", "-m", help="A shipped model's name, a .safetensors file or a training run's folder.")
+]
+DeviceOption = Annotated[Device, typer.Option(help="Where to compute; auto takes a GPU where there is one.")]
+JobsOption = Annotated[int, typer.Option("--jobs", "-j", min=1, help="Files of a folder worked on at a time.")]
+ForceOption = Annotated[bool, typer.Option("--force", "-f", help="Replace outputs that exist.")]
+
+
+def say(message: str) -> None:
+    """One line for the user, on standard error."""
+    sys.stderr.write(f"{message}\n")
+
+
+@contextmanager
+def progress_bar(task: str) -> Iterator[Callable[[int, int], None]]:
+    """Shows how much of a task is done where there is a terminal; yields what to call with (done, total)."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    console = Console(stderr=True)
+    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
+        bar = progress.add_task(task, total=None)
+        yield lambda done, total: progress.update(bar, completed=done, total=total)
+
+
+def one_line(error: BaseException | None) -> str:
+    """The message of an error, on one line."""
+    return " ".join(str(error).split())

@@ -1,0 +1,131 @@
+"""Strict configuration: frozen pydantic models read from TOML, with overrides from the command line.
+
+    class Model(Config):
+        hop: int = 320
+
+    class Recipe(Config):
+        name: str
+        model: Model = Model()
+
+    load_toml("codec.toml", Recipe, ["model.hop=480", "name=small"])
+
+A misspelt key, a value of the wrong type or a value out of range is a `ConfigError` that names the key, the value and
+what was expected. Nothing is converted silently: "320" is not 320.
+"""
+
+import difflib
+import json
+import re
+import tomllib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Self, TypeVar, get_args
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic_core import ErrorDetails
+
+from codec.errors import ConfigError, InputNotFound
+
+
+class Config(BaseModel):
+    """Base of every configuration: immutable, strict about types, no unknown keys."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+    @classmethod
+    def from_data(cls, data: Mapping[str, Any], *, source: str = "config") -> Self:
+        """Build from plain data, as TOML or JSON give it (arrays fill tuples, strings fill paths).
+
+        `source` begins the message of the `ConfigError` raised when the data does not fit.
+        """
+        try:
+            # By way of JSON, because pydantic's strict mode lets an array be a tuple only there.
+            return cls.model_validate_json(json.dumps(data, default=str))
+        except ValidationError as error:
+            problems = "; ".join(_explain(cls, data, problem) for problem in error.errors())
+            raise ConfigError(f"{source}: {problems}") from error
+
+
+ConfigT = TypeVar("ConfigT", bound=Config)
+
+
+def load_toml(path: str | Path, config_class: type[ConfigT], overrides: Sequence[str] = ()) -> ConfigT:
+    """Read a TOML file, set the `overrides` ("model.hop=480") in it and check the whole.
+
+    Raises:
+        InputNotFound: there is no such file.
+        ConfigError: the file is not TOML, or a key or value does not fit `config_class`.
+    """
+    try:
+        data = tomllib.loads(Path(path).read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise InputNotFound(f"{path}: no such file") from error
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise ConfigError(f"{path}: not a readable TOML file: {error}") from error
+    for override in overrides:
+        _set(data, override)
+    return config_class.from_data(data, source=str(path))
+
+
+def _set(data: dict[str, Any], override: str) -> None:
+    """Set one "a.b=c" in nested data; c is a TOML value, or else a bare string."""
+    key, equals, text = override.partition("=")
+    *tables, name = parts = [part.strip() for part in key.split(".")]
+    if not equals or not all(parts):
+        raise ConfigError(f"--set {override}: write it as KEY=VALUE, for example model.hop=480")
+    for depth, table in enumerate(tables, start=1):
+        data = data.setdefault(table, {})
+        if not isinstance(data, dict):
+            raise ConfigError(f"--set {override}: {'.'.join(parts[:depth])} is a value, not a table of keys")
+    data[name] = _toml_value(text.strip())
+
+
+def _toml_value(text: str) -> Any:
+    try:
+        parsed = tomllib.loads(f"value = {text}")
+    except tomllib.TOMLDecodeError:
+        return text
+    return parsed["value"] if len(parsed) == 1 else text
+
+
+def _explain(cls: type[Config], data: Any, problem: ErrorDetails) -> str:
+    """One problem in the user's words: the dotted key, its value, what it must be."""
+    message = problem["msg"].removeprefix("Value error, ")
+    if not problem["loc"]:
+        return message
+    *tables, name = problem["loc"]
+    path: list[str] = []
+    classes = {cls}  # those that may stand at this place: several under a union
+    for part in tables:
+        if _has(data, part):  # pydantic also puts the tags of unions into the path; they are no keys
+            path.append(str(part))
+            data = data[part]
+            fields = [one.model_fields[part] for one in classes if part in one.model_fields]
+            classes = {inner for field in fields for inner in _configs_in(field.annotation)} or classes
+    match problem["type"]:
+        case "extra_forbidden":
+            names = sorted({field for one in classes for field in one.model_fields})
+            close = difflib.get_close_matches(str(name), names, n=1)
+            hint = f"did you mean {close[0]}?" if close else f"known here: {', '.join(names)}"
+            return f"unknown key {'.'.join([*path, str(name)])}; {hint}"
+        case "missing":
+            return f"{'.'.join([*path, str(name)])} is missing"
+        case _:
+            if _has(data, name):
+                path.append(str(name))
+                data = data[name]
+            value = json.dumps(data, default=str)
+            value = value if len(value) <= 60 else value[:57] + "..."
+            expected = re.sub(r"^\w+ should ", "must ", message)
+            return f"{'.'.join(path)} = {value}: {expected}"
+
+
+def _has(data: Any, part: int | str) -> bool:
+    return part in data if isinstance(data, dict) else isinstance(data, list) and part in range(len(data))
+
+
+def _configs_in(annotation: Any) -> set[type[Config]]:
+    """The configuration classes named in a type such as `tuple[A | B, ...]`."""
+    if isinstance(annotation, type) and not get_args(annotation):
+        return {annotation} if issubclass(annotation, Config) else set()
+    return {found for inner in get_args(annotation) for found in _configs_in(inner)}

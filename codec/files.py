@@ -1,0 +1,432 @@
+"""Recordings to .codec files and back, one by one or as whole folders, in memory that does not grow with length."""
+
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass, replace
+from functools import lru_cache, partial
+from multiprocessing import get_context
+from pathlib import Path
+from time import perf_counter
+from typing import TypeAlias
+
+import numpy as np
+import torch
+
+from codec import audio, bitstream, hub
+from codec.audio import Block, Resampler
+from codec.bitstream import Codes, Header, Reader, Writer
+from codec.checkpoint import load_model
+from codec.errors import (
+    CodecError,
+    DamagedFile,
+    InputNotFound,
+    StorageError,
+    UnknownModel,
+    UnsupportedAudio,
+    UsageError,
+    WeightsMismatch,
+)
+from codec.frames import resampled_length
+from codec.models.base import Codec
+from codec.sessions import StreamDecoder, StreamEncoder
+
+BLOCK_SECONDS = 4.0  # of one channel; recordings of more channels go in shorter blocks
+BLOCK_MOST = 1 << 20  # samples, whatever the rate
+
+Model: TypeAlias = Codec | str | Path
+
+
+@dataclass(frozen=True)
+class Report:
+    """What was done to one file.
+
+    `time` is the recording's length in samples per channel at `rate` Hz, `compressed_bytes` the size of the whole
+    .codec file, `elapsed` the seconds it took, loading the model included.
+    """
+
+    source: str
+    target: str
+    channels: int
+    rate: int
+    time: int
+    books: int
+    compressed_bytes: int
+    elapsed: float
+
+    @property
+    def seconds(self) -> float:
+        """Duration of the recording."""
+        return self.time / self.rate
+
+    @property
+    def bitrate(self) -> float:
+        """Rate of the whole file with all its channels, in kbit/s."""
+        return self.compressed_bytes * 8 / self.seconds / 1000
+
+    @property
+    def speed(self) -> float:
+        """Seconds of the recording per second of work."""
+        return self.seconds / self.elapsed
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of one file of a folder: a report, an error, or neither, for it was done before."""
+
+    source: Path
+    target: Path
+    report: Report | None = None
+    error: CodecError | None = None
+
+
+Progress: TypeAlias = Callable[[Outcome, int, int], None]
+"""Called after each file with its outcome, the number of files finished, and that of all files."""
+
+
+def compress(
+    source: str | Path,
+    target: str | Path,
+    *,
+    model: Model = hub.DEFAULT,
+    books: int | None = None,
+    bitrate: float | None = None,
+    force: bool = False,
+    device: str = "cpu",
+) -> Report:
+    """Compress a recording; "-" is standard input or output.
+
+    `bitrate` asks for the most books within so many kbit/s per channel, `books` for that many; all books if both are
+    None. `force` replaces a target that exists. `device` is where a model given by name runs: "auto" takes CUDA if it
+    is there.
+
+    Raises UsageError, InputNotFound, UnsupportedAudio, UnknownModel, StorageError.
+    """
+    began = perf_counter()
+    with audio.open_reader(source) as reader, audio.atomic_output(target, force=force) as file:
+        if reader.rate > bitstream.MAX_RATE:
+            raise UnsupportedAudio(
+                f"{reader.label} has {reader.rate} samples a second: resample it to {bitstream.MAX_RATE} Hz or less"
+            )
+        codec = _model(model, device)
+        math = codec.frame_math
+        encoder = StreamEncoder(codec, books=_books(codec, books, bitrate), batch=reader.channels)
+        writer = Writer(file, _header(codec, reader.rate, reader.channels, encoder.books))
+        resampler = Resampler(reader.rate, math.sample_rate, reader.channels)
+
+        def encode(block: Block) -> None:
+            writer.write(encoder.push(block[:, None]).cpu().numpy())  # channels are rows of the batch
+
+        time = 0
+        for block in reader.blocks(_block_time(reader.rate, reader.channels)):
+            time += block.shape[1]
+            encode(resampler.push(block))
+        encode(resampler.flush())
+        writer.write(encoder.flush().cpu().numpy())
+        writer.close(time=time)
+        size = file.tell()
+    return Report(
+        source=reader.label,
+        target=str(target),
+        channels=reader.channels,
+        rate=reader.rate,
+        time=time,
+        books=encoder.books,
+        compressed_bytes=size,
+        elapsed=perf_counter() - began,
+    )
+
+
+def decompress(
+    source: str | Path,
+    target: str | Path,
+    *,
+    model: Model | None = None,
+    rate: int | None = None,
+    force: bool = False,
+    device: str = "cpu",
+) -> Report:
+    """Restore a recording with its own channels, length and rate (or `rate` Hz); "-" is standard input or output.
+
+    The file names its model where that is a shipped one; pass `model` otherwise. `force` and `device` as in `compress`.
+
+    Raises UsageError, InputNotFound, UnsupportedAudio, UnknownModel, WeightsMismatch, StorageError, and DamagedFile:
+    what was whole before the damage is in the target then, and there is no target if nothing was.
+    """
+    began = perf_counter()
+    if rate is not None and not 1 <= rate <= bitstream.MAX_RATE:
+        raise UsageError(f"a rate of {rate} Hz cannot be written: ask for 1 to {bitstream.MAX_RATE} Hz")
+    with bitstream.open_reader(source) as reader:
+        header = reader.header
+        if not header.time:
+            raise UnsupportedAudio(f"{reader.label} has no samples (0 s): there is nothing to restore")
+        rate = rate or header.source_rate
+        time = resampled_length(header.time, header.source_rate, rate)
+        codec = _model_of(reader, model, device)
+        damage = None
+        with audio.open_writer(target, rate=rate, channels=header.channels, force=force, time=time) as writer:
+            left = time
+            try:
+                for block in _restored(reader, codec, rate):
+                    writer.write(block[:, :left])
+                    left -= min(left, block.shape[1])
+            except DamagedFile as error:
+                if error.seconds_decoded is None:
+                    raise
+                damage = error
+        if damage is not None:
+            raise damage
+    return Report(
+        source=reader.label,
+        target=str(target),
+        channels=header.channels,
+        rate=rate,
+        time=time,
+        books=header.books,
+        compressed_bytes=reader.offset,
+        elapsed=perf_counter() - began,
+    )
+
+
+def compress_tree(
+    source: str | Path,
+    target: str | Path | None = None,
+    *,
+    model: str | Path = hub.DEFAULT,
+    books: int | None = None,
+    bitrate: float | None = None,
+    force: bool = False,
+    device: str = "cpu",
+    jobs: int = 1,
+    progress: Progress | None = None,
+) -> list[Outcome]:
+    """Compress every recording under the folder `source` to a .codec file at the same place under `target`.
+
+    Without `target` the new files stand beside the old. Hidden files are left out, files whose target exists are
+    skipped unless `force`, a file that fails does not stop the others. More `jobs` than one are processes of one thread
+    each. The outcomes come in order of source; the other options are those of `compress`.
+
+    Raises InputNotFound: no folder, or no recordings in it. UsageError, UnknownModel: no file could be compressed so.
+    """
+    _books(_model(model, device), books, bitrate)  # what is wrong for every file is told once, before the first
+    return _run(
+        _pairs(source, target, audio.AUDIO_SUFFIXES, ".codec"),
+        partial(compress, model=model, books=books, bitrate=bitrate, force=force, device=device),
+        is_done=lambda _, compressed: not force and compressed.exists(),
+        jobs=jobs,
+        progress=progress,
+    )
+
+
+def decompress_tree(
+    source: str | Path,
+    target: str | Path | None = None,
+    *,
+    model: str | Path | None = None,
+    rate: int | None = None,
+    force: bool = False,
+    device: str = "cpu",
+    jobs: int = 1,
+    progress: Progress | None = None,
+) -> list[Outcome]:
+    """Restore every .codec file under the folder `source` to a .wav file at the same place under `target`.
+
+    As `compress_tree`, with the options of `decompress`. Only a target of the full length is skipped as done.
+    """
+    if model is not None:
+        _model(model, device)
+    return _run(
+        _pairs(source, target, frozenset((".codec",)), ".wav"),
+        partial(decompress, model=model, rate=rate, force=force, device=device),
+        is_done=lambda compressed, restored: not force and _is_restored(compressed, restored, rate),
+        jobs=jobs,
+        progress=progress,
+    )
+
+
+def _model(model: Model, device: str) -> Codec:
+    if isinstance(model, Codec):
+        return model
+    path = hub.find(model)
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    return _loaded(path, path.stat().st_mtime_ns, device)
+
+
+@lru_cache(maxsize=2)
+def _loaded(path: Path, modified: int, device: str) -> Codec:
+    """A folder's files share one model; a file that has been `modified` (ns) since is loaded anew."""
+    return load_model(path, device)
+
+
+def _model_of(reader: Reader, model: Model | None, device: str) -> Codec:
+    """The model that made a file: `model`, or the shipped one it names."""
+    header = reader.header
+    maker = f"{header.model or 'a model without a name'} (weights {header.weights_hash[:12]})"
+    if model is None:
+        model = hub.WEIGHTS / f"{header.model}.safetensors"
+        if model.parent != hub.WEIGHTS or not model.is_file():  # a file must not choose what else is loaded
+            raise UnknownModel(f"{reader.label} was made by {maker}, which is not shipped: pass --model with its file")
+    codec = _model(model, device)
+    if codec.weights_hash != header.weights_hash:
+        raise WeightsMismatch(
+            f"{reader.label} was made by {maker}, not by {codec.name or 'a model without a name'} "
+            f"(weights {(codec.weights_hash or 'unknown')[:12]}): "
+            "pass --model with the file of the model that made it"
+        )
+    if header.frame_math != replace(codec.frame_math, books=min(header.books, codec.frame_math.books)):
+        raise DamagedFile(reader.label, offset=0, reason="its header contradicts the model it was made by")
+    return codec
+
+
+def _books(model: Codec, books: int | None, bitrate: float | None) -> int:
+    if books is not None and bitrate is not None:
+        raise UsageError(f"{books} books and {bitrate:g} kbit/s: ask for one of the two")
+    return model.check_books(books) if bitrate is None else model.frame_math.books_for_bitrate(bitrate)
+
+
+def _header(model: Codec, rate: int, channels: int, books: int) -> Header:
+    math = model.frame_math
+    if model.weights_hash is None:
+        raise UsageError("this model was never saved, so no file could name its weights: save and load it first")
+    return Header(
+        model=model.name or "",
+        weights_hash=model.weights_hash,
+        source_rate=rate,
+        channels=channels,
+        sample_rate=math.sample_rate,
+        hop=math.hop,
+        overlap=math.overlap,
+        books=books,
+        codebook_size=math.codebook_size,
+        frames_per_packet=max(1, min(math.frames_per_packet(), bitstream.MAX_CODES // (channels * books))),
+    )
+
+
+def _block_time(rate: int, channels: int) -> int:
+    return max(1, min(round(BLOCK_SECONDS * rate / channels), BLOCK_MOST))
+
+
+def _restored(reader: Reader, model: Codec, rate: int) -> Iterator[Block]:
+    """The audio at `rate` Hz, to the end of the last frame that is whole; then DamagedFile if frames are missing."""
+    header = reader.header
+    decoder = StreamDecoder(model, batch=header.channels, length=header.model_time)
+    resampler = Resampler(header.sample_rate, rate, header.channels)
+    damage = None
+    try:
+        for codes in _pieces(reader, header.frame_math.frames_per_packet(BLOCK_SECONDS / header.channels)):
+            yield resampler.push(decoder.push(codes)[:, 0].cpu().numpy())
+        yield resampler.push(decoder.flush()[:, 0].cpu().numpy())
+    except DamagedFile as error:
+        damage = error
+    yield resampler.flush()
+    if damage is not None:
+        raise damage
+
+
+def _pieces(reader: Reader, frames: int) -> Iterator[Codes]:
+    """The codes in pieces of `frames`, the last one of what is left: 4 s at once decode a quarter faster than 1 s."""
+    rest: Codes = np.empty((reader.header.channels, reader.header.books, 0), np.int64)
+    try:
+        for codes in reader.packets():
+            rest = np.concatenate([rest, codes], axis=2)
+            while rest.shape[2] >= frames:
+                yield rest[:, :, :frames]
+                rest = rest[:, :, frames:]
+    except DamagedFile:
+        yield rest
+        raise
+    yield rest
+
+
+def _is_restored(source: Path, target: Path, rate: int | None) -> bool:
+    if not target.exists():
+        return False
+    try:
+        with bitstream.open_reader(source) as compressed, audio.open_reader(target) as restored:
+            header = compressed.header
+            return restored.time == resampled_length(header.time, header.source_rate, rate or header.source_rate)
+    except CodecError:
+        return False
+
+
+def _pairs(
+    source: str | Path, target: str | Path | None, suffixes: frozenset[str], suffix: str
+) -> list[tuple[Path, Path]]:
+    """Every file under `source` with one of the `suffixes`, and its mirror under `target` with `suffix`."""
+    source = Path(source)
+    target = source if target is None else Path(target)
+    if not source.is_dir():
+        raise InputNotFound(f"{source} is no folder: check the name")
+    if target.exists() and not target.is_dir():
+        raise StorageError(f"{target} is a file: name a folder for the files of {source}")
+    inside = sorted(path.relative_to(source) for path in source.rglob("*") if path.suffix.lower() in suffixes)
+    pairs = [
+        (source / path, target / path.with_suffix(suffix))
+        for path in inside
+        if (source / path).is_file() and not any(part.startswith(".") for part in path.parts)
+    ]
+    if not pairs:
+        raise InputNotFound(f"{source} holds no files to work on: looked for {' '.join(sorted(suffixes))}")
+    return pairs
+
+
+def _run(
+    pairs: list[tuple[Path, Path]],
+    work: Callable[[Path, Path], Report],
+    *,
+    is_done: Callable[[Path, Path], bool],
+    jobs: int,
+    progress: Progress | None,
+) -> list[Outcome]:
+    if jobs < 1:
+        raise UsageError(f"{jobs} jobs: ask for 1 or more")
+    outcomes = []
+    for outcome in _outcomes(pairs, work, is_done, jobs):
+        outcomes.append(outcome)
+        if progress is not None:
+            progress(outcome, len(outcomes), len(pairs))
+    return sorted(outcomes, key=lambda outcome: outcome.source)
+
+
+def _outcomes(
+    pairs: list[tuple[Path, Path]],
+    work: Callable[[Path, Path], Report],
+    is_done: Callable[[Path, Path], bool],
+    jobs: int,
+) -> Iterator[Outcome]:
+    waiting = []
+    taken: dict[Path, Path] = {}
+    for source, target in pairs:
+        first = taken.setdefault(target, source)
+        if first != source:
+            yield Outcome(source, target, error=UsageError(f"{source} and {first} would both be {target}: rename one"))
+        elif is_done(source, target):
+            yield Outcome(source, target)
+        else:
+            waiting.append((source, target))
+    if jobs == 1:
+        for source, target in waiting:
+            yield _attempt(work, source, target)
+        return
+    pool = ProcessPoolExecutor(jobs, get_context("spawn"), initializer=torch.set_num_threads, initargs=(1,))
+    try:
+        futures = {pool.submit(_attempt, work, *pair): pair for pair in waiting}
+        for future in as_completed(futures):
+            try:
+                yield future.result()
+            except BrokenProcessPool:
+                error = CodecError("a process was killed, perhaps for want of memory: ask for fewer --jobs")
+                yield Outcome(*futures[future], error=error)
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _attempt(work: Callable[[Path, Path], Report], source: Path, target: Path) -> Outcome:
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        return Outcome(source, target, report=work(source, target))
+    except CodecError as error:
+        return Outcome(source, target, error=error)
+    except Exception as error:  # a folder goes on, whatever one file does
+        return Outcome(source, target, error=CodecError(f"{source}: {type(error).__name__}: {error}"))

@@ -1,0 +1,66 @@
+"""Names to models: those shipped with the package, files, and the folders of training runs."""
+
+import difflib
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from codec.checkpoint import RUN_MODEL, ModelCard, load_model, read_card
+from codec.errors import UnknownModel
+
+if TYPE_CHECKING:
+    import torch
+
+    from codec.models.base import Codec
+
+WEIGHTS = Path(__file__).parent / "weights"
+DEFAULT = "general-24k"
+
+
+def load(name_or_path: str | Path = DEFAULT, device: "str | torch.device" = "cpu") -> "Codec":
+    """Load a shipped model by name, or one from a .safetensors file or a training run's folder.
+
+    `device` "auto" is a GPU where there is one.
+
+    Raises UnknownModel: there is no such model, or the file is none.
+    """
+    return load_model(find(name_or_path), device)
+
+
+def describe(name_or_path: str | Path) -> ModelCard:
+    """What a model says about itself, without building it. Raises as `load`."""
+    return read_card(find(name_or_path))
+
+
+def shipped() -> list[ModelCard]:
+    """The models inside the package, in order of name."""
+    return [read_card(path) for path in _shipped_files().values()]
+
+
+def names() -> list[str]:
+    """The names of the models inside the package."""
+    return list(_shipped_files())
+
+
+def find(name_or_path: str | Path) -> Path:
+    """The file of a model. Names of shipped models come first: write ./NAME for a file of such a name.
+
+    Raises UnknownModel: there is no such model; the message lists those there are.
+    """
+    files = _shipped_files()
+    if str(name_or_path) in files:
+        return files[str(name_or_path)]
+    path = Path(name_or_path)
+    if path.is_dir():
+        path = path / RUN_MODEL
+    if path.is_file():
+        return path
+    close = difflib.get_close_matches(str(name_or_path), files, n=1)
+    hint = f"did you mean {close[0]}? " if close else ""
+    raise UnknownModel(
+        f"no model {name_or_path}: {hint}There are {', '.join(files) or 'none shipped'}; "
+        "or name a .safetensors file or the folder of a training run"
+    )
+
+
+def _shipped_files() -> dict[str, Path]:
+    return {path.stem: path for path in sorted(WEIGHTS.glob("*.safetensors"))}

@@ -1,0 +1,1 @@
+"""Layers. They know no files, no recipes and no training."""

@@ -1,0 +1,281 @@
+"""Quantisers: latents to integers and back.
+
+Residual vector quantisation with two books of two entries each, on the number 5.3:
+
+    book 0 holds {-4, 4}:   4 is nearest   code 1   what is left: 1.3
+    book 1 holds {-1, 1}:   1 is nearest   code 1   what is left: 0.3
+
+    codes (1, 1) decode to 4 + 1 = 5; the first code alone decodes to 4.
+
+Every quantiser maps latents [batch, dim, frames] to codes [batch, books, frames] and back, and its `forward` gives the
+decoder something whose gradient reaches the encoder (van den Oord et al. 2017, section 3.2).
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from typing import Literal, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from codec.nn.shapes import Codes, Latents
+
+
+class Quantized(NamedTuple):
+    """What a quantiser gives while training."""
+
+    latents: Latents
+    """What the decoder sees, with a gradient to the encoder."""
+    codes: Codes
+    """-1 where an item does not use a book (quantiser dropout)."""
+    commitment: Tensor
+    """Mean square distance of what each stage was given from its entry, summed over stages; moves the encoder."""
+    codebook: Tensor
+    """The same distance, moving the entries; zero for books learned by moving averages."""
+
+
+class Quantizer(nn.Module):
+    """Latents <-> codes."""
+
+    books: int
+    codebook_size: int
+
+    @abstractmethod
+    def encode(self, latents: Latents, books: int | None = None) -> Codes:
+        """Codes of the first `books` books (all when None)."""
+
+    @abstractmethod
+    def decode(self, codes: Codes) -> Latents:
+        """Latents of as many books as `codes` has."""
+
+    @abstractmethod
+    def forward(self, latents: Latents, books: Tensor | None = None) -> Quantized:
+        """Training pass; `books` [batch] says how many books each item uses (all when None)."""
+
+    def start(self, latents: Latents) -> None:
+        """Set the entries from data before training; nothing to do for quantisers that hold none."""
+
+
+class VectorQuantizer(Quantizer):
+    """One codebook: each frame becomes the index of its nearest entry.
+
+    `lookup` "cosine" compares directions only (Yu et al. 2021, section 3.2). `project` looks entries up in that many
+    dimensions, through learned maps in and out (the "factorised codes" of DAC, section 3.2).
+
+    `learning` "ema" moves every entry towards the mean of what it was chosen for (van den Oord et al. 2017, appendix
+    A.1) and restarts entries that are hardly chosen from the latents at hand (Dhariwal et al. 2020, section 3.1);
+    "gradient" trains them by the codebook loss. Distances and entries are float32 under any autocast.
+    """
+
+    codebook: Tensor
+    usage: Tensor
+
+    def __init__(
+        self,
+        dim: int,
+        codebook_size: int,
+        *,
+        lookup: Literal["l2", "cosine"] = "l2",
+        project: int | None = None,
+        learning: Literal["ema", "gradient"] = "ema",
+        decay: float = 0.99,
+        restart_below: float = 0.1,
+    ) -> None:
+        super().__init__()
+        self.books = 1
+        self.codebook_size = codebook_size
+        self.lookup = lookup
+        self.learning = learning
+        self.decay = decay
+        self.restart_below = restart_below
+        inner = project or dim
+        self.project_in = nn.Linear(dim, inner) if project else nn.Identity()
+        self.project_out = nn.Linear(inner, dim) if project else nn.Identity()
+        self.projected = project is not None
+        entries = torch.randn(codebook_size, inner) * inner**-0.5
+        if learning == "ema":
+            self.register_buffer("codebook", entries)
+            # Mean number of choices per step. With it, usage * codebook is the moving sum of what was chosen for,
+            # so no second table is kept.
+            self.register_buffer("usage", torch.ones(codebook_size))
+        else:
+            self.codebook = nn.Parameter(entries)
+
+    def nearest(self, x: Tensor) -> Tensor:
+        """Index of the nearest entry to each row of x [rows, inner]; the lowest index wins a tie."""
+        table = self.codebook
+        if self.lookup == "cosine":
+            x, table = F.normalize(x, dim=-1), F.normalize(table, dim=-1)
+        # |x - c|² = |x|² - 2 x.c + |c|², and |x|² does not change which is smallest.
+        return torch.addmm(table.square().sum(dim=-1), x, table.T, alpha=-2).argmin(dim=-1)
+
+    def entries(self, codes: Tensor) -> Tensor:
+        """Entries [..., dim] of codes [...], projected out."""
+        table = F.normalize(self.codebook, dim=-1) if self.lookup == "cosine" else self.codebook
+        out: Tensor = self.project_out(F.embedding(codes, table))
+        return out
+
+    def encode_rows(self, rows: Tensor) -> Tensor:
+        """Codes [rows] of latents [rows, dim]."""
+        return self.nearest(self.project_in(rows))
+
+    def encode(self, latents: Latents, books: int | None = None) -> Codes:
+        batch, dim, frames = latents.shape
+        rows = latents.transpose(1, 2).reshape(-1, dim)
+        return self.encode_rows(rows).reshape(batch, 1, frames)
+
+    def decode(self, codes: Codes) -> Latents:
+        return self.entries(codes[:, 0]).transpose(1, 2)  # [batch, dim, frames]
+
+    def train_rows(self, rows: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """(what is decoded, codes, commitment per row, codebook loss per row) of latents [rows, dim].
+
+        Without a projection the decoded rows carry no gradient to `rows`: the caller adds the straight-through term
+        once for all stages, so that every stage's commitment loss still reaches the encoder.
+        """
+        inner = self.project_in(rows)
+        codes = self.nearest(inner.detach())
+        table = F.normalize(self.codebook, dim=-1) if self.lookup == "cosine" else self.codebook
+        chosen = F.embedding(codes, table)
+        target = F.normalize(inner, dim=-1) if self.lookup == "cosine" else inner
+        commitment = (target - chosen.detach()).square().mean(dim=-1)
+        codebook = (target.detach() - chosen).square().mean(dim=-1)
+        if self.learning == "ema":
+            codebook = torch.zeros_like(codebook)
+        if self.projected:
+            # the map inwards learns from the reconstruction too, so the gradient passes through the stage
+            return self.project_out(inner + (chosen - inner).detach()), codes, commitment, codebook
+        return chosen.detach(), codes, commitment, codebook
+
+    def forward(self, latents: Latents, books: Tensor | None = None) -> Quantized:
+        batch, dim, frames = latents.shape
+        with torch.autocast(latents.device.type, enabled=False):
+            rows = latents.float().transpose(1, 2).reshape(-1, dim)
+            decoded, codes, commitment, codebook = self.train_rows(rows)
+            if self.training:
+                self.learn(rows, codes)
+            decoded = decoded.reshape(batch, frames, dim).transpose(1, 2)
+        if not self.projected:
+            decoded = decoded + (latents - latents.detach())
+        return Quantized(decoded, codes.reshape(batch, 1, frames), commitment.mean(), codebook.mean())
+
+    @torch.no_grad()
+    def learn(self, rows: Tensor, codes: Tensor) -> None:
+        """Move the entries to the means of the rows [rows, dim] that chose them; restart those hardly chosen."""
+        if self.learning != "ema" or len(rows) == 0:
+            return
+        inner = self.project_in(rows)
+        if self.lookup == "cosine":
+            inner = F.normalize(inner, dim=-1)
+        chosen = torch.zeros_like(self.usage).index_add_(0, codes, torch.ones_like(codes, dtype=inner.dtype))
+        sums = torch.zeros_like(self.codebook).index_add_(0, codes, inner)
+        usage = self.decay * self.usage + (1 - self.decay) * chosen
+        moved = (self.decay * self.usage)[:, None] * self.codebook + (1 - self.decay) * sums
+        self.codebook.copy_(torch.where(usage[:, None] > 1e-8, moved / usage[:, None].clamp(min=1e-8), self.codebook))
+        self.usage.copy_(usage)
+        expected = usage.mean()
+        dead = (usage < self.restart_below * expected).nonzero()[:, 0]
+        if len(dead):
+            self.codebook[dead] = inner[torch.randint(len(inner), (len(dead),), device=inner.device)]
+            self.usage[dead] = expected
+
+    @torch.no_grad()
+    def start(self, latents: Latents, iterations: int = 10) -> None:
+        """k-means (Lloyd) on the frames of `latents`, from entries picked at random."""
+        rows = self.project_in(latents.transpose(1, 2).reshape(-1, latents.shape[1]))
+        if self.lookup == "cosine":
+            rows = F.normalize(rows, dim=-1)
+        picked = torch.randperm(len(rows), device=rows.device)[: self.codebook_size]
+        self.codebook[: len(picked)] = rows[picked]
+        for _ in range(iterations):
+            codes = torch.cat([self.nearest(part) for part in rows.split(16384)])
+            count = torch.bincount(codes, minlength=self.codebook_size).to(rows.dtype)
+            means = torch.zeros_like(self.codebook).index_add_(0, codes, rows) / count[:, None].clamp(min=1)
+            empty = (count == 0).nonzero()[:, 0]
+            means[empty] = rows[torch.randint(len(rows), (len(empty),), device=rows.device)]
+            self.codebook.copy_(means)
+
+
+class ResidualVQ(Quantizer):
+    """A stack of vector quantisers, each of which quantises what the ones before it left (SoundStream, section III-C).
+
+    Codes of the first n books are a coarser description by themselves, so one model serves every bit rate; training
+    with a random number of books per item (quantiser dropout, section III-C) makes the coarse ones good.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        books: int,
+        codebook_size: int,
+        *,
+        lookup: Literal["l2", "cosine"] = "l2",
+        project: int | None = None,
+        learning: Literal["ema", "gradient"] = "ema",
+        decay: float = 0.99,
+        restart_below: float = 0.1,
+    ) -> None:
+        super().__init__()
+        self.books = books
+        self.codebook_size = codebook_size
+        self.stages = nn.ModuleList(
+            VectorQuantizer(
+                dim,
+                codebook_size,
+                lookup=lookup,
+                project=project,
+                learning=learning,
+                decay=decay,
+                restart_below=restart_below,
+            )
+            for _ in range(books)
+        )
+
+    def encode(self, latents: Latents, books: int | None = None) -> Codes:
+        batch, dim, frames = latents.shape
+        left = latents.transpose(1, 2).reshape(-1, dim)
+        codes = []
+        for stage in self.stages[: books or self.books]:
+            chosen = stage.encode_rows(left)
+            left = left - stage.entries(chosen)
+            codes.append(chosen.reshape(batch, frames))
+        return torch.stack(codes, dim=1)  # [batch, books, frames]
+
+    def decode(self, codes: Codes) -> Latents:
+        decoded = [stage.entries(codes[:, book]) for book, stage in enumerate(self.stages[: codes.shape[1]])]
+        return torch.stack(decoded).sum(dim=0).transpose(1, 2)  # [batch, dim, frames]
+
+    def forward(self, latents: Latents, books: Tensor | None = None) -> Quantized:
+        batch, dim, frames = latents.shape
+        if books is None:
+            books = torch.full((batch,), self.books, device=latents.device)
+        with torch.autocast(latents.device.type, enabled=False):
+            rows = latents.float().transpose(1, 2).reshape(-1, dim)
+            left, total = rows, torch.zeros_like(rows)
+            commitment, codebook = rows.new_zeros(()), rows.new_zeros(())
+            codes = []
+            for book, stage in enumerate(self.stages):
+                active = (books > book).repeat_interleave(frames)  # [rows]
+                decoded, chosen, committed, learned = stage.train_rows(left)
+                if self.training:
+                    stage.learn(left.detach()[active], chosen[active])
+                decoded = torch.where(active[:, None], decoded, 0.0)
+                total = total + decoded
+                left = left - decoded
+                commitment = commitment + torch.where(active, committed, 0.0).mean()
+                codebook = codebook + torch.where(active, learned, 0.0).mean()
+                codes.append(torch.where(active, chosen, -1).reshape(batch, frames))
+            out = total.reshape(batch, frames, dim).transpose(1, 2)
+        if not self.stages[0].projected:
+            out = out + (latents - latents.detach())
+        return Quantized(out, torch.stack(codes, dim=1), commitment, codebook)
+
+    @torch.no_grad()
+    def start(self, latents: Latents, iterations: int = 10) -> None:
+        """k-means for every book in turn, on what the books before it left of `latents`."""
+        left = latents
+        for stage in self.stages:
+            stage.start(left, iterations)
+            left = left - stage.decode(stage.encode(left))

@@ -1,0 +1,65 @@
+"""Streaming as the definition of a layer.
+
+A `Stateful` layer is a function of a chunk and a state:
+
+    y, state = layer.step(x, state)
+
+Laws, each of which is a property test:
+
+1. `forward(x)` is one step from the initial state; there is no other implementation.
+2. Cutting x anywhere a layer allows (multiples of its stride) gives the same y, chunk by chunk.
+3. The state is a value: stepping twice from one state gives the same answer twice, and two streams share nothing.
+4. The future never changes the past: y up to a chunk depends on nothing after it.
+
+        x:      |--- chunk 0 ---|-- chunk 1 --|---- chunk 2 ----|
+        state:  s0 -----------> s1 ---------> s2 -------------> s3
+        y:      |--- chunk 0 ---|-- chunk 1 --|---- chunk 2 ----|
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Iterable
+from typing import Any, TypeAlias
+
+from torch import Tensor, nn
+
+State: TypeAlias = Any
+"""A tensor, or a (named) tuple of states; `()` for a layer that remembers nothing."""
+
+
+class Stateful(nn.Module):
+    """A causal layer that is run chunk by chunk."""
+
+    @abstractmethod
+    def initial_state(self, like: Tensor) -> State:
+        """The state before the first sample, with the batch size, device and dtype of `like` [batch, ...]."""
+
+    @abstractmethod
+    def step(self, x: Tensor, state: State) -> tuple[Tensor, State]:
+        """The output for this chunk and the state after it. Changes neither `x` nor `state`."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """One step from the initial state."""
+        return self.step(x, self.initial_state(x))[0]
+
+
+class Chain(Stateful):
+    """Layers one after another; layers that are not `Stateful` must act on each frame alone."""
+
+    def __init__(self, layers: Iterable[nn.Module]) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(layers)
+
+    def initial_state(self, like: Tensor) -> State:
+        return tuple(layer.initial_state(like) if isinstance(layer, Stateful) else () for layer in self.layers)
+
+    def step(self, x: Tensor, state: State) -> tuple[Tensor, State]:
+        after = []
+        for layer, before in zip(self.layers, state, strict=True):
+            if isinstance(layer, Stateful):
+                x, before = layer.step(x, before)
+            else:
+                x = layer(x)
+            after.append(before)
+        return x, tuple(after)

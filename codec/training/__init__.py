@@ -1,0 +1,1 @@
+"""Training: data, losses, discriminators, the loop and its record."""

@@ -1,0 +1,90 @@
+"""Losses of the codec: spectra at several scales, and the adversarial game."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import librosa
+import torch
+from torch import Tensor, nn
+
+from codec.nn.shapes import Audio
+
+SCALES = ((5, 32), (10, 64), (20, 128), (40, 256), (80, 512), (160, 1024), (320, 2048))
+"""(mel bands, window in samples) of DAC's multi-scale mel loss (section 3.4); each hop is a quarter window."""
+
+
+class Spectral(NamedTuple):
+    """The two distances of `SpectralLoss`."""
+
+    mel: Tensor
+    phase: Tensor
+
+
+class SpectralLoss(nn.Module):
+    """Distances of two signals through one set of short-time spectra.
+
+    `mel` is the sum over scales of mean |log10 mel - log10 mel'| (DAC, section 3.4). `phase` is the distance of the
+    complex spectra with magnitudes compressed to |S|^0.5, relative to the reference's own size, averaged over the
+    scales of 256 samples and more: the only term that hears phase (compression as in Braun and Tashev 2020, eq. 5).
+    """
+
+    def __init__(self, sample_rate: int, scales: Sequence[tuple[int, int]] = SCALES, phase_from: int = 256) -> None:
+        super().__init__()
+        self.scales = tuple(scales)
+        self.phase_from = phase_from
+        for bands, window in self.scales:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # the smallest windows leave some mel bands empty, by definition
+                filters = librosa.filters.mel(sr=sample_rate, n_fft=window, n_mels=bands)
+            self.register_buffer(f"mel_{window}", torch.from_numpy(filters).float(), persistent=False)
+            self.register_buffer(f"window_{window}", torch.hann_window(window), persistent=False)
+
+    def forward(self, decoded: Audio, audio: Audio, part: slice = slice(None)) -> Spectral:
+        """Distances of [batch, 1, time] signals; `part` takes some of the scales, scaled up to stand for all.
+
+        Half of the scales a step, in turn, cost half the time and are the same loss on average.
+        """
+        scales = self.scales[part]
+        both = torch.cat([decoded, audio])[:, 0].float()
+        mel, phase = both.new_zeros(()), both.new_zeros(())
+        voices = 0
+        for _, window in scales:
+            hann = self.get_buffer(f"window_{window}")
+            spectra = torch.stft(both, window, window // 4, window=hann, return_complex=True)
+            power = torch.view_as_real(spectra).square().sum(dim=-1)
+            magnitude = (power + 1e-12).sqrt()  # [2 batch, bins, frames]
+            bands = (self.get_buffer(f"mel_{window}") @ magnitude).clamp(min=1e-5).log10()
+            ours, theirs = bands.chunk(2)
+            mel = mel + (ours - theirs).abs().mean()
+            if window >= self.phase_from:
+                compressed = spectra * (power + 1e-7) ** -0.25
+                ours, theirs = compressed.chunk(2)
+                distance = (torch.view_as_real(ours - theirs).square().sum(dim=-1) + 1e-9).sqrt().mean(dim=(1, 2))
+                size = theirs.abs().mean(dim=(1, 2))
+                phase = phase + (distance / (size + 1e-3)).mean()
+                voices += 1
+        return Spectral(mel * len(self.scales) / len(scales), phase / max(voices, 1))
+
+
+def discriminator_loss(real: list[Tensor], fake: list[Tensor]) -> Tensor:
+    """Hinge loss, mean over discriminators (SoundStream, eq. 1)."""
+    losses = [(1 - r).relu().mean() + (1 + f).relu().mean() for r, f in zip(real, fake, strict=True)]
+    return torch.stack(losses).mean()
+
+
+def generator_loss(fake: list[Tensor]) -> Tensor:
+    """Hinge loss of the generator, mean over discriminators (SoundStream, eq. 2)."""
+    return torch.stack([(1 - f).relu().mean() for f in fake]).mean()
+
+
+def feature_loss(real: list[list[Tensor]], fake: list[list[Tensor]]) -> Tensor:
+    """Mean |difference| of the discriminators' inner layers, relative to the real ones' size (EnCodec, eq. 2)."""
+    losses = [
+        (r.detach() - f).abs().mean() / (r.detach().abs().mean() + 1e-4)
+        for reals, fakes in zip(real, fake, strict=True)
+        for r, f in zip(reals, fakes, strict=True)
+    ]
+    return torch.stack(losses).mean()

@@ -1,0 +1,204 @@
+"""codec encode, decode, info and sample, on real files."""
+
+import io
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+
+from codec.audio import read_audio
+from codec.checkpoint import save_model
+from codec.files import compress
+from tests.cli.conftest import Cli
+from tests.tiny import tiny_model
+
+
+def test_there_and_back(cli: Cli, recording: Path) -> None:
+    encoded = cli("encode", recording)
+    assert (encoded.code, encoded.out) == (0, b"")
+    assert encoded.err.startswith("in.wav -> in.codec: 0.70 s, ")
+    decoded = cli("decode", "in.codec", "out.flac")
+    assert (decoded.code, decoded.out) == (0, b"")
+    (audio, rate) = read_audio("out.flac")
+    assert (audio.shape, rate) == ((2, 11_200), 16_000)
+
+
+def test_the_command_line_writes_what_the_library_writes(cli: Cli, recording: Path) -> None:
+    cli("encode", recording, "--books", 2)
+    compress(recording, "direct.codec", model="general-24k", books=2)
+    assert Path("in.codec").read_bytes() == Path("direct.codec").read_bytes()
+
+
+def test_another_rate_on_request(cli: Cli, recording: Path) -> None:
+    cli("encode", recording)
+    cli("decode", "in.codec", "out.wav", "--rate", 8000)
+    assert soundfile.info("out.wav").samplerate == 8000
+    assert soundfile.info("out.wav").frames == 5600
+
+
+def test_a_model_file(cli: Cli, recording: Path) -> None:
+    save_model("other.safetensors", tiny_model(1), training={})
+    cli("encode", recording, "--model", "other.safetensors")
+    refused = cli("decode", "in.codec", "out.wav")
+    assert refused.code == 6
+    assert "other" in refused.err
+    wrong = cli("decode", "in.codec", "out.wav", "--model", "general-24k")
+    assert wrong.code == 7
+    assert not Path("out.wav").exists()
+    assert cli("decode", "in.codec", "out.wav", "-m", "other.safetensors").code == 0
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "books"), [("--books", 1, 1), ("--bitrate", 1.2, 2), ("--bitrate", 99, 3), ("--books", 3, 3)]
+)
+def test_the_rate_is_chosen(cli: Cli, recording: Path, option: str, value: float, books: int) -> None:
+    assert cli("encode", recording, option, value).code == 0
+    facts = json.loads(cli("info", "in.codec", "--json").out)
+    assert facts["books"] == books
+    assert facts["codes_kbps"] == 2 * books * 0.5  # two channels, 100 frames per second, 5 bits per code
+
+
+@pytest.mark.parametrize(
+    ("options", "code", "says"),
+    [
+        (["--books", 4], 2, "4"),
+        (["--bitrate", 0.1], 2, "0.5 kbit/s"),
+        (["--books", 1, "--bitrate", 1], 2, "one of"),
+        (["--model", "general-24"], 6, "did you mean general-24k?"),
+    ],
+)
+def test_options_that_cannot_be(cli: Cli, recording: Path, options: list[object], code: int, says: str) -> None:
+    result = cli("encode", recording, *options)
+    assert result.code == code
+    assert says in result.err
+    assert result.err.count("\n") == 1
+    assert not Path("in.codec").exists()
+
+
+def test_outputs_are_not_overwritten_unasked(cli: Cli, recording: Path) -> None:
+    Path("in.codec").write_bytes(b"precious")
+    refused = cli("encode", recording)
+    assert refused.code == 8
+    assert "--force" in refused.err
+    assert Path("in.codec").read_bytes() == b"precious"
+    assert cli("encode", recording, "--force").code == 0
+
+
+def test_into_a_folder(cli: Cli, recording: Path) -> None:
+    Path("there").mkdir()
+    cli("encode", recording, "there")
+    assert Path("there/in.codec").is_file()
+
+
+def test_standard_input_and_output(cli: Cli, recording: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cli("encode", recording, "file.codec")
+    with recording.open("rb") as stream:
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(stream))
+        encoded = cli("encode", "-")
+    assert encoded.out == Path("file.codec").read_bytes()
+    with Path("file.codec").open("rb") as stream:
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(stream))
+        decoded = cli("decode", "-", "-")
+    audio, rate = soundfile.read(io.BytesIO(decoded.out))
+    assert (audio.shape, rate) == ((11_200, 2), 16_000)
+
+
+def test_no_data_for_a_terminal(cli: Cli, recording: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    result = cli("encode", recording, "-")
+    assert (result.code, result.out) == (2, b"")
+    assert "terminal" in result.err
+
+
+def test_a_folder_is_mirrored_and_goes_on_after_a_bad_file(cli: Cli, recording: Path) -> None:
+    for name in ("album/one.wav", "album/deep/two.wav"):
+        Path(name).parent.mkdir(parents=True, exist_ok=True)
+        Path(name).write_bytes(recording.read_bytes())
+    Path("album/bad.wav").write_text("no audio")
+    encoded = cli("encode", "album", "small")
+    assert encoded.code == 1
+    summary, failure = encoded.err.splitlines()
+    assert summary.startswith("2 done (1.4 s of audio), 0 were there already, 1 failed")
+    assert failure.startswith("  album/bad.wav: ")
+    assert sorted(str(path) for path in Path("small").rglob("*.codec")) == ["small/deep/two.codec", "small/one.codec"]
+
+    Path("album/bad.wav").unlink()
+    again = cli("encode", "album", "small")
+    assert (again.code, again.err) == (0, "0 done (0.0 s of audio), 2 were there already, 0 failed\n")
+    decoded = cli("decode", "small", "back")
+    assert decoded.code == 0
+    assert soundfile.info("back/deep/two.wav").frames == 11_200
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "code"), [("none.wav", None, 3), ("text.wav", b"hello", 4), ("empty.wav", b"", 4)]
+)
+def test_inputs_that_are_no_audio(cli: Cli, name: str, content: bytes | None, code: int) -> None:
+    if content is not None:
+        Path(name).write_bytes(content)
+    result = cli("encode", name)
+    assert result.code == code
+    assert result.err.startswith("codec: ")
+    assert name in result.err
+    assert result.err.count("\n") == 1
+    assert not Path(name).with_suffix(".codec").exists()
+
+
+def test_samples_that_are_not_numbers(cli: Cli) -> None:
+    soundfile.write("nan.wav", np.full(100, np.nan), 8000, subtype="FLOAT")
+    assert cli("encode", "nan.wav").code == 4
+
+
+def test_a_damaged_file_gives_what_is_whole(cli: Cli) -> None:
+    soundfile.write("long.wav", np.random.default_rng(0).uniform(-0.1, 0.1, 8000 * 4), 8000)
+    cli("encode", "long.wav")
+    data = bytearray(Path("long.codec").read_bytes())
+    data[len(data) * 3 // 4] ^= 1
+    Path("long.codec").write_bytes(data)
+    result = cli("decode", "long.codec", "out.wav")
+    assert result.code == 5
+    assert "checksum" in result.err
+    assert 1.0 < soundfile.info("out.wav").duration < 4.0
+
+
+def test_info_of_a_recording(cli: Cli, recording: Path) -> None:
+    cli("encode", recording)
+    facts = json.loads(cli("info", "in.codec", "--json").out)
+    expected = {
+        "model": "general-24k",
+        "source_rate": 16_000,
+        "channels": 2,
+        "time": 11_200,
+        "seconds": 0.7,
+        "books": 3,
+    }
+    assert {name: facts[name] for name in expected} == expected
+    assert facts["file_bytes"] == Path("in.codec").stat().st_size
+    text = cli("info", "in.codec").out.decode()
+    lines = [line.split() for line in text.splitlines()]
+    assert [name for name, _ in lines] == list(facts)
+    assert ["seconds", "0.7"] in lines
+    assert ["weights_hash", facts["weights_hash"]] in lines
+
+
+def test_info_of_a_model(cli: Cli) -> None:
+    facts = json.loads(cli("info", "general-24k", "--json").out)
+    assert (facts["family"], facts["frame_math"]["books"], facts["training"]) == ("causal", 3, {"step": 3})
+    save_model("a.safetensors", tiny_model(), training={})
+    assert "frame_math.books        3\n" in cli("info", "a.safetensors").out.decode()
+
+
+def test_info_of_something_else(cli: Cli, recording: Path) -> None:
+    assert cli("info", recording).code == 4
+    assert cli("info", "nothing").code == 3
+
+
+def test_sample_is_heard(cli: Cli) -> None:
+    assert cli("sample").code == 0
+    audio, rate = read_audio("sample.wav")
+    assert audio.shape == (1, round(5.5 * rate))
+    assert 0.6 < np.abs(audio).max() < 0.8
+    assert cli("sample").code == 8

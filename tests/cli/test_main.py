@@ -1,0 +1,90 @@
+"""main.py: the options are a promise, and errors are one line and a status."""
+
+import subprocess
+import sys
+
+import pytest
+import typer.main
+
+from codec import __version__, errors
+from codec.cli import main
+from tests.cli.conftest import Cli
+
+OPTIONS = {
+    "encode": "source output --model -m --bitrate --books --device --jobs -j --force -f",
+    "decode": "source output --model -m --rate --device --jobs -j --force -f",
+    "info": "file --json",
+    "sample": "output --force -f",
+    "models": "--json",
+    "evaluate": "--data --model -m --books --json --device --jobs -j",
+    "train": "recipe --data --out --set --resume --steps",
+}
+
+
+def test_commands_and_options_are_frozen() -> None:
+    group = typer.main.get_command(main.app)
+    found = {
+        name: " ".join(option for parameter in command.params for option in parameter.opts)
+        for name, command in group.commands.items()  # type: ignore[attr-defined]
+    }
+    assert found == OPTIONS
+
+
+def test_version(cli: Cli) -> None:
+    result = cli("--version")
+    assert (result.code, result.out.decode()) == (0, f"codec {__version__}\n")
+
+
+def test_help_names_every_command(cli: Cli) -> None:
+    result = cli("--help")
+    assert result.code == 0
+    assert all(name in result.out.decode() for name in OPTIONS)
+
+
+@pytest.mark.parametrize("arguments", [["encode"], ["fly"], ["encode", "a", "--books", "x"], ["decode", "a", "--fast"]])
+def test_wrong_calls_end_with_status_2(cli: Cli, arguments: list[str]) -> None:
+    result = cli(*arguments)
+    assert (result.code, result.out) == (2, b"")
+    assert "Usage: codec" in result.err
+
+
+@pytest.mark.parametrize(
+    "error",
+    [errors.UsageError("a\n  b"), errors.UnknownModel("a b"), errors.StorageError("a b"), errors.CodecError("a b")],
+)
+def test_errors_are_one_line_and_their_status(
+    cli: Cli, monkeypatch: pytest.MonkeyPatch, error: errors.CodecError
+) -> None:
+    def fail() -> None:
+        raise error
+
+    monkeypatch.setattr("codec.hub.shipped", fail)
+    result = cli("models")
+    assert (result.code, result.out, result.err) == (error.exit_code, b"", "codec: a b\n")
+
+
+def test_an_interrupt_is_quiet(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt() -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("codec.hub.shipped", interrupt)
+    assert (cli("models").code, cli("models").err) == (130, "")
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["models", "--json"]])
+def test_a_closed_pipe_is_quiet(arguments: list[str]) -> None:
+    code = f"from codec.cli.main import run; run({arguments})"
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout
+        assert process.stderr
+        process.stdout.close()
+        assert process.stderr.read() == b""
+
+
+def test_help_needs_no_torch() -> None:
+    code = (
+        "import sys\nfrom codec.cli.main import run\n"
+        "try: run(['--help'])\nfinally: sys.stderr.write(' '.join({'torch', 'numpy', 'pydantic'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True)
+    assert done.stderr == b""

@@ -1,0 +1,138 @@
+"""checkpoint.py: one file is the whole model, and the hash names it."""
+
+import hashlib
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+
+from codec.checkpoint import load_model, load_state, read_card, save_model, save_state
+from codec.errors import InputNotFound, UnknownModel
+from codec.models.causal import CausalCodec
+from tests.tiny import CONFIG, tiny_model
+
+
+@pytest.fixture
+def tiny() -> CausalCodec:
+    return tiny_model()
+
+
+def test_a_file_is_the_whole_model(tmp_path: Path, tiny: CausalCodec) -> None:
+    path = tmp_path / "small.safetensors"
+    save_model(path, tiny, training={"data": "somewhere", "step": 7})
+    loaded = load_model(path)
+    assert loaded.config == tiny.config
+    assert not loaded.training
+    assert loaded.name == "small"
+    for name, tensor in tiny.state_dict().items():
+        assert torch.equal(loaded.state_dict()[name], tensor)
+    card = read_card(path)
+    assert (card.name, card.family, card.config) == ("small", "causal", CONFIG.model_dump(mode="json"))
+    assert card.training == {"data": "somewhere", "step": 7}
+    assert card.frame_math == tiny.frame_math
+    assert card.parameters == sum(tensor.numel() for tensor in tiny.state_dict().values())
+    assert card.size == path.stat().st_size
+    assert json.loads(json.dumps(card.as_data()))["weights_hash"] == card.weights_hash == loaded.weights_hash
+
+
+def test_loaded_models_code_as_the_saved(tmp_path: Path, tiny: CausalCodec) -> None:
+    save_model(tmp_path / "a.safetensors", tiny, training={})
+    audio = torch.randn(1, 1, 1000, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(load_model(tmp_path / "a.safetensors").encode(audio), tiny.encode(audio))
+
+
+def test_half_precision_is_stored_and_computed_in_full(tmp_path: Path, tiny: CausalCodec) -> None:
+    path = tmp_path / "half.safetensors"
+    save_model(path, tiny, training={}, dtype=torch.float16)
+    assert {tensor.dtype for tensor in load_file(path).values() if tensor.is_floating_point()} == {torch.float16}
+    loaded = load_model(path).state_dict()
+    for name, tensor in tiny.state_dict().items():
+        assert loaded[name].dtype == tensor.dtype
+        if tensor.is_floating_point():
+            assert torch.equal(loaded[name], tensor.half().float())
+
+
+def test_the_hash_is_that_of_the_stored_weights_and_the_config(tmp_path: Path, tiny: CausalCodec) -> None:
+    kinds = {torch.float16: "F16", torch.int64: "I64", torch.bool: "BOOL"}
+    path = tmp_path / "a.safetensors"
+    save_model(path, tiny, training={"step": 1}, dtype=torch.float16)
+    expected = hashlib.sha256()
+    for name, tensor in sorted(load_file(path).items()):
+        expected.update(json.dumps([name, kinds[tensor.dtype], list(tensor.shape)]).encode())
+        expected.update(tensor.numpy().tobytes())
+    expected.update(json.dumps(CONFIG.model_dump(mode="json"), sort_keys=True).encode())
+    assert read_card(path).weights_hash == expected.hexdigest()
+
+    save_model(path, tiny, training={"step": 2}, dtype=torch.float16)
+    assert read_card(path).weights_hash == expected.hexdigest()
+    with torch.no_grad():
+        next(tiny.parameters()).view(-1)[0] += 0.1
+    save_model(path, tiny, training={"step": 1}, dtype=torch.float16)
+    assert read_card(path).weights_hash != expected.hexdigest()
+
+
+def test_a_run_is_named_after_its_folder(tmp_path: Path, tiny: CausalCodec) -> None:
+    (tmp_path / "night").mkdir()
+    save_model(tmp_path / "night" / "model.safetensors", tiny, training={})
+    assert read_card(tmp_path / "night" / "model.safetensors").name == "night"
+
+
+def test_saving_replaces_and_leaves_nothing_beside(tmp_path: Path, tiny: CausalCodec) -> None:
+    for step in (1, 2):
+        save_model(tmp_path / "a.safetensors", tiny, training={"step": step})
+    assert read_card(tmp_path / "a.safetensors").training == {"step": 2}
+    assert [path.name for path in tmp_path.iterdir()] == ["a.safetensors"]
+
+
+def test_files_that_are_no_model(tmp_path: Path, tiny: CausalCodec) -> None:
+    with pytest.raises(InputNotFound, match="none"):
+        read_card(tmp_path / "none.safetensors")
+    with pytest.raises(InputNotFound):
+        read_card(tmp_path)
+
+    path = tmp_path / "a.safetensors"
+    save_model(path, tiny, training={})
+    whole = path.read_bytes()
+    for damaged in (b"", whole[:5], whole[:60], whole[:-1], whole + b"\0", b"\xff" * 100, b"not a model at all"):
+        path.write_bytes(damaged)
+        with pytest.raises(UnknownModel, match=r"a\.safetensors is not a whole model file"):
+            load_model(path)
+
+    save_file({"x": torch.zeros(1)}, path)
+    with pytest.raises(UnknownModel, match="no model of codec"):
+        load_model(path)
+    save_file({"x": torch.zeros(1)}, path, metadata={"codec": '{"format": 2}'})
+    with pytest.raises(UnknownModel, match="upgrade"):
+        load_model(path)
+    for altered in ("{", "[]", '{"format": 1}', '{"format": "1"}'):
+        save_file({"x": torch.zeros(1)}, path, metadata={"codec": altered})
+        with pytest.raises(UnknownModel, match="no model of codec"):
+            load_model(path)
+
+
+def test_weights_that_do_not_fit_the_config(tmp_path: Path, tiny: CausalCodec) -> None:
+    path = tmp_path / "a.safetensors"
+    save_model(path, tiny, training={})
+    with safe_open(path, framework="pt") as file:
+        metadata = file.metadata()
+    name = next(iter(tiny.state_dict()))
+    save_file({name: torch.zeros(5, 5)}, path, metadata=metadata)
+    with pytest.raises(UnknownModel, match="do not fit its configuration") as error:
+        load_model(path)
+    assert name in str(error.value)
+
+
+def test_training_state_comes_back_and_runs_no_code(tmp_path: Path) -> None:
+    path = tmp_path / "state.pt"
+    save_state(path, {"step": 3, "moments": {"a": torch.arange(3.0)}})
+    state = load_state(path)
+    assert state["step"] == 3
+    assert torch.equal(state["moments"]["a"], torch.arange(3.0))
+    with pytest.raises(InputNotFound):
+        load_state(tmp_path / "none.pt")
+    torch.save({"path": tmp_path}, path)  # an object, which only a pickle that runs code can rebuild
+    with pytest.raises(UnknownModel, match="not a training state"):
+        load_state(path)

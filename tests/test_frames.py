@@ -1,0 +1,115 @@
+"""frames.py against counting, exact fractions and numbers worked out by hand."""
+
+import math
+from decimal import Decimal
+from fractions import Fraction
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from codec.errors import ConfigError
+from codec.frames import FrameMath, resampled_length
+
+MATH = FrameMath(sample_rate=24000, hop=320, overlap=320, books=8, codebook_size=1024)
+maths = st.builds(
+    FrameMath,
+    sample_rate=st.integers(1, 200_000),
+    hop=st.integers(1, 700),
+    overlap=st.integers(0, 1500),
+    books=st.integers(1, 20),
+    codebook_size=st.integers(2, 5000),
+)
+
+
+def test_numbers_by_hand() -> None:
+    assert MATH.frame_rate == 75
+    assert MATH.bits_per_code == 10
+    assert [MATH.frames(time) for time in (0, 1, 320, 321, 640, 24000)] == [0, 2, 2, 3, 3, 76]
+    assert [MATH.time(frames) for frames in (0, 1, 2, 3, 76)] == [0, 0, 320, 640, 24000]
+    assert [MATH.bitrate(books) for books in (1, 2, 8)] == [0.75, 1.5, 6.0]
+    assert MATH.seconds(36000) == 1.5
+    assert MATH.samples(1.5) == 36000
+    assert MATH.frames_per_packet() == 75
+    assert MATH.frames_per_packet(0.001) == 1
+
+
+@given(math_=maths, time=st.integers(1, 3000))
+def test_frames_are_the_fewest_that_hold_the_signal(math_: FrameMath, time: int) -> None:
+    count = 0
+    while count * math_.hop - math_.overlap < time:
+        count += 1
+    assert math_.frames(time) == count
+    assert math_.time(math_.frames(time)) >= time
+    assert math_.time(math_.frames(time) - 1) < time
+
+
+@given(math_=maths, frames=st.integers(0, 10**9))
+def test_time_is_the_longest_signal(math_: FrameMath, frames: int) -> None:
+    longest = math_.time(frames)
+    assert math_.frames(longest) <= frames
+    assert math_.frames(longest + 1) > frames
+
+
+@pytest.mark.parametrize("size", [2, 3, 4, 5, 1000, 1024, 1025, 4096])
+def test_bits_tell_all_codes_apart(size: int) -> None:
+    bits = FrameMath(24000, 320, 320, 8, size).bits_per_code
+    assert 2 ** (bits - 1) < size <= 2**bits
+
+
+@given(math_=maths, kbps=st.floats(0.001, 500))
+def test_books_for_bitrate_is_the_largest_that_fits(math_: FrameMath, kbps: float) -> None:
+    per_book = Fraction(math_.bits_per_code * math_.sample_rate, math_.hop * 1000)
+    fitting = math.floor(Fraction(kbps) / per_book)
+    if math.isclose(kbps, float(fitting * per_book)) or math.isclose(kbps, float((fitting + 1) * per_book)):
+        return  # decided by rounding; the next test looks at exact rates
+    if fitting == 0:
+        with pytest.raises(ConfigError):
+            math_.books_for_bitrate(kbps)
+    else:
+        assert math_.books_for_bitrate(kbps) == min(fitting, math_.books)
+
+
+@given(math_=maths, data=st.data())
+def test_a_models_own_rate_gives_its_books(math_: FrameMath, data: st.DataObject) -> None:
+    books = data.draw(st.integers(1, math_.books))
+    assert math_.books_for_bitrate(math_.bitrate(books)) == books
+
+
+def test_rates_as_people_write_them() -> None:
+    thirds = FrameMath(sample_rate=24000, hop=360, overlap=360, books=12, codebook_size=1024)  # 2/3 kbit/s per book
+    assert thirds.books_for_bitrate(2.0) == 3
+    assert thirds.books_for_bitrate(float("inf")) == 12
+    assert thirds.books_for_bitrate(99) == 12
+
+
+@given(math_=maths)
+def test_the_lowest_rate_in_the_message_is_accepted(math_: FrameMath) -> None:
+    with pytest.raises(ConfigError, match="lowest rate") as caught:
+        math_.books_for_bitrate(0)
+    advice = Decimal(str(caught.value).split("ask for ")[1].split()[0])
+    assert math_.books_for_bitrate(float(advice)) >= 1
+
+
+def test_nan_is_no_bitrate() -> None:
+    with pytest.raises(ConfigError, match="nan"):
+        MATH.books_for_bitrate(float("nan"))
+
+
+@given(
+    time=st.integers(0, 10**13),
+    from_rate=st.sampled_from([1, 8000, 11025, 22050, 44100, 48000, 96000, 2**31 - 1]),
+    to_rate=st.sampled_from([8000, 24000, 44100, 96000]),
+)
+def test_resampled_length_is_exact(time: int, from_rate: int, to_rate: int) -> None:
+    length = resampled_length(time, from_rate, to_rate)
+    assert length == math.ceil(Fraction(time) * to_rate / from_rate)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"), [("sample_rate", 0), ("hop", 0), ("overlap", -1), ("books", 0), ("codebook_size", 1)]
+)
+def test_impossible_sizes(field: str, value: int) -> None:
+    sizes = {"sample_rate": 24000, "hop": 320, "overlap": 320, "books": 8, "codebook_size": 1024}
+    with pytest.raises(ConfigError, match=f"{field} is {value}"):
+        FrameMath(**{**sizes, field: value})

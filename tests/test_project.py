@@ -1,0 +1,169 @@
+"""The rules of the house: floors, imports, dependencies, and what the README says."""
+
+import ast
+import re
+import subprocess
+import sys
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import codec
+
+ROOT = Path(__file__).parents[1]
+PACKAGE = ROOT / "codec"
+README = ROOT / "README.md"
+
+# A module imports only from its own floor or lower ones; a package's floor is that of all in it.
+FLOORS = (
+    ("errors", "config", "frames", "audio", "bitstream", "sample"),
+    ("nn",),
+    ("models",),
+    ("checkpoint", "hub", "sessions", "files", "metrics"),
+    ("training",),
+    ("cli",),
+)
+WITHOUT_TORCH = ("errors", "config", "frames", "audio", "bitstream", "sample", "checkpoint", "hub", "cli.main")
+
+
+def module_name(path: Path) -> str:
+    return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+
+
+MODULES = {module_name(path): ast.parse(path.read_text("utf-8")) for path in sorted(PACKAGE.rglob("*.py"))}
+
+
+def imports(module: str) -> Iterator[str]:
+    """All modules that a module imports, wherever in it: those of codec as far as they are modules, else packages."""
+    for node in ast.walk(MODULES[module]):
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{module} imports relatively: write the whole name"
+            names = [f"{node.module}.{alias.name}" for alias in node.names]
+        else:
+            continue
+        for name in names:
+            while name.split(".")[0] == "codec" and name not in MODULES:
+                name = name.rpartition(".")[0]
+            yield name if name in MODULES else name.split(".")[0]
+
+
+def floor(module: str) -> int:
+    part = module.split(".")[1]
+    (number,) = [number for number, parts in enumerate(FLOORS) if part in parts]
+    return number
+
+
+def test_modules_stand_on_their_floors() -> None:
+    inner = [module for module in MODULES if module != "codec"]
+    assert len(inner) >= 29
+    steps = [(module, name) for module in inner for name in imports(module) if name in MODULES and name != "codec"]
+    assert len(steps) >= 80
+    assert [f"{module} imports {name}" for module, name in steps if floor(name) > floor(module)] == []
+
+
+def test_the_library_is_silent() -> None:
+    calls = [
+        f"{module}:{node.lineno}"
+        for module, tree in MODULES.items()
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "print"
+    ]
+    assert calls == []
+
+
+def test_dependencies_are_those_imported() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
+
+    def names(requirements: list[str]) -> set[str]:
+        return {re.split(r"[^\w-]", requirement)[0] for requirement in requirements}
+
+    needed = names(project["dependencies"])
+    extras = names(project["optional-dependencies"]["train"]) | names(project["optional-dependencies"]["eval"])
+    imported = {name for module in MODULES for name in imports(module) if name not in MODULES}
+    imported -= sys.stdlib_module_names
+    imported -= {"pydantic_core", "_typeshed"}  # come with pydantic and mypy
+    assert needed - imported == set()
+    assert imported - needed - extras == set()
+
+
+def test_public_names() -> None:
+    from codec.hub import load
+    from codec.models.base import Codec
+    from codec.sessions import StreamDecoder, StreamEncoder
+
+    assert (codec.load, codec.Codec) == (load, Codec)
+    assert (codec.StreamEncoder, codec.StreamDecoder) == (StreamEncoder, StreamDecoder)
+    assert dir(codec) == sorted(codec.__all__)
+    assert len(codec.__all__) == 5
+    with pytest.raises(AttributeError, match="loud"):
+        codec.loud  # noqa: B018
+
+
+@pytest.mark.parametrize("module", ["codec", *(f"codec.{name}" for name in WITHOUT_TORCH)])
+def test_imports_without_torch(module: str) -> None:
+    code = f"import sys, {module}; sys.exit(' '.join({{'torch', 'librosa', 'torchaudio'}} & set(sys.modules)) or 0)"
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
+
+
+def cpu_seconds(code: str) -> float:
+    """Processor time that Python takes for the code, its own start included; the best of three."""
+    timed = f"import sys, time\ntry: {code}\nexcept SystemExit: pass\nsys.stderr.write(str(time.process_time()))"
+    runs = [
+        subprocess.run([sys.executable, "-c", timed], cwd=ROOT, check=True, capture_output=True, text=True)
+        for _ in range(3)
+    ]
+    return min(float(run.stderr) for run in runs)
+
+
+def test_imports_are_quick() -> None:
+    assert cpu_seconds("import codec") - cpu_seconds("pass") < 0.1
+    assert cpu_seconds("from codec.cli.main import run; run(['--help'])") < 0.5
+
+
+# The README
+
+
+def tree_in_readme() -> dict[str, str]:
+    """Path -> description, from the indented tree between the markers. Folders end with a slash."""
+    (block,) = re.findall(r"<!-- tree -->\n+```\w*\n(.*?)```\n+<!-- /tree -->", README.read_text("utf-8"), re.DOTALL)
+    tree: dict[str, str] = {}
+    folders: list[tuple[int, str]] = []
+    for line in block.splitlines():
+        match = re.fullmatch(r"( *)(\S+)  +(\S.*)", line)
+        assert match, f"{line!r} is no name with a description, two spaces between"
+        indent, name, description = len(match[1]), match[2], match[3]
+        folders = [(depth, folder) for depth, folder in folders if depth < indent]
+        path = "".join(folder for _, folder in folders) + name
+        assert path not in tree, f"{path} stands twice in the tree"
+        tree[path] = description
+        if name.endswith("/"):
+            folders.append((indent, name))
+    return tree
+
+
+def test_the_tree_names_every_file_and_no_other() -> None:
+    listed = subprocess.run(
+        ["git", "ls-files", "--cached", "--others", "--exclude-standard"],
+        cwd=ROOT,
+        check=True,
+        capture_output=True,
+        text=True,
+    )
+    files = {name for name in listed.stdout.splitlines() if (ROOT / name).exists()}
+    assert len(files) >= 55
+    # A folder's own line speaks for its __init__.py, and for the tests, which mirror the package.
+    expected = {name for name in files if Path(name).name not in ("__init__.py", "py.typed") and name[:6] != "tests/"}
+    expected |= {f"{folder}/" for name in expected for folder in map(str, Path(name).parents) if folder != "."}
+    assert set(tree_in_readme()) == expected | {"tests/"}
+
+
+def test_the_commands_are_those_of_continuous_integration() -> None:
+    blocks = re.findall(r"```bash\n(.*?)```", README.read_text("utf-8"), re.DOTALL)
+    assert len(blocks) == 2  # other examples are ```console or ```python
+    script = (ROOT / ".ci" / "run").read_text("utf-8").splitlines()
+    commands = [line for block in blocks for line in block.splitlines()]
+    assert [command for command in commands if command not in script] == []

@@ -1,0 +1,31 @@
+"""A real model, small enough to make anew in every test."""
+
+import hashlib
+
+import torch
+
+from codec.models.causal import CausalCodec, CausalConfig
+
+CONFIG = CausalConfig(
+    sample_rate=8000,
+    hop=80,
+    dim=8,
+    books=3,
+    codebook_size=20,
+    encoder_width=16,
+    encoder_blocks=1,
+    decoder_width=16,
+    decoder_blocks=1,
+    kernel=3,
+    expansion=2,
+)
+
+
+def tiny_model(seed: int = 0) -> CausalCodec:
+    """8 kHz, 10 ms frames, 3 books of 20; untrained, with a name and a made-up hash, ready for use."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        model = CausalCodec(CONFIG)
+    model.name = f"tiny-{seed}"
+    model.weights_hash = hashlib.sha256(model.name.encode()).hexdigest()
+    return model.eval()

@@ -1,0 +1,205 @@
+"""Speed and memory of encoding and decoding, beside EnCodec where the package `encodec` is installed.
+
+    python tools/bench.py                            speed and memory of the default model
+    python tools/bench.py --model PATH --no-memory   speed alone
+    python tools/bench.py --untrained                the causal family's default configuration, random weights
+
+Speeds are real-time factors: seconds of audio per second of work, medians over rounds in which all systems take turns,
+so that other load on the machine meets them alike. Memory is the peak resident set of a process that does nothing else.
+"""
+
+import argparse
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from time import perf_counter
+
+import numpy as np
+import soundfile
+import torch
+
+from codec import bitstream, checkpoint, files, hub, models, sessions
+from codec.errors import CodecError
+from codec.metrics import peak_memory
+
+RATE = 24_000  # Hz, of the audio made here
+BLOCK = 10  # s, of audio made at a time
+
+
+@dataclass(frozen=True)
+class System:
+    """Something to time: `encode` keeps what `decode` then takes."""
+
+    name: str
+    encode: Callable[[], object]
+    decode: Callable[[], object]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Speed and memory of encoding and decoding.")
+    parser.add_argument("--model", default=hub.DEFAULT, help="shipped name, .safetensors file or training run")
+    parser.add_argument("--untrained", action="store_true", help="random weights instead of --model")
+    parser.add_argument("--books", type=int, help="books to use; all by default")
+    parser.add_argument("--seconds", type=float, default=10, help="length of the signal that is timed (default 10)")
+    parser.add_argument("--rounds", type=int, default=7, help="rounds of the timing (default 7)")
+    parser.add_argument("--threads", type=int, nargs="+", default=[1, 2], help="numbers of threads (default 1 2)")
+    parser.add_argument("--minutes", type=float, nargs="+", default=[2, 120], help="lengths for memory (default 2 120)")
+    parser.add_argument("--no-speed", action="store_true", help="leave the speed out")
+    parser.add_argument("--no-memory", action="store_true", help="leave the memory out")
+    parser.add_argument("--worker", nargs=3, help=argparse.SUPPRESS)  # compress|decompress SOURCE TARGET
+    arguments = parser.parse_args()
+
+    if arguments.worker:
+        work(*arguments.worker, model=arguments.model, books=arguments.books)
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        if arguments.untrained:
+            torch.manual_seed(0)
+            arguments.model = str(Path(folder, "untrained.safetensors"))
+            checkpoint.save_model(arguments.model, models.build("causal", {}), training={})
+        if not arguments.no_speed:
+            report_speed(arguments.model, arguments.books, arguments.seconds, arguments.rounds, arguments.threads)
+        if not arguments.no_memory:
+            report_memory(arguments.model, arguments.books, arguments.minutes, Path(folder))
+
+
+# Speed
+
+
+def report_speed(model: str, books: int | None, seconds: float, rounds: int, threads: Sequence[int]) -> None:
+    """Print the table of real-time factors."""
+    audio = torch.from_numpy(sound(0, round(seconds * RATE)))[None, None]  # [batch, channels, time]
+    systems = ours(model, books, audio)
+    try:
+        systems.append(encodec(audio))
+    except (ImportError, OSError) as error:  # OSError: a torchaudio that does not fit the torch beside it
+        print(f"EnCodec skipped: the package encodec cannot be imported ({error})\n")
+    took: dict[tuple[str, int], list[tuple[float, float]]] = {}
+    for turn in range(rounds + 1):
+        for count in threads:
+            torch.set_num_threads(count)
+            for system in systems:
+                pair = timed(system.encode), timed(system.decode)
+                if turn:  # the first one warms up
+                    took.setdefault((system.name, count), []).append(pair)
+    print(f"{seconds:g} s of mono at {RATE} Hz, medians (best) of {rounds} interleaved rounds, × real time")
+    print(f"{'':24}{'threads':>8}{'encode':>18}{'decode':>18}")
+    for (name, count), times in sorted(took.items()):
+        cells = [f"{seconds / statistics.median(t):.1f} ({seconds / min(t):.1f})" for t in zip(*times, strict=True)]
+        print(f"{name:24}{count:8}{cells[0]:>18}{cells[1]:>18}")
+    print()
+
+
+def ours(name: str, books: int | None, audio: torch.Tensor) -> list[System]:
+    """Our model on the whole signal, and as files take it: in a session, a second at a time."""
+    model = hub.load(name)
+    codes = model.encode(audio, books=books)
+    second = model.frame_math.frames_per_packet()
+
+    def stream_encode() -> None:
+        session = sessions.StreamEncoder(model, books=books)
+        for block in torch.split(audio, model.frame_math.sample_rate, dim=2):
+            session.push(block)
+        session.flush()
+
+    def stream_decode() -> None:
+        session = sessions.StreamDecoder(model)
+        for block in torch.split(codes, second, dim=2):
+            session.push(block)
+        session.flush()
+
+    label = model.name or "model"
+    return [
+        System(f"{label}, whole", lambda: model.encode(audio, books=books), lambda: model.decode(codes)),
+        System(f"{label}, session", stream_encode, stream_decode),
+    ]
+
+
+def encodec(audio: torch.Tensor) -> System:
+    """EnCodec at 24 kHz and 6 kbit/s with random weights: its speed does not depend on them."""
+    model = import_module("encodec").EncodecModel.encodec_model_24khz(pretrained=False).eval()
+    model.set_target_bandwidth(6.0)
+    with torch.inference_mode():
+        frames = model.encode(audio)
+    return System(
+        "encodec, 6 kbit/s",
+        torch.inference_mode()(lambda: model.encode(audio)),
+        torch.inference_mode()(lambda: model.decode(frames)),
+    )
+
+
+def timed(run: Callable[[], object]) -> float:
+    """Seconds that `run` takes."""
+    started = perf_counter()
+    run()
+    return perf_counter() - started
+
+
+# Memory
+
+
+def report_memory(model: str, books: int | None, minutes: Sequence[float], folder: Path) -> None:
+    """Print the table of peak memory of whole files, one fresh process each."""
+    print(f"files of mono at {RATE} Hz, 16 bit: peak resident set and speed of a process of its own, one thread")
+    print(f"{'minutes':>8}{'compress':>14}{'× real time':>13}{'decompress':>14}{'× real time':>13}{'kbit/s':>9}")
+    for length in minutes:
+        source, coded, restored = (folder / f"{length:g}.{suffix}" for suffix in ("wav", "codec", "restored.wav"))
+        time = round(length * 60 * RATE)
+        with soundfile.SoundFile(source, "w", RATE, 1, subtype="PCM_16") as file:
+            for start in range(0, time, BLOCK * RATE):
+                file.write(sound(start, min(BLOCK * RATE, time - start)))
+        compressed = in_process("compress", source, coded, model, books)
+        decompressed = in_process("decompress", coded, restored, model, books)
+        with bitstream.open_reader(coded) as reader:
+            rate = coded.stat().st_size * 8 / 1000 / reader.header.seconds
+        print(
+            f"{length:8g}{compressed[0]:10.0f} MiB{length * 60 / compressed[1]:13.1f}"
+            f"{decompressed[0]:10.0f} MiB{length * 60 / decompressed[1]:13.1f}{rate:9.2f}",
+            flush=True,
+        )
+        for path in (source, coded, restored):
+            path.unlink()
+
+
+def in_process(job: str, source: Path, target: Path, model: str, books: int | None) -> tuple[float, float]:
+    """Peak memory in MiB and seconds of one job in a fresh process."""
+    command = [sys.executable, __file__, "--model", model, "--worker", job, str(source), str(target)]
+    if books:
+        command += ["--books", str(books)]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+    printed = subprocess.run(command, check=True, capture_output=True, text=True, env=environment).stdout
+    memory, seconds = map(float, printed.split())
+    return memory, seconds
+
+
+def work(job: str, source: str, target: str, *, model: str, books: int | None) -> None:
+    """The body of such a process: prints MiB and seconds."""
+    loaded = hub.load(model)
+    started = perf_counter()
+    if job == "compress":
+        files.compress(Path(source), Path(target), model=loaded, books=books)
+    else:
+        files.decompress(Path(source), Path(target), model=loaded)
+    took = perf_counter() - started
+    print(peak_memory() / 2**20, took)
+
+
+def sound(start: int, time: int) -> np.ndarray:
+    """`time` samples of a gliding tone that comes and goes over noise, from sample `start` on."""
+    seconds = (start + np.arange(time)) / RATE
+    tone = np.sin(2 * np.pi * (200 * seconds + 40 * np.sin(seconds))) * np.clip(np.sin(3 * seconds), 0, 1)
+    noise = np.random.default_rng(start).standard_normal(time)
+    return np.asarray(0.3 * tone + 0.02 * noise, np.float32)
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except CodecError as error:
+        sys.exit(f"bench: {error}")
