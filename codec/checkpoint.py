@@ -61,7 +61,9 @@ def save_model(
     `training` is plain data (JSON). `dtype` is what floating-point tensors are stored as, for instance float16 to ship
     them; None keeps them as they are.
 
-    Raises StorageError: the file cannot be written.
+    Raises:
+        StorageError: the file cannot be written.
+        UsageError: weights are infinite or no numbers, perhaps because they are out of the range of `dtype`.
     """
     from safetensors.torch import save
 
@@ -71,6 +73,9 @@ def save_model(
         name: tensor.detach().to("cpu", dtype if tensor.is_floating_point() else None).contiguous()
         for name, tensor in model.state_dict().items()
     }
+    for name, tensor in tensors.items():
+        if not tensor.isfinite().all():
+            raise UsageError(f"{name} cannot be stored: as {tensor.dtype} it has values that are not finite")
     card = {
         "format": FORMAT,
         "family": model.config.family,

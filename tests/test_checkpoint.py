@@ -10,7 +10,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from codec.checkpoint import load_model, load_state, read_card, save_model, save_state
-from codec.errors import InputNotFound, UnknownModel
+from codec.errors import InputNotFound, UnknownModel, UsageError
 from codec.models.causal import CausalCodec
 from tests.tiny import CONFIG, tiny_model
 
@@ -53,6 +53,23 @@ def test_half_precision_is_stored_and_computed_in_full(tmp_path: Path, tiny: Cau
         assert loaded[name].dtype == tensor.dtype
         if tensor.is_floating_point():
             assert torch.equal(loaded[name], tensor.half().float())
+
+
+def test_what_does_not_fit_is_not_stored(tmp_path: Path, tiny: CausalCodec) -> None:
+    name, weights = next(iter(tiny.named_parameters()))
+    with torch.no_grad():
+        weights.view(-1)[0] = 1e5
+    with pytest.raises(UsageError, match=name):
+        save_model(tmp_path / "a.safetensors", tiny, training={}, dtype=torch.float16)
+    assert list(tmp_path.iterdir()) == []
+    save_model(tmp_path / "a.safetensors", tiny, training={})
+
+
+def test_an_unusable_device(tmp_path: Path, tiny: CausalCodec) -> None:
+    save_model(tmp_path / "a.safetensors", tiny, training={})
+    with pytest.raises(UsageError, match="device nonsense cannot be used"):
+        load_model(tmp_path / "a.safetensors", "nonsense")
+    assert load_model(tmp_path / "a.safetensors", "auto").device.type in ("cpu", "cuda")
 
 
 def test_the_hash_is_that_of_the_stored_weights_and_the_config(tmp_path: Path, tiny: CausalCodec) -> None:

@@ -131,7 +131,7 @@ def _recording(file: str) -> dict[str, Any]:
         "seconds": header.seconds,
         "codes_kbps": header.frame_math.bitrate(header.books) * header.channels,
     }
-    if file != "-":
+    if file != "-" and header.time:
         size = Path(file).stat().st_size
         facts |= {"file_bytes": size, "file_kbps": size * 8 / header.seconds / 1000}
     return facts

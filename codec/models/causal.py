@@ -17,15 +17,16 @@ Frames are hop samples apart and two hops long, so a frame is known one hop afte
 from __future__ import annotations
 
 import math
-from typing import Literal, NamedTuple
+from typing import Annotated, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from codec.models.base import Codec, CodecConfig
 from codec.nn.conv import ConvNeXtBlock
-from codec.nn.quantize import ResidualVQ
+from codec.nn.quantize import FSQ, Mixture, Quantizer, ResidualVQ, Unquantized, VectorQuantizer
 from codec.nn.shapes import Audio, Latents
 from codec.nn.streaming import Chain, State
 
@@ -49,6 +50,35 @@ class CausalConfig(CodecConfig):
     expansion: int = 3
     companding: float = 0.7
     """Exponent of the spectrum before the principal axes: 1 codes loud parts only, 0 all levels alike."""
+    quantizer: Literal["residual", "vector", "mixture", "scalar", "none"] = "residual"
+    """All but "residual" have one book; "none" makes a plain autoencoder, which has no codes."""
+    lookup: Literal["l2", "cosine"] = "l2"
+    """Of "residual" and "vector", like the two below."""
+    project: int | None = Field(None, ge=1)
+    """Dimensions in which entries are looked up; `dim` when absent."""
+    learning: Literal["ema", "gradient"] = "ema"
+    levels: tuple[Annotated[int, Field(ge=2)], ...] = ()
+    """Of "scalar": as many as `dim`, and their product is `codebook_size`."""
+
+    @model_validator(mode="after")
+    def check_quantizer(self) -> CausalConfig:
+        """The sizes are those the quantizer has, so that whoever reads books and rates reads the truth."""
+        kind = self.quantizer
+        if kind != "residual" and self.books != 1:
+            raise ValueError(f'quantizer "{kind}" has one book: set books = 1, not {self.books}')
+        if kind != "scalar" and self.levels:
+            raise ValueError(f'quantizer "{kind}" has no levels: leave them out, or set quantizer = "scalar"')
+        if kind == "scalar" and (len(self.levels), math.prod(self.levels)) != (self.dim, self.codebook_size):
+            raise ValueError(
+                f"{len(self.levels)} levels that make {math.prod(self.levels)} codes do not fit dim {self.dim} and "
+                f"codebook_size {self.codebook_size}: give one number of levels per dimension, "
+                "and their product as codebook_size"
+            )
+        if kind not in ("residual", "vector") and (self.lookup, self.project, self.learning) != ("l2", None, "ema"):
+            raise ValueError(
+                f'lookup, project and learning are for "residual" and "vector", not "{kind}": leave them out'
+            )
+        return self
 
 
 class CausalCodec(Codec):
@@ -59,7 +89,7 @@ class CausalCodec(Codec):
     def __init__(self, config: CausalConfig) -> None:
         super().__init__(config, overlap=config.hop)
         self.encoder = Encoder(config)
-        self.quantizer = ResidualVQ(config.dim, config.books, config.codebook_size)
+        self.quantizer = quantizer(config)
         self.decoder = Decoder(config)
 
     def encoder_state(self, batch: int) -> EncoderState:
@@ -96,14 +126,44 @@ class CausalCodec(Codec):
         self.quantizer.start(latents)
 
 
+def quantizer(config: CausalConfig) -> Quantizer:
+    """The quantiser that the configuration names."""
+    match config.quantizer:
+        case "residual":
+            return ResidualVQ(
+                config.dim,
+                config.books,
+                config.codebook_size,
+                lookup=config.lookup,
+                project=config.project,
+                learning=config.learning,
+            )
+        case "vector":
+            return VectorQuantizer(
+                config.dim,
+                config.codebook_size,
+                lookup=config.lookup,
+                project=config.project,
+                learning=config.learning,
+            )
+        case "mixture":
+            return Mixture(config.dim, config.codebook_size)
+        case "scalar":
+            return FSQ(config.levels)
+        case "none":
+            return Unquantized(config.codebook_size)
+
+
 def compand(x: Tensor, exponent: float, floor: float = 1e-4) -> Tensor:
     """sign(x) |x|^exponent, made linear below `floor` so that its slope stays finite. Inverse: `expand`."""
-    return x.sign() * ((x.abs() + floor) ** exponent - floor**exponent)
+    out: Tensor = x.sign() * ((x.abs() + floor) ** exponent - floor**exponent)
+    return out
 
 
 def expand(y: Tensor, exponent: float, floor: float = 1e-4) -> Tensor:
     """Inverse of `compand`."""
-    return y.sign() * ((y.abs() + floor**exponent) ** (1 / exponent) - floor)
+    out: Tensor = y.sign() * ((y.abs() + floor**exponent) ** (1 / exponent) - floor)
+    return out
 
 
 class Lapped(nn.Module):
@@ -233,6 +293,5 @@ class Decoder(nn.Module):
 def trunk(width: int, blocks: int, config: CausalConfig) -> Chain:
     """ConvNeXt blocks; layer scales start at one over their number, as in Vocos."""
     return Chain(
-        ConvNeXtBlock(width, kernel=config.kernel, expansion=config.expansion, scale=1 / blocks)
-        for _ in range(blocks)
+        ConvNeXtBlock(width, kernel=config.kernel, expansion=config.expansion, scale=1 / blocks) for _ in range(blocks)
     )

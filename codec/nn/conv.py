@@ -80,7 +80,7 @@ class CausalConvTranspose1d(Stateful):
 
 
 class Snake(nn.Module):
-    """x + sin²(a x) / a with a learned frequency a per channel (Ziyin et al. 2020, eq. 3; used so in DAC, section 3.1)."""
+    """x + sin²(a x) / a with a learned frequency a per channel (Ziyin et al. 2020, eq. 3; DAC, section 3.1)."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -104,6 +104,8 @@ class ResidualUnit(Stateful):
         return self.conv.initial_state(like)
 
     def step(self, x: Tensor, state: State) -> tuple[Tensor, State]:
+        if x.shape[-1] == 0:
+            return x, state
         y, state = self.conv.step(self.before(x), state)
         return x + self.mix(self.after(y)), state
 

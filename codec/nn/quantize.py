@@ -13,13 +13,16 @@ decoder something whose gradient reaches the encoder (van den Oord et al. 2017, 
 
 from __future__ import annotations
 
+import math
 from abc import abstractmethod
-from typing import Literal, NamedTuple
+from collections.abc import Sequence
+from typing import Literal, NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from codec.errors import UsageError
 from codec.nn.shapes import Codes, Latents
 
 
@@ -123,8 +126,9 @@ class VectorQuantizer(Quantizer):
 
     def encode(self, latents: Latents, books: int | None = None) -> Codes:
         batch, dim, frames = latents.shape
-        rows = latents.transpose(1, 2).reshape(-1, dim)
-        return self.encode_rows(rows).reshape(batch, 1, frames)
+        with torch.autocast(latents.device.type, enabled=False):
+            rows = latents.float().transpose(1, 2).reshape(-1, dim)
+            return self.encode_rows(rows).reshape(batch, 1, frames)
 
     def decode(self, codes: Codes) -> Latents:
         return self.entries(codes[:, 0]).transpose(1, 2)  # [batch, dim, frames]
@@ -205,6 +209,8 @@ class ResidualVQ(Quantizer):
     with a random number of books per item (quantiser dropout, section III-C) makes the coarse ones good.
     """
 
+    stages: Sequence[VectorQuantizer]
+
     def __init__(
         self,
         dim: int,
@@ -220,7 +226,7 @@ class ResidualVQ(Quantizer):
         super().__init__()
         self.books = books
         self.codebook_size = codebook_size
-        self.stages = nn.ModuleList(
+        stages = nn.ModuleList(
             VectorQuantizer(
                 dim,
                 codebook_size,
@@ -232,15 +238,17 @@ class ResidualVQ(Quantizer):
             )
             for _ in range(books)
         )
+        self.stages = cast(Sequence[VectorQuantizer], stages)
 
     def encode(self, latents: Latents, books: int | None = None) -> Codes:
         batch, dim, frames = latents.shape
-        left = latents.transpose(1, 2).reshape(-1, dim)
         codes = []
-        for stage in self.stages[: books or self.books]:
-            chosen = stage.encode_rows(left)
-            left = left - stage.entries(chosen)
-            codes.append(chosen.reshape(batch, frames))
+        with torch.autocast(latents.device.type, enabled=False):
+            left = latents.float().transpose(1, 2).reshape(-1, dim)
+            for stage in self.stages[: books or self.books]:
+                chosen = stage.encode_rows(left)
+                left = left - stage.entries(chosen)
+                codes.append(chosen.reshape(batch, frames))
         return torch.stack(codes, dim=1)  # [batch, books, frames]
 
     def decode(self, codes: Codes) -> Latents:
@@ -279,3 +287,159 @@ class ResidualVQ(Quantizer):
         for stage in self.stages:
             stage.start(left, iterations)
             left = left - stage.decode(stage.encode(left))
+
+
+class FSQ(Quantizer):
+    """Finite scalar quantisation: every dimension is squashed into (-1, 1) and rounded (Mentzer et al. 2023).
+
+    With `levels` (3, 2) dimension 0 knows -1, 0, 1 and dimension 1 knows -1, 1. The latent (0.8, -0.4):
+
+        tanh     (0.66, -0.38)
+        rounded  (1, -1)          which is what the decoder sees
+        digits   (2, 0)           counted from the lowest level
+        code     2 + 3 * 0 = 2    in mixed radix, dimension 0 the fastest
+
+    The levels cover [-1, 1] evenly and symmetrically; where a number of levels is even, the paper (section 3.1) shifts
+    them by half a step instead, to keep 0. There is nothing to learn, so both losses are zero.
+    """
+
+    levels: Tensor
+    radix: Tensor
+
+    def __init__(self, levels: Sequence[int]) -> None:
+        super().__init__()
+        self.books = 1
+        self.codebook_size = math.prod(levels)
+        columns = torch.tensor(levels)[:, None]  # [dim, 1]
+        self.register_buffer("levels", columns, persistent=False)
+        self.register_buffer("radix", columns.cumprod(dim=0) // columns, persistent=False)
+
+    def digits(self, bounded: Tensor) -> Tensor:
+        """The nearest level's number [batch, dim, frames] of tanh(latents)."""
+        return ((bounded + 1) / 2 * (self.levels - 1)).round().long()
+
+    def encode(self, latents: Latents, books: int | None = None) -> Codes:
+        return (self.digits(latents.float().tanh()) * self.radix).sum(dim=1, keepdim=True)
+
+    def decode(self, codes: Codes) -> Latents:
+        digits = codes // self.radix % self.levels  # [batch, dim, frames]
+        return 2 * digits / (self.levels - 1) - 1
+
+    def forward(self, latents: Latents, books: Tensor | None = None) -> Quantized:
+        codes = self.encode(latents)
+        bounded = latents.float().tanh()
+        decoded = bounded + (self.decode(codes) - bounded).detach()
+        return Quantized(decoded, codes, bounded.new_zeros(()), bounded.new_zeros(()))
+
+
+class Mixture(Quantizer):
+    """Soft codes: the components of a Gaussian mixture share each latent by how likely each of them made it.
+
+    The decoder sees the mean of the means under p(component | latent). Two components at -1 and 1 with equal weights,
+    on the latent 0.5 (which decodes to tanh(0.5 / variance)):
+
+        variance 1       p = (0.27, 0.73)    decoded 0.46
+        variance 0.25    p = (0.02, 0.98)    decoded 0.96
+        variance 0.01    p = (0.00, 1.00)    decoded 1.00, the nearest mean
+
+    So the limit of zero variance is vector quantisation, and until then the gradient of the decoded latents is their
+    own, with nothing passed straight through. A code is the likeliest component, and decodes to its mean: the smaller
+    the variance, the less this differs from what the decoder was trained on.
+
+    Both losses are 2 v / dim times the negative log-likelihood, with the mean variance v held constant as a unit; as v
+    goes to 0 they become those of `VectorQuantizer`. The commitment moves the latents, the codebook loss fits the
+    mixture. `variance` is one number, or one of each component; log-variances keep it positive.
+    """
+
+    floor = 1e-6
+    """Least variance: the likelihood of a component around a single latent would grow without end."""
+
+    def __init__(self, dim: int, codebook_size: int, *, variance: Literal["shared", "each"] = "shared") -> None:
+        super().__init__()
+        self.books = 1
+        self.codebook_size = codebook_size
+        self.means = nn.Parameter(torch.randn(codebook_size, dim) * dim**-0.5)
+        self.log_variance = nn.Parameter(torch.full((1 if variance == "shared" else codebook_size,), -math.log(dim)))
+        self.logits = nn.Parameter(torch.zeros(codebook_size))
+
+    def joint(self, rows: Tensor, *, means: Tensor, log_variance: Tensor, logits: Tensor) -> Tensor:
+        """log p(component, row) [rows, codebook_size] of latents [rows, dim], in nats."""
+        variance = log_variance.exp() + self.floor
+        distance = torch.addmm(means.square().sum(dim=-1), rows, means.T, alpha=-2)
+        distance = (distance + rows.square().sum(dim=-1, keepdim=True)).clamp(min=0)
+        density = -0.5 * (distance / variance + rows.shape[-1] * torch.log(2 * math.pi * variance))
+        return density + logits.log_softmax(dim=-1)
+
+    def log_likelihood(self, latents: Latents) -> Tensor:
+        """log p(latents) [batch, frames] under the mixture, in nats."""
+        rows = latents.float().transpose(1, 2)
+        with torch.autocast(latents.device.type, enabled=False):
+            return (
+                self.joint(rows.flatten(0, 1), **dict(self.named_parameters())).logsumexp(dim=-1).view(rows.shape[:2])
+            )
+
+    def encode(self, latents: Latents, books: int | None = None) -> Codes:
+        batch, dim, frames = latents.shape
+        with torch.autocast(latents.device.type, enabled=False):
+            rows = latents.float().transpose(1, 2).reshape(-1, dim)
+            return self.joint(rows, **dict(self.named_parameters())).argmax(dim=-1).reshape(batch, 1, frames)
+
+    def decode(self, codes: Codes) -> Latents:
+        return F.embedding(codes[:, 0], self.means).transpose(1, 2)  # [batch, dim, frames]
+
+    def forward(self, latents: Latents, books: Tensor | None = None) -> Quantized:
+        batch, dim, frames = latents.shape
+        mixture = dict(self.named_parameters())
+        fixed = {name: parameter.detach() for name, parameter in mixture.items()}
+        with torch.autocast(latents.device.type, enabled=False):
+            rows = latents.float().transpose(1, 2).reshape(-1, dim)
+            joint = self.joint(rows, **mixture)
+            decoded = (joint.softmax(dim=-1) @ self.means).reshape(batch, frames, dim).transpose(1, 2)
+            unit = 2 / dim * (fixed["log_variance"].exp() + self.floor).mean()
+            commitment = -unit * self.joint(rows, **fixed).logsumexp(dim=-1).mean()
+            codebook = -unit * self.joint(rows.detach(), **mixture).logsumexp(dim=-1).mean()
+        return Quantized(decoded, joint.argmax(dim=-1).reshape(batch, 1, frames), commitment, codebook)
+
+    @torch.no_grad()
+    def start(self, latents: Latents, iterations: int = 10) -> None:
+        """Means by k-means on the frames of `latents`; variances and weights of what is nearest to each mean."""
+        dim = latents.shape[1]
+        nearest = VectorQuantizer(dim, self.codebook_size).to(latents.device)
+        nearest.start(latents, iterations)
+        codes = nearest.encode(latents)
+        error = (latents - nearest.decode(codes)).square().mean(dim=1).flatten()  # [batch * frames]
+        count = torch.bincount(codes.flatten(), minlength=self.codebook_size)
+        self.means.copy_(nearest.codebook)
+        self.logits.copy_((count + 1).log())
+        if len(self.log_variance) == 1:
+            variance = error.mean()
+        else:  # one more latent of average error in each, lest a component of few be all too sure
+            variance = (torch.zeros_like(self.logits).index_add_(0, codes.flatten(), error) + error.mean()) / (
+                count + 1
+            )
+        self.log_variance.copy_(variance.clamp(min=self.floor).log())
+
+
+class Unquantized(Quantizer):
+    """No quantiser: a plain autoencoder, the bound of what quantised ones can reach. It trains, but has no codes."""
+
+    def __init__(self, codebook_size: int) -> None:
+        super().__init__()
+        self.books = 1
+        self.codebook_size = codebook_size
+
+    def encode(self, latents: Latents, books: int | None = None) -> Codes:
+        raise UsageError(NO_CODES)
+
+    def decode(self, codes: Codes) -> Latents:
+        raise UsageError(NO_CODES)
+
+    def forward(self, latents: Latents, books: Tensor | None = None) -> Quantized:
+        batch, _, frames = latents.shape
+        codes = torch.full((batch, 1, frames), -1, device=latents.device)
+        return Quantized(latents, codes, latents.new_zeros(()), latents.new_zeros(()))
+
+
+NO_CODES = (
+    'this model does not quantise, so it has no codes: train one with quantizer = "residual", or call its forward'
+)

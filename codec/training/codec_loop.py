@@ -4,28 +4,31 @@ from __future__ import annotations
 
 import copy
 import math
-import time as clock
-from collections.abc import Iterator
+import signal
+import threading
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor, nn
 
-from codec.checkpoint import load_state, save_model, save_state
-from codec.errors import ConfigError
-from codec.models.base import Trained
+from codec.checkpoint import RUN_MODEL, load_state, save_model, save_state
+from codec.errors import ConfigError, StorageError
 from codec.models.causal import CausalCodec
 from codec.nn.shapes import Audio
-from codec.training.data import AudioStore, Crops, split
+from codec.training.data import AudioStore, Crops, Report, split
 from codec.training.discriminators import Discriminators
 from codec.training.losses import SpectralLoss, discriminator_loss, feature_loss, generator_loss
 from codec.training.recipe import Recipe
-from codec.training.record import Record, perplexity
+from codec.training.record import Record, Tally, live, perplexity
+
+STATE = "state.pt"  # beside the model in a run's folder
 
 
 @dataclass
@@ -43,11 +46,10 @@ class Players:
 def train_step(players: Players, spectral: SpectralLoss, audio: Audio, step: int, recipe: Recipe) -> dict[str, Tensor]:
     """One step of both sides on audio [batch, 1, time]; the losses by name, before weighting."""
     weights, optimiser, model = recipe.losses, recipe.optimiser, players.model
-    adversarial = recipe.adversary.start is not None and step >= recipe.adversary.start
     dtype = autocast_dtype(recipe.train.precision, audio.device)
 
     with torch.autocast(audio.device.type, dtype, enabled=dtype != torch.float32):
-        decoded, latents, quantized = model(audio, dropped_books(len(audio), step, recipe))
+        decoded, latents, quantized = model(audio, dropped_books(len(audio), step, recipe).to(audio.device))
     # what the stages left, relative to the latents, so that the weight means the same at every scale
     size = latents.detach().float().square().mean().clamp(min=1e-6)
     part = slice(step % 2, None, 2)
@@ -55,47 +57,49 @@ def train_step(players: Players, spectral: SpectralLoss, audio: Audio, step: int
     losses["commitment"] = quantized.commitment / size / recipe.model.books
     losses["codebook"] = quantized.codebook / size / recipe.model.books
 
-    if adversarial:
+    if recipe.adversary.start is not None and step >= recipe.adversary.start:
+        first, last = judged_part(audio.shape[-1], step, recipe)
+        true, ours = audio[..., first:last], decoded[..., first:last]
         players.judges.requires_grad_(True)
         with torch.autocast(audio.device.type, dtype, enabled=dtype != torch.float32):
-            real, fake = players.judges(audio), players.judges(decoded.detach())
+            real, fake = players.judges(true), players.judges(ours.detach())
         losses["discriminator"] = discriminator_loss(real.scores, fake.scores)
-        descend(players.judges_optimiser, losses["discriminator"], players.judges, recipe.adversary.rate, step, recipe)
-
+        warmth = min(1.0, (step - recipe.adversary.start + 1) / optimiser.warmup)
+        descend(
+            players.judges_optimiser, losses["discriminator"], players.judges, recipe.adversary.rate * warmth, recipe
+        )
         players.judges.requires_grad_(False)
         with torch.autocast(audio.device.type, dtype, enabled=dtype != torch.float32):
             with torch.no_grad():
-                real = players.judges(audio)
-            fake = players.judges(decoded)
-        losses["adversarial"] = generator_loss(fake.scores)
-        losses["features"] = feature_loss(real.features, fake.features)
+                real = players.judges(true)
+            fake = players.judges(ours)
+        losses["adversarial"] = generator_loss(fake.scores) * warmth
+        losses["features"] = feature_loss(real.features, fake.features) * warmth
 
-    weighted = {name: getattr(weights, name) * loss for name, loss in losses.items() if hasattr(weights, name)}
-    total = torch.stack(list(weighted.values())).sum()
-    losses["gradient"] = descend(players.optimiser, total, model, optimiser.rate, step, recipe)
+    # a weight of 0 leaves the loss out: nothing flows back from it, be it infinite
+    total = torch.stack([weight * losses[name] for name, weight in weights if weight and name in losses]).sum()
+    losses["gradient"] = descend(players.optimiser, total, model, optimiser.rate * schedule(step, recipe), recipe)
 
     decay = min(optimiser.average, (1 + step) / (10 + step))
     with torch.no_grad():
         for slow, fast in zip(players.average.parameters(), model.parameters(), strict=True):
             slow.lerp_(fast, 1 - decay)
-        for slow, fast in zip(players.average.buffers(), model.buffers(), strict=True):
-            slow.copy_(fast)
+        for old, new in zip(players.average.buffers(), model.buffers(), strict=True):
+            old.copy_(new)
     losses["perplexity"] = perplexity(quantized.codes, recipe.model.codebook_size)
     return {name: loss.detach() for name, loss in losses.items()}
 
 
-def descend(
-    optimiser: torch.optim.Optimizer, loss: Tensor, module: nn.Module, rate: float, step: int, recipe: Recipe
-) -> Tensor:
-    """One clipped step down `loss` at this step's learning rate; the gradient's norm before clipping."""
+def descend(optimiser: torch.optim.Optimizer, loss: Tensor, module: nn.Module, rate: float, recipe: Recipe) -> Tensor:
+    """One clipped step down `loss` at this learning rate; the gradient's norm before clipping."""
     for group in optimiser.param_groups:
-        group["lr"] = rate * schedule(step, recipe)
+        group["lr"] = rate
     optimiser.zero_grad(set_to_none=True)
     loss.backward()  # type: ignore[no-untyped-call]
     norm = nn.utils.clip_grad_norm_(module.parameters(), recipe.optimiser.clip)
     if not torch.isfinite(norm):
         raise ConfigError(
-            f"the gradient is {norm.item()} at step {step}; lower optimiser.rate or set train.precision to float32"
+            f"the gradient's norm became {norm.item()}; lower optimiser.rate or set train.precision to float32"
         )
     optimiser.step()
     return norm
@@ -118,6 +122,13 @@ def dropped_books(batch: int, step: int, recipe: Recipe) -> Tensor:
     return torch.from_numpy(np.where(whole, recipe.model.books, books))
 
 
+def judged_part(time: int, step: int, recipe: Recipe) -> tuple[int, int]:
+    """(first, last) samples of the part of every crop that the discriminators see in this step."""
+    length = min(time, round(recipe.adversary.crop * recipe.model.sample_rate))
+    first = int(np.random.default_rng((recipe.train.seed, step, 2)).integers(0, time - length + 1))
+    return first, first + length
+
+
 def autocast_dtype(precision: str, device: torch.device) -> torch.dtype:
     """The type of the networks' products; "auto" is bfloat16 on devices that have instructions for it."""
     if precision == "auto":
@@ -133,76 +144,141 @@ def train(
 
     `steps` stops early without changing the schedule. A run's folder holds `model.safetensors` (averaged weights, ready
     for use), `state.pt` (to resume), TensorBoard events, `record.csv` and the decoded audio.
+
+    Raises:
+        ConfigError: the folder holds a training already; or, to resume, it is one of another recipe or other audio.
+        KeyboardInterrupt: after Ctrl-C, once the step is done and the checkpoint saved.
     """
-    console = Console(stderr=True)
+    console = Console(stderr=True, soft_wrap=True, markup=False, highlight=False)
     place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    rate = recipe.model.sample_rate
-    if not resume and (out / "state.pt").exists():
+    state = resumable(out / STATE, recipe) if resume else None
+    if state is None and (out / STATE).exists():
         raise ConfigError(f"{out} holds a training already: add --resume to go on, or choose another --out")
-    train_paths, valid_paths = split(data, recipe.data.held_out)
-    stores = [
-        AudioStore.build(data, paths, out / f"{name}.i16", sample_rate=rate, report=console.log)
-        for name, paths in (("train", train_paths), ("valid", valid_paths))
-    ]
-    console.log(f"train on {stores[0].seconds / 3600:.2f} h, validate on {stores[1].seconds / 60:.1f} min")
-    crops = Crops(stores[0], recipe.data, seed=recipe.train.seed)
-    clips = Crops(stores[1], recipe.data, seed=0).first_clips(24).to(place)
+    with storing(out):
+        out.mkdir(parents=True, exist_ok=True)
+        crops, valid = material(recipe, data, out, resumed=resume, report=console.print)
+        players = assemble(recipe, place)
+        if state is None:
+            first = 0
+            size = math.ceil(recipe.data.fit_seconds / recipe.data.crop)
+            players.model.fit(crops.batch(-1 % 2**32, size).to(place))
+            players.average.load_state_dict(players.model.state_dict())
+        else:
+            first = restore(players, state)
+        last = min(steps or recipe.train.steps, recipe.train.steps)
+        if first >= last:
+            console.print(f"{first} steps are done already: nothing is left up to step {last}")
+
+        spectral = SpectralLoss(recipe.model.sample_rate).to(place)
+        clips = valid.first_clips(24).to(place)
+        tally, numbers = Tally(), dict[str, float]()
+        with Record(out, first) as record, live(console, recipe.name, first, last) as show, interrupts() as interrupted:
+            if state is None:
+                record.clips(0, "original", clips[:8], recipe.model.sample_rate)
+            for step, audio in prefetched(crops, first, last):
+                tally.add(train_step(players, spectral, audio.to(place), step, recipe))
+                done = step + 1
+                if done % recipe.train.log_every == 0:
+                    numbers = tally.numbers() | {"rate": recipe.optimiser.rate * schedule(step, recipe)}
+                    record.numbers(done, numbers)
+                show(done, numbers)
+                if done % recipe.train.validate_every == 0 or done == last:
+                    valid_numbers = validate(players.average, spectral, clips, record, done)
+                    console.print(f"{done} " + " ".join(f"{name} {value:.3f}" for name, value in valid_numbers.items()))
+                stop = interrupted()
+                if done % recipe.train.save_every == 0 or done == last or stop:
+                    save_state(out / STATE, state_of(players, done, recipe))
+                    training = {"recipe": recipe.model_dump(mode="json"), "data": str(data), "step": done}
+                    save_model(out / RUN_MODEL, players.average, training=training)
+                if stop:
+                    console.print(f"stopped after step {done}, which is saved in {out}: --resume goes on from there")
+                    raise KeyboardInterrupt
+    return out / RUN_MODEL
+
+
+# before the loop
+
+
+def resumable(path: Path, recipe: Recipe) -> dict[str, Any]:
+    """The state to go on from, if it is one of this recipe; only `train.steps` may be another.
+
+    Raises:
+        InputNotFound: there is no state.
+        ConfigError: it was made by another recipe; the message names the keys that differ.
+    """
+    state = load_state(path)
+    old = flat(Recipe.from_data(state["recipe"], source=str(path)).model_dump())
+    new = flat(recipe.model_dump())
+    differing = [key for key in new if new[key] != old[key] and key != "train.steps"]
+    if differing:
+        changes = ", ".join(f"{key} ({old[key]} then, {new[key]} now)" for key in differing)
+        raise ConfigError(f"{path} is of another recipe: {changes}; resume with the same, or choose another --out")
+    return state
+
+
+def flat(tables: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested tables as one, by dotted keys: {"a": {"b": 1}} is {"a.b": 1}."""
+    values: dict[str, Any] = {}
+    for key, value in tables.items():
+        values |= flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+    return values
+
+
+def material(recipe: Recipe, data: Path, out: Path, *, resumed: bool, report: Report) -> tuple[Crops, Crops]:
+    """Crops of the training audio and of the validation audio, whose stores are kept in `out`."""
+    train, valid = (
+        AudioStore.build(
+            data, paths, out / f"{name}.i16", sample_rate=recipe.model.sample_rate, report=report, resumed=resumed
+        )
+        for name, paths in zip(("train", "valid"), split(data, recipe.data.held_out), strict=True)
+    )
+    report(f"train on {train.seconds / 3600:.2f} h, validate on {valid.seconds / 60:.1f} min")
+    return Crops(train, recipe.data, seed=recipe.train.seed), Crops(valid, recipe.data, seed=0)
+
+
+def assemble(recipe: Recipe, place: torch.device) -> Players:
+    """Both sides with fresh weights."""
+
+    def adamw(module: nn.Module) -> torch.optim.Optimizer:
+        return torch.optim.AdamW(module.parameters(), betas=recipe.optimiser.betas, weight_decay=recipe.optimiser.decay)
 
     torch.manual_seed(recipe.train.seed)
-    model = CausalCodec(recipe.model).to(place)
+    model = CausalCodec(recipe.model).to(place).train()
     judges = Discriminators(recipe.adversary.windows, recipe.adversary.channels).to(place)
-    players = Players(
-        model,
-        copy.deepcopy(model).eval().requires_grad_(False),
-        torch.optim.AdamW(model.parameters(), betas=recipe.optimiser.betas, weight_decay=recipe.optimiser.decay),
-        judges,
-        torch.optim.AdamW(judges.parameters(), betas=recipe.optimiser.betas, weight_decay=recipe.optimiser.decay),
-    )
-    spectral = SpectralLoss(rate).to(place)
-    if resume:
-        first = restore(players, load_state(out / "state.pt", place))
-    else:
-        first = 0
-        size = math.ceil(recipe.data.fit_seconds / recipe.data.crop)
-        model.fit(crops.batch(-1 % 2**32, size).to(place))
-        players.average.load_state_dict(model.state_dict())
+    average = copy.deepcopy(model).eval().requires_grad_(False)
+    return Players(model, average, adamw(model), judges, adamw(judges))
 
-    last = min(steps or recipe.train.steps, recipe.train.steps)
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Record(out) as record, Progress(*columns, console=console) as progress:
-        bar = progress.add_task(recipe.name, total=last, completed=first)
-        seen: dict[str, list[Tensor]] = {}
-        began = clock.perf_counter()
-        for step, audio in prefetched(crops, first, last):
-            model.train()
-            for name, loss in train_step(players, spectral, audio.to(place), step, recipe).items():
-                seen.setdefault(name, []).append(loss)
-            done = step + 1
-            progress.update(bar, completed=done)
-            if done % recipe.train.log_every == 0:
-                means = {name: torch.stack(values).mean(dim=0) for name, values in seen.items()}
-                books = means.pop("perplexity")
-                values = {f"loss/{name}": float(value) for name, value in means.items()}
-                values |= {f"perplexity/{book}": float(value) for book, value in enumerate(books)}
-                values["speed/steps per second"] = len(seen["mel"]) / (clock.perf_counter() - began)
-                values["rate"] = recipe.optimiser.rate * schedule(step, recipe)
-                record.numbers(done, values)
-                line = " ".join(f"{name} {float(value):.3f}" for name, value in means.items())
-                console.log(f"{done} {line} books {float(books[0]):.0f}..{float(books[-1]):.0f}")
-                seen.clear()
-                began = clock.perf_counter()
-            if done % recipe.train.validate_every == 0 or done == last:
-                decoded, numbers = validate(players.average, spectral, clips)
-                record.numbers(done, numbers)
-                record.clips(done, "decoded", decoded[:8], rate)
-                if done == recipe.train.validate_every:
-                    record.clips(done, "original", clips[:8], rate)
-                console.log(f"{done} " + " ".join(f"{name} {value:.3f}" for name, value in numbers.items()))
-            if done % recipe.train.save_every == 0 or done == last:
-                save_state(out / "state.pt", state_of(players, done, recipe))
-                training = {"recipe": recipe.model_dump(mode="json"), "data": str(data), "step": done}
-                save_model(out / "model.safetensors", players.average, training=training)
-    return out / "model.safetensors"
+
+# around the loop
+
+
+@contextmanager
+def storing(folder: Path) -> Iterator[None]:
+    """Whatever the system has against the files below `folder`, as `StorageError`."""
+    try:
+        yield
+    except OSError as error:
+        place, reason = error.filename or folder, error.strerror or error
+        raise StorageError(f"{place} cannot be used ({reason}): free some space or choose another --out") from error
+
+
+@contextmanager
+def interrupts() -> Iterator[Callable[[], bool]]:
+    """Yields what to ask between steps: has Ctrl-C been pressed? A second press does not wait to be asked for."""
+    pressed = threading.Event()
+
+    def press(*_: object) -> None:
+        pressed.set()
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    if threading.current_thread() is not threading.main_thread():  # where signals cannot be handled, nor arrive
+        yield pressed.is_set
+        return
+    before = signal.signal(signal.SIGINT, press)
+    try:
+        yield pressed.is_set
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def prefetched(crops: Crops, first: int, last: int) -> Iterator[tuple[int, Audio]]:
@@ -216,31 +292,40 @@ def prefetched(crops: Crops, first: int, last: int) -> Iterator[tuple[int, Audio
 
 
 @torch.no_grad()
-def validate(model: CausalCodec, spectral: SpectralLoss, clips: Audio) -> tuple[Audio, dict[str, float]]:
-    """Decoded clips at all books, and the spectral distances at all, half and a quarter of the books."""
-    numbers = {}
-    for books in (model.config.books // 4, model.config.books // 2, model.config.books):
-        decoded = model.decode(model.encode(clips, books=max(1, books)), length=clips.shape[-1])
+def validate(model: CausalCodec, spectral: SpectralLoss, clips: Audio, record: Record, step: int) -> dict[str, float]:
+    """Record how fixed clips come back at one book, a quarter, half and all of them; the spectral distances."""
+    config = model.config
+    numbers: dict[str, float] = {}
+    for books in sorted({1, max(1, config.books // 4), max(1, config.books // 2), config.books}):
+        if config.quantizer == "none":  # which has no codes
+            decoded = model(clips).audio
+        else:
+            decoded = model.decode(model.encode(clips, books=books), length=clips.shape[-1])
         for name, value in spectral(decoded, clips)._asdict().items():
             numbers[f"valid/{name} {books} books"] = float(value)
-    return decoded, numbers
+        if books in (1, config.books):
+            record.clips(step, f"{books} books", decoded[:8], config.sample_rate)
+    record.numbers(step, numbers)
+    return numbers
 
 
-def state_of(players: Players, step: int, recipe: Recipe) -> dict[str, object]:
+def state_of(players: Players, step: int, recipe: Recipe) -> dict[str, Any]:
     """Everything that the next step depends on."""
+    on_device = torch.cuda.get_rng_state() if players.model.device.type == "cuda" else None
     return {
         "step": step,
         "recipe": recipe.model_dump(mode="json"),
         "random": torch.get_rng_state(),
+        "random_on_device": on_device,
         **{name: getattr(players, name).state_dict() for name in vars(players)},
     }
 
 
-def restore(players: Players, state: dict[str, object]) -> int:
+def restore(players: Players, state: dict[str, Any]) -> int:
     """Inverse of `state_of`; the step to go on with."""
     for name in vars(players):
         getattr(players, name).load_state_dict(state[name])
-    random, step = state["random"], state["step"]
-    assert isinstance(random, Tensor) and isinstance(step, int)
-    torch.set_rng_state(random.cpu())
-    return step
+    torch.set_rng_state(state["random"])
+    if players.model.device.type == "cuda" and state["random_on_device"] is not None:
+        torch.cuda.set_rng_state(state["random_on_device"])
+    return int(state["step"])

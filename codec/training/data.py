@@ -18,8 +18,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from codec.audio import is_audio_path, read_audio
-from codec.errors import CodecError, InputNotFound, UnsupportedAudio
+from codec.audio import atomic_output, is_audio_path, read_audio
+from codec.errors import CodecError, ConfigError, InputNotFound, UnsupportedAudio
 from codec.training.recipe import DataConfig
 
 Report = Callable[[str], None]
@@ -42,50 +42,42 @@ class Entry:
 class AudioStore:
     """All audio of some files at one rate: entries, sorted by path, and their samples as memory-mapped int16 [time]."""
 
-    def __init__(self, samples: np.ndarray, entries: list[Entry], sample_rate: int) -> None:
+    def __init__(self, samples: np.ndarray, entries: list[Entry], sample_rate: int, name: str) -> None:
         self.samples = samples
         self.entries = entries
         self.sample_rate = sample_rate
+        self.name = name
 
     @classmethod
-    def build(cls, root: Path, paths: list[Path], cache: Path, *, sample_rate: int, report: Report) -> AudioStore:
+    def build(
+        cls, root: Path, paths: list[Path], cache: Path, *, sample_rate: int, report: Report, resumed: bool = False
+    ) -> AudioStore:
         """Open the store at `cache`, filling it first unless it holds just these files at this rate.
 
-        Files that cannot be read are reported and left out.
+        Files are told apart by path and size. Those that cannot be read are reported and left out.
 
         Raises:
             UnsupportedAudio: none of the files could be read.
+            ConfigError: for a resumed training, the store was made of other files.
+            StorageError: the store cannot be written.
         """
         index = cache.with_suffix(".json")
         wanted = [f"{path.relative_to(root).as_posix()} {path.stat().st_size}" for path in paths]
         key = hashlib.sha256("\n".join([str(sample_rate), *wanted]).encode()).hexdigest()
-        if not (index.exists() and cache.exists() and json.loads(index.read_text())["key"] == key):
-            cache.parent.mkdir(parents=True, exist_ok=True)
-            entries: list[Entry] = []
-            start = 0
-
-            def decode(path: Path) -> np.ndarray | CodecError:
-                try:
-                    audio, _ = read_audio(path, rate=sample_rate, mono=True)
-                except CodecError as error:
-                    return error
-                return np.clip(np.rint(audio[0] * 32767), -32768, 32767).astype("<i2")
-
-            with cache.open("wb") as file, ThreadPoolExecutor() as pool:
-                for first in range(0, len(paths), 256):  # bounded: map would read ahead without end
-                    part = paths[first : first + 256]
-                    for path, decoded in zip(part, pool.map(decode, part), strict=True):
-                        if isinstance(decoded, CodecError):
-                            report(f"left out: {decoded}")
-                            continue
-                        file.write(decoded.tobytes())
-                        entries.append(Entry(path.relative_to(root).as_posix(), start, len(decoded)))
-                        start += len(decoded)
-            if not entries:
-                raise UnsupportedAudio(f"none of the {len(paths)} audio files below {root} could be read")
-            index.write_text(json.dumps({"key": key, "entries": [[e.path, e.start, e.time] for e in entries]}))
+        known = json.loads(index.read_text())["key"] if index.exists() else None
+        if resumed and known not in (key, None):
+            raise ConfigError(
+                f"the {cache.stem} audio below {root} is not what this training began with: "
+                "give it the same files, or begin anew in another --out"
+            )
+        if known != key or not cache.exists():
+            index.unlink(missing_ok=True)  # an index never stands beside samples that are not its own
+            entries = fill(cache, root, paths, sample_rate=sample_rate, report=report)
+            with atomic_output(index, force=True) as file:
+                content = {"key": key, "entries": [[entry.path, entry.start, entry.time] for entry in entries]}
+                file.write(json.dumps(content).encode())
         entries = [Entry(*entry) for entry in json.loads(index.read_text())["entries"]]
-        return cls(np.memmap(cache, dtype="<i2", mode="r"), entries, sample_rate)
+        return cls(np.memmap(cache, dtype="<i2", mode="r"), entries, sample_rate, cache.stem)
 
     @property
     def seconds(self) -> float:
@@ -93,20 +85,54 @@ class AudioStore:
         return len(self.samples) / self.sample_rate
 
 
+def fill(cache: Path, root: Path, paths: list[Path], *, sample_rate: int, report: Report) -> list[Entry]:
+    """Write the samples of all files that can be read to `cache`, one after another; where each lies."""
+
+    def decode(path: Path) -> np.ndarray | CodecError:
+        try:
+            audio, _ = read_audio(path, rate=sample_rate, mono=True)
+        except CodecError as error:
+            return error
+        samples: np.ndarray = np.clip(np.rint(audio[0] * 32767), -32768, 32767).astype("<i2")
+        return samples
+
+    entries: list[Entry] = []
+    start = 0
+    with atomic_output(cache, force=True) as file, ThreadPoolExecutor() as pool:
+        for first in range(0, len(paths), 32):  # bounded: map would read ahead without end
+            part = paths[first : first + 32]
+            for path, decoded in zip(part, pool.map(decode, part), strict=True):
+                if isinstance(decoded, CodecError):
+                    report(f"left out: {decoded}")
+                    continue
+                file.write(decoded.tobytes())
+                entries.append(Entry(path.relative_to(root).as_posix(), start, len(decoded)))
+                start += len(decoded)
+        if not entries:
+            raise UnsupportedAudio(
+                f"none of the {len(paths)} audio files below {root} could be read: add some that can"
+            )
+    return entries
+
+
 def split(root: Path, held_out: float) -> tuple[list[Path], list[Path]]:
     """(train, valid) audio files below `root`: its folders of those names, or else a stable share by hash of the path.
 
     Raises:
-        InputNotFound: there is no folder `root`, or no audio in it.
+        InputNotFound: there is no folder `root`, or no audio in it or in one of those two.
     """
     if not root.is_dir():
         raise InputNotFound(f"{root} is not a folder; --data takes a folder of audio files")
     paths = sorted(path for path in root.rglob("*") if path.is_file() and is_audio_path(path))
     if not paths:
-        raise InputNotFound(f"{root} holds no audio files")
-    if (root / "train").is_dir() and (root / "valid").is_dir():
-        train = [path for path in paths if path.is_relative_to(root / "train")]
-        return train, [path for path in paths if path.is_relative_to(root / "valid")]
+        raise InputNotFound(f"{root} holds no audio files: --data takes a folder that does")
+    folders = root / "train", root / "valid"
+    if all(folder.is_dir() for folder in folders):
+        train, valid = ([path for path in paths if path.is_relative_to(folder)] for folder in folders)
+        for folder, found in zip(folders, (train, valid), strict=True):
+            if not found:
+                raise InputNotFound(f"{folder} holds no audio files: fill it, or remove it to have a share held out")
+        return train, valid
 
     def held(path: Path) -> bool:
         digest = hashlib.sha256(path.relative_to(root).as_posix().encode()).digest()
@@ -130,12 +156,14 @@ class Crops:
         self.time = round(config.crop * store.sample_rate)
         spans: dict[str, tuple[int, int]] = {}
         for entry in store.entries:
-            start, end = spans.get(entry.group, (entry.start, entry.start))
+            start, _ = spans.get(entry.group, (entry.start, 0))
             spans[entry.group] = (start, entry.start + entry.time)
         self.spans = [span for span in spans.values() if span[1] - span[0] > self.time]
         if not self.spans:
+            longest = max(end - start for start, end in spans.values()) / store.sample_rate
             raise UnsupportedAudio(
-                f"no set holds more than one crop of {config.crop} s; set data.crop lower or add audio"
+                f"no set of the {store.name} audio is longer than a crop of {config.crop} s (the longest has "
+                f"{longest:.2f} s): set data.crop lower or add audio"
             )
         shares = np.array([end - start for start, end in self.spans], dtype=np.float64) ** config.balance
         self.shares = shares / shares.sum()
@@ -145,19 +173,20 @@ class Crops:
         rng = np.random.default_rng((self.seed, step))
         crops = []
         for choice in rng.choice(len(self.spans), size=size or self.config.batch, p=self.shares):
-            start, end = self.spans[choice]
-            first = int(rng.integers(start, end - self.time))
-            crop = self.store.samples[first : first + self.time].astype(np.float32) / 32768
+            crop = self.crop(rng, choice)
             gain = 10 ** (rng.uniform(*self.config.gain_db) / 20)
             crops.append(crop * min(gain, 1 / max(float(np.abs(crop).max()), 1e-4)))
         return torch.from_numpy(np.stack(crops)[:, None].astype(np.float32))
 
     def first_clips(self, count: int) -> Tensor:
         """`count` fixed clips [count, 1, time], one after another over the sets, without gain."""
-        clips = []
-        for turn in range(count):
-            start, end = self.spans[turn % len(self.spans)]
-            rng = np.random.default_rng((1, turn))
-            first = int(rng.integers(start, end - self.time))
-            clips.append(self.store.samples[first : first + self.time].astype(np.float32) / 32768)
+        turns = range(count)
+        clips = [self.crop(np.random.default_rng((1, turn)), turn % len(self.spans)) for turn in turns]
         return torch.from_numpy(np.stack(clips)[:, None])
+
+    def crop(self, rng: np.random.Generator, choice: int) -> np.ndarray:
+        """A crop [time] from anywhere within one set."""
+        start, end = self.spans[choice]
+        first = int(rng.integers(start, end - self.time))
+        samples: np.ndarray = self.store.samples[first : first + self.time].astype(np.float32) / 32768
+        return samples

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import NamedTuple
 
 import torch
@@ -30,7 +31,7 @@ class SpectrumDiscriminator(nn.Module):
         widths = [2, channels, channels, 2 * channels, 2 * channels]
         self.layers = nn.ModuleList(
             weight_norm(nn.Conv2d(before, after, (3, 9), stride=(1, 2), padding=(1, 4)))
-            for before, after in zip(widths[:-1], widths[1:], strict=True)
+            for before, after in pairwise(widths)
         )
         self.mix = weight_norm(nn.Conv2d(widths[-1], widths[-1], (3, 3), padding=1))
         self.score = weight_norm(nn.Conv2d(widths[-1], 1, (3, 3), padding=1))

@@ -43,9 +43,10 @@ class SpectralLoss(nn.Module):
             self.register_buffer(f"window_{window}", torch.hann_window(window), persistent=False)
 
     def forward(self, decoded: Audio, audio: Audio, part: slice = slice(None)) -> Spectral:
-        """Distances of [batch, 1, time] signals; `part` takes some of the scales, scaled up to stand for all.
+        """Distances of [batch, 1, time] signals; `part` takes some of the scales to stand for all.
 
-        Half of the scales a step, in turn, cost half the time and are the same loss on average.
+        Every other scale in one step and the rest in the next cost half the time. Each half counts as much as the
+        other, so of seven scales the three of one half weigh 4/3 of the four of the other in `mel`.
         """
         scales = self.scales[part]
         both = torch.cat([decoded, audio])[:, 0].float()

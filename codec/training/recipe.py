@@ -2,75 +2,92 @@
 
 from __future__ import annotations
 
-from pydantic import Field
+from typing import Annotated, Self
+
+from pydantic import Field, model_validator
 
 from codec.config import Config
 from codec.models.causal import CausalConfig
+from codec.training.losses import SCALES
+
+Count = Annotated[int, Field(ge=1)]
+Positive = Annotated[float, Field(gt=0)]
+Weight = Annotated[float, Field(ge=0)]
+Share = Annotated[float, Field(ge=0, le=1)]
 
 
 class DataConfig(Config):
     """Which audio a step sees."""
 
-    crop: float = 1.5
+    crop: Positive = 1.5
     """Seconds of each crop."""
-    batch: int = 12
-    balance: float = Field(0.7, ge=0, le=1)
+    batch: Count = 8
+    balance: Share = 0.7
     """Sets (first-level folders) are drawn in proportion to hours ** balance: 1 as they come, 0 all alike."""
     gain_db: tuple[float, float] = (-12.0, 6.0)
     """Range of the random gain, in dB; crops that would clip get less."""
     held_out: float = Field(0.02, gt=0, lt=1)
     """Share of the files kept for validation, when the data has no train and valid folders."""
-    fit_seconds: float = 2000.0
+    fit_seconds: Positive = 2000.0
     """Audio for the closed-form start."""
 
 
 class LossConfig(Config):
     """Weight of every loss by name; 0 switches one off."""
 
-    mel: float = 1.0
-    phase: float = 1.0
-    commitment: float = 1.0
-    codebook: float = 1.0
-    adversarial: float = 1.0
-    features: float = 2.0
+    mel: Weight = 1.0
+    phase: Weight = 1.0
+    commitment: Weight = 1.0
+    codebook: Weight = 1.0
+    adversarial: Weight = 1.0
+    features: Weight = 2.0
+
+    @model_validator(mode="after")
+    def check_something_trains(self) -> Self:
+        """There is a loss whether or not the discriminators have joined."""
+        if self.mel == self.phase == 0:
+            raise ValueError("mel and phase are both 0, so nothing makes the output like the input: raise one of them")
+        return self
 
 
 class OptimiserConfig(Config):
     """AdamW with warm-up and a cosine to `final` times the rate."""
 
-    rate: float = 1e-3
-    final: float = 0.02
-    warmup: int = 200
+    rate: Positive = 1e-3
+    final: Share = 0.02
+    warmup: Count = 200
     betas: tuple[float, float] = (0.8, 0.99)
-    decay: float = 0.01
-    clip: float = 1.0
+    decay: Weight = 0.01
+    clip: Positive = 1.0
     """Largest norm of the gradient of all weights."""
-    average: float = 0.999
+    average: Share = 0.999
     """Decay of the moving average of the weights, which is what is saved and validated."""
 
 
 class AdversaryConfig(Config):
     """The discriminators, and when they join."""
 
-    start: int | None = None
+    start: int | None = Field(None, ge=0)
     """Step at which they join; never when absent."""
-    rate: float = 5e-4
-    windows: tuple[int, ...] = (2048, 1024, 512)
-    channels: int = 16
+    rate: Positive = 5e-4
+    windows: tuple[Count, ...] = Field((2048, 1024, 512), min_length=1)
+    channels: Count = 16
+    crop: Positive = 0.75
+    """Seconds of each crop that they see; they cost more than everything else."""
 
 
 class TrainConfig(Config):
     """How long, how often, how exactly."""
 
-    steps: int = 20000
-    seed: int = 0
+    steps: Count = 20000
+    seed: int = Field(0, ge=0)
     precision: str = Field("auto", pattern="^(auto|float32|bfloat16)$")
     """Of the networks; codebooks, transforms and losses are always float32. "auto" is bfloat16 where it is fast."""
-    quantizer_dropout: float = Field(0.5, ge=0, le=1)
+    quantizer_dropout: Share = 0.5
     """Share of the items that train with a random number of books."""
-    log_every: int = 50
-    validate_every: int = 1000
-    save_every: int = 500
+    log_every: Count = 50
+    validate_every: Count = 1000
+    save_every: Count = 500
 
 
 class Recipe(Config):
@@ -83,3 +100,18 @@ class Recipe(Config):
     optimiser: OptimiserConfig = OptimiserConfig()
     adversary: AdversaryConfig = AdversaryConfig()
     train: TrainConfig = TrainConfig()
+
+    @model_validator(mode="after")
+    def check_crops(self) -> Self:
+        """Crops hold more than half of the longest window, which is mirrored at their ends."""
+        windows = {"data": max(window for _, window in SCALES)}
+        if self.adversary.start is not None:
+            windows["adversary"] = max(self.adversary.windows)
+        for table, window in windows.items():
+            crop, shortest = getattr(self, table).crop, window / 2 / self.model.sample_rate
+            if round(crop * self.model.sample_rate) <= window // 2:
+                raise ValueError(
+                    f"{table}.crop = {crop} s is too short for windows of {window} samples at "
+                    f"{self.model.sample_rate} Hz: make it longer than {shortest:.3f} s"
+                )
+        return self

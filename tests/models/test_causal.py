@@ -1,0 +1,434 @@
+"""The causal family: laws of streaming and length, its transform, its closed-form start, its quantisers."""
+
+import math
+from itertools import accumulate, pairwise
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pydantic import ValidationError
+from torch import Tensor, nn
+
+from codec.errors import CodecError, ConfigError, UnknownModel, UsageError
+from codec.models import build
+from codec.models.causal import CausalCodec, CausalConfig, Lapped, compand, expand
+from codec.nn.streaming import State
+from tests.tiny import CONFIG, tiny_model
+
+HOP, RATE, BOOKS = CONFIG.hop, CONFIG.sample_rate, CONFIG.books
+
+
+def noise(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def lively_model() -> CausalCodec:
+    """A tiny model whose every weight matters: fresh networks are silent, and would hide what they do wrong."""
+    model = tiny_model()
+    for number, parameter in enumerate(model.parameters()):
+        nn.init.normal_(parameter, std=0.3, generator=torch.Generator().manual_seed(number))
+    return model
+
+
+MODEL = lively_model()
+AUDIO = 0.3 * noise(2, 1, 60 * HOP, seed=1)
+CODES = MODEL.encode(AUDIO)
+chunk_sizes = st.lists(st.integers(0, 12), min_size=1, max_size=5)
+"""In hops."""
+
+
+def cut(signal: Tensor, sizes: list[int]) -> list[Tensor]:
+    return [signal[..., begin:end] for begin, end in pairwise([0, *accumulate(sizes)])]
+
+
+def leaves(state: State) -> list[Tensor]:
+    return [state] if isinstance(state, Tensor) else [leaf for inner in state for leaf in leaves(inner)]
+
+
+def assert_same(actual: Tensor, expected: Tensor) -> None:
+    torch.testing.assert_close(actual, expected, rtol=1e-5, atol=1e-5)
+
+
+# streaming
+
+
+def test_the_model_under_test_is_lively() -> None:
+    """Every book and most codes are used, and the sound is not lost in what the networks add."""
+    for book in CODES.transpose(0, 1):
+        assert len(set(book.flatten().tolist())) > 5
+    assert 0.05 < MODEL.decode(CODES).std() < 5
+
+
+@settings(max_examples=25)
+@given(hops=chunk_sizes)
+def test_codes_do_not_depend_on_chunks(hops: list[int]) -> None:
+    state, made = MODEL.encoder_state(2), []
+    for chunk in cut(AUDIO, [size * HOP for size in hops]):
+        codes, state = MODEL.encode_step(chunk, state)
+        assert codes.shape == (2, BOOKS, chunk.shape[-1] // HOP)
+        made.append(codes)
+    assert torch.equal(torch.cat(made, dim=-1), CODES[..., : sum(hops)])
+
+
+@settings(max_examples=25)
+@given(frames=chunk_sizes)
+def test_audio_does_not_depend_on_chunks(frames: list[int]) -> None:
+    state, made = MODEL.decoder_state(2), []
+    for chunk in cut(CODES, frames):
+        audio, state = MODEL.decode_step(chunk, state)
+        assert audio.shape == (2, 1, chunk.shape[-1] * HOP)
+        made.append(audio)
+    assert_same(torch.cat(made, dim=-1)[..., HOP:], MODEL.decode(CODES[..., : sum(frames)]))
+
+
+@settings(max_examples=25)
+@given(hops=chunk_sizes)
+def test_two_interleaved_sessions_are_two_alone(hops: list[int]) -> None:
+    """Each with an encoder and a decoder, taking turns."""
+    coders = [MODEL.encoder_state(1), MODEL.encoder_state(1)]
+    decoders = [MODEL.decoder_state(1), MODEL.decoder_state(1)]
+    made: list[list[Tensor]] = [[], []]
+    for chunk in cut(AUDIO, [size * HOP for size in hops]):
+        for row in (0, 1):
+            codes, coders[row] = MODEL.encode_step(chunk[row : row + 1], coders[row])
+            audio, decoders[row] = MODEL.decode_step(codes, decoders[row])
+            made[row].append(audio)
+    for row in (0, 1):
+        alone = MODEL.decode(CODES[row : row + 1, :, : sum(hops)])
+        assert_same(torch.cat(made[row], dim=-1)[..., HOP:], alone)
+
+
+@settings(max_examples=25)
+@given(past=st.integers(0, 20))
+def test_the_future_never_changes_the_past(past: int) -> None:
+    audio, codes = AUDIO.clone(), CODES.clone()
+    audio[..., past * HOP :] = noise(2, 1, (60 - past) * HOP, seed=2)
+    codes[..., past:] = (codes[..., past:] + 7) % CONFIG.codebook_size
+    changed = MODEL.encode(audio)
+    assert torch.equal(changed[..., :past], CODES[..., :past])
+    assert not torch.equal(changed[..., past:], CODES[..., past:])
+    known = max(0, past - 1) * HOP  # the decoder is late by a hop
+    assert_same(MODEL.decode(codes)[..., :known], MODEL.decode(CODES)[..., :known])
+
+
+def test_state_is_a_value() -> None:
+    _, encoder = MODEL.encode_step(AUDIO[..., : 5 * HOP], MODEL.encoder_state(2))
+    _, decoder = MODEL.decode_step(CODES[..., :5], MODEL.decoder_state(2))
+    kept = [leaf.clone() for leaf in leaves((encoder, decoder))]
+    once = (MODEL.encode_step(AUDIO[..., 5 * HOP :], encoder), MODEL.decode_step(CODES[..., 5:], decoder))
+    twice = (MODEL.encode_step(AUDIO[..., 5 * HOP :], encoder), MODEL.decode_step(CODES[..., 5:], decoder))
+    assert all(torch.equal(one, other) for one, other in zip(leaves(once), leaves(twice), strict=True))
+    assert all(torch.equal(one, other) for one, other in zip(leaves((encoder, decoder)), kept, strict=True))
+
+
+def test_the_state_stays_small() -> None:
+    sizes = []
+    for hops in (5, 50):
+        _, encoder = MODEL.encode_step(AUDIO[..., : hops * HOP], MODEL.encoder_state(2))
+        _, decoder = MODEL.decode_step(CODES[..., :hops], MODEL.decoder_state(2))
+        sizes.append([leaf.numel() for leaf in leaves((encoder, decoder))])
+    assert sizes[0] == sizes[1]
+
+
+# lengths and batches
+
+
+@pytest.mark.parametrize("book_count", [None, 1])
+def test_every_length_is_exact(book_count: int | None) -> None:
+    for time in [*range(1, 3 * HOP + 1), 12_345, 54_321]:
+        codes = MODEL.encode(F.pad(AUDIO[:1], (0, 60_000))[..., :time], books=book_count)
+        assert codes.shape == (1, book_count or BOOKS, math.ceil(time / HOP) + 1)
+        assert MODEL.decode(codes, length=time).shape == (1, 1, time)
+        assert MODEL.decode(codes).shape[-1] == math.ceil(time / HOP) * HOP
+
+
+def test_the_end_is_coded_as_if_silence_followed() -> None:
+    audio = AUDIO[..., : 3 * HOP + 17]
+    assert torch.equal(MODEL.encode(audio), MODEL.encode(F.pad(audio, (0, 10 * HOP)))[..., :5])
+
+
+def test_a_padded_batch_is_its_items() -> None:
+    lengths = torch.tensor([1, HOP, 3 * HOP + 5, 7 * HOP - 1, 9 * HOP])
+    audio = 0.3 * noise(5, 1, 9 * HOP, seed=3)
+    padded = audio.clone()
+    for item, length in enumerate(lengths.tolist()):
+        padded[item, :, length:] = torch.nan  # whatever stands there
+    codes = MODEL.encode(padded, lengths=lengths)
+    assert codes.shape[-1] == 10
+    for item, length in enumerate(lengths.tolist()):
+        alone = MODEL.encode(audio[item : item + 1, :, :length])
+        frames = alone.shape[-1]
+        assert torch.equal(codes[item : item + 1, :, :frames], alone)
+        decoded = MODEL.decode(codes)[item, :, :length]
+        assert_same(decoded, MODEL.decode(alone, length=length)[0])
+
+
+# the lapped transform
+
+
+def test_the_transform_is_the_textbooks_double_sum() -> None:
+    """Princen, Johnson and Bradley 1987, with the sine window and orthonormal scale."""
+    hop, audio = 6, noise(1, 18).double().numpy()
+    spectrum, _ = Lapped(hop).analyse(torch.tensor(audio[:, hop:]).float(), torch.tensor(audio[:, :hop]).float())
+    assert spectrum.shape == (1, 2, 2 * hop)
+    for frame in range(2):
+        for k in range(hop):
+            cosine = sine = 0.0
+            for n in range(2 * hop):
+                windowed = audio[0, frame * hop + n] * math.sin(math.pi * (n + 0.5) / (2 * hop))
+                cosine += windowed * math.cos(math.pi / hop * (n + 0.5 + hop / 2) * (k + 0.5)) * math.sqrt(2 / hop)
+                sine += windowed * math.sin(math.pi / hop * (n + 0.5 + hop / 2) * (k + 0.5)) * math.sqrt(2 / hop)
+            assert spectrum[0, frame, k].item() == pytest.approx(cosine, abs=1e-5)
+            assert spectrum[0, frame, hop + k].item() == pytest.approx(sine, abs=1e-5)
+
+
+@pytest.mark.parametrize("hop", [4, 30, 480])
+def test_the_transform_reconstructs_and_keeps_the_energy(hop: int) -> None:
+    """Aliasing of neighbours cancels (TDAC), from the MDCT's half of the spectrum alone."""
+    lapped, audio, silence = Lapped(hop), noise(2, 8 * hop), torch.zeros(2, hop)
+    spectrum, _ = lapped.analyse(F.pad(audio, (0, hop)), silence)
+    bins = spectrum[..., :hop]
+    made, half = lapped.synthesise(bins, torch.zeros(2, 9, hop + 1, dtype=torch.complex64), silence)
+    assert_same(made[:, hop:], audio)
+    assert_same(made[:, :hop], silence)
+    assert half.shape == (2, hop)
+    assert bins.square().sum().item() == pytest.approx(audio.square().sum().item(), rel=1e-5)
+
+
+def test_complex_spectra_are_overlapped_exactly() -> None:
+    """A sine window before and after: its squares sum to one (Princen and Bradley's condition)."""
+    hop, audio = 30, noise(2, 240)
+    lapped = Lapped(hop)
+    frames = F.pad(audio, (hop, hop)).unfold(-1, 2 * hop, hop) * torch.sin(math.pi / 60 * (torch.arange(60) + 0.5))
+    spectrum = torch.fft.rfft(frames, norm="ortho")
+    made, _ = lapped.synthesise(torch.zeros(2, 9, hop), spectrum, torch.zeros(2, hop))
+    assert_same(made[:, hop:], audio)
+
+
+@pytest.mark.parametrize("exponent", [0.5, 0.7, 1.0])
+def test_expand_is_the_inverse_of_compand(exponent: float) -> None:
+    x = torch.cat([torch.linspace(-3, 3, 61), torch.logspace(-7, 0, 50), torch.zeros(1)])
+    torch.testing.assert_close(expand(compand(x, exponent), exponent), x, rtol=1e-3, atol=2e-6)
+    large = x[x.abs() > 0.01]
+    torch.testing.assert_close(compand(large, exponent), large.sign() * large.abs() ** exponent, rtol=0.03, atol=0.02)
+    slopes = torch.func.vmap(torch.func.grad(lambda v: compand(v, exponent)))(torch.linspace(1e-7, 1, 100))
+    assert slopes.max() <= exponent * 1e-4 ** (exponent - 1) * 1.001
+    assert slopes.min() > 0
+
+
+# the closed-form start
+
+
+def chord(seconds: float = 4.0) -> Tensor:
+    """Two rows of decaying harmonics [2, 1, time] that no book alone describes."""
+    time = torch.arange(int(seconds * RATE)) / RATE
+    rows = []
+    for seed in (0, 1):
+        tones = zip(noise(24, seed=seed).abs() * 300 + 80, noise(24, seed=seed + 2) * 3, strict=True)
+        sound = torch.stack([torch.sin(2 * math.pi * hertz * time + phase) for hertz, phase in tones]).sum(dim=0)
+        rows.append(sound * torch.exp(-2 * (time % 0.5)))
+    return 0.05 * torch.stack(rows)[:, None]
+
+
+def snr(decoded: Tensor, audio: Tensor) -> float:
+    """In dB."""
+    return 10 * math.log10(float(audio.square().sum() / (decoded - audio).square().sum()))
+
+
+def test_fit_makes_a_codec_that_every_book_improves() -> None:
+    torch.manual_seed(0)
+    model, audio = tiny_model(), chord()
+    model.fit(audio)
+    codes = model.encode(audio)
+    decibels = [snr(model.decode(codes[:, :books], length=audio.shape[-1]), audio) for books in (1, 2, 3)]
+    assert decibels[0] > 0.5
+    assert decibels[1] > decibels[0] + 1
+    assert decibels[2] > decibels[1] + 1
+
+
+def test_fit_finds_the_principal_axes() -> None:
+    """The encoder's linear part against a singular value decomposition; unit mean power; decoder axes invert it."""
+    torch.manual_seed(0)
+    model, audio = tiny_model(), chord(1.0)
+    model.fit(audio)
+    spectrum, _ = model.encoder.lapped.analyse(audio[:, 0], torch.zeros(2, HOP))
+    companded = compand(spectrum[..., :HOP], CONFIG.companding).flatten(0, 1)
+    _, strengths, axes = np.linalg.svd(companded.double().numpy(), full_matrices=False)
+    scale = np.sqrt((strengths[: CONFIG.dim] ** 2).sum() / companded.shape[0] / CONFIG.dim)
+    latents, _ = model.latents_step(audio, model.encoder_state(2))
+    assert latents.square().mean().item() == pytest.approx(1, rel=1e-3)
+    projection = model.encoder.axes @ model.decoder.axes  # [hop, hop]
+    np.testing.assert_allclose(projection.numpy(), axes[: CONFIG.dim].T @ axes[: CONFIG.dim], atol=1e-3)
+    np.testing.assert_allclose(model.encoder.axes.norm(dim=0).numpy(), 1 / scale, rtol=1e-3)
+    power = latents.square().mean(dim=(0, 2))
+    np.testing.assert_allclose(
+        power.detach().numpy(), strengths[: CONFIG.dim] ** 2 / len(companded) / scale**2, rtol=1e-2
+    )
+
+
+# training
+
+
+def test_the_training_pass_is_encode_and_decode() -> None:
+    audio = AUDIO[..., : 10 * HOP + 3]
+    trained = MODEL(audio)
+    assert trained.audio.shape == audio.shape
+    assert torch.equal(trained.quantized.codes, MODEL.encode(audio))
+    assert_same(trained.audio, MODEL.decode(trained.quantized.codes, length=audio.shape[-1]))
+    some = MODEL(audio, torch.tensor([1, 2]))
+    assert_same(some.audio[:1], MODEL.decode(MODEL.encode(audio[:1], books=1), length=audio.shape[-1]))
+    assert_same(some.audio[1:], MODEL.decode(MODEL.encode(audio[1:], books=2), length=audio.shape[-1]))
+
+
+def test_every_weight_gets_a_gradient() -> None:
+    model = lively_model()
+    trained = model(AUDIO)
+    (trained.audio.square().mean() + trained.quantized.commitment).backward()
+    silent = [name for name, weight in model.named_parameters() if weight.grad is None or not weight.grad.any()]
+    assert silent == []
+
+
+# sizes and names
+
+
+def test_the_default_model_is_small() -> None:
+    state = CausalCodec(CausalConfig()).state_dict()
+    assert sum(tensor.numel() for tensor in state.values()) <= 12e6  # codebooks and axes with it
+    assert {name for name in state if name.startswith("quantizer")} == {
+        f"quantizer.stages.{book}.{part}" for book in range(12) for part in ("codebook", "usage")
+    }
+
+
+# the choice of quantiser
+
+CHOICES: dict[str, dict[str, Any]] = {
+    "residual by gradient": {"learning": "gradient", "lookup": "cosine", "project": 4},
+    "vector": {"quantizer": "vector", "books": 1},
+    "vector, projected": {"quantizer": "vector", "books": 1, "project": 3, "lookup": "cosine"},
+    "mixture": {"quantizer": "mixture", "books": 1},
+    "scalar": {"quantizer": "scalar", "books": 1, "dim": 4, "levels": (5, 4, 3, 2), "codebook_size": 120},
+}
+
+
+def chosen(**settings: Any) -> CausalConfig:
+    return CausalConfig.from_data(CONFIG.model_dump() | settings)
+
+
+@pytest.mark.parametrize("settings", CHOICES.values(), ids=CHOICES)
+def test_every_quantiser_codes_and_trains(settings: dict[str, Any]) -> None:
+    torch.manual_seed(0)
+    model, audio = CausalCodec(chosen(**settings)), chord(1.0)
+    model.fit(audio)
+    codes = model.eval().encode(audio)
+    assert codes.shape[1] == model.config.books
+    assert 0 <= codes.min() <= codes.max() < model.config.codebook_size
+    assert len(set(codes.flatten().tolist())) > 5
+    assert model.decode(codes, length=audio.shape[-1]).shape == audio.shape
+    trained = model.train()(audio, torch.ones(2, dtype=torch.int64))
+    (trained.audio.square().mean() + trained.quantized.commitment + trained.quantized.codebook).backward()
+    assert all(parameter.grad is not None for parameter in model.quantizer.parameters())
+    gradient = model.encoder.narrow.bias.grad
+    assert gradient is not None
+    assert gradient.any()
+
+
+def test_the_plain_autoencoder_trains_and_says_why_it_cannot_code() -> None:
+    model, coder, audio = CausalCodec(chosen(quantizer="none", books=1)), tiny_model(), chord()
+    model.fit(audio)
+    coder.fit(audio)
+    assert snr(model(audio).audio.detach(), audio) > snr(coder(audio).audio.detach(), audio) + 1
+    with pytest.raises(UsageError, match="no codes"):
+        model.encode(audio)
+    with pytest.raises(UsageError, match="no codes"):
+        model.decode(torch.zeros(1, 1, 3, dtype=torch.int64))
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"quantizer": "vector"}, r'"vector" has one book: set books = 1, not 3'),
+        ({"quantizer": "mixture"}, r'"mixture" has one book'),
+        ({"quantizer": "none"}, r'"none" has one book'),
+        ({"quantizer": "scalar", "books": 1}, r"0 levels that make 1 codes do not fit dim 8 and codebook_size 20"),
+        ({"quantizer": "scalar", "books": 1, "dim": 2, "levels": (5, 5)}, r"make 25 codes .* codebook_size 20"),
+        ({"quantizer": "scalar", "books": 1, "levels": (5, 4)}, r"2 levels .* dim 8"),
+        (
+            {"quantizer": "scalar", "books": 1, "dim": 2, "levels": (20, 1)},
+            r"levels = \[20, 1\]: must be greater than or equal to 2",
+        ),
+        ({"levels": (5, 4)}, r'"residual" has no levels'),
+        ({"quantizer": "mixture", "books": 1, "project": 4}, r'not "mixture": leave them out'),
+        ({"project": 0}, "project = 0"),
+        ({"quantizer": "product"}, "quantizer"),
+    ],
+)
+def test_sizes_that_the_quantiser_has_not_are_refused(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        chosen(**settings)
+
+
+def test_a_wrong_choice_is_refused_from_python_too() -> None:
+    with pytest.raises(ValidationError, match="one book"):
+        CausalConfig(quantizer="vector")
+
+
+def test_a_configuration_from_before_the_choice_still_loads() -> None:
+    old = {
+        key: value
+        for key, value in CONFIG.model_dump().items()
+        if key in {"family", "sample_rate", "hop", "dim", "books", "codebook_size", "kernel", "expansion", "companding"}
+    }
+    assert CausalConfig.from_data(old).quantizer == "residual"
+
+
+def test_build_makes_the_family_and_knows_no_other() -> None:
+    model = build("causal", CONFIG.model_dump())
+    assert isinstance(model, CausalCodec)
+    assert model.config == CONFIG
+    with pytest.raises(UnknownModel, match="'casual'; the families are: causal"):
+        build("casual", {})
+
+
+# what users may ask
+
+
+@pytest.mark.parametrize("shape", [(100,), (1, 100), (1, 2, 100), (1, 1, 0), (1, 1, 1, 100)])
+def test_audio_of_another_shape_is_refused(shape: tuple[int, ...]) -> None:
+    with pytest.raises(UsageError, match=r"give \[batch, 1, time\]"):
+        MODEL.encode(torch.zeros(shape))
+
+
+@pytest.mark.parametrize("books", [-1, 0, 4])
+def test_books_the_model_has_not_are_refused(books: int) -> None:
+    with pytest.raises(UsageError, match=f"1 to 3 books, not {books}"):
+        MODEL.encode(AUDIO, books=books)
+
+
+@pytest.mark.parametrize(
+    ("codes", "message"),
+    [
+        (torch.zeros(1, 3, dtype=torch.int64), r"torch.int64 \[1, 3\]"),
+        (torch.zeros(1, 3, 4), r"torch.float32 \[1, 3, 4\]; give int64"),
+        (torch.zeros(1, 3, 4, dtype=torch.int32), "torch.int32"),
+        (torch.zeros(1, 4, 4, dtype=torch.int64), "1 to 3 books, not 4"),
+        (torch.zeros(1, 0, 4, dtype=torch.int64), "1 to 3 books, not 0"),
+        (torch.full((1, 3, 4), 20), "from 20 to 20; this model's run from 0 to 19"),
+        (torch.full((1, 3, 4), -1), "from -1 to -1"),
+    ],
+)
+def test_codes_the_model_cannot_have_made_are_refused(codes: Tensor, message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        MODEL.decode(codes)
+    with pytest.raises(CodecError, match=message):
+        MODEL.decode_step(codes, MODEL.decoder_state(1))
+
+
+def test_a_length_past_the_frames_is_refused() -> None:
+    assert MODEL.decode(CODES[..., :4], length=3 * HOP).shape[-1] == 3 * HOP
+    with pytest.raises(UsageError, match="4 frames hold at most 240 samples, not 241"):
+        MODEL.decode(CODES[..., :4], length=3 * HOP + 1)
+    assert MODEL.decode(CODES[..., :0]).shape == (2, 1, 0)

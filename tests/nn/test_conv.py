@@ -1,0 +1,99 @@
+"""Causal convolutions against torch's own with explicit padding, and against their definition in a loop."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from codec.nn.conv import CausalConv1d, CausalConvTranspose1d, ConvNeXtBlock, ResidualUnit, Snake
+
+GEOMETRIES = [(4, 1, 1, 1), (5, 2, 1, 1), (3, 3, 1, 1), (3, 1, 4, 3), (4, 2, 3, 1), (7, 4, 1, 3)]
+"""kernel, stride, dilation, groups"""
+
+
+def noise(*shape: int) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(1))
+
+
+def assert_same(actual: Tensor, expected: Tensor) -> None:
+    torch.testing.assert_close(actual, expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(("kernel", "stride", "dilation", "groups"), GEOMETRIES)
+def test_convolution_is_torchs_with_zeros_on_the_left(kernel: int, stride: int, dilation: int, groups: int) -> None:
+    layer = CausalConv1d(3, 6, kernel=kernel, stride=stride, dilation=dilation, groups=groups)
+    layer.bias = torch.nn.Parameter(noise(6))
+    x = noise(2, 3, 8 * stride)
+    padded = F.pad(x, ((kernel - 1) * dilation + 1 - stride, 0))
+    y = F.conv1d(padded, layer.weight, layer.bias, stride=stride, dilation=dilation, groups=groups)
+    assert y.shape == (2, 6, 8)
+    assert_same(layer(x), y)
+
+
+@pytest.mark.parametrize(("kernel", "stride", "dilation"), [(4, 1, 1), (5, 2, 1), (3, 2, 3)])
+def test_convolution_is_its_definition(kernel: int, stride: int, dilation: int) -> None:
+    """y[t] ends at input sample (t + 1) * stride, counted with the last tap."""
+    layer = CausalConv1d(2, 3, kernel=kernel, stride=stride, dilation=dilation)
+    x = noise(1, 2, 6 * stride)
+    expected = torch.zeros(1, 3, 6)
+    for frame in range(6):
+        for tap in range(kernel):
+            sample = (frame + 1) * stride - 1 - (kernel - 1 - tap) * dilation
+            if sample >= 0:
+                expected[0, :, frame] += layer.weight[:, :, tap].detach() @ x[0, :, sample]
+    assert_same(layer(x), expected)
+
+
+@pytest.mark.parametrize(("kernel", "stride"), [(4, 2), (2, 2), (7, 3), (9, 2)])
+def test_transposed_convolution_is_its_definition(kernel: int, stride: int) -> None:
+    """Every frame adds the kernel from sample t * stride on; what would come after the last frame is kept back."""
+    layer = CausalConvTranspose1d(2, 3, kernel=kernel, stride=stride)
+    torch.nn.init.normal_(layer.bias)
+    x = noise(1, 2, 6)
+    expected = torch.zeros(1, 3, 6 * stride) + layer.bias.detach()[:, None]
+    for frame in range(6):
+        for tap in range(kernel):
+            if frame * stride + tap < 6 * stride:
+                expected[0, :, frame * stride + tap] += x[0, :, frame] @ layer.weight[:, :, tap].detach()
+    assert_same(layer(x), expected)
+    assert_same(layer(x), F.conv_transpose1d(x, layer.weight, layer.bias, stride=stride)[..., : 6 * stride])
+
+
+def test_snake_is_its_formula() -> None:
+    layer = Snake(2)
+    layer.frequency.data = torch.tensor([[0.5], [2.0]])
+    x = noise(1, 2, 9)
+    for channel, frequency in enumerate((0.5, 2.0)):
+        expected = x[:, channel] + (1 - torch.cos(2 * frequency * x[:, channel])) / (
+            2 * frequency
+        )  # sin² by half angle
+        assert_same(layer(x)[:, channel], expected)
+
+
+def test_residual_unit_adds_to_its_input() -> None:
+    unit = ResidualUnit(4, kernel=3, dilation=2)
+    x = noise(2, 4, 9)
+    inner = F.conv1d(F.pad(unit.before(x), (4, 0)), unit.conv.weight, unit.conv.bias, dilation=2)
+    assert_same(unit(x), x + F.conv1d(unit.after(inner), unit.mix.weight, unit.mix.bias))
+    for parameter in unit.mix.parameters():
+        torch.nn.init.zeros_(parameter)
+    assert torch.equal(unit(x), x)
+
+
+def test_convnext_block_is_liu_et_als_figure_4() -> None:
+    """Depthwise, LayerNorm over channels, 1 x 1 up, GELU, 1 x 1 down, scaled, added: here all as convolutions."""
+    block = ConvNeXtBlock(4, kernel=5, expansion=3, scale=0.3)
+    x = noise(2, 4, 9)
+    y = F.conv1d(F.pad(x, (4, 0)), block.depthwise.weight, block.depthwise.bias, groups=4)
+    y = (y - y.mean(dim=1, keepdim=True)) / (y.var(dim=1, keepdim=True, unbiased=False) + block.norm.eps).sqrt()
+    y = F.conv1d(y, block.widen.weight[..., None], block.widen.bias)
+    y = F.conv1d(F.gelu(y, approximate="tanh"), block.narrow.weight[..., None], block.narrow.bias)
+    assert_same(block(x), x + 0.3 * y)
+
+
+@pytest.mark.parametrize("stride", [1, 4])
+def test_a_fresh_convolution_keeps_the_size_of_its_input(stride: int) -> None:
+    torch.manual_seed(0)
+    x = torch.randn(1, 64, 400)
+    assert 0.7 < CausalConv1d(64, 64, kernel=8, stride=stride)(x).std() < 1.3
+    assert 0.7 < CausalConvTranspose1d(64, 64, kernel=8, stride=stride)(x).std() < 1.3

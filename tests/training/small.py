@@ -1,0 +1,49 @@
+"""A training small enough for a test: a tiny model, short crops, and tones to learn from."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from codec.audio import Block, write_audio
+from codec.training.recipe import Recipe
+from tests.tiny import CONFIG
+
+TABLES: dict[str, dict[str, Any]] = {
+    "model": CONFIG.model_dump(),
+    "data": {"crop": 0.15, "batch": 3, "fit_seconds": 2.0},
+    "optimiser": {"warmup": 2},
+    "adversary": {"windows": [256, 128], "channels": 2, "crop": 0.1},
+    "train": {"steps": 6, "precision": "float32", "log_every": 1, "validate_every": 3, "save_every": 2},
+}
+
+
+def small_recipe(**tables: Mapping[str, Any]) -> Recipe:
+    """8 kHz, crops of 0.15 s, no discriminators; each table given is laid over the small one's."""
+    merged = {name: {**TABLES.get(name, {}), **tables.get(name, {})} for name in TABLES | tables}
+    return Recipe.from_data({"name": "small", **merged})
+
+
+def tones(seconds: float, rate: int, *, seed: int, channels: int = 1) -> Block:
+    """Three tones at rest and a little noise, [channels, time]."""
+    rng = np.random.default_rng(seed)
+    time = np.arange(round(seconds * rate)) / rate
+    wave = sum(0.2 * np.sin(2 * np.pi * (pitch * time + rng.random())) for pitch in rng.uniform(100, 1500, 3))
+    return (wave + rng.normal(0, 0.01, (channels, len(time)))).astype(np.float32)
+
+
+def batch(seed: int = 0, items: int = 3, time: int = 1200) -> Tensor:
+    """Tones [items, 1, time] at 8 kHz."""
+    return torch.from_numpy(np.stack([tones(time / 8000, 8000, seed=100 * seed + item) for item in range(items)]))
+
+
+def write_recordings(folder: Path) -> Path:
+    """Three recordings of different rates, formats and channels, 0.5 s each; one of them is held out."""
+    for name, rate, channels in (("a.wav", 8000, 1), ("b/c.flac", 16000, 2), ("b/d.aiff", 11025, 1)):
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_audio(path, tones(0.5, rate, seed=rate, channels=channels), rate)
+    return folder

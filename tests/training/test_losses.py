@@ -1,0 +1,118 @@
+"""training/losses.py: the spectral distances against the measures of metrics.py, the adversarial ones by hand."""
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from codec import metrics
+from codec.training.losses import SCALES, SpectralLoss, discriminator_loss, feature_loss, generator_loss
+from tests.training.small import batch
+
+
+@pytest.fixture(scope="module")
+def spectral() -> SpectralLoss:
+    return SpectralLoss(8000)
+
+
+def noisy(audio: Tensor, level: float) -> Tensor:
+    return audio + level * torch.randn(audio.shape, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.mark.parametrize("rate", [8000, 24000])
+def test_mel_is_the_measure_of_that_name(rate: int) -> None:
+    audio = batch(items=2, time=3000)
+    decoded = noisy(audio, 0.05)
+    expected = [
+        metrics.mel_dac(theirs.numpy()[0], ours.numpy()[0], rate=rate)
+        for ours, theirs in zip(decoded, audio, strict=True)
+    ]
+    assert float(SpectralLoss(rate)(decoded, audio).mel) == pytest.approx(np.mean(expected), rel=1e-4)
+
+
+def test_equal_signals_have_no_distance(spectral: SpectralLoss) -> None:
+    audio = batch()
+    mel, phase = spectral(audio, audio)
+    assert mel == 0
+    assert phase < 1e-3
+
+
+def test_phase_hears_what_mel_does_not(spectral: SpectralLoss) -> None:
+    audio = batch()
+    mel, phase = spectral(-audio, audio)
+    assert mel == 0
+    assert phase == pytest.approx(2, rel=0.02)  # |S - (-S)| / |S|
+    # a spectrum of other phases is in the mean (4 / pi) |S| away
+    noise = torch.randn(2, 4, 1, 8000, generator=torch.Generator().manual_seed(0))
+    unrelated = spectral(noise[0], noise[1]).phase
+    assert 1.1 < unrelated < 1.5
+
+
+def test_phase_means_the_same_at_any_level(spectral: SpectralLoss) -> None:
+    audio = batch()
+    decoded = noisy(audio, 0.02)
+    loud, quiet = (spectral(gain * decoded, gain * audio).phase for gain in (1.0, 0.1))
+    assert quiet == pytest.approx(float(loud), rel=0.05)
+    assert spectral(noisy(audio, 0.04), audio).phase > loud
+
+
+def test_halves_of_the_scales_average_to_the_whole() -> None:
+    audio = batch()
+    decoded = noisy(audio, 0.05)
+    spectral = SpectralLoss(8000, SCALES[1:])  # six, so that the halves are equal
+    whole = spectral(decoded, audio)
+    even, odd = (spectral(decoded, audio, slice(first, None, 2)) for first in (0, 1))
+    for one, other, both in zip(even, odd, whole, strict=True):
+        assert not one.isclose(other, rtol=1e-3)
+        assert float((one + other) / 2) == pytest.approx(float(both), rel=1e-5)
+
+
+def test_a_part_stands_for_all_scales(spectral: SpectralLoss) -> None:
+    audio = batch()
+    decoded = noisy(audio, 0.05)
+    alone = [SpectralLoss(8000, [scale])(decoded, audio) for scale in SCALES]
+    for part in (slice(0, None, 2), slice(1, None, 2), slice(None)):
+        mel, phase = spectral(decoded, audio, part)
+        assert float(mel) == pytest.approx(7 * np.mean([float(one.mel) for one in alone[part]]), rel=1e-5)
+        heard = [float(one.phase) for one, (_, window) in zip(alone, SCALES, strict=True) if window >= 256]
+        assert len(heard) == 4
+    assert float(phase) == pytest.approx(np.mean(heard), rel=1e-5)
+
+
+def test_gradients_are_finite_where_all_is_silent(spectral: SpectralLoss) -> None:
+    decoded = torch.zeros(1, 1, 1200, requires_grad=True)
+    torch.stack(spectral(decoded, torch.zeros(1, 1, 1200))).sum().backward()  # type: ignore[no-untyped-call]
+    assert decoded.grad is not None
+    assert decoded.grad.isfinite().all()
+
+
+REAL = [torch.tensor([[2.0, 0.5]]), torch.tensor([[-1.0, 1.0, 0.0]])]
+FAKE = [torch.tensor([[-2.0, 0.5]]), torch.tensor([[0.0, 3.0, -1.0]])]
+
+
+def test_hinge_losses_by_hand() -> None:
+    # real: (0 + 0.5) / 2, (2 + 0 + 1) / 3; fake: (0 + 1.5) / 2, (1 + 4 + 0) / 3
+    assert float(discriminator_loss(REAL, FAKE)) == pytest.approx(((0.25 + 0.75) + (1 + 5 / 3)) / 2)
+    # (3 + 0.5) / 2, (1 + 0 + 2) / 3
+    assert float(generator_loss(FAKE)) == pytest.approx((1.75 + 1) / 2)
+
+
+def test_hinge_losses_end_where_the_discriminator_is_sure() -> None:
+    assert discriminator_loss([torch.tensor([1.0])], [torch.tensor([-1.0])]) == 0
+    assert generator_loss([torch.tensor([1.0])]) == 0
+
+
+def test_feature_loss_by_hand() -> None:
+    real = [[torch.tensor([1.0, -3.0])], [torch.tensor([4.0]), torch.tensor([0.5])]]
+    fake = [[torch.tensor([2.0, -3.0])], [torch.tensor([4.0]), torch.tensor([-0.5])]]
+    # layer means of |difference| 0.5, 0, 1 over those of |real| 2, 4, 0.5
+    assert float(feature_loss(real, fake)) == pytest.approx((0.25 + 0 + 2) / 3, rel=1e-3)
+
+
+def test_feature_loss_moves_the_fake_side_only() -> None:
+    real = torch.ones(3, requires_grad=True)
+    fake = torch.zeros(3, requires_grad=True)
+    feature_loss([[real]], [[fake]]).backward()  # type: ignore[no-untyped-call]
+    assert real.grad is None
+    assert fake.grad is not None
+    assert (fake.grad < 0).all()

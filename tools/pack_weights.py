@@ -1,0 +1,39 @@
+"""Pack a trained model for shipping: half precision, with the recipe, the step and the numbers that made it.
+
+    python tools/pack_weights.py runs/general codec/weights/general-24k.safetensors --numbers evaluation.json
+
+`evaluation.json` is what `codec evaluate --json` wrote for this run's model on data it was not trained on.
+"""
+
+import argparse
+import json
+from pathlib import Path
+
+import torch
+
+from codec.checkpoint import read_card, save_model
+from codec.hub import find, load
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("run", help="a training run's folder, or a model file")
+    parser.add_argument("target", type=Path, help="the file to ship")
+    parser.add_argument("--numbers", type=Path, help="JSON of codec evaluate")
+    arguments = parser.parse_args()
+
+    training = dict(read_card(find(arguments.run)).training)
+    training["data"] = Path(training["data"]).name  # where it lay on the machine that trained is nobody's concern
+    if arguments.numbers:
+        rows = json.loads(arguments.numbers.read_text())["rows"]
+        training["numbers"] = [
+            {"domain": row["name"], "books": row["books"], **row["measures"]}
+            for row in rows
+            if row["group"] == "domain"
+        ]
+    save_model(arguments.target, load(arguments.run), training=training, dtype=torch.float16)
+    print(f"{arguments.target}: {arguments.target.stat().st_size / 1e6:.1f} MB")
+
+
+if __name__ == "__main__":
+    main()
