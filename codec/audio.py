@@ -100,7 +100,7 @@ class AudioReader:
             except soundfile.LibsndfileError as error:
                 raise UnsupportedAudio(
                     f"{self.label} cannot be decoded past {self._seen / self.rate:.3f} s "
-                    f"({error.error_string.rstrip('.')}): repair it or convert it to WAV"
+                    f"({error.error_string.removeprefix('Error : ').rstrip('.')}): repair it or convert it to WAV"
                 ) from error
             if read == 0:
                 break
@@ -347,10 +347,11 @@ def atomic_output(path: str | Path, *, force: bool = False) -> Iterator[BinaryIO
     """
     label = "standard output" if str(path) == "-" else str(path)
     streamed = str(path) == "-" or _is_device(path)
-    if not streamed and Path(path).is_dir():
-        raise StorageError(f"{label} is a folder: name a file in it")
-    if not streamed and not force and Path(path).exists():
-        raise StorageError(f"{label} exists: pass --force to replace it")
+    with _storing(label):
+        if not streamed and Path(path).is_dir():
+            raise StorageError(f"{label} is a folder: name a file in it")
+        if not streamed and not force and Path(path).exists():
+            raise StorageError(f"{label} exists: pass --force to replace it")
     target = Path(os.path.realpath(path))  # a link stays a link
     part = Path(tempfile.gettempdir() if streamed else target.parent) / f".codec-{secrets.token_hex(8)}.part"
     with _storing(label):

@@ -11,6 +11,7 @@ import pickle
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from textwrap import shorten
 from typing import TYPE_CHECKING, Any
 
 from codec.errors import ConfigError, InputNotFound, UnknownModel, UsageError
@@ -129,8 +130,8 @@ def read_card(path: str | Path) -> ModelCard:
 def load_model(path: str | Path, device: "str | torch.device" = "cpu") -> "Codec":
     """Build the model a file describes, ready for use: its weights in float32, in evaluation mode.
 
-    `device` "auto" is a GPU where there is one. Raises as `read_card`, ConfigError where the configuration does not fit
-    the family, UsageError where the device cannot be used.
+    `device` "auto" is a GPU where there is one. Raises as `read_card`, UnknownModel also where configuration and
+    weights do not make a model, UsageError where the device cannot be used.
     """
     import torch
     from safetensors.torch import load_file
@@ -138,13 +139,17 @@ def load_model(path: str | Path, device: "str | torch.device" = "cpu") -> "Codec
     from codec import models
 
     card = read_card(path)
-    model = models.build(card.family, card.config)
     tensors = load_file(path)
+    if not all(tensor.isfinite().all() for tensor in tensors.values()):
+        raise UnknownModel(f"{path} has weights that are not finite: fetch or train it again")
     try:
+        model = models.build(card.family, card.config)
         model.load_state_dict({name: t.float() if t.is_floating_point() else t for name, t in tensors.items()})
-    except RuntimeError as error:
-        problem = " ".join(str(error).split())
+    except (ConfigError, RuntimeError) as error:  # RuntimeError also for more memory than there is
+        problem = shorten(str(error), 300)
         raise UnknownModel(f"{path}: its weights do not fit its configuration ({problem})") from error
+    if model.frame_math != card.frame_math:
+        raise UnknownModel(f"{path} contradicts itself about its frames: fetch or train it again")
     model.name = card.name
     model.weights_hash = card.weights_hash
     if device == "auto":

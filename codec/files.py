@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from multiprocessing import get_context
@@ -103,7 +104,7 @@ def compress(
     Raises UsageError, InputNotFound, UnsupportedAudio, UnknownModel, StorageError.
     """
     began = perf_counter()
-    with audio.open_reader(source) as reader, audio.atomic_output(target, force=force) as file:
+    with audio.open_reader(source) as reader, audio.atomic_output(_apart(source, target), force=force) as file:
         if reader.rate > bitstream.MAX_RATE:
             raise UnsupportedAudio(
                 f"{reader.label} has {reader.rate} samples a second: resample it to {bitstream.MAX_RATE} Hz or less"
@@ -164,6 +165,7 @@ def decompress(
         time = resampled_length(header.time, header.source_rate, rate)
         codec = _model_of(reader, model, device)
         damage = None
+        target = _apart(source, target)
         with audio.open_writer(target, rate=rate, channels=header.channels, force=force, time=time) as writer:
             left = time
             try:
@@ -242,6 +244,14 @@ def decompress_tree(
         jobs=jobs,
         progress=progress,
     )
+
+
+def _apart(source: str | Path, target: str | Path) -> str | Path:
+    """The target, which must not be the source: nobody means to replace a recording by less than itself."""
+    with suppress(OSError):  # one of the two does not exist
+        if "-" not in (str(source), str(target)) and Path(source).samefile(target):
+            raise UsageError(f"{source} and {target} are the same file: name another output")
+    return target
 
 
 def _model(model: Model, device: str) -> Codec:
@@ -355,6 +365,8 @@ def _pairs(
 ) -> list[tuple[Path, Path]]:
     """Every file under `source` with one of the `suffixes`, and its mirror under `target` with `suffix`."""
     source = Path(source)
+    if str(target) == "-":
+        raise UsageError(f"{source} is a folder, and standard output takes one file: name a folder for its files")
     target = source if target is None else Path(target)
     if not source.is_dir():
         raise InputNotFound(f"{source} is no folder: check the name")
@@ -425,6 +437,10 @@ def _outcomes(
 def _attempt(work: Callable[[Path, Path], Report], source: Path, target: Path) -> Outcome:
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as failure:
+        text = f"{target.parent} cannot be made ({failure.strerror}): check the permissions or write elsewhere"
+        return Outcome(source, target, error=StorageError(text))
+    try:
         return Outcome(source, target, report=work(source, target))
     except CodecError as error:
         return Outcome(source, target, error=error)

@@ -34,6 +34,7 @@ class StreamEncoder:
     """
 
     def __init__(self, model: Codec, *, books: int | None = None, batch: int = 1) -> None:
+        _must_be_at_least("batch", batch, 1)
         self.books = model.check_books(books)
         self.time = 0
         self.frames = 0
@@ -80,10 +81,13 @@ class StreamDecoder:
     """Turns codes that come in pieces into audio. `time` counts the samples given out.
 
     `length` is the signal's length in samples where it is known: nothing after it is given out. Without it the audio
-    goes on to the end of the last frame. `batch` is the number of signals side by side.
+    goes on to the end of the last frame. `batch` is the number of signals side by side. Raises UsageError for a length
+    below 0.
     """
 
     def __init__(self, model: Codec, *, batch: int = 1, length: int | None = None) -> None:
+        _must_be_at_least("batch", batch, 1)
+        _must_be_at_least("length", length or 0, 0)
         self.time = 0
         self._model = model
         self._open = True
@@ -99,7 +103,7 @@ class StreamDecoder:
         """
         _must_be_open(self._open)
         codes = torch.as_tensor(codes, device=self._model.device)
-        if len(codes) != self._batch:
+        if codes.ndim != 3 or len(codes) != self._batch:
             raise UsageError(f"codes are {list(codes.shape)}: this session takes [{self._batch}, books, frames]")
         if not codes.shape[-1]:
             self._model.check_codes(codes)
@@ -123,6 +127,11 @@ class StreamDecoder:
             raise UsageError(f"the frames hold {self.time} samples, not {self._length}: push those that are missing")
         self._open = False
         return torch.zeros(self._batch, 1, 0, device=self._model.device)
+
+
+def _must_be_at_least(name: str, value: int, least: int) -> None:
+    if value < least:
+        raise UsageError(f"{name} is {value}: it must be at least {least}")
 
 
 def _must_be_open(is_open: bool) -> None:

@@ -178,6 +178,30 @@ def test_a_target_that_exists_is_kept(tmp_path: Path) -> None:
     decompress(target, source, model=MODEL, force=True)
 
 
+def test_a_file_is_not_replaced_by_itself(tmp_path: Path) -> None:
+    source = tones(tmp_path / "a.wav")
+    before = source.read_bytes()
+    link = tmp_path / "link.codec"
+    link.symlink_to(source)
+    for target in (source, link):
+        with pytest.raises(UsageError, match="the same file"):
+            compress(source, target, model=MODEL, force=True)
+    assert source.read_bytes() == before
+    compressed = tmp_path / "b.wav"
+    compress(source, compressed, model=MODEL)
+    with pytest.raises(UsageError, match="the same file"):
+        decompress(compressed, compressed, model=MODEL, force=True)
+
+
+def test_a_folder_that_cannot_be_made_is_told(tmp_path: Path, model_file: Path) -> None:
+    tones(tmp_path / "in" / "sub" / "a.wav")
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "sub").write_bytes(b"a file stands here")
+    (outcome,) = compress_tree(tmp_path / "in", tmp_path / "out", model=model_file)
+    assert isinstance(outcome.error, StorageError)
+    assert "cannot be made" in str(outcome.error)
+
+
 def test_nothing_is_left_of_a_file_that_fails(tmp_path: Path) -> None:
     soundfile.write(tmp_path / "nan.wav", np.array([0.0] * 70000 + [np.nan]), 8000, subtype="FLOAT")
     (tmp_path / "text.wav").write_text("no audio")
@@ -382,6 +406,8 @@ def test_what_is_wrong_for_a_whole_folder(tmp_path: Path, model_file: Path, tree
     compress(source, tmp_path / "a.codec", model=model_file)
     with pytest.raises(StorageError, match="is a file"):
         tree(tmp_path, source, model=model_file)
+    with pytest.raises(UsageError, match="takes one file"):
+        tree(tmp_path, "-", model=model_file)
     with pytest.raises(UnknownModel):
         tree(tmp_path, model="no-such-model")
     with pytest.raises(UsageError, match="0 jobs"):

@@ -164,7 +164,7 @@ def test_audio_of_another_kind(audio: Tensor) -> None:
         StreamEncoder(MODEL).push(audio)
 
 
-@pytest.mark.parametrize("shape", [(1, 9), (1, 3, 9), (1, 3, 0), (1, 0, 9), (2, 2, 9)])
+@pytest.mark.parametrize("shape", [(), (1, 9), (1, 3, 9), (1, 3, 0), (1, 0, 9), (2, 2, 9)])
 def test_codes_of_another_kind(shape: tuple[int, ...]) -> None:
     with pytest.raises(UsageError, match=r"codes are|books, not"):
         StreamDecoder(MODEL).push(torch.zeros(shape, dtype=torch.int64))
@@ -183,6 +183,15 @@ def test_flushed_sessions_are_closed() -> None:
     for call in calls:
         with pytest.raises(UsageError, match="flushed"):
             call()
+
+
+@pytest.mark.parametrize("wrong", [{"batch": 0}, {"batch": -1}, {"length": -1}])
+def test_sizes_that_cannot_be(wrong: dict[str, int]) -> None:
+    with pytest.raises(UsageError, match="must be at least"):
+        StreamDecoder(MODEL, **wrong)
+    if "batch" in wrong:
+        with pytest.raises(UsageError, match="must be at least"):
+            StreamEncoder(MODEL, **wrong)
 
 
 def test_missing_frames_are_told() -> None:

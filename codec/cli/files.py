@@ -11,12 +11,21 @@ import typer
 
 from codec import hub
 from codec.cli.options import DeviceOption, ForceOption, JobsOption, ModelOption, one_line, progress_bar, say
-from codec.errors import UsageError
+from codec.errors import StorageError, UsageError
 
 if TYPE_CHECKING:
     from codec.files import Outcome, Report
 
-Input = Annotated[str, typer.Argument(metavar="INPUT", help="A file, a folder, or - for standard input.")]
+
+def _named(source: str) -> str:
+    if not source:  # it would be this folder, with all that is in it
+        raise UsageError("INPUT is an empty name: name a file, a folder (. is this one), or -")
+    return source
+
+
+Input = Annotated[
+    str, typer.Argument(metavar="INPUT", help="A file, a folder, or - for standard input.", callback=_named)
+]
 Output = Annotated[
     str | None,
     typer.Argument(metavar="OUTPUT", help="A file, a folder, or - for standard output.", show_default="beside INPUT"),
@@ -103,8 +112,10 @@ def info(
     if as_json:
         typer.echo(json.dumps(facts, indent=2))
     else:
-        for name, value in _flat(facts):
-            typer.echo(f"{name:<24}{value:.10g}" if isinstance(value, float) else f"{name:<24}{value}")
+        rows = list(_flat(facts))
+        width = max(len(name) for name, _ in rows) + 2
+        for name, value in rows:
+            typer.echo(f"{name:<{width}}{value:.10g}" if isinstance(value, float) else f"{name:<{width}}{value}")
 
 
 def sample(
@@ -151,11 +162,15 @@ def _target(source: str, output: str | None, suffix: str) -> str:
         output = "-" if source == "-" else str(Path(source).with_suffix(suffix))
     elif Path(output).is_dir() and source != "-":
         output = str(Path(output, Path(source).name).with_suffix(suffix))
+    elif output.endswith("/"):
+        raise StorageError(f"{output} is no folder: create it first, or leave the / out to name a file")
     _check_sink(output)
     return output
 
 
 def _check_sink(output: str) -> None:
+    if output == "-" and sys.stdout is None:
+        raise UsageError("standard output is closed: name an OUTPUT file, or send the data on with > or |")
     if output == "-" and sys.stdout.isatty():
         raise UsageError("standard output is a terminal: name an OUTPUT file, or send the data on with > or |")
 

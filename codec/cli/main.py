@@ -1,5 +1,7 @@
 """The `codec` command: its groups put together, and how errors end it."""
 
+import io
+import signal
 import sys
 from collections.abc import Sequence
 from typing import Annotated
@@ -9,7 +11,7 @@ import typer
 from codec import __version__
 from codec.cli import files, models, train
 from codec.cli.options import one_line, say
-from codec.errors import CodecError
+from codec.errors import CodecError, StorageError
 
 app = typer.Typer(
     help="Compress recordings to tokens with a neural audio codec, and restore them.",
@@ -47,12 +49,27 @@ def _options(
 def run(arguments: Sequence[str] | None = None) -> None:
     """Run the command line; ends in SystemExit.
 
-    Exit status: 0 done, 1 some files of a folder failed, 130 interrupted, else that of the error (`codec.errors`).
-    Typer sees to interrupts; who closes our output has what they want, so that ends quietly.
+    Exit status: 0 done, 1 some files of a folder failed, 130 interrupted, 143 or 129 ended by SIGTERM or SIGHUP, else
+    that of the error (`codec.errors`). Typer sees to interrupts; who closes our output has what they want, so that ends
+    quietly.
     """
+    _prepare()
     try:
         app(arguments, prog_name="codec")
     except CodecError as error:
         if not isinstance(error.__cause__, BrokenPipeError):
             say(f"codec: {one_line(error)}")
         sys.exit(error.exit_code)
+    except OSError as error:  # where no file of ours is to blame: a full standard output, a name that is too long
+        say(f"codec: {one_line(error)}: check the path, its permissions and the space on the disk")
+        sys.exit(StorageError.exit_code)
+
+
+def _prepare() -> None:
+    """Meet what the caller left us: signals that would kill us before we clean up, standard streams that are closed."""
+    for number in (signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM)):
+        if signal.getsignal(number) is signal.SIG_DFL:  # nohup has it ignored
+            signal.signal(number, lambda number, _: sys.exit(128 + number))
+    for name in ("stdin", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, io.TextIOWrapper(io.BytesIO()))

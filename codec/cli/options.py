@@ -2,7 +2,7 @@
 
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Annotated, Literal
 
 import typer
@@ -19,7 +19,8 @@ ForceOption = Annotated[bool, typer.Option("--force", "-f", help="Replace output
 
 def say(message: str) -> None:
     """One line for the user, on standard error."""
-    sys.stderr.write(f"{message}\n")
+    with suppress(OSError):  # nobody to tell: that undoes nothing of what was done
+        sys.stderr.write(f"{message}\n")
 
 
 @contextmanager

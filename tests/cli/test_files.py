@@ -93,6 +93,38 @@ def test_into_a_folder(cli: Cli, recording: Path) -> None:
     assert Path("there/in.codec").is_file()
 
 
+def test_names_that_cannot_be_meant(cli: Cli, recording: Path) -> None:
+    before = recording.read_bytes()
+    Path("link.codec").symlink_to(recording)
+    for arguments, code, says in (
+        (["encode", ""], 2, "empty name"),
+        (["encode", recording, "new/"], 8, "new/ is no folder"),
+        (["encode", ".", "-"], 2, "takes one file"),
+        (["encode", recording, recording, "--force"], 2, "the same file"),
+        (["encode", recording, "link.codec", "--force"], 2, "the same file"),
+        (["encode", "a" * 300 + ".wav"], 8, "too long"),
+        (["encode", recording, "a" * 300 + ".codec"], 8, "too long"),
+        (["encode", recording, "--model", "a" * 300], 8, "too long"),
+    ):
+        result = cli(*arguments)
+        assert (result.code, result.err.count("\n")) == (code, 1)
+        assert says in result.err
+    assert recording.read_bytes() == before
+    assert sorted(path.name for path in Path.cwd().iterdir()) == ["in.wav", "link.codec"]
+
+
+def test_closed_standard_streams(cli: Cli, recording: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stdin", None)
+    result = cli("encode", "-", "a.codec")
+    assert (result.code, result.err.count("\n")) == (4, 1)
+    with monkeypatch.context() as context:
+        context.setattr(sys, "stdout", None)
+        assert cli("encode", recording, "-").code == 2
+    with monkeypatch.context() as context:
+        context.setattr(sys, "stderr", None)
+        assert cli("encode", recording).code == 0
+
+
 def test_standard_input_and_output(cli: Cli, recording: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     cli("encode", recording, "file.codec")
     with recording.open("rb") as stream:
@@ -188,7 +220,9 @@ def test_info_of_a_model(cli: Cli) -> None:
     facts = json.loads(cli("info", "general-24k", "--json").out)
     assert (facts["family"], facts["frame_math"]["books"], facts["training"]) == ("causal", 3, {"step": 3})
     save_model("a.safetensors", tiny_model(), training={})
-    assert "frame_math.books        3\n" in cli("info", "a.safetensors").out.decode()
+    assert "frame_math.books          3\n" in cli("info", "a.safetensors").out.decode()
+    save_model("a.safetensors", tiny_model(), training={"a_name_past_the_column": 1})
+    assert "training.a_name_past_the_column  1\n" in cli("info", "a.safetensors").out.decode()
 
 
 def test_info_of_something_else(cli: Cli, recording: Path) -> None:

@@ -1,7 +1,9 @@
 """main.py: the options are a promise, and errors are one line and a status."""
 
+import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import typer.main
@@ -69,6 +71,29 @@ def test_an_interrupt_is_quiet(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> Non
 
     monkeypatch.setattr("codec.hub.shipped", interrupt)
     assert (cli("models").code, cli("models").err) == (130, "")
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+def test_a_full_standard_output_is_one_line() -> None:
+    code = "from codec.cli.main import run; run(['models', '--json'])"
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run([sys.executable, "-c", code], stdout=full, stderr=subprocess.PIPE, check=False)
+    assert (done.returncode, done.stderr.count(b"\n")) == (8, 1)
+    assert b"No space left" in done.stderr
+
+
+def test_told_to_end_leaves_nothing(tmp_path: Path) -> None:
+    code = """
+import os, signal, sys
+from codec import sample
+from codec.cli.main import run
+sample.synthesize = lambda: os.kill(os.getpid(), signal.SIGTERM)
+run(["sample", "a.wav"])
+"""
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, check=False)
+    assert (done.returncode, done.stderr) == (143, b"")
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("arguments", [["--help"], ["models", "--json"]])

@@ -31,8 +31,10 @@ def tones(seconds: float, rate: int, *, seed: int, channels: int = 1) -> Block:
     """Three tones at rest and a little noise, [channels, time]."""
     rng = np.random.default_rng(seed)
     time = np.arange(round(seconds * rate)) / rate
-    wave = sum(0.2 * np.sin(2 * np.pi * (pitch * time + rng.random())) for pitch in rng.uniform(100, 1500, 3))
-    return (wave + rng.normal(0, 0.01, (channels, len(time)))).astype(np.float32)
+    audio = rng.normal(0, 0.01, (channels, len(time)))
+    for pitch in rng.uniform(100, 1500, 3):
+        audio += 0.2 * np.sin(2 * np.pi * (pitch * time + rng.random()))
+    return audio.astype(np.float32)
 
 
 def batch(seed: int = 0, items: int = 3, time: int = 1200) -> Tensor:

@@ -1,5 +1,7 @@
 """training/discriminators.py"""
 
+from itertools import pairwise
+
 import pytest
 import torch
 
@@ -21,11 +23,11 @@ def test_one_score_map_per_window_and_five_inner_layers(judges: Discriminators) 
     for features in judged.features:
         bins = [layer.shape[3] for layer in features]
         assert bins[4] == bins[3]
-        assert all(after == (before + 1) // 2 for before, after in zip(bins[:3], bins[1:4], strict=True))
+        assert all(after == (before + 1) // 2 for before, after in pairwise(bins[:4]))
 
 
 def test_every_weight_learns(judges: Discriminators) -> None:
-    discriminator_loss(judges(batch(1)).scores, judges(batch(2)).scores).backward()  # type: ignore[no-untyped-call]
+    torch.stack([score.square().mean() for score in judges(batch()).scores]).sum().backward()  # type: ignore[no-untyped-call]
     for name, weight in judges.named_parameters():
         assert weight.grad is not None, name
         assert weight.grad.abs().sum() > 0, name
@@ -59,6 +61,6 @@ def test_they_learn_to_tell_two_kinds_apart(judges: Discriminators) -> None:
         optimiser.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         optimiser.step()
-        losses.append(float(loss))
+        losses.append(loss.item())
     assert losses[0] == pytest.approx(2, abs=0.3)
     assert losses[-1] < 1

@@ -1,0 +1,507 @@
+"""training/codec_loop.py: the step is right, and a run can stop anywhere and go on as if it had not."""
+
+import copy
+import json
+import math
+import os
+import shutil
+import signal
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from codec import audio as audio_files
+from codec import hub
+from codec.audio import write_audio
+from codec.checkpoint import load_model, load_state, read_card
+from codec.cli.main import run
+from codec.errors import ConfigError, InputNotFound, StorageError
+from codec.nn.quantize import ResidualVQ
+from codec.training import codec_loop
+from codec.training.codec_loop import (
+    Players,
+    assemble,
+    autocast_dtype,
+    dropped_books,
+    judged_part,
+    prefetched,
+    schedule,
+    train,
+    train_step,
+)
+from codec.training.losses import Spectral, SpectralLoss, discriminator_loss
+from codec.training.recipe import Recipe
+from tests.training.small import batch, small_recipe, tones, write_recordings
+from tests.training.test_record import events, rows
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="module")
+def spectral() -> SpectralLoss:
+    return SpectralLoss(8000)
+
+
+@pytest.fixture(scope="module")
+def recordings(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_recordings(tmp_path_factory.mktemp("recordings"))
+
+
+def same(one: Any, other: Any) -> bool:
+    """Bit for bit, through dicts and lists."""
+    if isinstance(one, Tensor):
+        return one.dtype == other.dtype and torch.equal(one, other)
+    if isinstance(one, dict):
+        return one.keys() == other.keys() and all(same(one[key], other[key]) for key in one)
+    if isinstance(one, list | tuple):
+        return len(one) == len(other) and all(map(same, one, other))
+    return bool(one == other)
+
+
+def stepped(recipe: Recipe, spectral: SpectralLoss, *, steps: int = 1) -> tuple[Players, dict[str, Tensor]]:
+    """Players after some steps on tones, and the last step's losses."""
+    players = assemble(recipe, CPU)
+    losses: dict[str, Tensor] = {}
+    for step in range(steps):
+        losses = train_step(players, spectral, batch(step), step, recipe)
+    return players, losses
+
+
+# a step
+
+
+def test_a_few_steps_lower_the_loss(spectral: SpectralLoss) -> None:
+    recipe = small_recipe(optimiser={"rate": 5e-3}, train={"quantizer_dropout": 0.0, "steps": 30})
+    players = assemble(recipe, CPU)
+    audio = batch(7)
+    losses = [train_step(players, spectral, audio, step, recipe) for step in range(30)]
+    for name, most in (("mel", 0.6), ("phase", 0.6)):
+        first, last = (float(losses[step][name] + losses[step + 1][name]) for step in (0, 28))
+        assert last < most * first, name
+    assert {loss.requires_grad for loss in losses[0].values()} == {False}
+
+
+def test_the_losses_go_by_name(spectral: SpectralLoss) -> None:
+    alone = {"mel", "phase", "commitment", "codebook", "gradient", "perplexity"}
+    assert set(stepped(small_recipe(), spectral)[1]) == alone
+    both = alone | {"discriminator", "adversarial", "features"}
+    assert set(stepped(small_recipe(adversary={"start": 1}), spectral, steps=1)[1]) == alone
+    assert set(stepped(small_recipe(adversary={"start": 1}), spectral, steps=2)[1]) == both
+
+
+def test_discriminators_leave_the_generators_step_alone(spectral: SpectralLoss) -> None:
+    """With weight 0 for what they say, the model's steps are those it makes without them."""
+    without, _ = stepped(small_recipe(), spectral, steps=2)
+    silent = {"adversarial": 0.0, "features": 0.0}
+    beside, _ = stepped(small_recipe(losses=silent, adversary={"start": 0}), spectral, steps=2)
+    assert same(without.model.state_dict(), beside.model.state_dict())
+    assert same(without.optimiser.state_dict(), beside.optimiser.state_dict())
+    assert not same(without.judges.state_dict(), beside.judges.state_dict())
+
+
+def test_the_generators_losses_leave_the_discriminators_step_alone(spectral: SpectralLoss) -> None:
+    silent, loud = (
+        stepped(small_recipe(losses={"adversarial": w, "features": w}, adversary={"start": 0}), spectral)[0]
+        for w in (0.0, 100.0)
+    )
+    assert same(silent.judges.state_dict(), loud.judges.state_dict())
+    assert not same(silent.model.state_dict(), loud.model.state_dict())
+
+
+def test_the_discriminators_gradient_is_that_of_their_own_loss(spectral: SpectralLoss) -> None:
+    recipe = small_recipe(adversary={"start": 0}, optimiser={"clip": 1e9}, train={"quantizer_dropout": 0.0})
+    players = assemble(recipe, CPU)
+    judges, audio = copy.deepcopy(players.judges), batch()
+    decoded = players.model(audio).audio.detach()
+    players = assemble(recipe, CPU)
+    train_step(players, spectral, audio, 0, recipe)
+    part = slice(*judged_part(audio.shape[-1], 0, recipe))
+    loss = discriminator_loss(judges(audio[..., part]).scores, judges(decoded[..., part]).scores)
+    loss.backward()  # type: ignore[no-untyped-call]
+    for (name, ours), theirs in zip(players.judges.named_parameters(), judges.parameters(), strict=True):
+        assert ours.grad is not None
+        assert theirs.grad is not None
+        assert torch.allclose(ours.grad, theirs.grad, atol=1e-7), name
+
+
+@pytest.mark.parametrize("name", ["mel", "phase", "commitment", "codebook", "adversarial", "features"])
+def test_every_weight_counts_in_proportion(name: str, spectral: SpectralLoss) -> None:
+    """Over unclipped gradients: none of a loss at weight 0, twice as much at 2 as at 1."""
+    gradients = []
+    for weight in (0.0, 1.0, 2.0):
+        recipe = small_recipe(
+            model={"learning": "gradient"},
+            losses={name: weight},
+            adversary={"start": 0},
+            optimiser={"clip": 1e9, "warmup": 1},
+        )
+        players, _ = stepped(recipe, spectral)
+        weights = list(players.model.parameters())
+        gradients.append(
+            torch.cat([torch.zeros_like(w).flatten() if w.grad is None else w.grad.flatten() for w in weights]).detach()
+        )
+    none, once, twice = gradients
+    assert (once - none).norm() > 1e-6
+    assert ((twice - once) - (once - none)).norm() < 0.02 * (once - none).norm()
+
+
+def test_a_loss_switched_off_does_not_flow_back(spectral: SpectralLoss) -> None:
+    class Broken(SpectralLoss):
+        def forward(self, decoded: Tensor, audio: Tensor, part: slice = slice(None)) -> Spectral:
+            mel, phase = super().forward(decoded, audio, part)
+            return Spectral(mel, phase * math.inf)
+
+    players, losses = stepped(small_recipe(losses={"phase": 0.0}), Broken(8000))
+    assert losses["phase"].isinf()
+    assert all(weight.isfinite().all() for weight in players.model.parameters())
+    with pytest.raises(ConfigError, match="the gradient's norm became"):
+        stepped(small_recipe(), Broken(8000))
+
+
+def test_the_gradient_is_clipped(spectral: SpectralLoss) -> None:
+    players, losses = stepped(small_recipe(optimiser={"clip": 0.01}), spectral)
+    assert losses["gradient"] > 0.1  # as it was before
+    norm = torch.stack([p.grad.norm() for p in players.model.parameters() if p.grad is not None]).norm()
+    assert float(norm) == pytest.approx(0.01, rel=1e-3)
+
+
+def test_the_average_follows_the_weights(spectral: SpectralLoss) -> None:
+    recipe = small_recipe(optimiser={"average": 0.25})
+    players = assemble(recipe, CPU)
+    expected = {name: weight.clone() for name, weight in players.average.named_parameters()}
+    for step in range(3):
+        train_step(players, spectral, batch(step), step, recipe)
+        decay = min(0.25, (1 + step) / (10 + step))  # 0.1, 0.18, 0.25
+        for name, weight in players.model.named_parameters():
+            expected[name] = decay * expected[name] + (1 - decay) * weight.detach()
+    for name, weight in players.average.named_parameters():
+        assert torch.allclose(weight, expected[name], atol=1e-6), name
+        assert not weight.requires_grad
+    for ours, theirs in zip(players.average.buffers(), players.model.buffers(), strict=True):
+        assert torch.equal(ours, theirs)
+
+
+def test_codebooks_stay_float32_and_learn_under_bfloat16(spectral: SpectralLoss) -> None:
+    recipe = small_recipe(train={"precision": "bfloat16"}, adversary={"start": 0})
+    players = assemble(recipe, CPU)
+    players.model.fit(batch(1))
+    before = copy.deepcopy(players.model.quantizer)
+    seen: set[torch.dtype] = set()
+    players.model.encoder.widen.register_forward_hook(lambda *call: seen.add(call[2].dtype))
+    losses = train_step(players, spectral, batch(), 0, recipe)
+    assert seen == {torch.bfloat16}
+    assert all(loss.isfinite().all() for loss in losses.values())
+    assert {value.dtype for module in (players.model, players.average) for value in module.state_dict().values()} == {
+        torch.float32
+    }
+    quantizer = players.model.quantizer
+    assert isinstance(quantizer, ResidualVQ)
+    assert isinstance(before, ResidualVQ)
+    for book, (stage, old) in enumerate(zip(quantizer.stages, before.stages, strict=True)):
+        assert not stage.codebook.equal(old.codebook), book
+        moved = stage.codebook - old.codebook
+        assert not moved.equal(moved.bfloat16().float()), book  # steps finer than bfloat16 has them
+
+
+def test_precision() -> None:
+    assert autocast_dtype("float32", CPU) == torch.float32
+    assert autocast_dtype("bfloat16", CPU) == torch.bfloat16
+    assert autocast_dtype("auto", CPU) in (torch.float32, torch.bfloat16)
+
+
+def test_an_autoencoder_without_codes_trains_and_validates(tmp_path: Path, recordings: Path) -> None:
+    recipe = small_recipe(model={"quantizer": "none", "books": 1}, train={"steps": 1})
+    train(recipe, data=recordings, out=tmp_path)
+    assert "valid/mel 1 books" in {name for _, name, _ in rows(tmp_path)}
+
+
+# what a step draws
+
+
+def test_the_learning_rate_rises_and_falls() -> None:
+    recipe = small_recipe(optimiser={"warmup": 4, "final": 0.1}, train={"steps": 24})
+    shares = [schedule(step, recipe) for step in range(30)]
+    assert shares[:5] == [0.25, 0.5, 0.75, 1, 1]
+    assert shares[14] == pytest.approx(0.55)  # half way
+    assert shares[24:] == pytest.approx([0.1] * 6)
+    assert all(later <= earlier for earlier, later in pairwise(shares[4:]))
+
+
+def test_the_rate_reaches_the_optimisers(spectral: SpectralLoss) -> None:
+    recipe = small_recipe(
+        optimiser={"warmup": 4, "rate": 1e-3}, adversary={"start": 1, "rate": 1e-2}, train={"steps": 8}
+    )
+    players, _ = stepped(recipe, spectral, steps=3)
+    assert players.optimiser.param_groups[0]["lr"] == pytest.approx(0.75e-3)
+    assert players.judges_optimiser.param_groups[0]["lr"] == pytest.approx(0.5e-2)  # its second of four steps up
+
+
+def test_quantiser_dropout_draws_every_depth() -> None:
+    recipe = small_recipe(model={"books": 5}, train={"quantizer_dropout": 0.5})
+    books = torch.cat([dropped_books(8, step, recipe) for step in range(200)])
+    counts = torch.bincount(books, minlength=6)
+    assert counts[0] == 0
+    assert ((counts[1:5] > 110) & (counts[1:5] < 210)).all()  # 160 each
+    assert 880 < counts[5] < 1040  # 960: half of all, and a fifth of the others
+    assert dropped_books(8, 3, recipe).equal(dropped_books(8, 3, recipe))
+    assert (dropped_books(64, 0, small_recipe(train={"quantizer_dropout": 0.0})) == 3).all()
+    every = dropped_books(600, 0, small_recipe(train={"quantizer_dropout": 1.0}))
+    assert (torch.bincount(every)[1:] > 150).all()
+
+
+def test_discriminators_see_a_part_that_moves() -> None:
+    recipe = small_recipe(adversary={"crop": 0.1})
+    parts = [judged_part(1200, step, recipe) for step in range(100)]
+    assert {last - first for first, last in parts} == {800}
+    assert min(first for first, _ in parts) < 40
+    assert 1160 < max(last for _, last in parts) <= 1200
+    assert judged_part(500, 0, recipe) == (0, 500)
+
+
+def test_prefetched_steps_come_in_order() -> None:
+    class Counted:
+        def batch(self, step: int) -> Tensor:
+            return torch.tensor(10 * step)
+
+    counted: Any = Counted()
+    assert [(step, int(audio)) for step, audio in prefetched(counted, 3, 6)] == [(3, 30), (4, 40), (5, 50)]
+    assert list(prefetched(counted, 3, 3)) == []
+
+
+# a run
+
+ADVERSARIAL: dict[str, Any] = {"adversary": {"start": 2}}
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory, recordings: Path) -> Path:
+    """The folder of an uninterrupted run of six steps."""
+    out = tmp_path_factory.mktemp("run") / "six"
+    assert train(small_recipe(**ADVERSARIAL), data=recordings, out=out) == out / "model.safetensors"
+    return out
+
+
+@pytest.fixture
+def stopped(tmp_path: Path, recordings: Path) -> Path:
+    """The folder of a run of two steps of the same recipe."""
+    out = tmp_path / "stopped"
+    train(small_recipe(**ADVERSARIAL), data=recordings, out=out, steps=2)
+    return out
+
+
+def test_resuming_equals_never_having_stopped(finished: Path, stopped: Path, recordings: Path) -> None:
+    torch.manual_seed(99)  # whatever went on in between
+    train(small_recipe(**ADVERSARIAL), data=recordings, out=stopped, resume=True)
+    ours, theirs = load_state(stopped / "state.pt"), load_state(finished / "state.pt")
+    assert ours["step"] == 6
+    assert {"model", "average", "optimiser", "judges", "judges_optimiser", "random"} <= ours.keys()
+    assert {"quantizer.stages.0.codebook", "quantizer.stages.0.usage"} <= ours["model"].keys()
+    for key in ours:
+        assert same(ours[key], theirs[key]), key
+    assert (stopped / "model.safetensors").read_bytes() == (finished / "model.safetensors").read_bytes()
+    timeless = [[row for row in rows(folder) if not row[1].startswith("speed")] for folder in (stopped, finished)]
+    # a run of two steps has validated after them, the other has not
+    assert [row for row in timeless[0] if (row[0], row[1][:5]) != ("2", "valid")] == timeless[1]
+
+
+def test_entries_restarted_after_resuming_are_the_same(stopped: Path, recordings: Path, tmp_path: Path) -> None:
+    state = load_state(stopped / "state.pt")
+    state["model"]["quantizer.stages.1.usage"][:5] = 0.0  # dead: the next step restarts them, at random
+    torch.save(state, stopped / "state.pt")
+    shutil.copytree(stopped, tmp_path / "other")
+    for seed, out in enumerate((stopped, tmp_path / "other")):
+        torch.manual_seed(seed)
+        train(small_recipe(**ADVERSARIAL), data=recordings, out=out, resume=True, steps=3)
+    ours, theirs = (load_state(out / "state.pt") for out in (stopped, tmp_path / "other"))
+    assert (ours["model"]["quantizer.stages.1.usage"][:5] > 0).all()
+    assert not ours["random"].equal(state["random"])
+    assert same(ours, theirs)
+
+
+def test_the_model_is_complete(finished: Path, recordings: Path) -> None:
+    recipe = small_recipe(**ADVERSARIAL)
+    model = load_model(finished / "model.safetensors")
+    assert (model.config, model.name) == (recipe.model, "six")
+    state = load_state(finished / "state.pt")
+    assert same(dict(model.state_dict()), dict(state["average"]))
+    assert not same(dict(state["average"]), dict(state["model"]))
+    card = read_card(finished / "model.safetensors")
+    assert card.family == "causal"
+    assert card.training["step"] == 6
+    assert card.training["data"] == str(recordings)
+    assert Recipe.from_data(card.training["recipe"]) == recipe
+    assert model.decode(model.encode(batch()), length=1200).shape == (3, 1, 1200)
+
+
+def test_the_record_is_complete(finished: Path) -> None:
+    found = events(finished)
+    scalars = found.Tags()["scalars"]
+    losses = ("mel", "phase", "commitment", "codebook", "adversarial", "features", "discriminator", "gradient")
+    wanted = {f"loss/{name}" for name in losses} | {f"perplexity/{book}" for book in range(3)} | {"rate"}
+    wanted |= {"speed/steps per second"} | {
+        f"valid/{name} {books} books" for name in ("mel", "phase") for books in (1, 3)
+    }
+    assert wanted <= set(scalars)
+    assert [event.step for event in found.Scalars("loss/mel")] == [1, 2, 3, 4, 5, 6]
+    assert [event.step for event in found.Scalars("loss/features")] == [3, 4, 5, 6]
+    for kind, read in (("audio", found.Audio), ("images", found.Images)):
+        for name, steps in (("original", [0]), ("1 books", [3, 6]), ("3 books", [3, 6])):
+            tags = [tag for tag in found.Tags()[kind] if tag.startswith(f"{name}/")]
+            assert len(tags) == 8, (kind, name)
+            assert [event.step for event in read(tags[0])] == steps
+    rates = [float(value) for _, name, value in rows(finished) if name == "rate"]
+    assert rates == pytest.approx([1e-3 * schedule(step, small_recipe()) for step in range(6)], rel=1e-4)
+
+
+def test_only_validations_leave_lines(recordings: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    train(small_recipe(), data=recordings, out=tmp_path / "run")
+    out, err = capfd.readouterr()
+    assert out == ""
+    hours, *lines = err.splitlines()
+    assert hours == "train on 0.00 h, validate on 0.0 min"
+    assert [line.split()[0] for line in lines] == ["3", "6"]
+    assert all("valid/mel 1 books" in line for line in lines)
+
+
+def test_a_folder_in_use_is_not_overwritten(finished: Path, recordings: Path) -> None:
+    before = (finished / "state.pt").read_bytes()
+    with pytest.raises(ConfigError, match="holds a training already: add --resume"):
+        train(small_recipe(**ADVERSARIAL), data=recordings, out=finished)
+    assert (finished / "state.pt").read_bytes() == before
+
+
+def test_resuming_needs_a_state(tmp_path: Path, recordings: Path) -> None:
+    with pytest.raises(InputNotFound, match="no training to resume there"):
+        train(small_recipe(), data=recordings, out=tmp_path / "new", resume=True)
+    assert not (tmp_path / "new").exists()
+
+
+def test_resuming_another_recipe_is_refused(finished: Path, recordings: Path) -> None:
+    other = small_recipe(**ADVERSARIAL, losses={"mel": 2.0}, model={"kernel": 5})
+    with pytest.raises(ConfigError) as refused:
+        train(other, data=recordings, out=finished, resume=True)
+    message = str(refused.value)
+    assert "model.kernel (3 then, 5 now), losses.mel (1.0 then, 2.0 now);" in message
+    assert "optimiser" not in message
+
+
+def test_resuming_with_more_steps_goes_on(stopped: Path, recordings: Path) -> None:
+    train(small_recipe(**ADVERSARIAL, train={"steps": 7}), data=recordings, out=stopped, resume=True, steps=3)
+    assert load_state(stopped / "state.pt")["step"] == 3
+
+
+def test_resuming_a_finished_run_changes_nothing(
+    finished: Path, recordings: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    before = [(finished / name).read_bytes() for name in ("state.pt", "model.safetensors", "record.csv")]
+    train(small_recipe(**ADVERSARIAL), data=recordings, out=finished, resume=True)
+    assert before == [(finished / name).read_bytes() for name in ("state.pt", "model.safetensors", "record.csv")]
+    assert "6 steps are done already" in capfd.readouterr().err
+
+
+def test_resuming_on_other_audio_is_refused(stopped: Path, recordings: Path, tmp_path: Path) -> None:
+    data = shutil.copytree(recordings, tmp_path / "changed")
+    train(small_recipe(**ADVERSARIAL), data=data, out=stopped, resume=True, steps=3)  # the same files elsewhere
+    write_audio(data / "b/e.wav", tones(0.5, 8000, seed=1), 8000)
+    with pytest.raises(ConfigError, match="is not what this training began with"):
+        train(small_recipe(**ADVERSARIAL), data=data, out=stopped, resume=True)
+    assert load_state(stopped / "state.pt")["step"] == 3
+
+
+def interrupting(monkeypatch: pytest.MonkeyPatch, at: int) -> None:
+    """Ctrl-C in the middle of that step."""
+
+    def step(players: Players, spectral: SpectralLoss, audio: Tensor, step: int, recipe: Recipe) -> dict[str, Tensor]:
+        if step == at:
+            os.kill(os.getpid(), signal.SIGINT)
+        return train_step(players, spectral, audio, step, recipe)
+
+    monkeypatch.setattr(codec_loop, "train_step", step)
+
+
+def test_an_interrupted_run_goes_on_as_if_it_had_not_been(
+    finished: Path, recordings: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    handler = signal.getsignal(signal.SIGINT)
+    with monkeypatch.context() as patch:
+        interrupting(patch, at=2)
+        with pytest.raises(KeyboardInterrupt):
+            train(small_recipe(**ADVERSARIAL), data=recordings, out=tmp_path / "six")
+    assert signal.getsignal(signal.SIGINT) is handler
+    assert load_state(tmp_path / "six/state.pt")["step"] == 3
+    train(small_recipe(**ADVERSARIAL), data=recordings, out=tmp_path / "six", resume=True)
+    assert same(load_state(tmp_path / "six/state.pt"), load_state(finished / "state.pt"))
+
+
+def test_a_full_disk_leaves_the_last_checkpoint(
+    stopped: Path, recordings: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = {path.name: path.read_bytes() for path in stopped.iterdir() if path.suffix in (".pt", ".safetensors")}
+
+    def write(file: Any, data: Any) -> int:
+        raise StorageError("the disk is full")
+
+    monkeypatch.setattr(audio_files._Output, "write", write)
+    with pytest.raises((StorageError, RuntimeError)):
+        train(small_recipe(**ADVERSARIAL), data=recordings, out=stopped, resume=True)
+    assert before == {
+        path.name: path.read_bytes() for path in stopped.iterdir() if path.suffix in (".pt", ".safetensors")
+    }
+    assert not list(stopped.glob(".codec-*"))
+
+
+def test_a_folder_that_cannot_be_made(tmp_path: Path, recordings: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(StorageError, match="file"):
+        train(small_recipe(), data=recordings, out=tmp_path / "file/run")
+
+
+# through the command line
+
+
+def test_the_command_trains_resumes_and_stops(
+    recordings: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("plain.toml").write_text('name = "plain"\n')
+    tables = small_recipe(train={"log_every": 2}).model_dump(mode="json", exclude_unset=True)
+    sets = [
+        f"--set={table}.{key}={json.dumps(value)}"
+        for table, values in tables.items()
+        if table != "name"
+        for key, value in values.items()
+        if value not in (None, [])  # absent, in TOML
+    ]
+
+    def command(*arguments: str) -> tuple[int | str | None, str]:
+        with pytest.raises(SystemExit) as ended:
+            run(["train", "plain.toml", "--data", str(recordings), *sets, *arguments])
+        return ended.value.code, capfd.readouterr().err
+
+    assert command("--resume") == (3, "codec: runs/plain/state.pt: no training to resume there\n")
+    code, err = command("--steps", "2")
+    assert code in (0, None)
+    assert err.splitlines()[-1] == "the model is runs/plain/model.safetensors"
+    assert read_card("runs/plain/model.safetensors").training["step"] == 2
+    code, err = command("--steps", "2")
+    assert code == 2
+    assert len(err.splitlines()) == 1
+    assert command("--resume", "--steps", "4")[0] in (0, None)
+    card = read_card("runs/plain/model.safetensors")
+    assert (card.name, card.training["step"]) == ("plain", 4)
+    assert hub.load("runs/plain").config == small_recipe().model
+
+    interrupting(monkeypatch, at=4)
+    code, err = command("--resume")
+    assert code == 130
+    assert err.splitlines()[1:] == ["stopped after step 5, which is saved in runs/plain: --resume goes on from there"]
+    assert load_state("runs/plain/state.pt")["step"] == 5
