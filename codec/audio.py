@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from _typeshed import ReadableBuffer
 
 Block = NDArray[np.float32]  # [channels, time]
+LOUDEST = 1e6  # magnitude of samples that are taken for audio: 120 dB over full scale
 
 # Formats that can be written, by suffix, as libsndfile names them.
 _FORMATS = {
@@ -91,7 +92,8 @@ class AudioReader:
     def blocks(self, time: int) -> Iterator[Block]:
         """Yields [channels, at most `time`] up to the end of the file; can be read through once.
 
-        Raises UnsupportedAudio where there are no samples, a sample is NaN or infinite, or the file cannot be decoded.
+        Raises UnsupportedAudio where there are no samples, a sample is NaN, infinite or beyond LOUDEST, or the file
+        cannot be decoded.
         """
         while True:
             buffer = np.empty((time, self.channels), np.float32)
@@ -105,17 +107,18 @@ class AudioReader:
             if read == 0:
                 break
             block = np.ascontiguousarray(buffer[:read].T)
-            self._check_finite(block)
+            self._check_samples(block)
             self._seen += read
             yield block
         if self._seen == 0:
             raise self._without_samples()
 
-    def _check_finite(self, block: Block) -> None:
-        finite = np.isfinite(block).all(axis=0)
-        if not finite.all():
-            at = int(finite.argmin())
-            kind = "NaN" if np.isnan(block[:, at]).any() else "infinite"
+    def _check_samples(self, block: Block) -> None:
+        good = (np.abs(block) <= LOUDEST).all(axis=0)  # False for NaN too
+        if not good.all():
+            at = int(good.argmin())
+            worst = block[:, at].max()  # NaN if one is
+            kind = "NaN" if np.isnan(worst) else "infinite" if np.isinf(block[:, at]).any() else f"beyond {LOUDEST:g}"
             raise UnsupportedAudio(
                 f"{self.label} has a sample that is {kind} at {(self._seen + at) / self.rate:.6f} s: "
                 "repair the recording or cut that place out"

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from codec.audio import LOUDEST
 from codec.errors import UsageError
 
 if TYPE_CHECKING:
@@ -46,7 +47,8 @@ class StreamEncoder:
     def push(self, audio: Array) -> Tensor:
         """Take audio [batch, 1, time] in [-1, 1] at the model's rate; give the codes [batch, books, frames] now whole.
 
-        Frame t comes with sample (t + 1) · hop. Raises UsageError for audio of another shape and after `flush`.
+        Frame t comes with sample (t + 1) · hop. Raises UsageError for audio of another shape, for samples that are no
+        numbers, and after `flush`.
         """
         _must_be_open(self._open)
         audio = torch.as_tensor(audio, device=self._rest.device)
@@ -55,6 +57,8 @@ class StreamEncoder:
                 f"audio is {audio.dtype} {list(audio.shape)}: this session takes floats [{len(self._rest)}, 1, time], "
                 "each channel as a row of the batch"
             )
+        if audio.numel() and not audio.abs().max() <= LOUDEST:  # also catches NaN
+            raise UsageError(f"audio has samples that are NaN, infinite or beyond {LOUDEST:g}; full scale is 1")
         self.time += audio.shape[2]
         return self._encode(torch.cat([self._rest, audio.float()], dim=2))
 

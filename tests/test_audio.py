@@ -191,7 +191,9 @@ def test_truncated_flac_says_up_to_when(tmp_path: Path) -> None:
         assert 10_000 < got < 44_100
 
 
-@pytest.mark.parametrize(("value", "word"), [(np.nan, "NaN"), (np.inf, "infinite"), (-np.inf, "infinite")])
+@pytest.mark.parametrize(
+    ("value", "word"), [(np.nan, "NaN"), (np.inf, "infinite"), (-np.inf, "infinite"), (1e30, r"beyond 1e\+06")]
+)
 @pytest.mark.parametrize("at", [0, 999, 1000, 2345])
 def test_bad_sample_is_placed(tmp_path: Path, value: float, word: str, at: int) -> None:
     array = noise(2, 3000)

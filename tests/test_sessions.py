@@ -1,5 +1,6 @@
 """Sessions against a model whose codes and audio can be told by hand."""
 
+import math
 from collections.abc import Callable
 from itertools import pairwise
 
@@ -162,6 +163,14 @@ def test_books_the_model_lacks(books: int) -> None:
 def test_audio_of_another_kind(audio: Tensor) -> None:
     with pytest.raises(UsageError, match="audio is"):
         StreamEncoder(MODEL).push(audio)
+
+
+@pytest.mark.parametrize("sample", [math.nan, math.inf, -2e6])
+def test_samples_that_are_no_audio(sample: float) -> None:
+    session = StreamEncoder(MODEL)
+    with pytest.raises(UsageError, match="NaN, infinite or beyond"):
+        session.push(torch.full((1, 1, 9), sample))
+    assert session.time == 0
 
 
 @pytest.mark.parametrize("shape", [(), (1, 9), (1, 3, 9), (1, 3, 0), (1, 0, 9), (2, 2, 9)])

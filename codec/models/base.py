@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from codec.audio import LOUDEST
 from codec.config import Config
 from codec.errors import UsageError
 from codec.frames import FrameMath
@@ -97,17 +98,18 @@ class Codec(nn.Module):
         would get alone.
 
         Raises:
-            UsageError: audio is not [batch, 1, time >= 1], or more books are asked for than there are.
+            UsageError: audio is not float32 [batch, 1, time >= 1] or holds NaN, `lengths` are not one per item, or more
+                books are asked for than there are.
         """
-        if audio.ndim != 3 or audio.shape[1] != 1 or audio.shape[2] == 0:
-            raise UsageError(
-                f"audio has shape {list(audio.shape)}; give [batch, 1, time] with at least one sample "
-                "(the channels of a recording are rows of the batch)"
-            )
+        self.check_audio(audio)
         time = audio.shape[-1]
         if lengths is not None:
+            if lengths.shape != audio.shape[:1]:
+                raise UsageError(f"lengths are {list(lengths.shape)}; give one per item, [{len(audio)}]")
             inside = torch.arange(time, device=audio.device) < lengths.to(audio.device)[:, None, None]
             audio = torch.where(inside, audio, 0.0)
+        if not audio.abs().max() <= LOUDEST:  # also catches NaN
+            raise UsageError(f"audio has samples that are NaN, infinite or beyond {LOUDEST:g}; full scale is 1")
         audio = F.pad(audio, (0, self.frame_math.frames(time) * self.config.hop - time))
         return self.encode_step(audio, self.encoder_state(len(audio)), books=books)[0]
 
@@ -117,11 +119,12 @@ class Codec(nn.Module):
         Raises:
             UsageError: codes are out of range, have too many books, or hold fewer samples than `length`.
         """
+        self.check_codes(codes)
         holds = self.frame_math.time(codes.shape[-1])
         if length is None:
             length = holds
-        if length > holds:
-            raise UsageError(f"{codes.shape[-1]} frames hold at most {holds} samples, not {length}")
+        if not 0 <= length <= holds:
+            raise UsageError(f"{codes.shape[-1]} frames hold 0 to {holds} samples, not {length}")
         audio = self.decode_step(codes, self.decoder_state(len(codes)))[0]
         overlap = self.frame_math.overlap
         return audio[..., overlap : overlap + length]
@@ -152,10 +155,22 @@ class Codec(nn.Module):
             raise UsageError(f"this model has 1 to {self.config.books} books, not {books}")
         return books
 
+    def check_audio(self, audio: Audio) -> None:
+        """`UsageError` unless audio is float32 [batch, 1, time >= 1]."""
+        if not isinstance(audio, Tensor) or audio.dtype != torch.float32:
+            kind = audio.dtype if isinstance(audio, Tensor) else type(audio).__name__
+            raise UsageError(f"audio is {kind}; give a float32 tensor in [-1, 1], as torch.from_numpy(samples).float()")
+        if audio.ndim != 3 or audio.shape[1] != 1 or audio.numel() == 0:
+            raise UsageError(
+                f"audio has shape {list(audio.shape)}; give [batch, 1, time] with at least one sample "
+                "(the channels of a recording are rows of the batch)"
+            )
+
     def check_codes(self, codes: Codes) -> None:
         """`UsageError` unless codes are [batch, books, frames] within the codebooks."""
-        if codes.ndim != 3 or codes.dtype != torch.int64:
-            raise UsageError(f"codes are {codes.dtype} {list(codes.shape)}; give int64 [batch, books, frames]")
+        if not isinstance(codes, Tensor) or codes.ndim != 3 or codes.dtype != torch.int64:
+            kind = f"{codes.dtype} {list(codes.shape)}" if isinstance(codes, Tensor) else type(codes).__name__
+            raise UsageError(f"codes are {kind}; give an int64 tensor [batch, books, frames]")
         self.check_books(codes.shape[1])
         if codes.numel() and not 0 <= int(codes.min()) <= int(codes.max()) < self.config.codebook_size:
             raise UsageError(

@@ -20,6 +20,7 @@ from typing import Literal, NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
+from einops import rearrange
 from torch import Tensor, nn
 
 from codec.errors import UsageError
@@ -125,10 +126,10 @@ class VectorQuantizer(Quantizer):
         return self.nearest(self.project_in(rows))
 
     def encode(self, latents: Latents, books: int | None = None) -> Codes:
-        batch, dim, frames = latents.shape
+        batch = len(latents)
         with torch.autocast(latents.device.type, enabled=False):
-            rows = latents.float().transpose(1, 2).reshape(-1, dim)
-            return self.encode_rows(rows).reshape(batch, 1, frames)
+            rows = rearrange(latents.float(), "batch dim frames -> (batch frames) dim")
+            return rearrange(self.encode_rows(rows), "(batch frames) -> batch 1 frames", batch=batch)
 
     def decode(self, codes: Codes) -> Latents:
         return self.entries(codes[:, 0]).transpose(1, 2)  # [batch, dim, frames]
@@ -154,16 +155,17 @@ class VectorQuantizer(Quantizer):
         return chosen.detach(), codes, commitment, codebook
 
     def forward(self, latents: Latents, books: Tensor | None = None) -> Quantized:
-        batch, dim, frames = latents.shape
+        batch = len(latents)
         with torch.autocast(latents.device.type, enabled=False):
-            rows = latents.float().transpose(1, 2).reshape(-1, dim)
+            rows = rearrange(latents.float(), "batch dim frames -> (batch frames) dim")
             decoded, codes, commitment, codebook = self.train_rows(rows)
             if self.training:
                 self.learn(rows, codes)
-            decoded = decoded.reshape(batch, frames, dim).transpose(1, 2)
+            decoded = rearrange(decoded, "(batch frames) dim -> batch dim frames", batch=batch)
         if not self.projected:
             decoded = decoded + (latents - latents.detach())
-        return Quantized(decoded, codes.reshape(batch, 1, frames), commitment.mean(), codebook.mean())
+        codes = rearrange(codes, "(batch frames) -> batch 1 frames", batch=batch)
+        return Quantized(decoded, codes, commitment.mean(), codebook.mean())
 
     @torch.no_grad()
     def learn(self, rows: Tensor, codes: Tensor) -> None:
@@ -188,7 +190,7 @@ class VectorQuantizer(Quantizer):
     @torch.no_grad()
     def start(self, latents: Latents, iterations: int = 10) -> None:
         """k-means (Lloyd) on the frames of `latents`, from entries picked at random."""
-        rows = self.project_in(latents.transpose(1, 2).reshape(-1, latents.shape[1]))
+        rows = self.project_in(rearrange(latents, "batch dim frames -> (batch frames) dim"))
         if self.lookup == "cosine":
             rows = F.normalize(rows, dim=-1)
         picked = torch.randperm(len(rows), device=rows.device)[: self.codebook_size]
@@ -241,14 +243,14 @@ class ResidualVQ(Quantizer):
         self.stages = cast(Sequence[VectorQuantizer], stages)
 
     def encode(self, latents: Latents, books: int | None = None) -> Codes:
-        batch, dim, frames = latents.shape
+        batch = len(latents)
         codes = []
         with torch.autocast(latents.device.type, enabled=False):
-            left = latents.float().transpose(1, 2).reshape(-1, dim)
+            left = rearrange(latents.float(), "batch dim frames -> (batch frames) dim")
             for stage in self.stages[: books or self.books]:
                 chosen = stage.encode_rows(left)
                 left = left - stage.entries(chosen)
-                codes.append(chosen.reshape(batch, frames))
+                codes.append(rearrange(chosen, "(batch frames) -> batch frames", batch=batch))
         return torch.stack(codes, dim=1)  # [batch, books, frames]
 
     def decode(self, codes: Codes) -> Latents:
@@ -256,11 +258,11 @@ class ResidualVQ(Quantizer):
         return torch.stack(decoded).sum(dim=0).transpose(1, 2)  # [batch, dim, frames]
 
     def forward(self, latents: Latents, books: Tensor | None = None) -> Quantized:
-        batch, dim, frames = latents.shape
+        batch, _, frames = latents.shape
         if books is None:
             books = torch.full((batch,), self.books, device=latents.device)
         with torch.autocast(latents.device.type, enabled=False):
-            rows = latents.float().transpose(1, 2).reshape(-1, dim)
+            rows = rearrange(latents.float(), "batch dim frames -> (batch frames) dim")
             left, total = rows, torch.zeros_like(rows)
             commitment, codebook = rows.new_zeros(()), rows.new_zeros(())
             codes = []
@@ -274,8 +276,8 @@ class ResidualVQ(Quantizer):
                 left = left - decoded
                 commitment = commitment + torch.where(active, committed, 0.0).mean()
                 codebook = codebook + torch.where(active, learned, 0.0).mean()
-                codes.append(torch.where(active, chosen, -1).reshape(batch, frames))
-            out = total.reshape(batch, frames, dim).transpose(1, 2)
+                codes.append(rearrange(torch.where(active, chosen, -1), "(batch frames) -> batch frames", batch=batch))
+            out = rearrange(total, "(batch frames) dim -> batch dim frames", batch=batch)
         if not self.stages[0].projected:
             out = out + (latents - latents.detach())
         return Quantized(out, torch.stack(codes, dim=1), commitment, codebook)
@@ -372,33 +374,35 @@ class Mixture(Quantizer):
 
     def log_likelihood(self, latents: Latents) -> Tensor:
         """log p(latents) [batch, frames] under the mixture, in nats."""
-        rows = latents.float().transpose(1, 2)
         with torch.autocast(latents.device.type, enabled=False):
-            return (
-                self.joint(rows.flatten(0, 1), **dict(self.named_parameters())).logsumexp(dim=-1).view(rows.shape[:2])
-            )
+            rows = rearrange(latents.float(), "batch dim frames -> (batch frames) dim")
+            likelihood = self.joint(rows, **dict(self.named_parameters())).logsumexp(dim=-1)
+        return rearrange(likelihood, "(batch frames) -> batch frames", batch=len(latents))
 
     def encode(self, latents: Latents, books: int | None = None) -> Codes:
-        batch, dim, frames = latents.shape
+        batch = len(latents)
         with torch.autocast(latents.device.type, enabled=False):
-            rows = latents.float().transpose(1, 2).reshape(-1, dim)
-            return self.joint(rows, **dict(self.named_parameters())).argmax(dim=-1).reshape(batch, 1, frames)
+            rows = rearrange(latents.float(), "batch dim frames -> (batch frames) dim")
+            codes = self.joint(rows, **dict(self.named_parameters())).argmax(dim=-1)
+        return rearrange(codes, "(batch frames) -> batch 1 frames", batch=batch)
 
     def decode(self, codes: Codes) -> Latents:
         return F.embedding(codes[:, 0], self.means).transpose(1, 2)  # [batch, dim, frames]
 
     def forward(self, latents: Latents, books: Tensor | None = None) -> Quantized:
-        batch, dim, frames = latents.shape
+        batch, dim, _ = latents.shape
         mixture = dict(self.named_parameters())
         fixed = {name: parameter.detach() for name, parameter in mixture.items()}
         with torch.autocast(latents.device.type, enabled=False):
-            rows = latents.float().transpose(1, 2).reshape(-1, dim)
+            rows = rearrange(latents.float(), "batch dim frames -> (batch frames) dim")
             joint = self.joint(rows, **mixture)
-            decoded = (joint.softmax(dim=-1) @ self.means).reshape(batch, frames, dim).transpose(1, 2)
+            decoded = joint.softmax(dim=-1) @ self.means
+            decoded = rearrange(decoded, "(batch frames) dim -> batch dim frames", batch=batch)
             unit = 2 / dim * (fixed["log_variance"].exp() + self.floor).mean()
             commitment = -unit * self.joint(rows, **fixed).logsumexp(dim=-1).mean()
             codebook = -unit * self.joint(rows.detach(), **mixture).logsumexp(dim=-1).mean()
-        return Quantized(decoded, joint.argmax(dim=-1).reshape(batch, 1, frames), commitment, codebook)
+        codes = rearrange(joint.argmax(dim=-1), "(batch frames) -> batch 1 frames", batch=batch)
+        return Quantized(decoded, codes, commitment, codebook)
 
     @torch.no_grad()
     def start(self, latents: Latents, iterations: int = 10) -> None:

@@ -402,6 +402,28 @@ def test_audio_of_another_shape_is_refused(shape: tuple[int, ...]) -> None:
         MODEL.encode(torch.zeros(shape))
 
 
+@pytest.mark.parametrize(
+    ("audio", "message"),
+    [
+        (torch.zeros(1, 1, 9, dtype=torch.float64), "torch.float64; give a float32 tensor"),
+        (torch.zeros(1, 1, 9, dtype=torch.int16), "torch.int16"),
+        (np.zeros((1, 1, 9), np.float32), "ndarray"),
+        (torch.full((1, 1, 9), math.nan), "NaN, infinite or beyond 1e"),
+        (torch.full((1, 1, 9), -math.inf), "NaN, infinite or beyond 1e"),
+        (torch.full((1, 1, 9), 2e6), "NaN, infinite or beyond 1e"),
+    ],
+)
+def test_what_is_no_audio_is_refused(audio: Tensor, message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        MODEL.encode(audio)
+    assert MODEL.encode(torch.full((1, 1, 9), 1e6)).shape == (1, 3, 2)
+
+
+def test_lengths_are_one_per_item() -> None:
+    with pytest.raises(UsageError, match=r"lengths are \[3\]; give one per item, \[2\]"):
+        MODEL.encode(torch.zeros(2, 1, 100), lengths=torch.tensor([1, 2, 3]))
+
+
 @pytest.mark.parametrize("books", [-1, 0, 4])
 def test_books_the_model_has_not_are_refused(books: int) -> None:
     with pytest.raises(UsageError, match=f"1 to 3 books, not {books}"):
@@ -412,7 +434,7 @@ def test_books_the_model_has_not_are_refused(books: int) -> None:
     ("codes", "message"),
     [
         (torch.zeros(1, 3, dtype=torch.int64), r"torch.int64 \[1, 3\]"),
-        (torch.zeros(1, 3, 4), r"torch.float32 \[1, 3, 4\]; give int64"),
+        (torch.zeros(1, 3, 4), r"torch.float32 \[1, 3, 4\]; give an int64 tensor"),
         (torch.zeros(1, 3, 4, dtype=torch.int32), "torch.int32"),
         (torch.zeros(1, 4, 4, dtype=torch.int64), "1 to 3 books, not 4"),
         (torch.zeros(1, 0, 4, dtype=torch.int64), "1 to 3 books, not 0"),
@@ -429,6 +451,7 @@ def test_codes_the_model_cannot_have_made_are_refused(codes: Tensor, message: st
 
 def test_a_length_past_the_frames_is_refused() -> None:
     assert MODEL.decode(CODES[..., :4], length=3 * HOP).shape[-1] == 3 * HOP
-    with pytest.raises(UsageError, match="4 frames hold at most 240 samples, not 241"):
-        MODEL.decode(CODES[..., :4], length=3 * HOP + 1)
+    for length in (3 * HOP + 1, -1):
+        with pytest.raises(UsageError, match=f"4 frames hold 0 to 240 samples, not {length}"):
+            MODEL.decode(CODES[..., :4], length=length)
     assert MODEL.decode(CODES[..., :0]).shape == (2, 1, 0)

@@ -144,22 +144,23 @@ def test_a_lost_store_is_filled_again_when_resuming(tmp_path: Path) -> None:
     assert np.array_equal(build(root, tmp_path / "train.i16", resumed=True)[0].samples, samples)
 
 
-def test_a_store_that_could_not_be_filled_is_not_taken_for_whole(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("moment", ["Entry", "json.dumps"])
+def test_a_store_that_was_not_finished_is_not_taken_for_whole(
+    moment: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     root = write_recordings(tmp_path / "data")
-    first, _ = build(root, tmp_path / "train.i16")
-    write_audio(root / "e.wav", tones(0.1, 8000, seed=5), 8000)
+    samples = np.array(build(root, tmp_path / "train.i16")[0].samples)
+    write_audio(root / "0.wav", tones(0.1, 8000, seed=5), 8000)
 
-    def full(*_: object) -> Entry:
+    def full(*_: object) -> None:
         raise StorageError("the disk is full")
 
     with monkeypatch.context() as patch:
-        patch.setattr(data, "Entry", full)
+        patch.setattr(f"codec.training.data.{moment}", full)  # amid the samples; between them and the index
         with pytest.raises(StorageError):
             build(root, tmp_path / "train.i16")
-    (root / "e.wav").unlink()
-    assert np.array_equal(build(root, tmp_path / "train.i16")[0].samples, first.samples)
+    (root / "0.wav").unlink()
+    assert np.array_equal(build(root, tmp_path / "train.i16")[0].samples, samples)
 
 
 # crops
