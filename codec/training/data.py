@@ -71,7 +71,7 @@ class AudioStore:
                 "give it the same files, or begin anew in another --out"
             )
         if known != key or not cache.exists():
-            pass  # MUT index.unlink(missing_ok=True)  # an index never stands beside samples that are not its own
+            index.unlink(missing_ok=True)  # an index never stands beside samples that are not its own
             entries = fill(cache, root, paths, sample_rate=sample_rate, report=report)
             with atomic_output(index, force=True) as file:
                 content = {"key": key, "entries": [[entry.path, entry.start, entry.time] for entry in entries]}
