@@ -5,6 +5,7 @@ its resumable state in a second file beside the model.
 """
 
 import hashlib
+import io
 import json
 import math
 import pickle
@@ -166,8 +167,10 @@ def save_state(path: str | Path, state: Mapping[str, Any]) -> None:
 
     from codec.audio import atomic_output
 
+    whole = io.BytesIO()  # torch hides why a write fails
+    torch.save(dict(state), whole)
     with atomic_output(path, force=True) as file:
-        torch.save(dict(state), file)
+        file.write(whole.getbuffer())
 
 
 def load_state(path: str | Path, device: "str | torch.device" = "cpu") -> dict[str, Any]:

@@ -22,7 +22,7 @@ from codec.checkpoint import RUN_MODEL, load_state, save_model, save_state
 from codec.errors import ConfigError, StorageError
 from codec.models.causal import CausalCodec
 from codec.nn.shapes import Audio
-from codec.training.data import AudioStore, Crops, Report, split
+from codec.training.data import SPLITS, AudioStore, Crops, Report, split
 from codec.training.discriminators import Discriminators
 from codec.training.losses import SpectralLoss, discriminator_loss, feature_loss, generator_loss
 from codec.training.recipe import Recipe
@@ -52,8 +52,7 @@ def train_step(players: Players, spectral: SpectralLoss, audio: Audio, step: int
         decoded, latents, quantized = model(audio, dropped_books(len(audio), step, recipe).to(audio.device))
     # what the stages left, relative to the latents, so that the weight means the same at every scale
     size = latents.detach().float().square().mean().clamp(min=1e-6)
-    part = slice(step % 2, None, 2)
-    losses: dict[str, Tensor] = spectral(decoded, audio, part)._asdict()
+    losses: dict[str, Tensor] = spectral(decoded, audio, half=step % 2)._asdict()
     losses["commitment"] = quantized.commitment / size / recipe.model.books
     losses["codebook"] = quantized.codebook / size / recipe.model.books
 
@@ -230,7 +229,7 @@ def material(recipe: Recipe, data: Path, out: Path, *, resumed: bool, report: Re
         AudioStore.build(
             data, paths, out / f"{name}.i16", sample_rate=recipe.model.sample_rate, report=report, resumed=resumed
         )
-        for name, paths in zip(("train", "valid"), split(data, recipe.data.held_out), strict=True)
+        for name, paths in zip(SPLITS, split(data, recipe.data.held_out), strict=True)
     )
     report(f"train on {train.seconds / 3600:.2f} h, validate on {valid.seconds / 60:.1f} min")
     return Crops(train, recipe.data, seed=recipe.train.seed), Crops(valid, recipe.data, seed=0)

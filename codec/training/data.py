@@ -24,6 +24,8 @@ from codec.training.recipe import DataConfig
 
 Report = Callable[[str], None]
 
+SPLITS = ("train", "valid")  # folders of these names, where data has them, are what they say
+
 
 @dataclass(frozen=True)
 class Entry:
@@ -35,8 +37,11 @@ class Entry:
 
     @property
     def group(self) -> str:
-        """The set a file belongs to: its first folder."""
-        return self.path.split("/")[0] if "/" in self.path else ""
+        """The set a file belongs to: its first folder, or the next one where the first is a split."""
+        folders = self.path.split("/")[:-1]
+        if folders and folders[0] in SPLITS:
+            folders = folders[1:]
+        return folders[0] if folders else ""
 
 
 class AudioStore:
@@ -126,7 +131,7 @@ def split(root: Path, held_out: float) -> tuple[list[Path], list[Path]]:
     paths = sorted(path for path in root.rglob("*") if path.is_file() and is_audio_path(path))
     if not paths:
         raise InputNotFound(f"{root} holds no audio files: --data takes a folder that does")
-    folders = root / "train", root / "valid"
+    folders = [root / name for name in SPLITS]
     if all(folder.is_dir() for folder in folders):
         train, valid = ([path for path in paths if path.is_relative_to(folder)] for folder in folders)
         for folder, found in zip(folders, (train, valid), strict=True):

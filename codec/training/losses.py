@@ -42,13 +42,11 @@ class SpectralLoss(nn.Module):
             self.register_buffer(f"mel_{window}", torch.from_numpy(filters).float(), persistent=False)
             self.register_buffer(f"window_{window}", torch.hann_window(window), persistent=False)
 
-    def forward(self, decoded: Audio, audio: Audio, part: slice = slice(None)) -> Spectral:
-        """Distances of [batch, 1, time] signals; `part` takes some of the scales to stand for all.
-
-        Every other scale in one step and the rest in the next cost half the time. Each half counts as much as the
-        other, so of seven scales the three of one half weigh 4/3 of the four of the other in `mel`.
+    def forward(self, decoded: Audio, audio: Audio, half: int | None = None) -> Spectral:
+        """Distances of [batch, 1, time] signals at all scales, or at every second one from the first (`half` 0) or the
+        second (1) on. The two halves cost half the time each, and their mean is the whole.
         """
-        scales = self.scales[part]
+        scales = self.scales if half is None else self.scales[half::2]
         both = torch.cat([decoded, audio])[:, 0].float()
         mel, phase = both.new_zeros(()), both.new_zeros(())
         voices = 0
@@ -67,7 +65,7 @@ class SpectralLoss(nn.Module):
                 size = theirs.abs().mean(dim=(1, 2))
                 phase = phase + (distance / (size + 1e-3)).mean()
                 voices += 1
-        return Spectral(mel * len(self.scales) / len(scales), phase / max(voices, 1))
+        return Spectral(mel if half is None else 2 * mel, phase / max(voices, 1))
 
 
 def discriminator_loss(real: list[Tensor], fake: list[Tensor]) -> Tensor:

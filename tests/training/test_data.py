@@ -88,6 +88,8 @@ def test_the_store_holds_every_file_at_one_rate(tmp_path: Path) -> None:
     assert not reports
     assert [entry.path for entry in store.entries] == ["a.wav", "b/c.flac", "b/d.aiff"]
     assert [entry.group for entry in store.entries] == ["", "b", "b"]
+    assert Entry("train/b/c.wav", 0, 1).group == Entry("b/train/c.wav", 0, 1).group == "b"
+    assert Entry("train/c.wav", 0, 1).group == ""
     assert [entry.time for entry in store.entries] == [4000, 4000, resampled_length(5512, 11025, 8000)]
     assert store.seconds == len(store.samples) / 8000 == sum(entry.time for entry in store.entries) / 8000
     for entry in store.entries:
