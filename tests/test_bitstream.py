@@ -63,6 +63,18 @@ def read(data: bytes) -> tuple[Codes, CodecError | None]:
     return np.concatenate(packets, axis=2), None
 
 
+def test_a_file_of_version_1_is_read_forever() -> None:
+    """Written by the first program that knew the format; never make it anew."""
+    golden = (Path(__file__).parent / "golden/version-1.codec").read_bytes()
+    channel, book, frame = np.ogrid[:2, :3, :9]
+    expected = (channel * 331 + book * 77 + frame * frame * 13) % 1000
+    codes, damage = read(golden)
+    assert damage is None
+    np.testing.assert_array_equal(codes, expected)
+    assert Reader(io.BytesIO(golden), label="x").header == replace(HEADER, time=1280, frames=9)
+    assert written(HEADER, expected, time=1280) == golden
+
+
 def resealed(data: bytes, offset: int, value: bytes) -> bytes:
     """A header with other bytes and a checksum that fits them: what a hostile hand would write."""
     end = 12 + struct.unpack_from("<H", data, 10)[0]
