@@ -14,6 +14,8 @@ import torch
 from codec.checkpoint import read_card, save_model
 from codec.hub import find, load
 
+BOOKS = (3, 6, 11, 12)  # numbers of books whose measures are kept
+
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
@@ -26,11 +28,13 @@ def main() -> None:
     training["data"] = Path(training["data"]).name  # where it lay on the machine that trained is nobody's concern
     if arguments.numbers:
         rows = json.loads(arguments.numbers.read_text())["rows"]
-        training["numbers"] = [
-            {"domain": row["name"], "books": row["books"], **row["measures"]}
+        training["numbers"] = {
+            f"{row['name']}, {row['books']} books": {
+                name: round(value, 4) for name, value in row["measures"].items() if value is not None
+            }
             for row in rows
-            if row["group"] == "domain"
-        ]
+            if row["group"] != "set" and row["books"] in BOOKS
+        }
     save_model(arguments.target, load(arguments.run), training=training, dtype=torch.float16)
     print(f"{arguments.target}: {arguments.target.stat().st_size / 1e6:.1f} MB")
 

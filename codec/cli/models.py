@@ -44,6 +44,14 @@ def evaluate(
         str | None,
         typer.Option(help='Numbers of books to score: "1,2,4", or "all".', show_default="those of the model"),
     ] = None,
+    speech: Annotated[
+        bool | None,
+        typer.Option(
+            "--speech/--no-speech",
+            help="Whether to take PESQ and STOI.",
+            show_default="of what a manifest.jsonl calls speech",
+        ),
+    ] = None,
     json_output: Annotated[Path | None, typer.Option("--json", metavar="OUT", help="Also write all as JSON.")] = None,
     device: DeviceOption = "auto",
     jobs: JobsOption = 1,
@@ -55,7 +63,7 @@ def evaluate(
     loaded = hub.load(model, device)
     numbers = _book_numbers(books, loaded.config.books)
     with progress_bar("evaluating") as show:
-        result = evaluate(loaded, data, books=numbers, jobs=jobs, progress=show)
+        result = evaluate(loaded, data, books=numbers, speech=speech, jobs=jobs, progress=show)
     if json_output:
         with atomic_output(json_output, force=True) as file:
             file.write(result.as_json().encode() + b"\n")

@@ -18,7 +18,7 @@ OPTIONS = {
     "info": "file --json",
     "sample": "output --force -f",
     "models": "--json",
-    "evaluate": "--data --model -m --books --json --device --jobs -j",
+    "evaluate": "--data --model -m --books --speech --json --device --jobs -j",
     "train": "recipe --data --out --set --resume --steps",
 }
 

@@ -38,6 +38,13 @@ def test_evaluate_prints_and_writes(cli: Cli, folder: Path) -> None:
     assert "noise" in result.out.decode()
 
 
+@pytest.mark.parametrize(("option", "taken"), [("--speech", True), ("--no-speech", False)])
+def test_evaluate_takes_speech_measures_if_asked(cli: Cli, folder: Path, option: str, taken: bool) -> None:
+    assert cli("evaluate", "--data", folder, option, "--json", "out.json").code == 0
+    (row,) = [row for row in json.loads(Path("out.json").read_text())["rows"] if row["group"] == "all"]
+    assert (row["measures"]["stoi"] is not None) == taken
+
+
 def test_evaluate_takes_all_books(cli: Cli, folder: Path) -> None:
     assert cli("evaluate", "--data", folder, "--books", "all", "--json", "out.json").code == 0
     assert {row["books"] for row in json.loads(Path("out.json").read_text())["rows"]} == {1, 2, 3}
