@@ -6,11 +6,15 @@ from typing import Annotated
 import typer
 
 from codec.cli.options import say
+from codec.errors import UsageError
 
 
 def train(
     recipe: Annotated[Path, typer.Argument(metavar="RECIPE", help="A recipe, as recipes/general/codec.toml.")],
-    data: Annotated[Path, typer.Option(help="Folder of recordings, of any formats and rates.")],
+    data: Annotated[
+        Path | None,
+        typer.Option(help="Folder of recordings, of any formats and rates.", show_default="data.folder of the recipe"),
+    ] = None,
     out: Annotated[Path | None, typer.Option(help="Folder of the run.", show_default="runs/NAME of the recipe")] = None,
     overrides: Annotated[
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a value of the recipe; repeatable.")
@@ -24,5 +28,8 @@ def train(
     from codec.training.recipe import Recipe
 
     loaded = load_toml(recipe, Recipe, overrides or [])
-    model = codec_loop.train(loaded, data=data, out=out or Path("runs", loaded.name), resume=resume, steps=steps)
+    folder = data or loaded.data.folder
+    if folder is None:
+        raise UsageError(f"{recipe} names no data.folder: pass --data DIR, any folder of recordings")
+    model = codec_loop.train(loaded, data=folder, out=out or Path("runs", loaded.name), resume=resume, steps=steps)
     say(f"the model is {model}")

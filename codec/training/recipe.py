@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Self
 
 from pydantic import Field, model_validator
@@ -19,6 +20,8 @@ Share = Annotated[float, Field(ge=0, le=1)]
 class DataConfig(Config):
     """Which audio a step sees."""
 
+    folder: Path | None = None
+    """Where the audio lies, unless --data says."""
     crop: Positive = 1.5
     """Seconds of each crop."""
     batch: Count = 8

@@ -36,6 +36,15 @@ def test_defaults(cli: Cli, recipe: Path, calls: list[Any]) -> None:
     assert options == {"data": Path("sounds"), "out": Path("runs/night"), "resume": False, "steps": None}
 
 
+def test_the_recipe_may_name_the_data(cli: Cli, recipe: Path, calls: list[Any]) -> None:
+    result = cli("train", recipe)
+    assert (result.code, calls) == (2, [])
+    assert "pass --data DIR" in result.err
+    assert cli("train", recipe, "--set", "data.folder=sounds").code == 0
+    assert cli("train", recipe, "--set", "data.folder=sounds", "--data", "others").code == 0
+    assert [options["data"] for _, options in calls] == [Path("sounds"), Path("others")]
+
+
 def test_every_option(cli: Cli, recipe: Path, calls: list[Any]) -> None:
     arguments = ["--set", "model.books=2", "--set", "name=day", "--out", "here", "--resume", "--steps", "9"]
     assert cli("train", recipe, "--data", "sounds", *arguments).code == 0
