@@ -37,15 +37,20 @@ class Entry:
 
     @property
     def group(self) -> str:
-        """The set a file belongs to: its first folder, or the next one where the first is a split."""
-        folders = self.path.split("/")[:-1]
-        if folders and folders[0] in SPLITS:
-            folders = folders[1:]
-        return folders[0] if folders else ""
+        """The set the file belongs to."""
+        return set_of(self.path)
+
+
+def set_of(path: str) -> str:
+    """The set of a file by its path below the data folder: the first folder, or the next where that is a split."""
+    folders = path.split("/")[:-1]
+    if folders and folders[0] in SPLITS:
+        folders = folders[1:]
+    return folders[0] if folders else ""
 
 
 class AudioStore:
-    """All audio of some files at one rate: entries, sorted by path, and their samples as memory-mapped int16 [time]."""
+    """All audio of some files at one rate: entries, set by set, and their samples as memory-mapped int16 [time]."""
 
     def __init__(self, samples: np.ndarray, entries: list[Entry], sample_rate: int, name: str) -> None:
         self.samples = samples
@@ -66,6 +71,7 @@ class AudioStore:
             ConfigError: for a resumed training, the store was made of other files.
             StorageError: the store cannot be written.
         """
+        paths = sorted(paths, key=lambda path: set_of(path.relative_to(root).as_posix()))  # loose files lie between
         index = cache.with_suffix(".json")
         wanted = [f"{path.relative_to(root).as_posix()} {path.stat().st_size}" for path in paths]
         key = hashlib.sha256("\n".join([str(sample_rate), *wanted]).encode()).hexdigest()
@@ -144,7 +150,8 @@ def split(root: Path, held_out: float) -> tuple[list[Path], list[Path]]:
         return int.from_bytes(digest[:8]) < held_out * 2**64
 
     valid = [path for path in paths if held(path)] or paths[:1]
-    return [path for path in paths if path not in set(valid)] or paths, valid
+    kept = set(valid)
+    return [path for path in paths if path not in kept] or paths, valid
 
 
 class Crops:

@@ -82,6 +82,27 @@ def test_no_audio(tmp_path: Path) -> None:
 # the store
 
 
+def test_every_set_is_one_stretch_of_the_store(tmp_path: Path) -> None:
+    """Loose files come before and after a folder by name, and a folder may turn up again below train."""
+    root = tmp_path / "data"
+    write_recordings(root)
+    (root / "train/b").mkdir(parents=True)
+    for name in ("z.wav", "train/b/e.wav", "c.wav"):
+        write_audio(root / name, np.full((1, 4000), 0.1, np.float32), 8000)
+    store, _ = build(root, tmp_path / "all.i16")
+    assert [entry.group for entry in store.entries] == ["", "", "", "b", "b", "b"]
+    assert {entry.path for entry in store.entries} == {
+        "a.wav",
+        "c.wav",
+        "z.wav",
+        "b/c.flac",
+        "b/d.aiff",
+        "train/b/e.wav",
+    }
+    crops = Crops(store, DataConfig(crop=0.05), seed=0)
+    assert crops.spans == [(0, 12000), (12000, len(store.samples))]
+
+
 def test_the_store_holds_every_file_at_one_rate(tmp_path: Path) -> None:
     root = write_recordings(tmp_path / "data")
     store, reports = build(root, tmp_path / "train.i16")
