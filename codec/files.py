@@ -258,8 +258,6 @@ def _model(model: Model, device: str) -> Codec:
     if isinstance(model, Codec):
         return model
     path = hub.find(model)
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
     return _loaded(path, path.stat().st_mtime_ns, device)
 
 

@@ -18,7 +18,6 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from codec.audio import LOUDEST
 from codec.errors import UsageError
 
 if TYPE_CHECKING:
@@ -57,8 +56,7 @@ class StreamEncoder:
                 f"audio is {audio.dtype} {list(audio.shape)}: this session takes floats [{len(self._rest)}, 1, time], "
                 "each channel as a row of the batch"
             )
-        if audio.numel() and not audio.abs().max() <= LOUDEST:  # also catches NaN
-            raise UsageError(f"audio has samples that are NaN, infinite or beyond {LOUDEST:g}; full scale is 1")
+        self._model.check_samples(audio)
         self.time += audio.shape[2]
         return self._encode(torch.cat([self._rest, audio.float()], dim=2))
 

@@ -108,8 +108,7 @@ class Codec(nn.Module):
                 raise UsageError(f"lengths are {list(lengths.shape)}; give one per item, [{len(audio)}]")
             inside = torch.arange(time, device=audio.device) < lengths.to(audio.device)[:, None, None]
             audio = torch.where(inside, audio, 0.0)
-        if not audio.abs().max() <= LOUDEST:  # also catches NaN
-            raise UsageError(f"audio has samples that are NaN, infinite or beyond {LOUDEST:g}; full scale is 1")
+        self.check_samples(audio)
         audio = F.pad(audio, (0, self.frame_math.frames(time) * self.config.hop - time))
         return self.encode_step(audio, self.encoder_state(len(audio)), books=books)[0]
 
@@ -165,6 +164,11 @@ class Codec(nn.Module):
                 f"audio has shape {list(audio.shape)}; give [batch, 1, time] with at least one sample "
                 "(the channels of a recording are rows of the batch)"
             )
+
+    def check_samples(self, audio: Audio) -> None:
+        """`UsageError` if a sample is NaN, infinite or beyond `audio.LOUDEST`."""
+        if audio.numel() and not audio.abs().max() <= LOUDEST:  # false for NaN too
+            raise UsageError(f"audio has samples that are NaN, infinite or beyond {LOUDEST:g}; full scale is 1")
 
     def check_codes(self, codes: Codes) -> None:
         """`UsageError` unless codes are [batch, books, frames] within the codebooks."""
