@@ -57,6 +57,8 @@ class CausalConfig(CodecConfig):
     project: int | None = Field(None, ge=1)
     """Dimensions in which entries are looked up; `dim` when absent."""
     learning: Literal["ema", "gradient"] = "ema"
+    search: int = Field(1, ge=1)
+    """Of "residual": ways through the books that encoding follows at once; 1 takes each book's nearest entry."""
     levels: tuple[Annotated[int, Field(ge=2)], ...] = ()
     """Of "scalar": as many as `dim`, and their product is `codebook_size`."""
 
@@ -78,6 +80,8 @@ class CausalConfig(CodecConfig):
             raise ValueError(
                 f'lookup, project and learning are for "residual" and "vector", not "{kind}": leave them out'
             )
+        if kind != "residual" and self.search != 1:
+            raise ValueError(f'search is for "residual", not "{kind}": leave it out')
         return self
 
 
@@ -137,6 +141,7 @@ def quantizer(config: CausalConfig) -> Quantizer:
                 lookup=config.lookup,
                 project=config.project,
                 learning=config.learning,
+                search=config.search,
             )
         case "vector":
             return VectorQuantizer(

@@ -107,13 +107,22 @@ class VectorQuantizer(Quantizer):
         else:
             self.codebook = nn.Parameter(entries)
 
-    def nearest(self, x: Tensor) -> Tensor:
-        """Index of the nearest entry to each row of x [rows, inner]; the lowest index wins a tie."""
+    def distances(self, x: Tensor) -> Tensor:
+        """Squared distances [rows, codebook_size] of x [rows, inner] from all entries, less |x|², which ranks alike."""
         table = self.codebook
         if self.lookup == "cosine":
             x, table = F.normalize(x, dim=-1), F.normalize(table, dim=-1)
-        # |x - c|² = |x|² - 2 x.c + |c|², and |x|² does not change which is smallest.
-        return torch.addmm(table.square().sum(dim=-1), x, table.T, alpha=-2).argmin(dim=-1)
+        # |x - c|² = |x|² - 2 x.c + |c|²
+        return torch.addmm(table.square().sum(dim=-1), x, table.T, alpha=-2)
+
+    def nearest(self, x: Tensor) -> Tensor:
+        """Index of the nearest entry to each row of x [rows, inner]; the lowest index wins a tie."""
+        return self.distances(x).argmin(dim=-1)
+
+    def ranked(self, rows: Tensor, count: int) -> Tensor:
+        """Indices [rows, count] of the nearest entries to each of `rows` [rows, dim], nearest first."""
+        inner = self.project_in(rows)
+        return self.nearest(inner)[:, None] if count == 1 else self.distances(inner).topk(count, largest=False).indices
 
     def entries(self, codes: Tensor) -> Tensor:
         """Entries [..., dim] of codes [...], projected out."""
@@ -209,6 +218,10 @@ class ResidualVQ(Quantizer):
 
     Codes of the first n books are a coarser description by themselves, so one model serves every bit rate; training
     with a random number of books per item (quantiser dropout, section III-C) makes the coarse ones good.
+
+    The nearest entry is not always on the way to the nearest sum. `encode` keeps the `search` best ways through the
+    books so far (beam search); 1 takes the nearest entry of each book in turn, as training does. On 3 with books
+    {0, 4} and {-3, 3}: one way takes 4, is left with -1 and ends at 1; two ways find 0 + 3.
     """
 
     stages: Sequence[VectorQuantizer]
@@ -224,10 +237,12 @@ class ResidualVQ(Quantizer):
         learning: Literal["ema", "gradient"] = "ema",
         decay: float = 0.99,
         restart_below: float = 0.1,
+        search: int = 1,
     ) -> None:
         super().__init__()
         self.books = books
         self.codebook_size = codebook_size
+        self.search = search
         stages = nn.ModuleList(
             VectorQuantizer(
                 dim,
@@ -243,15 +258,25 @@ class ResidualVQ(Quantizer):
         self.stages = cast(Sequence[VectorQuantizer], stages)
 
     def encode(self, latents: Latents, books: int | None = None) -> Codes:
-        batch = len(latents)
-        codes = []
+        batch, _, frames = latents.shape
         with torch.autocast(latents.device.type, enabled=False):
-            left = rearrange(latents.float(), "batch dim frames -> (batch frames) dim")
+            left = rearrange(latents.float(), "batch dim frames -> (batch frames) 1 dim")  # [rows, ways, dim]
+            codes = torch.empty(batch * frames, 1, 0, dtype=torch.int64, device=latents.device)  # [rows, ways, books]
             for stage in self.stages[: books or self.books]:
-                chosen = stage.encode_rows(left)
-                left = left - stage.entries(chosen)
-                codes.append(rearrange(chosen, "(batch frames) -> batch frames", batch=batch))
-        return torch.stack(codes, dim=1)  # [batch, books, frames]
+                ways = left.shape[1]
+                count = min(self.search, stage.codebook_size)
+                tried = rearrange(
+                    stage.ranked(left.flatten(0, 1), count), "(rows ways) tried -> rows (ways tried)", ways=ways
+                )
+                left = left.repeat_interleave(count, dim=1) - stage.entries(tried)  # [rows, ways * tried, dim]
+                codes = torch.cat([codes.repeat_interleave(count, dim=1), tried[..., None]], dim=-1)
+                if left.shape[1] > self.search:
+                    best = left.square().sum(dim=-1).topk(self.search, largest=False).indices[..., None]
+                    left, codes = left.take_along_dim(best, dim=1), codes.take_along_dim(best, dim=1)
+            best = left.square().sum(dim=-1).argmin(dim=1)[:, None, None]
+            return rearrange(
+                codes.take_along_dim(best, dim=1), "(batch frames) 1 books -> batch books frames", batch=batch
+            )
 
     def decode(self, codes: Codes) -> Latents:
         decoded = [stage.entries(codes[:, book]) for book, stage in enumerate(self.stages[: codes.shape[1]])]

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from codec.errors import CodecError, ConfigError, UnknownModel, UsageError
 from codec.models import build
-from codec.models.causal import CausalCodec, CausalConfig, Lapped, compand, expand
+from codec.models.causal import CausalCodec, CausalConfig, Lapped, compand, expand, quantizer
 from codec.nn.streaming import State
 from tests.tiny import CONFIG, tiny_model
 
@@ -306,6 +306,7 @@ def test_the_default_model_is_small() -> None:
 # the choice of quantiser
 
 CHOICES: dict[str, dict[str, Any]] = {
+    "residual with a search": {"search": 3},
     "residual by gradient": {"learning": "gradient", "lookup": "cosine", "project": 4},
     "vector": {"quantizer": "vector", "books": 1},
     "vector, projected": {"quantizer": "vector", "books": 1, "project": 3, "lookup": "cosine"},
@@ -316,6 +317,23 @@ CHOICES: dict[str, dict[str, Any]] = {
 
 def chosen(**settings: Any) -> CausalConfig:
     return CausalConfig.from_data(CONFIG.model_dump() | settings)
+
+
+def test_a_search_streams_and_fits_better() -> None:
+    found = lively_model()
+    latents, _ = found.latents_step(AUDIO, found.encoder_state(len(AUDIO)))
+    found.quantizer = quantizer(chosen(search=4))
+    found.quantizer.load_state_dict(MODEL.quantizer.state_dict())
+    whole = found.encode(AUDIO)
+    state, parts = found.encoder_state(len(AUDIO)), []
+    for part in cut(AUDIO, [7 * HOP] * 8 + [4 * HOP]):
+        codes, state = found.encode_step(part, state)
+        parts.append(codes)
+    assert torch.equal(torch.cat(parts, dim=-1), whole[..., :60])
+    for item in range(2):
+        assert torch.equal(found.encode(AUDIO[item : item + 1])[0], whole[item])
+    errors = [(found.quantizer.decode(codes[..., :60]) - latents).square().mean() for codes in (whole, CODES)]
+    assert errors[0] < errors[1]
 
 
 @pytest.mark.parametrize("settings", CHOICES.values(), ids=CHOICES)
@@ -361,6 +379,7 @@ def test_the_plain_autoencoder_trains_and_says_why_it_cannot_code() -> None:
             r"levels = \[20, 1\]: must be greater than or equal to 2",
         ),
         ({"levels": (5, 4)}, r'"residual" has no levels'),
+        ({"quantizer": "vector", "books": 1, "search": 2}, r'search is for "residual"'),
         ({"quantizer": "mixture", "books": 1, "project": 4}, r'not "mixture": leave them out'),
         ({"project": 0}, "project = 0"),
         ({"quantizer": "product"}, "quantizer"),

@@ -106,6 +106,32 @@ def test_fewer_books_are_the_first_of_all_books(lookup: Lookup, project: int | N
     torch.testing.assert_close(quantizer.decode(codes), latents - left)
 
 
+def test_the_example_of_the_search() -> None:
+    for search, found in ((1, [1, 0]), (2, [0, 1])):
+        quantizer = ResidualVQ(1, 2, 2, search=search)
+        for stage, entries in zip(quantizer.stages, ([0.0, 4.0], [-3.0, 3.0]), strict=True):
+            stage.codebook.copy_(torch.tensor(entries)[:, None])
+        assert quantizer.encode(torch.tensor([[[3.0]]])).flatten().tolist() == found
+
+
+@lookups
+@pytest.mark.parametrize("project", [None, 2])
+def test_a_search_of_all_ways_finds_the_best_codes_there_are(lookup: Lookup, project: int | None) -> None:
+    quantizer, latents = started(3, 5, lookup=lookup, project=project), noise(2, DIM, 20, seed=1)
+    every = torch.cartesian_prod(*[torch.arange(5)] * 3)  # [125, books]
+    sums = quantizer.decode(every.T[None])[0].T  # [125, dim]
+    best = every[torch.cdist(rows_of(latents), sums).argmin(dim=-1)]
+    quantizer.search = 25
+    torch.testing.assert_close(quantizer.encode(latents).transpose(1, 2).flatten(0, 1), best)
+    errors = []
+    for search in (1, 2, 4, 25):
+        quantizer.search = search
+        errors.append(squares(quantizer.decode(quantizer.encode(latents)), latents))
+    assert errors == sorted(errors, reverse=True)
+    assert errors[-1] < 0.97 * errors[0]
+    assert quantizer.encode(latents, 2).shape == (2, 2, 20)
+
+
 # training
 
 
