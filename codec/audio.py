@@ -113,6 +113,27 @@ class AudioReader:
         if self._seen == 0:
             raise self._without_samples()
 
+    def part(self, first: int, time: int) -> Block:
+        """[channels, time] from sample `first` on, found by seeking.
+
+        Raises UnsupportedAudio as `blocks`, and where the file ends before the part does.
+        """
+        try:
+            self._source.seek(first)
+        except soundfile.LibsndfileError as error:
+            raise self._ended(first + time) from error
+        self._seen = first
+        block = next(self.blocks(time), None)
+        if block is None or block.shape[1] < time:
+            raise self._ended(first + time)
+        return block
+
+    def _ended(self, wanted: int) -> UnsupportedAudio:
+        return UnsupportedAudio(
+            f"{self.label} has nothing at {wanted / self.rate:.3f} s, though its header or manifest says so: "
+            "fetch it again or take it out"
+        )
+
     def _check_samples(self, block: Block) -> None:
         good = (np.abs(block) <= LOUDEST).all(axis=0)  # False for NaN too
         if not good.all():

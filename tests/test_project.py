@@ -21,11 +21,22 @@ FLOORS = (
     ("errors", "config", "frames", "audio", "bitstream", "sample"),
     ("nn",),
     ("models",),
-    ("checkpoint", "hub", "sessions", "files", "metrics"),
+    ("checkpoint", "hub", "sessions", "files", "metrics", "corpus"),
     ("training",),
     ("cli",),
 )
-WITHOUT_TORCH = ("errors", "config", "frames", "audio", "bitstream", "sample", "checkpoint", "hub", "cli.main")
+WITHOUT_TORCH = (
+    "errors",
+    "config",
+    "frames",
+    "audio",
+    "bitstream",
+    "sample",
+    "checkpoint",
+    "hub",
+    "corpus",
+    "cli.main",
+)
 
 
 def module_name(path: Path) -> str:
