@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -20,7 +22,7 @@ from torch import Tensor
 
 from codec.audio import atomic_output, is_audio_path, read_audio
 from codec.errors import CodecError, ConfigError, InputNotFound, UnsupportedAudio
-from codec.training.recipe import DataConfig
+from codec.training.recipe import DataConfig, Recipe
 
 Report = Callable[[str], None]
 
@@ -154,6 +156,13 @@ def split(root: Path, held_out: float) -> tuple[list[Path], list[Path]]:
     return [path for path in paths if path not in kept] or paths, valid
 
 
+class Batch(NamedTuple):
+    """Audio [rows, 1, time] of a step, and (name, reason) of files that could not be read for it."""
+
+    audio: Tensor
+    bad: tuple[tuple[str, str], ...]
+
+
 class Crops:
     """Random crops of a store: `batch(step)` is a function of the seed and the step.
 
@@ -180,15 +189,19 @@ class Crops:
         shares = np.array([end - start for start, end in self.spans], dtype=np.float64) ** config.balance
         self.shares = shares / shares.sum()
 
-    def batch(self, step: int, size: int | None = None) -> Tensor:
-        """Audio [batch, 1, time] of a step, with random gain."""
-        rng = np.random.default_rng((self.seed, step))
+    def batch(self, step: int, first: int = 0, last: int | None = None) -> Batch:
+        """Rows `first` to `last` of a step's batch, with random gain."""
         crops = []
-        for choice in rng.choice(len(self.spans), size=size or self.config.batch, p=self.shares):
-            crop = self.crop(rng, choice)
+        for row in range(first, self.config.batch if last is None else last):
+            rng = np.random.default_rng((self.seed, step, row))
+            crop = self.crop(rng, int(rng.choice(len(self.spans), p=self.shares)))
             gain = 10 ** (rng.uniform(*self.config.gain_db) / 20)
             crops.append(crop * min(gain, 1 / max(float(np.abs(crop).max()), 1e-4)))
-        return torch.from_numpy(np.stack(crops)[:, None].astype(np.float32))
+        return Batch(torch.from_numpy(np.stack(crops)[:, None].astype(np.float32)), ())
+
+    def fit_audio(self, seconds: float, first: int = 0, last: int | None = None) -> Tensor:
+        """Crops `first` to `last` of as many as make up `seconds`."""
+        return self.batch(-1 % 2**32, first, math.ceil(seconds / self.config.crop) if last is None else last).audio
 
     def first_clips(self, count: int) -> Tensor:
         """`count` fixed clips [count, 1, time], one after another over the sets, without gain."""
@@ -202,3 +215,33 @@ class Crops:
         first = int(rng.integers(start, end - self.time))
         samples: np.ndarray = self.store.samples[first : first + self.time].astype(np.float32) / 32768
         return samples
+
+
+def material(recipe: Recipe, data: Path, out: Path, *, report: Report) -> tuple[Crops, Crops]:
+    """Crops of the training audio and of the validation audio, whose stores are kept in `out`."""
+    train, valid = (
+        AudioStore.build(
+            data,
+            paths,
+            out / f"{name}.i16",
+            sample_rate=recipe.model.sample_rate,
+            report=report,
+            resumed=(out / "state.pt").exists(),
+        )
+        for name, paths in zip(SPLITS, split(data, recipe.data.held_out), strict=True)
+    )
+    report(f"train on {train.seconds / 3600:.2f} h, validate on {valid.seconds / 60:.1f} min")
+    return Crops(train, recipe.data, seed=recipe.train.seed), Crops(valid, recipe.data, seed=0)
+
+
+def batches(
+    crops: Crops, first_step: int, last_step: int, *, rows: tuple[int, int] | None = None, workers: int
+) -> Iterator[tuple[int, Batch]]:
+    """(step, its batch) from one step to before another, one batch read ahead."""
+    rows = rows or (0, crops.config.batch)
+    with ThreadPoolExecutor(1) as pool:
+        ahead = pool.submit(crops.batch, first_step, *rows)
+        for step in range(first_step, last_step):
+            batch = ahead.result()
+            ahead = pool.submit(crops.batch, step + 1, *rows)
+            yield step, batch

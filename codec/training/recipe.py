@@ -33,6 +33,8 @@ class DataConfig(Config):
     """Share of the files kept for validation, when the data has no train and valid folders."""
     fit_seconds: Positive = 2000.0
     """Audio for the closed-form start."""
+    workers: int = Field(1, ge=0)
+    """Processes that read ahead."""
 
 
 class LossConfig(Config):

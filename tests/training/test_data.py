@@ -193,20 +193,20 @@ def test_crops_are_a_function_of_seed_and_step() -> None:
     store = sets(a=np.arange(5000), b=np.arange(-5000, 0))
     config = DataConfig(crop=0.1, batch=4)
     crops = Crops(store, config, seed=1)
-    second = crops.batch(2)
+    second = crops.batch(2).audio
     crops.batch(9)
     assert second.shape == (4, 1, 100)
-    assert second.equal(Crops(store, config, seed=1).batch(2))
-    assert not second.equal(crops.batch(3))
-    assert not second.equal(Crops(store, config, seed=2).batch(2))
-    assert crops.batch(2, size=7).shape == (7, 1, 100)
+    assert second.equal(Crops(store, config, seed=1).batch(2).audio)
+    assert not second.equal(crops.batch(3).audio)
+    assert not second.equal(Crops(store, config, seed=2).batch(2).audio)
+    assert crops.batch(2, 1, 3).audio.equal(second[1:3])
 
 
 def test_crops_never_leave_their_set_but_run_across_its_files() -> None:
     store = sets(
         a=np.repeat([1, 2], 300), b=np.repeat([11, 12], 300), short=np.full(50, 30), c=np.repeat([21, 22], 300)
     )
-    crops = Crops(store, DataConfig(crop=0.1, batch=500, gain_db=(0, 0)), seed=0).batch(0)
+    crops = Crops(store, DataConfig(crop=0.1, batch=500, gain_db=(0, 0)), seed=0).batch(0).audio
     values = (crops * 32768).round().int()[:, 0]
     assert {int(decade) for decade in (values // 10).flatten().tolist()} == {0, 1, 2}
     assert (values // 10 == values[:, :1] // 10).all()
@@ -217,14 +217,16 @@ def test_crops_never_leave_their_set_but_run_across_its_files() -> None:
 @pytest.mark.parametrize("balance", [0.0, 0.5, 1.0])
 def test_sets_are_drawn_in_proportion_to_their_length_to_the_power_of_balance(balance: float) -> None:
     store = sets(long=np.full(9000, 1), short=np.full(1000, 2))
-    crops = Crops(store, DataConfig(crop=0.1, batch=4000, balance=balance, gain_db=(0, 0)), seed=0).batch(0)
+    crops = Crops(store, DataConfig(crop=0.1, batch=4000, balance=balance, gain_db=(0, 0)), seed=0).batch(0).audio
     share = float((crops[:, 0, 0] * 32768).round().eq(1).float().mean())
     assert share == pytest.approx(9**balance / (9**balance + 1), abs=0.025)
 
 
 def test_gain_is_random_within_its_range_and_never_clips() -> None:
     loud, quiet = np.resize([32767, -32768], 4000), np.resize([1000, -1000], 4000)
-    crops = Crops(sets(loud=loud, quiet=quiet), DataConfig(crop=0.1, batch=300, gain_db=(-12, 6)), seed=0).batch(0)
+    crops = (
+        Crops(sets(loud=loud, quiet=quiet), DataConfig(crop=0.1, batch=300, gain_db=(-12, 6)), seed=0).batch(0).audio
+    )
     peaks = crops.abs().amax(dim=(1, 2))
     assert peaks.max() <= 1 + 1e-6
     gains = 20 * (peaks[peaks < 0.08] * 32.768).log10()
@@ -233,7 +235,7 @@ def test_gain_is_random_within_its_range_and_never_clips() -> None:
 
 
 def test_silence_stays_silence() -> None:
-    assert not Crops(sets(a=np.zeros(4000)), DataConfig(crop=0.1), seed=0).batch(0).any()
+    assert not Crops(sets(a=np.zeros(4000)), DataConfig(crop=0.1), seed=0).batch(0).audio.any()
 
 
 def test_too_short_for_a_crop() -> None:
