@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from codec.nn.streaming import State, Stateful
 
@@ -117,6 +118,9 @@ class ConvNeXtBlock(Stateful):
     products at the frame rate, which is what a CPU does best.
     """
 
+    checkpointed = False
+    """Keep only the input for the backward pass, and compute what is within the block again there."""
+
     def __init__(self, dim: int, *, kernel: int, expansion: int, scale: float) -> None:
         super().__init__()
         self.depthwise = CausalConv1d(dim, dim, kernel=kernel, groups=dim)
@@ -129,6 +133,15 @@ class ConvNeXtBlock(Stateful):
         return self.depthwise.initial_state(like)
 
     def step(self, x: Tensor, state: State) -> tuple[Tensor, State]:
+        if self.checkpointed and torch.is_grad_enabled():
+            again: tuple[Tensor, State] = checkpoint(
+                self.whole_step, x, state, use_reentrant=False, preserve_rng_state=False
+            )
+            return again
+        return self.whole_step(x, state)
+
+    def whole_step(self, x: Tensor, state: State) -> tuple[Tensor, State]:
+        """`step`, kept whole for the backward pass."""
         y, state = self.depthwise.step(x, state)
         y = self.norm(y.transpose(1, 2))  # [batch, frames, dim]
         y = self.scale * self.narrow(F.gelu(self.widen(y), approximate="tanh"))

@@ -24,6 +24,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from codec.errors import UsageError
+from codec.nn.processes import first_row, same_everywhere, summed
 from codec.nn.shapes import Codes, Latents
 
 
@@ -38,6 +39,8 @@ class Quantized(NamedTuple):
     """Mean square distance of what each stage was given from its entry, summed over stages; moves the encoder."""
     codebook: Tensor
     """The same distance, moving the entries; zero for books learned by moving averages."""
+    seen: tuple[Tensor, ...] = ()
+    """Rows [batch * frames, dim] in which each stage learned by moving averages looked for its entries; for `learn`."""
 
 
 class Quantizer(nn.Module):
@@ -56,7 +59,13 @@ class Quantizer(nn.Module):
 
     @abstractmethod
     def forward(self, latents: Latents, books: Tensor | None = None) -> Quantized:
-        """Training pass; `books` [batch] says how many books each item uses (all when None)."""
+        """Training pass; `books` [batch] says how many books each item uses (all when None). Changes nothing."""
+
+    def learn(self, parts: Sequence[Quantized]) -> None:
+        """Move what no gradient moves, after a step on these parts of a batch.
+
+        Where several processes train together, all of them call it, and each learns from the parts of all.
+        """
 
     def start(self, latents: Latents) -> None:
         """Set the entries from data before training; nothing to do for quantisers that hold none."""
@@ -68,9 +77,9 @@ class VectorQuantizer(Quantizer):
     `lookup` "cosine" compares directions only (Yu et al. 2021, section 3.2). `project` looks entries up in that many
     dimensions, through learned maps in and out (the "factorised codes" of DAC, section 3.2).
 
-    `learning` "ema" moves every entry towards the mean of what it was chosen for (van den Oord et al. 2017, appendix
-    A.1) and restarts entries that are hardly chosen from the latents at hand (Dhariwal et al. 2020, section 3.1);
-    "gradient" trains them by the codebook loss. Distances and entries are float32 under any autocast.
+    `learning` "ema" moves every entry towards the mean of what it was chosen for (`learn`; van den Oord et al. 2017,
+    appendix A.1) and restarts entries that are hardly chosen from the latents at hand (Dhariwal et al. 2020, section
+    3.1); "gradient" trains them by the codebook loss. Distances and entries are float32 under any autocast.
     """
 
     codebook: Tensor
@@ -143,8 +152,8 @@ class VectorQuantizer(Quantizer):
     def decode(self, codes: Codes) -> Latents:
         return self.entries(codes[:, 0]).transpose(1, 2)  # [batch, dim, frames]
 
-    def train_rows(self, rows: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """(what is decoded, codes, commitment per row, codebook loss per row) of latents [rows, dim].
+    def train_rows(self, rows: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+        """(what is decoded, codes, commitment per row, codebook loss per row, rows looked up) of latents [rows, dim].
 
         Without a projection the decoded rows carry no gradient to `rows`: the caller adds the straight-through term
         once for all stages, so that every stage's commitment loss still reaches the encoder.
@@ -160,41 +169,33 @@ class VectorQuantizer(Quantizer):
             codebook = torch.zeros_like(codebook)
         if self.projected:
             # the map inwards learns from the reconstruction too, so the gradient passes through the stage
-            return self.project_out(inner + (chosen - inner).detach()), codes, commitment, codebook
-        return chosen.detach(), codes, commitment, codebook
+            return self.project_out(inner + (chosen - inner).detach()), codes, commitment, codebook, target.detach()
+        return chosen.detach(), codes, commitment, codebook, target.detach()
 
     def forward(self, latents: Latents, books: Tensor | None = None) -> Quantized:
         batch = len(latents)
         with torch.autocast(latents.device.type, enabled=False):
             rows = rearrange(latents.float(), "batch dim frames -> (batch frames) dim")
-            decoded, codes, commitment, codebook = self.train_rows(rows)
-            if self.training:
-                self.learn(rows, codes)
+            decoded, codes, commitment, codebook, inner = self.train_rows(rows)
             decoded = rearrange(decoded, "(batch frames) dim -> batch dim frames", batch=batch)
         if not self.projected:
             decoded = decoded + (latents - latents.detach())
         codes = rearrange(codes, "(batch frames) -> batch 1 frames", batch=batch)
-        return Quantized(decoded, codes, commitment.mean(), codebook.mean())
+        seen = (inner,) if self.learning == "ema" else ()
+        return Quantized(decoded, codes, commitment.mean(), codebook.mean(), seen)
 
-    @torch.no_grad()
-    def learn(self, rows: Tensor, codes: Tensor) -> None:
-        """Move the entries to the means of the rows [rows, dim] that chose them; restart those hardly chosen."""
-        if self.learning != "ema" or len(rows) == 0:
-            return
-        inner = self.project_in(rows)
-        if self.lookup == "cosine":
-            inner = F.normalize(inner, dim=-1)
-        chosen = torch.zeros_like(self.usage).index_add_(0, codes, torch.ones_like(codes, dtype=inner.dtype))
-        sums = torch.zeros_like(self.codebook).index_add_(0, codes, inner)
+    def learn(self, parts: Sequence[Quantized]) -> None:
+        move([self], parts)
+
+    def move(self, sums: Tensor, chosen: Tensor) -> Tensor:
+        """Move the entries by sums [codebook_size, dim] and numbers of the rows that chose them; which are dead now."""
+        used = chosen.sum() > 0
         usage = self.decay * self.usage + (1 - self.decay) * chosen
         moved = (self.decay * self.usage)[:, None] * self.codebook + (1 - self.decay) * sums
-        self.codebook.copy_(torch.where(usage[:, None] > 1e-8, moved / usage[:, None].clamp(min=1e-8), self.codebook))
-        self.usage.copy_(usage)
-        expected = usage.mean()
-        dead = (usage < self.restart_below * expected).nonzero()[:, 0]
-        if len(dead):
-            self.codebook[dead] = inner[torch.randint(len(inner), (len(dead),), device=inner.device)]
-            self.usage[dead] = expected
+        moved = torch.where(usage[:, None] > 1e-8, moved / usage[:, None].clamp(min=1e-8), self.codebook)
+        self.codebook.copy_(torch.where(used, moved, self.codebook))
+        self.usage.copy_(torch.where(used, usage, self.usage))
+        return (self.usage < self.restart_below * self.usage.mean()) & used
 
     @torch.no_grad()
     def start(self, latents: Latents, iterations: int = 10) -> None:
@@ -209,8 +210,49 @@ class VectorQuantizer(Quantizer):
             count = torch.bincount(codes, minlength=self.codebook_size).to(rows.dtype)
             means = torch.zeros_like(self.codebook).index_add_(0, codes, rows) / count[:, None].clamp(min=1)
             empty = (count == 0).nonzero()[:, 0]
-            means[empty] = rows[torch.randint(len(rows), (len(empty),), device=rows.device)]
+            means[empty] = rows[distinct(len(rows), len(empty)).to(rows.device)]
             self.codebook.copy_(means)
+
+
+@torch.no_grad()
+def move(stages: Sequence[VectorQuantizer], parts: Sequence[Quantized]) -> None:
+    """A step of the moving averages of all stages, by what all processes saw; entries hardly chosen start anew.
+
+    An entry starts anew as one of the rows of the step, with the mean usage. A stage that no item used stays as it is.
+    """
+    if stages[0].learning != "ema":
+        return
+    size = stages[0].codebook_size
+    statistics, rows, codes = [], [], []
+    for book in range(len(stages)):
+        rows.append(torch.cat([part.seen[book] for part in parts]))
+        codes.append(torch.cat([part.codes[:, book].flatten() for part in parts]))
+        ones = rows[book].new_ones(len(rows[book]), 1)
+        table = rows[book].new_zeros(size + 1, rows[book].shape[1] + 1)
+        statistics.append(table.index_add_(0, codes[book] % (size + 1), torch.cat([rows[book], ones], dim=1))[:size])
+    sums, chosen = summed(torch.stack(statistics)).tensor_split([-1], dim=-1)  # [books, codebook_size, dim and 1]
+    dead = torch.stack([stage.move(*of) for stage, *of in zip(stages, sums, chosen[..., 0], strict=True)])
+    if dead.any():
+        for stage, entries, given, code in zip(stages, dead, rows, codes, strict=True):
+            if entries.any():
+                stage.codebook[entries] = drawn(given[code >= 0], int(entries.sum()))
+                stage.usage[entries] = stage.usage.mean()
+
+
+def distinct(rows: int, number: int) -> Tensor:
+    """Numbers [number] of rows in random order, none twice while there are enough."""
+    return torch.randperm(rows)[torch.arange(number) % rows]
+
+
+def drawn(rows: Tensor, number: int) -> Tensor:
+    """`number` of the rows [rows, dim] of all processes, the same in each of them."""
+    first, total = first_row(len(rows), rows)
+    picked = distinct(total, number).to(rows.device)
+    same_everywhere(picked)
+    own = (picked >= first) & (picked < first + len(rows))
+    out = rows.new_zeros(number, rows.shape[1])
+    out[own] = rows[picked[own] - first]
+    return summed(out)
 
 
 class ResidualVQ(Quantizer):
@@ -290,12 +332,12 @@ class ResidualVQ(Quantizer):
             rows = rearrange(latents.float(), "batch dim frames -> (batch frames) dim")
             left, total = rows, torch.zeros_like(rows)
             commitment, codebook = rows.new_zeros(()), rows.new_zeros(())
-            codes = []
+            codes, seen = [], []
             for book, stage in enumerate(self.stages):
                 active = (books > book).repeat_interleave(frames)  # [rows]
-                decoded, chosen, committed, learned = stage.train_rows(left)
-                if self.training:
-                    stage.learn(left.detach()[active], chosen[active])
+                decoded, chosen, committed, learned, inner = stage.train_rows(left)
+                if stage.learning == "ema":
+                    seen.append(inner)
                 decoded = torch.where(active[:, None], decoded, 0.0)
                 total = total + decoded
                 left = left - decoded
@@ -305,7 +347,10 @@ class ResidualVQ(Quantizer):
             out = rearrange(total, "(batch frames) dim -> batch dim frames", batch=batch)
         if not self.stages[0].projected:
             out = out + (latents - latents.detach())
-        return Quantized(out, torch.stack(codes, dim=1), commitment, codebook)
+        return Quantized(out, torch.stack(codes, dim=1), commitment, codebook, tuple(seen))
+
+    def learn(self, parts: Sequence[Quantized]) -> None:
+        move(list(self.stages), parts)
 
     @torch.no_grad()
     def start(self, latents: Latents, iterations: int = 10) -> None:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import copy
 import math
-import signal
-import threading
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+import time as clock
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar, cast
 
 import numpy as np
 import torch
@@ -18,16 +18,28 @@ from rich.console import Console
 from torch import Tensor, nn
 
 from codec.checkpoint import RUN_MODEL, load_state, save_model, save_state
-from codec.errors import ConfigError, StorageError
+from codec.errors import ConfigError
 from codec.models.causal import CausalCodec
+from codec.nn import processes
 from codec.nn.shapes import Audio
-from codec.training.data import batches, material
+from codec.training import engine
+from codec.training.data import Crops, batches, material
 from codec.training.discriminators import Discriminators
-from codec.training.losses import SpectralLoss, discriminator_loss, feature_loss, generator_loss
+from codec.training.losses import (
+    Averages,
+    SpectralLoss,
+    balanced,
+    discriminator_loss,
+    feature_loss,
+    generator_loss,
+)
 from codec.training.recipe import Recipe
-from codec.training.record import Record, Tally, live, perplexity
+from codec.training.record import SPEED, Record, Tally, live, perplexity
+
+T = TypeVar("T")
 
 STATE = "state.pt"  # beside the model in a run's folder
+AUDIBLE = ("mel", "phase", "adversarial", "features")  # losses of the decoded audio; the others are of the latents
 
 
 @dataclass
@@ -40,67 +52,164 @@ class Players:
     optimiser: torch.optim.Optimizer
     judges: Discriminators
     judges_optimiser: torch.optim.Optimizer
+    averages: Averages
+    """Of the latents' power and, for balance, of the norms of the losses' gradients."""
+    scaler: torch.amp.GradScaler
+    """Keeps both sides' gradients within the range of float16."""
+    joint_model: nn.Module
+    """The model, averaging its gradients over all processes; alone, the model itself."""
+    joint_judges: nn.Module
+
+
+TRAINED = ("model", "average", "optimiser", "judges", "judges_optimiser", "averages", "scaler")  # what a state holds
 
 
 def train_step(players: Players, spectral: SpectralLoss, audio: Audio, step: int, recipe: Recipe) -> dict[str, Tensor]:
-    """One step of both sides on audio [batch, 1, time]; the losses by name, before weighting."""
-    weights, optimiser, model = recipe.losses, recipe.optimiser, players.model
+    """One step of both sides on this process's rows [rows, 1, time] of the batch.
+
+    Gives the losses by name, before weighting, and the gradients' norms before clipping, all of the whole batch.
+    """
+    torch.manual_seed(int(np.random.default_rng((recipe.train.seed, step, 3)).integers(2**63)))
+    start, parts, scaler = recipe.adversary.start, recipe.train.accumulate, players.scaler
+    judged = start is not None and step >= start
+    taught = judged and (step - (start or 0)) % recipe.adversary.every == 0
+    weights = weights_at(step, recipe)
     dtype = autocast_dtype(recipe.train.precision, audio.device)
+    autocast = partial(torch.autocast, audio.device.type, dtype, enabled=dtype != torch.float32)
+    # what the stages left counts relative to the latents, so that its weight means the same at every scale
+    power = players.averages["latents"].clamp(min=1e-6) if "latents" in players.averages else 1.0  # as `fit` makes it
+    shares = balanced(weights, players.averages) if recipe.losses.balance else weights
 
-    with torch.autocast(audio.device.type, dtype, enabled=dtype != torch.float32):
-        decoded, latents, quantized = model(audio, dropped_books(len(audio), step, recipe).to(audio.device))
-    # what the stages left, relative to the latents, so that the weight means the same at every scale
-    size = latents.detach().float().square().mean().clamp(min=1e-6)
-    losses: dict[str, Tensor] = spectral(decoded, audio, half=step % 2)._asdict()
-    losses["commitment"] = quantized.commitment / size / recipe.model.books
-    losses["codebook"] = quantized.codebook / size / recipe.model.books
+    measures, seen = [], []
+    players.optimiser.zero_grad(set_to_none=True)
+    players.judges_optimiser.zero_grad(set_to_none=True)
+    depths = own_books(len(audio), step, recipe).to(audio.device)
+    for number, (rows, books) in enumerate(zip(audio.chunk(parts), depths.chunk(parts), strict=True)):
+        engine.exchange_gradients(number == parts - 1, players.joint_model, players.joint_judges)
+        with autocast():
+            decoded, latents, quantized = players.joint_model(rows, books)
+        heard = decoded.detach().requires_grad_()  # what the losses ask of the audio is handed to the model in one pass
+        losses: dict[str, Tensor] = spectral(heard, rows, half=step % 2)._asdict()
+        losses["commitment"] = quantized.commitment / power / recipe.model.books
+        losses["codebook"] = quantized.codebook / power / recipe.model.books
 
-    if recipe.adversary.start is not None and step >= recipe.adversary.start:
-        first, last = judged_part(audio.shape[-1], step, recipe)
-        true, ours = audio[..., first:last], decoded[..., first:last]
-        players.judges.requires_grad_(True)
-        with torch.autocast(audio.device.type, dtype, enabled=dtype != torch.float32):
-            real, fake = players.judges(true), players.judges(ours.detach())
-        losses["discriminator"] = discriminator_loss(real.scores, fake.scores)
-        warmth = min(1.0, (step - recipe.adversary.start + 1) / optimiser.warmup)
-        descend(
-            players.judges_optimiser, losses["discriminator"], players.judges, recipe.adversary.rate * warmth, recipe
+        if judged:
+            first, last = judged_part(audio.shape[-1], step, recipe)
+            judges = players.joint_judges if taught else players.judges
+            with autocast():
+                fake = judges(heard[..., first:last])
+                with torch.set_grad_enabled(taught):
+                    real = judges(rows[..., first:last])
+            losses["adversarial"] = generator_loss(fake.scores)
+            losses["features"] = feature_loss(real.features, fake.features)
+            if taught:
+                losses["discriminator"] = discriminator_loss(real.scores, fake.scores)
+                loss = scaler.scale(losses["discriminator"] / parts)
+                torch.autograd.backward(loss, inputs=list(players.judges.parameters()), retain_graph=True)
+
+        asked, norms = audio_gradient(losses, shares, heard, scaler.get_scale() / parts, balance=recipe.losses.balance)
+        latent = [weights.get(name, 0.0) * losses[name] for name in ("commitment", "codebook")]
+        total = (decoded * asked).sum() + scaler.scale(torch.stack(latent).sum() / parts)
+        total.backward()
+        seen.append(quantized)
+        measures.append(losses | norms | {"latents": latents.float().square().mean()})
+
+    losses = whole_batch(measures)
+    averaged = {name: losses.pop(name) for name in ("latents", *norms)}
+    averaged |= {name: (averaged[name] / parts / processes.count()).sqrt() for name in norms}
+    sides = {"model": (players.optimiser, recipe.optimiser.rate * schedule(step, recipe))}
+    if taught:
+        sides["discriminators"] = (
+            players.judges_optimiser,
+            recipe.adversary.rate * min(warmth(step, recipe), schedule(step, recipe)),
         )
-        players.judges.requires_grad_(False)
-        with torch.autocast(audio.device.type, dtype, enabled=dtype != torch.float32):
-            with torch.no_grad():
-                real = players.judges(true)
-            fake = players.judges(ours)
-        losses["adversarial"] = generator_loss(fake.scores) * warmth
-        losses["features"] = feature_loss(real.features, fake.features) * warmth
-
-    # a weight of 0 leaves the loss out: nothing flows back from it, be it infinite
-    total = torch.stack([weight * losses[name] for name, weight in weights if weight and name in losses]).sum()
-    losses["gradient"] = descend(players.optimiser, total, model, optimiser.rate * schedule(step, recipe), recipe)
-
-    decay = min(optimiser.average, (1 + step) / (10 + step))
-    with torch.no_grad():
-        for slow, fast in zip(players.average.parameters(), model.parameters(), strict=True):
-            slow.lerp_(fast, 1 - decay)
-        for old, new in zip(players.average.buffers(), model.buffers(), strict=True):
-            old.copy_(new)
-    losses["perplexity"] = perplexity(quantized.codes, recipe.model.codebook_size)
-    return {name: loss.detach() for name, loss in losses.items()}
+    for name, (optimiser, rate) in sides.items():
+        losses[f"gradient/{name}"] = clip(optimiser, rate, scaler, recipe)
+    if can_step(losses, step, recipe, scaler):
+        for optimiser, _ in sides.values():
+            scaler.step(optimiser)
+        players.model.quantizer.learn(seen)
+        follow(players.average, players.model, decay=min(recipe.optimiser.average, (1 + step) / (10 + step)))
+        players.averages.add(averaged)
+    scaler.update()
+    codes = processes.joined(torch.cat([quantized.codes for quantized in seen]))
+    losses["perplexity"] = perplexity(codes, recipe.model.codebook_size)
+    return losses
 
 
-def descend(optimiser: torch.optim.Optimizer, loss: Tensor, module: nn.Module, rate: float, recipe: Recipe) -> Tensor:
-    """One clipped step down `loss` at this learning rate; the gradient's norm before clipping."""
-    for group in optimiser.param_groups:
-        group["lr"] = rate
-    optimiser.zero_grad(set_to_none=True)
-    loss.backward()  # type: ignore[no-untyped-call]
-    norm = nn.utils.clip_grad_norm_(module.parameters(), recipe.optimiser.clip)
-    if not torch.isfinite(norm):
-        raise ConfigError(
-            f"the gradient's norm became {norm.item()}; lower optimiser.rate or set train.precision to float32"
-        )
-    optimiser.step()
-    return norm
+# the parts of a step
+
+
+def weights_at(step: int, recipe: Recipe) -> dict[str, float]:
+    """Weight of every loss that is not switched off; what the discriminators say comes in over the warm-up."""
+    weights = {name: float(weight) for name, weight in recipe.losses if name != "balance"}
+    weights["adversarial"] *= warmth(step, recipe)
+    weights["features"] *= warmth(step, recipe)
+    return {name: weight for name, weight in weights.items() if weight}
+
+
+def audio_gradient(
+    losses: Mapping[str, Tensor], shares: Mapping[str, float | Tensor], heard: Audio, scale: float, *, balance: bool
+) -> tuple[Audio, dict[str, Tensor]]:
+    """What the losses of the decoded audio ask of it: `scale` times the gradient of their weighted sum.
+
+    For balance, also the square of the norm of each loss's own gradient. The graphs of the losses are used up.
+    """
+    named = {name: losses[name] for name in AUDIBLE if name in losses}
+    if not balance:
+        total = torch.stack([shares[name] * loss for name, loss in named.items() if name in shares]).sum()
+        return torch.autograd.grad(scale * total, heard)[0], {}
+    gradients = {name: torch.autograd.grad(scale * loss, heard, retain_graph=True)[0] for name, loss in named.items()}
+    asked = torch.zeros_like(heard)
+    for name in gradients.keys() & shares.keys():
+        asked = asked + shares[name] * gradients[name]
+    return asked, {name: (gradient / scale).square().sum() for name, gradient in gradients.items()}
+
+
+def whole_batch(measures: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    """Means over the parts of this process and of all others."""
+    parts = torch.stack([torch.stack([value.detach() for value in measure.values()]) for measure in measures])
+    means = processes.summed(parts.mean(dim=0)) / processes.count()
+    return dict(zip(measures[0], means, strict=True))
+
+
+def clip(optimiser: torch.optim.Optimizer, rate: float, scaler: torch.amp.GradScaler, recipe: Recipe) -> Tensor:
+    """Make an optimiser ready for a clipped step at this rate; the gradient's norm before clipping."""
+    (group,) = optimiser.param_groups
+    group["lr"] = rate
+    scaler.unscale_(optimiser)
+    return nn.utils.clip_grad_norm_(group["params"], recipe.optimiser.clip)
+
+
+def can_step(losses: Mapping[str, Tensor], step: int, recipe: Recipe, scaler: torch.amp.GradScaler) -> bool:
+    """Whether the gradients are finite; in float16 steps are left out until their scale fits.
+
+    Raises:
+        ConfigError: they are not, and no scale would help; the message names the losses to blame.
+    """
+    norms = {name: norm for name, norm in losses.items() if name.startswith("gradient/")}
+    if torch.stack(list(norms.values())).isfinite().all():
+        return True
+    if scaler.is_enabled() and scaler.get_scale() >= 1:
+        return False
+    used = [*weights_at(step, recipe), "discriminator"]
+    wrong = {name: float(losses[name]) for name in used if name in losses and not losses[name].isfinite()}
+    wrong = wrong or {name: float(norm) for name, norm in norms.items() if not norm.isfinite()}
+    of_judges = not wrong.keys() & {"mel", "phase", "commitment", "codebook", "gradient/model"}
+    rate = f"adversary.rate = {recipe.adversary.rate}" if of_judges else f"optimiser.rate = {recipe.optimiser.rate}"
+    raise ConfigError(
+        f"in step {step} {' and '.join(f'{name} became {value}' for name, value in wrong.items())}: "
+        f"lower {rate} or set train.precision = float32, and resume"
+    )
+
+
+@torch.no_grad()
+def follow(average: nn.Module, model: nn.Module, *, decay: float) -> None:
+    """Move averaged weights towards the model's; buffers are the model's own."""
+    for slow, fast in zip(average.parameters(), model.parameters(), strict=True):
+        slow.lerp_(fast, 1 - decay)
+    for old, new in zip(average.buffers(), model.buffers(), strict=True):
+        old.copy_(new)
 
 
 def schedule(step: int, recipe: Recipe) -> float:
@@ -110,6 +219,17 @@ def schedule(step: int, recipe: Recipe) -> float:
         return (step + 1) / warmup
     done = min(1.0, (step - warmup) / max(1, recipe.train.steps - warmup))
     return final + (1 - final) * 0.5 * (1 + math.cos(math.pi * done))
+
+
+def own_books(rows: int, step: int, recipe: Recipe) -> Tensor:
+    """`dropped_books` of the rows that this process has of the batch."""
+    return dropped_books(rows * processes.count(), step, recipe)[processes.rank() * rows :][:rows]
+
+
+def warmth(step: int, recipe: Recipe) -> float:
+    """How much the discriminators matter: a line from 0 before they join to 1 after `warmup` steps."""
+    start = recipe.adversary.start
+    return 0.0 if start is None else min(1.0, max(0.0, (step - start + 1) / recipe.optimiser.warmup))
 
 
 def dropped_books(batch: int, step: int, recipe: Recipe) -> Tensor:
@@ -132,7 +252,7 @@ def autocast_dtype(precision: str, device: torch.device) -> torch.dtype:
     if precision == "auto":
         fast = torch.cuda.is_bf16_supported() if device.type == "cuda" else torch.cpu._is_avx512_bf16_supported()
         return torch.bfloat16 if fast else torch.float32
-    return torch.bfloat16 if precision == "bfloat16" else torch.float32
+    return {"bfloat16": torch.bfloat16, "float16": torch.float16}.get(precision, torch.float32)
 
 
 def train(
@@ -141,54 +261,66 @@ def train(
     """Train by a recipe on a folder of audio; the path of the trained model's file.
 
     `steps` stops early without changing the schedule. A run's folder holds `model.safetensors` (averaged weights, ready
-    for use), `state.pt` (to resume), TensorBoard events, `record.csv` and the index of the audio.
+    for use), `state.pt` (to resume), TensorBoard events, `record.csv` and the index of the audio. Processes started by
+    `torchrun` or `accelerate launch` share every batch, so that they train what one alone would; the first one writes.
 
     Raises:
-        ConfigError: the folder holds a training already; or, to resume, it is one of another recipe or other audio.
-        KeyboardInterrupt: after Ctrl-C, once the step is done and the checkpoint saved.
+        ConfigError: the folder holds a training already; to resume, it is one of another recipe or other audio; the
+            batch does not divide into the processes; a loss is not finite any more; or memory does not suffice.
+        KeyboardInterrupt: after Ctrl-C or SIGTERM, once the step is done and the checkpoint saved.
     """
-    console = Console(stderr=True, soft_wrap=True, markup=False, highlight=False)
-    place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    state = resumable(out / STATE, recipe) if resume else None
-    if state is None and (out / STATE).exists():
-        raise ConfigError(f"{out} holds a training already: add --resume to go on, or choose another --out")
-    with storing(out):
-        out.mkdir(parents=True, exist_ok=True)
-        crops, valid = material(recipe, data, out, resumed=resume, report=console.print)
+    with engine.launched(device) as accelerator, engine.storing(out), engine.within_memory(recipe):
+        main, place = accelerator.is_main_process, accelerator.device
+        console = Console(stderr=True, soft_wrap=True, markup=False, highlight=False, quiet=not main)
+        rows = engine.share(recipe)
+        state = resumable(out / STATE, recipe) if resume else None
+        if state is None and (out / STATE).exists():
+            raise ConfigError(f"{out} holds a training already: add --resume to go on, or choose another --out")
+        with accelerator.main_process_first():
+            out.mkdir(parents=True, exist_ok=True)
+            crops, valid = material(recipe, data, out, report=console.print, resumed=state is not None)
         players = assemble(recipe, place)
-        if state is None:
-            first = 0
-            players.model.fit(crops.fit_audio(recipe.data.fit_seconds).to(place))
-            players.average.load_state_dict(players.model.state_dict())
-        else:
-            first = restore(players, state)
+        first = begin(players, crops, recipe) if state is None else restore(players, state)
+        players.joint_model = engine.join(accelerator, players.model)
+        players.joint_judges = engine.join(accelerator, players.judges)
         last = min(steps or recipe.train.steps, recipe.train.steps)
         if first >= last:
             console.print(f"{first} steps are done already: nothing is left up to step {last}")
 
         spectral = SpectralLoss(recipe.model.sample_rate).to(place)
-        clips = valid.first_clips(24).to(place)
-        tally, numbers = Tally(), dict[str, float]()
-        with Record(out, first) as record, live(console, recipe.name, first, last) as show, interrupts() as interrupted:
-            if state is None:
+        ahead = Timed(batches(crops, first, last, rows=rows, workers=recipe.data.workers))
+        tally, numbers, bad = Tally(), dict[str, float](), list[tuple[str, str]]()
+        with ExitStack() as stack:
+            record = stack.enter_context(Record(out, first)) if main else None
+            show = stack.enter_context(live(console, recipe.name, first, last))
+            interrupted = stack.enter_context(engine.interrupts())
+            clips = valid.first_clips(24).to(place) if main else None
+            if record and clips is not None and state is None:
                 record.clips(0, "original", clips[:8], recipe.model.sample_rate)
-            for step, batch in batches(crops, first, last, workers=recipe.data.workers):
-                for _, reason in batch.bad:
-                    console.print(f"left out: {reason}")
+            for step, batch in ahead:
                 tally.add(train_step(players, spectral, batch.audio.to(place), step, recipe))
+                bad += batch.bad
                 done = step + 1
                 if done % recipe.train.log_every == 0:
+                    for _, reason in engine.of_all(bad):
+                        console.print(f"left out: {reason}")
+                    bad = []
                     numbers = tally.numbers() | {"rate": recipe.optimiser.rate * schedule(step, recipe)}
-                    record.numbers(done, numbers)
+                    numbers["speed/audio seconds per second"] = numbers[SPEED] * recipe.data.batch * recipe.data.crop
+                    numbers["speed/data time"] = ahead.share()
+                    if record:
+                        record.numbers(done, numbers)
                 show(done, numbers)
-                if done % recipe.train.validate_every == 0 or done == last:
+                if record and clips is not None and (done % recipe.train.validate_every == 0 or done == last):
                     valid_numbers = validate(players.average, spectral, clips, record, done)
                     console.print(f"{done} " + " ".join(f"{name} {value:.3f}" for name, value in valid_numbers.items()))
-                stop = interrupted()
+                stop = processes.any_of(interrupted(), place)
                 if done % recipe.train.save_every == 0 or done == last or stop:
-                    save_state(out / STATE, state_of(players, done, recipe))
-                    training = {"recipe": recipe.model_dump(mode="json"), "data": str(data), "step": done}
-                    save_model(out / RUN_MODEL, players.average, training=training)
+                    if main:
+                        save_state(out / STATE, state_of(players, done, recipe))
+                        training = {"recipe": recipe.model_dump(mode="json"), "data": str(data), "step": done}
+                        save_model(out / RUN_MODEL, players.average, training=training)
+                    accelerator.wait_for_everyone()  # a process that ended would have its launcher end the others
                 if stop:
                     console.print(f"stopped after step {done}, which is saved in {out}: --resume goes on from there")
                     raise KeyboardInterrupt
@@ -225,7 +357,7 @@ def flat(tables: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def assemble(recipe: Recipe, place: torch.device) -> Players:
-    """Both sides with fresh weights."""
+    """Both sides with fresh weights, the same in every process."""
 
     def adamw(module: nn.Module) -> torch.optim.Optimizer:
         return torch.optim.AdamW(module.parameters(), betas=recipe.optimiser.betas, weight_decay=recipe.optimiser.decay)
@@ -234,39 +366,57 @@ def assemble(recipe: Recipe, place: torch.device) -> Players:
     model = CausalCodec(recipe.model).to(place).train()
     judges = Discriminators(recipe.adversary.windows, recipe.adversary.channels).to(place)
     average = copy.deepcopy(model).eval().requires_grad_(False)
-    return Players(model, average, adamw(model), judges, adamw(judges))
+    engine.equip(model, recipe)
+    engine.equip(judges, recipe)
+    half = autocast_dtype(recipe.train.precision, place) == torch.float16
+    scaler = torch.amp.GradScaler(place.type, enabled=half)
+    return Players(model, average, adamw(model), judges, adamw(judges), Averages(0.99), scaler, model, judges)
+
+
+def begin(players: Players, crops: Crops, recipe: Recipe) -> int:
+    """Start from the closed form, on audio that each process decodes its share of; the first step."""
+    crops_to_fit = math.ceil(recipe.data.fit_seconds / recipe.data.crop)
+    first, last = ((processes.rank() + more) * crops_to_fit // processes.count() for more in (0, 1))
+    audio = crops.fit_audio(recipe.data.fit_seconds, first, last).to(players.model.device)
+    players.model.fit(processes.joined(audio))
+    processes.same_everywhere(*players.model.parameters(), *players.model.buffers())
+    players.average.load_state_dict(players.model.state_dict())
+    return 0
+
+
+def restore(players: Players, state: dict[str, Any]) -> int:
+    """Inverse of `state_of`; the step to go on with."""
+    for name in TRAINED:
+        getattr(players, name).load_state_dict(state[name])
+    return int(state["step"])
 
 
 # around the loop
 
 
-@contextmanager
-def storing(folder: Path) -> Iterator[None]:
-    """Whatever the system has against the files below `folder`, as `StorageError`."""
-    try:
-        yield
-    except OSError as error:
-        place, reason = error.filename or folder, error.strerror or error
-        raise StorageError(f"{place} cannot be used ({reason}): free some space or choose another --out") from error
+class Timed(Generic[T]):
+    """Items as they come, and the time spent waiting for them."""
 
+    def __init__(self, items: Iterable[T]) -> None:
+        self.items = items
+        self.began, self.waited = clock.perf_counter(), 0.0
 
-@contextmanager
-def interrupts() -> Iterator[Callable[[], bool]]:
-    """Yields what to ask between steps: has Ctrl-C been pressed? A second press does not wait to be asked for."""
-    pressed = threading.Event()
+    def __iter__(self) -> Iterator[T]:
+        items, none = iter(self.items), object()
+        while True:
+            before = clock.perf_counter()
+            item = next(items, none)
+            self.waited += clock.perf_counter() - before
+            if item is none:
+                return
+            yield cast(T, item)
 
-    def press(*_: object) -> None:
-        pressed.set()
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-
-    if threading.current_thread() is not threading.main_thread():  # where signals cannot be handled, nor arrive
-        yield pressed.is_set
-        return
-    before = signal.signal(signal.SIGINT, press)
-    try:
-        yield pressed.is_set
-    finally:
-        signal.signal(signal.SIGINT, before)
+    def share(self) -> float:
+        """The share of the time since the last call that was spent waiting."""
+        now = clock.perf_counter()
+        share = self.waited / (now - self.began)
+        self.began, self.waited = now, 0.0
+        return share
 
 
 @torch.no_grad()
@@ -288,22 +438,6 @@ def validate(model: CausalCodec, spectral: SpectralLoss, clips: Audio, record: R
 
 
 def state_of(players: Players, step: int, recipe: Recipe) -> dict[str, Any]:
-    """Everything that the next step depends on."""
-    on_device = torch.cuda.get_rng_state() if players.model.device.type == "cuda" else None
-    return {
-        "step": step,
-        "recipe": recipe.model_dump(mode="json"),
-        "random": torch.get_rng_state(),
-        "random_on_device": on_device,
-        **{name: getattr(players, name).state_dict() for name in vars(players)},
-    }
-
-
-def restore(players: Players, state: dict[str, Any]) -> int:
-    """Inverse of `state_of`; the step to go on with."""
-    for name in vars(players):
-        getattr(players, name).load_state_dict(state[name])
-    torch.set_rng_state(state["random"])
-    if players.model.device.type == "cuda" and state["random_on_device"] is not None:
-        torch.cuda.set_rng_state(state["random_on_device"])
-    return int(state["step"])
+    """Everything that the next step depends on; what it draws at random depends on its number."""
+    states = {name: getattr(players, name).state_dict() for name in TRAINED}
+    return {"step": step, "recipe": recipe.model_dump(mode="json"), **states}

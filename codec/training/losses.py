@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import librosa
 import torch
@@ -80,10 +80,64 @@ def generator_loss(fake: list[Tensor]) -> Tensor:
 
 
 def feature_loss(real: list[list[Tensor]], fake: list[list[Tensor]]) -> Tensor:
-    """Mean |difference| of the discriminators' inner layers, relative to the real ones' size (EnCodec, eq. 2)."""
+    """Mean |difference| of the discriminators' inner layers [batch, ...], relative to the real ones' size.
+
+    As in EnCodec, eq. 2, but with the size of each item's own, so that an item's loss does not depend on its company.
+    """
     losses = [
-        (r.detach() - f).abs().mean() / (r.detach().abs().mean() + 1e-4)
+        (size_of(r.detach() - f) / (size_of(r.detach()) + 1e-4)).mean()
         for reals, fakes in zip(real, fake, strict=True)
         for r, f in zip(reals, fakes, strict=True)
     ]
     return torch.stack(losses).mean()
+
+
+def size_of(layer: Tensor) -> Tensor:
+    """Mean absolute value [batch] of each item."""
+    return layer.abs().flatten(1).mean(dim=1)
+
+
+class Averages:
+    """Moving averages by name, of equal weight at first: decay 0.9 makes (9 a + 10 b) / 19 of a, then b.
+
+    `state_dict` and `load_state_dict` are as a module's.
+    """
+
+    def __init__(self, decay: float) -> None:
+        self.decay = decay
+        self.sums: dict[str, Tensor] = {}
+        self.weights: dict[str, float] = {}
+
+    def add(self, values: Mapping[str, Tensor]) -> None:
+        """Take in one value each."""
+        for name, value in values.items():
+            self.sums[name] = value.detach() + self.decay * self.sums.get(name, torch.zeros_like(value))
+            self.weights[name] = 1 + self.decay * self.weights.get(name, 0.0)
+
+    def __contains__(self, name: str) -> bool:
+        return name in self.sums
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self.sums[name] / self.weights[name]
+
+    def state_dict(self) -> dict[str, Any]:
+        """All there is, for `load_state_dict`."""
+        return {"sums": dict(self.sums), "weights": dict(self.weights)}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from another's state."""
+        self.sums, self.weights = dict(state["sums"]), dict(state["weights"])
+
+
+def balanced(weights: Mapping[str, float], norms: Averages) -> dict[str, Tensor]:
+    """Weights that make each loss's gradient, seen from the decoded audio, as large as its share (EnCodec, eq. 4).
+
+    `norms` are the average norms of those gradients so far; a loss that has none yet is left out, to be measured.
+    """
+    whole = sum(weights.values())
+    return {name: weight / whole / norms[name].clamp(min=1e-12) for name, weight in weights.items() if name in norms}
+
+
+def pull(losses: Iterable[Tensor], on: Tensor) -> list[Tensor]:
+    """The gradient of each loss with respect to one tensor; the losses' graphs are kept."""
+    return [torch.autograd.grad(loss, on, retain_graph=True)[0] for loss in losses]

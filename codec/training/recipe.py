@@ -76,6 +76,8 @@ class LossConfig(Config):
     codebook: Weight = 1.0
     adversarial: Weight = 1.0
     features: Weight = 2.0
+    balance: bool = False
+    """Make the weights of all losses of the decoded audio shares of its gradient, whatever the losses' own scales."""
 
     @model_validator(mode="after")
     def check_something_trains(self) -> Self:
@@ -104,7 +106,10 @@ class AdversaryConfig(Config):
 
     start: int | None = Field(None, ge=0)
     """Step at which they join; never when absent."""
+    every: Count = 1
+    """Steps from one training of theirs to the next; what they say moves the model in all."""
     rate: Positive = 5e-4
+    """Follows the model's schedule, after a warm-up of its own."""
     windows: tuple[Count, ...] = Field((2048, 1024, 512), min_length=1)
     channels: Count = 16
     crop: Positive = 0.75
@@ -116,8 +121,14 @@ class TrainConfig(Config):
 
     steps: Count = 20000
     seed: int = Field(0, ge=0)
-    precision: str = Field("auto", pattern="^(auto|float32|bfloat16)$")
+    precision: str = Field("auto", pattern="^(auto|float32|bfloat16|float16)$")
     """Of the networks; codebooks, transforms and losses are always float32. "auto" is bfloat16 where it is fast."""
+    accumulate: Count = 1
+    """Parts that each process takes its share of a batch in: the same training in less memory."""
+    checkpoint_activations: bool = False
+    """Compute what is within a network's blocks again in the backward pass: the same training in less memory."""
+    compile: bool = False
+    """Run the networks through torch.compile."""
     quantizer_dropout: Share = 0.5
     """Share of the items that train with a random number of books."""
     log_every: Count = 50

@@ -85,7 +85,7 @@ class Tally:
             if name == "perplexity":
                 numbers |= {f"perplexity/{book}": float(value) for book, value in enumerate(mean)}
             else:
-                numbers[f"loss/{name}"] = float(mean)
+                numbers[name if "/" in name else f"loss/{name}"] = float(mean)
         numbers[SPEED] = len(self.steps) / (now - self.began)
         self.steps, self.began = [], now
         return numbers

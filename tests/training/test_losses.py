@@ -101,15 +101,15 @@ def test_hinge_losses_end_where_the_discriminator_is_sure() -> None:
 
 
 def test_feature_loss_by_hand() -> None:
-    real = [[torch.tensor([1.0, -3.0])], [torch.tensor([4.0]), torch.tensor([0.5])]]
-    fake = [[torch.tensor([2.0, -3.0])], [torch.tensor([4.0]), torch.tensor([-0.5])]]
-    # layer means of |difference| 0.5, 0, 1 over those of |real| 2, 4, 0.5
+    real = [[torch.tensor([[1.0, -3.0], [8.0, 0.0]])], [torch.tensor([[4.0]] * 2), torch.tensor([[0.5]] * 2)]]
+    fake = [[torch.tensor([[2.0, -3.0], [6.0, 0.0]])], [torch.tensor([[4.0]] * 2), torch.tensor([[-0.5]] * 2)]]
+    # means of |difference| over those of |real|: 0.5 / 2 and 1 / 4; 0 / 4; 1 / 0.5
     assert float(feature_loss(real, fake)) == pytest.approx((0.25 + 0 + 2) / 3, rel=1e-3)
 
 
 def test_feature_loss_moves_the_fake_side_only() -> None:
-    real = torch.ones(3, requires_grad=True)
-    fake = torch.zeros(3, requires_grad=True)
+    real = torch.ones(1, 3, requires_grad=True)
+    fake = torch.zeros(1, 3, requires_grad=True)
     feature_loss([[real]], [[fake]]).backward()  # type: ignore[no-untyped-call]
     assert real.grad is None
     assert fake.grad is not None

@@ -50,7 +50,7 @@ def test_overrides_reach_every_table(tmp_path: Path) -> None:
         ({"losses": {"mell": 1.0}}, "did you mean mel?"),
         ({"optimiser": {"warmup": 0}}, "optimiser.warmup = 0"),
         ({"adversary": {"windows": []}}, "adversary.windows"),
-        ({"train": {"precision": "float16"}}, "train.precision"),
+        ({"train": {"precision": "float8"}}, "train.precision"),
         ({"train": {"log_every": 0}}, "train.log_every = 0"),
         ({"data": {"crop": 0.128}}, "data.crop = 0.128 s is too short for windows of 2048 samples at 8000 Hz"),
         ({"adversary": {"start": 0, "crop": 0.016}}, "adversary.crop = 0.016 s is too short for windows of 256"),

@@ -1,0 +1,155 @@
+"""What surrounds a training's steps: devices and processes (by Accelerate), signals, and errors told as what to set."""
+
+from __future__ import annotations
+
+import signal
+import threading
+import time as clock
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import TypeVar
+
+import torch
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from codec.errors import ConfigError, MissingDependency, StorageError
+from codec.nn import processes
+from codec.nn.conv import ConvNeXtBlock
+from codec.training.recipe import Recipe
+
+try:
+    from accelerate import Accelerator
+    from accelerate.state import AcceleratorState
+    from accelerate.utils import gather_object
+except ImportError as missing:
+    raise MissingDependency("training runs on Accelerate: pip install 'codec[train]'") from missing
+
+
+T = TypeVar("T")
+
+
+@contextmanager
+def launched(device: str | None) -> Iterator[Accelerator]:
+    """This process's place among those that `torchrun` or `accelerate launch` started, or alone.
+
+    `device` None is a GPU where there is one. Precision and sharding are the recipe's, not the launcher's.
+    """
+    if device and device.startswith("cuda:"):
+        torch.cuda.set_device(device)
+    cpu = device == "cpu" or not torch.cuda.is_available()
+    AcceleratorState._reset_state(reset_partial_state=True)  # of a training before
+    own = not (torch.distributed.is_available() and torch.distributed.is_initialized())
+    accelerator = Accelerator(cpu=cpu, mixed_precision="no")  # the step says itself what runs in which precision
+    try:
+        yield accelerator
+    finally:
+        if own and processes.count() > 1:
+            torch.distributed.destroy_process_group()
+        AcceleratorState._reset_state(reset_partial_state=True)
+
+
+def share(recipe: Recipe) -> tuple[int, int]:
+    """(first, last) rows of every batch that are this process's.
+
+    Raises:
+        ConfigError: the batch does not divide into the processes and their parts.
+    """
+    count, parts = processes.count(), recipe.train.accumulate
+    if recipe.data.batch % (count * parts):
+        enough = -(-recipe.data.batch // (count * parts)) * count * parts
+        raise ConfigError(
+            f"data.batch = {recipe.data.batch} does not divide into {count} processes times train.accumulate = {parts}"
+            f" parts: set data.batch = {enough}, or fewer parts"
+        )
+    rows = recipe.data.batch // count
+    return processes.rank() * rows, (processes.rank() + 1) * rows
+
+
+def equip(module: nn.Module, recipe: Recipe) -> None:
+    """Have a network run as `train.checkpoint_activations` and `train.compile` say; its weights keep their names."""
+    if recipe.train.checkpoint_activations:
+        for block in module.modules():
+            if isinstance(block, ConvNeXtBlock):
+                block.checkpointed = True
+    if recipe.train.compile:
+        module.compile()
+
+
+def join(accelerator: Accelerator, network: nn.Module) -> nn.Module:
+    """The network as all processes train it: each backward pass averages its gradients over them."""
+    joint: nn.Module = accelerator.prepare(network)
+    if isinstance(joint, DistributedDataParallel):
+        joint.broadcast_buffers = False  # codebooks are the same already, learnt from what all saw
+    return joint
+
+
+def exchange_gradients(now: bool, *networks: nn.Module) -> None:
+    """Whether the next backward pass averages the gradients over processes, as that of a step's last part does."""
+    for network in networks:
+        if isinstance(network, DistributedDataParallel):
+            network.require_backward_grad_sync = now
+
+
+def of_all(items: list[T]) -> list[T]:
+    """The items of all processes; each of them has to ask."""
+    gathered: list[T] = gather_object(items)
+    return gathered
+
+
+@contextmanager
+def interrupts() -> Iterator[Callable[[], bool]]:
+    """Yields what to ask between steps: has Ctrl-C or SIGTERM come? A later one does not wait to be asked for.
+
+    Within two seconds it is the same wish: a launcher passes on to its processes what they were sent already.
+    """
+    stopping = threading.Event()
+    since: list[float] = []
+    if threading.current_thread() is not threading.main_thread():  # where signals cannot be handled, nor arrive
+        yield stopping.is_set
+        return
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def stop(number: int, _: FrameType | None) -> None:
+        stopping.set()
+        since.append(clock.monotonic())
+        if since[-1] - since[0] > 2:
+            raise KeyboardInterrupt
+
+    try:
+        for number in before:
+            signal.signal(number, stop)
+        yield stopping.is_set
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@contextmanager
+def storing(folder: Path) -> Iterator[None]:
+    """Whatever the system has against the files below `folder`, as `StorageError`."""
+    try:
+        yield
+    except OSError as error:
+        place, reason = error.filename or folder, error.strerror or error
+        raise StorageError(f"{place} cannot be used ({reason}): free some space or choose another --out") from error
+
+
+@contextmanager
+def within_memory(recipe: Recipe) -> Iterator[None]:
+    """Running out of memory, as a `ConfigError` that says which settings to change."""
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:  # torch.OutOfMemoryError is a RuntimeError; a CPU's has no class
+        lacking = isinstance(error, MemoryError | torch.OutOfMemoryError)
+        if not (lacking or "DefaultCPUAllocator" in str(error)):
+            raise
+        data, settings = recipe.data, recipe.train
+        ways = [f"data.crop = {data.crop} lower", f"data.batch = {data.batch} lower"]
+        if data.batch > settings.accumulate:
+            ways.insert(0, f"train.accumulate = {settings.accumulate} higher")
+        if not settings.checkpoint_activations:
+            ways.insert(0, "train.checkpoint_activations = true")
+        raise ConfigError(f"memory does not suffice for this training: set {', or '.join(ways)}") from error

@@ -1,0 +1,160 @@
+"""Two processes train what one does with the joined batch. Run as a program, this file is one of the two."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch import distributed as dist
+
+from codec.checkpoint import load_state
+from codec.errors import ConfigError
+from codec.nn import processes
+from codec.nn.quantize import Quantized, ResidualVQ
+from codec.training.codec_loop import train
+from codec.training.recipe import Recipe
+from tests.training.small import small_recipe, write_recordings
+from tests.training.test_record import rows
+
+ROOT = Path(__file__).parents[2]
+OPTIONS: dict[str, dict[str, Any]] = {
+    "ema": {"adversary": {"start": 1, "every": 2, "rate": 1e-5}, "train": {"accumulate": 2}},
+    "gradient": {"model": {"learning": "gradient"}, "losses": {"balance": True, "codebook": 0.0}},
+}
+
+
+def recipe_of(name: str) -> Recipe:
+    """Three steps on a batch of four; at a rate that keeps Adam from making much of rounding."""
+    tables: dict[str, dict[str, Any]] = {
+        "data": {"batch": 4},
+        "optimiser": {"rate": 1e-4, "warmup": 8},
+        "train": {"steps": 3, "log_every": 1, "validate_every": 3, "save_every": 3},
+    }
+    given = OPTIONS[name]
+    return small_recipe(**{key: {**tables.get(key, {}), **given.get(key, {})} for key in tables | given})
+
+
+def learn(first: int, last: int) -> tuple[dict[str, Tensor], list[Tensor]]:
+    """A residual quantiser after three steps on items of a batch of six in parts; the second makes entries dead."""
+    torch.manual_seed(0)
+    quantizer = ResidualVQ(4, 3, 8)
+    quantizer.start(torch.randn(6, 4, 40))
+    restarted = []
+    for step in range(3):
+        latents = torch.randn(6, 4, 10, generator=torch.Generator().manual_seed(step))
+        books = torch.tensor([1, 1, 3, 2, 1, 2])  # the last book is used by one process only
+        if step == 1:
+            for stage in quantizer.stages:
+                stage.usage[3:6] = 0.0
+        parts: list[Quantized] = [
+            quantizer(latents[item : item + 1], books[item : item + 1]) for item in range(first, last)
+        ]
+        quantizer.learn(parts)
+        if step == 1:
+            restarted = [stage.codebook[3:6].clone() for stage in quantizer.stages]
+    return quantizer.state_dict(), restarted
+
+
+def main(folder: Path) -> None:
+    """What each of the two processes does."""
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo")
+    rank = processes.rank()
+    learned = learn(3 * rank, 3 * rank + 3)
+    torch.save(learned, folder / f"learned-{rank}.pt")
+    joined = processes.joined(torch.full((1 + 2 * rank, 2), float(rank)))
+    assert joined[:, 0].tolist() == [0, 1, 1, 1]
+    assert processes.any_of(rank == 1, torch.device("cpu"))
+    assert not processes.any_of(False, torch.device("cpu"))
+    with pytest.raises(ConfigError, match=r"data\.batch = 3 does not divide into 2 processes"):
+        train(small_recipe(), data=folder / "data", out=folder / "odd")
+    for name in OPTIONS:
+        train(recipe_of(name), data=folder / "data", out=folder / name)
+    dist.destroy_process_group()
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where two processes have left what they learnt."""
+    folder = tmp_path_factory.mktemp("two")
+    write_recordings(folder / "data")
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    settings = {"MASTER_ADDR": "localhost", "MASTER_PORT": str(port), "WORLD_SIZE": "2", "OMP_NUM_THREADS": "1"}
+    running = [
+        subprocess.Popen(
+            [sys.executable, "-m", "tests.training.test_processes", str(folder)],
+            cwd=ROOT,
+            env=os.environ | settings | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+    try:
+        said = [process.communicate(timeout=120)[1] for process in running]
+    finally:
+        for process in running:
+            process.kill()
+    assert [process.returncode for process in running] == [0, 0], "\n".join(said)
+    (folder / "said-0").write_text(said[0])
+    (folder / "said-1").write_text(said[1])
+    return folder
+
+
+def assert_close(ours: Any, theirs: Any, place: str = "") -> int:
+    """Equal up to rounding, through dicts and lists; how many tensors there were."""
+    if isinstance(ours, Tensor):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-6, msg=lambda text: f"{place}: {text}")
+        return 1
+    if isinstance(ours, dict):
+        assert ours.keys() == theirs.keys(), place
+        return sum(assert_close(ours[key], theirs[key], f"{place}.{key}") for key in ours)
+    if isinstance(ours, list | tuple):
+        assert len(ours) == len(theirs), place
+        return sum(assert_close(*pair, place) for pair in zip(ours, theirs, strict=True))
+    assert ours == pytest.approx(theirs), place
+    return 0
+
+
+def test_two_processes_learn_the_codebooks_of_one(folder: Path) -> None:
+    alone, restarted = learn(0, 6)
+    for rank in range(2):
+        theirs, theirs_restarted = torch.load(folder / f"learned-{rank}.pt")
+        assert_close(theirs, alone)
+        for ours, entries in zip(restarted, theirs_restarted, strict=True):
+            torch.testing.assert_close(entries, ours)  # copies of rows, of whichever process
+
+
+@pytest.mark.parametrize("name", OPTIONS)
+def test_two_processes_train_what_one_does(name: str, folder: Path, tmp_path: Path) -> None:
+    recipe = recipe_of(name)
+    train(recipe, data=folder / "data", out=tmp_path)
+    ours, theirs = load_state(tmp_path / "state.pt"), load_state(folder / name / "state.pt")
+    for key in ("model", "judges", "average", "averages"):
+        assert assert_close(theirs[key], ours[key], key) > 0
+    numbers = [
+        {(step, name): float(value) for step, name, value in rows(run) if not name.startswith("speed")}
+        for run in (tmp_path, folder / name)
+    ]
+    assert numbers[0].keys() == numbers[1].keys()
+    for key, value in numbers[0].items():
+        assert numbers[1][key] == pytest.approx(value, rel=1e-3, abs=1e-4), key
+
+
+def test_one_process_speaks_and_writes(folder: Path) -> None:
+    assert "valid/mel 1 books" in (folder / "said-0").read_text()
+    assert (folder / "said-1").read_text() == ""
+    assert len(list((folder / "ema/events").iterdir())) == 1
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
