@@ -26,7 +26,7 @@ from codec.training.data import SPLITS, AudioStore, Crops, Report, split
 from codec.training.discriminators import Discriminators
 from codec.training.losses import SpectralLoss, discriminator_loss, feature_loss, generator_loss
 from codec.training.recipe import Recipe
-from codec.training.record import Record, Tally, live, perplexity
+from codec.training.record import Record, Tally, live, usage
 
 STATE = "state.pt"  # beside the model in a run's folder
 
@@ -85,7 +85,7 @@ def train_step(players: Players, spectral: SpectralLoss, audio: Audio, step: int
             slow.lerp_(fast, 1 - decay)
         for old, new in zip(players.average.buffers(), model.buffers(), strict=True):
             old.copy_(new)
-    losses["perplexity"] = perplexity(quantized.codes, recipe.model.codebook_size)
+    losses["usage"] = usage(quantized.codes, recipe.model.codebook_size)
     return {name: loss.detach() for name, loss in losses.items()}
 
 
@@ -170,11 +170,15 @@ def train(
 
         spectral = SpectralLoss(recipe.model.sample_rate).to(place)
         clips = valid.first_clips(24).to(place)
-        tally, numbers = Tally(), dict[str, float]()
-        with Record(out, first) as record, live(console, recipe.name, first, last) as show, interrupts() as interrupted:
+        tally, numbers = Tally(recipe), dict[str, float]()
+        with (
+            Record(out, first, report=console.print) as record,
+            live(console, recipe.name, first, last) as show,
+            interrupts() as interrupted,
+        ):
             if state is None:
                 record.clips(0, "original", clips[:8], recipe.model.sample_rate)
-            for step, audio in prefetched(crops, first, last):
+            for step, audio in tally.waiting(prefetched(crops, first, last)):
                 tally.add(train_step(players, spectral, audio.to(place), step, recipe))
                 done = step + 1
                 if done % recipe.train.log_every == 0:
@@ -182,7 +186,8 @@ def train(
                     record.numbers(done, numbers)
                 show(done, numbers)
                 if done % recipe.train.validate_every == 0 or done == last:
-                    valid_numbers = validate(players.average, spectral, clips, record, done)
+                    with tally.aside():
+                        valid_numbers = validate(players.average, spectral, clips, record, done)
                     console.print(f"{done} " + " ".join(f"{name} {value:.3f}" for name, value in valid_numbers.items()))
                 stop = interrupted()
                 if done % recipe.train.save_every == 0 or done == last or stop:
@@ -303,7 +308,7 @@ def validate(model: CausalCodec, spectral: SpectralLoss, clips: Audio, record: R
         for name, value in spectral(decoded, clips)._asdict().items():
             numbers[f"valid/{name} {books} books"] = float(value)
         if books in (1, config.books):
-            record.clips(step, f"{books} books", decoded[:8], config.sample_rate)
+            record.clips(step, f"{books} books", decoded[:8], config.sample_rate, original=clips[:8])
     record.numbers(step, numbers)
     return numbers
 
