@@ -208,7 +208,8 @@ def peak_bytes(work: Callable[[], object], place: torch.device) -> int:
         before: int = torch.cuda.memory_allocated(place)
         work()
         return int(torch.cuda.max_memory_allocated(place)) - before
-    with Alive() as alive:
+    alive = Alive()
+    with alive:
         work()
     return alive.most
 
