@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import copy
 import math
-import time as clock
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Generic, TypeVar, cast
+from typing import Any
 
 import numpy as np
 import torch
@@ -34,9 +33,7 @@ from codec.training.losses import (
     generator_loss,
 )
 from codec.training.recipe import Recipe
-from codec.training.record import SPEED, Record, Tally, live, perplexity
-
-T = TypeVar("T")
+from codec.training.record import Record, Tally, live, usage
 
 STATE = "state.pt"  # beside the model in a run's folder
 AUDIBLE = ("mel", "phase", "adversarial", "features")  # losses of the decoded audio; the others are of the latents
@@ -132,8 +129,8 @@ def train_step(players: Players, spectral: SpectralLoss, audio: Audio, step: int
         follow(players.average, players.model, decay=min(recipe.optimiser.average, (1 + step) / (10 + step)))
         players.averages.add(averaged)
     scaler.update()
-    codes = processes.joined(torch.cat([quantized.codes for quantized in seen]))
-    losses["perplexity"] = perplexity(codes, recipe.model.codebook_size)
+    codes = torch.cat([quantized.codes for quantized in seen])
+    losses["usage"] = processes.summed(usage(codes, recipe.model.codebook_size))
     return losses
 
 
@@ -288,31 +285,29 @@ def train(
             console.print(f"{first} steps are done already: nothing is left up to step {last}")
 
         spectral = SpectralLoss(recipe.model.sample_rate).to(place)
-        ahead = Timed(batches(crops, first, last, rows=rows, workers=recipe.data.workers))
-        tally, numbers, bad = Tally(), dict[str, float](), list[tuple[str, str]]()
+        ahead = batches(crops, first, last, rows=rows, workers=recipe.data.workers)
+        tally, numbers, bad = Tally(recipe), dict[str, float](), list[tuple[str, str]]()
         with ExitStack() as stack:
-            record = stack.enter_context(Record(out, first)) if main else None
+            record = stack.enter_context(Record(out, first, report=console.print)) if main else None
             show = stack.enter_context(live(console, recipe.name, first, last))
             interrupted = stack.enter_context(engine.interrupts())
             clips = valid.first_clips(24).to(place) if main else None
             if record and clips is not None and state is None:
                 record.clips(0, "original", clips[:8], recipe.model.sample_rate)
-            for step, batch in ahead:
-                tally.add(train_step(players, spectral, batch.audio.to(place), step, recipe))
-                bad += batch.bad
+            for step, batch in tally.waiting(ahead):
+                bad += tally.add(train_step(players, spectral, batch.audio.to(place), step, recipe), batch.bad)
                 done = step + 1
                 if done % recipe.train.log_every == 0:
                     for _, reason in engine.of_all(bad):
                         console.print(f"left out: {reason}")
                     bad = []
                     numbers = tally.numbers() | {"rate": recipe.optimiser.rate * schedule(step, recipe)}
-                    numbers["speed/audio seconds per second"] = numbers[SPEED] * recipe.data.batch * recipe.data.crop
-                    numbers["speed/data time"] = ahead.share()
                     if record:
                         record.numbers(done, numbers)
                 show(done, numbers)
                 if record and clips is not None and (done % recipe.train.validate_every == 0 or done == last):
-                    valid_numbers = validate(players.average, spectral, clips, record, done)
+                    with tally.aside():
+                        valid_numbers = validate(players.average, spectral, clips, record, done)
                     console.print(f"{done} " + " ".join(f"{name} {value:.3f}" for name, value in valid_numbers.items()))
                 stop = processes.any_of(interrupted(), place)
                 if done % recipe.train.save_every == 0 or done == last or stop:
@@ -394,31 +389,6 @@ def restore(players: Players, state: dict[str, Any]) -> int:
 # around the loop
 
 
-class Timed(Generic[T]):
-    """Items as they come, and the time spent waiting for them."""
-
-    def __init__(self, items: Iterable[T]) -> None:
-        self.items = items
-        self.began, self.waited = clock.perf_counter(), 0.0
-
-    def __iter__(self) -> Iterator[T]:
-        items, none = iter(self.items), object()
-        while True:
-            before = clock.perf_counter()
-            item = next(items, none)
-            self.waited += clock.perf_counter() - before
-            if item is none:
-                return
-            yield cast(T, item)
-
-    def share(self) -> float:
-        """The share of the time since the last call that was spent waiting."""
-        now = clock.perf_counter()
-        share = self.waited / (now - self.began)
-        self.began, self.waited = now, 0.0
-        return share
-
-
 @torch.no_grad()
 def validate(model: CausalCodec, spectral: SpectralLoss, clips: Audio, record: Record, step: int) -> dict[str, float]:
     """Record how fixed clips come back at one book, a quarter, half and all of them; the spectral distances."""
@@ -432,7 +402,7 @@ def validate(model: CausalCodec, spectral: SpectralLoss, clips: Audio, record: R
         for name, value in spectral(decoded, clips)._asdict().items():
             numbers[f"valid/{name} {books} books"] = float(value)
         if books in (1, config.books):
-            record.clips(step, f"{books} books", decoded[:8], config.sample_rate)
+            record.clips(step, f"{books} books", decoded[:8], config.sample_rate, original=clips[:8])
     record.numbers(step, numbers)
     return numbers
 

@@ -19,7 +19,7 @@ OPTIONS = {
     "sample": "output --force -f",
     "models": "--json",
     "evaluate": "--data --model -m --books --speech --json --device --jobs -j",
-    "train": "recipe --data --out --set --resume --steps",
+    "train": "recipe --data --out --set --resume --steps --device --dry-run",
 }
 
 

@@ -90,7 +90,7 @@ def test_a_few_steps_lower_the_loss(spectral: SpectralLoss) -> None:
 
 
 def test_the_losses_go_by_name(spectral: SpectralLoss) -> None:
-    alone = {"mel", "phase", "commitment", "codebook", "gradient/model", "perplexity"}
+    alone = {"mel", "phase", "commitment", "codebook", "gradient/model", "usage"}
     assert set(stepped(small_recipe(), spectral)[1]) == alone
     both = alone | {"discriminator", "adversarial", "features", "gradient/discriminators"}
     assert set(stepped(small_recipe(adversary={"start": 1}), spectral, steps=1)[1]) == alone

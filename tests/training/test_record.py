@@ -1,11 +1,11 @@
 """training/record.py: what is shown, and what can be read back from the folder of a run."""
 
 import csv
-import importlib
 import io
 import math
 import sys
-import time
+from collections import defaultdict
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -16,8 +16,23 @@ from rich.console import Console
 from rich.text import Text
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator  # type: ignore[import-untyped]
 
-from codec.errors import MissingDependency
-from codec.training.record import SPEED, Record, Tally, live, perplexity
+from codec.training.record import (
+    BAD,
+    BANDS,
+    REAL_TIME,
+    SPEED,
+    USE,
+    WAITING,
+    Record,
+    Tally,
+    decibels,
+    live,
+    perplexity,
+    picture,
+    summary,
+    usage,
+)
+from tests.training.small import small_recipe
 
 
 def events(folder: Path) -> EventAccumulator:
@@ -28,7 +43,9 @@ def events(folder: Path) -> EventAccumulator:
 
 def rows(folder: Path) -> list[list[str]]:
     with (folder / "record.csv").open(newline="") as file:
-        return list(csv.reader(file))
+        header, *rows = csv.reader(file)
+    assert header == ["step", "name", "value"]
+    return rows
 
 
 def test_numbers_go_to_tensorboard_and_to_the_table(tmp_path: Path) -> None:
@@ -71,14 +88,39 @@ def test_clips_can_be_heard_and_seen(tmp_path: Path) -> None:
     assert found.Tags()["audio"] == found.Tags()["images"] == ["original/0", "original/1"]
     (audio,) = found.Audio("original/0")
     assert (audio.step, audio.sample_rate, audio.length_frames) == (5, 8000.0, 16000)
+    pictures = [Image.open(io.BytesIO(found.Images(f"original/{number}")[0].encoded_image_string)) for number in (0, 1)]
+    assert [image.size for image in pictures] == [(802, 256)] * 2  # 5 ms in two pixels, a band in two
+    one, other = (np.asarray(image.convert("L"))[:, 100:] for image in pictures)  # right of the labels
+    assert np.abs(one[:, :250].astype(int) - other[:, :250]).max() < 10  # the first second, on nearly one scale
+    assert one[30:].argmax(axis=0)[400] > other[30:].argmax(axis=0)[400] + 30  # 3 kHz stands above 1 kHz
 
-    picture = np.asarray(Image.open(io.BytesIO(found.Images("original/1")[0].encoded_image_string)).convert("L"))
-    assert picture.shape == (513, 63)  # [bins, frames]
-    brightest = 512 - picture.argmax(axis=0)  # counted from below
-    assert set(brightest[2:29]) == {128}  # 1000 Hz of 4000 Hz in 512 bins
-    assert set(brightest[34:61]) == {384}
-    assert picture[512 - 384, 10] < 30 < 250 < picture[512 - 384, 50]
-    assert np.median(picture) < 30
+
+def test_spectrograms_have_mel_bands_and_frames_of_5_ms() -> None:
+    time_ = torch.arange(8000) / 8000
+    for pitch in (250, 1000, 3000):
+        levels = decibels(torch.sin(2 * torch.pi * pitch * time_), 8000)
+        assert levels.shape == (BANDS, 201)
+        # by the formula of Slaney's mel scale, which is linear up to 1 kHz and logarithmic above it
+        mel = [hz / (200 / 3) if hz < 1000 else 15 + math.log(hz / 1000) / (math.log(6.4) / 27) for hz in (pitch, 4000)]
+        assert abs(levels[:, 100].argmax() - (mel[0] / mel[1] * (BANDS + 1) - 1)) < 1
+    click = torch.zeros(8000)
+    click[4000] = 1
+    assert decibels(click, 8000).mean(axis=0).argmax() == 100
+    assert decibels(torch.zeros(10), 8000).shape == (BANDS, 1)
+
+
+def test_what_came_back_is_drawn_below_the_original_on_its_scale(tmp_path: Path) -> None:
+    noise = 0.1 * torch.randn(1, 1, 8000, generator=torch.Generator().manual_seed(0))
+    with Record(tmp_path) as record:
+        record.clips(1, "3 books", 0.01 * noise, 8000, original=noise)
+    found = events(tmp_path)
+    assert found.Tags()["images"] == ["3 books/0"]
+    image = np.asarray(Image.open(io.BytesIO(found.Images("3 books/0")[0].encoded_image_string)).convert("L"))
+    assert image.shape == (512, 402)
+    above, below = (half[40:, 100:300].astype(float).mean() for half in (image[:256], image[256:]))
+    assert above - below > 50  # 40 dB of 80
+    same = picture({"original": noise[0, 0], "3 books": noise[0, 0]}, 8000)[:, 100:300]
+    assert (same[30:250] == same[256 + 30 : 256 + 250]).all()
 
 
 def test_silence_and_clipping_are_drawn_too(tmp_path: Path) -> None:
@@ -87,20 +129,58 @@ def test_silence_and_clipping_are_drawn_too(tmp_path: Path) -> None:
     assert len(events(tmp_path).Tags()["images"]) == 2
 
 
-def test_tally_means_and_speed() -> None:
-    tally = Tally()
-    tally.add({"mel": torch.tensor(1.0), "perplexity": torch.tensor([4.0, 2.0])})
-    tally.add({"mel": torch.tensor(3.0), "perplexity": torch.tensor([8.0, 2.0]), "features": torch.tensor(0.5)})
-    time.sleep(0.02)
+def test_tally_means() -> None:
+    tally = Tally(small_recipe())  # 3 books of 20, batches of 3 crops of 0.15 s
+    one = torch.eye(20)[:3] * 4
+    tally.add({"mel": torch.tensor(1.0), "gradient/model": torch.tensor(2.0), "usage": one})
+    tally.add({"mel": torch.tensor(3.0), "gradient/model": torch.tensor(4.0), "usage": one.roll(1, 1)})
+    tally.add({"mel": torch.tensor(5.0), "features": torch.tensor(0.5)})
     numbers = tally.numbers()
-    assert 0 < numbers.pop(SPEED) <= 2 / 0.02
-    assert numbers == {"loss/mel": 2, "loss/features": 0.5, "perplexity/0": 6, "perplexity/1": 2}
-    tally.add({"mel": torch.tensor(5.0)})
-    assert tally.numbers()["loss/mel"] == 5
+    assert numbers["loss/mel"] == 3
+    assert numbers["loss/features"] == 0.5
+    assert numbers["gradient/model"] == 3
+    assert [numbers[f"perplexity/{book}"] for book in range(3)] == pytest.approx([2, 2, 2])  # over both steps
+    assert numbers[USE] == pytest.approx(0.1)
+    tally.add({"mel": torch.tensor(7.0)})
+    assert tally.numbers()["loss/mel"] == 7
+
+
+def test_speed_and_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [100.0]
+    monkeypatch.setattr("codec.training.record.clock.perf_counter", lambda: now[0])
+
+    def loading() -> Iterator[int]:
+        for number in range(4):
+            now[0] += 0.1
+            yield number
+
+    tally = Tally(small_recipe())
+    for _ in tally.waiting(loading()):
+        now[0] += 0.3
+        tally.add({"mel": torch.tensor(1.0)})
+        with tally.aside():
+            now[0] += 5
+    numbers = tally.numbers()
+    assert numbers[SPEED] == pytest.approx(4 / 1.6)
+    assert numbers[REAL_TIME] == pytest.approx(4 / 1.6 * 3 * 0.15)
+    assert numbers[WAITING] == pytest.approx(0.25)
+    now[0] += 2
+    tally.add({"mel": torch.tensor(1.0)})
+    assert (tally.numbers()[SPEED], tally.waited) == (0.5, 0)
+
+
+def test_bad_files_are_counted_once_and_named() -> None:
+    tally = Tally(small_recipe())
+    loss = {"mel": torch.tensor(1.0)}
+    assert tally.add(loss, [("a.wav", "empty"), ("b.wav", "no audio")]) == [("a.wav", "empty"), ("b.wav", "no audio")]
+    assert tally.add(loss, [("b.wav", "no audio"), ("c.wav", "empty")]) == [("c.wav", "empty")]
+    assert tally.numbers()[BAD] == 3
+    assert tally.add(loss) == []
+    assert tally.numbers()[BAD] == 3  # in all
 
 
 def test_the_bar_is_one_line_on_a_terminal_and_nothing_elsewhere() -> None:
-    numbers = {"loss/mel": 1.234, "loss/phase": 0.5, "loss/gradient": 7.0, SPEED: 3.21}
+    numbers = {"loss/mel": 1.234, "loss/phase": 0.5, "loss/gradient": 7.0, SPEED: 3.21, REAL_TIME: 38.5, USE: 0.611}
     for terminal in (True, False):
         console = Console(file=io.StringIO(), force_terminal=terminal, width=120)
         with live(console, "night", 2, 8) as show:
@@ -114,20 +194,43 @@ def test_the_bar_is_one_line_on_a_terminal_and_nothing_elsewhere() -> None:
         last = Text.from_ansi(written.split("\r")[-1]).plain
         assert "night" in last
         assert "4/8" in last
-        assert "3.21 steps/s mel 1.23 phase 0.50" in last
+        assert "3.21 steps/s  38 × real time  mel 1.23 phase 0.50  books 61% used" in last
         assert "gradient" not in last
+
+
+def test_the_line_tells_of_trouble_alone() -> None:
+    assert summary({}) == ""
+    assert summary({WAITING: 0.04, BAD: 0, "loss/mel": 1}) == "mel 1.00"
+    assert summary({WAITING: 0.07, BAD: 2}) == "7% waiting for data  2 bad files"
 
 
 def test_perplexity_is_the_number_of_equally_used_entries() -> None:
     codes = torch.tensor([[[0, 1, 2, 3], [5, 5, 5, 5], [-1, -1, -1, -1]], [[0, 1, 2, 3], [-1] * 4, [-1] * 4]])
-    assert perplexity(codes, 8).tolist() == pytest.approx([4, 1, 1])
-    uneven = torch.tensor([[[0, 0, 0, 1]]])
+    counts = usage(codes, 8)
+    assert counts.tolist() == [[2, 2, 2, 2, 0, 0, 0, 0], [0, 0, 0, 0, 0, 4, 0, 0], [0] * 8]
+    assert perplexity(counts).tolist() == pytest.approx([4, 1, 1])
     entropy = -(0.75 * math.log(0.75) + 0.25 * math.log(0.25))
-    assert float(perplexity(uneven, 2)) == pytest.approx(math.exp(entropy))
+    assert float(perplexity(usage(torch.tensor([[[0, 0, 0, 1]]]), 2))) == pytest.approx(math.exp(entropy))
 
 
-def test_without_tensorboard_one_line_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_tensorboard_there_is_the_table(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
-    monkeypatch.delitem(sys.modules, "codec.training.record")
-    with pytest.raises(MissingDependency, match=r"codec\[train\]"):
-        importlib.import_module("codec.training.record")
+    said: list[str] = []
+    with Record(tmp_path, report=said.append) as record:
+        record.numbers(1, {"loss/mel": 1.5})
+        record.clips(1, "original", torch.zeros(1, 1, 2000), 8000)
+    assert rows(tmp_path) == [["1", "loss/mel", "1.5"]]
+    assert [path.name for path in tmp_path.iterdir()] == ["record.csv"]
+    (line,) = said
+    assert "pip install 'codec[train]'" in line
+
+
+def test_the_table_is_read_in_a_few_lines(tmp_path: Path) -> None:
+    with Record(tmp_path) as record:
+        record.numbers(1, {"loss/mel": 1.5, "rate": 0.1})
+        record.numbers(2, {"loss/mel": 1.25})
+    curves = defaultdict(list)
+    with (tmp_path / "record.csv").open() as file:
+        for row in csv.DictReader(file):
+            curves[row["name"]].append((int(row["step"]), float(row["value"])))
+    assert curves == {"loss/mel": [(1, 1.5), (2, 1.25)], "rate": [(1, 0.1)]}
