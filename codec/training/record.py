@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import csv
 import time as clock
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
@@ -168,15 +168,15 @@ class Tally:
         yield
         self.began += clock.perf_counter() - before
 
-    def add(self, losses: Mapping[str, Tensor], bad: Sequence[tuple[str, str]] = ()) -> list[tuple[str, str]]:
-        """Take in one step's losses, and the `usage` of the books; and the files (name, reason) that could not be read.
-
-        Returns those of the files that were never given before.
-        """
+    def add(self, losses: Mapping[str, Tensor]) -> None:
+        """Take in one step's losses, and the `usage` of the books."""
         self.steps.append(losses)
-        new = [(name, reason) for name, reason in dict(bad).items() if name not in self.bad]
-        self.bad |= dict(new)
-        return new
+
+    def left_out(self, bad: Iterable[tuple[str, str]]) -> list[tuple[str, str]]:
+        """Take in the files (name, reason) that could not be read; those that were never given before."""
+        new = {name: reason for name, reason in bad if name not in self.bad}
+        self.bad |= new
+        return list(new.items())
 
     def numbers(self) -> dict[str, float]:
         """Means over the steps since the last call, by the names they are recorded under, and the speed.

@@ -171,11 +171,10 @@ def test_speed_and_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_bad_files_are_counted_once_and_named() -> None:
     tally = Tally(small_recipe())
-    loss = {"mel": torch.tensor(1.0)}
-    assert tally.add(loss, [("a.wav", "empty"), ("b.wav", "no audio")]) == [("a.wav", "empty"), ("b.wav", "no audio")]
-    assert tally.add(loss, [("b.wav", "no audio"), ("c.wav", "empty")]) == [("c.wav", "empty")]
+    assert tally.left_out([("a.wav", "empty"), ("b.wav", "no audio")]) == [("a.wav", "empty"), ("b.wav", "no audio")]
+    assert tally.left_out([("b.wav", "no audio"), ("c.wav", "empty"), ("c.wav", "empty")]) == [("c.wav", "empty")]
     assert tally.numbers()[BAD] == 3
-    assert tally.add(loss) == []
+    assert tally.left_out([]) == []
     assert tally.numbers()[BAD] == 3  # in all
 
 
