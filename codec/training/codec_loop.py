@@ -16,6 +16,7 @@ import torch
 from rich.console import Console
 from torch import Tensor, nn
 
+from codec import hub
 from codec.checkpoint import RUN_MODEL, load_state, save_model, save_state
 from codec.errors import ConfigError
 from codec.models.causal import CausalCodec
@@ -36,7 +37,13 @@ from codec.training.recipe import Recipe
 from codec.training.record import Record, Tally, live, usage
 
 STATE = "state.pt"  # beside the model in a run's folder
-AUDIBLE = ("mel", "phase", "adversarial", "features")  # losses of the decoded audio; the others are of the latents
+AUDIBLE = (
+    "mel",
+    "phase",
+    "noise",
+    "adversarial",
+    "features",
+)  # losses of the decoded audio; the others are of the latents
 
 
 @dataclass
@@ -192,7 +199,7 @@ def can_step(losses: Mapping[str, Tensor], step: int, recipe: Recipe, scaler: to
     used = [*weights_at(step, recipe), "discriminator"]
     wrong = {name: float(losses[name]) for name in used if name in losses and not losses[name].isfinite()}
     wrong = wrong or {name: float(norm) for name, norm in norms.items() if not norm.isfinite()}
-    of_judges = not wrong.keys() & {"mel", "phase", "commitment", "codebook", "gradient/model"}
+    of_judges = not wrong.keys() & {"mel", "phase", "noise", "commitment", "codebook", "gradient/model"}
     rate = f"adversary.rate = {recipe.adversary.rate}" if of_judges else f"optimiser.rate = {recipe.optimiser.rate}"
     raise ConfigError(
         f"in step {step} {' and '.join(f'{name} became {value}' for name, value in wrong.items())}: "
@@ -295,10 +302,11 @@ def train(
             if record and clips is not None and state is None:
                 record.clips(0, "original", clips[:8], recipe.model.sample_rate)
             for step, batch in tally.waiting(ahead):
-                bad += tally.add(train_step(players, spectral, batch.audio.to(place), step, recipe), batch.bad)
+                tally.add(train_step(players, spectral, batch.audio.to(place), step, recipe))
+                bad += batch.bad
                 done = step + 1
                 if done % recipe.train.log_every == 0:
-                    for _, reason in engine.of_all(bad):
+                    for _, reason in tally.left_out(engine.of_all(bad)):
                         console.print(f"left out: {reason}")
                     bad = []
                     numbers = tally.numbers() | {"rate": recipe.optimiser.rate * schedule(step, recipe)}
@@ -369,12 +377,28 @@ def assemble(recipe: Recipe, place: torch.device) -> Players:
 
 
 def begin(players: Players, crops: Crops, recipe: Recipe) -> int:
-    """Start from the closed form, on audio that each process decodes its share of; the first step."""
-    crops_to_fit = math.ceil(recipe.data.fit_seconds / recipe.data.crop)
-    first, last = ((processes.rank() + more) * crops_to_fit // processes.count() for more in (0, 1))
-    audio = crops.fit_audio(recipe.data.fit_seconds, first, last).to(players.model.device)
-    players.model.fit(processes.joined(audio))
-    processes.same_everywhere(*players.model.parameters(), *players.model.buffers())
+    """Start from a model, or the closed form on audio that each process decodes its share of; the first step.
+
+    Raises ConfigError: the model to start from is another.
+    """
+    if recipe.train.start_from:
+        known = hub.load(recipe.train.start_from)
+        old, new = (config.model_dump() for config in (known.config, recipe.model))
+        changes = [
+            f"{key} ({old.get(key)}, not {new[key]})" for key in new if key != "search" and old.get(key) != new[key]
+        ]
+        if changes:
+            raise ConfigError(
+                f"train.start_from = {recipe.train.start_from} is another model: it has {', '.join(changes)}; set "
+                "[model] to match, or leave train.start_from out"
+            )
+        players.model.load_state_dict(known.state_dict())
+    else:
+        crops_to_fit = math.ceil(recipe.data.fit_seconds / recipe.data.crop)
+        first, last = ((processes.rank() + more) * crops_to_fit // processes.count() for more in (0, 1))
+        audio = crops.fit_audio(recipe.data.fit_seconds, first, last).to(players.model.device)
+        players.model.fit(processes.joined(audio))
+        processes.same_everywhere(*players.model.parameters(), *players.model.buffers())
     players.average.load_state_dict(players.model.state_dict())
     return 0
 

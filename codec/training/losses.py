@@ -17,18 +17,21 @@ SCALES = ((5, 32), (10, 64), (20, 128), (40, 256), (80, 512), (160, 1024), (320,
 
 
 class Spectral(NamedTuple):
-    """The two distances of `SpectralLoss`."""
+    """The distances of `SpectralLoss`."""
 
     mel: Tensor
     phase: Tensor
+    noise: Tensor
 
 
 class SpectralLoss(nn.Module):
     """Distances of two signals through one set of short-time spectra.
 
     `mel` is the sum over scales of mean |log10 mel - log10 mel'| (DAC, section 3.4). `phase` is the distance of the
-    complex spectra with magnitudes compressed to |S|^0.5, relative to the reference's own size, averaged over the
-    scales of 256 samples and more: the only term that hears phase (compression as in Braun and Tashev 2020, eq. 5).
+    complex spectra with magnitudes compressed to |S|^0.5, relative to the reference's own size (compression as in Braun
+    and Tashev 2020, eq. 5). `noise` is the root of the noise-to-signal ratio of each mel band and frame, at most 2: what
+    is loud may hide noise in its own band only, as in hearing (Brandenburg 1987, the noise-to-mask ratio). These two
+    hear phase; they are means over the scales of 256 samples and more.
     """
 
     def __init__(self, sample_rate: int, scales: Sequence[tuple[int, int]] = SCALES, phase_from: int = 256) -> None:
@@ -48,14 +51,15 @@ class SpectralLoss(nn.Module):
         """
         scales = self.scales if half is None else self.scales[half::2]
         both = torch.cat([decoded, audio])[:, 0].float()
-        mel, phase = both.new_zeros(()), both.new_zeros(())
+        mel, phase, noise = both.new_zeros(()), both.new_zeros(()), both.new_zeros(())
         voices = 0
         for _, window in scales:
             hann = self.get_buffer(f"window_{window}")
             spectra = torch.stft(both, window, window // 4, window=hann, return_complex=True)
             power = torch.view_as_real(spectra).square().sum(dim=-1)
             magnitude = (power + 1e-12).sqrt()  # [2 batch, bins, frames]
-            bands = (self.get_buffer(f"mel_{window}") @ magnitude).clamp(min=1e-5).log10()
+            filters = self.get_buffer(f"mel_{window}")
+            bands = (filters @ magnitude).clamp(min=1e-5).log10()
             ours, theirs = bands.chunk(2)
             mel = mel + (ours - theirs).abs().mean()
             if window >= self.phase_from:
@@ -64,8 +68,13 @@ class SpectralLoss(nn.Module):
                 distance = (torch.view_as_real(ours - theirs).square().sum(dim=-1) + 1e-9).sqrt().mean(dim=(1, 2))
                 size = theirs.abs().mean(dim=(1, 2))
                 phase = phase + (distance / (size + 1e-3)).mean()
+                signal = filters @ power.chunk(2)[1]  # [batch, bands, frames]
+                ours, theirs = spectra.chunk(2)
+                wrong = filters @ torch.view_as_real(ours - theirs).square().sum(dim=-1)
+                audible = signal + 1e-4 * signal.mean(dim=(1, 2), keepdim=True) + 1e-7
+                noise = noise + (wrong / audible + 1e-6).sqrt().clamp(max=2).mean()
                 voices += 1
-        return Spectral(mel if half is None else 2 * mel, phase / max(voices, 1))
+        return Spectral(mel if half is None else 2 * mel, phase / max(voices, 1), noise / max(voices, 1))
 
 
 def discriminator_loss(real: list[Tensor], fake: list[Tensor]) -> Tensor:

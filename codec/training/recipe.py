@@ -72,6 +72,7 @@ class LossConfig(Config):
 
     mel: Weight = 1.0
     phase: Weight = 1.0
+    noise: Weight = 0.0
     commitment: Weight = 1.0
     codebook: Weight = 1.0
     adversarial: Weight = 1.0
@@ -82,8 +83,8 @@ class LossConfig(Config):
     @model_validator(mode="after")
     def check_something_trains(self) -> Self:
         """There is a loss whether or not the discriminators have joined."""
-        if self.mel == self.phase == 0:
-            raise ValueError("mel and phase are both 0, so nothing makes the output like the input: raise one of them")
+        if self.mel == self.phase == self.noise == 0:
+            raise ValueError("mel, phase and noise are all 0, so nothing makes the output like the input: raise one")
         return self
 
 
@@ -120,6 +121,8 @@ class TrainConfig(Config):
     """How long, how often, how exactly."""
 
     steps: Count = 20000
+    start_from: str | None = None
+    """A model to go on from, by name or path, instead of the closed-form start: of the same [model], but for search."""
     seed: int = Field(0, ge=0)
     precision: str = Field("auto", pattern="^(auto|float32|bfloat16|float16)$")
     """Of the networks; codebooks, transforms and losses are always float32. "auto" is bfloat16 where it is fast."""

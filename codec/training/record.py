@@ -234,7 +234,7 @@ def usage(codes: Tensor, codebook_size: int) -> Tensor:
     books = codes.shape[1]
     counts = torch.zeros(books, codebook_size + 1, device=codes.device)
     rows = codes.transpose(0, 1).flatten(1) % (codebook_size + 1)  # -1 is last
-    return counts.scatter_add_(1, rows, torch.ones_like(rows, dtype=counts.dtype))[:, :-1]
+    return counts.scatter_add_(1, rows, torch.ones_like(rows, dtype=counts.dtype))[:, :-1].contiguous()
 
 
 def perplexity(usage: Tensor) -> Tensor:

@@ -90,7 +90,7 @@ def test_a_few_steps_lower_the_loss(spectral: SpectralLoss) -> None:
 
 
 def test_the_losses_go_by_name(spectral: SpectralLoss) -> None:
-    alone = {"mel", "phase", "commitment", "codebook", "gradient/model", "usage"}
+    alone = {"mel", "phase", "noise", "commitment", "codebook", "gradient/model", "usage"}
     assert set(stepped(small_recipe(), spectral)[1]) == alone
     both = alone | {"discriminator", "adversarial", "features", "gradient/discriminators"}
     assert set(stepped(small_recipe(adversary={"start": 1}), spectral, steps=1)[1]) == alone
@@ -336,9 +336,9 @@ def test_the_record_is_complete(finished: Path) -> None:
     losses = ("mel", "phase", "commitment", "codebook", "adversarial", "features", "discriminator")
     wanted = {f"loss/{name}" for name in losses} | {f"perplexity/{book}" for book in range(3)} | {"rate"}
     wanted |= {"gradient/model", "gradient/discriminators"}
-    wanted |= {f"speed/{name}" for name in ("steps per second", "audio seconds per second", "data time")} | {
-        f"valid/{name} {books} books" for name in ("mel", "phase") for books in (1, 3)
-    }
+    wanted |= {
+        f"speed/{name}" for name in ("steps per second", "audio seconds per second", "share waiting for data")
+    } | {f"valid/{name} {books} books" for name in ("mel", "phase") for books in (1, 3)}
     assert wanted <= set(scalars)
     assert [event.step for event in found.Scalars("loss/mel")] == [1, 2, 3, 4, 5, 6]
     assert [event.step for event in found.Scalars("loss/features")] == [3, 4, 5, 6]
