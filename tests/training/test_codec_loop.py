@@ -103,6 +103,9 @@ def test_the_losses_go_by_name(spectral: SpectralLoss) -> None:
     both = alone | {"discriminator", "adversarial", "features", "gradient/discriminators"}
     assert set(stepped(small_recipe(adversary={"start": 1}), spectral, steps=1)[1]) == alone
     assert set(stepped(small_recipe(adversary={"start": 1}), spectral, steps=2)[1]) == both
+    balanced_too = stepped(small_recipe(adversary={"start": 1}, losses={"balance": True}), spectral, steps=2)
+    assert set(balanced_too[1]) == both
+    assert set(balanced_too[0].averages.sums) == {"latents", "mel", "phase", "adversarial", "features"}
 
 
 def test_discriminators_leave_the_generators_step_alone(spectral: SpectralLoss) -> None:
@@ -187,7 +190,7 @@ def test_balanced_losses_pull_by_their_shares(spectral: SpectralLoss) -> None:
     heard = (batch() + 0.1 * torch.randn(3, 1, 1200, generator=torch.Generator().manual_seed(0))).requires_grad_()
 
     def losses() -> dict[str, Tensor]:
-        return spectral(heard, batch())._asdict()
+        return dict(spectral(heard, batch())._asdict())
 
     own = {name: torch.autograd.grad(loss, heard)[0] for name, loss in ((n, losses()[n]) for n in ("mel", "phase"))}
     norms = Averages(0.99)
@@ -229,11 +232,14 @@ def test_accumulating_over_parts_is_the_same_training(balance: bool, spectral: S
 
 
 def test_blocks_computed_again_give_the_same_step(spectral: SpectralLoss, monkeypatch: pytest.MonkeyPatch) -> None:
-    calls = []
+    calls: list[bool] = []
     whole_step = ConvNeXtBlock.whole_step
-    monkeypatch.setattr(
-        ConvNeXtBlock, "whole_step", lambda self, *of: calls.append(self.checkpointed) or whole_step(self, *of)
-    )
+
+    def counted(block: ConvNeXtBlock, x: Tensor, state: Any) -> Any:
+        calls.append(block.checkpointed)
+        return whole_step(block, x, state)
+
+    monkeypatch.setattr(ConvNeXtBlock, "whole_step", counted)
     kept, again = (
         stepped(small_recipe(train={"checkpoint_activations": on}), spectral)[0].model.state_dict()
         for on in (False, True)
