@@ -74,15 +74,16 @@ def train_step(players: Players, spectral: SpectralLoss, audio: Audio, step: int
     Gives the losses by name, before weighting, and the gradients' norms before clipping, all of the whole batch.
     """
     torch.manual_seed(int(np.random.default_rng((recipe.train.seed, step, 3)).integers(2**63)))
-    start, parts, scaler = recipe.adversary.start, recipe.train.accumulate, players.scaler
-    judged = start is not None and step >= start
-    taught = judged and (step - (start or 0)) % recipe.adversary.every == 0
-    weights = weights_at(step, recipe)
+    parts, scaler, weights = recipe.train.accumulate, players.scaler, weights_at(step, recipe)
+    since = -1 if recipe.adversary.start is None else step - recipe.adversary.start
+    judged, taught = since >= 0, since >= 0 and since % recipe.adversary.every == 0
     dtype = autocast_dtype(recipe.train.precision, audio.device)
     autocast = partial(torch.autocast, audio.device.type, dtype, enabled=dtype != torch.float32)
     # what the stages left counts relative to the latents, so that its weight means the same at every scale
     power = players.averages["latents"].clamp(min=1e-6) if "latents" in players.averages else 1.0  # as `fit` makes it
-    shares = balanced(weights, players.averages) if recipe.losses.balance else weights
+    shares: Mapping[str, float | Tensor] = {name: weights[name] for name in AUDIBLE if name in weights}
+    if recipe.losses.balance:
+        shares = balanced(shares, players.averages)
 
     measures, seen = [], []
     players.optimiser.zero_grad(set_to_none=True)
@@ -111,16 +112,19 @@ def train_step(players: Players, spectral: SpectralLoss, audio: Audio, step: int
                 loss = scaler.scale(losses["discriminator"] / parts)
                 torch.autograd.backward(loss, inputs=list(players.judges.parameters()), retain_graph=True)
 
-        asked, norms = audio_gradient(losses, shares, heard, scaler.get_scale() / parts, balance=recipe.losses.balance)
+        scale = scaler.get_scale() / parts
+        asked, squares = audio_gradient(losses, shares, heard, scale, balance=recipe.losses.balance)
         latent = [weights.get(name, 0.0) * losses[name] for name in ("commitment", "codebook")]
         total = (decoded * asked).sum() + scaler.scale(torch.stack(latent).sum() / parts)
         total.backward()
         seen.append(quantized)
-        measures.append(losses | norms | {"latents": latents.float().square().mean()})
+        measured = {f"square of {name}": square for name, square in squares.items()}
+        measures.append(losses | measured | {"latents": latents.float().square().mean()})
 
     losses = whole_batch(measures)
-    averaged = {name: losses.pop(name) for name in ("latents", *norms)}
-    averaged |= {name: (averaged[name] / parts / processes.count()).sqrt() for name in norms}
+    averaged = {"latents": losses.pop("latents")}
+    for name in squares:  # a part's loss is a mean of its own rows, which are not all there are
+        averaged[name] = (losses.pop(f"square of {name}") / parts / processes.count()).sqrt()
     sides = {"model": (players.optimiser, recipe.optimiser.rate * schedule(step, recipe))}
     if taught:
         sides["discriminators"] = (

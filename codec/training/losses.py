@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import librosa
@@ -138,15 +138,10 @@ class Averages:
         self.sums, self.weights = dict(state["sums"]), dict(state["weights"])
 
 
-def balanced(weights: Mapping[str, float], norms: Averages) -> dict[str, Tensor]:
+def balanced(weights: Mapping[str, float | Tensor], norms: Averages) -> dict[str, float | Tensor]:
     """Weights that make each loss's gradient, seen from the decoded audio, as large as its share (EnCodec, eq. 4).
 
     `norms` are the average norms of those gradients so far; a loss that has none yet is left out, to be measured.
     """
     whole = sum(weights.values())
     return {name: weight / whole / norms[name].clamp(min=1e-12) for name, weight in weights.items() if name in norms}
-
-
-def pull(losses: Iterable[Tensor], on: Tensor) -> list[Tensor]:
-    """The gradient of each loss with respect to one tensor; the losses' graphs are kept."""
-    return [torch.autograd.grad(loss, on, retain_graph=True)[0] for loss in losses]

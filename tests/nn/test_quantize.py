@@ -12,7 +12,7 @@ from scipy.stats import multivariate_normal  # type: ignore[import-untyped]
 from torch import Tensor
 
 from codec.errors import UsageError
-from codec.nn.quantize import FSQ, Mixture, Quantizer, ResidualVQ, Unquantized, VectorQuantizer
+from codec.nn.quantize import FSQ, Mixture, Quantizer, ResidualVQ, Unquantized, VectorQuantizer, distinct
 from codec.training.codec_loop import dropped_books
 from codec.training.recipe import Recipe
 
@@ -267,6 +267,32 @@ def test_a_dead_code_starts_anew_with_its_statistics() -> None:
     again = quantizer.codebook.clone()
     learned(quantizer, latents + 9)  # all choose entry 1; the restarted ones are given time
     torch.testing.assert_close(quantizer.codebook[2:], again[2:])
+
+
+def test_entries_start_anew_as_different_rows_while_there_are_enough() -> None:
+    assert distinct(40, 40).sort().values.tolist() == list(range(40))
+    assert len(set(distinct(40, 7).tolist())) == 7
+    assert torch.bincount(distinct(3, 8), minlength=3).sort().values.tolist() == [2, 3, 3]
+    quantizer = VectorQuantizer(DIM, 16)
+    quantizer.usage[:15] = 0.0
+    quantizer.codebook[:15] = 50.0
+    latents = noise(1, DIM, 15)
+    learned(quantizer, latents)
+    rows = {tuple(row) for row in rows_of(latents).tolist()}
+    assert {tuple(entry) for entry in quantizer.codebook[:15].tolist()} == rows
+
+
+def test_parts_of_a_batch_teach_what_the_batch_does() -> None:
+    whole, parted, latents = started(), started(), noise(4, DIM, 20, seed=1)
+    books = torch.tensor([4, 1, 2, 3])
+    for quantizer in (whole, parted):
+        quantizer.stages[1].usage[2:5] = 0.0  # dead, so that rows are drawn
+    torch.manual_seed(5)
+    learned(whole, latents, books)
+    torch.manual_seed(5)
+    parted.learn([parted(latents[:3], books[:3]), parted(latents[3:], books[3:])])
+    for (name, ours), theirs in zip(whole.state_dict().items(), parted.state_dict().values(), strict=True):
+        torch.testing.assert_close(ours, theirs, msg=name)
 
 
 # k-means

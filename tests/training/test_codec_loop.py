@@ -6,6 +6,7 @@ import math
 import os
 import shutil
 import signal
+from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -20,20 +21,27 @@ from codec.audio import write_audio
 from codec.checkpoint import load_model, load_state, read_card
 from codec.cli.main import run
 from codec.errors import ConfigError, InputNotFound, StorageError
+from codec.nn.conv import ConvNeXtBlock
 from codec.nn.quantize import ResidualVQ
 from codec.training import codec_loop
 from codec.training.codec_loop import (
     Players,
     assemble,
+    audio_gradient,
     autocast_dtype,
     dropped_books,
     judged_part,
     schedule,
+    state_of,
     train,
     train_step,
+    validate,
+    weights_at,
 )
-from codec.training.losses import Spectral, SpectralLoss, discriminator_loss
+from codec.training.data import Batch, Crops, batches
+from codec.training.losses import Averages, Spectral, SpectralLoss, balanced, discriminator_loss
 from codec.training.recipe import Recipe
+from codec.training.record import Record
 from tests.training.small import batch, small_recipe, tones, write_recordings
 from tests.training.test_record import events, rows
 
@@ -95,6 +103,9 @@ def test_the_losses_go_by_name(spectral: SpectralLoss) -> None:
     both = alone | {"discriminator", "adversarial", "features", "gradient/discriminators"}
     assert set(stepped(small_recipe(adversary={"start": 1}), spectral, steps=1)[1]) == alone
     assert set(stepped(small_recipe(adversary={"start": 1}), spectral, steps=2)[1]) == both
+    balanced_too = stepped(small_recipe(adversary={"start": 1}, losses={"balance": True}), spectral, steps=2)
+    assert set(balanced_too[1]) == both
+    assert set(balanced_too[0].averages.sums) == {"latents", "mel", "phase", "adversarial", "features"}
 
 
 def test_discriminators_leave_the_generators_step_alone(spectral: SpectralLoss) -> None:
@@ -171,6 +182,114 @@ def test_the_gradient_is_clipped(spectral: SpectralLoss) -> None:
     assert losses["gradient/model"] > 0.1  # as it was before
     norm = torch.stack([p.grad.norm() for p in players.model.parameters() if p.grad is not None]).norm()
     assert float(norm) == pytest.approx(0.01, rel=1e-3)
+
+
+def test_balanced_losses_pull_by_their_shares(spectral: SpectralLoss) -> None:
+    """While norms stay what they were, the gradient is made of parts whose norms are the shares."""
+    recipe = small_recipe(losses={"balance": True, "mel": 3.0, "phase": 1.0})
+    heard = (batch() + 0.1 * torch.randn(3, 1, 1200, generator=torch.Generator().manual_seed(0))).requires_grad_()
+
+    def losses() -> dict[str, Tensor]:
+        return dict(spectral(heard, batch())._asdict())
+
+    own = {name: torch.autograd.grad(loss, heard)[0] for name, loss in ((n, losses()[n]) for n in ("mel", "phase"))}
+    norms = Averages(0.99)
+    norms.add({name: gradient.norm() for name, gradient in own.items()})
+    weights = {name: weight for name, weight in weights_at(0, recipe).items() if name in own}
+    asked, squares = audio_gradient(losses(), balanced(weights, norms), heard, 8.0, balance=True)
+    expected = 0.75 * own["mel"] / own["mel"].norm() + 0.25 * own["phase"] / own["phase"].norm()
+    assert torch.allclose(asked, 8.0 * expected, atol=1e-6)
+    for name, gradient in own.items():
+        assert float(squares[name]) == pytest.approx(float(gradient.norm()) ** 2, rel=1e-4)
+
+
+def test_balance_makes_scales_of_losses_meaningless(spectral: SpectralLoss) -> None:
+    class Louder(SpectralLoss):
+        def forward(self, decoded: Tensor, audio: Tensor, half: int | None = None) -> Spectral:
+            mel, phase = super().forward(decoded, audio, half)
+            return Spectral(1024 * mel, phase)  # a power of two, which rounding does not see
+
+    recipe = small_recipe(losses={"balance": True})
+    ours, theirs = (stepped(recipe, loss, steps=3)[0].model.state_dict() for loss in (spectral, Louder(8000)))
+    for name, weight in ours.items():
+        assert torch.allclose(weight, theirs[name], atol=1e-5), name
+
+
+@pytest.mark.parametrize("balance", [False, True])
+def test_accumulating_over_parts_is_the_same_training(balance: bool, spectral: SpectralLoss) -> None:
+    tables: dict[str, Any] = {"adversary": {"start": 1, "rate": 1e-5}, "losses": {"balance": balance}}
+    tables["optimiser"] = {"rate": 1e-4, "warmup": 2}
+    (whole, losses), (parted, same_losses) = (
+        stepped(small_recipe(**tables, train={"accumulate": parts}), spectral, steps=3) for parts in (1, 3)
+    )
+    for players in ("model", "judges", "average"):
+        for (name, ours), theirs in zip(
+            getattr(whole, players).state_dict().items(), getattr(parted, players).state_dict().values(), strict=True
+        ):
+            torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=2e-6, msg=name)
+    for name in losses:
+        torch.testing.assert_close(losses[name], same_losses[name], rtol=1e-3, atol=1e-5, msg=name)
+
+
+def test_blocks_computed_again_give_the_same_step(spectral: SpectralLoss, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[bool] = []
+    whole_step = ConvNeXtBlock.whole_step
+
+    def counted(block: ConvNeXtBlock, x: Tensor, state: Any) -> Any:
+        calls.append(block.checkpointed)
+        return whole_step(block, x, state)
+
+    monkeypatch.setattr(ConvNeXtBlock, "whole_step", counted)
+    kept, again = (
+        stepped(small_recipe(train={"checkpoint_activations": on}), spectral)[0].model.state_dict()
+        for on in (False, True)
+    )
+    assert same(kept, again)
+    assert calls.count(False) == 2  # the encoder's block and the decoder's
+    assert calls.count(True) == 4  # and each again in the backward pass
+
+
+def test_discriminators_train_on_every_kth_step(spectral: SpectralLoss) -> None:
+    recipe = small_recipe(adversary={"start": 1, "every": 2})
+    players = assemble(recipe, CPU)
+    trained = []
+    for step in range(5):
+        before = copy.deepcopy(players.judges.state_dict())
+        losses = train_step(players, spectral, batch(step), step, recipe)
+        trained.append(not same(before, players.judges.state_dict()))
+        assert ("adversarial" in losses, "discriminator" in losses) == (step >= 1, trained[-1])
+        assert all(weight.grad is None for weight in players.judges.parameters()) != trained[-1]
+    assert trained == [False, True, False, True, False]
+
+
+def test_float16_leaves_out_steps_that_overflow(spectral: SpectralLoss) -> None:
+    recipe = small_recipe(train={"precision": "float16"}, adversary={"start": 0})
+    players = assemble(recipe, CPU)
+    players.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**120, growth_interval=1)
+    before = copy.deepcopy(players.model.state_dict())
+    train_step(players, spectral, batch(), 0, recipe)
+    assert same(before, players.model.state_dict())
+    assert players.scaler.get_scale() == 2.0**119
+    players.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**8, growth_interval=1)
+    losses = train_step(players, spectral, batch(), 0, recipe)
+    assert not same(before, players.model.state_dict())
+    assert players.scaler.get_scale() == 2.0**9
+    exact = stepped(small_recipe(adversary={"start": 0}), spectral)[1]
+    for name in ("gradient/model", "gradient/discriminators"):  # unscaled
+        assert float(losses[name]) == pytest.approx(float(exact[name]), rel=0.05)
+
+
+def test_what_is_not_finite_is_named(spectral: SpectralLoss) -> None:
+    recipe = small_recipe(adversary={"start": 0}, train={"precision": "float16"})
+    players = assemble(recipe, CPU)
+    with torch.no_grad():
+        next(players.judges.parameters()).fill_(math.nan)
+    players.scaler = torch.amp.GradScaler("cpu", init_scale=0.5)  # no scale will help
+    with pytest.raises(ConfigError) as told:
+        train_step(players, spectral, batch(), 7, recipe)
+    message = str(told.value)
+    assert "in step 7 adversarial became nan and features became nan and discriminator became nan" in message
+    assert "lower adversary.rate = 0.0005" in message
 
 
 def test_the_average_follows_the_weights(spectral: SpectralLoss) -> None:
@@ -406,26 +525,28 @@ def test_resuming_on_other_audio_is_refused(stopped: Path, recordings: Path, tmp
     assert load_state(stopped / "state.pt")["step"] == 3
 
 
-def interrupting(monkeypatch: pytest.MonkeyPatch, at: int) -> None:
-    """Ctrl-C in the middle of that step."""
+def interrupting(monkeypatch: pytest.MonkeyPatch, at: int, number: int = signal.SIGINT) -> None:
+    """Ctrl-C, or another signal, in the middle of that step; and once more from a launcher that passes it on."""
 
     def step(players: Players, spectral: SpectralLoss, audio: Tensor, step: int, recipe: Recipe) -> dict[str, Tensor]:
         if step == at:
-            os.kill(os.getpid(), signal.SIGINT)
+            os.kill(os.getpid(), number)
+            os.kill(os.getpid(), number)
         return train_step(players, spectral, audio, step, recipe)
 
     monkeypatch.setattr(codec_loop, "train_step", step)
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupted_run_goes_on_as_if_it_had_not_been(
-    finished: Path, recordings: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    number: signal.Signals, finished: Path, recordings: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    handler = signal.getsignal(signal.SIGINT)
+    handler = signal.getsignal(number)
     with monkeypatch.context() as patch:
-        interrupting(patch, at=2)
+        interrupting(patch, at=2, number=number)
         with pytest.raises(KeyboardInterrupt):
             train(small_recipe(**ADVERSARIAL), data=recordings, out=tmp_path / "six")
-    assert signal.getsignal(signal.SIGINT) is handler
+    assert signal.getsignal(number) is handler
     assert load_state(tmp_path / "six/state.pt")["step"] == 3
     train(small_recipe(**ADVERSARIAL), data=recordings, out=tmp_path / "six", resume=True)
     assert same(load_state(tmp_path / "six/state.pt"), load_state(finished / "state.pt"))
@@ -452,6 +573,59 @@ def test_a_folder_that_cannot_be_made(tmp_path: Path, recordings: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(StorageError, match="file"):
         train(small_recipe(), data=recordings, out=tmp_path / "file/run")
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"),
+        RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes"),
+        MemoryError(),
+    ],
+)
+def test_too_little_memory_says_what_to_set(
+    error: Exception, stopped: Path, recordings: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def step(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr(codec_loop, "train_step", step)
+    with pytest.raises(ConfigError) as told:
+        train(small_recipe(**ADVERSARIAL), data=recordings, out=stopped, resume=True)
+    for setting in ("checkpoint_activations = true", "accumulate = 1", "data.crop = 0.15", "data.batch = 3"):
+        assert setting in str(told.value)
+    assert load_state(stopped / "state.pt")["step"] == 2
+
+
+def test_other_errors_pass_as_they_are(stopped: Path, recordings: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def step(*_: object) -> None:
+        raise RuntimeError("shapes differ")
+
+    monkeypatch.setattr(codec_loop, "train_step", step)
+    with pytest.raises(RuntimeError, match="shapes differ"):
+        train(small_recipe(**ADVERSARIAL), data=recordings, out=stopped, resume=True)
+
+
+def test_validation_touches_nothing(tmp_path: Path, spectral: SpectralLoss) -> None:
+    players, _ = stepped(small_recipe(adversary={"start": 0}), spectral)
+    before = copy.deepcopy(state_of(players, 1, small_recipe())), torch.get_rng_state()
+    with Record(tmp_path) as record:
+        validate(players.average, spectral, batch(), record, 1)
+    assert same(before, (state_of(players, 1, small_recipe()), torch.get_rng_state()))
+    assert players.model.training
+    assert not players.average.training
+
+
+def test_files_that_fail_are_named_and_counted_once(
+    recordings: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    def failing(crops: Crops, first: int, last: int, **options: Any) -> Iterator[tuple[int, Batch]]:
+        for step, read in batches(crops, first, last, **options):
+            yield step, Batch(read.audio, (("b/c.flac", "is cut short"),) if step == 2 else ())
+
+    monkeypatch.setattr(codec_loop, "batches", failing)
+    train(small_recipe(train={"log_every": 3}), data=recordings, out=tmp_path / "run")
+    assert capfd.readouterr().err.count("left out: b/c.flac (is cut short)") == 1
 
 
 # through the command line

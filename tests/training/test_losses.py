@@ -6,7 +6,15 @@ import torch
 from torch import Tensor
 
 from codec import metrics
-from codec.training.losses import SCALES, SpectralLoss, discriminator_loss, feature_loss, generator_loss
+from codec.training.losses import (
+    SCALES,
+    Averages,
+    SpectralLoss,
+    balanced,
+    discriminator_loss,
+    feature_loss,
+    generator_loss,
+)
 from tests.training.small import batch
 
 
@@ -114,3 +122,36 @@ def test_feature_loss_moves_the_fake_side_only() -> None:
     assert real.grad is None
     assert fake.grad is not None
     assert (fake.grad < 0).all()
+
+
+def test_the_feature_loss_of_a_batch_is_the_mean_of_its_items() -> None:
+    generator = torch.Generator().manual_seed(0)
+    real, fake = ([[torch.randn(3, 2, 5, generator=generator)]] for _ in range(2))
+    alone = [feature_loss([[real[0][0][item : item + 1]]], [[fake[0][0][item : item + 1]]]) for item in range(3)]
+    assert float(feature_loss(real, fake)) == pytest.approx(float(torch.stack(alone).mean()), rel=1e-5)
+
+
+# balance
+
+
+def test_averages_by_hand() -> None:
+    averages = Averages(0.9)
+    assert "a" not in averages
+    averages.add({"a": torch.tensor(2.0)})
+    assert float(averages["a"]) == 2
+    averages.add({"a": torch.tensor(4.0), "b": torch.tensor(7.0)})
+    assert float(averages["a"]) == pytest.approx((0.9 * 2 + 4) / 1.9)
+    assert float(averages["b"]) == 7
+    other = Averages(0.9)
+    other.load_state_dict(averages.state_dict())
+    for each in (averages, other):
+        each.add({"a": torch.tensor(1.0)})
+    assert float(other["a"]) == float(averages["a"]) == pytest.approx((0.81 * 2 + 0.9 * 4 + 1) / (0.81 + 0.9 + 1))
+
+
+def test_balanced_weights_by_hand() -> None:
+    norms = Averages(0.5)
+    norms.add({"mel": torch.tensor(4.0), "phase": torch.tensor(0.1)})
+    weights = balanced({"mel": 3.0, "phase": 1.0, "features": 4.0}, norms)
+    # EnCodec, eq. 4: shares 3/8 and 1/8 over average norms; features has no norm yet
+    assert {name: float(weight) for name, weight in weights.items()} == pytest.approx({"mel": 3 / 32, "phase": 1.25})

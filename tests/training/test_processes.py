@@ -142,12 +142,12 @@ def test_two_processes_train_what_one_does(name: str, folder: Path, tmp_path: Pa
     for key in ("model", "judges", "average", "averages"):
         assert assert_close(theirs[key], ours[key], key) > 0
     numbers = [
-        {(step, name): float(value) for step, name, value in rows(run) if not name.startswith("speed")}
+        {(step, number): float(value) for step, number, value in rows(run) if not number.startswith("speed")}
         for run in (tmp_path, folder / name)
     ]
     assert numbers[0].keys() == numbers[1].keys()
-    for key, value in numbers[0].items():
-        assert numbers[1][key] == pytest.approx(value, rel=1e-3, abs=1e-4), key
+    for place, value in numbers[0].items():
+        assert numbers[1][place] == pytest.approx(value, rel=1e-3, abs=1e-4), place
 
 
 def test_one_process_speaks_and_writes(folder: Path) -> None:
