@@ -287,6 +287,26 @@ def test_crops_come_from_anywhere_in_a_clip(tmp_path: Path) -> None:
     assert np.histogram(rows[:, 0], bins=4, range=(0, 4800))[0].min() > 45  # 75 each
 
 
+def test_crops_of_parts_stay_in_them(tmp_path: Path) -> None:
+    """A manifest's parts, of which the last is said to be longer than its file by what rounding may add."""
+    record(tmp_path / "a.wav", np.arange(9000))
+    record(tmp_path / "b.wav", np.arange(-3000, 0))
+    parts = [Clip(tmp_path / "a.wav", "", start=0.25, seconds=0.25, split=side) for side in SIDES]
+    write_manifest(
+        tmp_path / "all.jsonl", [*parts, Clip(tmp_path / "b.wav", "", start=0.1, seconds=0.3, split="train")]
+    )
+    crops, _, _ = made(tmp_path / "all.jsonl", tmp_path / "out", recipe_with(batch=400))
+    assert [stretch.time for stretch in crops.index.sets] == [2000 + 2400]
+    batch = crops.batch(0)
+    rows = integers(batch.audio)
+    first = rows[(rows > 0).all(axis=1)]
+    assert (first.min(), first.max()) == (pytest.approx(2000, abs=30), pytest.approx(3999, abs=30))
+    assert (first >= 2000).all()
+    assert (first < 4000).all()
+    assert rows.min() >= -2200
+    assert batch.bad == ()
+
+
 def test_clips_are_drawn_in_proportion_to_their_length(tmp_path: Path) -> None:
     root = corpus(tmp_path / "data", long=np.full(9000, 1), short=np.full(3000, 2))
     rows = integers(made(root, tmp_path / "out", recipe_with(batch=1000))[0].batch(0).audio)
@@ -359,6 +379,7 @@ def test_levels_are_those_asked_for(tmp_path: Path) -> None:
     inside = levels[levels > -32]
     assert inside.min() == pytest.approx(-30, abs=0.6)
     assert inside.max() == pytest.approx(-12, abs=0.6)
+    assert 40 < (levels <= -32).sum() < 95  # a third
     assert levels[levels <= -32] == pytest.approx(20 * np.log10(30 / 32768) - 3.01 + 30, abs=0.3)
     clipped, _, _ = made(root, tmp_path / "out", recipe_with(batch=50, level_db=[-1.0, -1.0]))
     assert clipped.batch(0).audio.abs().max() == pytest.approx(1, abs=1e-5)
