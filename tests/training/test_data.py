@@ -213,6 +213,9 @@ def test_other_audio_makes_a_new_index_or_stops_a_resumed_training(tmp_path: Pat
         made(root, tmp_path / "out", resumed=True)
     assert {path.name: path.read_bytes() for path in (tmp_path / "out/index").iterdir()} == before
     assert len(names(made(root, tmp_path / "out")[0])) == 2
+    record(root / "train/b.wav", np.full(4001, 2))
+    with pytest.raises(ConfigError, match="is not the audio"):
+        made(root, tmp_path / "out", resumed=True)
     assert len(names(made(root, tmp_path / "out", recipe_with(split_by="folder"))[0])) == 2
 
 
@@ -252,6 +255,7 @@ def test_memory_does_not_grow_with_the_corpus(tmp_path: Path, monkeypatch: pytes
         peaks.append(tracemalloc.get_traced_memory()[1])
         tracemalloc.stop()
         assert len(train.index.rows) + len(valid.index.rows) == count
+        assert train.index.time + valid.index.time == count * 800
     size = sum(path.stat().st_size for path in (tmp_path / "6000/index").iterdir())
     assert size < 6000 * 32  # 24 bytes a clip, and "a.wav" with its end
     assert peaks[1] < peaks[0] + 100_000  # 5000 clips more, 20 bytes each
