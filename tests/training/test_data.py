@@ -213,6 +213,9 @@ def test_other_audio_makes_a_new_index_or_stops_a_resumed_training(tmp_path: Pat
         made(root, tmp_path / "out", resumed=True)
     assert {path.name: path.read_bytes() for path in (tmp_path / "out/index").iterdir()} == before
     assert len(names(made(root, tmp_path / "out")[0])) == 2
+    record(root / "train/b.wav", np.full(4001, 2))
+    with pytest.raises(ConfigError, match="is not the audio"):
+        made(root, tmp_path / "out", resumed=True)
     assert len(names(made(root, tmp_path / "out", recipe_with(split_by="folder"))[0])) == 2
 
 
@@ -252,6 +255,7 @@ def test_memory_does_not_grow_with_the_corpus(tmp_path: Path, monkeypatch: pytes
         peaks.append(tracemalloc.get_traced_memory()[1])
         tracemalloc.stop()
         assert len(train.index.rows) + len(valid.index.rows) == count
+        assert train.index.time + valid.index.time == count * 800
     size = sum(path.stat().st_size for path in (tmp_path / "6000/index").iterdir())
     assert size < 6000 * 32  # 24 bytes a clip, and "a.wav" with its end
     assert peaks[1] < peaks[0] + 100_000  # 5000 clips more, 20 bytes each
@@ -285,6 +289,26 @@ def test_crops_come_from_anywhere_in_a_clip(tmp_path: Path) -> None:
     assert rows.min() < 100
     assert rows.max() > 5900
     assert np.histogram(rows[:, 0], bins=4, range=(0, 4800))[0].min() > 45  # 75 each
+
+
+def test_crops_of_parts_stay_in_them(tmp_path: Path) -> None:
+    """A manifest's parts, of which the last is said to be longer than its file by what rounding may add."""
+    record(tmp_path / "a.wav", np.arange(9000))
+    record(tmp_path / "b.wav", np.arange(-3000, 0))
+    parts = [Clip(tmp_path / "a.wav", "", start=0.25, seconds=0.25, split=side) for side in SIDES]
+    write_manifest(
+        tmp_path / "all.jsonl", [*parts, Clip(tmp_path / "b.wav", "", start=0.1, seconds=0.3, split="train")]
+    )
+    crops, _, _ = made(tmp_path / "all.jsonl", tmp_path / "out", recipe_with(batch=400))
+    assert [stretch.time for stretch in crops.index.sets] == [2000 + 2400]
+    batch = crops.batch(0)
+    rows = integers(batch.audio)
+    first = rows[(rows > 0).all(axis=1)]
+    assert (first.min(), first.max()) == (pytest.approx(2000, abs=30), pytest.approx(3999, abs=30))
+    assert (first >= 2000).all()
+    assert (first < 4000).all()
+    assert rows.min() >= -2200
+    assert batch.bad == ()
 
 
 def test_clips_are_drawn_in_proportion_to_their_length(tmp_path: Path) -> None:
@@ -359,6 +383,7 @@ def test_levels_are_those_asked_for(tmp_path: Path) -> None:
     inside = levels[levels > -32]
     assert inside.min() == pytest.approx(-30, abs=0.6)
     assert inside.max() == pytest.approx(-12, abs=0.6)
+    assert 40 < (levels <= -32).sum() < 95  # a third
     assert levels[levels <= -32] == pytest.approx(20 * np.log10(30 / 32768) - 3.01 + 30, abs=0.3)
     clipped, _, _ = made(root, tmp_path / "out", recipe_with(batch=50, level_db=[-1.0, -1.0]))
     assert clipped.batch(0).audio.abs().max() == pytest.approx(1, abs=1e-5)
