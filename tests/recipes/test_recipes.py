@@ -40,6 +40,7 @@ SMALL = [
     "data.crop=0.2",
     "data.batch=2",
     "data.fit_seconds=0.4",
+    "data.workers=0",
     "adversary.start=1",
     "adversary.channels=2",
     "adversary.crop=0.1",
