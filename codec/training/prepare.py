@@ -42,10 +42,9 @@ from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 
 from codec.audio import open_reader
-from codec.corpus import Clip, write_manifest
+from codec.corpus import MANIFEST, Clip, write_manifest
 from codec.errors import CodecError, InputNotFound, StorageError, UsageError
 
-MANIFEST = "manifest.jsonl"
 UNPACKED = ".unpacked"
 WAITS = (1.0, 5.0, 20.0, 60.0)  # seconds before another try; any byte that arrives starts them anew
 TIMEOUT = 60.0  # seconds of silence after which a connection counts as lost

@@ -18,8 +18,10 @@ import soundfile
 import torch
 
 from codec.config import load_toml
+from codec.corpus import MANIFEST
+from codec.errors import UsageError
 from codec.training.codec_loop import train
-from codec.training.prepare import MANIFEST, Dataset, run
+from codec.training.prepare import Dataset, run
 from codec.training.recipe import Recipe
 from tests.recipes.miniatures import LIBRI, MINIATURES, PACKED, SECONDS, Rows, audio, pack
 
@@ -162,6 +164,17 @@ def test_general_holds_out_a_stable_share(tmp_path: Path) -> None:
     assert 1 <= len(held) <= 12
     for path in held:
         assert int.from_bytes(hashlib.sha256(path.encode()).digest()[:8]) < 0.02 * 2**64
+
+
+def test_general_never_replaces_a_manifest(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    MINIATURES["general"](tmp_path)
+    told = '{"path": "train/b.flac", "story": "a key that we do not know"}\n'
+    (tmp_path / MANIFEST).write_text(told)
+    with pytest.raises(SystemExit) as ended:
+        run(DATASETS["general"], [str(tmp_path)])
+    assert ended.value.code == UsageError.exit_code
+    assert f"{tmp_path / MANIFEST} is there already" in capsys.readouterr().err
+    assert (tmp_path / MANIFEST).read_text() == told
 
 
 def test_prepare_is_a_command(tmp_path: Path) -> None:

@@ -213,19 +213,19 @@ def tar_entry(name: str, kind: bytes = tarfile.REGTYPE, link: str = "") -> tarfi
     return info
 
 
-OUTSIDE = ["../escaped", "data/../../escaped", "/tmp/escaped", "data\\..\\..\\escaped", "C:/escaped"]
+OUTSIDE = ["../escaped", "data/../../escaped", "{absolute}/escaped", "data\\..\\..\\escaped", "C:/escaped"]
 
 
 @pytest.mark.parametrize("name", OUTSIDE)
 def test_no_entry_leads_outside(name: str, tmp_path: Path) -> None:
     inside = tmp_path / "in/side"
+    name = name.format(absolute=tmp_path)
     (tmp_path / "bad.zip").write_bytes(zipped(**{name: b"x"}))
     tar_with(tmp_path / "bad.tar.gz", (tar_entry(name), b"x"))
     for bad in ("bad.zip", "bad.tar.gz"):
         with pytest.raises(BadArchive, match="outside its folder"):
             unpack(tmp_path / bad, inside)
     assert not inside.exists()
-    assert not Path("/tmp/escaped").exists()
     assert {path.name for path in tmp_path.rglob("*")} == {"bad.zip", "bad.tar.gz"}
 
 
