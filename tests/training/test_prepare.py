@@ -170,7 +170,7 @@ def test_a_wrong_checksum_is_not_kept(server: Server, console: Console, tmp_path
 
 def test_a_wrong_size_is_told_before_it_is_fetched(server: Server, console: Console, tmp_path: Path) -> None:
     archive = replace(archive_of(server), size=5)
-    with pytest.raises(BadArchive, match="has 1024000 bytes and should have 5"):
+    with pytest.raises(BadArchive, match="has 1024000 bytes and should have 5: its publisher has changed it"):
         fetch(archive, tmp_path, console)
     assert list(tmp_path.iterdir()) == []
 
