@@ -36,6 +36,7 @@ WITHOUT_TORCH = (
     "hub",
     "corpus",
     "cli.main",
+    "training.prepare",
 )
 
 

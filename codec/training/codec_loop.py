@@ -397,6 +397,9 @@ def begin(players: Players, crops: Crops, recipe: Recipe) -> int:
                 "[model] to match, or leave train.start_from out"
             )
         players.model.load_state_dict(known.state_dict())
+        with torch.no_grad():
+            latents = players.model(crops.batch(0).audio.to(players.model.device)).latents
+        players.averages.add({"latents": latents.square().mean()})
     else:
         crops_to_fit = math.ceil(recipe.data.fit_seconds / recipe.data.crop)
         first, last = ((processes.rank() + more) * crops_to_fit // processes.count() for more in (0, 1))

@@ -1,0 +1,45 @@
+"""Common Voice: RELEASE/LANGUAGE/clips/*.mp3 and what is said in them in train.tsv, dev.tsv and test.tsv."""
+
+import csv
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from codec.corpus import Clip
+from codec.training.prepare import Dataset, Licence, run
+
+LICENCE = Licence(
+    name="CC0 1.0",
+    url="https://creativecommons.org/publicdomain/zero/1.0/",
+    allows="everything",
+    demands="by the terms of the download, no attempt to find out who the speakers are",
+    attribution="Mozilla Common Voice and its speakers",
+)
+SPLITS = {"train": "train", "dev": "valid", "test": "test"}
+
+
+def layout(folder: Path, parts: Sequence[str]) -> Iterator[Clip]:
+    """The release's own sets of every language below the folder, in which no speaker is on two sides."""
+    for clips in sorted(path for depth in ("", "*/", "*/*/") for path in folder.glob(f"{depth}clips/")):
+        language = clips.parent
+        for name, split in SPLITS.items():
+            if not (language / f"{name}.tsv").exists():  # small languages have none of some
+                continue
+            with (language / f"{name}.tsv").open(encoding="utf-8", newline="") as file:
+                for row in csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE):
+                    path = clips / row["path"]
+                    speaker, spoken = row["client_id"], row["sentence"].strip()
+                    yield Clip(path, path.name, set=language.name, split=split, speaker=speaker, transcript=spoken)
+
+
+DATASET = Dataset(
+    "common_voice",
+    "Common Voice",
+    LICENCE,
+    layout,
+    packed="*.tar.gz",
+    by_hand="get the archive of a language (Scripted Speech) with an account at https://mozilladatacollective.com, put "
+    "it into DIR, and run this again",
+)
+
+if __name__ == "__main__":
+    run(DATASET)

@@ -1,0 +1,40 @@
+"""ESC-50: audio/FOLD-SOURCE-TAKE-CLASS.wav and what is known of them in meta/esc50.csv, 44.1 kHz, 5 s each."""
+
+import csv
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from codec.corpus import Clip
+from codec.training.prepare import Archive, Dataset, Licence, run
+
+LICENCE = Licence(
+    name="CC BY-NC 3.0; its subset ESC-10 CC BY 3.0",
+    url="https://github.com/karolpiczak/ESC-50#license",
+    allows="copying and changing, but not for money; the part esc10 also for money",
+    demands="naming the authors of the recordings, who are listed in its file LICENSE",
+    attribution="Karol J. Piczak, ESC, 2015, doi:10.1145/2733373.2806390, and the authors at freesound.org",
+)
+ARCHIVE = Archive(
+    "https://github.com/karolpiczak/ESC-50/archive/master.zip",
+    holds="ESC-50-master",
+    saved_as="ESC-50-master.zip",
+    unchecked="it is a branch of a repository, which may change",
+)
+SPLITS = {"1": "train", "2": "train", "3": "train", "4": "valid", "5": "test"}
+
+
+def layout(folder: Path, parts: Sequence[str]) -> Iterator[Clip]:
+    """Folds 1 to 3 to train on, 4 for validation, 5 for tests; what comes of one recording is in one fold."""
+    root = folder / ARCHIVE.holds
+    with (root / "meta" / "esc50.csv").open(encoding="utf-8", newline="") as file:
+        for row in csv.DictReader(file):
+            part = "esc10" if row["esc10"] == "True" else "others"
+            if part in parts:
+                path = root / "audio" / row["filename"]
+                yield Clip(path, path.name, set=part, split=SPLITS[row["fold"]], label=row["category"])
+
+
+DATASET = Dataset("esc50", "ESC-50", LICENCE, layout, {"esc10": ARCHIVE, "others": ARCHIVE})
+
+if __name__ == "__main__":
+    run(DATASET)

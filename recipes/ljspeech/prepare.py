@@ -1,0 +1,38 @@
+"""LJ Speech 1.1: wavs/LJ001-0001.wav and what is said in metadata.csv, 22.05 kHz, one speaker."""
+
+import csv
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from codec.corpus import Clip
+from codec.training.prepare import Archive, Dataset, Licence, by_hash, run
+
+LICENCE = Licence(
+    name="public domain",
+    url="https://keithito.com/LJ-Speech-Dataset/",
+    allows="everything",
+    demands="nothing",
+    attribution="Linda Johnson, LibriVox; Keith Ito, The LJ Speech Dataset, 2017",
+)
+ARCHIVE = Archive(
+    "https://data.keithito.com/data/speech/LJSpeech-1.1.tar.bz2",
+    holds="LJSpeech-1.1",
+    size=2748572632,
+    sha256="be1a30453f28eb8dd26af4101ae40cbf2c50413b1bb21936cbcdc6fae3de8aa5",
+)
+
+
+def layout(folder: Path, parts: Sequence[str]) -> Iterator[Clip]:
+    """There are no official sets: of the 50 chapters LJ001 to LJ050, three are for validation and two for tests."""
+    root = folder / ARCHIVE.holds
+    with (root / "metadata.csv").open(encoding="utf-8", newline="") as file:
+        for name, _, spoken in csv.reader(file, delimiter="|", quoting=csv.QUOTE_NONE):
+            split = by_hash(name.split("-")[0], valid=0.02, test=0.08)
+            path = root / "wavs" / f"{name}.wav"
+            yield Clip(path, name, set="ljspeech", split=split, speaker="LJ", transcript=spoken)
+
+
+DATASET = Dataset("ljspeech", "LJ Speech 1.1", LICENCE, layout, {"speech": ARCHIVE})
+
+if __name__ == "__main__":
+    run(DATASET)

@@ -1,0 +1,37 @@
+"""MAESTRO 3.0.0: YEAR/*.wav and what is known of them in maestro-v3.0.0.csv, piano, 44.1 and 48 kHz stereo."""
+
+import csv
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from codec.corpus import Clip
+from codec.training.prepare import Archive, Dataset, Licence, run
+
+LICENCE = Licence(
+    name="CC BY-NC-SA 4.0",
+    url="https://creativecommons.org/licenses/by-nc-sa/4.0/",
+    allows="copying and changing, but not for money",
+    demands="naming the authors, and the same licence for whatever is made of the recordings",
+    attribution="Curtis Hawthorne and others, Google: MAESTRO, 2019, with the International Piano-e-Competition",
+)
+ARCHIVE = Archive(
+    "https://storage.googleapis.com/magentadata/datasets/maestro/v3.0.0/maestro-v3.0.0.zip",
+    holds="maestro-v3.0.0",
+    sha256="6680fea5be2339ea15091a249fbd70e49551246ddbd5ca50f1b2352c08c95291",
+)
+SPLITS = {"train": "train", "validation": "valid", "test": "test"}
+
+
+def layout(folder: Path, parts: Sequence[str]) -> Iterator[Clip]:
+    """The dataset's own sets, in which no composition is on two sides."""
+    root = folder / ARCHIVE.holds
+    with (root / "maestro-v3.0.0.csv").open(encoding="utf-8", newline="") as file:
+        for row in csv.DictReader(file):
+            path = root / row["audio_filename"]
+            yield Clip(path, path.name, set="maestro", split=SPLITS[row["split"]], label=row["canonical_composer"])
+
+
+DATASET = Dataset("maestro", "MAESTRO 3.0.0", LICENCE, layout, {"piano": ARCHIVE})
+
+if __name__ == "__main__":
+    run(DATASET)

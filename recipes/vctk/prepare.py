@@ -1,0 +1,45 @@
+"""VCTK 0.92: wav48_silence_trimmed/SPEAKER/SPEAKER_001_mic2.flac and txt/SPEAKER/SPEAKER_001.txt, 48 kHz."""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from codec.corpus import Clip
+from codec.training.prepare import Archive, Dataset, Licence, by_hash, run
+
+LICENCE = Licence(
+    name="CC BY 4.0",
+    url="https://doi.org/10.7488/ds/2645",
+    allows="copying and changing for any purpose, also for money",
+    demands="naming the authors and saying what was changed",
+    attribution="Junichi Yamagishi, Christophe Veaux, Kirsten MacDonald: CSTR VCTK Corpus 0.92, 2019",
+)
+ARCHIVE = Archive(
+    "https://datashare.ed.ac.uk/bitstream/handle/10283/3443/VCTK-Corpus-0.92.zip",
+    holds="VCTK-Corpus-0.92",
+    into="VCTK-Corpus-0.92",
+    size=11747302977,
+    sha256="f96258be9fdc2cbff6559541aae7ea4f59df3fcaf5cf963aae5ca647357e359c",
+)
+
+
+def layout(folder: Path, parts: Sequence[str]) -> Iterator[Clip]:
+    """There are no official sets: of the 110 speakers five are for validation and eight for tests.
+
+    The text of p315 was lost when the corpus was made, and mic2 of p280: those recordings have no transcript or are
+    not there.
+    """
+    root = folder / ARCHIVE.holds
+    for speaker in sorted((root / "wav48_silence_trimmed").glob("*/")):
+        split = by_hash(speaker.name, valid=0.04, test=0.04)
+        for path in sorted(speaker.glob("*_mic[12].flac")):
+            name, _, part = path.stem.rpartition("_")
+            if part in parts:
+                text = root / "txt" / speaker.name / f"{name}.txt"
+                spoken = text.read_text("utf-8").strip() if text.exists() else None
+                yield Clip(path, path.name, set=part, split=split, speaker=speaker.name, transcript=spoken)
+
+
+DATASET = Dataset("vctk", "VCTK 0.92", LICENCE, layout, {"mic1": ARCHIVE, "mic2": ARCHIVE}, default=("mic2",))
+
+if __name__ == "__main__":
+    run(DATASET)
