@@ -29,8 +29,8 @@ class SpectralLoss(nn.Module):
 
     `mel` is the sum over scales of mean |log10 mel - log10 mel'| (DAC, section 3.4). `phase` is the distance of the
     complex spectra with magnitudes compressed to |S|^0.5, relative to the reference's own size (compression as in Braun
-    and Tashev 2020, eq. 5). `noise` is the root of the noise-to-signal ratio of each mel band and frame, at most 2: what
-    is loud may hide noise in its own band only, as in hearing (Brandenburg 1987, the noise-to-mask ratio). These two
+    and Tashev 2020, eq. 5). `noise` is the root of the noise-to-signal ratio of each mel band and frame, at most 2: as
+    in hearing, what is loud hides noise in its own band only (the noise-to-mask ratio of Brandenburg 1987). These two
     hear phase; they are means over the scales of 256 samples and more.
     """
 
