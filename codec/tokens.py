@@ -606,6 +606,9 @@ class TokenStore:
     def __len__(self) -> int:
         return len(self.index)
 
+    def __iter__(self) -> Iterator[Tokens]:
+        return (self[clip] for clip in range(len(self)))
+
     def __getitem__(self, clip: int) -> Tokens:
         """All of a clip. Raises DamagedFile naming the shard."""
         row = self.row(clip)

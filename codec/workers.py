@@ -7,6 +7,7 @@ again: outputs that appear when they are whole.
 import logging
 import os
 import pickle
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
@@ -59,8 +60,8 @@ def _attempt(work: Callable[[Task], Result], task: Task) -> Result | CodecError:
         return CodecError(f"{type(error).__name__}: {error}")
 
 
-def _killed() -> CodecError:
-    return CodecError(f"its process was killed {ATTEMPTS} times, perhaps for want of memory: ask for fewer --jobs")
+def _killed(times: int) -> CodecError:
+    return CodecError(f"its process was killed {times} times, perhaps for want of memory: ask for fewer --jobs")
 
 
 def _here(work: Callable[[Task], Result], tasks: Sequence[Task]) -> Iterator[tuple[Task, Result | CodecError]]:
@@ -86,7 +87,7 @@ def _in_processes(
             pool.shutdown(cancel_futures=True)
         waiting = lost
     for task in waiting:
-        yield task, _killed()
+        yield task, _killed(ATTEMPTS)
 
 
 def _begin() -> None:
@@ -108,43 +109,70 @@ def _begin() -> None:
 def _on_ray(
     work: Callable[[Task], Result], tasks: Sequence[Task], jobs: int, gpu: bool
 ) -> Iterator[tuple[Task, Result | CodecError]]:
+    if not tasks:
+        return
     with _ray() as ray:
         # Pickled by us: Ray Data knows tables, and would look for columns in a task.
         rows = [{"number": number, "task": pickle.dumps(task)} for number, task in enumerate(tasks)]
-        left = set(range(len(rows)))
-        results = ray.data.from_items(rows, override_num_blocks=max(1, min(len(rows), RAY_BLOCKS))).map(
+        attempts = ray.remote(num_cpus=0)(_Attempts).remote()
+        results = ray.data.from_items(rows, override_num_blocks=min(len(rows), RAY_BLOCKS)).map(
             _Actor,
-            fn_constructor_args=(pickle.dumps(work), os.getcwd()),  # noqa: PTH109 (a string)
+            fn_constructor_args=(pickle.dumps(work), os.getcwd(), attempts, ATTEMPTS),  # noqa: PTH109 (a string)
             compute=ray.data.ActorPoolStrategy(min_size=1, max_size=jobs),
             num_cpus=1,
             num_gpus=1 if gpu else None,
-            max_restarts=-1,
-            max_task_retries=ATTEMPTS - 1,
         )
-        for row in results.iter_rows():
-            left.discard(row["number"])
-            yield tasks[row["number"]], pickle.loads(row["result"])
-        for number in sorted(left):
-            yield tasks[number], _killed()
+        try:
+            for row in results.iter_rows():
+                yield tasks[row["number"]], pickle.loads(row["result"])
+        except ray.exceptions.RayError as error:
+            last = str(error).strip().splitlines()[-1]
+            raise CodecError(
+                f"the Ray cluster gave up ({last}): see that codec is installed on every machine"
+            ) from error
+
+
+class _Attempts:
+    """How often each task was begun without coming to an end: Ray itself begins a task anew without limit."""
+
+    def __init__(self) -> None:
+        self._begun: Counter[int] = Counter()
+
+    def begin(self, number: int) -> int:
+        self._begun[number] += 1
+        return self._begun[number]
+
+    def end(self, number: int) -> None:
+        del self._begun[number]
 
 
 class _Actor:
     """A process of the cluster: unpickles the work once, so that what it caches serves every task."""
 
-    def __init__(self, work: bytes, folder: str) -> None:
+    def __init__(self, work: bytes, folder: str, attempts: Any, most: int) -> None:
         with suppress(OSError):  # a machine without that folder serves tasks whose paths are absolute
             os.chdir(folder)
         torch.set_num_threads(1)
         self._work = pickle.loads(work)
+        self._attempts = attempts
+        self._most = most
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
-        result = _attempt(self._work, pickle.loads(row["task"]))
-        return {"number": row["number"], "result": pickle.dumps(result)}
+        import ray
+
+        number = row["number"]
+        if ray.get(self._attempts.begin.remote(number)) > self._most:
+            result = _killed(self._most)
+        else:
+            result = _attempt(self._work, pickle.loads(row["task"]))
+        self._attempts.end.remote(number)
+        return {"number": number, "result": pickle.dumps(result)}
 
 
 @contextmanager
 def _ray() -> Iterator[Any]:
     """Ray with its data library, connected and quiet; a cluster started here ends here."""
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     try:
         import ray
         import ray.data
@@ -154,12 +182,10 @@ def _ray() -> Iterator[Any]:
         ) from error
     started = not ray.is_initialized()
     if started:
-        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-        ray.init(include_dashboard=False, logging_level=logging.ERROR, log_to_driver=False)
+        ray.init(logging_level=logging.ERROR, log_to_driver=False)
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
-    context.max_errored_blocks = -1  # they are told as failures of their tasks
     logging.getLogger("ray.data").setLevel(logging.ERROR)
     try:
         yield ray
