@@ -178,12 +178,17 @@ def tokenize(
     folder = Path(target)
     card = hub.describe(model)
     books = _check_books(card, books)
-    _prepare(folder, force)
-    facts, seconds = _list_clips(Path(source), folder)
-    cut = min(max(seconds / SHARDS, SHARD_SECONDS[0]), SHARD_SECONDS[1])
-    spans = list(_spans(folder, cut))
-    facts = _describe(card, books) | facts | {"shards": len(spans)}
-    _claim(folder, facts)
+    _prepare(folder)
+    with atomic_output(folder / "clips.jsonl", force=True) as file:
+        told, seconds = _list_clips(Path(source), file)
+        facts = _describe(card, books) | told
+        if force:
+            _empty(folder)
+        cuts = _cuts_before(folder, facts)  # raises before anything is written
+    spans = _spans(folder, cuts, seconds)
+    facts["shards"] = [span.clips for span in spans]
+    with atomic_output(folder / "store.json", force=True) as file:
+        file.write(json.dumps(facts).encode())
     work = partial(_make_shard, folder, model, card.weights_hash, books, device)
     made: list[_Made] = []
     failures: dict[int, tuple[Failure, ...]] = {}
@@ -216,42 +221,42 @@ def _check_books(card: ModelCard, books: int | None) -> int:
     return books
 
 
-def _prepare(folder: Path, force: bool) -> None:
-    """A folder to write to: a new one, an empty one, or a store, which `force` empties."""
+def _prepare(folder: Path) -> None:
+    """A folder to write to: a new one, an empty one, or a store."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         is_store = (folder / "store.json").is_file()
         if not is_store and any(path.name != "clips.jsonl" for path in _visible(folder)):
             raise StorageError(f"{folder} holds other files than a token store: name a new folder")
-        if force:
-            (folder / "store.json").unlink(missing_ok=True)
-            for path in folder.glob("shard-*.*"):
-                path.unlink()
     except OSError as error:
         raise StorageError(
             f"{folder} cannot be written ({error.strerror}): check the permissions or write elsewhere"
         ) from error
 
 
+def _empty(folder: Path) -> None:
+    for path in (folder / "store.json", folder / "index.bin", *folder.glob("shard-*.*")):
+        path.unlink(missing_ok=True)
+
+
 def _visible(folder: Path) -> Iterator[Path]:
     return (path for path in folder.iterdir() if not path.name.startswith("."))
 
 
-def _list_clips(source: Path, folder: Path) -> tuple[dict[str, Any], float]:
+def _list_clips(source: Path, file: BinaryIO) -> tuple[dict[str, Any], float]:
     """Write clips.jsonl; what store.json says of the corpus, and about how many seconds it lasts."""
     digest = hashlib.sha256()
     names: dict[str, set[str]] = {field: set() for field in LISTS}
     total = 0.0
-    with atomic_output(folder / "clips.jsonl", force=True) as file:
-        for clip in clips(source):
-            row = asdict(clip) | {"path": str(clip.path.absolute())}
-            total += _cost(clip)
-            file.write(_line(row))
-            del row["path"]  # a corpus may move
-            digest.update(_line(row))
-            for field, known in names.items():
-                if (name := getattr(clip, field)) is not None:
-                    known.add(name)
+    for clip in clips(source):
+        row = asdict(clip) | {"path": str(clip.path.absolute())}
+        file.write(_line(row))
+        del row["path"]  # a corpus may move
+        digest.update(_line(row))
+        total += _cost(clip)
+        for field, known in names.items():
+            if (name := getattr(clip, field)) is not None:
+                known.add(name)
     lists = {LISTS[field]: sorted(known) for field, known in names.items()}
     return {"corpus": digest.hexdigest(), **lists}, total
 
@@ -265,19 +270,21 @@ def _cost(clip: Clip) -> float:
     return 0.0
 
 
-def _spans(folder: Path, seconds: float) -> Iterator[_Span]:
-    """Cut clips.jsonl into shards of about so many seconds."""
-    shard = offset = count = position = 0
+def _spans(folder: Path, cuts: list[int] | None, seconds: float) -> list[_Span]:
+    """The shards of clips.jsonl: as they were cut before, for files may have changed, or anew by their lengths."""
+    most = min(max(seconds / SHARDS, SHARD_SECONDS[0]), SHARD_SECONDS[1])
+    spans: list[_Span] = []
+    offset = count = position = 0
     total = 0.0
     with (folder / "clips.jsonl").open("rb") as file:
         for line in file:
-            if count and total >= seconds:
-                yield _Span(shard, offset, count)
-                shard, offset, count, total = shard + 1, position, 0, 0.0
-            total += _cost(_clip(line))
+            if count and (count == cuts[len(spans)] if cuts else total >= most):
+                spans.append(_Span(len(spans), offset, count))
+                offset, count, total = position, 0, 0.0
+            total += 0.0 if cuts else _cost(_clip(line))
             position += len(line)
             count += 1
-    yield _Span(shard, offset, count)
+    return [*spans, _Span(len(spans), offset, count)]
 
 
 def _describe(card: ModelCard, books: int) -> dict[str, Any]:
@@ -292,23 +299,26 @@ def _describe(card: ModelCard, books: int) -> dict[str, Any]:
     }
 
 
-def _claim(folder: Path, facts: dict[str, Any]) -> None:
-    """Write store.json, or see that the one there says the same."""
-    path = folder / "store.json"
-    if path.is_file():
-        there = _read_facts(folder)
-        way = "name another folder, or pass --force to make it anew"
-        if there["weights_hash"] != facts["weights_hash"]:
-            raise WeightsMismatch(
-                f"{folder} was made by {there['model']} (weights {there['weights_hash'][:12]}), "
-                f"not by {facts['model']} (weights {facts['weights_hash'][:12]}): {way}"
-            )
-        if there["books"] != facts["books"]:
-            raise StorageError(f"{folder} holds {there['books']} books, not {facts['books']}: {way}")
-        if there["corpus"] != facts["corpus"]:
-            raise StorageError(f"{folder} is of another corpus, or this one has changed since: {way}")
-    with atomic_output(path, force=True) as file:
-        file.write(json.dumps(facts, indent=1).encode())
+def _cuts_before(folder: Path, facts: dict[str, Any]) -> list[int] | None:
+    """How many clips each shard of the store that is there has; None where there is none.
+
+    Raises WeightsMismatch or StorageError where it is not the one that `facts` tell.
+    """
+    if not (folder / "store.json").is_file():
+        return None
+    there = _read_facts(folder)
+    way = "name another folder, or pass --force to make it anew"
+    if there["weights_hash"] != facts["weights_hash"]:
+        raise WeightsMismatch(
+            f"{folder} was made by {there['model']} (weights {there['weights_hash'][:12]}), "
+            f"not by {facts['model']} (weights {facts['weights_hash'][:12]}): {way}"
+        )
+    if there["books"] != facts["books"]:
+        raise StorageError(f"{folder} holds {there['books']} books, not {facts['books']}: {way}")
+    if there["corpus"] != facts["corpus"]:
+        raise StorageError(f"{folder} is of another corpus, or this one has changed since: {way}")
+    cuts: list[int] = there["shards"]
+    return cuts
 
 
 def _make_shard(folder: Path, model: str | Path, weights_hash: str, books: int, device: str, span: _Span) -> _Made:
@@ -318,7 +328,7 @@ def _make_shard(folder: Path, model: str | Path, weights_hash: str, books: int, 
     with (folder / "clips.jsonl").open("rb") as file:
         file.seek(span.offset)
         todo = [_clip(next(file)) for _ in range(span.clips)]
-    before = _rows_before(path, span.clips, books * dtype.itemsize)
+    before = _rows_before(path, [clip.id for clip in todo], books * dtype.itemsize)
     if before and not any(isinstance(row, Failure) for row in before):
         return _Made(span.clips, 0, 0.0, ())
     codec = cached_model(model, device)
@@ -343,7 +353,7 @@ def _make_shard(folder: Path, model: str | Path, weights_hash: str, books: int, 
     return _Made(there, len(shard.rows) - len(failures) - there, seconds, failures)
 
 
-def _rows_before(path: Path, count: int, frame_bytes: int) -> list[Row | Failure] | None:
+def _rows_before(path: Path, names: list[str], frame_bytes: int) -> list[Row | Failure] | None:
     """The rows of a shard that is whole; None for one that is not."""
     try:
         rows = [row for _, row in _read_lines(_lines(path))]
@@ -351,7 +361,7 @@ def _rows_before(path: Path, count: int, frame_bytes: int) -> list[Row | Failure
     except (CodecError, OSError):
         return None
     frames = sum(row.frames for row in rows if isinstance(row, Row))
-    return rows if len(rows) == count and size == frames * frame_bytes else None
+    return rows if [row.id for row in rows] == names and size == frames * frame_bytes else None
 
 
 def _finish(folder: Path, facts: dict[str, Any]) -> None:
@@ -359,7 +369,7 @@ def _finish(folder: Path, facts: dict[str, Any]) -> None:
     numbers = {field: {name: number for number, name in enumerate(facts[LISTS[field]])} for field in LISTS}
     count = crc = 0
     with atomic_output(folder / "index.bin", force=True) as file:
-        for shard in range(facts["shards"]):
+        for shard in range(len(facts["shards"])):
             records = np.array(
                 [
                     (
@@ -375,7 +385,7 @@ def _finish(folder: Path, facts: dict[str, Any]) -> None:
             file.write(data)
             count, crc = count + len(records), zlib.crc32(data, crc)
     with atomic_output(folder / "store.json", force=True) as file:
-        file.write(json.dumps(facts | {"index": {"clips": count, "crc": crc}}, indent=1).encode())
+        file.write(json.dumps(facts | {"index": {"clips": count, "crc": crc}}).encode())
     for left in (folder / "clips.jsonl", *folder.glob(".codec-*.part")):  # parts of processes that were killed
         left.unlink(missing_ok=True)
 
@@ -520,7 +530,7 @@ def _read_facts(folder: Path) -> dict[str, Any]:
     except OSError as error:
         raise InputNotFound(f"{folder} is no token store: make one with `codec tokenize`") from error
     except (ValueError, KeyError, TypeError) as error:
-        raise DamagedFile(str(path), offset=0, reason="it is not what `codec tokenize` wrote") from error
+        raise DamagedFile(str(path), offset=0, reason="it is not what was written; --force makes it anew") from error
     if newer:
         raise UsageError(f"{folder} has format {facts['format']}, this codec reads up to {FORMAT}: upgrade codec")
     return facts
@@ -634,7 +644,7 @@ class TokenStore:
         return row
 
     def find(self, name: str) -> int:
-        """The number of the clip whose id is `name`. Raises InputNotFound."""
+        """The number of the clip whose id is `name`; looks through the index. Raises InputNotFound."""
         for clip in np.flatnonzero(self.index["id"] == _hash(name)):
             if self.row(int(clip)).id == name:
                 return int(clip)
