@@ -1,18 +1,14 @@
 """Recordings to .codec files and back, one by one or as whole folders, in memory that does not grow with length."""
 
 from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
-from multiprocessing import get_context
 from pathlib import Path
 from time import perf_counter
 from typing import TypeAlias
 
 import numpy as np
-import torch
 
 from codec import audio, bitstream, hub
 from codec.audio import Block, Resampler
@@ -31,6 +27,7 @@ from codec.errors import (
 from codec.frames import resampled_length
 from codec.models.base import Codec
 from codec.sessions import StreamDecoder, StreamEncoder
+from codec.workers import Engine, each
 
 BLOCK_SECONDS = 4.0  # of one channel; recordings of more channels go in shorter blocks
 BLOCK_MOST = 1 << 20  # samples, whatever the rate
@@ -109,7 +106,7 @@ def compress(
             raise UnsupportedAudio(
                 f"{reader.label} has {reader.rate} samples a second: resample it to {bitstream.MAX_RATE} Hz or less"
             )
-        codec = _model(model, device)
+        codec = cached_model(model, device)
         math = codec.frame_math
         encoder = StreamEncoder(codec, books=_books(codec, books, bitrate), batch=reader.channels)
         writer = Writer(file, _header(codec, reader.rate, reader.channels, encoder.books))
@@ -200,22 +197,26 @@ def compress_tree(
     force: bool = False,
     device: str = "cpu",
     jobs: int = 1,
+    engine: Engine = "local",
     progress: Progress | None = None,
 ) -> list[Outcome]:
     """Compress every recording under the folder `source` to a .codec file at the same place under `target`.
 
     Without `target` the new files stand beside the old. Hidden files are left out, files whose target exists are
-    skipped unless `force`, a file that fails does not stop the others. More `jobs` than one are processes of one thread
-    each. The outcomes come in order of source; the other options are those of `compress`.
+    skipped unless `force`, a file that fails does not stop the others. `jobs` and `engine` as in `workers.each`. The
+    outcomes come in order of source; the other options are those of `compress`.
 
-    Raises InputNotFound: no folder, or no recordings in it. UsageError, UnknownModel: no file could be compressed so.
+    Raises InputNotFound: no folder, or no recordings in it. UsageError, UnknownModel, MissingDependency: no file could
+    be compressed so.
     """
-    _books(_model(model, device), books, bitrate)  # what is wrong for every file is told once, before the first
+    _books(cached_model(model, device), books, bitrate)  # what is wrong for every file is told once, before the first
     return _run(
         _pairs(source, target, audio.AUDIO_SUFFIXES, ".codec"),
         partial(compress, model=model, books=books, bitrate=bitrate, force=force, device=device),
         is_done=lambda _, compressed: not force and compressed.exists(),
         jobs=jobs,
+        engine=engine,
+        gpu=device == "cuda",
         progress=progress,
     )
 
@@ -236,7 +237,7 @@ def decompress_tree(
     As `compress_tree`, with the options of `decompress`. Only a target of the full length is skipped as done.
     """
     if model is not None:
-        _model(model, device)
+        cached_model(model, device)
     return _run(
         _pairs(source, target, frozenset((".codec",)), ".wav"),
         partial(decompress, model=model, rate=rate, force=force, device=device),
@@ -254,7 +255,8 @@ def _apart(source: str | Path, target: str | Path) -> str | Path:
     return target
 
 
-def _model(model: Model, device: str) -> Codec:
+def cached_model(model: Model, device: str) -> Codec:
+    """The model, which all calls in this process share that name the same file. Raises as `hub.load`."""
     if isinstance(model, Codec):
         return model
     path = hub.find(model)
@@ -275,7 +277,7 @@ def _model_of(reader: Reader, model: Model | None, device: str) -> Codec:
         model = hub.WEIGHTS / f"{header.model}.safetensors"
         if model.parent != hub.WEIGHTS or not model.is_file():  # a file must not choose what else is loaded
             raise UnknownModel(f"{reader.label} was made by {maker}, which is not shipped: pass --model with its file")
-    codec = _model(model, device)
+    codec = cached_model(model, device)
     if codec.weights_hash != header.weights_hash:
         raise WeightsMismatch(
             f"{reader.label} was made by {maker}, not by {codec.name or 'a model without a name'} "
@@ -387,60 +389,41 @@ def _run(
     *,
     is_done: Callable[[Path, Path], bool],
     jobs: int,
+    engine: Engine = "local",
+    gpu: bool = False,
     progress: Progress | None,
 ) -> list[Outcome]:
-    if jobs < 1:
-        raise UsageError(f"{jobs} jobs: ask for 1 or more")
-    outcomes = []
-    for outcome in _outcomes(pairs, work, is_done, jobs):
+    outcomes: list[Outcome] = []
+    waiting: list[tuple[Path, Path]] = []
+
+    def tell(outcome: Outcome) -> None:
         outcomes.append(outcome)
         if progress is not None:
             progress(outcome, len(outcomes), len(pairs))
-    return sorted(outcomes, key=lambda outcome: outcome.source)
 
-
-def _outcomes(
-    pairs: list[tuple[Path, Path]],
-    work: Callable[[Path, Path], Report],
-    is_done: Callable[[Path, Path], bool],
-    jobs: int,
-) -> Iterator[Outcome]:
-    waiting = []
     taken: dict[Path, Path] = {}
     for source, target in pairs:
         first = taken.setdefault(target, source)
         if first != source:
-            yield Outcome(source, target, error=UsageError(f"{source} and {first} would both be {target}: rename one"))
+            tell(Outcome(source, target, error=UsageError(f"{source} and {first} would both be {target}: rename one")))
         elif is_done(source, target):
-            yield Outcome(source, target)
+            tell(Outcome(source, target))
         else:
             waiting.append((source, target))
-    if jobs == 1:
-        for source, target in waiting:
-            yield _attempt(work, source, target)
-        return
-    pool = ProcessPoolExecutor(jobs, get_context("spawn"), initializer=torch.set_num_threads, initargs=(1,))
-    try:
-        futures = {pool.submit(_attempt, work, *pair): pair for pair in waiting}
-        for future in as_completed(futures):
-            try:
-                yield future.result()
-            except BrokenProcessPool:
-                error = CodecError("a process was killed, perhaps for want of memory: ask for fewer --jobs")
-                yield Outcome(*futures[future], error=error)
-    finally:
-        pool.shutdown(cancel_futures=True)
+    for (source, target), result in each(partial(_make, work), waiting, jobs=jobs, engine=engine, gpu=gpu):
+        if isinstance(result, CodecError):
+            tell(Outcome(source, target, error=result))
+        else:
+            tell(Outcome(source, target, report=result))
+    return sorted(outcomes, key=lambda outcome: outcome.source)
 
 
-def _attempt(work: Callable[[Path, Path], Report], source: Path, target: Path) -> Outcome:
+def _make(work: Callable[[Path, Path], Report], pair: tuple[Path, Path]) -> Report:
+    source, target = pair
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as failure:
-        text = f"{target.parent} cannot be made ({failure.strerror}): check the permissions or write elsewhere"
-        return Outcome(source, target, error=StorageError(text))
-    try:
-        return Outcome(source, target, report=work(source, target))
-    except CodecError as error:
-        return Outcome(source, target, error=error)
-    except Exception as error:  # a folder goes on, whatever one file does
-        return Outcome(source, target, error=CodecError(f"{source}: {type(error).__name__}: {error}"))
+    except OSError as error:
+        raise StorageError(
+            f"{target.parent} cannot be made ({error.strerror}): check the permissions or write elsewhere"
+        ) from error
+    return work(source, target)

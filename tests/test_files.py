@@ -422,7 +422,7 @@ def test_a_folder_goes_on_after_a_fault_of_ours(
     monkeypatch.setattr(files, "_header", lambda *_: 1 / 0)
     outcomes = compress_tree(tmp_path, model=model_file)
     assert [str(outcome.error) for outcome in outcomes] == [
-        f"{outcome.source}: ZeroDivisionError: division by zero" for outcome in outcomes
+        "ZeroDivisionError: division by zero",
+        "ZeroDivisionError: division by zero",
     ]
-    assert len(outcomes) == 2
     assert all(isinstance(outcome.error, CodecError) for outcome in outcomes)

@@ -21,7 +21,7 @@ FLOORS = (
     ("errors", "config", "frames", "audio", "bitstream", "sample"),
     ("nn",),
     ("models",),
-    ("checkpoint", "hub", "sessions", "files", "metrics", "corpus"),
+    ("checkpoint", "hub", "sessions", "files", "metrics", "corpus", "workers", "tokens"),
     ("training",),
     ("cli",),
 )
@@ -94,7 +94,7 @@ def test_dependencies_are_those_imported() -> None:
         return {re.split(r"[^\w-]", requirement)[0] for requirement in requirements}
 
     needed = names(project["dependencies"])
-    extras = names(project["optional-dependencies"]["train"]) | names(project["optional-dependencies"]["eval"])
+    extras = set().union(*(names(project["optional-dependencies"][extra]) for extra in ("train", "eval", "cluster")))
     imported = {name for module in MODULES for name in imports(module) if name not in MODULES}
     imported -= sys.stdlib_module_names
     imported -= {"pydantic_core", "_typeshed", "PIL"}  # come with pydantic, mypy and tensorboard

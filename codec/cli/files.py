@@ -10,7 +10,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from codec import hub
-from codec.cli.options import DeviceOption, ForceOption, JobsOption, ModelOption, one_line, progress_bar, say
+from codec.cli.options import (
+    DeviceOption,
+    EngineOption,
+    ForceOption,
+    JobsOption,
+    ModelOption,
+    one_line,
+    progress_bar,
+    say,
+)
 from codec.errors import StorageError, UsageError
 
 if TYPE_CHECKING:
@@ -43,6 +52,7 @@ def encode(
     books: Annotated[int | None, typer.Option(min=1, help="So many codebooks, instead of --bitrate.")] = None,
     device: DeviceOption = "auto",
     jobs: JobsOption = 1,
+    engine: EngineOption = "local",
     force: ForceOption = False,
 ) -> None:
     """Compress a recording, or every recording in a folder, to .codec files."""
@@ -59,6 +69,7 @@ def encode(
                 force=force,
                 device=device,
                 jobs=jobs,
+                engine=engine,
                 progress=lambda _, done, total: show(done, total),
             )
         _tell_folder(outcomes)

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from codec import __version__
-from codec.cli import files, models, train
+from codec.cli import files, models, tokens, train
 from codec.cli.options import one_line, say
 from codec.errors import CodecError, StorageError
 
@@ -27,6 +27,7 @@ for command in (
     files.sample,
     models.models,
     models.evaluate,
+    tokens.tokenize,
     train.train,
 ):
     app.command()(command)

@@ -8,12 +8,16 @@ from typing import Annotated, Literal
 import typer
 
 Device = Literal["auto", "cpu", "cuda"]
+Engine = Literal["local", "ray"]
 
 ModelOption = Annotated[
     str, typer.Option("--model", "-m", help="A shipped model's name, a .safetensors file or a training run's folder.")
 ]
 DeviceOption = Annotated[Device, typer.Option(help="Where to compute; auto takes a GPU where there is one.")]
-JobsOption = Annotated[int, typer.Option("--jobs", "-j", min=1, help="Files of a folder worked on at a time.")]
+JobsOption = Annotated[int, typer.Option("--jobs", "-j", min=1, help="Processes to work on a folder, one thread each.")]
+EngineOption = Annotated[
+    Engine, typer.Option(help="Where the --jobs of a folder work: on this machine, or on a Ray cluster.")
+]
 ForceOption = Annotated[bool, typer.Option("--force", "-f", help="Replace outputs that exist.")]
 
 
@@ -36,6 +40,6 @@ def progress_bar(task: str) -> Iterator[Callable[[int, int], None]]:
         yield lambda done, total: progress.update(bar, completed=done, total=total)
 
 
-def one_line(error: BaseException | None) -> str:
+def one_line(error: BaseException | str | None) -> str:
     """The message of an error, on one line."""
     return " ".join(str(error).split())

@@ -13,12 +13,13 @@ from codec.cli import main
 from tests.cli.conftest import Cli
 
 OPTIONS = {
-    "encode": "source output --model -m --bitrate --books --device --jobs -j --force -f",
+    "encode": "source output --model -m --bitrate --books --device --jobs -j --engine --force -f",
     "decode": "source output --model -m --rate --device --jobs -j --force -f",
     "info": "file --json",
     "sample": "output --force -f",
     "models": "--json",
     "evaluate": "--data --model -m --books --speech --json --device --jobs -j",
+    "tokenize": "source --out --model -m --books --device --jobs -j --engine --force -f",
     "train": "recipe --data --out --set --resume --steps --device --dry-run",
 }
 

@@ -1,0 +1,716 @@
+"""Token stores: a corpus as codes on disk, bound to the codec that made them, read without decoding any audio.
+
+    store.json           what made it: the model's hash and frames, books, a digest of the corpus, all labels and
+                         speakers; and, once the store is whole, the size of the index
+    index.bin            one record per clip (RECORD): where its codes are, how long it is, its label and speaker
+    shard-00000.codes    integers [frames, books], little endian, clip after clip
+    shard-00000.jsonl    a line per clip with all that is known of it, or with the error where it could not be read;
+                         then a line that ends the shard and has the checksum of those before it
+    clips.jsonl          while the store is being made: the corpus, for the processes that work on it
+
+A shard's codes get their name before its lines do, so lines mean a whole shard. It is made of the clips that lie
+between two places of clips.jsonl, and making it twice makes it once.
+"""
+
+import hashlib
+import json
+import zlib
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
+from dataclasses import asdict, dataclass, replace
+from functools import lru_cache, partial
+from itertools import chain, repeat
+from pathlib import Path
+from time import perf_counter
+from typing import Any, BinaryIO, NamedTuple, TypeAlias
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from codec import hub
+from codec.audio import AudioReader, Block, Resampler, atomic_output, open_reader
+from codec.checkpoint import ModelCard
+from codec.corpus import TEXTS, Clip, clips
+from codec.errors import (
+    CodecError,
+    DamagedFile,
+    InputNotFound,
+    StorageError,
+    UnsupportedAudio,
+    UsageError,
+    WeightsMismatch,
+)
+from codec.files import BLOCK_SECONDS, cached_model
+from codec.frames import FrameMath
+from codec.models.base import Codec
+from codec.sessions import StreamEncoder
+from codec.workers import Engine, each
+
+FORMAT = 1
+SHARDS = 256  # a corpus is cut into so many, as long as they last
+SHARD_SECONDS = (60.0, 3600.0)  # between these two
+BYTES_PER_SECOND = 32_000  # guessed of clips whose length the corpus does not tell: 16 bits at 16 kHz
+BATCH_SECONDS = {"cpu": 8.0, "cuda": 480.0}  # of audio, padding included: shorter clips are encoded side by side
+OPEN_SHARDS = 256  # mapped at a time
+RECORD = np.dtype(
+    [
+        ("shard", "<u4"),
+        ("line", "<u8"),  # bytes into the shard's lines
+        ("first", "<u8"),  # frame in the shard
+        ("frames", "<u8"),
+        ("samples", "<u8"),  # at the model's rate
+        ("crc", "<u4"),  # of the clip's codes
+        ("id", "<u8"),  # hash
+        ("split", "<i4"),  # numbers in the store's lists, -1 for none
+        ("speaker", "<i4"),
+        ("label", "<i4"),
+    ]
+)
+LISTS = {"split": "splits", "speaker": "speakers", "label": "labels"}
+Progress: TypeAlias = Callable[[int, int], None]
+"""Called after each shard with the number of shards finished, and that of all."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """A clip of a store: `frames` from frame `first` of its shard on, `samples` at the model's rate."""
+
+    id: str
+    first: int
+    frames: int
+    samples: int
+    crc: int
+    set: str = ""
+    split: str | None = None
+    speaker: str | None = None
+    label: str | None = None
+    transcript: str | None = None
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A clip, or a whole shard, that could not be made."""
+
+    id: str
+    error: str
+
+
+class Tokens(NamedTuple):
+    """Codes [books, frames] of a clip from its frame `start` on, and what is known of the clip."""
+
+    codes: Tensor
+    row: Row
+    start: int = 0
+
+
+class Crops(NamedTuple):
+    """Codes [count, books, frames], and the number of each one's clip and its first frame there [count]."""
+
+    codes: Tensor
+    clips: NDArray[np.int64]
+    starts: NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class StoreReport:
+    """What `tokenize` did. `seconds` of audio were encoded, `clips` of them; `there` were encoded before."""
+
+    clips: int
+    seconds: float
+    there: int
+    shards: int
+    failures: tuple[Failure, ...]
+    elapsed: float
+
+    @property
+    def speed(self) -> float:
+        """Seconds of audio per second of work."""
+        return self.seconds / self.elapsed
+
+
+# Making one
+
+
+class _Span(NamedTuple):
+    """A shard's clips: `clips` lines from byte `offset` of clips.jsonl on."""
+
+    shard: int
+    offset: int
+    clips: int
+
+
+class _Made(NamedTuple):
+    """A shard: its clips of before, those encoded now, their seconds, and its failures."""
+
+    there: int
+    clips: int
+    seconds: float
+    failures: tuple[Failure, ...]
+
+
+def tokenize(
+    source: str | Path,
+    target: str | Path,
+    *,
+    model: str | Path = hub.DEFAULT,
+    books: int | None = None,
+    force: bool = False,
+    device: str = "cpu",
+    jobs: int = 1,
+    engine: Engine = "local",
+    progress: Progress | None = None,
+) -> StoreReport:
+    """Make the folder `target` a store of the codes of every clip of `source`, as `corpus.clips` finds them.
+
+    Channels are averaged. What is there is kept: shards that are whole, and in those with failures the clips that did
+    not fail. `force` begins anew. A clip that cannot be read does not stop the others; it is told in the report and in
+    the lines of its shard. `jobs` and `engine` as in `workers.each`.
+
+    Raises:
+        InputNotFound, ConfigError: as `corpus.clips`.
+        UnknownModel, UsageError: no such model, or not so many books.
+        WeightsMismatch: `target` was made by other weights.
+        StorageError: `target` has other books, is of another corpus or no store, or cannot be written.
+    """
+    began = perf_counter()
+    folder = Path(target)
+    card = hub.describe(model)
+    books = _check_books(card, books)
+    _prepare(folder)
+    with atomic_output(folder / "clips.jsonl", force=True) as file:
+        told, seconds = _list_clips(Path(source), file)
+        facts = _describe(card, books) | told
+        if force:
+            _empty(folder)
+        cuts = _cuts_before(folder, facts)  # raises before anything is written
+    spans = _spans(folder, cuts, seconds)
+    facts["shards"] = [span.clips for span in spans]
+    with atomic_output(folder / "store.json", force=True) as file:
+        file.write(json.dumps(facts).encode())
+    work = partial(_make_shard, folder, model, card.weights_hash, books, device)
+    made: list[_Made] = []
+    failures: dict[int, tuple[Failure, ...]] = {}
+    lost = False
+    for span, result in each(work, spans, jobs=jobs, engine=engine, gpu=device == "cuda"):
+        if isinstance(result, CodecError):
+            lost = True
+            result = _Made(0, 0, 0.0, (Failure(_shard(folder, span.shard).name, str(result)),))
+        made.append(result)
+        failures[span.shard] = result.failures
+        if progress is not None:
+            progress(len(made), len(spans))
+    if not lost:
+        _finish(folder, facts)
+    return StoreReport(
+        clips=sum(shard.clips for shard in made),
+        seconds=sum(shard.seconds for shard in made),
+        there=sum(shard.there for shard in made),
+        shards=len(spans),
+        failures=tuple(failure for _, some in sorted(failures.items()) for failure in some),
+        elapsed=perf_counter() - began,
+    )
+
+
+def _check_books(card: ModelCard, books: int | None) -> int:
+    most = card.frame_math.books
+    books = most if books is None else books
+    if not 1 <= books <= most:
+        raise UsageError(f"{card.name} has 1 to {most} books, not {books}")
+    return books
+
+
+def _prepare(folder: Path) -> None:
+    """A folder to write to: a new one, an empty one, or a store."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        is_store = (folder / "store.json").is_file()
+        if not is_store and any(path.name != "clips.jsonl" for path in _visible(folder)):
+            raise StorageError(f"{folder} holds other files than a token store: name a new folder")
+    except OSError as error:
+        raise StorageError(
+            f"{folder} cannot be written ({error.strerror}): check the permissions or write elsewhere"
+        ) from error
+
+
+def _empty(folder: Path) -> None:
+    for path in (folder / "store.json", folder / "index.bin", *folder.glob("shard-*.*")):
+        path.unlink(missing_ok=True)
+
+
+def _visible(folder: Path) -> Iterator[Path]:
+    return (path for path in folder.iterdir() if not path.name.startswith("."))
+
+
+def _list_clips(source: Path, file: BinaryIO) -> tuple[dict[str, Any], float]:
+    """Write clips.jsonl; what store.json says of the corpus, and about how many seconds it lasts."""
+    digest = hashlib.sha256()
+    names: dict[str, set[str]] = {field: set() for field in LISTS}
+    total = 0.0
+    for clip in clips(source):
+        row = asdict(clip) | {"path": str(clip.path.absolute())}
+        file.write(_line(row))
+        del row["path"]  # a corpus may move
+        digest.update(_line(row))
+        total += _cost(clip)
+        for field, known in names.items():
+            if (name := getattr(clip, field)) is not None:
+                known.add(name)
+    lists = {LISTS[field]: sorted(known) for field, known in names.items()}
+    return {"corpus": digest.hexdigest(), **lists}, total
+
+
+def _cost(clip: Clip) -> float:
+    """About how many seconds a clip lasts."""
+    if clip.seconds is not None:
+        return clip.seconds
+    with suppress(OSError):  # it fails later, by name
+        return clip.path.stat().st_size / BYTES_PER_SECOND
+    return 0.0
+
+
+def _spans(folder: Path, cuts: list[int] | None, seconds: float) -> list[_Span]:
+    """The shards of clips.jsonl: as they were cut before, for files may have changed, or anew by their lengths."""
+    most = min(max(seconds / SHARDS, SHARD_SECONDS[0]), SHARD_SECONDS[1])
+    spans: list[_Span] = []
+    offset = count = position = 0
+    total = 0.0
+    with (folder / "clips.jsonl").open("rb") as file:
+        for line in file:
+            if count and (count == cuts[len(spans)] if cuts else total >= most):
+                spans.append(_Span(len(spans), offset, count))
+                offset, count, total = position, 0, 0.0
+            total += 0.0 if cuts else _cost(_clip(line))
+            position += len(line)
+            count += 1
+    return [*spans, _Span(len(spans), offset, count)]
+
+
+def _describe(card: ModelCard, books: int) -> dict[str, Any]:
+    return {
+        "format": FORMAT,
+        "model": card.name,
+        "weights_hash": card.weights_hash,
+        "family": card.family,
+        "frame_math": asdict(card.frame_math),
+        "books": books,
+        "dtype": "uint16" if card.frame_math.codebook_size <= 1 << 16 else "uint32",
+    }
+
+
+def _cuts_before(folder: Path, facts: dict[str, Any]) -> list[int] | None:
+    """How many clips each shard of the store that is there has; None where there is none.
+
+    Raises WeightsMismatch or StorageError where it is not the one that `facts` tell.
+    """
+    if not (folder / "store.json").is_file():
+        return None
+    there = _read_facts(folder)
+    way = "name another folder, or pass --force to make it anew"
+    if there["weights_hash"] != facts["weights_hash"]:
+        raise WeightsMismatch(
+            f"{folder} was made by {there['model']} (weights {there['weights_hash'][:12]}), "
+            f"not by {facts['model']} (weights {facts['weights_hash'][:12]}): {way}"
+        )
+    if there["books"] != facts["books"]:
+        raise StorageError(f"{folder} holds {there['books']} books, not {facts['books']}: {way}")
+    if there["corpus"] != facts["corpus"]:
+        raise StorageError(f"{folder} is of another corpus, or this one has changed since: {way}")
+    cuts: list[int] = there["shards"]
+    return cuts
+
+
+def _make_shard(folder: Path, model: str | Path, weights_hash: str, books: int, device: str, span: _Span) -> _Made:
+    """Make one shard, or what is missing of it."""
+    path = _shard(folder, span.shard)
+    dtype = np.dtype(_read_facts(folder)["dtype"]).newbyteorder("<")
+    with (folder / "clips.jsonl").open("rb") as file:
+        file.seek(span.offset)
+        todo = [_clip(next(file)) for _ in range(span.clips)]
+    before = _rows_before(path, [clip.id for clip in todo], books * dtype.itemsize)
+    if before and not any(isinstance(row, Failure) for row in before):
+        return _Made(span.clips, 0, 0.0, ())
+    codec = cached_model(model, device)
+    if codec.weights_hash != weights_hash:
+        raise WeightsMismatch(f"{model} has changed since this was begun: begin anew with --force")
+    old = path.read_bytes() if before else b""
+    with atomic_output(path, force=True) as file:
+        shard = _ShardWriter(file, codec, books, dtype)
+        for clip, row in zip(todo, before or repeat(None, len(todo)), strict=True):
+            if isinstance(row, Row):
+                first = row.first * books * dtype.itemsize
+                shard.keep(row, old[first : first + row.frames * books * dtype.itemsize])
+            else:
+                shard.add(clip)
+        shard.flush()
+    with atomic_output(_lines(path), force=True) as file:
+        data = b"".join(_line(asdict(row)) for row in shard.rows)
+        file.write(data + _line({"end": len(shard.rows), "crc": zlib.crc32(data)}))
+    failures = tuple(row for row in shard.rows if isinstance(row, Failure))
+    there = sum(isinstance(row, Row) for row in before or [])
+    seconds = codec.frame_math.seconds(shard.samples)
+    return _Made(there, len(shard.rows) - len(failures) - there, seconds, failures)
+
+
+def _rows_before(path: Path, names: list[str], frame_bytes: int) -> list[Row | Failure] | None:
+    """The rows of a shard that is whole; None for one that is not."""
+    try:
+        rows = [row for _, row in _read_lines(_lines(path))]
+        size = path.stat().st_size
+    except (CodecError, OSError):
+        return None
+    frames = sum(row.frames for row in rows if isinstance(row, Row))
+    return rows if [row.id for row in rows] == names and size == frames * frame_bytes else None
+
+
+def _finish(folder: Path, facts: dict[str, Any]) -> None:
+    """Write the index, then say in store.json that all is there, and take away what only the making needed."""
+    numbers = {field: {name: number for number, name in enumerate(facts[LISTS[field]])} for field in LISTS}
+    count = crc = 0
+    with atomic_output(folder / "index.bin", force=True) as file:
+        for shard in range(len(facts["shards"])):
+            records = np.array(
+                [
+                    (
+                        *(shard, offset, row.first, row.frames, row.samples, row.crc, _hash(row.id)),
+                        *(numbers[field].get(getattr(row, field), -1) for field in LISTS),
+                    )
+                    for offset, row in _read_lines(_lines(_shard(folder, shard)))
+                    if isinstance(row, Row)
+                ],
+                RECORD,
+            )
+            data = records.tobytes()
+            file.write(data)
+            count, crc = count + len(records), zlib.crc32(data, crc)
+    with atomic_output(folder / "store.json", force=True) as file:
+        file.write(json.dumps(facts | {"index": {"clips": count, "crc": crc}}).encode())
+    for left in (folder / "clips.jsonl", *folder.glob(".codec-*.part")):  # parts of processes that were killed
+        left.unlink(missing_ok=True)
+
+
+class _ShardWriter:
+    """A shard being written: codes go to `file`, `rows` say where; `samples` counts what was encoded.
+
+    Short clips wait for others, to be encoded side by side; long ones pass through in blocks.
+    """
+
+    def __init__(self, file: BinaryIO, model: Codec, books: int, dtype: np.dtype[Any]) -> None:
+        self.rows: list[Row | Failure] = []
+        self.samples = 0
+        self._file = file
+        self._model = model
+        self._books = books
+        self._dtype = dtype
+        self._frames = 0
+        self._batch: list[tuple[Clip, Block]] = []
+        self._most = model.frame_math.samples(BATCH_SECONDS[model.device.type])
+
+    def keep(self, row: Row, data: bytes) -> None:
+        """A clip that was encoded before."""
+        self.flush()
+        self._file.write(data)
+        self.rows.append(replace(row, first=self._frames))
+        self._frames += row.frames
+
+    def add(self, clip: Clip) -> None:
+        """A clip to encode, or to tell as failed."""
+        blocks = _blocks(clip, self._model.frame_math.sample_rate)
+        held: list[Block] = []
+        try:
+            for block in blocks:
+                held.append(block)
+                if sum(block.shape[1] for block in held) > self._most:
+                    self.flush()
+                    self._stream(clip, chain(held, blocks))
+                    return
+            audio = np.concatenate(held, axis=1)
+            self._model.check_samples(torch.from_numpy(audio))
+        except (InputNotFound, UnsupportedAudio, UsageError) as error:
+            self.flush()
+            self.rows.append(Failure(clip.id, str(error)))
+            return
+        longest = max(audio.shape[1], *(other.shape[1] for _, other in self._batch), 0)
+        if longest * (len(self._batch) + 1) > self._most:
+            self.flush()
+        self._batch.append((clip, audio))
+
+    def flush(self) -> None:
+        """Encode the clips that wait."""
+        if not self._batch:
+            return
+        lengths = [audio.shape[1] for _, audio in self._batch]
+        padded = np.zeros((len(lengths), 1, max(lengths)), np.float32)
+        for row, (_, audio) in zip(padded, self._batch, strict=True):
+            row[:, : audio.shape[1]] = audio
+        codes = self._model.encode(
+            torch.from_numpy(padded).to(self._model.device), books=self._books, lengths=torch.tensor(lengths)
+        )
+        for item, length, (clip, _) in zip(codes, lengths, self._batch, strict=True):
+            data = self._bytes(item[:, : self._model.frame_math.frames(length)])
+            self._file.write(data)
+            self._told(clip, length, zlib.crc32(data))
+        self._batch.clear()
+
+    def _stream(self, clip: Clip, blocks: Iterable[Block]) -> None:
+        begin = self._file.tell()
+        encoder = StreamEncoder(self._model, books=self._books)
+        crc = 0
+        try:
+            for codes in chain((encoder.push(block[None]) for block in blocks), (encoder.flush() for _ in "1")):
+                data = self._bytes(codes[0])
+                self._file.write(data)
+                crc = zlib.crc32(data, crc)
+        except CodecError:
+            self._file.seek(begin)
+            self._file.truncate()
+            raise
+        self._told(clip, encoder.time, crc)
+
+    def _bytes(self, codes: Tensor) -> bytes:
+        return codes.T.cpu().numpy().astype(self._dtype).tobytes()  # [frames, books]
+
+    def _told(self, clip: Clip, samples: int, crc: int) -> None:
+        frames = self._model.frame_math.frames(samples)
+        known = {name: getattr(clip, name) for name in ("id", *TEXTS)}
+        self.rows.append(Row(first=self._frames, frames=frames, samples=samples, crc=crc, **known))
+        self._frames += frames
+        self.samples += samples
+
+
+def _blocks(clip: Clip, rate: int) -> Iterator[Block]:
+    """The audio of a clip at `rate` Hz in blocks [1, time], channels averaged."""
+    with open_reader(clip.path) as reader:
+        resampler = Resampler(reader.rate, rate, 1)
+        for block in _raw(clip, reader):
+            yield resampler.push(block.mean(axis=0, keepdims=True))
+        yield resampler.flush()
+
+
+def _raw(clip: Clip, reader: AudioReader) -> Iterator[Block]:
+    most = max(1, round(BLOCK_SECONDS * reader.rate / reader.channels))
+    if clip.seconds is None and not clip.start:
+        yield from reader.blocks(most)  # as far as it goes, whatever its header says
+        return
+    first = round(clip.start * reader.rate)
+    last = (reader.time or 0) if clip.seconds is None else first + round(clip.seconds * reader.rate)
+    if last <= first:
+        raise UnsupportedAudio(f"{reader.label} has nothing from {clip.start:g} s on: take the clip out")
+    for begin in range(first, last, most):
+        yield reader.part(begin, min(most, last - begin))
+
+
+# Files of a store
+
+
+def _shard(folder: Path, number: int) -> Path:
+    return folder / f"shard-{number:05d}.codes"
+
+
+def _lines(shard: Path) -> Path:
+    return shard.with_suffix(".jsonl")
+
+
+def _line(row: dict[str, Any]) -> bytes:
+    said = {key: value for key, value in row.items() if value is not None}
+    return json.dumps(said, ensure_ascii=False).encode() + b"\n"
+
+
+def _clip(line: bytes) -> Clip:
+    row = json.loads(line)
+    return Clip(**row | {"path": Path(row["path"])})
+
+
+def _read_facts(folder: Path) -> dict[str, Any]:
+    path = folder / "store.json"
+    try:
+        facts: dict[str, Any] = json.loads(path.read_bytes())
+        newer = facts["format"] > FORMAT
+    except OSError as error:
+        raise InputNotFound(f"{folder} is no token store: make one with `codec tokenize`") from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise DamagedFile(str(path), offset=0, reason="it is not what was written; --force makes it anew") from error
+    if newer:
+        raise UsageError(f"{folder} has format {facts['format']}, this codec reads up to {FORMAT}: upgrade codec")
+    return facts
+
+
+def _read_lines(path: Path) -> list[tuple[int, Row | Failure]]:
+    """The lines of a shard, each with its place in bytes."""
+    rows: list[tuple[int, Row | Failure]] = []
+    offset = 0
+    try:
+        *lines, end = path.read_bytes().splitlines(keepends=True)
+        for line in lines:
+            row = json.loads(line)
+            rows.append((offset, Failure(**row) if "error" in row else Row(**row)))
+            offset += len(line)
+        whole = json.loads(end) == {"end": len(lines), "crc": zlib.crc32(b"".join(lines))}
+    except FileNotFoundError as error:
+        raise _damaged(path, 0, "it is missing") from error
+    except (ValueError, TypeError) as error:
+        raise _damaged(path, offset, "it is not what was written") from error
+    if not whole:
+        raise _damaged(path, offset, "its checksum is another")
+    return rows
+
+
+def _damaged(path: Path, offset: int, what: str) -> DamagedFile:
+    return DamagedFile(
+        str(path), offset=offset, reason=f"{what}; `codec tokenize` makes a shard anew whose files are deleted"
+    )
+
+
+def _hash(name: str) -> int:
+    return int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest(), "little")
+
+
+# Reading one
+
+
+class TokenStore:
+    """A token store as a sequence of clips; codes are mapped into memory, never read as a whole.
+
+        store = TokenStore("tokens", model)
+        audio = model.decode(store[0].codes[None], length=store[0].row.samples)
+        batch = store.crops(16, 250, np.random.default_rng(step)).codes  # [16, books, 250]
+
+    `index` has one record per clip (RECORD); its numbers of splits, speakers and labels count in the lists of those
+    names, -1 where a clip has none. `books` is how many are stored.
+
+    Raises InputNotFound: no store there. UsageError: it is not finished. DamagedFile; WeightsMismatch as `check`.
+    """
+
+    def __init__(self, path: str | Path, model: Codec | None = None) -> None:
+        self.path = Path(path)
+        facts = _read_facts(self.path)
+        if "index" not in facts:
+            raise UsageError(f"{self.path} is not finished: give the command that began it again, and it goes on")
+        self.books: int = facts["books"]
+        self.weights_hash: str = facts["weights_hash"]
+        self.frame_math = FrameMath(**facts["frame_math"])
+        self.splits: tuple[str, ...] = tuple(facts["splits"])
+        self.speakers: tuple[str, ...] = tuple(facts["speakers"])
+        self.labels: tuple[str, ...] = tuple(facts["labels"])
+        self._model_name = facts["model"]
+        self._dtype = np.dtype(facts["dtype"]).newbyteorder("<")
+        self.index = _read_index(self.path / "index.bin", **facts["index"])
+        self._mapped = lru_cache(OPEN_SHARDS)(self._map)
+        self._ends = lru_cache(4)(self._count_crops)
+        if model is not None:
+            self.check(model)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return TokenStore, (self.path,)  # processes map the files by themselves
+
+    def check(self, model: Codec) -> None:
+        """WeightsMismatch unless `model` is the one whose codes these are."""
+        if model.weights_hash != self.weights_hash:
+            raise WeightsMismatch(
+                f"{self.path} was made by {self._model_name} (weights {self.weights_hash[:12]}), not by "
+                f"{model.name or 'a model without a name'} (weights {(model.weights_hash or 'unknown')[:12]}): "
+                "load the model that made it, or make it anew with `codec tokenize`"
+            )
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    def __iter__(self) -> Iterator[Tokens]:
+        return (self[clip] for clip in range(len(self)))
+
+    def __getitem__(self, clip: int) -> Tokens:
+        """All of a clip. Raises DamagedFile naming the shard."""
+        row = self.row(clip)
+        codes = self._codes(clip, 0, row.frames)
+        if zlib.crc32(codes.tobytes()) != row.crc:
+            frame_bytes = self.books * self._dtype.itemsize
+            raise _damaged(self._shard(clip), row.first * frame_bytes, f"the checksum of {row.id} is another")
+        return Tokens(_tensor(codes), row)
+
+    def row(self, clip: int) -> Row:
+        """What is known of a clip. Raises DamagedFile naming the shard."""
+        record = self.index[clip]
+        path = _lines(self._shard(clip))
+        try:
+            with path.open("rb") as file:
+                file.seek(int(record["line"]))
+                row = Row(**json.loads(file.readline()))
+        except (OSError, ValueError, TypeError) as error:
+            raise _damaged(path, int(record["line"]), "there is no clip at that place") from error
+        same = ((name, getattr(row, name)) for name in ("first", "frames", "samples", "crc"))
+        if _hash(row.id) != record["id"] or any(record[name] != value for name, value in same):
+            raise _damaged(path, int(record["line"]), "the index knows another clip at that place")
+        return row
+
+    def find(self, name: str) -> int:
+        """The number of the clip whose id is `name`; looks through the index. Raises InputNotFound."""
+        for clip in np.flatnonzero(self.index["id"] == _hash(name)):
+            if self.row(int(clip)).id == name:
+                return int(clip)
+        raise InputNotFound(f"{self.path} has no clip {name}")
+
+    def crop(self, frames: int, rng: np.random.Generator, *, split: str | None = None) -> Tokens:
+        """One crop, as `crops`."""
+        crops = self.crops(1, frames, rng, split=split)
+        return Tokens(crops.codes[0], self.row(int(crops.clips[0])), int(crops.starts[0]))
+
+    def crops(self, count: int, frames: int, rng: np.random.Generator, *, split: str | None = None) -> Crops:
+        """Pieces of `frames` frames of clips (of `split`) that have so many; each place in them is equally likely.
+
+        Raises UsageError where no clip is as long, or there is no such split; DamagedFile naming the shard.
+        """
+        ends = self._ends(frames, split)
+        if not ends[-1]:
+            raise UsageError(
+                f"no clip of {self.path} has {frames} frames, the longest has {self.index['frames'].max()}: "
+                "ask for fewer, or for another split"
+            )
+        picks = rng.integers(ends[-1], size=count)
+        numbers = np.searchsorted(ends, picks, side="right")
+        starts = picks - np.where(numbers, ends[numbers - 1], 0)
+        pieces = [self._codes(int(clip), int(start), frames) for clip, start in zip(numbers, starts, strict=True)]
+        return Crops(torch.stack([_tensor(piece) for piece in pieces]), numbers, starts)
+
+    def _count_crops(self, frames: int, split: str | None) -> NDArray[np.int64]:
+        """How many crops the clips up to each one have, it included: eight bytes a clip."""
+        if frames < 1:
+            raise UsageError(f"crops of {frames} frames: ask for 1 or more")
+        places = np.maximum(self.index["frames"].astype(np.int64) - frames + 1, 0)
+        if split is not None:
+            if split not in self.splits:
+                raise UsageError(f"{self.path} has no split {split}: it has {', '.join(self.splits) or 'none'}")
+            places[self.index["split"] != self.splits.index(split)] = 0
+        return np.cumsum(places)
+
+    def _codes(self, clip: int, start: int, frames: int) -> NDArray[Any]:
+        """Codes [frames, books] as they are stored."""
+        record = self.index[clip]
+        first = int(record["first"]) + start
+        return self._mapped(int(record["shard"]))[first : first + frames]
+
+    def _map(self, shard: int) -> NDArray[Any]:
+        path = _shard(self.path, shard)
+        last = self.index[np.searchsorted(self.index["shard"], shard, side="right") - 1]
+        frames = int(last["first"] + last["frames"])
+        size = path.stat().st_size if path.exists() else 0
+        if size != frames * self.books * self._dtype.itemsize:
+            raise _damaged(path, size, f"it should have {frames * self.books * self._dtype.itemsize} bytes")
+        return np.memmap(path, self._dtype, "r", shape=(frames, self.books))
+
+    def _shard(self, clip: int) -> Path:
+        return _shard(self.path, int(self.index[clip]["shard"]))
+
+
+def _read_index(path: Path, *, clips: int, crc: int) -> NDArray[Any]:
+    try:
+        index: NDArray[Any] = np.memmap(path, RECORD, "r", shape=(clips,)) if clips else np.zeros(0, RECORD)
+    except (OSError, ValueError) as error:
+        raise DamagedFile(str(path), offset=0, reason="it is shorter than it was; `codec tokenize` mends it") from error
+    if zlib.crc32(index.data) != crc:
+        raise DamagedFile(str(path), offset=0, reason="its checksum is another; `codec tokenize` mends it")
+    return index
+
+
+def _tensor(codes: NDArray[Any]) -> Tensor:
+    return torch.from_numpy(codes.T.astype(np.int64))  # [books, frames]
