@@ -1,5 +1,6 @@
 """training/losses.py: the spectral distances against the measures of metrics.py, the adversarial ones by hand."""
 
+import librosa
 import numpy as np
 import pytest
 import torch
@@ -40,16 +41,17 @@ def test_mel_is_the_measure_of_that_name(rate: int) -> None:
 
 def test_equal_signals_have_no_distance(spectral: SpectralLoss) -> None:
     audio = batch()
-    mel, phase = spectral(audio, audio)
-    assert mel == 0
-    assert phase < 1e-3
+    distances = spectral(audio, audio)
+    assert distances.mel == 0
+    assert distances.phase < 1e-3
+    assert distances.noise == pytest.approx(1e-3, rel=0.01)  # the floor that keeps its slope finite
 
 
 def test_phase_hears_what_mel_does_not(spectral: SpectralLoss) -> None:
     audio = batch()
-    mel, phase = spectral(-audio, audio)
-    assert mel == 0
-    assert phase == pytest.approx(2, rel=0.02)  # |S - (-S)| / |S|
+    distances = spectral(-audio, audio)
+    assert distances.mel == 0
+    assert distances.phase == pytest.approx(2, rel=0.02)  # |S - (-S)| / |S|
     # a spectrum of other phases is in the mean (4 / pi) |S| away
     noise = torch.randn(2, 4, 1, 8000, generator=torch.Generator().manual_seed(0))
     unrelated = spectral(noise[0], noise[1]).phase
@@ -62,6 +64,33 @@ def test_phase_means_the_same_at_any_level(spectral: SpectralLoss) -> None:
     loud, quiet = (spectral(gain * decoded, gain * audio).phase for gain in (1.0, 0.1))
     assert quiet == pytest.approx(float(loud), rel=0.05)
     assert spectral(noisy(audio, 0.04), audio).phase > loud
+
+
+def test_noise_is_the_noise_to_signal_ratio_of_each_band() -> None:
+    bands, window = 40, 512
+    rng = np.random.default_rng(0)
+    audio, wrong = rng.normal(size=(2, 6000)) * [[0.1], [0.02]]
+    filters = librosa.filters.mel(sr=8000, n_fft=window, n_mels=bands)
+    signal, noise = (
+        filters @ np.abs(librosa.stft(x, n_fft=window, hop_length=window // 4, pad_mode="reflect")) ** 2
+        for x in (audio, wrong)
+    )
+    ratios = np.sqrt(noise / (signal + 1e-4 * signal.mean() + 1e-7) + 1e-6)
+    assert ratios.max() > 0.5
+    mine = SpectralLoss(8000, [(bands, window)])(
+        torch.from_numpy(audio + wrong).float()[None, None], torch.from_numpy(audio).float()[None, None]
+    )
+    assert float(mine.noise) == pytest.approx(np.minimum(ratios, 2).mean(), rel=1e-3)
+
+
+def test_noise_counts_in_quiet_bands_as_in_loud_ones() -> None:
+    time = torch.arange(8000) / 8000
+    low, high = torch.sin(2 * torch.pi * 300 * time), 0.01 * torch.sin(2 * torch.pi * 2500 * time)
+    loss = SpectralLoss(8000)
+    without_low, without_high = (loss(left[None, None], (low + high)[None, None]) for left in (high, low))
+    shares = [float(quiet / loud) for quiet, loud in zip(without_high, without_low, strict=True)][1:]
+    assert shares[0] < 0.1  # of phase
+    assert shares[1] > 2 * shares[0]
 
 
 def test_halves_of_the_scales_average_to_the_whole(spectral: SpectralLoss) -> None:
@@ -78,11 +107,12 @@ def test_the_whole_is_made_of_its_scales(spectral: SpectralLoss) -> None:
     audio = batch()
     decoded = noisy(audio, 0.05)
     alone = [SpectralLoss(8000, [scale])(decoded, audio) for scale in SCALES]
-    mel, phase = spectral(decoded, audio)
-    assert float(mel) == pytest.approx(sum(float(one.mel) for one in alone), rel=1e-5)
-    heard = [float(one.phase) for one, (_, window) in zip(alone, SCALES, strict=True) if window >= 256]
+    whole = spectral(decoded, audio)
+    assert float(whole.mel) == pytest.approx(sum(float(one.mel) for one in alone), rel=1e-5)
+    heard = [one for one, (_, window) in zip(alone, SCALES, strict=True) if window >= 256]
     assert len(heard) == 4
-    assert float(phase) == pytest.approx(np.mean(heard), rel=1e-5)
+    assert float(whole.phase) == pytest.approx(np.mean([float(one.phase) for one in heard]), rel=1e-5)
+    assert float(whole.noise) == pytest.approx(np.mean([float(one.noise) for one in heard]), rel=1e-5)
 
 
 def test_gradients_are_finite_where_all_is_silent(spectral: SpectralLoss) -> None:

@@ -46,7 +46,7 @@ def test_overrides_reach_every_table(tmp_path: Path) -> None:
         ({"data": {"batch": 0}}, "data.batch = 0"),
         ({"data": {"held_out": 1.0}}, "data.held_out = 1.0"),
         ({"losses": {"mel": -1.0}}, "losses.mel = -1.0"),
-        ({"losses": {"mel": 0.0, "phase": 0.0}}, "mel and phase are both 0"),
+        ({"losses": {"mel": 0.0, "phase": 0.0}}, "mel, phase and noise are all 0"),
         ({"losses": {"mell": 1.0}}, "did you mean mel?"),
         ({"optimiser": {"warmup": 0}}, "optimiser.warmup = 0"),
         ({"adversary": {"windows": []}}, "adversary.windows"),
