@@ -204,9 +204,10 @@ def test_audio_by_headers_and_by_manifest(tmp_path: Path) -> None:
     write_recordings(tmp_path)
     assert (heard := hear(tmp_path)).seconds == pytest.approx(1.5, abs=1e-3)
     assert (heard.clips, heard.read, heard.bad) == (3, 3, 0)
-    lines = ['{"path": "a.wav", "seconds": 0.25}', '{"path": "b/c.flac", "split": "valid"}', '{"path": "b/d.aiff"}']
+    lines = ['{"path": "a.wav", "seconds": 0.25}', '{"path": "b/c.flac", "split": "valid"}']
+    lines += ['{"path": "b/d.aiff", "start": 0.2}']
     (tmp_path / "some.jsonl").write_text("\n".join(lines))
-    assert (heard := hear(tmp_path / "some.jsonl")).seconds == pytest.approx(0.75, abs=1e-3)
+    assert (heard := hear(tmp_path / "some.jsonl")).seconds == pytest.approx(0.55, abs=1e-3)
     assert (heard.clips, heard.read) == (2, 1)
     with pytest.raises(InputNotFound):
         hear(tmp_path / "none")

@@ -119,6 +119,9 @@ def test_what_came_back_is_drawn_below_the_original_on_its_scale(tmp_path: Path)
     assert image.shape == (512, 402)
     above, below = (half[40:, 100:300].astype(float).mean() for half in (image[:256], image[256:]))
     assert above - below > 50  # 40 dB of 80
+    alone = picture({"original": noise[0, 0]}, 8000)
+    both = picture({"original": noise[0, 0], "3 books": 0.01 * noise[0, 0]}, 8000)
+    assert (both[:250] == alone[:250]).all()
     same = picture({"original": noise[0, 0], "3 books": noise[0, 0]}, 8000)[:, 100:300]
     assert (same[30:250] == same[256 + 30 : 256 + 250]).all()
 
