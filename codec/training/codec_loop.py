@@ -37,13 +37,15 @@ from codec.training.recipe import Recipe
 from codec.training.record import Record, Tally, live, usage
 
 STATE = "state.pt"  # beside the model in a run's folder
-AUDIBLE = (
-    "mel",
-    "phase",
-    "noise",
-    "adversarial",
-    "features",
-)  # losses of the decoded audio; the others are of the latents
+FREE = (  # what a resumed training may have changed, for it stays the same training
+    "train.steps",
+    "train.accumulate",
+    "train.checkpoint_activations",
+    "train.sharding",
+    "train.compile",
+    "data.workers",
+)
+AUDIBLE = ("mel", "phase", "noise", "adversarial", "features")  # losses of the decoded audio; the others: of latents
 
 
 @dataclass
@@ -169,8 +171,9 @@ def audio_gradient(
         return torch.autograd.grad(scale * total, heard)[0], {}
     gradients = {name: torch.autograd.grad(scale * loss, heard, retain_graph=True)[0] for name, loss in named.items()}
     asked = torch.zeros_like(heard)
-    for name in gradients.keys() & shares.keys():
-        asked = asked + shares[name] * gradients[name]
+    for name, gradient in gradients.items():
+        if name in shares:
+            asked = asked + shares[name] * gradient
     return asked, {name: (gradient / scale).square().sum() for name, gradient in gradients.items()}
 
 
@@ -186,7 +189,8 @@ def clip(optimiser: torch.optim.Optimizer, rate: float, scaler: torch.amp.GradSc
     (group,) = optimiser.param_groups
     group["lr"] = rate
     scaler.unscale_(optimiser)
-    return nn.utils.clip_grad_norm_(group["params"], recipe.optimiser.clip)
+    norm: Tensor = engine.whole(nn.utils.clip_grad_norm_(group["params"], recipe.optimiser.clip))
+    return norm
 
 
 def can_step(losses: Mapping[str, Tensor], step: int, recipe: Recipe, scaler: torch.amp.GradScaler) -> bool:
@@ -289,7 +293,11 @@ def train(
             crops, valid = material(recipe, data, out, report=console.print, resumed=state is not None)
         players = assemble(recipe, place)
         first = begin(players, crops, recipe) if state is None else restore(players, state)
-        players.joint_model = engine.join(accelerator, players.model)
+        if recipe.train.sharding == "full":
+            engine.shard(players.average)
+            engine.shard(players.model, players.optimiser)
+        else:
+            players.joint_model = engine.join(accelerator, players.model)
         players.joint_judges = engine.join(accelerator, players.judges)
         last = min(steps or recipe.train.steps, recipe.train.steps)
         if first >= last:
@@ -313,20 +321,30 @@ def train(
                     for _, reason in tally.left_out(engine.of_all(bad)):
                         console.print(f"left out: {reason}")
                     bad = []
-                    numbers = tally.numbers() | {"rate": recipe.optimiser.rate * schedule(step, recipe)}
+                    numbers = tally.numbers() | {
+                        f"rate/{name}": optimiser.param_groups[0]["lr"]
+                        for name, optimiser in (
+                            ("model", players.optimiser),
+                            ("discriminators", players.judges_optimiser),
+                        )
+                    }
                     if record:
                         record.numbers(done, numbers)
                 show(done, numbers)
-                if record and clips is not None and (done % recipe.train.validate_every == 0 or done == last):
-                    with tally.aside():
-                        valid_numbers = validate(players.average, spectral, clips, record, done)
-                    console.print(f"{done} " + " ".join(f"{name} {value:.3f}" for name, value in valid_numbers.items()))
                 stop = processes.any_of(interrupted(), place)
-                if done % recipe.train.save_every == 0 or done == last or stop:
+                validating = done % recipe.train.validate_every == 0 or done == last
+                saving = done % recipe.train.save_every == 0 or done == last or stop
+                average = whole_average(players) if validating or saving else players.average
+                if record and clips is not None and validating:
+                    with tally.aside():
+                        valid_numbers = validate(average, spectral, clips, record, done)
+                    console.print(f"{done} " + " ".join(f"{name} {value:.3f}" for name, value in valid_numbers.items()))
+                if saving:
+                    states = state_of(players, done, recipe)
                     if main:
-                        save_state(out / STATE, state_of(players, done, recipe))
+                        save_state(out / STATE, states)
                         training = {"recipe": recipe.model_dump(mode="json"), "data": str(data), "step": done}
-                        save_model(out / RUN_MODEL, players.average, training=training)
+                        save_model(out / RUN_MODEL, average, training=training)
                     accelerator.wait_for_everyone()  # a process that ended would have its launcher end the others
                 if stop:
                     console.print(f"stopped after step {done}, which is saved in {out}: --resume goes on from there")
@@ -338,7 +356,7 @@ def train(
 
 
 def resumable(path: Path, recipe: Recipe) -> dict[str, Any]:
-    """The state to go on from, if it is one of this recipe; only `train.steps` and `data.workers` may be others.
+    """The state to go on from, if it is one of this recipe; only what does not change the training may be another.
 
     Raises:
         InputNotFound: there is no state.
@@ -347,8 +365,7 @@ def resumable(path: Path, recipe: Recipe) -> dict[str, Any]:
     state = load_state(path)
     old = flat(Recipe.from_data(state["recipe"], source=str(path)).model_dump())
     new = flat(recipe.model_dump())
-    free = ("train.steps", "data.workers")
-    differing = [key for key in old | new if new.get(key) != old.get(key) and key not in free]
+    differing = [key for key in old | new if new.get(key) != old.get(key) and key not in FREE]
     if differing:
         changes = ", ".join(f"{key} ({old.get(key)} then, {new.get(key)} now)" for key in differing)
         raise ConfigError(f"{path} is of another recipe: {changes}; resume with the same, or choose another --out")
@@ -420,6 +437,15 @@ def restore(players: Players, state: dict[str, Any]) -> int:
 # around the loop
 
 
+def whole_average(players: Players) -> CausalCodec:
+    """The averaged model; where its weights lie in shards, a copy that has them all."""
+    if not engine.is_sharded(players.average):
+        return players.average
+    copied = CausalCodec(players.average.config).to(players.average.device).eval()
+    copied.load_state_dict(engine.whole(players.average.state_dict()))
+    return copied
+
+
 @torch.no_grad()
 def validate(model: CausalCodec, spectral: SpectralLoss, clips: Audio, record: Record, step: int) -> dict[str, float]:
     """Record how fixed clips come back at one book, a quarter, half and all of them; the spectral distances."""
@@ -440,5 +466,5 @@ def validate(model: CausalCodec, spectral: SpectralLoss, clips: Audio, record: R
 
 def state_of(players: Players, step: int, recipe: Recipe) -> dict[str, Any]:
     """Everything that the next step depends on; what it draws at random depends on its number."""
-    states = {name: getattr(players, name).state_dict() for name in TRAINED}
+    states = {name: engine.whole(getattr(players, name).state_dict()) for name in TRAINED}
     return {"step": step, "recipe": recipe.model_dump(mode="json"), **states}

@@ -5,14 +5,18 @@ from __future__ import annotations
 import signal
 import threading
 import time as clock
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
+from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from codec.errors import ConfigError, MissingDependency, StorageError
@@ -86,11 +90,54 @@ def join(accelerator: Accelerator, network: nn.Module) -> nn.Module:
     return joint
 
 
+def shard(network: nn.Module, optimiser: torch.optim.Optimizer | None = None) -> None:
+    """Leave each process its part of the weights, their gradients and what the optimiser keeps of them (FSDP2).
+
+    The weights come together in a block's own pass, and for the rest of the network in the whole one's.
+    """
+    warnings.filterwarnings("ignore", "FSDP2-wrapped module", UserWarning)  # of writing to outputs, which nobody does
+    device = next(network.parameters()).device
+    mesh = init_device_mesh(device.type, (processes.count(),))
+    before = list(network.parameters())
+    for block in network.modules():
+        if isinstance(block, ConvNeXtBlock):
+            fully_shard(block, mesh=mesh)
+            register_fsdp_forward_method(block, "step")
+    fully_shard(network, mesh=mesh)
+    if optimiser is None:
+        return
+    (group,) = optimiser.param_groups
+    group["params"] = list(network.parameters())
+    for old, new in zip(before, group["params"], strict=True):
+        kept = optimiser.state.pop(old, {})
+        if kept:
+            optimiser.state[new] = {
+                name: distribute_tensor(value, mesh, new.placements) if value.shape == old.shape else value
+                for name, value in kept.items()
+            }
+
+
+def is_sharded(network: nn.Module) -> bool:
+    """Whether each process has but a part of the weights."""
+    return isinstance(network, FSDPModule)
+
+
+def whole(state: Any) -> Any:
+    """A state, through dicts and lists, with all that lies in shards whole; where there are any, all processes ask."""
+    if isinstance(state, DTensor):
+        return state.full_tensor()
+    if isinstance(state, dict):
+        return type(state)((key, whole(value)) for key, value in state.items())
+    return [whole(value) for value in state] if isinstance(state, list) else state
+
+
 def exchange_gradients(now: bool, *networks: nn.Module) -> None:
     """Whether the next backward pass averages the gradients over processes, as that of a step's last part does."""
     for network in networks:
         if isinstance(network, DistributedDataParallel):
             network.require_backward_grad_sync = now
+        elif isinstance(network, FSDPModule):
+            network.set_requires_gradient_sync(now)
 
 
 def of_all(items: list[T]) -> list[T]:

@@ -130,6 +130,8 @@ class TrainConfig(Config):
     """Parts that each process takes its share of a batch in: the same training in less memory."""
     checkpoint_activations: bool = False
     """Compute what is within a network's blocks again in the backward pass: the same training in less memory."""
+    sharding: Literal["none", "full"] = "none"
+    """Where several processes train, "full" leaves each only a part of the model and of what its optimiser keeps."""
     compile: bool = False
     """Run the networks through torch.compile."""
     quantizer_dropout: Share = 0.5
@@ -137,6 +139,13 @@ class TrainConfig(Config):
     log_every: Count = 50
     validate_every: Count = 1000
     save_every: Count = 500
+
+    @model_validator(mode="after")
+    def check_precision_of_shards(self) -> Self:
+        """Shards have no common scale of gradients."""
+        if (self.sharding, self.precision) == ("full", "float16"):
+            raise ValueError('sharding = "full" does not go with precision = "float16": set "bfloat16"')
+        return self
 
 
 class Recipe(Config):

@@ -453,7 +453,8 @@ def test_the_record_is_complete(finished: Path) -> None:
     found = events(finished)
     scalars = found.Tags()["scalars"]
     losses = ("mel", "phase", "commitment", "codebook", "adversarial", "features", "discriminator")
-    wanted = {f"loss/{name}" for name in losses} | {f"perplexity/{book}" for book in range(3)} | {"rate"}
+    wanted = {f"loss/{name}" for name in losses} | {f"perplexity/{book}" for book in range(3)}
+    wanted |= {"rate/model", "rate/discriminators"}
     wanted |= {"gradient/model", "gradient/discriminators"}
     wanted |= {
         f"speed/{name}" for name in ("steps per second", "audio seconds per second", "share waiting for data")
@@ -466,7 +467,7 @@ def test_the_record_is_complete(finished: Path) -> None:
             tags = [tag for tag in found.Tags()[kind] if tag.startswith(f"{name}/")]
             assert len(tags) == 8, (kind, name)
             assert [event.step for event in read(tags[0])] == steps
-    rates = [float(value) for _, name, value in rows(finished) if name == "rate"]
+    rates = [float(value) for _, name, value in rows(finished) if name == "rate/model"]
     assert rates == pytest.approx([1e-3 * schedule(step, small_recipe()) for step in range(6)], rel=1e-4)
 
 

@@ -51,6 +51,8 @@ def test_overrides_reach_every_table(tmp_path: Path) -> None:
         ({"optimiser": {"warmup": 0}}, "optimiser.warmup = 0"),
         ({"adversary": {"windows": []}}, "adversary.windows"),
         ({"train": {"precision": "float8"}}, "train.precision"),
+        ({"train": {"precision": "float16", "sharding": "full"}}, 'set "bfloat16"'),
+        ({"adversary": {"every": 0}}, "adversary.every = 0"),
         ({"train": {"log_every": 0}}, "train.log_every = 0"),
         ({"data": {"crop": 0.128}}, "data.crop = 0.128 s is too short for windows of 2048 samples at 8000 Hz"),
         ({"adversary": {"start": 0, "crop": 0.016}}, "adversary.crop = 0.016 s is too short for windows of 256"),
