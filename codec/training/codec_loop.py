@@ -73,7 +73,8 @@ TRAINED = ("model", "average", "optimiser", "judges", "judges_optimiser", "avera
 def train_step(players: Players, spectral: SpectralLoss, audio: Audio, step: int, recipe: Recipe) -> dict[str, Tensor]:
     """One step of both sides on this process's rows [rows, 1, time] of the batch.
 
-    Gives the losses by name, before weighting, and the gradients' norms before clipping, all of the whole batch.
+    Gives the losses by name, before weighting, the learning rates, and the gradients' norms before clipping, all of the
+    whole batch.
     """
     torch.manual_seed(int(np.random.default_rng((recipe.train.seed, step, 3)).integers(2**63)))
     parts, scaler, weights = recipe.train.accumulate, players.scaler, weights_at(step, recipe)
@@ -134,6 +135,7 @@ def train_step(players: Players, spectral: SpectralLoss, audio: Audio, step: int
             recipe.adversary.rate * min(warmth(step, recipe), schedule(step, recipe)),
         )
     for name, (optimiser, rate) in sides.items():
+        losses[f"rate/{name}"] = torch.tensor(rate)
         losses[f"gradient/{name}"] = clip(optimiser, rate, scaler, recipe)
     if can_step(losses, step, recipe, scaler):
         for optimiser, _ in sides.values():
@@ -321,13 +323,7 @@ def train(
                     for _, reason in tally.left_out(engine.of_all(bad)):
                         console.print(f"left out: {reason}")
                     bad = []
-                    numbers = tally.numbers() | {
-                        f"rate/{name}": optimiser.param_groups[0]["lr"]
-                        for name, optimiser in (
-                            ("model", players.optimiser),
-                            ("discriminators", players.judges_optimiser),
-                        )
-                    }
+                    numbers = tally.numbers()
                     if record:
                         record.numbers(done, numbers)
                 show(done, numbers)

@@ -98,9 +98,9 @@ def test_a_few_steps_lower_the_loss(spectral: SpectralLoss) -> None:
 
 
 def test_the_losses_go_by_name(spectral: SpectralLoss) -> None:
-    alone = {"mel", "phase", "noise", "commitment", "codebook", "gradient/model", "usage"}
+    alone = {"mel", "phase", "noise", "commitment", "codebook", "gradient/model", "rate/model", "usage"}
     assert set(stepped(small_recipe(), spectral)[1]) == alone
-    both = alone | {"discriminator", "adversarial", "features", "gradient/discriminators"}
+    both = alone | {"discriminator", "adversarial", "features", "gradient/discriminators", "rate/discriminators"}
     assert set(stepped(small_recipe(adversary={"start": 1}), spectral, steps=1)[1]) == alone
     assert set(stepped(small_recipe(adversary={"start": 1}), spectral, steps=2)[1]) == both
     balanced_too = stepped(small_recipe(adversary={"start": 1}, losses={"balance": True}), spectral, steps=2)
