@@ -155,7 +155,10 @@ def test_a_moved_corpus_is_the_same(tmp_path: Path, corpus: Path, model_file: Pa
     assert tokenize(tmp_path / "elsewhere", tmp_path / "store", model=model_file).there == 6
 
 
-def test_failures_are_told_and_tried_again(tmp_path: Path, corpus: Path, model_file: Path) -> None:
+def test_failures_are_told_and_tried_again(
+    tmp_path: Path, corpus: Path, model_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(tokens.BATCH_SECONDS, "cpu", 1.0)
     tokenize(corpus, tmp_path / "good", model=model_file)
     whole = (corpus / "train/a/3.wav").read_bytes()
     samples = np.full(80_000, 0.1)
@@ -173,6 +176,7 @@ def test_failures_are_told_and_tried_again(tmp_path: Path, corpus: Path, model_f
         assert torch.equal(clip.codes, expected(model_file, corpus / clip.row.id))
 
     (corpus / "train/a/1.wav").write_bytes(tiny + bytes(100_000))  # shards stay as they were cut
+    soundfile.write(corpus / "train/a/2.flac", np.zeros(100), 8000)  # what is done is not read again
     report = tokenize(corpus, tmp_path / "store", model=model_file)
     assert (report.clips, report.there, len(report.failures)) == (1, 4, 1)
     (corpus / "train/a/3.wav").write_bytes(whole)
