@@ -490,8 +490,9 @@ def batches(
             multiprocessing_context="spawn" if workers else None,  # forked, they would share locks with a GPU's threads
             generator=torch.Generator(),  # else its seed would be taken from the training's random state
         )
+        made = iter(loader)
     known: set[str] = set()
-    for step, batch in zip(range(first_step, last_step), loader, strict=True):
+    for step, batch in zip(range(first_step, last_step), made, strict=True):
         if isinstance(batch, CodecError):
             raise batch
         news = tuple((name, reason) for name, reason in batch.bad if name not in known)
