@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -306,12 +306,12 @@ def train(
             console.print(f"{first} steps are done already: nothing is left up to step {last}")
 
         spectral = SpectralLoss(recipe.model.sample_rate).to(place)
-        ahead = batches(crops, first, last, rows=rows, workers=recipe.data.workers)
         tally, numbers, bad = Tally(recipe), dict[str, float](), list[tuple[str, str]]()
         with ExitStack() as stack:
             record = stack.enter_context(Record(out, first, report=console.print)) if main else None
             show = stack.enter_context(live(console, recipe.name, first, last))
             interrupted = stack.enter_context(engine.interrupts())
+            ahead = stack.enter_context(closing(batches(crops, first, last, rows=rows, workers=recipe.data.workers)))
             clips = valid.first_clips(24).to(place) if main else None
             if record and clips is not None and state is None:
                 record.clips(0, "original", clips[:8], recipe.model.sample_rate)

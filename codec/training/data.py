@@ -16,7 +16,7 @@ import os
 import signal
 import tempfile
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 from pathlib import Path
@@ -472,7 +472,7 @@ class Steps(Dataset[Batch | CodecError]):
 
 def batches(
     crops: Crops, first_step: int, last_step: int, *, rows: tuple[int, int] | None = None, workers: int
-) -> Iterator[tuple[int, Batch]]:
+) -> Generator[tuple[int, Batch], None, None]:
     """(step, its batch) from `first_step` to before `last_step`, made by so many processes, or in this one if 0.
 
     `rows` are the (first, last) rows to make of each batch. A bad file is named in the first batch that met it.
@@ -492,12 +492,15 @@ def batches(
         )
         made = iter(loader)
     known: set[str] = set()
-    for step, batch in zip(range(first_step, last_step), made, strict=True):
-        if isinstance(batch, CodecError):
-            raise batch
-        news = tuple((name, reason) for name, reason in batch.bad if name not in known)
-        known.update(name for name, _ in news)
-        yield step, Batch(batch.audio, news)
+    try:
+        for step, batch in zip(range(first_step, last_step), made, strict=True):
+            if isinstance(batch, CodecError):
+                raise batch
+            news = tuple((name, reason) for name, reason in batch.bad if name not in known)
+            known.update(name for name, _ in news)
+            yield step, Batch(batch.audio, news)
+    finally:
+        del made  # ends the workers; an error that is raised would keep them
 
 
 def as_is(batch: Any) -> Any:
@@ -506,6 +509,13 @@ def as_is(batch: Any) -> Any:
 
 
 def undisturbed(_: int) -> None:
-    """In a worker: whoever interrupts a training wants the step that is under way finished."""
+    """In a worker: whoever interrupts a training wants the step that is under way finished.
+
+    A second SIGTERM ends the worker, for that is how a process that ends gets rid of those that do not hear it.
+    """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+
+    def endure(*_: object) -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+    signal.signal(signal.SIGTERM, endure)
