@@ -27,6 +27,7 @@ from codec.frames import resampled_length
 MANIFEST = "manifest.jsonl"  # a folder that holds one is what it says
 SPLITS = ("train", "valid", "test")
 TEXTS = ("set", "split", "speaker", "label", "transcript")  # a manifest's keys beside path, start and seconds
+SLACK = 0.1  # s that a manifest's length may be beyond the file's, as where lengths were rounded up
 MARGIN = 0.05  # s read on both sides of a part, where a resampler's filter would see the edges
 
 
@@ -97,33 +98,42 @@ def write_manifest(path: Path, clips: Iterable[Clip]) -> None:
 
 
 def clip_audio(clip: Clip, *, rate: int, first: int = 0, time: int | None = None) -> Block:
-    """Part of a clip [1, time] at `rate` Hz, channels averaged, decoded by seeking to it.
+    """Part of a clip [1, at most `time`] at `rate` Hz, channels averaged, decoded by seeking to it.
 
-    `first` and `time` are samples at `rate`, `time` None is to the clip's end. The part is what it would be in the
-    whole clip resampled, to about 1e-4.
+    `first` and `time` are in samples at `rate`; `time` None is to the clip's end, where there may be less than asked
+    for. The part is what it is in the whole clip when that is resampled (of Vorbis, libsndfile's seeks into the last
+    page are off by a few milliseconds).
 
     Raises:
         InputNotFound: there is no such file.
-        UnsupportedAudio: the file cannot be decoded there, holds NaN, or ends earlier.
+        UnsupportedAudio: the file cannot be decoded there, holds NaN, or is shorter than its header or clip says.
     """
     with open_reader(clip.path) as reader:
-        start = round(clip.start * reader.rate)
-        length = None if clip.seconds is None else round(clip.seconds * reader.rate)
         if reader.time is None:
             raise UnsupportedAudio(f"{reader.label} does not say its length: convert it to WAV or FLAC again")
-        length = reader.time - start if length is None else length
-        last = resampled_length(length, reader.rate, rate) if time is None else first + time
-        # From a sample that lies on a sample of the new rate, so that the part falls on the whole's own grid.
-        step = math.gcd(rate, reader.rate)
-        ours, theirs = rate // step, reader.rate // step
-        margin = 0 if rate == reader.rate else round(MARGIN * rate)
-        skipped = max(0, first - margin) // ours
-        end = min(length, math.ceil((last + margin) * theirs / ours))
-        block = reader.part(start + skipped * theirs, end - skipped * theirs)
-        resampler = Resampler(reader.rate, rate, 1)
-        mono = block.mean(axis=0, keepdims=True)
-        audio = np.concatenate([resampler.push(mono), resampler.flush()], axis=1)
-    return audio[:, first - skipped * ours : last - skipped * ours]
+        start = round(clip.start * reader.rate)
+        length = reader.time - start
+        if length <= 0 or (clip.seconds or 0) > length / reader.rate + SLACK:
+            raise UnsupportedAudio(
+                f"{reader.label} ends at {reader.time / reader.rate:.2f} s, but the manifest has a clip from "
+                f"{clip.start:.2f} s to {clip.start + (clip.seconds or 0):.2f} s: correct it"
+            )
+        if clip.seconds is not None:
+            length = min(length, round(clip.seconds * reader.rate))
+        last = resampled_length(length, reader.rate, rate)
+        last = last if time is None else min(last, first + time)
+        if first >= last:  # within the slack
+            return np.zeros((1, 0), np.float32)
+        # From a sample that is one at both rates, so that the resampler's grid is that of the whole clip.
+        divisor = math.gcd(rate, reader.rate)
+        new, old = rate // divisor, reader.rate // divisor  # so many samples take the same time
+        margin = 0 if new == old else round(MARGIN * rate)
+        skipped = max(0, first - margin) // new
+        end = min(length, -(-(last + margin) * old // new))
+        block = reader.part(start + skipped * old, end - skipped * old)
+    resampler = Resampler(reader.rate, rate, 1)
+    audio = np.concatenate([resampler.push(block.mean(axis=0, keepdims=True)), resampler.flush()], axis=1)
+    return audio[:, first - skipped * new : last - skipped * new]
 
 
 # folders

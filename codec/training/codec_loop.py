@@ -7,7 +7,6 @@ import math
 import signal
 import threading
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +21,7 @@ from codec.checkpoint import RUN_MODEL, load_state, save_model, save_state
 from codec.errors import ConfigError, StorageError
 from codec.models.causal import CausalCodec
 from codec.nn.shapes import Audio
-from codec.training.data import SPLITS, AudioStore, Crops, Report, split
+from codec.training.data import batches, material
 from codec.training.discriminators import Discriminators
 from codec.training.losses import SpectralLoss, discriminator_loss, feature_loss, generator_loss
 from codec.training.recipe import Recipe
@@ -142,7 +141,7 @@ def train(
     """Train by a recipe on a folder of audio; the path of the trained model's file.
 
     `steps` stops early without changing the schedule. A run's folder holds `model.safetensors` (averaged weights, ready
-    for use), `state.pt` (to resume), TensorBoard events, `record.csv` and the decoded audio.
+    for use), `state.pt` (to resume), TensorBoard events, `record.csv` and the index of the audio.
 
     Raises:
         ConfigError: the folder holds a training already; or, to resume, it is one of another recipe or other audio.
@@ -159,8 +158,7 @@ def train(
         players = assemble(recipe, place)
         if state is None:
             first = 0
-            size = math.ceil(recipe.data.fit_seconds / recipe.data.crop)
-            players.model.fit(crops.batch(-1 % 2**32, size).to(place))
+            players.model.fit(crops.fit_audio(recipe.data.fit_seconds).to(place))
             players.average.load_state_dict(players.model.state_dict())
         else:
             first = restore(players, state)
@@ -174,8 +172,10 @@ def train(
         with Record(out, first) as record, live(console, recipe.name, first, last) as show, interrupts() as interrupted:
             if state is None:
                 record.clips(0, "original", clips[:8], recipe.model.sample_rate)
-            for step, audio in prefetched(crops, first, last):
-                tally.add(train_step(players, spectral, audio.to(place), step, recipe))
+            for step, batch in batches(crops, first, last, workers=recipe.data.workers):
+                for _, reason in batch.bad:
+                    console.print(f"left out: {reason}")
+                tally.add(train_step(players, spectral, batch.audio.to(place), step, recipe))
                 done = step + 1
                 if done % recipe.train.log_every == 0:
                     numbers = tally.numbers() | {"rate": recipe.optimiser.rate * schedule(step, recipe)}
@@ -199,7 +199,7 @@ def train(
 
 
 def resumable(path: Path, recipe: Recipe) -> dict[str, Any]:
-    """The state to go on from, if it is one of this recipe; only `train.steps` may be another.
+    """The state to go on from, if it is one of this recipe; only `train.steps` and `data.workers` may be others.
 
     Raises:
         InputNotFound: there is no state.
@@ -208,9 +208,10 @@ def resumable(path: Path, recipe: Recipe) -> dict[str, Any]:
     state = load_state(path)
     old = flat(Recipe.from_data(state["recipe"], source=str(path)).model_dump())
     new = flat(recipe.model_dump())
-    differing = [key for key in new if new[key] != old[key] and key != "train.steps"]
+    free = ("train.steps", "data.workers")
+    differing = [key for key in old | new if new.get(key) != old.get(key) and key not in free]
     if differing:
-        changes = ", ".join(f"{key} ({old[key]} then, {new[key]} now)" for key in differing)
+        changes = ", ".join(f"{key} ({old.get(key)} then, {new.get(key)} now)" for key in differing)
         raise ConfigError(f"{path} is of another recipe: {changes}; resume with the same, or choose another --out")
     return state
 
@@ -221,18 +222,6 @@ def flat(tables: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     for key, value in tables.items():
         values |= flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
     return values
-
-
-def material(recipe: Recipe, data: Path, out: Path, *, resumed: bool, report: Report) -> tuple[Crops, Crops]:
-    """Crops of the training audio and of the validation audio, whose stores are kept in `out`."""
-    train, valid = (
-        AudioStore.build(
-            data, paths, out / f"{name}.i16", sample_rate=recipe.model.sample_rate, report=report, resumed=resumed
-        )
-        for name, paths in zip(SPLITS, split(data, recipe.data.held_out), strict=True)
-    )
-    report(f"train on {train.seconds / 3600:.2f} h, validate on {valid.seconds / 60:.1f} min")
-    return Crops(train, recipe.data, seed=recipe.train.seed), Crops(valid, recipe.data, seed=0)
 
 
 def assemble(recipe: Recipe, place: torch.device) -> Players:
@@ -278,16 +267,6 @@ def interrupts() -> Iterator[Callable[[], bool]]:
         yield pressed.is_set
     finally:
         signal.signal(signal.SIGINT, before)
-
-
-def prefetched(crops: Crops, first: int, last: int) -> Iterator[tuple[int, Audio]]:
-    """(step, its audio) from step `first` to before `last`, one batch read ahead."""
-    with ThreadPoolExecutor(1) as pool:
-        ahead = pool.submit(crops.batch, first)
-        for step in range(first, last):
-            audio = ahead.result()
-            ahead = pool.submit(crops.batch, step + 1)
-            yield step, audio
 
 
 @torch.no_grad()

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Self
+from typing import Annotated, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from codec.config import Config
 from codec.models.causal import CausalConfig
@@ -17,22 +17,54 @@ Weight = Annotated[float, Field(ge=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
 
 
+def ordered(bounds: tuple[float, float]) -> tuple[float, float]:
+    """The bounds, if the lower one comes first."""
+    if bounds[0] > bounds[1]:
+        raise ValueError(f"the lower bound comes first: write [{bounds[1]:g}, {bounds[0]:g}]")
+    return bounds
+
+
+Range = Annotated[tuple[float, float], AfterValidator(ordered)]
+
+
 class DataConfig(Config):
     """Which audio a step sees."""
 
     folder: Path | None = None
-    """Where the audio lies, unless --data says."""
+    """Where the audio lies, a folder or a manifest, unless --data says."""
     crop: Positive = 1.5
     """Seconds of each crop."""
     batch: Count = 8
+    """Crops of each step, over all processes."""
+    weights: dict[str, Share] = Field({})
+    """Shares of the crops by set (first-level folder, or as the manifest says); the other sets share what is left."""
     balance: Share = 0.7
-    """Sets (first-level folders) are drawn in proportion to hours ** balance: 1 as they come, 0 all alike."""
-    gain_db: tuple[float, float] = (-12.0, 6.0)
+    """Sets without a weight are drawn in proportion to hours ** balance: 1 as they come, 0 all alike."""
+    gain_db: Range = (-12.0, 6.0)
     """Range of the random gain, in dB; crops that would clip get less."""
+    level_db: Range | None = None
+    """Instead of a gain: range of the level that each crop is brought to, RMS in dB below full scale."""
+    mix: Share = 0.0
+    """Share of the crops that are the sum of two draws."""
+    tones: Share = 0.0
+    """Share of the crops that are synthetic: steady tones, harmonics, sweeps, loud to very quiet."""
     held_out: float = Field(0.02, gt=0, lt=1)
-    """Share of the files kept for validation, when the data has no train and valid folders."""
+    """Share kept for validation, of the audio that no folder or manifest says to be train or valid."""
+    split_by: Literal["file", "folder"] = "file"
+    """What is kept whole on one side where no speaker is known; "folder" where a piece or a speaker has its own."""
     fit_seconds: Positive = 2000.0
     """Audio for the closed-form start."""
+    workers: int = Field(2, ge=0)
+    """Processes that read crops for each training process; 0 has it read them itself."""
+
+    @model_validator(mode="after")
+    def check_weights(self) -> Self:
+        """Shares of one whole."""
+        if sum(self.weights.values()) > 1 + 1e-9:
+            raise ValueError(
+                f"data.weights add up to {sum(self.weights.values()):g}: they are shares of all crops, so 1 at most"
+            )
+        return self
 
 
 class LossConfig(Config):

@@ -14,7 +14,7 @@ from tests.tiny import CONFIG
 
 TABLES: dict[str, dict[str, Any]] = {
     "model": CONFIG.model_dump(),
-    "data": {"crop": 0.15, "batch": 3, "fit_seconds": 2.0},
+    "data": {"crop": 0.15, "batch": 3, "fit_seconds": 2.0, "workers": 0},
     "optimiser": {"warmup": 2},
     "adversary": {"windows": [256, 128], "channels": 2, "crop": 0.1},
     "train": {"steps": 6, "precision": "float32", "log_every": 1, "validate_every": 3, "save_every": 2},

@@ -28,7 +28,6 @@ from codec.training.codec_loop import (
     autocast_dtype,
     dropped_books,
     judged_part,
-    prefetched,
     schedule,
     train,
     train_step,
@@ -267,16 +266,6 @@ def test_discriminators_see_a_part_that_moves() -> None:
     assert judged_part(500, 0, recipe) == (0, 500)
 
 
-def test_prefetched_steps_come_in_order() -> None:
-    class Counted:
-        def batch(self, step: int) -> Tensor:
-            return torch.tensor(10 * step)
-
-    counted: Any = Counted()
-    assert [(step, int(audio)) for step, audio in prefetched(counted, 3, 6)] == [(3, 30), (4, 40), (5, 50)]
-    assert list(prefetched(counted, 3, 3)) == []
-
-
 # a run
 
 ADVERSARIAL: dict[str, Any] = {"adversary": {"start": 2}}
@@ -412,7 +401,7 @@ def test_resuming_on_other_audio_is_refused(stopped: Path, recordings: Path, tmp
     data = shutil.copytree(recordings, tmp_path / "changed")
     train(small_recipe(**ADVERSARIAL), data=data, out=stopped, resume=True, steps=3)  # the same files elsewhere
     write_audio(data / "b/e.wav", tones(0.5, 8000, seed=1), 8000)
-    with pytest.raises(ConfigError, match="is not what this training began with"):
+    with pytest.raises(ConfigError, match="is not the audio that this training began with"):
         train(small_recipe(**ADVERSARIAL), data=data, out=stopped, resume=True)
     assert load_state(stopped / "state.pt")["step"] == 3
 

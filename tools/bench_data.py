@@ -1,0 +1,93 @@
+"""Speed of training data: audio-seconds a second that one worker reads as crops, from FLAC made here or from a folder.
+
+    python tools/bench_data.py                   an hour of FLAC at 24 kHz and one at 48 kHz
+    python tools/bench_data.py --folder DIR      audio of your own
+
+"in process" is the crops alone, by wall clock and by processor time (which other load on the machine hardly moves);
+"worker" is what arrives in the training process from one worker, its start not counted.
+"""
+
+import argparse
+import tempfile
+from itertools import islice
+from pathlib import Path
+from time import perf_counter, process_time
+
+import numpy as np
+import soundfile
+import torch
+
+from codec.training.data import Crops, batches, material
+from codec.training.recipe import Recipe
+
+RATES = (24_000, 48_000)  # Hz, of the audio made here
+FILE_MINUTES = 5
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Speed of training data from one worker.")
+    parser.add_argument("--folder", type=Path, help="a corpus to read instead of one made here")
+    parser.add_argument("--minutes", type=float, default=60, help="length of each corpus made here (default 60)")
+    parser.add_argument("--crop", type=float, default=1.5, help="seconds of a crop (default 1.5)")
+    parser.add_argument("--batch", type=int, default=16, help="crops of a step (default 16)")
+    parser.add_argument("--steps", type=int, default=40, help="steps to time (default 40)")
+    arguments = parser.parse_args()
+
+    torch.set_num_threads(1)
+    data = {"crop": arguments.crop, "batch": arguments.batch, "held_out": 0.1}
+    recipe = Recipe.from_data({"name": "bench", "data": data})
+    print(f"crops of {arguments.crop} s at {recipe.model.sample_rate} Hz, × real time")
+    print(f"{'corpus':<24}{'hours':>8}{'index s':>9}{'ms/crop':>9}{'in process':>12}{'of CPU':>9}{'worker':>9}")
+    with tempfile.TemporaryDirectory() as scratch:
+        corpora = {f"FLAC {rate // 1000} kHz": rate for rate in RATES} if arguments.folder is None else {}
+        for name, rate in corpora.items():
+            folder = Path(scratch, str(rate))
+            write_corpus(folder, rate, arguments.minutes)
+            report(name, recipe, folder, Path(scratch, f"{rate}-run"), arguments.steps)
+        if arguments.folder is not None:
+            report(arguments.folder.name, recipe, arguments.folder, Path(scratch, "run"), arguments.steps)
+
+
+def write_corpus(folder: Path, rate: int, minutes: float) -> None:
+    """Files of five minutes that compress about as speech does: noise of its spectrum, four syllables a second."""
+    folder.mkdir()
+    time = np.arange(FILE_MINUTES * 60 * rate) / rate
+    spectrum = np.fft.rfft(np.random.default_rng(0).standard_normal(len(time)))
+    spectrum /= 1 + (np.fft.rfftfreq(len(time), 1 / rate) / 500) ** 2  # falls by 12 dB an octave from 500 Hz on
+    noise = np.fft.irfft(spectrum, len(time))
+    noise *= 0.1 / noise.std()
+    speech = noise * np.clip(np.sin(2 * np.pi * 4 * time) + np.sin(2 * np.pi * 0.3 * time), 0, None)
+    for number in range(max(2, round(minutes / FILE_MINUTES))):
+        soundfile.write(folder / f"{number:03}.flac", np.roll(speech, number * rate), rate, subtype="PCM_16")
+
+
+def report(name: str, recipe: Recipe, folder: Path, out: Path, steps: int) -> None:
+    """Print a corpus's line of the table."""
+    began = perf_counter()
+    crops, _ = material(recipe, folder, out, report=lambda line: None)
+    index = perf_counter() - began
+    seconds = steps * recipe.data.batch * recipe.data.crop
+    crops.batch(steps)  # warm: soxr's and libsndfile's first calls
+    wall, cpu = perf_counter(), process_time()
+    for step in range(steps):
+        crops.batch(step)
+    wall, cpu = perf_counter() - wall, process_time() - cpu
+    each = 1000 * cpu / (steps * recipe.data.batch)
+    speeds = f"{seconds / wall:>12.0f}{seconds / cpu:>9.0f}{seconds / from_worker(crops, steps):>9.0f}"
+    print(f"{name:<24}{crops.index.seconds / 3600:>8.2f}{index:>9.2f}{each:>9.2f}{speeds}")
+
+
+def from_worker(crops: Crops, steps: int) -> float:
+    """Seconds until so many batches have come from a worker, after those that it had time to make before."""
+    ahead = 4
+    arriving = batches(crops, 0, steps + ahead, workers=1)
+    for _ in islice(arriving, ahead):
+        pass
+    began = perf_counter()
+    for _ in arriving:
+        pass
+    return perf_counter() - began
+
+
+if __name__ == "__main__":
+    main()
