@@ -32,7 +32,7 @@ from torch import Tensor
 from codec import hub
 from codec.audio import AudioReader, Block, Resampler, atomic_output, open_reader
 from codec.checkpoint import ModelCard
-from codec.corpus import TEXTS, Clip, clips
+from codec.corpus import SLACK, TEXTS, Clip, clips
 from codec.errors import (
     CodecError,
     DamagedFile,
@@ -494,7 +494,10 @@ def _raw(clip: Clip, reader: AudioReader) -> Iterator[Block]:
         yield from reader.blocks(most)  # as far as it goes, whatever its header says
         return
     first = round(clip.start * reader.rate)
-    last = (reader.time or 0) if clip.seconds is None else first + round(clip.seconds * reader.rate)
+    end = reader.time or 0
+    last = end if clip.seconds is None else first + round(clip.seconds * reader.rate)
+    if last - end <= SLACK * reader.rate:
+        last = min(last, end)
     if last <= first:
         raise UnsupportedAudio(f"{reader.label} has nothing from {clip.start:g} s on: take the clip out")
     for begin in range(first, last, most):

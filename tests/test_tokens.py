@@ -111,17 +111,20 @@ def test_what_a_manifest_tells(tmp_path: Path, corpus: Path, model_file: Path) -
         {"path": "train/a/3.wav", "start": 1.5, "seconds": 8.4, "speaker": "eva", "label": "b"},
         {"path": "train/a/3.wav", "start": 2.0, "seconds": 0.25, "speaker": "ada", "transcript": "é !"},
         {"path": "train/a/3.wav", "start": 9.0, "label": "a"},
+        {"path": "train/a/3.wav", "start": 9.5, "seconds": 0.51},  # as rounded lengths are
+        {"path": "train/a/3.wav", "start": 9.5, "seconds": 0.7},
     ]
     (corpus / "list.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    tokenize(corpus / "list.jsonl", tmp_path / "store", model=model_file)
+    report = tokenize(corpus / "list.jsonl", tmp_path / "store", model=model_file)
+    assert [failure.id for failure in report.failures] == ["train/a/3.wav@9.5"]
     store = TokenStore(tmp_path / "store")
     audio, _ = read_audio(corpus / "train/a/3.wav")
-    for clip, (first, last) in enumerate([(12_000, 79_200), (16_000, 18_000), (72_000, 80_000)]):
+    for clip, (first, last) in enumerate([(12_000, 79_200), (16_000, 18_000), (72_000, 80_000), (76_000, 80_000)]):
         codes = load_model(model_file).encode(torch.from_numpy(audio[None, :, first:last]))[0]
         assert torch.equal(store[clip].codes, codes)
     assert (store.speakers, store.labels) == (("ada", "eva"), ("a", "b"))
-    assert store.index["speaker"].tolist() == [1, 0, -1]
-    assert store.index["label"].tolist() == [1, -1, 0]
+    assert store.index["speaker"].tolist() == [1, 0, -1, -1]
+    assert store.index["label"].tolist() == [1, -1, 0, -1]
     assert [store.row(clip).transcript for clip in range(3)] == [None, "é !", None]
     assert store.row(1).id == "train/a/3.wav@2"
 
