@@ -23,7 +23,7 @@ FLOORS = (
     ("models",),
     ("checkpoint", "hub", "sessions", "files", "metrics", "corpus", "workers", "tokens"),
     ("training",),
-    ("cli",),
+    ("cli", "__main__"),
 )
 WITHOUT_TORCH = (
     "errors",
