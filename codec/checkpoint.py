@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 FORMAT = 1
 RUN_MODEL = "model.safetensors"  # the model file in the folder of a training run
+STATE_MAGIC = b"codec state 1\n"  # then the SHA-256 of the rest, which is what torch.save makes
 
 
 @dataclass(frozen=True)
@@ -170,22 +171,35 @@ def save_state(path: str | Path, state: Mapping[str, Any]) -> None:
     whole = io.BytesIO()  # torch hides why a write fails
     torch.save(dict(state), whole)
     with atomic_output(path, force=True) as file:
+        file.write(STATE_MAGIC + hashlib.sha256(whole.getbuffer()).digest())
         file.write(whole.getbuffer())
 
 
 def load_state(path: str | Path, device: "str | torch.device" = "cpu") -> dict[str, Any]:
     """Read what `save_state` wrote; no code stored in the file is ever run.
 
-    Raises InputNotFound: there is no such file. UnknownModel: the file is no training state.
+    Raises InputNotFound: there is no such file. UnknownModel: the file is damaged, or no training state.
     """
     import torch
 
     try:
-        state: dict[str, Any] = torch.load(path, map_location=device, weights_only=True)
+        content = Path(path).read_bytes()
     except FileNotFoundError as error:
         raise InputNotFound(f"{path}: no training to resume there") from error
-    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
-        raise UnknownModel(f"{path} is not a training state: begin anew without --resume") from error
+    anew = "begin anew in another --out"
+    begin = len(STATE_MAGIC) + hashlib.sha256().digest_size
+    if not content.startswith(STATE_MAGIC):
+        if content.startswith(b"PK"):  # what torch.save alone makes
+            raise UnknownModel(f"{path} was made by an older program, or is no training state: {anew}")
+        raise UnknownModel(f"{path} is no training state: {anew}")
+    if hashlib.sha256(memoryview(content)[begin:]).digest() != content[len(STATE_MAGIC) : begin]:
+        raise UnknownModel(f"{path} is damaged: {anew}")
+    try:
+        state = torch.load(io.BytesIO(content[begin:]), map_location=device, weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, LookupError, ValueError, TypeError) as error:
+        raise UnknownModel(f"{path} is no training state: {anew}") from error
+    if not isinstance(state, dict) or not {"recipe", "step"} <= state.keys():
+        raise UnknownModel(f"{path} is no training state: {anew}")
     return state
 
 

@@ -28,9 +28,9 @@ from codec.errors import ConfigError, InputNotFound
 
 
 class Config(BaseModel):
-    """Base of every configuration: immutable, strict about types, no unknown keys."""
+    """Base of every configuration: immutable, strict about types, finite numbers alone, no unknown keys."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
     @classmethod
     def from_data(cls, data: Mapping[str, Any], *, source: str = "config") -> Self:

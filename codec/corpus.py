@@ -27,6 +27,7 @@ from codec.frames import resampled_length
 MANIFEST = "manifest.jsonl"  # a folder that holds one is what it says
 SPLITS = ("train", "valid", "test")
 TEXTS = ("set", "split", "speaker", "label", "transcript")  # a manifest's keys beside path, start and seconds
+LONGEST = 1e9  # s, 30 years: what is beyond is a mistake
 SLACK = 0.1  # s that a manifest's length may be beyond the file's, as where lengths were rounded up
 MARGIN = 0.05  # s read on both sides of a part, where a resampler's filter would see the edges
 
@@ -171,11 +172,26 @@ def _in_manifest(path: Path) -> Iterator[Clip]:
     for number, row in _rows(path):
         try:
             clip = _of_lhotse(row) if "sources" in row or "recording" in row or "tracks" in row else _of_row(row, path)
+            _check_text(clip)
+            there = clip.path.is_file()
         except ValueError as problem:
             raise ConfigError(f"{path} line {number}: {problem}") from problem
-        if not clip.path.is_file():
+        except OSError as error:
+            raise ConfigError(
+                f"{path} line {number}: {clip.path!s:.80} cannot be looked for ({error.strerror}): correct the path"
+            ) from error
+        if not there:
             raise InputNotFound(f"{path} line {number}: {clip.path} does not exist: fetch it, or take out the line")
         yield clip
+
+
+def _check_text(clip: Clip) -> None:
+    """ValueError for text that UTF-8 cannot hold; but names of files may have bytes that are not UTF-8."""
+    for text in (str(clip.path), clip.id, *(getattr(clip, key) for key in TEXTS)):
+        try:
+            (text or "").encode("utf-8", "surrogateescape")
+        except UnicodeEncodeError as error:
+            raise ValueError(f"{text!r:.80} has half a character (a lone surrogate): write it again") from error
 
 
 def _rows(path: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
@@ -194,7 +210,7 @@ def _rows(path: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
                 continue
             try:
                 row = json.loads(line)
-            except ValueError as error:
+            except (ValueError, RecursionError) as error:
                 raise ConfigError(f"{path} line {number}: not JSON ({error})") from error
             if not isinstance(row, dict):
                 raise ConfigError(f'{path} line {number}: {line.strip():.40} is no object: write {{"path": ...}}')
@@ -235,15 +251,22 @@ def _number(row: Mapping[str, Any], key: str) -> float | None:
         return None
     try:
         number = float(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         number = math.nan
-    if not 0 <= number < math.inf or (key != "start" and number == 0):
-        raise ValueError(f"{key} is {value!r}: write a number of seconds")
+    if not 0 <= number < LONGEST or (key != "start" and number == 0):
+        raise ValueError(f"{key} is {value!r:.40}: write a number of seconds")
     return number
 
 
 def _of_lhotse(row: Mapping[str, Any]) -> Clip:
     """A clip of a lhotse recording or cut; ValueError where it is not one of a plain local file."""
+    try:
+        return _of_plain(row)
+    except (TypeError, KeyError, AttributeError) as error:
+        raise ValueError(f"no recording or cut as lhotse writes them ({error!r}): write it again") from error
+
+
+def _of_plain(row: Mapping[str, Any]) -> Clip:
     name = row.get("id")
     recording = row.get("recording", row)
     if "tracks" in row or not isinstance(recording, dict):
@@ -259,11 +282,12 @@ def _of_lhotse(row: Mapping[str, Any]) -> Clip:
         raise ValueError(f"cut {name} is of channel {chosen} alone, and channels are averaged: save its audio first")
     told = row.get("supervisions") or []
     speakers = {supervision.get("speaker") for supervision in told}
+    speaker = speakers.pop() if len(speakers) == 1 else None
     return Clip(
         Path(sources[0]["source"]),
         str(name),
         _number(row, "start") or 0.0,
         _number(row, "duration"),
-        speaker=speakers.pop() if len(speakers) == 1 else None,
+        speaker=None if speaker is None else str(speaker),
         transcript=" ".join(supervision["text"] for supervision in told if supervision.get("text")) or None,
     )

@@ -276,7 +276,10 @@ def _model_of(reader: Reader, model: Model | None, device: str) -> Codec:
     if model is None:
         model = hub.WEIGHTS / f"{header.model}.safetensors"
         if model.parent != hub.WEIGHTS or not model.is_file():  # a file must not choose what else is loaded
-            raise UnknownModel(f"{reader.label} was made by {maker}, which is not shipped: pass --model with its file")
+            raise UnknownModel(
+                f"{reader.label} was made by {maker}, which is not shipped: "
+                "pass --model with its file or its run's folder"
+            )
     codec = cached_model(model, device)
     if codec.weights_hash != header.weights_hash:
         raise WeightsMismatch(

@@ -205,7 +205,8 @@ def _eval_package(name: str) -> Any:
         return import_module(name)
     except ImportError as error:
         raise MissingDependency(
-            f"the package {name} is not installed: `pip install 'codec[eval]'`, or leave the speech measures out"
+            f"{name} is not installed: it comes with the extra eval (`pip install '.[eval]'` in the project's folder); "
+            "or leave the speech measures out"
         ) from error
 
 

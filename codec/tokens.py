@@ -1,7 +1,7 @@
 """Token stores: a corpus as codes on disk, bound to the codec that made them, read without decoding any audio.
 
-    store.json           what made it: the model's hash and frames, books, a digest of the corpus, all labels and
-                         speakers; and, once the store is whole, the size of the index
+    store.json           what made it: the model's hash and frames, books, digests of the corpus and of its files'
+                         sizes, all labels and speakers; and, once the store is whole, the size of the index
     index.bin            one record per clip (RECORD): where its codes are, how long it is, its label and speaker
     shard-00000.codes    integers [frames, books], little endian, clip after clip
     shard-00000.jsonl    a line per clip with all that is known of it, or with the error where it could not be read;
@@ -16,10 +16,10 @@ import hashlib
 import json
 import zlib
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from functools import lru_cache, partial
-from itertools import chain, repeat
+from itertools import chain, islice, repeat
 from pathlib import Path
 from time import perf_counter
 from typing import Any, BinaryIO, NamedTuple, TypeAlias
@@ -35,6 +35,7 @@ from codec.checkpoint import ModelCard
 from codec.corpus import SLACK, TEXTS, Clip, clips
 from codec.errors import (
     CodecError,
+    ConfigError,
     DamagedFile,
     InputNotFound,
     StorageError,
@@ -69,13 +70,21 @@ RECORD = np.dtype(
     ]
 )
 LISTS = {"split": "splits", "speaker": "speakers", "label": "labels"}
+DTYPES = ("uint16", "uint32")
+FACTS: dict[str, type] = {  # of store.json
+    **dict.fromkeys(("model", "weights_hash", "dtype", "corpus"), str),
+    **dict.fromkeys(("shards", *LISTS.values()), list),
+    "frame_math": dict,
+    "books": int,
+}
 Progress: TypeAlias = Callable[[int, int], None]
 """Called after each shard with the number of shards finished, and that of all."""
 
 
 @dataclass(frozen=True)
 class Row:
-    """A clip of a store: `frames` from frame `first` of its shard on, `samples` at the model's rate."""
+    """A clip of a store: `frames` from frame `first` of its shard on, `samples` at the model's rate; its file had
+    `size` bytes."""
 
     id: str
     first: int
@@ -87,6 +96,7 @@ class Row:
     speaker: str | None = None
     label: str | None = None
     transcript: str | None = None
+    size: int | None = None
 
 
 @dataclass(frozen=True)
@@ -169,22 +179,23 @@ def tokenize(
     the lines of its shard. `jobs` and `engine` as in `workers.each`.
 
     Raises:
-        InputNotFound, ConfigError: as `corpus.clips`.
+        InputNotFound, ConfigError: as `corpus.clips`; two clips have the same id.
         UnknownModel, UsageError: no such model, or not so many books.
         WeightsMismatch: `target` was made by other weights.
-        StorageError: `target` has other books, is of another corpus or no store, or cannot be written.
+        StorageError: `target` has other books, is of another corpus (a file that was encoded has another size now) or
+            no store, or cannot be written.
+        DamagedFile: its store.json is not what was written.
     """
     began = perf_counter()
     folder = Path(target)
     card = hub.describe(model)
     books = _check_books(card, books)
-    _prepare(folder)
-    with atomic_output(folder / "clips.jsonl", force=True) as file:
-        told, seconds = _list_clips(Path(source), file)
+    with _prepared(folder), atomic_output(folder / "clips.jsonl", force=True) as file:
+        told, count, seconds = _list_clips(Path(source), file)
         facts = _describe(card, books) | told
         if force:
             _empty(folder)
-        cuts = _cuts_before(folder, facts)  # raises before anything is written
+        cuts = _cuts_before(folder, facts, count, file)  # raises before anything is written
     spans = _spans(folder, cuts, seconds)
     facts["shards"] = [span.clips for span in spans]
     with atomic_output(folder / "store.json", force=True) as file:
@@ -221,9 +232,11 @@ def _check_books(card: ModelCard, books: int | None) -> int:
     return books
 
 
-def _prepare(folder: Path) -> None:
-    """A folder to write to: a new one, an empty one, or a store."""
+@contextmanager
+def _prepared(folder: Path) -> Iterator[None]:
+    """A folder to write to: a new one, that goes again if the block raises, an empty one, or a store."""
     try:
+        new = [path for path in (folder, *folder.parents) if not path.exists()]
         folder.mkdir(parents=True, exist_ok=True)
         is_store = (folder / "store.json").is_file()
         if not is_store and any(path.name != "clips.jsonl" for path in _visible(folder)):
@@ -232,6 +245,13 @@ def _prepare(folder: Path) -> None:
         raise StorageError(
             f"{folder} cannot be written ({error.strerror}): check the permissions or write elsewhere"
         ) from error
+    try:
+        yield
+    except BaseException:
+        for path in new:
+            with suppress(OSError):  # another process has written there
+                path.rmdir()
+        raise
 
 
 def _empty(folder: Path) -> None:
@@ -243,31 +263,35 @@ def _visible(folder: Path) -> Iterator[Path]:
     return (path for path in folder.iterdir() if not path.name.startswith("."))
 
 
-def _list_clips(source: Path, file: BinaryIO) -> tuple[dict[str, Any], float]:
-    """Write clips.jsonl; what store.json says of the corpus, and about how many seconds it lasts."""
-    digest = hashlib.sha256()
+def _list_clips(source: Path, file: BinaryIO) -> tuple[dict[str, Any], int, float]:
+    """Write clips.jsonl; what store.json says of the corpus, how many clips it has and about how many seconds."""
+    digest, sizes = hashlib.sha256(), hashlib.sha256()
     names: dict[str, set[str]] = {field: set() for field in LISTS}
+    seen: set[int] = set()  # hashes, as there may be millions
     total = 0.0
     for clip in clips(source):
-        row = asdict(clip) | {"path": str(clip.path.absolute())}
-        file.write(_line(row))
+        if (key := _hash(clip.id)) in seen:
+            raise ConfigError(f"{source} has two clips {clip.id}: take one out, or give each its own path or start")
+        seen.add(key)
+        size = None
+        with suppress(OSError):  # it fails later, by name
+            size = clip.path.stat().st_size
+        row = asdict(clip)
+        file.write(_line(row | {"path": str(clip.path.absolute()), "size": size}))
         del row["path"]  # a corpus may move
         digest.update(_line(row))
-        total += _cost(clip)
+        sizes.update(f"{size} ".encode())  # apart, as files that failed may change
+        total += _cost(clip, size)
         for field, known in names.items():
             if (name := getattr(clip, field)) is not None:
                 known.add(name)
     lists = {LISTS[field]: sorted(known) for field, known in names.items()}
-    return {"corpus": digest.hexdigest(), **lists}, total
+    return {"corpus": digest.hexdigest(), "sizes": sizes.hexdigest(), **lists}, len(seen), total
 
 
-def _cost(clip: Clip) -> float:
+def _cost(clip: Clip, size: int | None) -> float:
     """About how many seconds a clip lasts."""
-    if clip.seconds is not None:
-        return clip.seconds
-    with suppress(OSError):  # it fails later, by name
-        return clip.path.stat().st_size / BYTES_PER_SECOND
-    return 0.0
+    return (size or 0) / BYTES_PER_SECOND if clip.seconds is None else clip.seconds
 
 
 def _spans(folder: Path, cuts: list[int] | None, seconds: float) -> list[_Span]:
@@ -281,7 +305,7 @@ def _spans(folder: Path, cuts: list[int] | None, seconds: float) -> list[_Span]:
             if count and (count == cuts[len(spans)] if cuts else total >= most):
                 spans.append(_Span(len(spans), offset, count))
                 offset, count, total = position, 0, 0.0
-            total += 0.0 if cuts else _cost(_clip(line))
+            total += 0.0 if cuts else _cost(*_clip(line))
             position += len(line)
             count += 1
     return [*spans, _Span(len(spans), offset, count)]
@@ -295,14 +319,14 @@ def _describe(card: ModelCard, books: int) -> dict[str, Any]:
         "family": card.family,
         "frame_math": asdict(card.frame_math),
         "books": books,
-        "dtype": "uint16" if card.frame_math.codebook_size <= 1 << 16 else "uint32",
+        "dtype": DTYPES[card.frame_math.codebook_size > 1 << 16],
     }
 
 
-def _cuts_before(folder: Path, facts: dict[str, Any]) -> list[int] | None:
+def _cuts_before(folder: Path, facts: dict[str, Any], count: int, listed: BinaryIO) -> list[int] | None:
     """How many clips each shard of the store that is there has; None where there is none.
 
-    Raises WeightsMismatch or StorageError where it is not the one that `facts` tell.
+    Raises WeightsMismatch or StorageError where it is not the one that `facts` and the `count` clips `listed` tell.
     """
     if not (folder / "store.json").is_file():
         return None
@@ -318,7 +342,26 @@ def _cuts_before(folder: Path, facts: dict[str, Any]) -> list[int] | None:
     if there["corpus"] != facts["corpus"]:
         raise StorageError(f"{folder} is of another corpus, or this one has changed since: {way}")
     cuts: list[int] = there["shards"]
+    if not all(isinstance(cut, int) and cut > 0 for cut in cuts) or sum(cuts) != count:
+        raise _no_facts(folder, "shards are not those of its clips")
+    if there.get("sizes") != facts["sizes"] and (changed := _changed(folder, cuts, listed)):
+        raise StorageError(f"{folder} was made of another {changed}, or it has changed since: {way}")
     return cuts
+
+
+def _changed(folder: Path, cuts: list[int], listed: BinaryIO) -> Path | None:
+    """A file that was encoded when it had another size."""
+    listed.seek(0)
+    for shard, count in enumerate(cuts):
+        rows: list[tuple[int, Row | Failure]] = []
+        lines = list(islice(listed, count))
+        with suppress(DamagedFile):  # it is not made yet
+            rows = _read_lines(_lines(_shard(folder, shard)))
+        for line, (_, row) in zip(lines, rows, strict=False):
+            clip, size = _clip(line)
+            if isinstance(row, Row) and row.size not in (None, size):
+                return clip.path
+    return None
 
 
 def _make_shard(folder: Path, model: str | Path, weights_hash: str, books: int, device: str, span: _Span) -> _Made:
@@ -328,7 +371,7 @@ def _make_shard(folder: Path, model: str | Path, weights_hash: str, books: int, 
     with (folder / "clips.jsonl").open("rb") as file:
         file.seek(span.offset)
         todo = [_clip(next(file)) for _ in range(span.clips)]
-    before = _rows_before(path, [clip.id for clip in todo], books * dtype.itemsize)
+    before = _rows_before(path, [clip.id for clip, _ in todo], books * dtype.itemsize)
     if before and not any(isinstance(row, Failure) for row in before):
         return _Made(span.clips, 0, 0.0, ())
     codec = cached_model(model, device)
@@ -337,15 +380,19 @@ def _make_shard(folder: Path, model: str | Path, weights_hash: str, books: int, 
     old = path.read_bytes() if before else b""
     with atomic_output(path, force=True) as file:
         shard = _ShardWriter(file, codec, books, dtype)
-        for clip, row in zip(todo, before or repeat(None, len(todo)), strict=True):
+        for (clip, _), row in zip(todo, before or repeat(None, len(todo)), strict=True):
             if isinstance(row, Row):
                 first = row.first * books * dtype.itemsize
                 shard.keep(row, old[first : first + row.frames * books * dtype.itemsize])
             else:
                 shard.add(clip)
         shard.flush()
+    rows = (
+        replace(row, size=size) if isinstance(row, Row) else row
+        for row, (_, size) in zip(shard.rows, todo, strict=True)
+    )
     with atomic_output(_lines(path), force=True) as file:
-        data = b"".join(_line(asdict(row)) for row in shard.rows)
+        data = b"".join(_line(asdict(row)) for row in rows)
         file.write(data + _line({"end": len(shard.rows), "crc": zlib.crc32(data)}))
     failures = tuple(row for row in shard.rows if isinstance(row, Failure))
     there = sum(isinstance(row, Row) for row in before or [])
@@ -517,12 +564,15 @@ def _lines(shard: Path) -> Path:
 
 def _line(row: dict[str, Any]) -> bytes:
     said = {key: value for key, value in row.items() if value is not None}
-    return json.dumps(said, ensure_ascii=False).encode() + b"\n"
+    # Names of files need not be UTF-8: Python has surrogates in their place, which json.loads lets pass too.
+    return json.dumps(said, ensure_ascii=False).encode("utf-8", "surrogatepass") + b"\n"
 
 
-def _clip(line: bytes) -> Clip:
+def _clip(line: bytes) -> tuple[Clip, int | None]:
+    """A clip of clips.jsonl, and the size of its file."""
     row = json.loads(line)
-    return Clip(**row | {"path": Path(row["path"])})
+    size = row.pop("size", None)
+    return Clip(**row | {"path": Path(row["path"])}), size
 
 
 def _read_facts(folder: Path) -> dict[str, Any]:
@@ -530,13 +580,22 @@ def _read_facts(folder: Path) -> dict[str, Any]:
     try:
         facts: dict[str, Any] = json.loads(path.read_bytes())
         newer = facts["format"] > FORMAT
+        wrong = [key for key, kind in FACTS.items() if not isinstance(facts.get(key), kind)]
     except OSError as error:
         raise InputNotFound(f"{folder} is no token store: make one with `codec tokenize`") from error
-    except (ValueError, KeyError, TypeError) as error:
-        raise DamagedFile(str(path), offset=0, reason="it is not what was written; --force makes it anew") from error
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise _no_facts(folder, "it is not what was written") from error
     if newer:
         raise UsageError(f"{folder} has format {facts['format']}, this codec reads up to {FORMAT}: upgrade codec")
+    if wrong or facts["dtype"] not in DTYPES:
+        raise _no_facts(folder, f"{[*wrong, 'dtype'][0]} is missing or not what was written")
     return facts
+
+
+def _no_facts(folder: Path, what: str) -> DamagedFile:
+    return DamagedFile(
+        str(folder / "store.json"), offset=0, reason=f"{what}; `codec tokenize` with --force makes the store anew"
+    )
 
 
 def _read_lines(path: Path) -> list[tuple[int, Row | Failure]]:
@@ -566,7 +625,7 @@ def _damaged(path: Path, offset: int, what: str) -> DamagedFile:
 
 
 def _hash(name: str) -> int:
-    return int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest(), "little")
+    return int.from_bytes(hashlib.blake2b(name.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "little")
 
 
 # Reading one
@@ -592,13 +651,17 @@ class TokenStore:
             raise UsageError(f"{self.path} is not finished: give the command that began it again, and it goes on")
         self.books: int = facts["books"]
         self.weights_hash: str = facts["weights_hash"]
-        self.frame_math = FrameMath(**facts["frame_math"])
         self.splits: tuple[str, ...] = tuple(facts["splits"])
         self.speakers: tuple[str, ...] = tuple(facts["speakers"])
         self.labels: tuple[str, ...] = tuple(facts["labels"])
         self._model_name = facts["model"]
         self._dtype = np.dtype(facts["dtype"]).newbyteorder("<")
-        self.index = _read_index(self.path / "index.bin", **facts["index"])
+        try:
+            self.frame_math = FrameMath(**facts["frame_math"])
+            size = {key: int(facts["index"][key]) for key in ("clips", "crc")}
+        except (TypeError, KeyError, ValueError, ConfigError) as error:
+            raise _no_facts(self.path, "frame_math or index is not what was written") from error
+        self.index = _read_index(self.path / "index.bin", **size)
         self._mapped = lru_cache(OPEN_SHARDS)(self._map)
         self._ends = lru_cache(4)(self._count_crops)
         if model is not None:

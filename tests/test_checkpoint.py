@@ -2,7 +2,9 @@
 
 import hashlib
 import json
+import pickle
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -180,12 +182,46 @@ def test_weights_that_are_not_finite(tmp_path: Path, tiny: CausalCodec) -> None:
 
 def test_training_state_comes_back_and_runs_no_code(tmp_path: Path) -> None:
     path = tmp_path / "state.pt"
-    save_state(path, {"step": 3, "moments": {"a": torch.arange(3.0)}})
+    save_state(path, {"step": 3, "recipe": {}, "moments": {"a": torch.arange(3.0)}})
     state = load_state(path)
     assert state["step"] == 3
     assert torch.equal(state["moments"]["a"], torch.arange(3.0))
     with pytest.raises(InputNotFound):
         load_state(tmp_path / "none.pt")
-    torch.save({"path": tmp_path}, path)  # an object, which only a pickle that runs code can rebuild
-    with pytest.raises(UnknownModel, match="not a training state"):
+    save_state(path, {"step": 3, "recipe": tmp_path})  # an object, which only a pickle that runs code can rebuild
+    with pytest.raises(UnknownModel, match="no training state: begin anew in another --out"):
         load_state(path)
+
+
+def test_a_training_state_that_is_damaged(tmp_path: Path) -> None:
+    path = tmp_path / "state.pt"
+    save_state(path, {"step": 3, "recipe": {}, "moments": torch.arange(3000.0)})
+    whole = path.read_bytes()
+    flipped = [whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :] for place in range(14, len(whole), 97)]
+    for damaged in [*flipped, whole[:-1], whole[:100], whole[:20], whole + b"\0"]:
+        path.write_bytes(damaged)
+        with pytest.raises(UnknownModel, match=r"state\.pt is damaged: begin anew in another --out$"):
+            load_state(path)
+
+
+@pytest.mark.parametrize("content", [b"", b"text\n", b"\xff" * 99, pickle.dumps([1]), pickle.dumps({"step": 1})])
+def test_files_that_are_no_training_state(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "state.pt"
+    path.write_bytes(content)
+    with pytest.raises(UnknownModel, match=r"no training state: begin anew in another --out$"):
+        load_state(path)
+
+
+@pytest.mark.parametrize("content", [{}, {"step": 1}, [1, 2], torch.zeros(2), {"step": 1, "recipe": {}}])
+def test_what_torch_saves_is_of_an_older_program_at_best(tmp_path: Path, content: Any) -> None:
+    path = tmp_path / "state.pt"
+    torch.save(content, path)
+    with pytest.raises(UnknownModel, match="made by an older program, or is no training state: begin anew"):
+        load_state(path)
+
+
+@pytest.mark.parametrize("content", [{}, {"step": 1}, {"recipe": {}}])
+def test_states_of_something_else(tmp_path: Path, content: dict[str, Any]) -> None:
+    save_state(tmp_path / "state.pt", content)
+    with pytest.raises(UnknownModel, match="is no training state: begin anew"):
+        load_state(tmp_path / "state.pt")

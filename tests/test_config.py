@@ -100,6 +100,8 @@ def test_the_last_override_wins(recipe: Path) -> None:
         ("model.quantizer.levels=[1.5]", ["model.quantizer.levels.0 = 1.5", "must be a valid integer"]),
         ("model.quantizer.kind=pq", ["model.quantizer", "'vq', 'fsq'"]),
         ("name=BIG", ['name = "BIG"', "must match pattern"]),
+        ("rate=inf", ["rate = Infinity", "must be a finite number"]),
+        ("weights.mel=nan", ["weights.mel = NaN", "must be a finite number"]),
         ("rate=fast", ['rate = "fast"', "must be a valid number"]),
         ("weights.mel=loud", ['weights.mel = "loud"', "must be a valid number"]),
         ("name.first=x", ["--set name.first=x", "name is a value"]),

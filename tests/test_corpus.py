@@ -131,6 +131,13 @@ def test_what_is_written_is_read_again(tmp_path: Path) -> None:
         ('{"path": "1.wav", "seconds": "long"}', "seconds is 'long'"),
         ('{"path": "1.wav", "seconds": NaN}', "seconds is nan"),
         ('{"path": "1.wav", "split": "dev"}', "split is 'dev': write one of train, valid, test"),
+        ('{"path": "1.wav", "start": 1%s}' % ("0" * 400), "start is 1000"),
+        ('{"path": "1.wav", "start": %s}' % ("9" * 5000), "not JSON"),
+        ('{"path": "1.wav", "seconds": 1e300}', "seconds is 1e+300"),
+        pytest.param("[" * 100_000, "not JSON", id="deep"),
+        ('{"path": "%s.wav"}' % ("x" * 5000), "File name too long"),
+        ('{"path": "1\\ud800.wav"}', "lone surrogate"),
+        ('{"path": "1.wav", "speaker": "\\ud800"}', r"'\ud800' has half a character"),
     ],
 )
 def test_a_bad_line_is_named_when_it_is_met(tmp_path: Path, line: str, says: str) -> None:
@@ -200,6 +207,15 @@ def test_manifests_that_lhotse_wrote(tmp_path: Path) -> None:
         (recording("1.wav", sources=[]), "is not one local file"),
         ({"id": "c", "start": 0, "duration": 1, "channel": 1, "recording": recording("1.wav")}, "channel 1 alone"),
         ({"id": "c", "type": "MixedCut", "tracks": []}, "MixedCut c is no plain part"),
+        (recording("1.wav", sources=[1]), "no recording or cut as lhotse writes them (AttributeError"),
+        (recording("1.wav", sources={"a": 1}), "no recording or cut as lhotse writes them (KeyError"),
+        (recording("1.wav", sources=[{"type": "file"}]), "(KeyError('source'))"),
+        (recording("1.wav", sources=[{"type": "file", "source": 3}]), "(TypeError"),
+        (recording("1.wav", sources=[{"type": "file", "source": "1.wav", "channels": 3}]), "(TypeError"),
+        (recording("1.wav", supervisions=[1]), "(AttributeError"),
+        (recording("1.wav", supervisions=[{"speaker": []}]), "(TypeError"),
+        (recording("1.wav", supervisions=[{"text": 5}]), "(TypeError"),
+        (recording("1.wav", id="\ud800"), "lone surrogate"),
     ],
 )
 def test_what_of_lhotse_cannot_be_read(tmp_path: Path, row: object, says: str) -> None:

@@ -22,9 +22,10 @@ from torch import Tensor
 from codec import bitstream, tokens
 from codec.audio import read_audio
 from codec.checkpoint import load_model, save_model
-from codec.corpus import Clip
+from codec.corpus import Clip, clips, write_manifest
 from codec.errors import (
     CodecError,
+    ConfigError,
     DamagedFile,
     InputNotFound,
     StorageError,
@@ -112,11 +113,11 @@ def test_what_a_manifest_tells(tmp_path: Path, corpus: Path, model_file: Path) -
         {"path": "train/a/3.wav", "start": 2.0, "seconds": 0.25, "speaker": "ada", "transcript": "é !"},
         {"path": "train/a/3.wav", "start": 9.0, "label": "a"},
         {"path": "train/a/3.wav", "start": 9.5, "seconds": 0.51},  # as rounded lengths are
-        {"path": "train/a/3.wav", "start": 9.5, "seconds": 0.7},
+        {"path": "train/a/3.wav", "start": 9.6, "seconds": 0.7},
     ]
     (corpus / "list.jsonl").write_text("\n".join(map(json.dumps, rows)))
     report = tokenize(corpus / "list.jsonl", tmp_path / "store", model=model_file)
-    assert [failure.id for failure in report.failures] == ["train/a/3.wav@9.5"]
+    assert [failure.id for failure in report.failures] == ["train/a/3.wav@9.6"]
     store = TokenStore(tmp_path / "store")
     audio, _ = read_audio(corpus / "train/a/3.wav")
     for clip, (first, last) in enumerate([(12_000, 79_200), (16_000, 18_000), (72_000, 80_000), (76_000, 80_000)]):
@@ -179,13 +180,49 @@ def test_failures_are_told_and_tried_again(
         assert torch.equal(clip.codes, expected(model_file, corpus / clip.row.id))
 
     (corpus / "train/a/1.wav").write_bytes(tiny + bytes(100_000))  # shards stay as they were cut
-    soundfile.write(corpus / "train/a/2.flac", np.zeros(100), 8000)  # what is done is not read again
     report = tokenize(corpus, tmp_path / "store", model=model_file)
     assert (report.clips, report.there, len(report.failures)) == (1, 4, 1)
     (corpus / "train/a/3.wav").write_bytes(whole)
     assert tokenize(corpus, tmp_path / "store", model=model_file).failures == ()
     clips = [TokenStore(tmp_path / name) for name in ("store", "good")]
     assert all(torch.equal(one.codes, two.codes) for one, two in zip(*clips, strict=True))
+
+
+def test_files_that_were_encoded_may_not_change(tmp_path: Path, corpus: Path, model_file: Path) -> None:
+    (corpus / "train/a/1.wav").write_text("no audio")
+    tokenize(corpus, tmp_path / "store", model=model_file)
+    before = contents(tmp_path / "store")
+    assert TokenStore(tmp_path / "store").row(0).size == (corpus / "train/a/0.wav").stat().st_size
+    noise(corpus / "train/a/1.wav", time=79)  # mended
+    noise(corpus / "valid/b/5.wav", time=82)
+    with pytest.raises(StorageError, match=r"another .*valid/b/5\.wav, or it has changed since: .*--force"):
+        tokenize(corpus, tmp_path / "store", model=model_file)
+    assert contents(tmp_path / "store") == before
+    noise(corpus / "valid/b/5.wav", time=81)
+    report = tokenize(corpus, tmp_path / "store", model=model_file)
+    assert (report.clips, report.there, report.failures) == (1, 5, ())
+
+
+def test_an_id_stands_for_one_clip(tmp_path: Path, corpus: Path, model_file: Path) -> None:
+    rows = [{"path": "valid/b/5.wav"}, {"path": "train/a/1.wav"}, {"path": "valid//b/5.wav"}]
+    (corpus / "list.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    with pytest.raises(ConfigError, match=r"list\.jsonl has two clips valid/b/5\.wav: "):
+        tokenize(corpus / "list.jsonl", tmp_path / "new" / "store", model=model_file)
+    assert not (tmp_path / "new").exists()
+
+
+def test_names_that_are_not_utf8(tmp_path: Path, model_file: Path) -> None:
+    name = os.fsdecode(b"caf\xe9.wav")
+    try:
+        shutil.copy(noise(tmp_path / "corpus" / "b\nc.wav"), tmp_path / "corpus" / name)
+    except OSError:
+        pytest.skip("this file system has no such names")
+    write_manifest(tmp_path / "corpus" / "list.jsonl", clips(tmp_path / "corpus"))
+    for source in (tmp_path / "corpus", tmp_path / "corpus" / "list.jsonl"):
+        store = tmp_path / f"{source.stem}-store"
+        assert tokenize(source, store, model=model_file).failures == ()
+        assert TokenStore(store).row(TokenStore(store).find(name)).id == name
+        assert tokenize(source, store, model=model_file).there == 2
 
 
 def test_a_fault_of_ours_costs_its_shard(
@@ -226,6 +263,9 @@ def test_what_does_not_belong_together(tmp_path: Path, corpus: Path, model_file:
         tokenize(corpus, store, model=model_file, books=2)
     with pytest.raises(InputNotFound):
         tokenize(tmp_path / "nothing", store, model=model_file, force=True)
+    with pytest.raises(InputNotFound):
+        tokenize(tmp_path / "nothing", tmp_path / "new" / "store", model=model_file)
+    assert not (tmp_path / "new").exists()
     assert contents(store) == before
     assert tokenize(corpus, store, model=model_file, force=True).clips == 7
     assert TokenStore(store).books == 3
@@ -260,6 +300,27 @@ def test_damage_is_found_and_named(tmp_path: Path, corpus: Path, model_file: Pat
         if name != "store.json":
             tokenize(corpus, tmp_path / "store", model=model_file)
             assert file.read_bytes() == whole
+
+
+def test_facts_that_are_missing_or_wrong(tmp_path: Path, corpus: Path, model_file: Path) -> None:
+    store = tmp_path / "store"
+    tokenize(corpus, store, model=model_file)
+    facts = json.loads((store / "store.json").read_text())
+    assert set(tokens.FACTS) | {"format", "family", "sizes", "index"} == set(facts)
+    wrong = [{key: value for key, value in facts.items() if key != gone} for gone in ("format", *tokens.FACTS)]
+    wrong += [facts | {key: None} for key in tokens.FACTS] + [facts | {"dtype": "float32"}]
+    reading = [{"frame_math": {}}, {"frame_math": facts["frame_math"] | {"hop": 0}}, {"index": 1}, {"index": {}}]
+    making = [{"shards": [1]}, {"shards": [*facts["shards"], 1]}, {"shards": ["6"]}, {"shards": []}]
+    for changed in (*wrong, [], *({**facts, **some} for some in reading)):
+        (store / "store.json").write_text(json.dumps(changed))
+        with pytest.raises(DamagedFile, match=r"store\.json .*--force"):
+            TokenStore(store)
+    for changed in (*wrong, [], *({**facts, **some} for some in making)):
+        (store / "store.json").write_text(json.dumps(changed))
+        with pytest.raises(DamagedFile, match=r"store\.json .*--force"):
+            tokenize(corpus, store, model=model_file)
+    tokenize(corpus, store, model=model_file, force=True)
+    assert json.loads((store / "store.json").read_text()) == facts
 
 
 def test_a_format_to_come(tmp_path: Path, corpus: Path, model_file: Path) -> None:

@@ -26,6 +26,8 @@ def main() -> None:
 
     training = dict(read_card(find(arguments.run)).training)
     training["data"] = Path(training["data"]).name  # where it lay on the machine that trained is nobody's concern
+    if begun := training["recipe"]["train"].get("start_from"):
+        training["recipe"]["train"]["start_from"] = Path(begun).name
     if arguments.numbers:
         rows = json.loads(arguments.numbers.read_text())["rows"]
         training["numbers"] = {

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 import torch
 import torch.nn.functional as F
+from pydantic import Field
 from torch import Tensor, nn
 
 from codec.audio import LOUDEST
@@ -17,15 +18,21 @@ from codec.nn.quantize import Quantized, Quantizer
 from codec.nn.shapes import Audio, Codes, Latents
 from codec.nn.streaming import State
 
+# as much as a .codec file can say
+SampleRate = Annotated[int, Field(ge=1, le=2**22)]
+Hop = Annotated[int, Field(ge=1, le=2**20)]
+Books = Annotated[int, Field(ge=1, le=1024)]
+CodebookSize = Annotated[int, Field(ge=2, le=2**24)]
+
 
 class CodecConfig(Config):
     """What every family's configuration has."""
 
     family: str
-    sample_rate: int
-    hop: int
-    books: int
-    codebook_size: int
+    sample_rate: SampleRate
+    hop: Hop
+    books: Books
+    codebook_size: CodebookSize
 
 
 class Trained(NamedTuple):

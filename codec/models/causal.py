@@ -24,43 +24,56 @@ import torch.nn.functional as F
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from codec.models.base import Codec, CodecConfig
+from codec.errors import UsageError
+from codec.models.base import Books, CodebookSize, Codec, CodecConfig, Hop, SampleRate
 from codec.nn.conv import ConvNeXtBlock
 from codec.nn.quantize import FSQ, Mixture, Quantizer, ResidualVQ, Unquantized, VectorQuantizer
 from codec.nn.shapes import Audio, Latents
 from codec.nn.streaming import Chain, State
+
+Size = Annotated[int, Field(ge=1, le=2**16)]
 
 
 class CausalConfig(CodecConfig):
     """Sizes of a causal codec; the defaults are `general-24k`'s."""
 
     family: Literal["causal"] = "causal"
-    sample_rate: int = 24000
-    hop: int = 480
+    sample_rate: SampleRate = 24000
+    hop: Hop = 480
     """20 ms at 24 kHz: 50 frames a second, 0.5 kbit/s a book."""
-    dim: int = 128
-    books: int = 12
-    codebook_size: int = 1024
-    encoder_width: int = 352
-    encoder_blocks: int = 5
-    decoder_width: int = 384
-    decoder_blocks: int = 6
-    kernel: int = 7
+    dim: Size = 128
+    """Principal axes of the spectrum, so `hop` at most."""
+    books: Books = 12
+    codebook_size: CodebookSize = 1024
+    encoder_width: Size = 352
+    encoder_blocks: Size = 5
+    decoder_width: Size = 384
+    decoder_blocks: Size = 6
+    kernel: Size = 7
     """Frames that a block's depthwise convolution sees: 140 ms."""
-    expansion: int = 3
-    companding: float = 0.7
-    """Exponent of the spectrum before the principal axes: 1 codes loud parts only, 0 all levels alike."""
+    expansion: Size = 3
+    companding: float = Field(0.7, gt=0, le=1)
+    """Exponent of the spectrum before the principal axes: 1 codes loud parts only, near 0 all levels alike."""
     quantizer: Literal["residual", "vector", "mixture", "scalar", "none"] = "residual"
     """All but "residual" have one book; "none" makes a plain autoencoder, which has no codes."""
     lookup: Literal["l2", "cosine"] = "l2"
     """Of "residual" and "vector", like the two below."""
-    project: int | None = Field(None, ge=1)
+    project: Size | None = None
     """Dimensions in which entries are looked up; `dim` when absent."""
     learning: Literal["ema", "gradient"] = "ema"
     search: int = Field(1, ge=1)
     """Of "residual": ways through the books that encoding follows at once; 1 takes each book's nearest entry."""
     levels: tuple[Annotated[int, Field(ge=2)], ...] = ()
     """Of "scalar": as many as `dim`, and their product is `codebook_size`."""
+
+    @model_validator(mode="after")
+    def check_dim(self) -> CausalConfig:
+        """A spectrum of `hop` bins has no more axes than bins."""
+        if self.dim > self.hop:
+            raise ValueError(
+                f"dim = {self.dim} is more than hop = {self.hop}, the bins of a frame: set dim lower or hop higher"
+            )
+        return self
 
     @model_validator(mode="after")
     def check_quantizer(self) -> CausalConfig:
@@ -114,7 +127,11 @@ class CausalCodec(Codec):
 
         Principal axes of the companded MDCT spectrum, then k-means for each book on what the books before it left.
         A few minutes of audio are enough; the networks stay silent.
+
+        Raises UsageError: the audio is silent.
         """
+        if not audio.any():
+            raise UsageError("the audio to start from is silent: there is nothing to fit a codec to")
         time = audio.shape[-1] // self.config.hop * self.config.hop
         spectrum, _ = self.encoder.lapped.analyse(audio[:, 0, :time], self.encoder.initial_state(audio).samples)
         bins = spectrum[..., : self.config.hop].flatten(0, 1)

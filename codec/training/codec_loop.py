@@ -9,6 +9,7 @@ from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from textwrap import shorten
 from typing import Any
 
 import numpy as np
@@ -283,7 +284,12 @@ def train(
             batch does not divide into the processes; a loss is not finite any more; or memory does not suffice.
         KeyboardInterrupt: after Ctrl-C or SIGTERM, once the step is done and the checkpoint saved.
     """
-    with engine.launched(device) as accelerator, engine.storing(out), engine.within_memory(recipe):
+    with (
+        engine.launched(device) as accelerator,
+        engine.storing(out),
+        engine.alone(out, main=accelerator.is_main_process),
+        engine.within_memory(recipe),
+    ):
         main, place = accelerator.is_main_process, accelerator.device
         console = Console(stderr=True, soft_wrap=True, markup=False, highlight=False, quiet=not main)
         rows = engine.share(recipe)
@@ -291,11 +297,13 @@ def train(
         if state is None and (out / STATE).exists():
             raise ConfigError(f"{out} holds a training already: add --resume to go on, or choose another --out")
         with accelerator.main_process_first():
-            out.mkdir(parents=True, exist_ok=True)
-            crops, valid = material(recipe, data, out, report=console.print, resumed=state is not None)
+            known = state.get("audio", True) if state else False  # what the training began with
+            crops, valid = material(recipe, data, out, report=console.print, resumed=known)
         players = assemble(recipe, place)
+        if state is None:
+            console.print(f"begin with {recipe.train.start_from or f'a fit to {recipe.data.fit_seconds:g} s of audio'}")
         first = begin(players, crops, recipe) if state is None else restore(players, state)
-        if recipe.train.sharding == "full":
+        if recipe.train.sharding == "full" and processes.count() > 1:
             engine.shard(players.average)
             engine.shard(players.model, players.optimiser)
         else:
@@ -319,7 +327,8 @@ def train(
                 tally.add(train_step(players, spectral, batch.audio.to(place), step, recipe))
                 bad += batch.bad
                 done = step + 1
-                if done % recipe.train.log_every == 0:
+                stop = processes.any_of(interrupted(), place)
+                if done % recipe.train.log_every == 0 or done == last or stop:
                     for _, reason in tally.left_out(engine.of_all(bad)):
                         console.print(f"left out: {reason}")
                     bad = []
@@ -327,16 +336,16 @@ def train(
                     if record:
                         record.numbers(done, numbers)
                 show(done, numbers)
-                stop = processes.any_of(interrupted(), place)
                 validating = done % recipe.train.validate_every == 0 or done == last
                 saving = done % recipe.train.save_every == 0 or done == last or stop
                 average = whole_average(players) if validating or saving else players.average
                 if record and clips is not None and validating:
                     with tally.aside():
                         valid_numbers = validate(average, spectral, clips, record, done)
-                    console.print(f"{done} " + " ".join(f"{name} {value:.3f}" for name, value in valid_numbers.items()))
+                    mel = (f"{valid_numbers[name]:.2f} ({name.split()[1]})" for name in valid_numbers if "/mel" in name)
+                    console.print(f"step {done}: mel of the validation clips (books) {', '.join(mel)}")
                 if saving:
-                    states = state_of(players, done, recipe)
+                    states = state_of(players, done, recipe) | {"audio": crops.index.key}
                     if main:
                         save_state(out / STATE, states)
                         training = {"recipe": recipe.model_dump(mode="json"), "data": str(data), "step": done}
@@ -356,10 +365,18 @@ def resumable(path: Path, recipe: Recipe) -> dict[str, Any]:
 
     Raises:
         InputNotFound: there is no state.
-        ConfigError: it was made by another recipe; the message names the keys that differ.
+        UnknownModel: it is damaged, or none.
+        ConfigError: it was made by an older program, or by another recipe; the message names what differs.
     """
     state = load_state(path)
-    old = flat(Recipe.from_data(state["recipe"], source=str(path)).model_dump())
+    missing = ", ".join(name for name in TRAINED if name not in state)
+    if missing:
+        raise ConfigError(f"{path} is of an older program: it lacks {missing}; begin anew in another --out")
+    try:
+        then = Recipe.from_data(state["recipe"], source=str(path))
+    except ConfigError as error:
+        raise ConfigError(f"{error}: the state is of an older program; begin anew in another --out") from error
+    old = flat(then.model_dump())
     new = flat(recipe.model_dump())
     differing = [key for key in old | new if new.get(key) != old.get(key) and key not in FREE]
     if differing:
@@ -424,9 +441,20 @@ def begin(players: Players, crops: Crops, recipe: Recipe) -> int:
 
 
 def restore(players: Players, state: dict[str, Any]) -> int:
-    """Inverse of `state_of`; the step to go on with."""
+    """Inverse of `state_of`; the step to go on with.
+
+    Raises ConfigError: what the state holds is not what these players have.
+    """
     for name in TRAINED:
-        getattr(players, name).load_state_dict(state[name])
+        try:
+            getattr(players, name).load_state_dict(state[name])
+        except torch.OutOfMemoryError:
+            raise
+        except (RuntimeError, LookupError, ValueError, TypeError, AttributeError) as error:
+            raise ConfigError(
+                f"the training state is of an older program or another model ({name}: {shorten(str(error), 200)}): "
+                "begin anew in another --out"
+            ) from error
     return int(state["step"])
 
 

@@ -18,7 +18,9 @@ import tempfile
 import warnings
 from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from itertools import islice
+from multiprocessing import resource_tracker
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
 
@@ -40,6 +42,7 @@ Samples = NDArray[np.float32]  # [time]
 Choice = Callable[[NDArray[Any], str], NDArray[np.bool_]]  # rows of `FOUND`, a side -> which of them are of it
 
 SIDES = ("train", "valid")
+FILES = ("names", *(f"{side}.rows" for side in SIDES))  # of an index, beside its index.json
 CHUNK = 2**14  # clips held in memory at a time while an index is made
 NAMED = 20  # files left out that are named one by one; the others are counted
 FIT_STEP = 2**32 - 1  # whose crops are those of the closed-form start: no training comes so far
@@ -85,6 +88,7 @@ class Index:
     def __init__(self, folder: Path, side: str) -> None:
         self.folder, self.side = folder, side
         content = json.loads((folder / "index.json").read_text())
+        self.key = str(content["key"])
         self.root = Path(content["root"])
         self.sample_rate = int(content["sample_rate"])
         self.sets = [Stretch(*stretch) for stretch in content[side]]
@@ -121,25 +125,27 @@ class Index:
         return Clip(self.root / name, name, float(row["start"]), time / self.sample_rate), time
 
 
-def build(recipe: Recipe, data: Path, folder: Path, *, report: Report, resumed: bool = False) -> None:
-    """Make the index of a corpus in `folder`, unless it is there.
+def build(recipe: Recipe, data: Path, folder: Path, *, report: Report, resumed: bool | str = False) -> None:
+    """Make the index of a corpus in `folder`, unless it is there and whole.
 
     Lengths come from the manifest or from the files' headers; files that cannot be opened are reported and left out.
+    `resumed` is the `Index.key` of the audio that a training began with, or True: the one of the index in `folder`.
 
     Raises:
         InputNotFound: there is no audio, or none for one of the sides.
-        ConfigError: for a resumed training, the index is of other audio; or the manifest is wrong.
+        ConfigError: for a resumed training, this is other audio; or the manifest is wrong.
         UnsupportedAudio: none of the files can be opened.
         StorageError: the index cannot be written.
     """
     rate = recipe.model.sample_rate
     key = fingerprint(recipe, data)
     target = folder / "index.json"
-    known = json.loads(target.read_text()) if target.exists() else {}
+    known = last_index(target)
     root = str(root_of(data).absolute())
-    if known.get("key") == key and known["root"] == root:
+    if (known.get("key"), known.get("root")) == (key, root) and is_whole(folder, known):
         return
-    if resumed and known.get("key") not in (key, None):
+    began = known.get("key") if resumed is True else resumed
+    if began and began != key:
         raise ConfigError(
             f"{data} is not the audio that this training began with: give it the same files, or begin anew in another "
             "--out"
@@ -154,8 +160,24 @@ def build(recipe: Recipe, data: Path, folder: Path, *, report: Report, resumed: 
         for side in SIDES:
             with atomic_output(folder / f"{side}.rows", force=True) as file:
                 content[side] = sort(found, choice, side, sets, file)
+    content["sizes"] = {name: (folder / name).stat().st_size for name in FILES}
     with atomic_output(target, force=True) as file:
         file.write(json.dumps(content).encode())
+
+
+def last_index(path: Path) -> dict[str, Any]:
+    """What an `index.json` says; nothing if it is not there or damaged."""
+    try:
+        content = json.loads(path.read_bytes())
+    except (FileNotFoundError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def is_whole(folder: Path, content: dict[str, Any]) -> bool:
+    """Whether the files of an index have the sizes that they were written with."""
+    sizes = content.get("sizes", {})
+    return all((folder / name).is_file() and (folder / name).stat().st_size == sizes.get(name) for name in FILES)
 
 
 def fingerprint(recipe: Recipe, data: Path) -> str:
@@ -244,7 +266,7 @@ def divided(found: BinaryIO, data: Path, held_out: float) -> Choice:
         if not said & {0, number}:
             raise InputNotFound(
                 f"{data} has no audio for {side}, as folders or manifest say which is whose: "
-                f"add some, or name no split, and data.held_out of it will be kept for valid"
+                f"mark some as {side}, or name no split at all, and data.held_out of the audio is kept for valid"
             )
     by = "group" if low["group"] < high["group"] else "file"
     limit = int(held_out * 2**64)
@@ -434,10 +456,12 @@ def tone(rng: np.random.Generator, time: int, rate: int) -> Samples:
     return audio.astype(np.float32)
 
 
-def material(recipe: Recipe, data: Path, out: Path, *, report: Report, resumed: bool = False) -> tuple[Crops, Crops]:
+def material(
+    recipe: Recipe, data: Path, out: Path, *, report: Report, resumed: bool | str = False
+) -> tuple[Crops, Crops]:
     """Crops of the training and of the validation audio; their index is kept in `out`.
 
-    `data` is a folder or a manifest. `resumed` refuses audio other than the index was made of. Raises as `build` and
+    `data` is a folder or a manifest. `resumed` refuses other audio, as `build` does. Raises as `build` and
     `Crops`, and ConfigError where `data.weights` names no set.
     """
     build(recipe, data, out / "index", report=report, resumed=resumed)
@@ -490,7 +514,8 @@ def batches(
             multiprocessing_context="spawn" if workers else None,  # forked, they would share locks with a GPU's threads
             generator=torch.Generator(),  # else its seed would be taken from the training's random state
         )
-        made = iter(loader)
+        with held_back(signal.SIGINT, signal.SIGTERM):  # workers are born so, until `undisturbed`
+            made = iter(loader)
     known: set[str] = set()
     try:
         for step, batch in zip(range(first_step, last_step), made, strict=True):
@@ -501,6 +526,20 @@ def batches(
             yield step, Batch(batch.audio, news)
     finally:
         del made  # ends the workers; an error that is raised would keep them
+
+
+@contextmanager
+def held_back(*numbers: int) -> Iterator[None]:
+    """Signals wait meanwhile, also in processes that are started; on systems that know that."""
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    resource_tracker.ensure_running()  # the first process that is started would let signals through to start it
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, numbers)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def as_is(batch: Any) -> Any:
@@ -519,3 +558,5 @@ def undisturbed(_: int) -> None:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
     signal.signal(signal.SIGTERM, endure)
+    if hasattr(signal, "pthread_sigmask"):
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGINT, signal.SIGTERM))

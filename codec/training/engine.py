@@ -7,7 +7,7 @@ import threading
 import time as clock
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
 from typing import Any, TypeVar
@@ -19,7 +19,7 @@ from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forwar
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 
-from codec.errors import ConfigError, MissingDependency, StorageError
+from codec.errors import CodecError, ConfigError, MissingDependency, StorageError, UsageError
 from codec.nn import processes
 from codec.nn.conv import ConvNeXtBlock
 from codec.training.recipe import Recipe
@@ -40,7 +40,10 @@ def launched(device: str | None) -> Iterator[Accelerator]:
     """This process's place among those that `torchrun` or `accelerate launch` started, or alone.
 
     `device` None is a GPU where there is one. Precision and sharding are the recipe's, not the launcher's.
+
+    Raises UsageError where there is no such device.
     """
+    check_device(device)
     if device and device.startswith("cuda:"):
         torch.cuda.set_device(device)
     cpu = device == "cpu" or not torch.cuda.is_available()
@@ -53,6 +56,12 @@ def launched(device: str | None) -> Iterator[Accelerator]:
         if own and processes.count() > 1:
             torch.distributed.destroy_process_group()
         AcceleratorState._reset_state(reset_partial_state=True)
+
+
+def check_device(device: str | None) -> None:
+    """`UsageError` for a GPU where there is none."""
+    if device and device.startswith("cuda") and not torch.cuda.is_available():
+        raise UsageError(f"device {device} cannot be used, torch finds no GPU here: use cpu, or leave it to auto")
 
 
 def share(recipe: Recipe) -> tuple[int, int]:
@@ -179,17 +188,54 @@ def storing(folder: Path) -> Iterator[None]:
     """Whatever the system has against the files below `folder`, as `StorageError`."""
     try:
         yield
+    except (FileExistsError, NotADirectoryError) as error:
+        raise StorageError(f"{folder} is a file, or lies below one: choose another --out") from error
     except OSError as error:
         place, reason = error.filename or folder, error.strerror or error
         raise StorageError(f"{place} cannot be used ({reason}): free some space or choose another --out") from error
 
 
 @contextmanager
+def alone(folder: Path, *, main: bool) -> Iterator[None]:
+    """Make a run's folder, and keep other trainings out of it on systems that know locks; the main process's part.
+
+    Raises ConfigError: one is at work there.
+    """
+    if not main:
+        yield
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        with (folder / ".lock").open("w") as file:
+            with suppress(ImportError):
+                import fcntl
+
+                try:
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except BlockingIOError as error:
+                    raise ConfigError(
+                        f"another training is at work in {folder}: choose another --out, or wait"
+                    ) from error
+            try:
+                yield
+            finally:
+                (folder / ".lock").unlink()
+    finally:
+        with suppress(OSError):
+            folder.rmdir()  # where nothing came of it
+
+
+@contextmanager
 def within_memory(recipe: Recipe) -> Iterator[None]:
-    """Running out of memory, as a `ConfigError` that says which settings to change."""
+    """Running out of memory, here or in a reader, as an error that says which settings to change."""
     try:
         yield
     except (RuntimeError, MemoryError) as error:  # torch.OutOfMemoryError is a RuntimeError; a CPU's has no class
+        if str(error).startswith("DataLoader worker"):  # torch tells so in the middle of a step
+            raise CodecError(
+                "a reader of the audio was killed, perhaps for want of memory: set data.workers = "
+                f"{recipe.data.workers} lower; --resume goes on from the last checkpoint"
+            ) from error
         lacking = isinstance(error, MemoryError | torch.OutOfMemoryError)
         if not (lacking or "DefaultCPUAllocator" in str(error)):
             raise

@@ -25,6 +25,7 @@ from codec.errors import CodecError
 from codec.frames import FrameMath
 from codec.models.base import Codec
 from codec.models.causal import CausalConfig
+from codec.training import engine
 from codec.training.codec_loop import Players, assemble, autocast_dtype, train_step
 from codec.training.losses import SpectralLoss
 from codec.training.recipe import Recipe
@@ -101,8 +102,9 @@ class Plan:
 def plan(recipe: Recipe, *, data: Path | None = None, device: str | None = None) -> Plan:
     """Build what the recipe says and make a few steps on noise; nothing is written.
 
-    Raises as `corpus.clips`.
+    Raises as `corpus.clips`; UsageError where there is no such device.
     """
+    engine.check_device(device)
     place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     heard = None if data is None else hear(data)
     processes = int(os.environ.get("WORLD_SIZE", "1"))  # where torchrun or accelerate started this

@@ -11,10 +11,14 @@ from codec.config import Config
 from codec.models.causal import CausalConfig
 from codec.training.losses import SCALES
 
-Count = Annotated[int, Field(ge=1)]
+Count = Annotated[int, Field(ge=1, lt=2**31)]
 Positive = Annotated[float, Field(gt=0)]
 Weight = Annotated[float, Field(ge=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
+Seconds = Annotated[float, Field(gt=0, le=1e6)]
+Decibels = Annotated[float, Field(ge=-200, le=200)]
+Decay = Annotated[float, Field(ge=0, lt=1)]
+Window = Annotated[int, Field(ge=16, le=2**16, multiple_of=4)]  # samples; each hop is a quarter window
 
 
 def ordered(bounds: tuple[float, float]) -> tuple[float, float]:
@@ -24,7 +28,7 @@ def ordered(bounds: tuple[float, float]) -> tuple[float, float]:
     return bounds
 
 
-Range = Annotated[tuple[float, float], AfterValidator(ordered)]
+Range = Annotated[tuple[Decibels, Decibels], AfterValidator(ordered)]
 
 
 class DataConfig(Config):
@@ -32,7 +36,7 @@ class DataConfig(Config):
 
     folder: Path | None = None
     """Where the audio lies, a folder or a manifest, unless --data says."""
-    crop: Positive = 1.5
+    crop: Seconds = 1.5
     """Seconds of each crop."""
     batch: Count = 8
     """Crops of each step, over all processes."""
@@ -52,9 +56,9 @@ class DataConfig(Config):
     """Share kept for validation, of the audio that no folder or manifest says to be train or valid."""
     split_by: Literal["file", "folder"] = "file"
     """What is kept whole on one side where no speaker is known; "folder" where a piece or a speaker has its own."""
-    fit_seconds: Positive = 2000.0
+    fit_seconds: Seconds = 2000.0
     """Audio for the closed-form start."""
-    workers: int = Field(2, ge=0)
+    workers: int = Field(2, ge=0, le=1024)
     """Processes that read crops for each training process; 0 has it read them itself."""
 
     @model_validator(mode="after")
@@ -71,12 +75,12 @@ class LossConfig(Config):
     """Weight of every loss by name; 0 switches one off."""
 
     mel: Weight = 1.0
-    phase: Weight = 1.0
-    noise: Weight = 0.0
+    phase: Weight = 0.0
+    noise: Weight = 3.0
     commitment: Weight = 1.0
     codebook: Weight = 1.0
-    adversarial: Weight = 1.0
-    features: Weight = 2.0
+    adversarial: Weight = 0.1
+    features: Weight = 0.5
     balance: bool = False
     """Make the weights of all losses of the decoded audio shares of its gradient, whatever the losses' own scales."""
 
@@ -94,7 +98,7 @@ class OptimiserConfig(Config):
     rate: Positive = 1e-3
     final: Share = 0.02
     warmup: Count = 200
-    betas: tuple[float, float] = (0.8, 0.99)
+    betas: tuple[Decay, Decay] = (0.8, 0.99)
     decay: Weight = 0.01
     clip: Positive = 1.0
     """Largest norm of the gradient of all weights."""
@@ -107,13 +111,13 @@ class AdversaryConfig(Config):
 
     start: int | None = Field(None, ge=0)
     """Step at which they join; never when absent."""
-    every: Count = 1
+    every: Count = 2
     """Steps from one training of theirs to the next; what they say moves the model in all."""
-    rate: Positive = 5e-4
+    rate: Positive = 3e-4
     """Follows the model's schedule, after a warm-up of its own."""
-    windows: tuple[Count, ...] = Field((2048, 1024, 512), min_length=1)
+    windows: tuple[Window, ...] = Field((2048, 1024, 512), min_length=1)
     channels: Count = 16
-    crop: Positive = 0.75
+    crop: Seconds = 0.75
     """Seconds of each crop that they see; they cost more than everything else."""
 
 
@@ -123,7 +127,7 @@ class TrainConfig(Config):
     steps: Count = 20000
     start_from: str | None = None
     """A model to go on from, by name or path, instead of the closed-form start: of the same [model], but for search."""
-    seed: int = Field(0, ge=0)
+    seed: int = Field(0, ge=0, lt=2**63)
     precision: str = Field("auto", pattern="^(auto|float32|bfloat16|float16)$")
     """Of the networks; codebooks, transforms and losses are always float32. "auto" is bfloat16 where it is fast."""
     accumulate: Count = 1

@@ -58,11 +58,12 @@ class Record:
         if self.events is None:
             report("no TensorBoard here, record.csv alone: pip install 'codec[train]' for curves, sounds and pictures")
         path = folder / "record.csv"
-        before = path.read_text().splitlines() if path.exists() else []
-        self.table = path.open("w", newline="")
+        before = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else []
+        self.table = path.open("w", newline="", encoding="utf-8")
         self.rows = csv.writer(self.table, lineterminator="\n")
         self.rows.writerow(["step", "name", "value"])
-        kept = (row for row in csv.reader(before) if len(row) == 3 and row[0].isdigit())
+        cells = (line.split(",") for line in before)  # no csv.reader, for which a stray quote hides the lines after it
+        kept = (row for row in cells if len(row) == 3 and row[0].isdecimal())
         self.rows.writerows(row for row in kept if int(row[0]) <= step)
 
     def numbers(self, step: int, values: Mapping[str, float]) -> None:

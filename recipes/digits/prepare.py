@@ -1,5 +1,6 @@
 """Free Spoken Digit Dataset: DIGIT_SPEAKER_NUMBER.wav in one folder, 8 kHz."""
 
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -25,7 +26,10 @@ WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight",
 def layout(folder: Path, parts: Sequence[str]) -> Iterator[Clip]:
     """Numbers 0 to 4 of each digit and speaker are the dataset's own test set; 5 to 9 are held out for validation."""
     for path in sorted((folder / ARCHIVE.holds / "recordings").glob("*_*_*.wav")):
-        digit, speaker, number = path.stem.split("_")
+        named = re.fullmatch(r"([0-9])_([^_]+)_([0-9]+)", path.stem)
+        if named is None:  # not of the dataset
+            continue
+        digit, speaker, number = named.groups()
         split = "test" if int(number) < 5 else "valid" if int(number) < 10 else "train"
         yield Clip(
             path, path.name, set="digits", split=split, speaker=speaker, label=digit, transcript=WORDS[int(digit)]

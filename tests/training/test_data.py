@@ -48,7 +48,7 @@ def corpus(root: Path, **files: np.ndarray) -> Path:
 
 
 def made(
-    data: Path, out: Path, recipe: Recipe | None = None, *, resumed: bool = False
+    data: Path, out: Path, recipe: Recipe | None = None, *, resumed: bool | str = False
 ) -> tuple[Crops, Crops, list[str]]:
     reports: list[str] = []
     train, valid = material(recipe or recipe_with(), data, out, report=reports.append, resumed=resumed)
@@ -217,6 +217,40 @@ def test_other_audio_makes_a_new_index_or_stops_a_resumed_training(tmp_path: Pat
     with pytest.raises(ConfigError, match="is not the audio"):
         made(root, tmp_path / "out", resumed=True)
     assert len(names(made(root, tmp_path / "out", recipe_with(split_by="folder"))[0])) == 2
+
+
+def test_a_resumed_training_knows_its_audio_without_an_index(tmp_path: Path) -> None:
+    root = corpus(tmp_path / "data", a=np.full(4000, 1))
+    began = made(root, tmp_path / "out")[0].index.key
+    shutil.rmtree(tmp_path / "out")
+    assert made(root, tmp_path / "out", resumed=began)[0].index.key == began
+    shutil.rmtree(tmp_path / "out")
+    record(root / "train/b.wav", np.full(4000, 2))
+    with pytest.raises(ConfigError, match="is not the audio that this training began with"):
+        made(root, tmp_path / "out", resumed=began)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "size"),
+    [("index.json", 0), ("index.json", 40), ("train.rows", 10), ("valid.rows", None), ("names", 3), ("names", None)],
+)
+def test_a_damaged_index_is_made_again(name: str, size: int | None, tmp_path: Path) -> None:
+    root = corpus(tmp_path / "data", a=np.full(4000, 1), b=np.full(4000, 2))
+    before = names(made(root, tmp_path / "out")[0])
+    path = tmp_path / "out/index" / name
+    content = path.read_bytes()
+    path.unlink() if size is None else path.write_bytes(content[:size])
+    assert names(made(root, tmp_path / "out", resumed=True)[0]) == before
+    assert path.read_bytes() == content
+
+
+@pytest.mark.parametrize("content", ["[]", "{}", "1", '{"key": 1}', "\0"])
+def test_an_index_that_is_something_else_is_made_again(content: str, tmp_path: Path) -> None:
+    root = corpus(tmp_path / "data", a=np.full(4000, 1))
+    (tmp_path / "out/index").mkdir(parents=True)
+    (tmp_path / "out/index/index.json").write_text(content)
+    assert names(made(root, tmp_path / "out")[0]) == ["train/a.wav"]
 
 
 @pytest.mark.parametrize("moment", ["divided", "sort", "json.dumps"])

@@ -71,6 +71,19 @@ def test_a_resumed_record_drops_what_came_after_the_checkpoint(tmp_path: Path) -
     assert [(event.step, event.value) for event in events(tmp_path).Scalars("loss/mel")] == expected
 
 
+def test_a_damaged_table_keeps_its_whole_rows(tmp_path: Path) -> None:
+    with Record(tmp_path) as record:
+        record.numbers(1, {"loss/mel": 1})
+    damage = b'1,loss/\xff\xfe,2\n"1,loss,3\n\xc2\xb2,loss,4\n1,' + b"x" * 200_000 + b"\n1,loss/noise,5\n"
+    with (tmp_path / "record.csv").open("ab") as file:
+        file.write(damage)
+    with Record(tmp_path, 1) as record:
+        record.numbers(2, {"loss/mel": 6})
+    mel = "loss/mel"
+    expected = [["1", mel, "1"], ["1", "loss/\ufffd\ufffd", "2"], ["1", "loss/noise", "5"], ["2", mel, "6"]]
+    assert rows(tmp_path) == expected
+
+
 def test_a_new_run_has_a_new_table(tmp_path: Path) -> None:
     for _ in range(2):
         with Record(tmp_path) as record:
