@@ -139,15 +139,11 @@ class VectorQuantizer(Quantizer):
         out: Tensor = self.project_out(F.embedding(codes, table))
         return out
 
-    def encode_rows(self, rows: Tensor) -> Tensor:
-        """Codes [rows] of latents [rows, dim]."""
-        return self.nearest(self.project_in(rows))
-
     def encode(self, latents: Latents, books: int | None = None) -> Codes:
         batch = len(latents)
         with torch.autocast(latents.device.type, enabled=False):
             rows = rearrange(latents.float(), "batch dim frames -> (batch frames) dim")
-            return rearrange(self.encode_rows(rows), "(batch frames) -> batch 1 frames", batch=batch)
+            return rearrange(self.ranked(rows, 1), "(batch frames) 1 -> batch 1 frames", batch=batch)
 
     def decode(self, codes: Codes) -> Latents:
         return self.entries(codes[:, 0]).transpose(1, 2)  # [batch, dim, frames]

@@ -31,7 +31,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from codec.audio import atomic_output, open_reader
-from codec.corpus import Clip, clip_audio, clips, root_of
+from codec.corpus import Clip, clip_audio, clips, hashed, root_of
 from codec.errors import CodecError, ConfigError, InputNotFound, UnsupportedAudio
 
 if TYPE_CHECKING:
@@ -234,11 +234,6 @@ def length(clip: Clip, rate: int) -> int | CodecError:
             return time if time > 0 else UnsupportedAudio(f"{reader.label} has nothing from {clip.start:g} s on")
     except CodecError as error:
         return error
-
-
-def hashed(text: str) -> int:
-    """64 bits that stay the same everywhere and for ever."""
-    return int.from_bytes(hashlib.sha256(text.encode("utf-8", "surrogateescape")).digest()[:8])
 
 
 def chunks(found: BinaryIO) -> Iterator[NDArray[Any]]:

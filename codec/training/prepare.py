@@ -42,7 +42,7 @@ from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 
 from codec.audio import open_reader
-from codec.corpus import MANIFEST, Clip, write_manifest
+from codec.corpus import MANIFEST, Clip, hashed, write_manifest
 from codec.errors import CodecError, InputNotFound, StorageError, UsageError
 
 UNPACKED = ".unpacked"
@@ -457,7 +457,7 @@ def tar_entries(file: IO[bytes], suffix: str) -> Iterator[Entry]:
 
 def by_hash(name: str, *, valid: float, test: float = 0.0) -> str:
     """The split of everything by one speaker or of one piece, for data that comes without: the same for ever."""
-    place = int.from_bytes(hashlib.sha256(name.encode()).digest()[:8]) / 2**64
+    place = hashed(name) / 2**64
     return "valid" if place < valid else "test" if place < valid + test else "train"
 
 
