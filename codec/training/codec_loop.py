@@ -397,7 +397,8 @@ def assemble(recipe: Recipe, place: torch.device) -> Players:
     """Both sides with fresh weights, the same in every process."""
 
     def adamw(module: nn.Module) -> torch.optim.Optimizer:
-        return torch.optim.AdamW(module.parameters(), betas=recipe.optimiser.betas, weight_decay=recipe.optimiser.decay)
+        settings = recipe.optimiser
+        return torch.optim.AdamW(module.parameters(), betas=settings.betas, weight_decay=settings.decay, fused=True)
 
     torch.manual_seed(recipe.train.seed)
     model = CausalCodec(recipe.model).to(place).train()
