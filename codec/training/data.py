@@ -51,6 +51,7 @@ FADE = 0.005  # s, of the cross-fade where clips are joined: a step between two 
 MOST_GAIN = 10 ** (30 / 20)  # of levelling: 30 dB; pauses are not blown up to noise
 MIX_DB = 15.0  # the softer of two mixed crops lies at most so far below the other
 TONE_DB = (-50.0, -1.0)  # peaks of synthetic tones
+BED_DB = (-90.0, -25.0)  # noise under them, RMS below their peaks: alone, they would be learnt as silence
 
 ROW = np.dtype([("end", "<i8"), ("start", "<f8"), ("name", "<i8")])  # of an index: 24 bytes a clip, and its path
 FOUND = np.dtype(
@@ -433,22 +434,33 @@ def rms(audio: Samples) -> float:
 
 
 def tone(rng: np.random.Generator, time: int, rate: int) -> Samples:
-    """A steady tone, a sum of harmonics or a sweep [time], of a random pitch and level."""
+    """A steady tone, a sum of harmonics or a sweep [time], of a random pitch and level, on a bed of weak noise.
+
+    Half of the steady ones, and of the harmonics, have round pitches, as signals to test with do: their periods fit
+    into most hops, so that all frames are alike.
+    """
     low, top = 40.0, 0.45 * rate
     pitch, end = np.geomspace(low, top, 1001)[rng.integers(1001, size=2)]
     harmonics = 1
-    match ("steady", "harmonic", "sweep")[rng.integers(3)]:
+    match ("steady", "steady", "harmonic", "sweep")[rng.integers(4)]:
         case "steady":
-            end = pitch
+            end = pitch = rounded(rng, pitch)
         case "harmonic":
-            end = pitch = math.sqrt(low * pitch)  # in the lower half, with room for harmonics
+            end = pitch = rounded(rng, math.sqrt(low * pitch))  # in the lower half, with room for harmonics
             harmonics = min(12, int(top / pitch))
     phase = 2 * np.pi * np.cumsum(np.geomspace(pitch, end, time)) / rate
     audio = np.zeros(time)
     for number in range(1, harmonics + 1):
         audio += np.sin(number * phase + rng.uniform(0, 2 * np.pi)) / number
+    audio /= np.abs(audio).max()
+    audio += 10 ** (rng.uniform(*BED_DB) / 20) * rng.standard_normal(time)
     audio *= 10 ** (rng.uniform(*TONE_DB) / 20) / np.abs(audio).max()
     return audio.astype(np.float32)
+
+
+def rounded(rng: np.random.Generator, pitch: float) -> float:
+    """Every other pitch, a multiple of 50 Hz instead."""
+    return max(50.0, 50.0 * round(pitch / 50)) if rng.random() < 0.5 else pitch
 
 
 def material(
