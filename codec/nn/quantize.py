@@ -61,6 +61,13 @@ class Quantizer(nn.Module):
     def forward(self, latents: Latents, books: Tensor | None = None) -> Quantized:
         """Training pass; `books` [batch] says how many books each item uses (all when None). Changes nothing."""
 
+    def vectors(self) -> Tensor | None:
+        """What every code of every book stands for [books, codebook_size, dim]; latents are sums of them.
+
+        None where a book's codes mean nothing by themselves.
+        """
+        return None
+
     def learn(self, parts: Sequence[Quantized]) -> None:
         """Move what no gradient moves, after a step on these parts of a batch.
 
@@ -179,6 +186,10 @@ class VectorQuantizer(Quantizer):
         codes = rearrange(codes, "(batch frames) -> batch 1 frames", batch=batch)
         seen = (inner,) if self.learning == "ema" else ()
         return Quantized(decoded, codes, commitment.mean(), codebook.mean(), seen)
+
+    @torch.no_grad()
+    def vectors(self) -> Tensor:
+        return self.entries(torch.arange(self.codebook_size, device=self.codebook.device))[None]
 
     def learn(self, parts: Sequence[Quantized]) -> None:
         move([self], parts)
@@ -344,6 +355,9 @@ class ResidualVQ(Quantizer):
         if not self.stages[0].projected:
             out = out + (latents - latents.detach())
         return Quantized(out, torch.stack(codes, dim=1), commitment, codebook, tuple(seen))
+
+    def vectors(self) -> Tensor:
+        return torch.cat([stage.vectors() for stage in self.stages])
 
     def learn(self, parts: Sequence[Quantized]) -> None:
         move(list(self.stages), parts)

@@ -1,0 +1,218 @@
+"""What every language model of codes offers, whatever its network."""
+
+from __future__ import annotations
+
+import difflib
+from abc import abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from typing import Literal, NamedTuple, Self, TypeAlias
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from pydantic import Field
+from torch import Tensor, nn
+
+from codec.config import Config
+from codec.errors import UsageError
+from codec.lm.patterns import Pattern, PatternConfig
+from codec.models.base import Books, CodebookSize
+from codec.nn.half import HalfLinear, replace_linears
+from codec.nn.shapes import Codes, Logits
+from codec.nn.streaming import State
+
+Column: TypeAlias = Int[Tensor, "batch books"]
+Context: TypeAlias = Tensor
+"""What a step knows of the steps before it; each family's own."""
+Pick: TypeAlias = Callable[[Tensor, int], Tensor]
+"""From logits [batch, books, codebook_size + 1] of some books, and the number of the first of them, to their codes."""
+
+
+class Source(Config):
+    """Whose codes a model learnt: the codec's name and weights, how many of its books, and the classes of recordings.
+
+    `dim` is the size of the vectors that the codes stand for. `classes` has the names of every kind, as {"label":
+    ("yes", "no"), "speaker": (…)}.
+    """
+
+    codec: str
+    weights_hash: str
+    books: Books
+    codebook_size: CodebookSize
+    dim: int
+    classes: dict[str, tuple[str, ...]] = Field({})
+
+
+class PriorConfig(Config):
+    """What every family's configuration has."""
+
+    family: str
+    pattern: PatternConfig = PatternConfig()
+    vectors: Literal["codebook", "learnt"] = "codebook"
+    """What codes look like to the model: the codec's own vectors, or vectors to learn from nothing."""
+    guidance: float = Field(1.0, ge=0)
+    """How much generation makes of what it is told, unless it is said then; 1 is as learnt."""
+    temperature: float = Field(1.0, gt=0)
+    """Of its sampling, likewise."""
+
+
+class Conditions(NamedTuple):
+    """What a batch is told beforehand.
+
+    `classes` are the numbers of names, in the order of `Source.classes`, -1 for one that is not said. `text` is UTF-8,
+    -1 after its end; where it has no byte, none is said.
+    """
+
+    classes: Int[Tensor, "batch kinds"]
+    text: Int[Tensor, "batch bytes"]
+
+    def to(self, device: torch.device) -> Conditions:
+        """The same, elsewhere."""
+        return Conditions(self.classes.to(device), self.text.to(device))
+
+
+class CodeVectors(nn.Module):
+    """Codes to vectors: those of the codec's books, which stay as they are, or learnt ones; holes are learnt in both.
+
+    Frozen vectors of the codec are what RQ-Transformer (Lee et al. 2022, section 3.2) feeds its model with. They are in
+    units of the first book's mean length, so that their sums over books are in proportion.
+    """
+
+    entries: Tensor
+    scale: Tensor
+    places: Tensor
+
+    def __init__(self, source: Source, kind: Literal["codebook", "learnt"]) -> None:
+        super().__init__()
+        shape = source.books, source.codebook_size, source.dim
+        self.books, self.size, self.dim = shape
+        if kind == "learnt":
+            self.entries = nn.Parameter(torch.randn(shape))
+        else:
+            self.register_buffer("entries", torch.randn(shape))
+        self.hole = nn.Parameter(torch.zeros(source.books, source.dim))
+        self.register_buffer("scale", torch.ones(source.books))
+        self.register_buffer("places", self.size * torch.arange(self.books)[:, None], persistent=False)
+
+    @torch.no_grad()
+    def start(self, vectors: Tensor) -> None:
+        """Take a codec's `Quantizer.vectors` [books or more, codebook_size, dim] for the entries."""
+        vectors = vectors[: self.books].float()
+        lengths = vectors.square().sum(dim=-1).mean(dim=-1).sqrt().clamp(min=1e-12)  # [books]
+        self.entries.copy_(vectors / lengths[0] * self.dim**0.5)
+        self.scale.copy_(lengths / lengths[0])
+
+    def forward(self, codes: Codes, first: int = 0) -> Float[Tensor, "batch books steps dim"]:
+        """Vectors of codes [batch, books, steps] of the books from `first` on; code `size` is a hole."""
+        last = first + codes.shape[1]
+        places = codes.clamp(max=self.size - 1) + self.places[first:last]
+        found = F.embedding(places, self.entries.flatten(0, 1))
+        return torch.where((codes == self.size)[..., None], self.hole[first:last, None], found)
+
+    def alike(self, codes: Codes) -> Float[Tensor, "batch steps parts"]:
+        """As `forward`, all books of a step as one vector, each in units of its own length."""
+        vectors: Tensor = self(codes)
+        return (vectors / self.scale[:, None, None]).transpose(1, 2).flatten(2)
+
+
+class Prior(nn.Module):
+    """A language model of codes. It sees a recording as columns [batch, books, steps], laid out by its `pattern`.
+
+    Code `codebook_size` means a hole in a column, and the end of the recording among the classes of book 0. A family
+    gives the four methods below; `sampling.generate_frames` drives them.
+    """
+
+    name: str | None = None
+    weights_hash: str | None = None
+    vectors: CodeVectors
+    ends: Tensor
+
+    def __init__(self, config: PriorConfig, source: Source) -> None:
+        super().__init__()
+        self.config = config
+        self.source = source
+        self.pattern = Pattern(config.pattern, source.books)
+        self.hole = source.codebook_size
+        ends = torch.zeros(source.books, source.codebook_size + 1)
+        ends[1:, -1] = -torch.inf
+        self.register_buffer("ends", ends, persistent=False)
+
+    @abstractmethod
+    def forward(self, columns: Codes, conditions: Conditions) -> Logits:
+        """Logits [batch, books, steps, codebook_size + 1] of every cell, given the columns before it.
+
+        Models that decide a column book by book also see the books before it in its own column. The end is -inf for all
+        books but the first.
+        """
+
+    @abstractmethod
+    def initial_state(self, conditions: Conditions) -> State:
+        """The state before the first step."""
+
+    @abstractmethod
+    def advance(self, column: Column, state: State) -> tuple[Context, State]:
+        """What is known after a column, given the one of the step before (holes before the first step).
+
+        The state is used up: go on with the new one.
+        """
+
+    @abstractmethod
+    def decide(self, context: Context, pick: Pick) -> Column:
+        """The next column, its codes chosen by `pick`, which is asked once for all books or once for each."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return next(self.parameters()).device
+
+    def without_end(self, logits: Logits) -> Logits:
+        """The logits [batch, books, codebook_size + 1], or of several steps, with no end but in the first book."""
+        ends = self.ends.to(logits.dtype)  # [books, classes]
+        return logits + (ends if logits.ndim == 3 else ends[:, None])
+
+    def for_steps(self) -> Self:
+        """Itself, its matrices laid out as products with few rows read them fastest; they cannot be trained any more.
+
+        With numbers of 16 bits, as those of a shipped model are, steps take a quarter of the time.
+        """
+
+        def laid_out(linear: nn.Linear) -> nn.Linear:
+            if HalfLinear.fits(linear.weight):
+                return HalfLinear(linear)
+            linear.weight = nn.Parameter(linear.weight.detach().t().contiguous().t(), requires_grad=False)
+            return linear
+
+        replace_linears(self, laid_out)
+        return self
+
+    def shifted(self, columns: Codes) -> Codes:
+        """What the model sees at every step: the column of the step before, and holes at the first."""
+        return F.pad(columns[..., :-1], (1, 0), value=self.hole)
+
+    def conditions(self, rows: Sequence[Mapping[str, str]]) -> Conditions:
+        """Conditions of a batch, one row each: {"label": "7"}, {"text": "yes", "speaker": "anna"} or {} for none.
+
+        Raises UsageError for a kind or a name that the model does not know.
+        """
+        kinds = list(self.source.classes)
+        takes_text = getattr(self.config, "text", False)
+        classes = torch.full((len(rows), len(kinds)), -1)
+        texts = []
+        for number, row in enumerate(rows):
+            for kind, name in row.items():
+                if kind == "text" and takes_text:
+                    continue
+                if kind not in kinds:
+                    known = ", ".join([*kinds, *(["text"] if takes_text else [])]) or "nothing: it knows no classes"
+                    raise UsageError(f"this model takes no {kind}; it can be given {known}")
+                names = self.source.classes[kind]
+                if name not in names:
+                    close = difflib.get_close_matches(name, names, n=1)
+                    shown = ", ".join(names[:20]) + (", …" if len(names) > 20 else "")
+                    hint = f"did you mean {close[0]}? It" if close else "it"
+                    raise UsageError(f"this model knows no {kind} {name}: {hint} knows {shown}")
+                classes[number, kinds.index(kind)] = names.index(name)
+            texts.append(torch.tensor(list(row.get("text", "").encode()), dtype=torch.int64))
+        longest = max(map(len, texts), default=0)
+        text = torch.stack([F.pad(one, (0, longest - len(one)), value=-1) for one in texts])
+        return Conditions(classes, text).to(self.device)

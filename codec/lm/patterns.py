@@ -1,0 +1,122 @@
+"""Patterns: in which order a language model decides the codes of a recording.
+
+A recording is a grid of cells, one code for each (frame, book); a pattern puts every cell into one step. Three books:
+
+    parallel              delay 0, 1, 2          flatten                     coarse first, blocks of 2 frames
+    step    0  1  2       step    0  1  2  3     step    0  1  2  3  4  5    step    0  1  2  3  4  5
+    book 0  0  1  2       book 0  0  1  2  3     book 0  0  .  .  1  .  .    book 0  0  1  .  .  2  3
+    book 1  0  1  2       book 1  .  0  1  2     book 1  .  0  .  .  1  .    book 1  .  .  0  1  .  .
+    book 2  0  1  2       book 2  .  .  0  1     book 2  .  .  0  .  .  1    book 2  .  .  0  1  .  .
+
+(the numbers are frames, a dot is a hole). All of them are one formula, of each book's `delay` and `group`, of the
+number of groups G and of the frames W of a block:
+
+    step(frame, book) = ((frame + delay) // W) * W * G  +  group * W  +  (frame + delay) % W
+
+Delay and the flattened orders are of Copet et al. 2023, section 2.1; coarse-first is there too, but for recordings of a
+known length: here it goes block by block, so that it has no end either.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from pydantic import Field, model_validator
+from torch import Tensor
+
+from codec.config import Config
+from codec.errors import ConfigError
+from codec.nn.shapes import Codes
+
+
+class PatternConfig(Config):
+    """Which pattern; what another kind needs may not be set."""
+
+    kind: Literal["parallel", "delay", "flatten", "coarse_first"] = "delay"
+    delays: tuple[int, ...] | None = None
+    """Of kind "delay": frames that each book comes later, 0, 1, 2, … unless said; (0, 1, 1) is a partial delay."""
+    groups: tuple[int, ...] | None = None
+    """Of kind "flatten": which step of a frame decides each book, a step each unless said; (0, 1, 1) is partial."""
+    block: int | None = Field(None, ge=1)
+    """Of kind "coarse_first": frames whose first book is decided before their others, 32 unless said."""
+
+    @model_validator(mode="after")
+    def check_kind(self) -> PatternConfig:
+        """No key of another kind."""
+        for key, kind in (("delays", "delay"), ("groups", "flatten"), ("block", "coarse_first")):
+            if getattr(self, key) is not None and self.kind != kind:
+                raise ValueError(f'{key} is for kind = "{kind}", not for "{self.kind}": leave it out')
+        return self
+
+
+class Pattern:
+    """A pattern for so many books; it knows no length, so a sequence may go on for ever.
+
+    `per_frame` is the number of steps a frame takes, `latency_frames` how many later frames have begun when a frame is
+    whole. Raises ConfigError for delays or groups that do not go with the books.
+    """
+
+    def __init__(self, config: PatternConfig, books: int) -> None:
+        none = (0,) * books
+        self.config = config
+        self.books = books
+        self.delays, self.groups, self.block = none, none, 1
+        match config.kind:
+            case "delay":
+                self.delays = tuple(range(books)) if config.delays is None else config.delays
+            case "flatten":
+                self.groups = tuple(range(books)) if config.groups is None else config.groups
+            case "coarse_first":
+                self.groups, self.block = (0, *(1,) * (books - 1)), config.block or 32
+        for name in ("delays", "groups"):
+            values = getattr(self, name)
+            if len(values) != books:
+                raise ConfigError(f"pattern.{name} = {list(values)} is for {len(values)} books, not {books}")
+            if min(values) != 0:
+                raise ConfigError(f"pattern.{name} = {list(values)} must begin at 0 and never go below")
+        self.per_frame = max(self.groups) + 1
+        if set(self.groups) != set(range(self.per_frame)):
+            raise ConfigError(f"pattern.groups = {list(self.groups)} leave out a step: number them 0, 1, 2, …")
+        self.period = self.block * self.per_frame  # steps after which the holes are the same again
+        self.latency_frames = max(self.delays) + (self.block - 1 if self.per_frame > 1 else 0)
+
+    def steps(self, frames: int) -> int:
+        """Steps up to the last cell of the first `frames` frames."""
+        return 0 if frames == 0 else max(self._step(frames - 1, book) for book in range(self.books)) + 1
+
+    def whole_frames(self, steps: int) -> int:
+        """Frames all of whose cells lie within the first `steps` steps."""
+        frames = max(0, steps // self.per_frame - self.latency_frames - 1)  # never too many
+        while self.steps(frames + 1) <= steps:
+            frames += 1
+        return frames
+
+    def cells(self, first: int, last: int) -> Tensor:
+        """The frame [books, steps] that each of the steps from `first` to before `last` decides, -1 for a hole."""
+        delays, groups = torch.tensor(self.delays)[:, None], torch.tensor(self.groups)[:, None]
+        steps = torch.arange(first, last)
+        inside = steps % self.period
+        frames = steps // self.period * self.block + inside % self.block - delays
+        return torch.where((inside // self.block == groups) & (frames >= 0), frames, -1)
+
+    def lay_out(self, codes: Codes, hole: int) -> Codes:
+        """Columns [batch, books, steps] of codes [batch, books, frames]; `hole` where a step decides nothing."""
+        frames = codes.shape[-1]
+        cells = self.cells(0, self.steps(frames)).to(codes.device)
+        there = (cells >= 0) & (cells < frames)
+        taken = codes.gather(2, torch.where(there, cells, 0).expand(len(codes), -1, -1)) if frames else codes
+        return torch.where(there, taken, hole)
+
+    def read_back(self, columns: Codes, frames: int) -> Codes:
+        """Codes [batch, books, frames] of columns that hold all their cells; inverse of `lay_out`."""
+        return columns.gather(2, self.places(0, frames).to(columns.device).expand(len(columns), -1, -1))
+
+    def places(self, first: int, last: int) -> Tensor:
+        """The step [books, frames] that decides each cell of the frames from `first` to before `last`."""
+        rows = [[self._step(frame, book) for frame in range(first, last)] for book in range(self.books)]
+        return torch.tensor(rows, dtype=torch.int64).reshape(self.books, last - first)
+
+    def _step(self, frame: int, book: int) -> int:
+        block, inside = divmod(frame + self.delays[book], self.block)
+        return block * self.period + self.groups[book] * self.block + inside

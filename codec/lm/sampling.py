@@ -1,0 +1,419 @@
+"""Generating codes: what may be drawn, and the loop that draws them from any language model.
+
+`given` codes are forced, -1 is what the model decides. A prompt of two frames that goes on, and a gap that is filled:
+
+    frame    0  1  2  3  4          frame    0  1  2  3  4
+    book 0   5  2 -1 -1 -1          book 0   5  2 -1 -1  7
+    book 1   0  4 -1 -1 -1          book 1   0  4 -1 -1  3
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from itertools import count
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from codec.config import Config
+from codec.errors import UsageError
+from codec.lm.base import Column, Conditions, Prior
+from codec.nn.shapes import Codes
+
+AHEAD = 64  # steps planned at once; what a seed means depends on it
+NEVER = 2**62  # a frame that does not come
+
+
+class Sampling(Config):
+    """How codes are drawn. What can be one number for all books can also be one for each, as (1.0, 0.9, 0.8).
+
+    The filters work one after another, each on what the one before left, rescaled: top_k the most probable codes,
+    top_p the fewest that are so probable together, min_p those at least so probable beside the most probable one.
+    Codes that are as probable as the last one kept are kept too.
+    """
+
+    temperature: float | tuple[float, ...] = 1.0
+    top_k: int | tuple[int, ...] | None = None
+    top_p: float | tuple[float, ...] | None = None
+    min_p: float | tuple[float, ...] | None = None
+    repetition_share: float | None = None
+    """A code of book 0 that was more than this share of its last codes is drawn again, from what no filter has touched
+    (repetition aware sampling, Chen et al. 2024, VALL-E 2, section 3.3.3; they take 0.1)."""
+    repetition_window: int = 10
+    """How many codes of book 0 are looked back on for it."""
+
+
+class Sampler:
+    """Draws codes as a `Sampling` says, all rows and books at once. Raises UsageError for what cannot be drawn so."""
+
+    def __init__(self, sampling: Sampling, *, books: int, codebook_size: int, device: torch.device) -> None:
+        self._device = device
+        self._temperature = self._of_books("temperature", sampling.temperature, books)
+        self._top_k = self._of_books("top_k", sampling.top_k, books)
+        self._top_p = self._of_books("top_p", sampling.top_p, books)
+        self._min_p = self._of_books("min_p", sampling.min_p, books)
+        self.window, self._share = sampling.repetition_window, sampling.repetition_share
+        for temperature in _values(sampling.temperature):
+            if temperature <= 0:
+                raise UsageError(
+                    f"a temperature of {temperature:g} is no temperature: use top_k = 1 for the most probable code"
+                )
+        for most in _values(sampling.top_k):
+            if not 1 <= most <= codebook_size:
+                raise UsageError(f"top_k = {most} is not within 1 to {codebook_size}, the codes of a book: change it")
+        for share in _values(sampling.top_p):
+            if not 0 < share <= 1:
+                raise UsageError(f"top_p = {share:g} is not above 0 and up to 1: change it, or leave it out")
+        for share in _values(sampling.min_p):
+            if not 0 <= share <= 1:
+                raise UsageError(f"min_p = {share:g} is not within 0 to 1: change it, or leave it out")
+        if self.window < 1:
+            raise UsageError(f"repetition_window = {self.window} holds no codes: make it at least 1")
+        if self._share is not None and not 0 <= self._share <= 1:
+            raise UsageError(f"repetition_share = {self._share:g} is not within 0 to 1: change it, or leave it out")
+
+    @property
+    def looks_back(self) -> bool:
+        """Whether `draw` needs to know the last codes of book 0."""
+        return self._share is not None
+
+    def draw(
+        self,
+        logits: Float[Tensor, "batch some classes"],
+        first: int,
+        uniform: Float[Tensor, "batch more"],
+        recent: Int[Tensor, "batch window"] | None = None,
+    ) -> Int[Tensor, "batch some"]:
+        """Codes of some books, the first of which is `first`.
+
+        `uniform` has a number within [0, 1) for each of the model's books and one more; `recent` are the last codes of
+        book 0, -1 where there were none yet. Raises UsageError for logits that are no numbers.
+        """
+        books = slice(first, first + logits.shape[1])
+        logits = logits.float()
+        if self._temperature is not None:
+            logits = (logits - logits.amax(dim=-1, keepdim=True)) / self._temperature[books]
+        shares = logits.softmax(dim=-1)
+        codes = _drawn(self._filtered(shares, books), uniform[:, books])
+        if first == 0 and self._share is not None:
+            assert recent is not None
+            often = (recent == codes[:, :1]).float().mean(dim=1, keepdim=True) > self._share
+            codes[:, :1] = torch.where(often, _drawn(shares[:, :1], uniform[:, -1:]), codes[:, :1])
+        return codes
+
+    def _filtered(self, shares: Tensor, books: slice) -> Tensor:
+        """The shares [batch, some, classes], 0 for what may not be drawn. In order of size, what may comes first."""
+        least = None
+        if self._top_k is not None or self._top_p is not None:
+            ranked = _ranked(shares)
+            last = torch.full_like(ranked[..., :1], ranked.shape[-1] - 1, dtype=torch.int64)
+            if self._top_k is not None:
+                last = (self._top_k[books].long() - 1).expand_as(last)
+            if self._top_p is not None:
+                sums = ranked.cumsum(dim=-1, dtype=torch.float64)
+                last = torch.minimum(last, torch.searchsorted(sums, self._top_p[books] * sums.gather(-1, last)))
+            least = ranked.gather(-1, last)
+        if self._min_p is not None:
+            near = self._min_p[books] * shares.amax(dim=-1, keepdim=True)
+            least = near if least is None else torch.maximum(least, near)
+        return shares if least is None else shares * (shares >= least)  # `where` is ten times slower
+
+    def _of_books(self, name: str, value: float | tuple[float, ...] | None, books: int) -> Tensor | None:
+        """One value for each book [books, 1]; None for what changes nothing."""
+        if value is None or (name == "temperature" and value == 1):
+            return None
+        values = _values(value)
+        if len(values) not in (1, books) or (isinstance(value, tuple) and len(values) != books):
+            raise UsageError(f"{name} has {len(values)} values, the model {books} books: give one for each, or one")
+        values = values * books if len(values) < books else values
+        dtype = torch.float32 if name == "temperature" else torch.float64
+        return torch.tensor(values, dtype=dtype, device=self._device)[:, None]
+
+
+def generate_frames(
+    lm: Prior,
+    *,
+    seeds: Sequence[int],
+    conditions: Conditions | None = None,
+    guidance: float | None = None,
+    sampling: Sampling | None = None,
+    frames: int | None = None,
+    given: Codes | None = None,
+    stop: bool = True,
+) -> Iterator[Codes]:
+    """Codes [batch, books, 1 or more frames] as soon as all books of a frame are known, -1 after a row's own end.
+
+    There is a row for each seed. It depends on its own seed, conditions and given codes, and not on the other rows.
+    It goes on until every row has ended, or up to so many `frames`; without `stop` no row ends. `given` codes [batch,
+    books or fewer, frames] are forced and count as frames, what is -1 there is decided.
+
+    `guidance` scales what the conditions change: logits = untold + guidance × (told - untold) (Ho & Salimans 2022). It
+    and `sampling` are as the model's configuration says unless they are given.
+
+    Raises UsageError for arguments that contradict the model or each other; while it runs, for logits that are no
+    numbers.
+    """
+    if not len(seeds):
+        raise UsageError("there are no seeds: give one for each row to generate")
+    if min(seeds) < 0:
+        raise UsageError(f"a seed of {min(seeds)} is below 0: use whole numbers from 0 on")
+    if frames is not None and frames < 1:
+        raise UsageError(f"{frames} frames are nothing to generate: ask for at least 1")
+    if guidance is None:
+        guidance = lm.config.guidance
+    if sampling is None:
+        sampling = Sampling(temperature=lm.config.temperature)
+    source = lm.source
+    sampler = Sampler(sampling, books=source.books, codebook_size=source.codebook_size, device=lm.device)
+    known = _checked(lm, given, rows=len(seeds), frames=frames)
+    told, guided = _told(lm, conditions, guidance, rows=len(seeds))
+    return _run(
+        lm, _plan(lm, seeds, known), told, guidance if guided else None, sampler, frames, _earliest(known, stop)
+    )
+
+
+@torch.inference_mode()
+def infill(
+    lm: Prior,
+    given: Codes,
+    *,
+    seeds: Sequence[int],
+    conditions: Conditions | None = None,
+    guidance: float | None = None,
+    sampling: Sampling | None = None,
+    candidates: int = 16,
+    after: int = 50,
+) -> Codes:
+    """The given codes [batch, books, frames] with what is -1 filled, so that it also leads to what comes after it.
+
+    The model looks back alone; so each gap is filled `candidates` times, and one of them is drawn in proportion to how
+    probable it makes the known codes up to `after` frames past the gap (sampling importance resampling, Rubin 1988).
+
+    Raises UsageError as `generate_frames`, and for fewer than 1 candidate.
+    """
+    if candidates < 1:
+        raise UsageError(f"{candidates} candidates are none to choose from: ask for at least 1")
+    given = _checked(lm, given, rows=len(seeds), frames=None)
+    filled = given.clone()
+    for row, seed in enumerate(seeds):
+        gaps = (given[row] < 0).any(dim=0).nonzero()
+        if not len(gaps):
+            continue
+        until = int(gaps[-1]) + 1 + after
+        told = None if conditions is None else Conditions(*(part[row : row + 1] for part in conditions))
+        pieces = generate_frames(
+            lm,
+            seeds=np.random.SeedSequence(seed).generate_state(candidates, np.uint64).tolist(),
+            conditions=None if told is None else Conditions(*(part.expand(candidates, -1) for part in told)),
+            guidance=guidance,
+            sampling=sampling,
+            frames=min(until, given.shape[2]),
+            given=given[row : row + 1, :, :until].expand(candidates, -1, -1),
+            stop=False,
+        )
+        tried = torch.cat(list(pieces), dim=2)
+        likely = torch.stack([_log_probability(lm, one, given[row, :, :until] >= 0, told) for one in tried])
+        uniform = torch.tensor([[np.random.default_rng(seed).random()]], device=lm.device)
+        chosen = _drawn(likely.softmax(dim=0)[None, None], uniform)
+        filled[row, :, :until] = tried[int(chosen)]
+    return filled
+
+
+def longest_prompt(lm: Prior) -> int | None:
+    """Frames of the longest prompt that a model can look back on; None if it can on any."""
+    context: int | None = getattr(lm.config, "context", None)
+    return None if context is None else lm.pattern.whole_frames(context)
+
+
+class _Step(NamedTuple):
+    """What is clear about a step before it comes: which frame [books] each book decides (-1: none), and its numbers.
+
+    `fixed` [batch, books] are the codes that nobody decides: given ones, and holes; -1 for the others. `first_frame`
+    is that of book 0, `is_fixed` says that there are no others, `uniform` is [batch, books + 1].
+    """
+
+    frames: Tensor
+    first_frame: int
+    fixed: Tensor
+    is_fixed: bool
+    uniform: Tensor
+
+
+def _plan(lm: Prior, seeds: Sequence[int], known: Codes) -> Iterator[_Step]:
+    """All steps, without end. Each has its random numbers, used or not: they depend on seed, step and book alone."""
+    batch, books, frames = known.shape
+    generators = [np.random.default_rng(seed) for seed in seeds]
+    for first in count(step=AHEAD):
+        cells = lm.pattern.cells(first, first + AHEAD)  # [books, steps]
+        first_frames = cells[0].tolist()
+        cells = cells.to(lm.device)
+        fixed = torch.where(cells < 0, lm.hole, -1).expand(batch, -1, -1)
+        if frames:
+            inside = (cells >= 0) & (cells < frames)
+            fixed = torch.where(inside, known.gather(2, cells.clamp(0, frames - 1).expand(batch, -1, -1)), fixed)
+        is_fixed = (fixed >= 0).all(dim=1).all(dim=0).tolist()
+        drawn = np.stack([generator.random((AHEAD, books + 1), np.float32) for generator in generators], axis=1)
+        uniform = torch.from_numpy(drawn).to(lm.device)
+        for step in range(AHEAD):
+            yield _Step(cells[:, step], first_frames[step], fixed[:, :, step], is_fixed[step], uniform[step])
+
+
+@torch.inference_mode()
+def _run(
+    lm: Prior,
+    plan: Iterator[_Step],
+    told: Conditions,
+    guidance: float | None,
+    sampler: Sampler,
+    frames: int | None,
+    earliest: Tensor,
+) -> Iterator[Codes]:
+    """`generate_frames` after its checks. With `guidance`, the rows that were told nothing follow the others.
+
+    Conditions have then twice as many rows as `earliest` [batch], the first frame at which each row may end.
+    """
+    batch, pattern, hole, device = len(earliest), lm.pattern, lm.hole, earliest.device
+    halves = 1 if guidance is None else 2
+    last = NEVER if frames is None else frames  # frames in all, as far as known
+    no_end, some_end = int(earliest.max()), int(earliest.min())
+    ended = torch.full_like(earliest, NEVER)  # the frame at which each row ended
+    has_ended = False
+    recent = torch.full((batch, sampler.window), -1, device=device)
+    columns: list[Column] = []  # from step `oldest` on
+    oldest = whole = 0
+    number: int
+    step: _Step
+    fixed: Tensor  # of this step, once rows have ended
+
+    def pick(logits: Tensor, first: int) -> Tensor:
+        books = slice(first, first + logits.shape[1])
+        if guidance is not None:
+            told_logits, untold = logits.float().chunk(2)
+            logits = untold + guidance * (told_logits - untold)
+            logits[:, 0 if first else 1 :, -1] = -torch.inf  # inf - inf
+        if first == 0 and step.first_frame < no_end:
+            early = step.first_frame < earliest
+            logits = logits.clone()
+            logits[:, 0, -1].masked_fill_(early, -torch.inf)
+        try:
+            drawn = sampler.draw(logits, first, step.uniform, recent)
+        except UsageError as error:
+            raise UsageError(f"step {number}, book {first}: {error}") from error
+        codes = torch.where(fixed[:, books] < 0, drawn, fixed[:, books])
+        return codes.repeat(halves, 1)
+
+    state = lm.initial_state(told)
+    column = torch.full((batch, lm.source.books), hole, device=device)
+    for number, step in enumerate(plan):
+        context, state = lm.advance(column.repeat(halves, 1), state)
+        fixed = torch.where(step.frames >= ended[:, None], hole, step.fixed) if has_ended else step.fixed
+        column = fixed if step.is_fixed else lm.decide(context, pick)[:batch]
+        if step.first_frame >= some_end:
+            ends = (column[:, 0] == hole) & (fixed[:, 0] < 0)
+            if ends.any():
+                has_ended = True
+                ended = torch.where(ends, step.first_frame, ended)
+                column = torch.where(step.frames >= ended[:, None], hole, column)
+                last = min(last, int(ended.max()))
+        if sampler.looks_back and step.first_frame >= 0:
+            recent = torch.cat([recent[:, 1:], column[:, :1]], dim=1)
+        columns.append(column)
+        now = min(pattern.whole_frames(number + 1), last)
+        if now > whole:
+            places = pattern.places(whole, now + 1).to(device) - oldest
+            codes = torch.stack(columns, dim=2).gather(2, places[:, :-1].expand(batch, -1, -1))
+            if has_ended:
+                over = torch.arange(whole, now, device=device) >= ended[:, None]
+                codes = codes.masked_fill(over[:, None], -1)
+            yield codes
+            passed = int(places[:, -1].min())  # steps that no later frame asks for
+            del columns[:passed]
+            oldest, whole = oldest + passed, now
+        if whole >= last:
+            return
+
+
+def _checked(lm: Prior, given: Codes | None, *, rows: int, frames: int | None) -> Codes:
+    """The given codes [rows, all books, frames], -1 for books that are not given; no frame for None."""
+    books, size = lm.source.books, lm.source.codebook_size
+    if given is None:
+        return torch.zeros(rows, books, 0, dtype=torch.int64, device=lm.device)
+    if given.ndim != 3 or given.dtype != torch.int64:
+        raise UsageError(f"given codes are {given.dtype} {list(given.shape)}; give int64 [batch, books, frames]")
+    if len(given) != rows:
+        raise UsageError(f"there are {rows} seeds and given codes of {len(given)} rows: give as many of both")
+    if given.shape[1] > books:
+        raise UsageError(f"given codes have {given.shape[1]} books, the model {books}: leave the last ones out")
+    if given.numel() and not -1 <= int(given.min()) <= int(given.max()) < size:
+        raise UsageError(
+            f"given codes run from {int(given.min())} to {int(given.max())}; the model's run from 0 to {size - 1}, "
+            "and -1 is for those that are not known"
+        )
+    if frames is not None and given.shape[2] > frames:
+        raise UsageError(f"{given.shape[2]} frames are given and {frames} asked for: ask for more, or give fewer")
+    known = torch.full((rows, books, given.shape[2]), -1, device=lm.device)
+    known[:, : given.shape[1]] = given.to(lm.device)
+    front = int((known >= 0).all(dim=1).long().cumprod(dim=1).sum(dim=1).max()) if given.shape[2] else 0
+    most = longest_prompt(lm)
+    if most is not None and front > most:
+        raise UsageError(f"a prompt of {front} frames is longer than the model's context: give its last {most}")
+    return known
+
+
+def _earliest(known: Codes, stop: bool) -> Tensor:
+    """The first frame at which each row may end [batch]: after what is given, or never."""
+    batch, _, frames = known.shape
+    if not stop:
+        return torch.full((batch,), NEVER, device=known.device)
+    after = torch.arange(1, frames + 1, device=known.device) * (known >= 0).any(dim=1)
+    return after.amax(dim=1) if frames else torch.zeros(batch, dtype=torch.int64, device=known.device)
+
+
+def _told(lm: Prior, conditions: Conditions | None, guidance: float, *, rows: int) -> tuple[Conditions, float | None]:
+    """What the model is told, and the guidance. Where that is needed, rows that are told nothing follow the others."""
+    if not math.isfinite(guidance):
+        raise UsageError(f"a guidance of {guidance} is no number: 1 is none, 2 or 3 are common")
+    nothing = lm.conditions([{}] * rows)
+    if conditions is None:
+        return nothing, None
+    if conditions.classes.shape != nothing.classes.shape or len(conditions.text) != rows:
+        given = len(conditions.classes)
+        raise UsageError(f"there are {rows} seeds and conditions of {given} rows: give as many of both")
+    if guidance in (0, 1):
+        return conditions.to(lm.device) if guidance else nothing, None
+    conditions = conditions.to(lm.device)
+    text = torch.cat([conditions.text, torch.full_like(conditions.text, -1)])
+    return Conditions(torch.cat([conditions.classes, nothing.classes]), text), guidance
+
+
+def _log_probability(lm: Prior, codes: Tensor, known: Tensor, told: Conditions | None) -> Tensor:
+    """Of the `known` among the codes [books, frames], given what is decided before each of them."""
+    columns = lm.pattern.lay_out(codes[None], lm.hole)
+    counts = lm.pattern.lay_out(known.long()[None], 0)[0] > 0  # [books, steps]
+    logits = lm(columns, lm.conditions([{}]) if told is None else told.to(lm.device))[0]
+    of_codes: Tensor = logits.double().log_softmax(dim=-1).gather(-1, columns[0, :, :, None])[..., 0]
+    return of_codes[counts].sum()
+
+
+def _drawn(shares: Tensor, uniform: Tensor) -> Tensor:
+    """Where the sums of the shares [batch, some, classes], however scaled, pass the uniform numbers [batch, some]."""
+    sums = shares.cumsum(dim=-1, dtype=torch.float64)
+    total = sums[..., -1:]
+    if not (total > 0).all():  # false for NaN too
+        raise UsageError("the model's logits are no numbers (NaN or infinite): load it in float32, or train it again")
+    return torch.searchsorted(sums, uniform[..., None] * total, right=True)[..., 0]
+
+
+def _ranked(shares: Tensor) -> Tensor:
+    """The shares, the largest first."""
+    if shares.device.type == "cpu":  # numpy sorts rows of 1024 numbers a hundred times faster than torch
+        return torch.from_numpy(np.sort(shares.numpy(), axis=-1)).flip(-1)
+    return shares.sort(dim=-1, descending=True).values
+
+
+def _values(value: float | tuple[float, ...] | None) -> tuple[float, ...]:
+    return () if value is None else value if isinstance(value, tuple) else (value,)

@@ -1,0 +1,218 @@
+"""The default language model: a transformer over steps, and if wanted a small one over the books of each step.
+
+    column of the step before -> vectors of its codes, all books together -> Transformer over time
+                                                                                     |
+        heads: every book from what time knows alone <------------------------------ + -----> depth: a Transformer over
+        (with a pattern that tells books apart)                                                the books of this step
+
+The depth transformer sees the sum of the vectors chosen so far, which is the recording as far as it is decided (Lee et
+al. 2022, section 3.2.2; Moshi, Défossez et al. 2024, section 3.4).
+"""
+
+from __future__ import annotations
+
+from typing import Literal, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from pydantic import Field
+from torch import Tensor, nn
+
+from codec.config import Config
+from codec.errors import ConfigError
+from codec.lm.base import CodeVectors, Column, Conditions, Context, Pick, Prior, PriorConfig, Source
+from codec.nn.attention import Memory, Transformer, TransformerState
+from codec.nn.shapes import Codes, Logits
+
+BYTES = 256
+
+
+class DepthConfig(Config):
+    """The transformer over the books of a step."""
+
+    width: int = Field(128, ge=2)
+    layers: int = Field(2, ge=1)
+    heads: int = Field(4, ge=1)
+    cumulative: bool = True
+    """Each book sees the sum of the vectors before it; otherwise the last one, and the others through attention."""
+
+
+class TransformerConfig(PriorConfig):
+    """A transformer over steps, with one head per book, or with a depth transformer where `depth` is given."""
+
+    family: Literal["transformer"] = "transformer"
+    width: int = Field(256, ge=2)
+    layers: int = Field(6, ge=1)
+    heads: int = Field(4, ge=1)
+    context: int = Field(512, ge=1)
+    """Steps that a step can look back on, itself included."""
+    dropout: float = Field(0.0, ge=0, lt=1)
+    depth: DepthConfig | None = None
+    text: bool = False
+    """Whether it can be told a text, through attention in every layer."""
+
+
+class LMState(NamedTuple):
+    """Where it is in time, and what it was told."""
+
+    time: TransformerState
+    told: Tensor
+
+
+class TokenLM(Prior):
+    """A GPT over the columns of a pattern. Raises ConfigError for a configuration that makes none."""
+
+    config: TransformerConfig
+
+    def __init__(self, config: TransformerConfig, source: Source) -> None:
+        super().__init__(config, source)
+        if config.depth and self.pattern.per_frame > 1:
+            raise ConfigError(
+                f'model.depth decides all books of a step one by one, pattern kind = "{config.pattern.kind}" does so '
+                "too: take away one of them"
+            )
+        books, dim, width = source.books, source.dim, config.width
+        classes = source.codebook_size + 1
+        self.vectors = CodeVectors(source, config.vectors)
+        self.listen = nn.Linear(books * dim, width, bias=False)
+        self.told = nn.ModuleList(nn.Embedding(len(names) + 1, width) for names in source.classes.values())
+        self.phase = nn.Embedding(self.pattern.period, width) if self.pattern.period > 1 else None
+        self.text = TextEncoder(width, heads=config.heads, dropout=config.dropout) if config.text else None
+        self.time = Transformer(
+            width,
+            layers=config.layers,
+            heads=config.heads,
+            context=config.context,
+            memory=config.text,
+            dropout=config.dropout,
+        )
+        self.depth = Depth(config.depth, source, width, config.dropout) if config.depth else None
+        self.heads = None if config.depth else nn.Linear(width, books * classes, bias=False)
+        for embedding in (*self.told, *([self.phase] if self.phase else [])):
+            assert isinstance(embedding, nn.Embedding)
+            nn.init.normal_(embedding.weight, std=0.5)
+        nn.init.normal_(self.listen.weight, std=(books * dim) ** -0.5)
+        if self.heads:
+            nn.init.normal_(self.heads.weight, std=0.02)
+
+    def forward(self, columns: Codes, conditions: Conditions) -> Logits:
+        x = self.heard(self.shifted(columns), 0, self.known(conditions))
+        known = self.time(x, self.memory(conditions))
+        if self.depth:
+            return self.without_end(self.depth(known, self.vectors(columns)))
+        assert self.heads
+        logits = rearrange(
+            self.heads(known), "batch steps (books code) -> batch books steps code", books=columns.shape[1]
+        )
+        return self.without_end(logits)
+
+    def initial_state(self, conditions: Conditions) -> LMState:
+        told = self.known(conditions)
+        return LMState(self.time.initial_state(told, self.memory(conditions)), told)
+
+    def advance(self, column: Column, state: LMState) -> tuple[Context, LMState]:
+        x = self.heard(column[:, :, None], state.time.seen, state.told)
+        known, time = self.time.advance(x, state.time)
+        return known[:, 0], LMState(time, state.told)
+
+    def decide(self, context: Context, pick: Pick) -> Column:
+        if self.depth:
+            return self.depth.decide(context, pick, self.vectors)
+        assert self.heads
+        logits = self.heads(context).view(len(context), self.source.books, -1)  # [batch, books, classes]
+        return pick(self.without_end(logits), 0)
+
+    # the parts of a step
+
+    def heard(self, before: Codes, first: int, told: Tensor) -> Tensor:
+        """Inputs [batch, steps, width] of the steps from `first` on, given the columns before each."""
+        x: Tensor = self.listen(self.vectors.alike(before)) + told[:, None]
+        if self.phase is not None:
+            phases = torch.arange(first, first + before.shape[-1], device=x.device) % self.pattern.period
+            x = x + self.phase(phases)
+        return x
+
+    def known(self, conditions: Conditions) -> Tensor:
+        """The sum [batch, width] of the embeddings of the classes; each kind has one for "not said"."""
+        told = torch.zeros(len(conditions.classes), self.config.width, device=self.device)
+        for number, embedding in enumerate(self.told):
+            assert isinstance(embedding, nn.Embedding)
+            told += embedding(conditions.classes[:, number] % embedding.num_embeddings)  # -1 is the last
+        return told
+
+    def memory(self, conditions: Conditions) -> Memory | None:
+        """The text as the layers see it."""
+        return None if self.text is None else self.time.remember(*self.text(conditions.text))
+
+
+class Depth(nn.Module):
+    """A transformer over the books of a step: what time knows comes first, then book after book."""
+
+    def __init__(self, config: DepthConfig, source: Source, width: int, dropout: float) -> None:
+        super().__init__()
+        self.books = source.books
+        self.cumulative = config.cumulative
+        self.known = nn.Linear(width, config.width, bias=False)
+        self.listen = nn.Linear(source.dim, config.width, bias=False)
+        self.book = nn.Parameter(0.02 * torch.randn(source.books, config.width))
+        self.net = Transformer(
+            config.width, layers=config.layers, heads=config.heads, context=source.books, dropout=dropout
+        )
+        self.heads = nn.Parameter(0.02 * torch.randn(source.books, config.width, source.codebook_size + 1))
+        nn.init.normal_(self.known.weight, std=width**-0.5)
+        nn.init.normal_(self.listen.weight, std=source.dim**-0.5)
+
+    def forward(self, known: Tensor, vectors: Tensor) -> Logits:
+        """Logits, given what time knows [batch, steps, width] and the columns' vectors [batch, books, steps, dim]."""
+        batch, steps, _ = known.shape
+        above = torch.zeros_like(vectors)
+        above[:, 1:] = (vectors.cumsum(dim=1) if self.cumulative else vectors)[:, :-1]
+        x = (
+            self.known(known)[:, :, None] + self.listen(above).transpose(1, 2) + self.book
+        )  # [batch, steps, books, width]
+        x = self.net(x.flatten(0, 1)).view(batch, steps, self.books, -1)
+        return torch.einsum("bsqw,qwc->bqsc", x, self.heads)
+
+    def decide(self, context: Context, pick: Pick, vectors: CodeVectors) -> Column:
+        """A column, book by book, given what time knows [batch, width]."""
+        known = self.known(context)[:, None] + self.book  # [batch, books, width]
+        state = self.net.initial_state(known)
+        column: list[Tensor] = []
+        above = known.new_zeros(len(known), vectors.dim)
+        for book in range(self.books):
+            x = known[:, book] + self.listen(above)
+            y, state = self.net.advance(x[:, None], state)
+            logits = y @ self.heads[book]  # [batch, 1, classes]
+            if book:
+                logits[..., -1] = -torch.inf
+            column.append(pick(logits, book))
+            vector = vectors(column[-1][:, :, None], book)[:, 0, 0]
+            above = above + vector if self.cumulative else vector
+        return torch.cat(column, dim=1)
+
+
+class TextEncoder(nn.Module):
+    """Bytes [batch, bytes] to what is known of a text [batch, 1 + bytes, width], and which places are there.
+
+    The first place is there always, so that a model that is told nothing has something to look at.
+    """
+
+    def __init__(self, width: int, *, heads: int, dropout: float, layers: int = 2) -> None:
+        super().__init__()
+        self.bytes = nn.Embedding(BYTES + 1, width)
+        layer = nn.TransformerEncoderLayer(
+            width, heads, 4 * width, dropout, activation="gelu", batch_first=True, norm_first=True
+        )
+        self.net = nn.TransformerEncoder(layer, layers, nn.LayerNorm(width), enable_nested_tensor=False)
+        self.width = width
+
+    def forward(self, text: Tensor) -> tuple[Tensor, Tensor]:
+        text = F.pad(text, (1, 0), value=BYTES)
+        there = text >= 0
+        place = torch.arange(text.shape[1], device=text.device)[:, None]
+        turns = torch.logspace(0, -4, self.width // 2, device=text.device)
+        position = torch.cat([(place * turns).sin(), (place * turns).cos()], dim=-1)  # Vaswani et al. 2017, section 3.5
+        x = self.bytes(text.clamp(min=0)) + position
+        known: Tensor = self.net(x, src_key_padding_mask=~there)
+        return known, there

@@ -1,0 +1,241 @@
+"""Causal attention over the last `context` steps, with rotary positions and a ring of keys and values as its state.
+
+A ring of `context` = 4 slots; step 5 takes the place of step 1, which no later step may see:
+
+    slot           0  1  2  3
+    after step 3   0  1  2  3
+    after step 5   4  5  2  3        step 5 sees 2, 3, 4, 5
+
+Keys carry their positions with them (Su et al. 2021, section 3.2), so their order in the ring does not matter, and only
+distances count: a stream may go on for ever.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+from codec.errors import ConfigError
+from codec.nn.streaming import Stateful
+
+FASTEST_TURN, SLOWEST_TURN = 1.0, 1e-4  # radians a step
+
+
+class Memory(NamedTuple):
+    """What every layer may look at besides the steps: keys and values [layers, batch, heads, places, head] of it."""
+
+    keys: Float[Tensor, "layers batch heads places head"]
+    values: Float[Tensor, "layers batch heads places head"]
+    there: Bool[Tensor, "batch 1 1 places"]
+
+
+class TransformerState(NamedTuple):
+    """How many steps were seen, and the rings of the last ones."""
+
+    seen: int
+    rings: Float[Tensor, "layers 2 batch heads context head"]
+    memory: Memory | None = None
+
+
+class RMSNorm(nn.Module):
+    """x in units of its root mean square over the last dimension, times weights (Zhang & Sennrich 2019, equation 4).
+
+    `nn.RMSNorm` takes twice as many operations on a CPU, and its backward pass half as long again.
+    """
+
+    smallest: Tensor
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(width))
+        self.register_buffer("smallest", torch.tensor(1e-7), persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        length = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
+        return x / torch.add(self.smallest, length, alpha=x.shape[-1] ** -0.5) * self.weight
+
+
+class Block(nn.Module):
+    """Attention over earlier steps, over a memory where there is one, then a gated layer (Shazeer 2020, SwiGLU).
+
+    All steps of a batch are rows [batch * steps, width]: linear layers are quickest so.
+    """
+
+    def __init__(self, width: int, heads: int, *, hidden: int, memory: bool, dropout: float) -> None:
+        super().__init__()
+        self.heads = heads
+        self.dropout = dropout
+        self.norm = RMSNorm(width)
+        self.mix = nn.Linear(width, 3 * width, bias=False)
+        self.mixed = nn.Linear(width, width, bias=False)
+        self.memory_norm = RMSNorm(width) if memory else None
+        self.ask = nn.Linear(width, width, bias=False) if memory else None
+        self.know = nn.Linear(width, 2 * width, bias=False) if memory else None
+        self.told = nn.Linear(width, width, bias=False) if memory else None
+        self.gate_norm = RMSNorm(width)
+        self.gate = nn.Linear(width, 2 * hidden, bias=False)
+        self.gated = nn.Linear(hidden, width, bias=False)
+
+    def queries(self, x: Tensor, rotation: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries, keys and values [batch, heads, steps, head]; the first two turned by their positions."""
+        rows, width = x.shape
+        steps = len(rotation[0])
+        mix = self.mix(self.norm(x)).view(rows // steps, steps, 3, self.heads, width // self.heads)
+        mix = mix.permute(2, 0, 3, 1, 4)
+        queries, keys = turn(mix[:2], rotation)
+        return queries, keys, mix[2]
+
+    def attend(self, queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None, *, causal: bool) -> Tensor:
+        """What the rows [batch * steps, width] find."""
+        dropout = self.dropout if self.training else 0.0
+        found = F.scaled_dot_product_attention(queries, keys, values, mask, dropout, is_causal=causal)
+        return found.transpose(1, 2).flatten(2).flatten(0, 1)
+
+    def after(self, x: Tensor, found: Tensor, memory: tuple[Tensor, Tensor, Tensor] | None) -> Tensor:
+        """The block's output rows, from its input and what it found there."""
+        x = x + self.drop(self.mixed(found))
+        if memory is not None:
+            assert self.memory_norm
+            assert self.ask
+            assert self.told
+            asked = self.ask(self.memory_norm(x)).view(len(memory[0]), -1, self.heads, x.shape[1] // self.heads)
+            x = x + self.drop(self.told(self.attend(asked.transpose(1, 2), *memory, causal=False)))
+        gate, value = self.gate(self.gate_norm(x)).chunk(2, dim=-1)
+        return x + self.drop(self.gated(F.silu(gate) * value))
+
+    def drop(self, x: Tensor) -> Tensor:
+        return F.dropout(x, self.dropout, self.training) if self.dropout else x
+
+
+class Transformer(Stateful):
+    """Blocks one after another over x [batch, steps, width]; a step sees itself and the `context` - 1 before it.
+
+    `step` leaves the state as it was, like every layer here; `advance` does the same work within the state's own rings,
+    for whoever owns it. Raises ConfigError unless the width divides into heads of an even size.
+    """
+
+    def __init__(
+        self,
+        width: int,
+        *,
+        layers: int,
+        heads: int,
+        context: int,
+        hidden: int | None = None,
+        memory: bool = False,
+        dropout: float = 0.0,
+    ) -> None:
+        super().__init__()
+        if width % (2 * heads):
+            raise ConfigError(f"width = {width} does not divide into {heads} heads of an even size: change one of them")
+        hidden = hidden or round(width * 8 / 3 / 32) * 32  # as many weights as two plain layers of 4 × width
+        self.context = context
+        self.width = width
+        self.blocks = nn.ModuleList(
+            Block(width, heads, hidden=hidden, memory=memory, dropout=dropout) for _ in range(layers)
+        )
+        self.norm = RMSNorm(width)
+        head = width // heads
+        turns = torch.logspace(math.log10(FASTEST_TURN), math.log10(SLOWEST_TURN), head // 2, dtype=torch.float64)
+        self.register_buffer("turns", turns, persistent=False)
+        self.register_buffer("first_turns", self.turned(0, context).float(), persistent=False)
+        for name, weight in self.named_parameters():
+            if weight.ndim == 2:
+                ends = name.endswith(("mixed.weight", "told.weight", "gated.weight"))
+                nn.init.normal_(weight, std=width**-0.5 / (math.sqrt(2 * layers) if ends else 1))
+
+    def initial_state(self, like: Tensor, memory: Memory | None = None) -> TransformerState:
+        block = self.blocks[0]
+        assert isinstance(block, Block)
+        shape = len(self.blocks), 2, len(like), block.heads, self.context, self.width // block.heads
+        return TransformerState(0, like.new_zeros(shape, dtype=self.norm.weight.dtype), memory)
+
+    def remember(self, known: Tensor, there: Tensor) -> Memory:
+        """A memory of `known` [batch, places, width], those that are `there` [batch, places]."""
+        pairs = []
+        for block in self.blocks:
+            assert isinstance(block, Block)
+            assert block.know
+            pair = block.know(known).unflatten(2, (2, block.heads, -1))  # [batch, places, 2, heads, head]
+            pairs.append(pair.permute(2, 0, 3, 1, 4))
+        keys, values = torch.stack(pairs, dim=1)
+        return Memory(keys, values, there[:, None, None])
+
+    def step(self, x: Tensor, state: TransformerState) -> tuple[Tensor, TransformerState]:
+        return self.advance(x, state._replace(rings=state.rings.clone()))
+
+    def advance(self, x: Tensor, state: TransformerState) -> tuple[Tensor, TransformerState]:
+        """As `step`, but the given state is used up: its rings become those of the new one."""
+        seen, steps, context = state.seen, x.shape[1], self.context
+        rotation = self.rotation(seen, steps, x)
+        before = min(seen, context)
+        wraps = seen + steps > context
+        mask = None if steps == 1 or (seen == 0 and not wraps) else self.mask(before, steps, x.device)
+        rows = x.flatten(0, 1)
+        for number, (block, ring) in enumerate(zip(self.blocks, state.rings, strict=True)):
+            assert isinstance(block, Block)
+            queries, keys, values = block.queries(rows, rotation)
+            new = torch.stack([keys, values])  # [2, batch, heads, steps, head]
+            if steps == 1:
+                ring.narrow(3, seen % context, 1).copy_(new)
+                keys, values = ring.narrow(3, 0, min(seen + 1, context))
+            else:
+                if before:
+                    old = (torch.arange(seen - before, seen) % context).to(x.device)
+                    keys, values = torch.cat([ring[:, :, :, old], new], dim=3)
+                kept = min(steps, context)
+                slots = (torch.arange(seen + steps - kept, seen + steps) % context).to(x.device)
+                ring[:, :, :, slots] = new[:, :, :, steps - kept :]
+            found = block.attend(queries, keys, values, mask, causal=steps > 1 and mask is None)
+            rows = block.after(rows, found, self.memory_of(state.memory, number))
+        return self.norm(rows).view_as(x), TransformerState(seen + steps, state.rings, state.memory)
+
+    def forward(self, x: Tensor, memory: Memory | None = None) -> Tensor:
+        """One step from the initial state, without keeping what nobody will ask for."""
+        steps = x.shape[1]
+        rotation = self.rotation(0, steps, x)
+        mask = self.mask(0, steps, x.device) if steps > self.context else None
+        rows = x.flatten(0, 1)
+        for number, block in enumerate(self.blocks):
+            assert isinstance(block, Block)
+            found = block.attend(*block.queries(rows, rotation), mask, causal=mask is None)
+            rows = block.after(rows, found, self.memory_of(memory, number))
+        out: Tensor = self.norm(rows).view_as(x)
+        return out
+
+    def memory_of(self, memory: Memory | None, number: int) -> tuple[Tensor, Tensor, Tensor] | None:
+        """Keys, values and mask of one layer."""
+        return None if memory is None else (memory.keys[number], memory.values[number], memory.there)
+
+    def rotation(self, first: int, steps: int, like: Tensor) -> tuple[Tensor, Tensor]:
+        """What `turn` takes for positions from `first` on, exact however far."""
+        known: Tensor = self.first_turns  # type: ignore[assignment]
+        last = first + steps
+        cosine, sine = known[:, first:last] if last <= known.shape[1] else self.turned(first, last)
+        return cosine.to(like.dtype), sine.to(like.dtype)
+
+    def turned(self, first: int, last: int) -> Tensor:
+        """Cosines and signed sines [2, steps, head] of the turns at positions."""
+        turns: Tensor = self.turns  # type: ignore[assignment]
+        angles = torch.arange(first, last, dtype=torch.float64, device=turns.device)[:, None] * turns
+        sines = angles.sin()
+        return torch.stack([angles.cos().repeat(1, 2), torch.cat([-sines, sines], dim=1)])
+
+    def mask(self, before: int, steps: int, device: torch.device) -> Tensor:
+        """Which of `before` earlier steps and of themselves `steps` steps see [steps, before + steps]."""
+        distance = torch.arange(before, before + steps)[:, None] - torch.arange(before + steps)
+        return ((distance >= 0) & (distance < self.context)).to(device)
+
+
+def turn(x: Tensor, rotation: tuple[Tensor, Tensor]) -> Tensor:
+    """x [..., steps, head], each pair (i, i + head / 2) turned by its angle.
+
+    `rotation` [steps, head] are the cosines, and the sines with which the other one of the pair is added.
+    """
+    cosine, sine = rotation
+    return torch.addcmul(x * cosine, x.roll(x.shape[-1] // 2, dims=-1), sine)

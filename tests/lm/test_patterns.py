@@ -1,0 +1,116 @@
+"""Patterns against the table of their module, against the published definitions, and there and back."""
+
+import re
+
+import pytest
+import torch
+
+from codec.errors import ConfigError
+from codec.lm import patterns
+from codec.lm.patterns import Pattern, PatternConfig
+
+KINDS = {
+    "parallel": PatternConfig(kind="parallel"),
+    "delay": PatternConfig(),
+    "partial delay": PatternConfig(delays=(0, 1, 1)),
+    "far delay": PatternConfig(delays=(0, 8, 9)),
+    "flatten": PatternConfig(kind="flatten"),
+    "partial flatten": PatternConfig(kind="flatten", groups=(0, 1, 1)),
+    "coarse first": PatternConfig(kind="coarse_first", block=4),
+}
+
+
+@pytest.fixture(params=list(KINDS))
+def pattern(request: pytest.FixtureRequest) -> Pattern:
+    return Pattern(KINDS[request.param], 3)
+
+
+def test_the_table_of_the_module() -> None:
+    lines = [line for line in (patterns.__doc__ or "").splitlines() if line.strip().startswith("book")]
+    blocks = [re.findall(r"book \d +([\d. ]+?)(?:   +|$)", line) for line in lines]
+    configs = [PatternConfig(kind="parallel"), PatternConfig(), PatternConfig(kind="flatten")]
+    configs.append(PatternConfig(kind="coarse_first", block=2))
+    assert [len(block) for block in blocks] == [4, 4, 4]
+    for number, config in enumerate(configs):
+        table = [[-1 if cell == "." else int(cell) for cell in block[number].split()] for block in blocks]
+        assert Pattern(config, 3).cells(0, len(table[0])).tolist() == table
+
+
+@pytest.mark.parametrize("frames", [0, 1, 2, 3, 7, 8, 9, 20])
+def test_there_and_back(pattern: Pattern, frames: int) -> None:
+    codes = torch.randint(5, (2, 3, frames), generator=torch.Generator().manual_seed(frames))
+    columns = pattern.lay_out(codes, 5)
+    assert columns.shape == (2, 3, pattern.steps(frames))
+    assert pattern.read_back(columns, frames).equal(codes)
+    assert int((columns != 5).sum()) == codes.numel()  # every cell once, all else holes
+    if frames:
+        assert (columns[:, :, -1] != 5).any()  # no step too many
+
+
+def test_every_cell_has_one_step(pattern: Pattern) -> None:
+    cells = pattern.cells(0, 200)
+    for row, places in zip(cells, pattern.places(0, 20), strict=True):
+        assert row[places].tolist() == list(range(20))
+        seen = row[row >= 0].tolist()
+        assert sorted(set(seen)) == sorted(seen)
+
+
+def test_it_needs_no_length(pattern: Pattern) -> None:
+    """A long layout begins as a short one, and any stretch of it can be asked for alone."""
+    whole = pattern.cells(0, 300)
+    assert pattern.cells(0, 50).equal(whole[:, :50])
+    assert pattern.cells(123, 177).equal(whole[:, 123:177])
+    assert (whole[:, pattern.period * 20 :] >= 0).any(dim=0).all()  # after the start no step decides nothing
+
+
+def test_whole_frames(pattern: Pattern) -> None:
+    places = pattern.places(0, 60)
+    for steps in range(60):
+        ready = [bool((places[:, frame] < steps).all()) for frame in range(60)]
+        assert pattern.whole_frames(steps) == ready.index(False)
+
+
+def test_latency(pattern: Pattern) -> None:
+    """By counting: how many frames the coarsest book is ahead when a frame is whole, at most."""
+    places = pattern.places(0, 200)
+    done = places.max(dim=0).values[:100]
+    ahead = [(int((places[0] <= step).sum()) - 1) - frame for frame, step in enumerate(done.tolist())]
+    assert max(ahead) == pattern.latency_frames
+
+
+def test_published_sizes() -> None:
+    """Steps for 1500 frames of 4 books (Copet et al. 2023, table 1; the delay's tail counts here)."""
+    steps = {name: Pattern(config, 4).steps(1500) for name, config in {
+        "parallel": PatternConfig(kind="parallel"),
+        "delay": PatternConfig(),
+        "partial delay": PatternConfig(delays=(0, 1, 1, 1)),
+        "flatten": PatternConfig(kind="flatten"),
+        "partial flatten": PatternConfig(kind="flatten", groups=(0, 1, 1, 1)),
+        "coarse first": PatternConfig(kind="coarse_first", block=1500),
+    }.items()}  # fmt: skip
+    assert steps == {
+        "parallel": 1500,
+        "delay": 1503,
+        "partial delay": 1501,
+        "flatten": 6000,
+        "partial flatten": 3000,
+        "coarse first": 3000,
+    }
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        (PatternConfig(delays=(0, 1)), "is for 2 books, not 3"),
+        (PatternConfig(delays=(1, 1, 2)), "must begin at 0"),
+        (PatternConfig(kind="flatten", groups=(0, 2, 2)), "leave out a step"),
+    ],
+)
+def test_bad_patterns(config: PatternConfig, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        Pattern(config, 3)
+
+
+def test_keys_of_another_kind() -> None:
+    with pytest.raises(ConfigError, match='delays is for kind = "delay"'):
+        PatternConfig.from_data({"kind": "flatten", "delays": [0, 1, 2]})

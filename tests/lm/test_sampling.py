@@ -1,0 +1,478 @@
+"""sampling.py: probabilities are exact, and generation is what a plain loop over the cells does, however it is run."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import islice
+from typing import Any
+from unittest.mock import Mock
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from codec.errors import UsageError
+from codec.lm import Prior
+from codec.lm.base import Column, Conditions, Pick, PriorConfig, Source
+from codec.lm.patterns import PatternConfig
+from codec.lm.sampling import Sampler, Sampling, generate_frames, infill, longest_prompt
+from codec.nn.shapes import Codes, Logits
+from tests.lm.test_models import MODELS
+from tests.lm.tiny import SIZE, prior, told
+
+# Drawing
+
+
+def p_value(found: Tensor, expected: Tensor) -> float:
+    """Of counts, by Pearson's chi-squared test, if these are the expected shares."""
+    expected = expected.double() / expected.sum() * found.sum()
+    statistic = ((found - expected).square() / expected).sum()
+    return float(torch.special.gammaincc(torch.tensor((len(found) - 1) / 2, dtype=torch.float64), statistic / 2))
+
+
+def allowed(
+    logits: Tensor, *, temperature: float, top_k: int | None, top_p: float | None, min_p: float | None
+) -> Tensor:
+    """The probabilities of one book, the obvious way: the list of codes from the most probable on, cut three times."""
+    shares = (logits.double() / temperature).exp()
+    kept = shares.argsort(descending=True).tolist()
+    if top_k is not None:
+        kept = kept[:top_k]
+    if top_p is not None:
+        total = sum(shares[kept])
+        for number in range(1, len(kept) + 1):
+            if sum(shares[kept[:number]]) >= top_p * total:
+                kept = kept[:number]
+                break
+    if min_p is not None:
+        kept = [code for code in kept if shares[code] >= min_p * shares[kept[0]]]
+    out = torch.zeros_like(shares)
+    out[kept] = shares[kept]
+    return out
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"temperature": 0.6},
+        {"temperature": (0.5, 2.0)},
+        {"top_k": 4},
+        {"top_k": (1, 12)},
+        {"top_p": 0.7},
+        {"top_p": (1.0, 0.01)},
+        {"min_p": 0.2},
+        {"min_p": (0.5, 0.0)},
+        {"temperature": 1.5, "top_k": (9, 5), "top_p": (0.9, 0.8), "min_p": (0.15, 0.3)},
+    ],
+)
+def test_draws_have_the_probabilities_of_the_filters(settings: dict[str, Any]) -> None:
+    rng = torch.Generator().manual_seed(0)
+    logits = 1.5 * torch.randn(2, 12, generator=rng)
+    sampler = Sampler(Sampling(**settings), books=2, codebook_size=12, device=torch.device("cpu"))
+    uniform = torch.rand(20_000, 3, generator=rng)
+    drawn = sampler.draw(logits.expand(20_000, -1, -1), 0, uniform)
+    second = sampler.draw(logits[1:].expand(20_000, -1, -1), 1, uniform)
+    assert second.equal(drawn[:, 1:])  # asked for one by one, as a depth transformer does
+    for book in range(2):
+        of_book: dict[str, Any] = {"temperature": 1.0, "top_k": None, "top_p": None, "min_p": None}
+        for name, value in settings.items():
+            of_book[name] = value[book] if isinstance(value, tuple) else value
+        expected = allowed(logits[book], **of_book)
+        found = drawn[:, book].bincount(minlength=12)
+        there = expected > 0
+        assert found[there].sum() == 20_000
+        assert there.sum() == 1 or p_value(found[there], expected[there]) > 1e-3
+
+
+def test_the_ends_of_the_uniform_numbers() -> None:
+    logits = torch.full((2, 1, 5), -torch.inf)
+    logits[:, 0, 1], logits[:, 0, 3] = 0.3, 0.1
+    uniform = torch.tensor([[0.0, 0.0], [1 - 2**-24, 0.0]])
+    sampler = Sampler(Sampling(), books=1, codebook_size=4, device=torch.device("cpu"))
+    assert sampler.draw(logits, 0, uniform).tolist() == [[1], [3]]
+
+
+# Generating
+
+
+def slow(
+    model: Prior,
+    seed: int,
+    conditions: list[Conditions],
+    *,
+    guidance: float = 1.0,
+    frames: int = 1000,
+    given: Tensor | None = None,
+    stop: bool = True,
+    repetition: tuple[float, int] | None = None,
+) -> list[list[int]]:
+    """One row, cell by cell, the whole model anew for each. `conditions` are what is told, and nothing for guidance."""
+    books, hole = model.source.books, model.hole
+    rng = np.random.default_rng(seed)
+    codes: dict[tuple[int, int], int] = {}
+    columns: list[list[int]] = []
+    end, recent = 10**9, [-1] * (repetition[1] if repetition else 0)
+    known = {}
+    if given is not None:
+        known = {(book, frame): int(given[book, frame]) for book, frame in (given >= 0).nonzero().tolist()}
+    while any((book, frame) not in codes for book in range(books) for frame in range(min(end, frames))):
+        step = len(columns)
+        columns.append([hole] * books)
+        uniform = rng.random(books + 1, np.float32)
+        for book, frame in enumerate(model.pattern.cells(step, step + 1)[:, 0].tolist()):
+            if frame < 0 or frame >= end:
+                continue
+            if (book, frame) in known:
+                code = known[book, frame]
+            else:
+                so_far = torch.tensor(columns).T[None]
+                with torch.no_grad():
+                    logits = [model(so_far, one)[0, book, -1] for one in conditions]
+                mixed = logits[-1] + guidance * (logits[0] - logits[-1]) if guidance != 1 else logits[0]
+                last_known = max((f for _, f in known), default=-1)
+                if book > 0 or not stop or frame <= last_known:
+                    mixed[hole] = -torch.inf
+                sums = np.cumsum(mixed.double().softmax(-1).numpy())
+                code = int(np.argmax(sums > uniform[book]))
+                if book == 0 and repetition and recent.count(code) / len(recent) > repetition[0]:
+                    code = int(np.argmax(sums > uniform[books]))
+                if code == hole:
+                    end = frame
+                    continue
+            columns[-1][book] = codes[book, frame] = code
+            if book == 0:
+                recent = [*recent, code][1:]
+    return [[codes[book, frame] for frame in range(min(end, frames))] for book in range(books)]
+
+
+def whole(model: Prior, *, seeds: Sequence[int], **options: Any) -> Codes:
+    none = torch.zeros(len(seeds), model.source.books, 0, dtype=torch.int64)
+    return torch.cat([none, *generate_frames(model, seeds=seeds, **options)], dim=2)
+
+
+def rows(codes: Codes) -> list[list[list[int]]]:
+    """Each row up to its end, after which all is -1."""
+    lengths = (codes[:, 0] >= 0).sum(dim=1).tolist()
+    assert all((row[:, length:] == -1).all() for row, length in zip(codes, lengths, strict=True))
+    return [row[:, :length].tolist() for row, length in zip(codes, lengths, strict=True)]
+
+
+def loud(**config: Any) -> Prior:
+    """A model whose draws depend on what it sees, so that seeing something else is noticed."""
+    model = prior(**config)
+    for name, parameter in model.named_parameters():
+        if "heads" in name:
+            parameter.data *= 6
+    return model
+
+
+def part(conditions: Conditions, row: int) -> Conditions:
+    return Conditions(*(one[row : row + 1] for one in conditions))
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_rows_end_as_in_a_plain_loop(name: str) -> None:
+    """With every pattern and model; rows of a batch end at different frames, and are what they are alone."""
+    model = loud(**MODELS[name])
+    seeds, conditions = [3, 1, 4], told(model, 3)
+    expected = [slow(model, seed, [part(conditions, row)], frames=14) for row, seed in enumerate(seeds)]
+    assert len({len(row[0]) for row in expected}) >= 2  # or not much would be tested
+    assert rows(whole(model, seeds=seeds, conditions=conditions, frames=14)) == expected
+    assert rows(whole(model, seeds=seeds[1:2], conditions=part(conditions, 1), frames=14)) == expected[1:2]
+    capped = [[book[:2] for book in row] for row in expected]
+    assert rows(whole(model, seeds=seeds, conditions=conditions, frames=2)) == capped
+
+
+@pytest.mark.parametrize("name", [*MODELS, "two books at once"])
+def test_up_to_its_end_a_row_looks_as_in_training(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the model sees is what it wrote, laid out: at an end too, beside which other books may have been decided."""
+    model = loud(**(MODELS | {"two books at once": {"pattern": {"delays": [0, 0, 3]}}})[name])
+    seen = Mock(side_effect=model.advance)
+    monkeypatch.setattr(model, "advance", seen)
+    for seed in range(3, 6):
+        seen.reset_mock()
+        codes = whole(model, seeds=[seed], frames=60)
+        columns = torch.stack([call.args[0] for call in seen.call_args_list], dim=2)[:, :, 1:]
+        if codes.shape[2] < 60:
+            assert columns.equal(model.pattern.lay_out(codes, model.hole)[:, :, : columns.shape[2]])
+
+
+@pytest.mark.parametrize("guidance", [-1.0, 0.0, 3.0])
+@pytest.mark.parametrize("name", ["delay", "depth", "flatten", "text"])
+def test_guidance(name: str, guidance: float) -> None:
+    model = loud(**MODELS[name])
+    conditions, nothing = told(model, 2), model.conditions([{}])
+    expected = [slow(model, seed, [part(conditions, seed), nothing], guidance=guidance, frames=4) for seed in (0, 1)]
+    assert rows(whole(model, seeds=[0, 1], conditions=conditions, guidance=guidance, frames=4)) == expected
+
+
+def test_no_guidance_is_unconditional() -> None:
+    model = prior()
+    options: dict[str, Any] = {"seeds": list(range(8)), "frames": 8, "stop": False}
+    nothing = whole(model, **options)
+    assert nothing.equal(whole(model, **options, guidance=3.0))
+    assert nothing.equal(whole(model, **options, conditions=told(model, 8), guidance=0.0))
+    assert not nothing.equal(whole(model, **options, conditions=told(model, 8)))
+
+
+GAPS = {
+    "a prompt": [[[5, 2, 0, -1, -1], [0, 4, 1, -1, -1], [3, 3, 2, -1, -1]]],
+    "a gap": [[[5, -1, -1, 2, 1], [0, -1, -1, 2, 2], [1, -1, -1, 0, 0]]],
+    "less and less books": [[[5, 2, 0, 1], [0, 4, -1, -1], [3, -1, -1, -1]]],
+    "one book": [[[5, 2, 0, 1]]],
+}
+
+
+@pytest.mark.parametrize("given", GAPS)
+@pytest.mark.parametrize("name", ["delay", "partial flatten", "coarse first", "depth with delays"])
+def test_given_codes_are_kept_and_count(name: str, given: str) -> None:
+    model = loud(**MODELS[name])
+    codes = torch.tensor(GAPS[given])
+    conditions = told(model, 2)
+    for stop in (True, False):
+        options: dict[str, Any] = {"frames": 6, "stop": stop}
+        expected = [slow(model, seed, [part(conditions, seed)], given=codes[0], **options) for seed in (0, 1)]
+        found = whole(model, seeds=[0, 1], conditions=conditions, given=codes.repeat(2, 1, 1), **options)
+        assert rows(found) == expected
+        kept = found[:, : codes.shape[1], : codes.shape[2]]
+        assert torch.where(codes >= 0, kept, -1).equal(codes.repeat(2, 1, 1))
+
+
+@pytest.mark.parametrize("context", [5, 64])
+@pytest.mark.parametrize("name", ["delay", "coarse first", "depth", "text"])
+def test_generation_sees_what_teacher_forcing_sees(name: str, context: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = loud(**MODELS[name], context=context)
+    conditions = told(model, 2)
+    for frames in (0, 1, longest_prompt(model) or 0):
+        before: list[Column] = []
+        asked: dict[int, Tensor] = {}
+        with monkeypatch.context() as patched:
+            advance, decide = model.advance, model.decide
+
+            def recording(column: Column, state: Any, before: Any = before, advance: Any = advance) -> Any:
+                before.append(column)
+                return advance(column, state)
+
+            def asking(
+                context: Tensor, pick: Pick, before: Any = before, asked: Any = asked, decide: Any = decide
+            ) -> Column:
+                logits: list[Tensor] = []
+
+                def seen(some: Tensor, first: int) -> Tensor:
+                    logits.append(some)
+                    return pick(some, first)
+
+                column: Column = decide(context, seen)
+                asked[len(before) - 1] = torch.cat(logits, dim=1)
+                return column
+
+            patched.setattr(model, "advance", recording)
+            patched.setattr(model, "decide", asking)
+            given = torch.randint(SIZE, (2, 3, frames), generator=torch.Generator().manual_seed(1))
+            whole(model, seeds=[5, 6], conditions=conditions, given=given, frames=frames + 12, stop=False)
+        assert 12 <= len(asked) <= len(before)
+        columns = torch.stack(before[1:], dim=2)
+        with torch.no_grad():
+            expected = model(columns, conditions)
+        for step, logits in asked.items():
+            if step < columns.shape[2]:
+                assert torch.allclose(logits, expected[:, :, step], atol=1e-4)
+
+
+def test_columns_that_are_given_are_not_decided(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = prior()  # with delays 0, 1, 2: six frames take 8 steps, of which the first 6 have no unknown cell
+    decide = Mock(side_effect=model.decide)
+    monkeypatch.setattr(model, "decide", decide)
+    whole(model, seeds=[0], given=torch.zeros(1, 3, 6, dtype=torch.int64), frames=6)
+    assert decide.call_count == 2
+
+
+def test_frames_come_as_early_as_the_pattern_allows(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, first, then in (("parallel", 1, 1), ("delay", 3, 1), ("flatten", 3, 3), ("coarse first", 5, 1)):
+        model = loud(**MODELS[name])
+        advance = Mock(side_effect=model.advance)
+        monkeypatch.setattr(model, "advance", advance)
+        frames = generate_frames(model, seeds=[0, 1], stop=False)
+        assert not advance.call_count
+        assert next(frames).shape == (2, 3, 1)
+        assert advance.call_count == first
+        assert next(frames).shape == (2, 3, 1)
+        assert advance.call_count == first + then
+
+
+@pytest.mark.parametrize("name", ["delay", "coarse first", "depth"])
+def test_without_an_end_it_goes_on_past_the_context(name: str) -> None:
+    model = loud(**MODELS[name], context=5)
+    frames = generate_frames(model, seeds=[0, 1], stop=False)
+    long = torch.cat(list(islice(frames, 150)), dim=2)
+    assert long.shape == (2, 3, 150)
+    assert 0 <= long.min() <= long.max() < SIZE
+    assert len(set(long[..., 100:].flatten().tolist())) > 3
+    alone = whole(model, seeds=[1], frames=90, stop=False)
+    assert alone.equal(long[1:, :, :90])
+
+
+def test_what_is_forced_changes_no_other_draw() -> None:
+    model = prior()
+    free = whole(model, seeds=[7], frames=10, stop=False)
+    for known in (1, 4, 9):
+        assert whole(model, seeds=[7], given=free[:, :, :known], frames=10, stop=False).equal(free)
+    for other in range(8, 14):
+        assert not whole(model, seeds=[other], frames=10, stop=False).equal(free)
+
+
+def test_repetitions_are_drawn_again() -> None:
+    model = Chain(torch.tensor([[4.0, 1, 1, 1, 0]]).repeat(5, 1))
+    for share, window in ((0.5, 4), (0.0, 1), (0.25, 10)):
+        sampling = Sampling(repetition_share=share, repetition_window=window)
+        expected = slow(model, 5, [model.conditions([{}])], repetition=(share, window))
+        assert len(expected[0]) > 3
+        assert rows(whole(model, seeds=[5], sampling=sampling)) == [expected]
+    best = whole(model, seeds=[5], sampling=Sampling(top_k=1), frames=20)
+    assert (best == 0).all()
+    aware = Sampling(top_k=1, repetition_share=0.5, repetition_window=4)
+    again = whole(model, seeds=[5], sampling=aware, frames=60, stop=False)
+    assert set(again.flatten().tolist()) == {0, 1, 2, 3}  # what top_k leaves out too
+
+
+class Chain(Prior):
+    """A Markov chain of one book, its logits given as a table [codes and start, codes and end]."""
+
+    def __init__(self, table: Tensor) -> None:
+        source = Source(codec="", weights_hash="", books=1, codebook_size=len(table) - 1, dim=1)
+        super().__init__(PriorConfig(family="chain", pattern=PatternConfig(kind="parallel")), source)
+        self.table = torch.nn.Parameter(table)
+
+    def forward(self, columns: Codes, conditions: Conditions) -> Logits:
+        return self.table[self.shifted(columns)]
+
+    def initial_state(self, conditions: Conditions) -> int:
+        return 0
+
+    def advance(self, column: Column, state: int) -> tuple[Tensor, int]:
+        return self.table[column], state + 1
+
+    def decide(self, context: Tensor, pick: Pick) -> Column:
+        return pick(context, 0)
+
+
+def test_a_gap_is_filled_with_what_leads_on() -> None:
+    """From 0 to anywhere; once there, it mostly stays. So what comes after the gap tells what was in it."""
+    table = torch.full((6, 6), -8.0)
+    table[0, :] = 0.0
+    table[range(1, 5), range(1, 5)] = 0.0
+    model = Chain(table)
+    given = torch.tensor([[[0, -1, -1, code, code]] for code in (1, 2, 3, 4)]).repeat(6, 1, 1)
+    seeds = list(range(len(given)))
+    found = infill(model, given, seeds=seeds, candidates=32)
+    assert (given[given >= 0] == found[given >= 0]).all()
+    assert (found[:, 0, 2] == found[:, 0, 3]).float().mean() > 0.9
+    once = infill(model, given, seeds=seeds, candidates=1)
+    assert (once[:, 0, 2] == once[:, 0, 3]).float().mean() < 0.6
+    assert infill(model, given[5:7], seeds=seeds[5:7], candidates=32).equal(found[5:7])
+    unaware = infill(model, given, seeds=seeds, candidates=32, after=0)
+    assert (unaware[:, 0, 2] == unaware[:, 0, 3]).float().mean() < 0.6
+    assert infill(model, found, seeds=seeds).equal(found)
+
+
+def test_filled_gaps_have_their_probabilities() -> None:
+    """A gap of one code, by Bayes: in proportion to table[before, code] × table[code, after]."""
+    step = torch.tensor([[0.7, 0.2, 0.1], [0.6, 0.3, 0.1], [0.2, 0.2, 0.6], [0.4, 0.3, 0.3]])
+    model = Chain(torch.nn.functional.pad(step, (0, 1)).log())  # never ends
+    given = torch.tensor([[[1, -1, 2]]]).expand(80, -1, -1)
+    found = infill(model, given, seeds=range(80), candidates=16)[:, 0, 1]
+    expected = step[1, :3] * step[:3, 2]
+    assert p_value(found.bincount(minlength=3), expected) > 1e-3
+    assert p_value(found.bincount(minlength=3), step[1, :3]) < 1e-3
+
+
+@pytest.mark.parametrize("name", ["delay", "flatten", "coarse first", "depth"])
+def test_gaps_of_several_books(name: str) -> None:
+    model = loud(**MODELS[name])
+    codes = whole(model, seeds=[0, 1], frames=14, stop=False)
+    given = codes.clone()
+    given[:, :, 4:7] = -1
+    filled = infill(model, given, seeds=[5, 6], conditions=told(model, 2), guidance=2.0, candidates=3, after=4)
+    assert filled.shape == codes.shape
+    assert torch.where(given >= 0, filled, -1).equal(given)
+    assert filled.min() >= 0
+
+
+# What cannot be
+
+
+@pytest.mark.parametrize(
+    ("wrong", "says"),
+    [
+        ({"temperature": 0.0}, "temperature of 0 .* top_k = 1"),
+        ({"temperature": (1.0, -1.0, 1.0)}, "temperature of -1"),
+        ({"top_k": 7}, "top_k = 7 is not within 1 to 6"),
+        ({"top_k": (1, 0, 1)}, "top_k = 0"),
+        ({"top_p": 0.0}, "top_p = 0 is not above 0"),
+        ({"top_p": 1.5}, r"top_p = 1\.5"),
+        ({"min_p": -0.1}, r"min_p = -0\.1"),
+        ({"min_p": 1.1}, r"min_p = 1\.1"),
+        ({"top_k": (1, 2)}, "top_k has 2 values, the model 3 books"),
+        ({"temperature": (1.0,)}, "temperature has 1 values"),
+        ({"repetition_window": 0}, "repetition_window = 0"),
+        ({"repetition_share": 2.0}, "repetition_share = 2"),
+    ],
+)
+def test_settings_that_cannot_be(wrong: dict[str, Any], says: str) -> None:
+    with pytest.raises(UsageError, match=says):
+        generate_frames(prior(), seeds=[0], sampling=Sampling(**wrong))
+
+
+def zeros(*shape: int) -> Tensor:
+    return torch.zeros(shape, dtype=torch.int64)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "says"),
+    [
+        ({"seeds": []}, "no seeds"),
+        ({"seeds": [0, -3]}, "a seed of -3"),
+        ({"frames": 0}, "0 frames"),
+        ({"guidance": float("nan")}, "guidance of nan"),
+        ({"conditions": lambda model: model.conditions([{}, {}, {}])}, "2 seeds and conditions of 3 rows"),
+        ({"given": zeros(3, 4)}, "int64 .* give int64"),
+        ({"given": torch.zeros(2, 3, 4)}, "float32 .* give int64"),
+        ({"given": zeros(1, 3, 4)}, "2 seeds and given codes of 1 rows"),
+        ({"given": zeros(2, 4, 4)}, "have 4 books, the model 3"),
+        ({"given": zeros(2, 3, 4) + SIZE}, "run from 6 to 6; the model's run from 0 to 5"),
+        ({"given": zeros(2, 3, 4) - 2}, "run from -2"),
+        ({"given": zeros(2, 3, 4), "frames": 3}, "4 frames are given and 3 asked for"),
+        ({"given": zeros(2, 3, 63)}, "63 frames is longer than the model's context: give its last 62"),
+    ],
+)
+def test_arguments_that_cannot_be(wrong: dict[str, Any], says: str) -> None:
+    model = prior(context=64)
+    if callable(wrong.get("conditions")):
+        wrong = {"conditions": wrong["conditions"](model)}
+    with pytest.raises(UsageError, match=says):
+        generate_frames(model, **({"seeds": [0, 1]} | wrong))  # at once, not with the first frame
+
+
+def test_a_prompt_as_long_as_the_context() -> None:
+    model = prior(context=64)
+    assert longest_prompt(model) == 62
+    assert whole(model, seeds=[0], given=zeros(1, 3, 62), frames=64, stop=False).shape == (1, 3, 64)
+    assert longest_prompt(Chain(torch.zeros(3, 3))) is None
+
+
+def test_too_few_candidates() -> None:
+    with pytest.raises(UsageError, match="0 candidates"):
+        infill(prior(), zeros(1, 3, 4), seeds=[0], candidates=0)
+
+
+@pytest.mark.parametrize(("bad", "says"), [(float("nan"), "step 2, book 0: "), (float("inf"), "step 2, book 0: ")])
+def test_logits_that_are_no_numbers(bad: float, says: str) -> None:
+    table = torch.full((4, 4), -30.0)
+    table[3, 0], table[0, 1], table[1] = 0.0, 0.0, bad  # 0, then 1, then nothing
+    for sampling in (Sampling(), Sampling(top_k=2, temperature=0.5), Sampling(top_p=0.5, min_p=0.1)):
+        frames = generate_frames(Chain(table), seeds=[0], sampling=sampling)
+        assert [next(frames).item(), next(frames).item()] == [0, 1]
+        with pytest.raises(UsageError, match=says):
+            next(frames)
