@@ -11,6 +11,7 @@ import errno
 import io
 import os
 import secrets
+import struct
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
@@ -320,6 +321,30 @@ def open_writer(
         AudioWriter(file, label, container=container, subtype=subtype, rate=rate, channels=channels) as writer,
     ):
         yield writer
+
+
+class LiveOutput:
+    """Standard output as 16-bit samples while they are being made: each block is gone when `write` returns.
+
+    As WAV, whose header claims the largest size there is: readers of streams take that for "up to the end". `bare` has
+    no header, the samples are little-endian then.
+    """
+
+    def __init__(self, *, rate: int, channels: int, bare: bool = False) -> None:
+        sys.stdout.flush()
+        self._sink = getattr(sys.stdout.buffer, "raw", sys.stdout.buffer)  # as in `_send`
+        if not bare:
+            most = 2**32 - 1
+            form = struct.pack("<HHIIHH", 1, channels, rate, rate * channels * 2, channels * 2, 16)
+            self._send(struct.pack("<4sI4s4sI16s4sI", b"RIFF", most, b"WAVE", b"fmt ", len(form), form, b"data", most))
+
+    def write(self, block: Block) -> None:
+        """Sends [channels, time]; samples past full scale are clipped. Raises StorageError."""
+        self._send(_quantized(block, "PCM_16").T.astype("<i2").tobytes())
+
+    def _send(self, data: bytes) -> None:
+        with _storing("standard output"):
+            _write_all(self._sink, data)
 
 
 def _quantized(block: Block, subtype: str) -> NDArray[Any]:

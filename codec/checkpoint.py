@@ -1,7 +1,8 @@
 """One safetensors file is one model: weights, family, configuration and what it was trained on.
 
-The metadata entry "codec" is JSON: {"format": 1, "family", "config", "frame_math", "training"}. A training run keeps
-its resumable state in a second file beside the model.
+The metadata entry "codec" is JSON: {"format": 1, "family", "config", "frame_math", "training"}. That of a language
+model has no frame_math, and a config of two parts: {"model", "source"}. A training run keeps its resumable state in a
+second file beside the model.
 """
 
 import hashlib
@@ -9,11 +10,11 @@ import io
 import json
 import math
 import pickle
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from textwrap import shorten
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from codec.errors import ConfigError, InputNotFound, UnknownModel, UsageError
 from codec.frames import FrameMath
@@ -21,14 +22,18 @@ from codec.frames import FrameMath
 if TYPE_CHECKING:
     import torch
 
+    from codec.lm.base import Prior
     from codec.models.base import Codec
 
 FORMAT = 1
 RUN_MODEL = "model.safetensors"  # the model file in the folder of a training run
+RUN_STATE = "state.pt"  # beside it, what the training goes on from
 STATE_MAGIC = b"codec state 1\n"  # then the SHA-256 of the rest, which is what torch.save makes
 
+Model = TypeVar("Model", "Codec", "Prior")
 
-@dataclass(frozen=True)
+
+@dataclass(frozen=True, kw_only=True)
 class ModelCard:
     """What a model file says about itself; read without building the model.
 
@@ -44,12 +49,39 @@ class ModelCard:
     weights_hash: str
     family: str
     config: dict[str, Any]
-    frame_math: FrameMath
     training: dict[str, Any]
+
+    def as_codec(self) -> "CodecCard":
+        """Itself, if it is a codec's. Raises UnknownModel otherwise."""
+        raise UnknownModel(f"{self.name} is a language model: codec generate takes it; name a codec here")
+
+    def as_lm(self) -> "LMCard":
+        """Itself, if it is a language model's. Raises UnknownModel otherwise."""
+        raise UnknownModel(f"{self.name} is a codec: codec compress takes it; name a language model here")
 
     def as_data(self) -> dict[str, Any]:
         """As plain data, for JSON."""
         return {**asdict(self), "path": str(self.path)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class CodecCard(ModelCard):
+    """That of a codec."""
+
+    frame_math: FrameMath
+
+    def as_codec(self) -> "CodecCard":
+        return self
+
+
+@dataclass(frozen=True, kw_only=True)
+class LMCard(ModelCard):
+    """That of a language model; `source` is whose codes it learnt, as `codec.lm.base.Source`."""
+
+    source: dict[str, Any]
+
+    def as_lm(self) -> "LMCard":
+        return self
 
 
 def save_model(
@@ -59,7 +91,7 @@ def save_model(
     training: Mapping[str, Any],
     dtype: "torch.dtype | None" = None,
 ) -> None:
-    """Write a model file, replacing one that is there only when the new one is whole.
+    """Write the file of a codec, replacing one that is there only when the new one is whole.
 
     `training` is plain data (JSON). `dtype` is what floating-point tensors are stored as, for instance float16 to ship
     them; None keeps them as they are.
@@ -68,26 +100,20 @@ def save_model(
         StorageError: the file cannot be written.
         UsageError: weights are infinite or no numbers, perhaps because they are out of the range of `dtype`.
     """
-    from safetensors.torch import save
+    config, math = model.config.model_dump(mode="json"), asdict(model.frame_math)
+    _save(path, model, {"config": config, "frame_math": math, "training": dict(training)}, dtype)
 
-    from codec.audio import atomic_output
 
-    tensors = {
-        name: tensor.detach().to("cpu", dtype if tensor.is_floating_point() else None).contiguous()
-        for name, tensor in model.state_dict().items()
-    }
-    for name, tensor in tensors.items():
-        if not tensor.isfinite().all():
-            raise UsageError(f"{name} cannot be stored: as {tensor.dtype} it has values that are not finite")
-    card = {
-        "format": FORMAT,
-        "family": model.config.family,
-        "config": model.config.model_dump(mode="json"),
-        "frame_math": asdict(model.frame_math),
-        "training": dict(training),
-    }
-    with atomic_output(path, force=True) as file:
-        file.write(save(tensors, metadata={"codec": json.dumps(card)}))
+def save_lm(
+    path: str | Path,
+    lm: "Prior",
+    *,
+    training: Mapping[str, Any],
+    dtype: "torch.dtype | None" = None,
+) -> None:
+    """Write the file of a language model, as `save_model` does that of a codec."""
+    config = {"model": lm.config.model_dump(mode="json"), "source": lm.source.model_dump(mode="json")}
+    _save(path, lm, {"config": config, "training": dict(training)}, dtype)
 
 
 def read_card(path: str | Path) -> ModelCard:
@@ -111,18 +137,20 @@ def read_card(path: str | Path) -> ModelCard:
         card = json.loads(metadata["codec"])
         if card["format"] > FORMAT:
             raise UnknownModel(f"{path} has format {card['format']}, this codec reads up to {FORMAT}: upgrade codec")
-        digest, parameters = _digest(path, card["config"])
-        return ModelCard(
-            name=path.resolve().parent.name if path.name == RUN_MODEL else path.stem,
-            path=path,
-            size=path.stat().st_size,
-            parameters=parameters,
-            weights_hash=digest,
-            family=card["family"],
-            config=card["config"],
-            frame_math=FrameMath(**card["frame_math"]),
-            training=card["training"],
-        )
+        config = card["config"]
+        digest, parameters = _digest(path, config)
+        facts = {
+            "name": path.resolve().parent.name if path.name == RUN_MODEL else path.stem,
+            "path": path,
+            "size": path.stat().st_size,
+            "parameters": parameters,
+            "weights_hash": digest,
+            "family": card["family"],
+            "training": card["training"],
+        }
+        if "frame_math" in card:
+            return CodecCard(**facts, config=config, frame_math=FrameMath(**card["frame_math"]))
+        return LMCard(**facts, config=dict(config["model"]), source=dict(config["source"]))
     except (KeyError, TypeError, ValueError, ConfigError) as error:
         raise UnknownModel(
             f"{path} is a safetensors file, but no model of codec: its metadata do not tell one"
@@ -130,36 +158,26 @@ def read_card(path: str | Path) -> ModelCard:
 
 
 def load_model(path: str | Path, device: "str | torch.device" = "cpu") -> "Codec":
-    """Build the model a file describes, ready for use: its weights in float32, in evaluation mode.
+    """Build the codec a file describes, ready for use: its weights in float32, in evaluation mode.
 
     `device` "auto" is a GPU where there is one. Raises as `read_card`, UnknownModel also where configuration and
-    weights do not make a model, UsageError where the device cannot be used.
+    weights do not make a codec, UsageError where the device cannot be used.
     """
-    import torch
-    from safetensors.torch import load_file
-
     from codec import models
 
-    card = read_card(path)
-    tensors = load_file(path)
-    if not all(tensor.isfinite().all() for tensor in tensors.values()):
-        raise UnknownModel(f"{path} has weights that are not finite: fetch or train it again")
-    try:
-        model = models.build(card.family, card.config)
-        model.load_state_dict({name: t.float() if t.is_floating_point() else t for name, t in tensors.items()})
-    except (ConfigError, RuntimeError) as error:  # RuntimeError also for more memory than there is
-        problem = shorten(str(error), 300)
-        raise UnknownModel(f"{path}: its weights do not fit its configuration ({problem})") from error
+    card = read_card(path).as_codec()
+    model = _load(card, lambda: models.build(card.family, card.config), device)
     if model.frame_math != card.frame_math:
         raise UnknownModel(f"{path} contradicts itself about its frames: fetch or train it again")
-    model.name = card.name
-    model.weights_hash = card.weights_hash
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        return model.to(device).eval()
-    except (RuntimeError, AssertionError) as error:  # no such device, no driver, a torch built without it
-        raise UsageError(f"device {device} cannot be used ({str(error).splitlines()[0]}): use cpu") from error
+    return model
+
+
+def load_lm(path: str | Path, device: "str | torch.device" = "cpu") -> "Prior":
+    """Build the language model a file describes, as `load_model` does a codec, laid out in memory for generation."""
+    from codec import lm
+
+    card = read_card(path).as_lm()
+    return _load(card, lambda: lm.build(card.config, card.source), device).for_steps()
 
 
 def save_state(path: str | Path, state: Mapping[str, Any]) -> None:
@@ -201,6 +219,47 @@ def load_state(path: str | Path, device: "str | torch.device" = "cpu") -> dict[s
     if not isinstance(state, dict) or not {"recipe", "step"} <= state.keys():
         raise UnknownModel(f"{path} is no training state: {anew}")
     return state
+
+
+def _save(path: str | Path, model: "Codec | Prior", card: Mapping[str, Any], dtype: "torch.dtype | None") -> None:
+    from safetensors.torch import save
+
+    from codec.audio import atomic_output
+
+    tensors = {
+        name: tensor.detach().to("cpu", dtype if tensor.is_floating_point() else None).contiguous()
+        for name, tensor in model.state_dict().items()
+    }
+    for name, tensor in tensors.items():
+        if not tensor.isfinite().all():
+            raise UsageError(f"{name} cannot be stored: as {tensor.dtype} it has values that are not finite")
+    whole = {"format": FORMAT, "family": model.config.family, **card}
+    with atomic_output(path, force=True) as file:
+        file.write(save(tensors, metadata={"codec": json.dumps(whole)}))
+
+
+def _load(card: ModelCard, build: "Callable[[], Model]", device: "str | torch.device") -> "Model":
+    """The model that `build` makes, with the weights of the card's file."""
+    import torch
+    from safetensors.torch import load_file
+
+    tensors = load_file(card.path)
+    if not all(tensor.isfinite().all() for tensor in tensors.values()):
+        raise UnknownModel(f"{card.path} has weights that are not finite: fetch or train it again")
+    try:
+        model = build()
+        model.load_state_dict({name: t.float() if t.is_floating_point() else t for name, t in tensors.items()})
+    except (ConfigError, RuntimeError) as error:  # RuntimeError also for more memory than there is
+        problem = shorten(str(error), 300)
+        raise UnknownModel(f"{card.path}: its weights do not fit its configuration ({problem})") from error
+    model.name = card.name
+    model.weights_hash = card.weights_hash
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        return model.to(device).eval()
+    except (RuntimeError, AssertionError) as error:  # no such device, no driver, a torch built without it
+        raise UsageError(f"device {device} cannot be used ({str(error).splitlines()[0]}): use cpu") from error
 
 
 def _digest(path: Path, config: Mapping[str, Any]) -> tuple[str, int]:

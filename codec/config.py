@@ -56,6 +56,11 @@ def load_toml(path: str | Path, config_class: type[ConfigT], overrides: Sequence
         InputNotFound: there is no such file.
         ConfigError: the file is not TOML, or a key or value does not fit `config_class`.
     """
+    return config_class.from_data(read_toml(path, overrides), source=str(path))
+
+
+def read_toml(path: str | Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
+    """A TOML file with the `overrides` set in it, as plain data for `Config.from_data`. Raises as `load_toml`."""
     try:
         data = tomllib.loads(Path(path).read_text(encoding="utf-8"))
     except FileNotFoundError as error:
@@ -64,7 +69,7 @@ def load_toml(path: str | Path, config_class: type[ConfigT], overrides: Sequence
         raise ConfigError(f"{path}: not a readable TOML file: {error}") from error
     for override in overrides:
         _set(data, override)
-    return config_class.from_data(data, source=str(path))
+    return data
 
 
 def _set(data: dict[str, Any], override: str) -> None:

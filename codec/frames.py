@@ -41,6 +41,10 @@ class FrameMath:
         """Frames that hold `time` samples, with those that bring out the decoder's late end; 0 samples need none."""
         return _ceil_div(time + self.overlap, self.hop) if time > 0 else 0
 
+    def whole_frames(self, time: int) -> int:
+        """Frames whose every sample is among the first `time`."""
+        return time // self.hop
+
     def time(self, frames: int) -> int:
         """Samples of the longest signal that `frames` frames hold."""
         return max(0, frames * self.hop - self.overlap)
@@ -69,7 +73,7 @@ class FrameMath:
         fitting = [books for books in range(1, self.books + 1) if self.bitrate(books) <= kbps]
         if not fitting:
             lowest = _ceil_div(self.bits_per_code * self.sample_rate, self.hop) / 1000
-            raise ConfigError(f"{kbps} kbit/s is below this model's lowest rate: ask for {lowest:g} kbit/s or more")
+            raise ConfigError(f"{kbps} kbit/s is below this model's lowest rate: ask for {lowest:.12g} kbit/s or more")
         return fitting[-1]
 
 

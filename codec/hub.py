@@ -1,29 +1,59 @@
 """Names to models: those shipped with the package, files, and the folders of training runs."""
 
 import difflib
+from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from codec.checkpoint import RUN_MODEL, ModelCard, load_model, read_card
-from codec.errors import UnknownModel
+from codec import checkpoint
+from codec.checkpoint import RUN_MODEL, CodecCard, ModelCard, load_model, read_card
+from codec.errors import InputNotFound, UnknownModel, WeightsMismatch
 
 if TYPE_CHECKING:
     import torch
 
+    from codec.lm.base import Prior
     from codec.models.base import Codec
 
 WEIGHTS = Path(__file__).parent / "weights"
 DEFAULT = "general-24k"
+DEFAULT_LM = "digits-8k-lm"
 
 
 def load(name_or_path: str | Path = DEFAULT, device: "str | torch.device" = "cpu") -> "Codec":
-    """Load a shipped model by name, or one from a .safetensors file or a training run's folder.
+    """Load a shipped codec by name, or one from a .safetensors file or a training run's folder.
 
     `device` "auto" is a GPU where there is one.
 
-    Raises UnknownModel: there is no such model, or the file is none.
+    Raises UnknownModel: there is no such model, or the file is no codec.
     """
     return load_model(find(name_or_path), device)
+
+
+def load_lm(name_or_path: str | Path = DEFAULT_LM, device: "str | torch.device" = "cpu") -> "Prior":
+    """Load a language model, as `load` does a codec."""
+    return checkpoint.load_lm(find(name_or_path), device)
+
+
+def codec_of(lm: "Prior", model: str | Path | None = None, device: "str | torch.device" = "cpu") -> "Codec":
+    """Load the codec whose codes a language model learnt: `model`, or else a shipped one, or what its file names.
+
+    Raises:
+        WeightsMismatch: `model` has other weights.
+        UnknownModel: there is no such model, or none with the right weights was found.
+    """
+    source = lm.source
+    learnt = f"{lm.name or 'this language model'} learnt the codes of {source.codec} ({source.weights_hash[:12]})"
+    if model is not None:
+        codec = load(model, device)
+        if codec.weights_hash != source.weights_hash:
+            raise WeightsMismatch(f"{learnt}, but {model} has other weights: pass the codec that made its tokens")
+        return codec
+    for card in _codecs(source.codec):
+        if card.weights_hash == source.weights_hash:
+            return load_model(card.path, device)
+    raise UnknownModel(f"{learnt}, which is not at hand: pass --codec with its file")
 
 
 def describe(name_or_path: str | Path) -> ModelCard:
@@ -60,6 +90,13 @@ def find(name_or_path: str | Path) -> Path:
         f"no model {name_or_path}: {hint}There are {', '.join(files) or 'none shipped'}; "
         "or name a .safetensors file or the folder of a training run"
     )
+
+
+def _codecs(name: str) -> Iterator[CodecCard]:
+    """Those shipped, then the one that is called so."""
+    yield from (card for card in shipped() if isinstance(card, CodecCard))
+    with suppress(UnknownModel, InputNotFound):
+        yield describe(name).as_codec()
 
 
 def _shipped_files() -> dict[str, Path]:

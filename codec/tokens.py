@@ -31,7 +31,7 @@ from torch import Tensor
 
 from codec import hub
 from codec.audio import AudioReader, Block, Resampler, atomic_output, open_reader
-from codec.checkpoint import ModelCard
+from codec.checkpoint import CodecCard
 from codec.corpus import SLACK, TEXTS, Clip, clips
 from codec.errors import (
     CodecError,
@@ -188,7 +188,7 @@ def tokenize(
     """
     began = perf_counter()
     folder = Path(target)
-    card = hub.describe(model)
+    card = hub.describe(model).as_codec()
     books = _check_books(card, books)
     with _prepared(folder), atomic_output(folder / "clips.jsonl", force=True) as file:
         told, count, seconds = _list_clips(Path(source), file)
@@ -224,7 +224,7 @@ def tokenize(
     )
 
 
-def _check_books(card: ModelCard, books: int | None) -> int:
+def _check_books(card: CodecCard, books: int | None) -> int:
     most = card.frame_math.books
     books = most if books is None else books
     if not 1 <= books <= most:
@@ -311,7 +311,7 @@ def _spans(folder: Path, cuts: list[int] | None, seconds: float) -> list[_Span]:
     return [*spans, _Span(len(spans), offset, count)]
 
 
-def _describe(card: ModelCard, books: int) -> dict[str, Any]:
+def _describe(card: CodecCard, books: int) -> dict[str, Any]:
     return {
         "format": FORMAT,
         "model": card.name,
@@ -639,7 +639,7 @@ class TokenStore:
         batch = store.crops(16, 250, np.random.default_rng(step)).codes  # [16, books, 250]
 
     `index` has one record per clip (RECORD); its numbers of splits, speakers and labels count in the lists of those
-    names, -1 where a clip has none. `books` is how many are stored.
+    names, -1 where a clip has none. `books` is how many are stored, `model_name` the name of the model that made them.
 
     Raises InputNotFound: no store there. UsageError: it is not finished. DamagedFile; WeightsMismatch as `check`.
     """
@@ -654,7 +654,7 @@ class TokenStore:
         self.splits: tuple[str, ...] = tuple(facts["splits"])
         self.speakers: tuple[str, ...] = tuple(facts["speakers"])
         self.labels: tuple[str, ...] = tuple(facts["labels"])
-        self._model_name = facts["model"]
+        self.model_name = facts["model"]
         self._dtype = np.dtype(facts["dtype"]).newbyteorder("<")
         try:
             self.frame_math = FrameMath(**facts["frame_math"])
@@ -674,7 +674,7 @@ class TokenStore:
         """WeightsMismatch unless `model` is the one whose codes these are."""
         if model.weights_hash != self.weights_hash:
             raise WeightsMismatch(
-                f"{self.path} was made by {self._model_name} (weights {self.weights_hash[:12]}), not by "
+                f"{self.path} was made by {self.model_name} (weights {self.weights_hash[:12]}), not by "
                 f"{model.name or 'a model without a name'} (weights {(model.weights_hash or 'unknown')[:12]}): "
                 "load the model that made it, or make it anew with `codec tokenize`"
             )
@@ -693,6 +693,13 @@ class TokenStore:
             frame_bytes = self.books * self._dtype.itemsize
             raise _damaged(self._shard(clip), row.first * frame_bytes, f"the checksum of {row.id} is another")
         return Tokens(_tensor(codes), row)
+
+    def part(self, clip: int, start: int, frames: int) -> Tensor:
+        """Codes [books, frames] of a clip from its frame `start` on, as they lie there, without their checksum.
+
+        Raises DamagedFile naming the shard.
+        """
+        return _tensor(self._codes(clip, start, frames))
 
     def row(self, clip: int) -> Row:
         """What is known of a clip. Raises DamagedFile naming the shard."""

@@ -11,9 +11,10 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from codec.checkpoint import load_model, load_state, read_card, save_model, save_state
+from codec.checkpoint import load_lm, load_model, load_state, read_card, save_lm, save_model, save_state
 from codec.errors import InputNotFound, UnknownModel, UsageError
 from codec.models.causal import CausalCodec
+from tests.lm.tiny import columns_of, prior
 from tests.tiny import CONFIG, tiny_model
 
 
@@ -31,7 +32,7 @@ def test_a_file_is_the_whole_model(tmp_path: Path, tiny: CausalCodec) -> None:
     assert loaded.name == "small"
     for name, tensor in tiny.state_dict().items():
         assert torch.equal(loaded.state_dict()[name], tensor)
-    card = read_card(path)
+    card = read_card(path).as_codec()
     assert (card.name, card.family, card.config) == ("small", "causal", CONFIG.model_dump(mode="json"))
     assert card.training == {"data": "somewhere", "step": 7}
     assert card.frame_math == tiny.frame_math
@@ -178,6 +179,84 @@ def test_weights_that_are_not_finite(tmp_path: Path, tiny: CausalCodec) -> None:
     save_file(tensors, path, metadata=metadata)
     with pytest.raises(UnknownModel, match="not finite"):
         load_model(path)
+
+
+LMS: dict[str, dict[str, Any]] = {
+    "delay": {"pattern": {"delays": [0, 1, 1]}},
+    "flatten": {"pattern": {"kind": "flatten"}},
+    "coarse first": {"pattern": {"kind": "coarse_first", "block": 4}},
+    "depth": {"pattern": {"kind": "parallel"}, "depth": {"width": 12, "layers": 1, "heads": 2}},
+    "text": {"text": True, "vectors": "learnt"},
+}
+
+
+@pytest.mark.parametrize("name", LMS)
+def test_the_file_of_a_language_model(tmp_path: Path, name: str) -> None:
+    lm = prior(**LMS[name])
+    path = tmp_path / "words.safetensors"
+    save_lm(path, lm, training={"step": 7})
+    loaded, card = load_lm(path), read_card(path).as_lm()
+    assert (loaded.config, loaded.source, loaded.name, loaded.training) == (lm.config, lm.source, "words", False)
+    assert (card.family, card.config["width"], card.source["codec"]) == ("transformer", 16, "tiny")
+    assert (card.training, card.parameters) == ({"step": 7}, sum(t.numel() for t in lm.state_dict().values()))
+    assert card.weights_hash == loaded.weights_hash
+    columns, conditions = columns_of(lm, 2, 5), lm.conditions([{"label": "yes"}, {}])
+    with torch.no_grad():
+        assert torch.allclose(loaded(columns, conditions), lm(columns, conditions), atol=1e-5)
+    for key, tensor in lm.state_dict().items():
+        assert loaded.state_dict()[key].equal(tensor)
+    assert "vectors.entries" in lm.state_dict()
+
+
+def test_a_shipped_language_model_can_be_saved_again(tmp_path: Path) -> None:
+    hashes = []
+    lm = prior()
+    for name in ("a.safetensors", "b.safetensors"):
+        save_lm(tmp_path / name, lm, training={}, dtype=torch.float16)
+        lm = load_lm(tmp_path / name)
+        hashes.append(lm.weights_hash)
+    assert hashes[0] == hashes[1]
+
+
+def test_the_hash_of_a_language_model_is_of_its_source_too(tmp_path: Path) -> None:
+    hashes = []
+    for codec in ("one", "one", "another"):
+        lm = prior()
+        lm.source = lm.source.model_copy(update={"codec": codec})
+        save_lm(tmp_path / "a.safetensors", lm, training={"name": codec})
+        hashes.append(read_card(tmp_path / "a.safetensors").weights_hash)
+    assert hashes[0] == hashes[1] != hashes[2]
+
+
+def test_codecs_are_no_language_models(tmp_path: Path, tiny: CausalCodec) -> None:
+    save_model(tmp_path / "sounds.safetensors", tiny, training={})
+    save_lm(tmp_path / "words.safetensors", prior(), training={})
+    with pytest.raises(UnknownModel, match=r"^sounds is a codec: codec compress takes it; name a language model here$"):
+        load_lm(tmp_path / "sounds.safetensors")
+    with pytest.raises(UnknownModel, match=r"^words is a language model: codec generate takes it; name a codec here$"):
+        load_model(tmp_path / "words.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("part", "value", "says"),
+    [
+        ("model", {"family": "transformer", "width": 10**12}, "do not fit"),
+        ("model", {"family": "transformer", "depth": 3}, "do not fit"),
+        ("model", {"family": "rnn"}, "no family of language models 'rnn'"),
+        ("model", [3], "no model of codec"),
+        ("source", {"codec": "x"}, "do not fit"),
+        ("source", None, "no model of codec"),
+    ],
+)
+def test_language_models_that_contradict_themselves(tmp_path: Path, part: str, value: object, says: str) -> None:
+    path = tmp_path / "a.safetensors"
+    save_lm(path, prior(), training={})
+    with safe_open(path, framework="pt") as file:
+        card = json.loads(file.metadata()["codec"])
+    card["config"][part] = value
+    save_file(load_file(path), path, metadata={"codec": json.dumps(card)})
+    with pytest.raises(UnknownModel, match=says):
+        load_lm(path)
 
 
 def test_training_state_comes_back_and_runs_no_code(tmp_path: Path) -> None:

@@ -57,6 +57,12 @@ def test_bits_tell_all_codes_apart(size: int) -> None:
     assert 2 ** (bits - 1) < size <= 2**bits
 
 
+@given(math_=maths, time=st.integers(0, 10**13))
+def test_whole_frames_have_all_their_samples(math_: FrameMath, time: int) -> None:
+    whole = math_.whole_frames(time)
+    assert whole * math_.hop <= time < (whole + 1) * math_.hop
+
+
 @given(math_=maths, kbps=st.floats(0.001, 500))
 def test_books_for_bitrate_is_the_largest_that_fits(math_: FrameMath, kbps: float) -> None:
     per_book = Fraction(math_.bits_per_code * math_.sample_rate, math_.hop * 1000)

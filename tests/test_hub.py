@@ -10,7 +10,11 @@ import pytest
 from safetensors.numpy import save_file
 
 from codec import hub
-from codec.errors import UnknownModel
+from codec.checkpoint import read_card, save_lm, save_model
+from codec.errors import UnknownModel, WeightsMismatch
+from codec.lm import Prior
+from tests.lm.tiny import prior
+from tests.tiny import tiny_model
 
 CARD = {
     "format": 1,
@@ -39,7 +43,7 @@ def weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_shipped_models_are_listed_by_name() -> None:
     cards = hub.shipped()
     assert [card.name for card in cards] == ["another", "general-24k"]
-    assert cards[1].frame_math.bitrate(8) == 6.0
+    assert cards[1].as_codec().frame_math.bitrate(8) == 6.0
     assert cards[1].parameters == 3
 
 
@@ -82,3 +86,53 @@ def test_a_folder_that_is_no_run(tmp_path: Path) -> None:
 def test_listing_models_needs_no_torch() -> None:
     code = "import sys; from codec import hub; hub.shipped(); sys.exit('torch' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+# language models, and their codecs
+
+
+@pytest.fixture
+def lm(tmp_path: Path) -> Prior:
+    """A language model, loaded; the codec that it learnt is in learnt/model.safetensors."""
+    (tmp_path / "learnt").mkdir()
+    save_model(tmp_path / "learnt" / "model.safetensors", tiny_model(), training={})
+    made = prior()
+    digest = read_card(tmp_path / "learnt" / "model.safetensors").weights_hash
+    made.source = made.source.model_copy(update={"codec": "learnt", "weights_hash": digest})
+    save_lm(tmp_path / "words.safetensors", made, training={})
+    return hub.load_lm(tmp_path / "words.safetensors")
+
+
+def test_language_models_stand_beside_codecs(tmp_path: Path, weights: Path, lm: Prior) -> None:
+    (tmp_path / "words.safetensors").rename(weights / f"{hub.DEFAULT_LM}.safetensors")
+    assert hub.names() == ["another", "digits-8k-lm", "general-24k"]
+    assert [card.family for card in hub.shipped()] == ["causal", "transformer", "causal"]
+    loaded = hub.load_lm()
+    assert (loaded.name, loaded.weights_hash, loaded.training) == ("digits-8k-lm", lm.weights_hash, False)
+    with pytest.raises(UnknownModel, match="digits-8k-lm is a language model"):
+        hub.load("digits-8k-lm")
+    with pytest.raises(UnknownModel, match="another is a codec"):
+        hub.load_lm("another")
+
+
+def test_the_codec_of_a_language_model(
+    tmp_path: Path, weights: Path, lm: Prior, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(UnknownModel, match=f"words learnt the codes of learnt .{lm.source.weights_hash[:12]}.*--codec"):
+        hub.codec_of(lm)
+    monkeypatch.chdir(tmp_path)  # where a folder is called as the file says
+    assert hub.codec_of(lm).name == "learnt"
+    (tmp_path / "learnt" / "model.safetensors").rename(weights / "renamed.safetensors")
+    assert hub.codec_of(lm).name == "renamed"  # its weights are those
+    assert hub.codec_of(lm, weights / "renamed.safetensors").weights_hash == lm.source.weights_hash
+
+
+def test_another_codec_of_that_name(tmp_path: Path, lm: Prior, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    save_model(tmp_path / "learnt" / "model.safetensors", tiny_model(1), training={})
+    with pytest.raises(UnknownModel, match="not at hand: pass --codec with its file"):
+        hub.codec_of(lm)
+    with pytest.raises(WeightsMismatch, match=r"words learnt the codes of learnt .*, but learnt has other weights"):
+        hub.codec_of(lm, "learnt")
+    with pytest.raises(UnknownModel, match=r"^words is a language model.*name a codec here$"):
+        hub.codec_of(lm, "words.safetensors")

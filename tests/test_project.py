@@ -20,8 +20,11 @@ README = ROOT / "README.md"
 FLOORS = (
     ("errors", "config", "frames", "audio", "bitstream", "sample"),
     ("nn",),
-    ("models",),
-    ("checkpoint", "hub", "sessions", "files", "metrics", "corpus", "workers", "tokens"),
+    ("models", "lm"),
+    (
+        *("checkpoint", "hub", "sessions", "generation", "files", "metrics", "generation_metrics", "corpus"),
+        *("workers", "tokens"),
+    ),
     ("training",),
     ("cli", "__main__"),
 )
@@ -103,14 +106,17 @@ def test_dependencies_are_those_imported() -> None:
 
 
 def test_public_names() -> None:
+    from codec.generation import generate
     from codec.hub import load
+    from codec.lm.sampling import Sampling
     from codec.models.base import Codec
     from codec.sessions import StreamDecoder, StreamEncoder
 
     assert (codec.load, codec.Codec) == (load, Codec)
+    assert (codec.generate, codec.Sampling) == (generate, Sampling)
     assert (codec.StreamEncoder, codec.StreamDecoder) == (StreamEncoder, StreamDecoder)
     assert dir(codec) == sorted(codec.__all__)
-    assert len(codec.__all__) == 5
+    assert len(codec.__all__) == 7
     with pytest.raises(AttributeError, match="loud"):
         codec.loud  # noqa: B018
 

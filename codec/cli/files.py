@@ -1,7 +1,6 @@
 """codec encode, codec decode, codec info, codec sample"""
 
 import json
-import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -16,6 +15,7 @@ from codec.cli.options import (
     ForceOption,
     JobsOption,
     ModelOption,
+    check_sink,
     one_line,
     progress_bar,
     say,
@@ -139,7 +139,7 @@ def sample(
     from codec.audio import open_writer
     from codec.sample import RATE, synthesize
 
-    _check_sink(output)
+    check_sink(output)
     with open_writer(output, rate=RATE, channels=1, force=force) as writer:
         writer.write(synthesize())
 
@@ -175,15 +175,8 @@ def _target(source: str, output: str | None, suffix: str) -> str:
         output = str(Path(output, Path(source).name).with_suffix(suffix))
     elif output.endswith("/"):
         raise StorageError(f"{output} is no folder: create it first, or leave the / out to name a file")
-    _check_sink(output)
+    check_sink(output)
     return output
-
-
-def _check_sink(output: str) -> None:
-    if output == "-" and sys.stdout is None:
-        raise UsageError("standard output is closed: name an OUTPUT file, or send the data on with > or |")
-    if output == "-" and sys.stdout.isatty():
-        raise UsageError("standard output is a terminal: name an OUTPUT file, or send the data on with > or |")
 
 
 def _tell(report: "Report") -> None:

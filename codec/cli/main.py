@@ -9,12 +9,12 @@ from typing import Annotated
 import typer
 
 from codec import __version__
-from codec.cli import files, models, tokens, train
+from codec.cli import evaluate_lm, files, generate, models, tokens, train
 from codec.cli.options import one_line, say
 from codec.errors import CodecError, StorageError
 
 app = typer.Typer(
-    help="Compress recordings to tokens with a neural audio codec, and restore them.",
+    help="Compress recordings to tokens with a neural audio codec, restore them, and generate new ones.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -29,6 +29,8 @@ for command in (
     models.evaluate,
     tokens.tokenize,
     train.train,
+    generate.generate,
+    evaluate_lm.evaluate_lm,
 ):
     app.command()(command)
 

@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from codec import hub
+from codec.checkpoint import CodecCard, LMCard
 from codec.cli.options import DeviceOption, JobsOption, ModelOption, progress_bar
 from codec.errors import UsageError
 
@@ -22,19 +23,28 @@ def models(
     from rich.console import Console
     from rich.table import Table
 
-    table = Table("name", "rate", "frames", "books", "bit rates", "parameters", "size", box=None, pad_edge=False)
+    codecs = Table("name", "rate", "frames", "books", "bit rates", "parameters", "size", box=None, pad_edge=False)
+    lms = Table("language model", "of the codes of", "knows", "parameters", "size", box=None, pad_edge=False)
     for card in cards:
-        math = card.frame_math
-        table.add_row(
-            card.name,
-            f"{math.sample_rate} Hz",
-            f"{math.frame_rate:g} Hz",
-            f"{math.books} × {math.codebook_size}",
-            f"{math.bitrate(1):g} to {math.bitrate(math.books):g} kbit/s",
-            f"{card.parameters / 1e6:.1f} M",
-            f"{card.size / 1e6:.1f} MB",
-        )
-    Console(highlight=False).print(table)
+        size = f"{card.parameters / 1e6:.1f} M", f"{card.size / 1e6:.1f} MB"
+        match card:
+            case CodecCard(frame_math=math):
+                codecs.add_row(
+                    card.name,
+                    f"{math.sample_rate} Hz",
+                    f"{math.frame_rate:g} Hz",
+                    f"{math.books} × {math.codebook_size}",
+                    f"{math.bitrate(1):g} to {math.bitrate(math.books):g} kbit/s",
+                    *size,
+                )
+            case LMCard(source=source):
+                known = ", ".join(f"{len(names)} {kind}s" for kind, names in source["classes"].items())
+                lms.add_row(card.name, f"{source['codec']}, {source['books']} books", known, *size)
+    console = Console(highlight=False)
+    console.print(codecs)
+    if lms.rows:
+        console.print()
+        console.print(lms)
 
 
 def evaluate(

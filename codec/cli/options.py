@@ -7,6 +7,8 @@ from typing import Annotated, Literal
 
 import typer
 
+from codec.errors import UsageError
+
 Device = Literal["auto", "cpu", "cuda"]
 Engine = Literal["local", "ray"]
 
@@ -38,6 +40,14 @@ def progress_bar(task: str) -> Iterator[Callable[[int, int], None]]:
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
         bar = progress.add_task(task, total=None)
         yield lambda done, total: progress.update(bar, completed=done, total=total)
+
+
+def check_sink(output: str) -> None:
+    """UsageError where data would go to a standard output that is closed, or a terminal."""
+    if output == "-" and sys.stdout is None:
+        raise UsageError("standard output is closed: name an OUTPUT file, or send the data on with > or |")
+    if output == "-" and sys.stdout.isatty():
+        raise UsageError("standard output is a terminal: name an OUTPUT file, or send the data on with > or |")
 
 
 def one_line(error: BaseException | str | None) -> str:

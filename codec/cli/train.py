@@ -1,21 +1,30 @@
 """codec train"""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from codec.cli.options import DeviceOption, say
 from codec.errors import UsageError
 
+if TYPE_CHECKING:
+    from codec.training.lm_recipe import LMRecipe
+
+TOLD_EVERY = 25  # steps of a batch that is learnt by heart
+
 
 def train(
-    recipe: Annotated[Path, typer.Argument(metavar="RECIPE", help="A recipe, as recipes/general/codec.toml.")],
+    recipe: Annotated[
+        Path,
+        typer.Argument(metavar="RECIPE", help="A recipe, as recipes/general/codec.toml or recipes/digits/lm.toml."),
+    ],
     data: Annotated[
         Path | None,
         typer.Option(
-            help="Folder of recordings of any formats and rates, or a manifest of them (.jsonl, .csv, lhotse's).",
-            show_default="data.folder of the recipe",
+            help="For a codec: folder of recordings of any formats and rates, or a manifest of them (.jsonl, .csv, "
+            "lhotse's). For a language model: what `codec tokenize` made of them.",
+            show_default="data.folder or data.store of the recipe",
         ),
     ] = None,
     out: Annotated[Path | None, typer.Option(help="Folder of the run.", show_default="runs/NAME of the recipe")] = None,
@@ -28,25 +37,82 @@ def train(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print what the recipe makes and takes, and train nothing.")
     ] = False,
+    codec: Annotated[
+        str | None,
+        typer.Option(
+            help="For a language model: the codec that made the tokens, its file or its run's folder.",
+            show_default="the shipped one that the tokens name",
+        ),
+    ] = None,
+    overfit_batch: Annotated[
+        bool,
+        typer.Option(
+            "--overfit-batch", help="For a language model: see whether it learns one batch by heart, and keep nothing."
+        ),
+    ] = False,
 ) -> None:
     """Train a model."""
-    from codec.config import load_toml
-    from codec.training import codec_loop, plan
+    from codec.config import read_toml
+    from codec.training.lm_recipe import LMRecipe
     from codec.training.recipe import Recipe
 
-    loaded = load_toml(recipe, Recipe, overrides or [])
-    source = data or loaded.data.folder
+    tables = read_toml(recipe, overrides or [])
+    loaded: Recipe | LMRecipe
+    if "kind" in tables:
+        loaded = LMRecipe.from_data(tables, source=str(recipe))
+    else:
+        loaded = Recipe.from_data(tables, source=str(recipe))
     if steps is not None and steps > loaded.train.steps:
         raise UsageError(
             f"--steps {steps} is past the end of the schedule, train.steps = {loaded.train.steps}: "
             f"add --set train.steps={steps}, or leave --steps out"
         )
     place = None if device == "auto" else device
+    out = out or Path("runs", loaded.name)
+    if isinstance(loaded, LMRecipe):
+        source = data or loaded.data.store
+        if source is None:
+            raise UsageError(
+                f"{recipe} names no data.store: pass --data, what `codec tokenize DIR --out STORE` made of recordings"
+            )
+        if dry_run:
+            from codec.training import lm_plan
+
+            typer.echo(lm_plan.table(loaded, data=source, codec=codec, device=place))
+        elif overfit_batch:
+            _learn_by_heart(loaded, source, codec, place)
+        else:
+            from codec.training import lm_loop
+
+            model = lm_loop.train(loaded, data=source, out=out, codec=codec, resume=resume, steps=steps, device=place)
+            say(f"the model is {model}")
+        return
+    for option, given in (("--codec", codec is not None), ("--overfit-batch", overfit_batch)):
+        if given:
+            raise UsageError(f'{option} is for language models, whose recipes say kind = "lm"; {recipe} is a codec\'s')
+    source = data or loaded.data.folder
     if dry_run:
+        from codec.training import plan
+
         typer.echo(plan.table(plan.plan(loaded, data=source, device=place)))
         return
     if source is None:
         raise UsageError(f"{recipe} names no data.folder: pass --data, any folder of recordings or a manifest of them")
-    out = out or Path("runs", loaded.name)
+    from codec.training import codec_loop
+
     model = codec_loop.train(loaded, data=source, out=out, resume=resume, steps=steps, device=place)
     say(f"the model is {model}")
+
+
+def _learn_by_heart(recipe: "LMRecipe", source: Path, codec: str | None, device: str | None) -> None:
+    """Say how it goes; exit status 1 where the batch is not learnt."""
+    from codec.training import lm_loop
+
+    for done, bits, learnt in lm_loop.learn_by_heart(recipe, data=source, codec=codec, device=device):
+        if learnt:
+            say(f"learnt by heart: {bits:.3f} bits per code after {done} steps")
+            return
+        if done % TOLD_EVERY == 0 or done == 1:
+            say(f"step {done}: {bits:.3f} bits per code")
+    say(f"not learnt: {bits:.3f} bits per code after {done} steps; try another optimiser.rate or a larger model")
+    raise typer.Exit(1)

@@ -20,7 +20,12 @@ OPTIONS = {
     "models": "--json",
     "evaluate": "--data --model -m --books --speech --json --device --jobs -j",
     "tokenize": "source --out --model -m --books --device --jobs -j --engine --force -f",
-    "train": "recipe --data --out --set --resume --steps --device --dry-run",
+    "train": "recipe --data --out --set --resume --steps --device --dry-run --codec --overfit-batch",
+    "evaluate-lm": "lm --data --samples --seed --guidance --temperature --classifier --codec --out --device",
+    "generate": (
+        "lm --output -o --label --speaker --text --seconds --seed --count --prompt --infill --gap --guidance "
+        "--temperature --top-k --top-p --min-p --codec --int8 --device --force -f --raw"
+    ),
 }
 
 

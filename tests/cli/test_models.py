@@ -6,8 +6,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from codec import hub
 from codec.audio import write_audio
+from codec.checkpoint import save_lm
 from tests.cli.conftest import Cli
+from tests.lm.tiny import prior
 
 
 def test_models_are_listed(cli: Cli) -> None:
@@ -20,6 +23,21 @@ def test_models_are_listed(cli: Cli) -> None:
 def test_models_as_json(cli: Cli) -> None:
     (card,) = json.loads(cli("models", "--json").out)
     assert (card["name"], card["config"]["hop"]) == ("general-24k", 80)
+
+
+def test_language_models_are_listed_after_them(cli: Cli) -> None:
+    save_lm(hub.WEIGHTS / "words.safetensors", prior(), training={})
+    lines = cli("models").out.decode().splitlines()
+    assert [line.split()[:1] for line in lines] == [["name"], ["general-24k"], [], ["language"], ["words"]]
+    assert " ".join(lines[-1].split()).startswith("words tiny, 3 books 2 labels, 3 speakers 0.0 M")
+    first, second = json.loads(cli("models", "--json").out)
+    assert (first["frame_math"]["hop"], second["source"]["books"]) == (80, 3)
+    assert "source.weights_hash" in cli("info", "words").out.decode()
+    refused = cli("evaluate", "--model", "words", "--data", ".")
+    assert (refused.code, refused.err) == (
+        6,
+        "codec: words is a language model: codec generate takes it; name a codec here\n",
+    )
 
 
 @pytest.fixture

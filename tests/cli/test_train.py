@@ -6,10 +6,11 @@ from typing import Any
 import pytest
 
 from codec.audio import write_audio
-from codec.training import codec_loop
+from codec.training import codec_loop, lm_loop
+from codec.training.lm_recipe import LMRecipe
 from codec.training.recipe import Recipe
 from tests.cli.conftest import Cli
-from tests.training.small import tones
+from tests.training.small import tones, write_codec, write_store
 
 
 @pytest.fixture
@@ -104,3 +105,113 @@ def test_a_dry_run_prints_and_leaves_nothing(cli: Cli, calls: list[Any]) -> None
     assert (result.code, b"times through" in result.out) == (0, False)
     result = cli("train", "small.toml", "--dry-run", "--data", "none")
     assert (result.code, result.out) == (3, b"")
+
+
+# language models
+
+
+@pytest.fixture
+def lm_calls(monkeypatch: pytest.MonkeyPatch) -> list[tuple[LMRecipe, dict[str, Any]]]:
+    calls = []
+
+    def train(recipe: LMRecipe, **options: Any) -> Path:
+        calls.append((recipe, options))
+        return Path(options["out"], "model.safetensors")
+
+    monkeypatch.setattr(lm_loop, "train", train)
+    return calls
+
+
+@pytest.fixture
+def lm_recipe(cli: Cli) -> Path:
+    Path("lm.toml").write_text('kind = "lm"\nname = "talk"\n[model]\nfamily = "transformer"\nlayers = 2\n')
+    return Path("lm.toml")
+
+
+def test_the_kind_says_which_loop(cli: Cli, lm_recipe: Path, calls: list[Any], lm_calls: list[Any]) -> None:
+    result = cli("train", lm_recipe, "--data", "tokens")
+    assert (result.code, result.out, result.err) == (0, b"", "the model is runs/talk/model.safetensors\n")
+    ((loaded, options),) = lm_calls
+    assert (loaded.name, loaded.model.layers) == ("talk", 2)
+    expected = {"data": Path("tokens"), "out": Path("runs/talk"), "codec": None}
+    assert options == expected | {"resume": False, "steps": None, "device": None}
+    arguments = ["--codec", "mine", "--out", "here", "--resume", "--steps", "9", "--device", "cpu"]
+    assert cli("train", lm_recipe, "--set", "data.store=others", "--set", "model.width=8", *arguments).code == 0
+    loaded, options = lm_calls[1]
+    assert loaded.model.width == 8
+    wanted: dict[str, Any] = {"data": Path("others"), "out": Path("here"), "codec": "mine"}
+    assert options == wanted | {"resume": True, "steps": 9, "device": "cpu"}
+    assert calls == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "says"),
+    [
+        (["lm.toml"], 2, "lm.toml names no data.store: pass --data, what `codec tokenize DIR --out STORE` made"),
+        (
+            ["lm.toml", "--data", "sounds"],
+            3,
+            "sounds is no token store: tokenize it first: codec tokenize sounds ",
+        ),
+        (["lm.toml", "--data", "sounds", "--dry-run"], 3, "sounds is no token store: tokenize it first"),
+        (["lm.toml", "--data", "sounds", "--overfit-batch"], 3, "sounds is no token store: tokenize it first"),
+        (["lm.toml", "--data", "none"], 3, "none: there is no such token store"),
+        (["lm.toml", "--data", "x", "--set", "model.layer=2"], 2, "did you mean layers?"),
+        (["lm.toml", "--data", "x", "--set", "kind=ml"], 2, 'kind = "ml": must be'),
+        (["lm.toml", "--data", "x", "--steps", "20001"], 2, "past the end of the schedule, train.steps = 20000"),
+        (["small.toml", "--data", "x", "--codec", "y"], 2, "--codec is for language models, whose recipes say kind"),
+        (["small.toml", "--data", "x", "--overfit-batch"], 2, "--overfit-batch is for language models"),
+    ],
+)
+def test_wrong_calls_for_language_models(
+    cli: Cli, recipe: Path, lm_recipe: Path, calls: list[Any], arguments: list[str], code: int, says: str
+) -> None:
+    Path("sounds").mkdir()
+    write_audio("sounds/a.wav", tones(0.5, 8000, seed=0), 8000)
+    result = cli("train", *arguments)
+    assert (result.code, result.out, len(result.err.splitlines())) == (code, b"", 1)
+    assert says in result.err
+    assert not calls
+    assert not Path("runs").exists()
+
+
+@pytest.fixture
+def store(cli: Cli) -> Path:
+    Path("corpus").mkdir()
+    return write_store(Path("corpus"), write_codec(Path("corpus")))
+
+
+SMALL = [f"--set={key}" for key in ("model.width=16", "model.layers=1", "model.heads=2", "data.batch=2")]
+
+
+def test_a_dry_run_of_a_language_model(cli: Cli, lm_recipe: Path, store: Path) -> None:
+    before = sorted(Path().rglob("*"))
+    arguments = ["--data", store, "--codec", "corpus/tiny.safetensors", "--set", "train.expected=2.5", *SMALL]
+    result = cli("train", lm_recipe, *arguments, "--set", 'data.classes=["label"]', "--dry-run", "--device", "cpu")
+    assert (result.code, result.err) == (0, "")
+    lines = dict(line.strip().split("  ", 1) for line in result.out.decode().splitlines() if line[:2] == "  ")
+    told = {name: value.strip() for name, value in lines.items()}
+    assert result.out.decode().startswith("language model talk\n")
+    assert told["codes"] == "3 books of 20, 100 frames a second"
+    assert told["pattern"] == "delay, a frame is whole 2 frames later"
+    assert told["context"] == "512 frames (5.1 s)"
+    assert told["told"] == "label"
+    assert told["data"] == "train on 7 clips (0.0 min, 366 codes), validate on 2"
+    assert told["bits per code"].startswith("4.32 by guessing, ")
+    assert told["bits per code"].endswith("2.50 when this recipe ends")
+    assert sorted(Path().rglob("*")) == before
+
+
+def test_a_batch_learnt_by_heart(cli: Cli, lm_recipe: Path, store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = sorted(Path().rglob("*"))
+    arguments = ["--data", store, "--codec", "corpus/tiny.safetensors", *SMALL, "--overfit-batch", "--device", "cpu"]
+    result = cli("train", lm_recipe, *arguments, "--set", "optimiser.rate=0.01")
+    assert (result.code, result.out) == (0, b"")
+    first, *_, last = result.err.splitlines()
+    assert first.startswith("step 1: 4.")
+    assert last.startswith("learnt by heart: 0.")
+    monkeypatch.setattr(lm_loop, "HEART", 3)
+    result = cli("train", lm_recipe, *arguments, "--set", "optimiser.rate=1e-9")
+    assert result.code == 1
+    assert "not learnt: 4." in result.err.splitlines()[-1]
+    assert sorted(Path().rglob("*")) == before

@@ -1,0 +1,86 @@
+"""codec evaluate-lm"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from codec import hub
+from codec.cli.options import DeviceOption, progress_bar, say
+from codec.errors import UsageError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+def evaluate_lm(
+    lm: Annotated[str, typer.Argument(metavar="LM", help="A shipped language model's name, or its file.")],
+    data: Annotated[
+        Path, typer.Option(help="A manifest with labels: what the model learnt, and as split valid what it did not.")
+    ],
+    samples: Annotated[int, typer.Option(min=2, help="Clips to generate, each label equally often.")] = 2048,
+    seed: Annotated[int, typer.Option(min=0, help="Of the clips.")] = 0,
+    guidance: Annotated[
+        float | None, typer.Option(min=0.0, help="Of the label; 1 is as learnt.", show_default="the model's")
+    ] = None,
+    temperature: Annotated[
+        float | None, typer.Option(min=0.0, help="Of the sampling; 1 is as learnt.", show_default="the model's")
+    ] = None,
+    classifier: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="The judge, which is trained on the real recordings and kept there the first time.",
+            show_default="runs/classifier-DIGEST.safetensors",
+        ),
+    ] = None,
+    codec: Annotated[
+        str | None, typer.Option(help="The codec whose codes it learnt.", show_default="found by its weights")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(metavar="JSON", help="Also write all as JSON.")] = None,
+    device: DeviceOption = "auto",
+) -> None:
+    """Judge the clips that a language model generates of every label, beside real recordings."""
+    from codec.audio import atomic_output
+    from codec.corpus import clips
+    from codec.generation import generate_clips
+    from codec.lm.sampling import Sampling
+    from codec.training import classifier as classifiers
+    from codec.training import lm_evaluation
+
+    model = hub.load_lm(lm, device)
+    decoder = hub.codec_of(model, codec, device)
+    known = model.source.classes.get("label", ())
+    if not known:
+        raise UsageError(f"{lm} knows no labels, and clips of none cannot be judged: train it on a store with labels")
+    corpus = lm_evaluation.sides(clips(data), known=known)
+
+    rate = decoder.config.sample_rate
+    digest = classifiers.digest(corpus.train, sample_rate=rate)
+    path = classifier or Path("runs", f"classifier-{digest[:12]}.safetensors")
+    if not path.is_file():
+        say(f"training a classifier on {len(corpus.train)} real recordings, a few minutes: {path}")
+    with progress_bar("training the classifier") as show:
+        judge = classifiers.load_or_train(path, corpus.train, sample_rate=rate, report=show)
+
+    def generate(asked: Sequence[tuple[int, str]]) -> "list[Tensor]":
+        made = generate_clips(
+            model,
+            decoder,
+            [seed for seed, _ in asked],
+            model.conditions([{"label": label} for _, label in asked]),
+            guidance=guidance,
+            sampling=None if temperature is None else Sampling(temperature=temperature),
+            most_seconds=classifiers.SECONDS,
+        )
+        return [audio.cpu() for audio in made]
+
+    with progress_bar("evaluating") as show:
+        result = lm_evaluation.evaluate(
+            generate, decoder, corpus, judge, samples=samples, seed=seed, books=model.source.books, progress=show
+        )
+    if out:
+        with atomic_output(out, force=True) as file:
+            file.write(result.as_json().encode() + b"\n")
+    typer.echo(str(result))

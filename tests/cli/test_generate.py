@@ -1,0 +1,211 @@
+"""codec generate, with small models in the place of the shipped ones."""
+
+import io
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+
+from codec import hub
+from codec.audio import read_audio, write_audio
+from codec.generation import generate, infill
+from codec.lm import Prior
+from codec.lm.sampling import Sampling
+from codec.models.base import Codec
+from codec.nn.int8 import Int8Linear
+from tests.cli.conftest import Cli
+from tests.test_generation import lm_of
+from tests.tiny import tiny_model
+
+MODEL = tiny_model()
+
+
+@pytest.fixture
+def lm(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> Prior:
+    """What the names find; another name or codec is a KeyError."""
+    lm = lm_of(MODEL)
+    found: dict[str, Prior] = {hub.DEFAULT_LM: lm}
+    codecs: dict[str | None, Codec] = {None: MODEL, "mine": MODEL}
+    monkeypatch.setattr(hub, "load_lm", lambda name, device: found[name], raising=False)
+    monkeypatch.setattr(hub, "codec_of", lambda lm, name, device: codecs[name], raising=False)
+    return lm
+
+
+def quantized(audio: torch.Tensor) -> np.ndarray[Any, Any]:
+    """[1, 1, time] as 16-bit samples [time, 1], which WAV files have."""
+    samples: np.ndarray[Any, Any] = np.rint(audio[0].numpy().T * 32768).clip(-32768, 32767).astype(np.int16)
+    return samples
+
+
+def expected(lm: Prior, **options: Any) -> np.ndarray[Any, Any]:
+    return quantized(torch.cat(list(generate(lm, MODEL, **options)), dim=2))
+
+
+def test_a_file(cli: Cli, lm: Prior) -> None:
+    result = cli("generate", "--label", "yes", "--seed", 4, "--device", "cpu")
+    assert (result.code, result.out) == (0, b"")
+    samples, rate = soundfile.read("generated.wav", dtype="int16", always_2d=True)
+    assert rate == 8000
+    assert np.array_equal(samples, expected(lm, label="yes", seed=4))
+    assert len(samples) > 80
+    words = result.err.split()
+    assert words[:2] == ["generated.wav:", f"{len(samples) / 8000:.2f}"]
+    assert result.err.endswith(" × real time, seed 4\n")
+
+
+def test_every_option_counts(cli: Cli, lm: Prior) -> None:
+    arguments = ["--speaker", "cleo", "--seconds", "0.2", "--guidance", "2", "--temperature", "0.9,1,1.1"]
+    arguments += ["--top-k", "9", "--top-p", "0.9,0.8,0.7", "--min-p", "0.01", "--seed", "3", "--codec", "mine"]
+    assert cli("generate", hub.DEFAULT_LM, *arguments, "-o", "a.flac").code == 0
+    sampling = Sampling(temperature=(0.9, 1.0, 1.1), top_k=9, top_p=(0.9, 0.8, 0.7), min_p=0.01)
+    samples, _ = soundfile.read("a.flac", dtype="int16", always_2d=True)
+    assert samples.shape == (1600, 1)
+    wanted = expected(lm, speaker="cleo", seconds=0.2, guidance=2.0, sampling=sampling, seed=3)
+    assert np.array_equal(samples, wanted)
+
+
+def test_weights_of_8_bits(cli: Cli, lm: Prior) -> None:
+    assert cli("generate", "--seed", 4, "--seconds", "0.1", "--int8", "--device", "cpu").code == 0
+    samples, _ = soundfile.read("generated.wav", dtype="int16", always_2d=True)
+    assert any(isinstance(layer, Int8Linear) for layer in lm.modules())
+    assert np.array_equal(samples, expected(lm, seconds=0.1, seed=4))  # which is the same model, changed
+
+
+def test_several_files(cli: Cli, lm: Prior) -> None:
+    result = cli("generate", "-o", "a.wav", "--seconds", "0.1", "--count", "3", "--seed", "8")
+    assert (result.code, len(result.err.splitlines())) == (0, 3)
+    for seed in (8, 9, 10):
+        samples, _ = soundfile.read(f"a-{seed}.wav", dtype="int16", always_2d=True)
+        assert np.array_equal(samples, expected(lm, seconds=0.1, seed=seed))
+    again = cli("generate", "-o", "a.wav", "--count", "2", "--seed", "10")
+    assert (again.code, again.err) == (8, "codec: a-10.wav exists: pass --force to replace it\n")
+    assert not Path("a-11.wav").exists()
+    assert cli("generate", "-o", "a.wav", "--count", "2", "--seed", "10", "--seconds", "0.1", "--force").code == 0
+
+
+def test_without_a_seed_it_differs_and_tells(cli: Cli, lm: Prior) -> None:
+    seeds = []
+    for name in ("a.wav", "b.wav"):
+        result = cli("generate", "-o", name, "--seconds", "0.1")
+        seeds.append(int(result.err.split()[-1]))
+        samples, _ = soundfile.read(name, dtype="int16", always_2d=True)
+        assert np.array_equal(samples, expected(lm, seconds=0.1, seed=seeds[-1]))
+    assert seeds[0] != seeds[1]
+
+
+def test_standard_output(cli: Cli, lm: Prior) -> None:
+    wanted = expected(lm, seconds=0.2, seed=1)
+    wav = cli("generate", "-o", "-", "--seconds", "0.2", "--seed", "1")
+    assert wav.code == 0
+    samples, rate = soundfile.read(io.BytesIO(wav.out), dtype="int16", always_2d=True)
+    assert rate == 8000
+    assert np.array_equal(samples, wanted)
+    assert wav.err.startswith("standard output: 0.20 s, ")
+    bare = cli("generate", "-o", "-", "--seconds", "0.2", "--seed", "1", "--raw")
+    assert np.array_equal(np.frombuffer(bare.out, "<i2")[:, None], wanted)
+    Path("piped.wav").write_bytes(wav.out)  # our own reader takes the open end too
+    assert read_audio("piped.wav")[0].shape == (1, 1600)
+
+
+def test_without_an_end_until_nobody_listens(tmp_path: Path) -> None:
+    """The first samples come while there is no last one; a pipe that closes ends it, quietly."""
+    code = """
+from codec import hub
+from codec.cli.main import run
+from tests.test_generation import lm_of
+from tests.tiny import tiny_model
+hub.load_lm = lambda name, device: lm_of(tiny_model())
+hub.codec_of = lambda lm, name, device: tiny_model()
+run(["generate", "-o", "-", "--seconds", "inf", "--seed", "0"])
+"""
+    root = Path(__file__).parents[2]
+    environment = os.environ | {"PYTHONPATH": str(root)}
+    with subprocess.Popen(
+        [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment, cwd=tmp_path
+    ) as process:
+        assert process.stdout
+        assert process.stderr
+        assert process.stdout.read(4) == b"RIFF"
+        assert len(process.stdout.read(4000)) == 4000
+        process.stdout.close()
+        assert process.stderr.read() == b""
+    assert process.returncode == 8
+
+
+@pytest.fixture
+def recording(cli: Cli) -> Path:
+    """Stereo of 0.3 s at 16 kHz."""
+    noise = np.random.default_rng(0).uniform(-0.3, 0.3, (2, 4800)).astype(np.float32)
+    write_audio("in.wav", noise, 16_000)
+    return Path("in.wav")
+
+
+def test_a_prompt(cli: Cli, lm: Prior, recording: Path) -> None:
+    assert cli("generate", "--prompt", recording, "--seconds", "0.5", "--seed", "2").code == 0
+    prompt = torch.from_numpy(read_audio(recording, rate=8000, mono=True)[0])[None]
+    samples, _ = soundfile.read("generated.wav", dtype="int16", always_2d=True)
+    assert np.array_equal(samples, expected(lm, prompt=prompt, seconds=0.5, seed=2))
+
+
+def test_a_gap(cli: Cli, lm: Prior, recording: Path) -> None:
+    assert cli("generate", "--infill", recording, "--gap", "0.1:0.15", "--label", "no", "--seed", "2").code == 0
+    audio = torch.from_numpy(read_audio(recording, rate=8000, mono=True)[0])[None]
+    filled = infill(lm, MODEL, audio, (0.1, 0.15), seed=2, conditions=lm.conditions([{"label": "no"}]))
+    samples, _ = soundfile.read("generated.wav", dtype="int16", always_2d=True)
+    assert np.array_equal(samples, quantized(filled))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "says"),
+    [
+        (["--seconds", "inf"], 2, "add -o -"),
+        (["--seconds", "nan"], 2, "nan s of audio"),
+        (["--raw"], 2, "--raw is for standard output, not for generated.wav"),
+        (["-o", "-", "--count", "2"], 2, "--count 2"),
+        (["-o", "a.txt"], 2, ".txt"),
+        (["-o", "none/a.wav"], 8, "none/a.wav"),
+        (["--infill", "in.wav"], 2, "belong together"),
+        (["--gap", "1:2"], 2, "belong together"),
+        (["--infill", "in.wav", "--gap", "1-2"], 2, "--gap 1-2: write it as FROM:TO"),
+        (["--infill", "in.wav", "--gap", "0.1:9"], 2, "a gap from 0.1 to 9 s is not within"),
+        (["--infill", "in.wav", "--gap", "0.1:0.2", "--seconds", "1"], 2, "leave --prompt and --seconds out"),
+        (["--prompt", "none.wav"], 3, "none.wav"),
+        (["--label", "maybe"], 2, "knows no label maybe"),
+        (["--text", "ja"], 2, "takes no text"),
+        (["--temperature", "0"], 2, "top_k = 1 for the most probable"),
+        (["--temperature", "hot"], 2, "--temperature hot"),
+        (["--temperature", "nan"], 2, "temperature"),
+        (["--top-k", "1.5"], 2, "--top-k 1.5"),
+        (["--top-k", "21"], 2, "top_k = 21 is not within 1 to 20"),
+        (["--top-p", "0.5,0.5"], 2, "top_p has 2 values, the model 3 books"),
+    ],
+)
+def test_what_cannot_be(cli: Cli, lm: Prior, recording: Path, arguments: list[str], code: int, says: str) -> None:
+    result = cli("generate", *arguments)
+    assert (result.code, result.out, result.err.count("\n")) == (code, b"", 1)
+    assert says in result.err
+    assert sorted(path.name for path in Path.cwd().iterdir()) == ["in.wav"]
+
+
+def test_no_data_for_a_terminal(cli: Cli, lm: Prior, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    result = cli("generate", "-o", "-")
+    assert (result.code, result.out) == (2, b"")
+    assert "terminal" in result.err
+
+
+def test_nothing_is_no_file(cli: Cli, lm: Prior) -> None:
+    heads = torch.nn.Linear(16, 3 * 21)
+    torch.nn.init.zeros_(heads.weight)
+    heads.bias.data[20] = 100  # the end
+    lm.heads = heads
+    result = cli("generate")
+    assert result.code == 2
+    assert "ended before the first sample" in result.err
+    assert not Path("generated.wav").exists()

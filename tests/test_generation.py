@@ -1,0 +1,231 @@
+"""generation.py: the audio is the decoded codes, however many rows and blocks it is made in."""
+
+from __future__ import annotations
+
+import gc
+import math
+from collections.abc import Iterator
+from itertools import islice
+from typing import Any
+from unittest.mock import Mock
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+import codec
+from codec import generation, hub
+from codec.errors import UsageError, WeightsMismatch
+from codec.generation import generate, generate_clips, infill, prompt_codes
+from codec.lm import Prior
+from codec.lm.sampling import generate_frames
+from codec.models.base import Codec
+from tests.lm.tiny import prior
+from tests.tiny import tiny_model
+
+HOP, RATE = 80, 8000
+
+
+def lm_of(model: Codec, books: int = 3, **config: Any) -> Prior:
+    """A small language model of the codec's codes."""
+    size, dim = model.config.codebook_size, 8
+    source = {"codec": model.name, "weights_hash": model.weights_hash, "codebook_size": size, "dim": dim}
+    return prior(books, source=source, **config)
+
+
+@pytest.fixture
+def model() -> Codec:
+    return tiny_model()
+
+
+@pytest.fixture
+def lm(model: Codec) -> Prior:
+    return lm_of(model)
+
+
+def noise(time: int, seed: int = 0) -> Tensor:
+    return torch.from_numpy(np.random.default_rng(seed).uniform(-0.5, 0.5, (1, 1, time)).astype(np.float32))
+
+
+def codes_of(lm: Prior, **options: Any) -> Tensor:
+    return torch.cat(list(generate_frames(lm, **options)), dim=2)
+
+
+def joined(blocks: Iterator[Tensor]) -> Tensor:
+    return torch.cat(list(blocks), dim=2)
+
+
+def close(one: Tensor, other: Tensor) -> bool:
+    return one.shape == other.shape and torch.allclose(one, other, rtol=0, atol=1e-5)
+
+
+def test_blocks_are_the_decoded_codes(lm: Prior, model: Codec) -> None:
+    conditions = lm.conditions([{"label": "yes"}] * 2)
+    codes = codes_of(lm, seeds=[1, 2], conditions=conditions, frames=50, stop=False)
+    expected = model.decode(codes)
+    for block_seconds in (0.001, 0.1, 9.0):
+        blocks = list(generate(lm, model, seed=[1, 2], seconds=0.49, label="yes", block_seconds=block_seconds))
+        assert close(torch.cat(blocks, dim=2), expected[:, :, : round(0.49 * RATE)])
+        assert {block.shape[2] for block in blocks[1:-1]} <= {round(max(0.01, block_seconds) * RATE)}
+    alone = joined(generate(lm, model, seed=2, seconds=0.49, label="yes", speaker=None))
+    assert close(alone, expected[1:, :, : round(0.49 * RATE)])
+
+
+def test_the_first_block_comes_with_the_first_frame_that_sounds(
+    lm: Prior, model: Codec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    advance = Mock(side_effect=lm.advance)
+    monkeypatch.setattr(lm, "advance", advance)
+    blocks = generate(lm, model, seconds=math.inf, block_seconds=0.1)
+    assert next(blocks).shape == (1, 1, HOP)
+    assert advance.call_count == lm.pattern.steps(model.frame_math.frames(1))
+    assert next(blocks).shape == (1, 1, 10 * HOP)
+    assert advance.call_count == lm.pattern.steps(model.frame_math.frames(1) + 10)
+
+
+@pytest.mark.parametrize("seconds", [1 / RATE, 0.01, 0.1234, 0.5])
+def test_lengths_are_exact(lm: Prior, model: Codec, seconds: float) -> None:
+    assert joined(generate(lm, model, seconds=seconds)).shape == (1, 1, round(seconds * RATE))
+
+
+def test_without_a_length_rows_end_by_themselves(lm: Prior, model: Codec) -> None:
+    seeds = [0, 1, 2, 3]
+    codes = codes_of(lm, seeds=seeds)
+    frames = (codes[:, 0] >= 0).sum(dim=1).tolist()
+    assert len(set(frames)) > 2
+    clips = generate_clips(lm, model, seeds)
+    together = joined(generate(lm, model, seed=seeds))
+    assert together.shape[2] == max(clip.shape[1] for clip in clips)
+    for row, (seed, clip) in enumerate(zip(seeds, clips, strict=True)):
+        expected = model.decode(codes[row : row + 1, :, : frames[row]])[0]
+        assert close(clip, expected)
+        assert close(generate_clips(lm, model, [seed])[0], expected)
+        assert close(together[row, :, : clip.shape[1]], expected)
+        assert not together[row, :, clip.shape[1] :].any()
+
+
+def test_clips_that_go_on_are_cut(lm: Prior, model: Codec, monkeypatch: pytest.MonkeyPatch) -> None:
+    lengths = [clip.shape[1] for clip in generate_clips(lm, model, range(8), most_seconds=0.03)]
+    assert max(lengths) == 240
+    assert min(lengths) < 240
+    monkeypatch.setattr(generation, "MOST_SECONDS", 0.03)
+    assert joined(generate(lm, model, seed=range(8))).shape == (8, 1, 240)
+
+
+def test_what_ends_at_once_has_no_samples(lm: Prior, model: Codec) -> None:
+    heads = torch.nn.Linear(16, 3 * 21)
+    torch.nn.init.zeros_(heads.weight)
+    heads.bias.data[20] = 100  # the end
+    lm.heads = heads
+    assert [clip.shape for clip in generate_clips(lm, model, [0, 1])] == [(1, 0), (1, 0)]
+    assert list(generate(lm, model)) == []
+
+
+def test_without_an_end_memory_does_not_grow(lm: Prior, model: Codec) -> None:
+    def tensors() -> int:
+        return sum(type(thing) is Tensor for thing in gc.get_objects())
+
+    blocks = generate(lm, model, seconds=math.inf, block_seconds=0.05)
+    counts = []
+    for _ in range(3):
+        assert sum(block.shape[2] for block in islice(blocks, 26)) > 10_000
+        gc.collect()
+        counts.append(tensors())
+    assert counts[2] <= counts[1] + 5
+
+
+@pytest.mark.parametrize("config", [{}, {"pattern": {"kind": "flatten"}}, {"books": 2}])
+def test_a_prompt_is_kept_and_goes_on(model: Codec, config: dict[str, Any]) -> None:
+    lm = lm_of(model, **({"context": 90} | config))
+    prompt = noise(1000)  # 12 whole frames and a half
+    given = prompt_codes(lm, model, prompt, rows=1)
+    assert given.equal(model.encode(prompt, books=lm.source.books)[:, :, :12])
+    codes = codes_of(lm, seeds=[4], given=given, frames=31, stop=False)
+    assert codes[:, :, :12].equal(given)
+    audio = joined(generate(lm, model, seed=4, prompt=prompt, seconds=0.3))
+    assert close(audio, model.decode(codes)[:, :, :2400])
+    both = joined(generate(lm, model, seed=[7, 4], prompt=prompt, seconds=0.3))
+    assert close(both[1:], audio)
+    several = torch.cat([noise(1000, 1), prompt])
+    assert close(joined(generate(lm, model, seed=[7, 4], prompt=several, seconds=0.3))[1:], audio)
+
+
+@pytest.mark.parametrize("context", [16, 300])
+def test_a_gap_is_filled(model: Codec, context: int) -> None:
+    """All but the gap's frames, and those that bring out its end, are as they were: also where the model sees less."""
+    lm = lm_of(model, context=context)
+    recording = noise(4100)
+    before = model.decode(model.encode(recording), length=4100)
+    after = infill(lm, model, recording, (0.2, 0.3), seed=3, candidates=2)
+    assert after.shape == before.shape
+    begin, end = 1600 - model.frame_math.overlap, 2400 + model.frame_math.overlap
+    assert close(after[:, :, :begin], before[:, :, :begin])
+    assert not close(after[:, :, begin:end], before[:, :, begin:end])
+    assert close(infill(lm, model, recording, (0.2, 0.3), seed=3, candidates=2), after)
+    assert not close(infill(lm, model, recording, (0.2, 0.3), seed=4, candidates=2), after)
+
+
+def test_a_gap_is_that_of_its_samples(lm: Prior, model: Codec, monkeypatch: pytest.MonkeyPatch) -> None:
+    unknown: list[int] = []
+
+    def fill(lm: Prior, given: Tensor, *, after: int, **_: Any) -> Tensor:
+        assert after == 100  # frames of a second
+        unknown.extend((given[0, 0] < 0).nonzero()[:, 0].tolist())
+        return given.clamp(min=0)
+
+    monkeypatch.setattr("codec.lm.sampling.infill", fill)
+    infill(lm, model, noise(4100), (0.201, 0.299))
+    # samples 1608 to 2392 are of the frames 20 to 29; the decoder is a frame late
+    assert unknown == list(range(20, 30 + model.frame_math.overlap // HOP))
+
+
+def test_models_are_found_by_name(lm: Prior, model: Codec, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(
+        hub, "load_lm", lambda name, device: lm if (name, device) == ("words", "cpu") else None, raising=False
+    )
+    found = {None: model, "mine": model}
+    monkeypatch.setattr(
+        hub, "codec_of", lambda given, name, device: found[name] if given is lm else None, raising=False
+    )
+    expected = joined(generate(lm, model, seed=5, label="no", seconds=0.2))
+    assert close(joined(codec.generate("words", seed=5, label="no", seconds=0.2)), expected)
+    assert close(joined(codec.generate("words", "mine", seed=5, label="no", seconds=0.2)), expected)
+    assert close(joined(codec.generate(lm, seed=5, label="no", seconds=0.2)), expected)
+
+
+def test_another_codec(lm: Prior) -> None:
+    other = tiny_model(1)
+    with pytest.raises(WeightsMismatch, match=r"learnt the codes of tiny-0 \(weights \w{12}\), not of tiny-1"):
+        generate(lm, other)
+    with pytest.raises(WeightsMismatch):
+        generate_clips(lm, other, [0])
+    with pytest.raises(WeightsMismatch):
+        infill(lm, other, noise(800), (0.01, 0.02))
+
+
+@pytest.mark.parametrize(
+    ("wrong", "says"),
+    [
+        ({"seconds": 0.0}, "0 s of audio"),
+        ({"seconds": -1.0}, "-1 s of audio"),
+        ({"seconds": math.nan}, "nan s of audio"),
+        ({"seconds": 1e-5}, "1e-05 s of audio"),
+        ({"prompt": torch.zeros(1, 2, 800)}, r"\[1, 2, 800\]"),
+        ({"prompt": torch.zeros(2, 1, 800)}, "1 seeds and prompts of 2 rows"),
+        ({"prompt": torch.zeros(1, 1, 79)}, "79 samples is shorter than a frame: give at least 80"),
+        ({"prompt": torch.zeros(1, 1, 8000)}, r"prompt of 1\.00 s .* give its last 0\.62 s"),
+        ({"prompt": torch.zeros(1, 1, 4000), "seconds": 0.1}, "50 frames are given and 11 asked for"),
+        ({"label": "maybe"}, "knows no label maybe"),
+        ({"colour": "red"}, "takes no colour"),
+    ],
+)
+def test_what_cannot_be_generated(lm: Prior, model: Codec, wrong: dict[str, Any], says: str) -> None:
+    with pytest.raises(UsageError, match=says):
+        generate(lm, model, **wrong)  # at once, not with the first block
+
+
+@pytest.mark.parametrize("gap", [(-0.1, 0.05), (0.05, 0.05), (0.05, 0.2), (math.nan, 0.05)])
+def test_gaps_outside_the_recording(lm: Prior, model: Codec, gap: tuple[float, float]) -> None:
+    with pytest.raises(UsageError, match=r"not within the recording's 0\.1 s"):
+        infill(lm, model, noise(800), gap)
