@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from textwrap import shorten
 from typing import Any
 
 import numpy as np
@@ -18,7 +17,7 @@ from rich.console import Console
 from torch import Tensor, nn
 
 from codec import hub
-from codec.checkpoint import RUN_MODEL, load_state, save_model, save_state
+from codec.checkpoint import RUN_MODEL, RUN_STATE, save_model, save_state
 from codec.errors import ConfigError
 from codec.models.causal import CausalCodec
 from codec.nn import processes
@@ -34,10 +33,10 @@ from codec.training.losses import (
     feature_loss,
     generator_loss,
 )
+from codec.training.optimise import autocast_dtype, clip, finite, follow, left_out, schedule, to_blame, whole_batch
 from codec.training.recipe import Recipe
 from codec.training.record import Record, Tally, live, usage
 
-STATE = "state.pt"  # beside the model in a run's folder
 FREE = (  # what a resumed training may have changed, for it stays the same training
     "train.steps",
     "train.accumulate",
@@ -129,20 +128,20 @@ def train_step(players: Players, spectral: SpectralLoss, audio: Audio, step: int
     averaged = {"latents": losses.pop("latents")}
     for name in squares:  # a part's loss is a mean of its own rows, which are not all there are
         averaged[name] = (losses.pop(f"square of {name}") / parts / processes.count()).sqrt()
-    sides = {"model": (players.optimiser, recipe.optimiser.rate * schedule(step, recipe))}
+    sides = {"model": (players.optimiser, recipe.optimiser.rate * schedule(step, recipe.train.steps, recipe.optimiser))}
     if taught:
         sides["discriminators"] = (
             players.judges_optimiser,
-            recipe.adversary.rate * min(warmth(step, recipe), schedule(step, recipe)),
+            recipe.adversary.rate * min(warmth(step, recipe), schedule(step, recipe.train.steps, recipe.optimiser)),
         )
     for name, (optimiser, rate) in sides.items():
         losses[f"rate/{name}"] = torch.tensor(rate)
-        losses[f"gradient/{name}"] = clip(optimiser, rate, scaler, recipe)
+        losses[f"gradient/{name}"] = clip(optimiser, rate, scaler, recipe.optimiser.clip)
     if can_step(losses, step, recipe, scaler):
         for optimiser, _ in sides.values():
             scaler.step(optimiser)
         players.model.quantizer.learn(seen)
-        follow(players.average, players.model, decay=min(recipe.optimiser.average, (1 + step) / (10 + step)))
+        follow(players.average, players.model, decay=recipe.optimiser.average, step=step)
         players.averages.add(averaged)
     scaler.update()
     codes = torch.cat([quantized.codes for quantized in seen])
@@ -180,60 +179,23 @@ def audio_gradient(
     return asked, {name: (gradient / scale).square().sum() for name, gradient in gradients.items()}
 
 
-def whole_batch(measures: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
-    """Means over the parts of this process and of all others."""
-    parts = torch.stack([torch.stack([value.detach() for value in measure.values()]) for measure in measures])
-    means = processes.summed(parts.mean(dim=0)) / processes.count()
-    return dict(zip(measures[0], means, strict=True))
-
-
-def clip(optimiser: torch.optim.Optimizer, rate: float, scaler: torch.amp.GradScaler, recipe: Recipe) -> Tensor:
-    """Make an optimiser ready for a clipped step at this rate; the gradient's norm before clipping."""
-    (group,) = optimiser.param_groups
-    group["lr"] = rate
-    scaler.unscale_(optimiser)
-    norm: Tensor = engine.whole(nn.utils.clip_grad_norm_(group["params"], recipe.optimiser.clip))
-    return norm
-
-
 def can_step(losses: Mapping[str, Tensor], step: int, recipe: Recipe, scaler: torch.amp.GradScaler) -> bool:
     """Whether the gradients are finite; in float16 steps are left out until their scale fits.
 
     Raises:
         ConfigError: they are not, and no scale would help; the message names the losses to blame.
     """
-    norms = {name: norm for name, norm in losses.items() if name.startswith("gradient/")}
-    if torch.stack(list(norms.values())).isfinite().all():
+    if finite(losses):
         return True
-    if scaler.is_enabled() and scaler.get_scale() >= 1:
+    if left_out(losses, scaler):
         return False
-    used = [*weights_at(step, recipe), "discriminator"]
-    wrong = {name: float(losses[name]) for name in used if name in losses and not losses[name].isfinite()}
-    wrong = wrong or {name: float(norm) for name, norm in norms.items() if not norm.isfinite()}
+    wrong = to_blame(losses, [*weights_at(step, recipe), "discriminator"])
     of_judges = not wrong.keys() & {"mel", "phase", "noise", "commitment", "codebook", "gradient/model"}
     rate = f"adversary.rate = {recipe.adversary.rate}" if of_judges else f"optimiser.rate = {recipe.optimiser.rate}"
     raise ConfigError(
         f"in step {step} {' and '.join(f'{name} became {value}' for name, value in wrong.items())}: "
         f"lower {rate} or set train.precision = float32, and resume"
     )
-
-
-@torch.no_grad()
-def follow(average: nn.Module, model: nn.Module, *, decay: float) -> None:
-    """Move averaged weights towards the model's; buffers are the model's own."""
-    for slow, fast in zip(average.parameters(), model.parameters(), strict=True):
-        slow.lerp_(fast, 1 - decay)
-    for old, new in zip(average.buffers(), model.buffers(), strict=True):
-        old.copy_(new)
-
-
-def schedule(step: int, recipe: Recipe) -> float:
-    """Share of the learning rate: a line up over `warmup` steps, then half a cosine down to `final`."""
-    warmup, final = recipe.optimiser.warmup, recipe.optimiser.final
-    if step < warmup:
-        return (step + 1) / warmup
-    done = min(1.0, (step - warmup) / max(1, recipe.train.steps - warmup))
-    return final + (1 - final) * 0.5 * (1 + math.cos(math.pi * done))
 
 
 def own_books(rows: int, step: int, recipe: Recipe) -> Tensor:
@@ -262,14 +224,6 @@ def judged_part(time: int, step: int, recipe: Recipe) -> tuple[int, int]:
     return first, first + length
 
 
-def autocast_dtype(precision: str, device: torch.device) -> torch.dtype:
-    """The type of the networks' products; "auto" is bfloat16 on devices that have instructions for it."""
-    if precision == "auto":
-        fast = torch.cuda.is_bf16_supported() if device.type == "cuda" else torch.cpu._is_avx512_bf16_supported()
-        return torch.bfloat16 if fast else torch.float32
-    return {"bfloat16": torch.bfloat16, "float16": torch.float16}.get(precision, torch.float32)
-
-
 def train(
     recipe: Recipe, *, data: Path, out: Path, resume: bool = False, steps: int | None = None, device: str | None = None
 ) -> Path:
@@ -288,13 +242,13 @@ def train(
         engine.launched(device) as accelerator,
         engine.storing(out),
         engine.alone(out, main=accelerator.is_main_process),
-        engine.within_memory(recipe),
+        engine.within_memory(*ways(recipe), workers=recipe.data.workers),
     ):
         main, place = accelerator.is_main_process, accelerator.device
         console = Console(stderr=True, soft_wrap=True, markup=False, highlight=False, quiet=not main)
-        rows = engine.share(recipe)
-        state = resumable(out / STATE, recipe) if resume else None
-        if state is None and (out / STATE).exists():
+        rows = engine.share(recipe.data.batch, recipe.train.accumulate)
+        state = engine.resumable(out / RUN_STATE, recipe, needs=TRAINED, free=FREE) if resume else None
+        if state is None and (out / RUN_STATE).exists():
             raise ConfigError(f"{out} holds a training already: add --resume to go on, or choose another --out")
         with accelerator.main_process_first():
             known = state.get("audio", True) if state else False  # what the training began with
@@ -302,7 +256,7 @@ def train(
         players = assemble(recipe, place)
         if state is None:
             console.print(f"begin with {recipe.train.start_from or f'a fit to {recipe.data.fit_seconds:g} s of audio'}")
-        first = begin(players, crops, recipe) if state is None else restore(players, state)
+        first = begin(players, crops, recipe) if state is None else engine.restore(players, state, TRAINED)
         if recipe.train.sharding == "full" and processes.count() > 1:
             engine.shard(players.average)
             engine.shard(players.model, players.optimiser)
@@ -314,7 +268,11 @@ def train(
             console.print(f"{first} steps are done already: nothing is left up to step {last}")
 
         spectral = SpectralLoss(recipe.model.sample_rate).to(place)
-        tally, numbers, bad = Tally(recipe), dict[str, float](), list[tuple[str, str]]()
+        tally, numbers, bad = (
+            Tally(recipe.data.batch * recipe.data.crop, recipe.model.codebook_size),
+            dict[str, float](),
+            list[tuple[str, str]](),
+        )
         with ExitStack() as stack:
             record = stack.enter_context(Record(out, first, report=console.print)) if main else None
             show = stack.enter_context(live(console, recipe.name, first, last))
@@ -347,7 +305,7 @@ def train(
                 if saving:
                     states = state_of(players, done, recipe) | {"audio": crops.index.key}
                     if main:
-                        save_state(out / STATE, states)
+                        save_state(out / RUN_STATE, states)
                         training = {"recipe": recipe.model_dump(mode="json"), "data": str(data), "step": done}
                         save_model(out / RUN_MODEL, average, training=training)
                     accelerator.wait_for_everyone()  # a process that ended would have its launcher end the others
@@ -360,37 +318,13 @@ def train(
 # before the loop
 
 
-def resumable(path: Path, recipe: Recipe) -> dict[str, Any]:
-    """The state to go on from, if it is one of this recipe; only what does not change the training may be another.
-
-    Raises:
-        InputNotFound: there is no state.
-        UnknownModel: it is damaged, or none.
-        ConfigError: it was made by an older program, or by another recipe; the message names what differs.
-    """
-    state = load_state(path)
-    missing = ", ".join(name for name in TRAINED if name not in state)
-    if missing:
-        raise ConfigError(f"{path} is of an older program: it lacks {missing}; begin anew in another --out")
-    try:
-        then = Recipe.from_data(state["recipe"], source=str(path))
-    except ConfigError as error:
-        raise ConfigError(f"{error}: the state is of an older program; begin anew in another --out") from error
-    old = flat(then.model_dump())
-    new = flat(recipe.model_dump())
-    differing = [key for key in old | new if new.get(key) != old.get(key) and key not in FREE]
-    if differing:
-        changes = ", ".join(f"{key} ({old.get(key)} then, {new.get(key)} now)" for key in differing)
-        raise ConfigError(f"{path} is of another recipe: {changes}; resume with the same, or choose another --out")
-    return state
-
-
-def flat(tables: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested tables as one, by dotted keys: {"a": {"b": 1}} is {"a.b": 1}."""
-    values: dict[str, Any] = {}
-    for key, value in tables.items():
-        values |= flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
-    return values
+def ways(recipe: Recipe) -> list[str]:
+    """What to set for less memory, the best first."""
+    data, settings = recipe.data, recipe.train
+    ways = [] if settings.checkpoint_activations else ["train.checkpoint_activations = true"]
+    if data.batch > settings.accumulate:
+        ways.append(f"train.accumulate = {settings.accumulate} higher")
+    return [*ways, f"data.crop = {data.crop} lower", f"data.batch = {data.batch} lower"]
 
 
 def assemble(recipe: Recipe, place: torch.device) -> Players:
@@ -404,8 +338,8 @@ def assemble(recipe: Recipe, place: torch.device) -> Players:
     model = CausalCodec(recipe.model).to(place).train()
     judges = Discriminators(recipe.adversary.windows, recipe.adversary.channels).to(place)
     average = copy.deepcopy(model).eval().requires_grad_(False)
-    engine.equip(model, recipe)
-    engine.equip(judges, recipe)
+    engine.equip(model, recipe.train)
+    engine.equip(judges, recipe.train)
     half = autocast_dtype(recipe.train.precision, place) == torch.float16
     scaler = torch.amp.GradScaler(place.type, enabled=half)
     return Players(model, average, adamw(model), judges, adamw(judges), Averages(0.99), scaler, model, judges)
@@ -441,24 +375,6 @@ def begin(players: Players, crops: Crops, recipe: Recipe) -> int:
     return 0
 
 
-def restore(players: Players, state: dict[str, Any]) -> int:
-    """Inverse of `state_of`; the step to go on with.
-
-    Raises ConfigError: what the state holds is not what these players have.
-    """
-    for name in TRAINED:
-        try:
-            getattr(players, name).load_state_dict(state[name])
-        except torch.OutOfMemoryError:
-            raise
-        except (RuntimeError, LookupError, ValueError, TypeError, AttributeError) as error:
-            raise ConfigError(
-                f"the training state is of an older program or another model ({name}: {shorten(str(error), 200)}): "
-                "begin anew in another --out"
-            ) from error
-    return int(state["step"])
-
-
 # around the loop
 
 
@@ -491,5 +407,4 @@ def validate(model: CausalCodec, spectral: SpectralLoss, clips: Audio, record: R
 
 def state_of(players: Players, step: int, recipe: Recipe) -> dict[str, Any]:
     """Everything that the next step depends on; what it draws at random depends on its number."""
-    states = {name: engine.whole(getattr(players, name).state_dict()) for name in TRAINED}
-    return {"step": step, "recipe": recipe.model_dump(mode="json"), **states}
+    return {"step": step, "recipe": recipe.model_dump(mode="json"), **engine.states(players, TRAINED)}

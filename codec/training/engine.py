@@ -1,4 +1,5 @@
-"""What surrounds a training's steps: devices and processes (by Accelerate), signals, and errors told as what to set."""
+"""What surrounds a training's steps: devices and processes (by Accelerate), signals, going on where one stopped, and
+errors told as what to set."""
 
 from __future__ import annotations
 
@@ -6,9 +7,10 @@ import signal
 import threading
 import time as clock
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from textwrap import shorten
 from types import FrameType
 from typing import Any, TypeVar
 
@@ -19,13 +21,15 @@ from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forwar
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 
+from codec.checkpoint import load_state
+from codec.config import Config
 from codec.errors import CodecError, ConfigError, MissingDependency, StorageError, UsageError
 from codec.nn import processes
 from codec.nn.conv import ConvNeXtBlock
-from codec.training.recipe import Recipe
+from codec.training.recipe import TrainConfig
 
 try:
-    from accelerate import Accelerator
+    from accelerate import Accelerator, DistributedDataParallelKwargs
     from accelerate.state import AcceleratorState
     from accelerate.utils import gather_object
 except ImportError as missing:
@@ -49,7 +53,9 @@ def launched(device: str | None) -> Iterator[Accelerator]:
     cpu = device == "cpu" or not torch.cuda.is_available()
     AcceleratorState._reset_state(reset_partial_state=True)  # of a training before
     own = not (torch.distributed.is_available() and torch.distributed.is_initialized())
-    accelerator = Accelerator(cpu=cpu, mixed_precision="no")  # the step says itself what runs in which precision
+    joint = DistributedDataParallelKwargs(gradient_as_bucket_view=True)  # which spares copying them
+    # "no", for the step says itself what runs in which precision
+    accelerator = Accelerator(cpu=cpu, mixed_precision="no", kwargs_handlers=[joint])
     try:
         yield accelerator
     finally:
@@ -64,30 +70,30 @@ def check_device(device: str | None) -> None:
         raise UsageError(f"device {device} cannot be used, torch finds no GPU here: use cpu, or leave it to auto")
 
 
-def share(recipe: Recipe) -> tuple[int, int]:
-    """(first, last) rows of every batch that are this process's.
+def share(batch: int, parts: int) -> tuple[int, int]:
+    """(first, last) rows of every batch that are this process's, which takes them in so many parts.
 
     Raises:
         ConfigError: the batch does not divide into the processes and their parts.
     """
-    count, parts = processes.count(), recipe.train.accumulate
-    if recipe.data.batch % (count * parts):
-        enough = -(-recipe.data.batch // (count * parts)) * count * parts
+    count = processes.count()
+    if batch % (count * parts):
+        enough = -(-batch // (count * parts)) * count * parts
         raise ConfigError(
-            f"data.batch = {recipe.data.batch} does not divide into {count} processes times train.accumulate = {parts}"
-            f" parts: set data.batch = {enough}, or fewer parts"
+            f"data.batch = {batch} does not divide into {count} processes times train.accumulate = {parts} parts: "
+            f"set data.batch = {enough}, or fewer parts"
         )
-    rows = recipe.data.batch // count
+    rows = batch // count
     return processes.rank() * rows, (processes.rank() + 1) * rows
 
 
-def equip(module: nn.Module, recipe: Recipe) -> None:
+def equip(module: nn.Module, settings: TrainConfig) -> None:
     """Have a network run as `train.checkpoint_activations` and `train.compile` say; its weights keep their names."""
-    if recipe.train.checkpoint_activations:
+    if settings.checkpoint_activations:
         for block in module.modules():
             if isinstance(block, ConvNeXtBlock):
                 block.checkpointed = True
-    if recipe.train.compile:
+    if settings.compile:
         module.compile()
 
 
@@ -226,23 +232,76 @@ def alone(folder: Path, *, main: bool) -> Iterator[None]:
 
 
 @contextmanager
-def within_memory(recipe: Recipe) -> Iterator[None]:
-    """Running out of memory, here or in a reader, as an error that says which settings to change."""
+def within_memory(*ways: str, workers: int = 0) -> Iterator[None]:
+    """Running out of memory, here or in a reader, as an error that names the settings to change."""
     try:
         yield
     except (RuntimeError, MemoryError) as error:  # torch.OutOfMemoryError is a RuntimeError; a CPU's has no class
         if str(error).startswith("DataLoader worker"):  # torch tells so in the middle of a step
             raise CodecError(
                 "a reader of the audio was killed, perhaps for want of memory: set data.workers = "
-                f"{recipe.data.workers} lower; --resume goes on from the last checkpoint"
+                f"{workers} lower; --resume goes on from the last checkpoint"
             ) from error
         lacking = isinstance(error, MemoryError | torch.OutOfMemoryError)
         if not (lacking or "DefaultCPUAllocator" in str(error)):
             raise
-        data, settings = recipe.data, recipe.train
-        ways = [f"data.crop = {data.crop} lower", f"data.batch = {data.batch} lower"]
-        if data.batch > settings.accumulate:
-            ways.insert(0, f"train.accumulate = {settings.accumulate} higher")
-        if not settings.checkpoint_activations:
-            ways.insert(0, "train.checkpoint_activations = true")
         raise ConfigError(f"memory does not suffice for this training: set {', or '.join(ways)}") from error
+
+
+# going on
+
+
+def resumable(path: Path, recipe: Config, *, needs: Iterable[str], free: Collection[str]) -> dict[str, Any]:
+    """The state to go on from, if it is one of this recipe; only the keys that are `free` may have changed.
+
+    Raises:
+        InputNotFound: there is no state.
+        UnknownModel: it is damaged, or none.
+        ConfigError: it was made by an older program, or by another recipe; the message names what differs.
+    """
+    state = load_state(path)
+    missing = ", ".join(name for name in needs if name not in state)
+    if missing:
+        raise ConfigError(f"{path} is of an older program: it lacks {missing}; begin anew in another --out")
+    try:
+        then = type(recipe).from_data(state["recipe"], source=str(path))
+    except ConfigError as error:
+        raise ConfigError(f"{error}: the state is of an older program; begin anew in another --out") from error
+    old = flat(then.model_dump())
+    new = flat(recipe.model_dump())
+    differing = [key for key in old | new if new.get(key) != old.get(key) and key not in free]
+    if differing:
+        changes = ", ".join(f"{key} ({old.get(key)} then, {new.get(key)} now)" for key in differing)
+        raise ConfigError(f"{path} is of another recipe: {changes}; resume with the same, or choose another --out")
+    return state
+
+
+def flat(tables: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested tables as one, by dotted keys: {"a": {"b": 1}} is {"a.b": 1}."""
+    values: dict[str, Any] = {}
+    for key, value in tables.items():
+        values |= flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+    return values
+
+
+def states(trained: object, names: Iterable[str]) -> dict[str, Any]:
+    """The states of what is `trained`, by the names of its parts."""
+    return {name: whole(getattr(trained, name).state_dict()) for name in names}
+
+
+def restore(trained: object, state: dict[str, Any], names: Iterable[str]) -> int:
+    """Inverse of `states`; the step to go on with.
+
+    Raises ConfigError: what the state holds is not what is trained.
+    """
+    for name in names:
+        try:
+            getattr(trained, name).load_state_dict(state[name])
+        except torch.OutOfMemoryError:
+            raise
+        except (RuntimeError, LookupError, ValueError, TypeError, AttributeError) as error:
+            raise ConfigError(
+                f"the training state is of an older program or another model ({name}: {shorten(str(error), 200)}): "
+                "begin anew in another --out"
+            ) from error
+    return int(state["step"])

@@ -26,8 +26,9 @@ from codec.frames import FrameMath
 from codec.models.base import Codec
 from codec.models.causal import CausalConfig
 from codec.training import engine
-from codec.training.codec_loop import Players, assemble, autocast_dtype, train_step
+from codec.training.codec_loop import Players, assemble, train_step
 from codec.training.losses import SpectralLoss
+from codec.training.optimise import autocast_dtype
 from codec.training.recipe import Recipe
 
 AUDIO = 12.0  # s of audio in the largest batch that is tried

@@ -121,17 +121,25 @@ class AdversaryConfig(Config):
     """Seconds of each crop that they see; they cost more than everything else."""
 
 
-class TrainConfig(Config):
-    """How long, how often, how exactly."""
+class RunConfig(Config):
+    """How long, how often, how exactly: what every training is asked."""
 
     steps: Count = 20000
-    start_from: str | None = None
-    """A model to go on from, by name or path, instead of the closed-form start: of the same [model], but for search."""
     seed: int = Field(0, ge=0, lt=2**63)
     precision: str = Field("auto", pattern="^(auto|float32|bfloat16|float16)$")
     """Of the networks; codebooks, transforms and losses are always float32. "auto" is bfloat16 where it is fast."""
     accumulate: Count = 1
     """Parts that each process takes its share of a batch in: the same training in less memory."""
+    log_every: Count = 50
+    validate_every: Count = 1000
+    save_every: Count = 500
+
+
+class TrainConfig(RunConfig):
+    """The run of a codec's training."""
+
+    start_from: str | None = None
+    """A model to go on from, by name or path, instead of the closed-form start: of the same [model], but for search."""
     checkpoint_activations: bool = False
     """Compute what is within a network's blocks again in the backward pass: the same training in less memory."""
     sharding: Literal["none", "full"] = "none"
@@ -140,9 +148,6 @@ class TrainConfig(Config):
     """Run the networks through torch.compile."""
     quantizer_dropout: Share = 0.5
     """Share of the items that train with a random number of books."""
-    log_every: Count = 50
-    validate_every: Count = 1000
-    save_every: Count = 500
 
     @model_validator(mode="after")
     def check_precision_of_shards(self) -> Self:

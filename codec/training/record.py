@@ -25,7 +25,6 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch import Tensor
 
 from codec.nn.shapes import Audio
-from codec.training.recipe import Recipe
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
@@ -34,6 +33,7 @@ SPEED = "speed/steps per second"
 REAL_TIME = "speed/audio seconds per second"
 WAITING = "speed/share waiting for data"
 USE = "perplexity/mean share of a book"
+BITS = "bits/mean"
 BAD = "data/bad files"
 MAIN_LOSSES = ("mel", "phase", "features", "discriminator")  # the ones to watch; the record has all
 
@@ -145,10 +145,14 @@ def decibels(clip: Tensor, sample_rate: int) -> np.ndarray:
 
 
 class Tally:
-    """Gathers what the steps return; nothing waits for the device until `numbers`."""
+    """Gathers what the steps return; nothing waits for the device until `numbers`.
 
-    def __init__(self, recipe: Recipe) -> None:
-        self.recipe = recipe
+    Each step is of so many `seconds` of audio; `codebook_size` is for the usage of books.
+    """
+
+    def __init__(self, seconds: float = 0.0, codebook_size: int = 1) -> None:
+        self.seconds = seconds
+        self.codebook_size = codebook_size
         self.steps: list[Mapping[str, Tensor]] = []
         self.bad: dict[str, str] = {}
         self.waited = 0.0
@@ -191,12 +195,12 @@ class Tally:
             if name == "usage":
                 books = perplexity(mean).tolist()
                 numbers |= {f"perplexity/{book}": value for book, value in enumerate(books)}
-                numbers[USE] = sum(books) / len(books) / self.recipe.model.codebook_size
+                numbers[USE] = sum(books) / len(books) / self.codebook_size
             else:
                 numbers[name if "/" in name else f"loss/{name}"] = float(mean)
         now = clock.perf_counter()  # the device is done by now
         numbers[SPEED] = len(self.steps) / (now - self.began)
-        numbers[REAL_TIME] = numbers[SPEED] * self.recipe.data.batch * self.recipe.data.crop
+        numbers[REAL_TIME] = numbers[SPEED] * self.seconds
         numbers[WAITING] = self.waited / (now - self.began)
         numbers[BAD] = len(self.bad)
         self.steps, self.waited, self.began = [], 0.0, now
@@ -223,6 +227,8 @@ def summary(numbers: Mapping[str, float]) -> str:
         parts.append(f"{numbers[WAITING]:.0%} waiting for data")
     losses = [f"{key} {numbers[f'loss/{key}']:.2f}" for key in MAIN_LOSSES if f"loss/{key}" in numbers]
     parts += [" ".join(losses)] if losses else []
+    if BITS in numbers:
+        parts.append(f"{numbers[BITS]:.2f} bits per code")
     if USE in numbers:
         parts.append(f"books {numbers[USE]:.0%} used")
     if numbers.get(BAD):

@@ -1,6 +1,7 @@
 """A training small enough for a test: a tiny model, short crops, and tones to learn from."""
 
-from collections.abc import Mapping
+import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +10,11 @@ import torch
 from torch import Tensor
 
 from codec.audio import Block, write_audio
+from codec.checkpoint import save_model
+from codec.tokens import tokenize
+from codec.training.lm_recipe import LMRecipe
 from codec.training.recipe import Recipe
-from tests.tiny import CONFIG
+from tests.tiny import CONFIG, tiny_model
 
 TABLES: dict[str, dict[str, Any]] = {
     "model": CONFIG.model_dump(),
@@ -49,3 +53,48 @@ def write_recordings(folder: Path) -> Path:
         path.parent.mkdir(parents=True, exist_ok=True)
         write_audio(path, tones(0.5, rate, seed=rate, channels=channels), rate)
     return folder
+
+
+LM_TABLES: dict[str, dict[str, Any]] = {
+    "model": {"family": "transformer", "width": 16, "layers": 1, "heads": 2, "context": 32},
+    "data": {"frames": 16, "batch": 4, "classes": ["label", "speaker"]},
+    "optimiser": {"warmup": 2, "rate": 1e-2},
+    "train": {"steps": 6, "precision": "float32", "log_every": 1, "validate_every": 3, "save_every": 2, "samples": 0},
+}
+LENGTHS = (5, 8, 12, 16, 17, 24, 40, 9, 11)
+"""Frames of the clips of `write_store`; the last two are for validation, the last one by a speaker of its own."""
+
+
+def small_lm_recipe(**tables: Mapping[str, Any]) -> LMRecipe:
+    """A transformer told labels and speakers; each table given is laid over the small one's."""
+    merged = {name: {**LM_TABLES.get(name, {}), **tables.get(name, {})} for name in LM_TABLES | tables}
+    return LMRecipe.from_data({"kind": "lm", "name": "small", **merged})
+
+
+def write_codec(folder: Path) -> Path:
+    """The tiny codec, fitted to tones so that its codes are many."""
+    model = tiny_model()
+    torch.manual_seed(0)
+    model.fit(batch(1))
+    save_model(folder / "tiny.safetensors", model, training={})
+    return folder / "tiny.safetensors"
+
+
+def write_store(folder: Path, codec: Path, **columns: Sequence[str | None]) -> Path:
+    """A token store of a clip for each of `LENGTHS`; `columns` stand in for those of its manifest."""
+    known: dict[str, Sequence[str | None]] = {
+        "split": ["train"] * 7 + ["valid"] * 2,
+        "label": ["yes", "no"] * 4 + ["yes"],
+        "speaker": ["anna", "ben", "cleo"] * 2 + ["ben", "anna", "dora"],
+        "transcript": [f"number {number}" for number in range(9)],
+    }
+    (folder / "audio").mkdir()
+    rows = []
+    for number, frames in enumerate(LENGTHS):
+        name = f"audio/{number}.wav"
+        write_audio(folder / name, tones((frames - 1) * 0.01, 8000, seed=number), 8000)  # and a frame for its end
+        row = {key: values[number] for key, values in (known | columns).items()}
+        rows.append({"path": name} | {key: value for key, value in row.items() if value is not None})
+    (folder / "manifest.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    tokenize(folder / "manifest.jsonl", folder / "store", model=codec)
+    return folder / "store"

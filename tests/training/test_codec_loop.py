@@ -28,10 +28,8 @@ from codec.training.codec_loop import (
     Players,
     assemble,
     audio_gradient,
-    autocast_dtype,
     dropped_books,
     judged_part,
-    schedule,
     state_of,
     train,
     train_step,
@@ -40,6 +38,7 @@ from codec.training.codec_loop import (
 )
 from codec.training.data import Batch, Crops, batches
 from codec.training.losses import Averages, Spectral, SpectralLoss, balanced, discriminator_loss
+from codec.training.optimise import autocast_dtype, schedule
 from codec.training.recipe import Recipe
 from codec.training.record import Record
 from tests.training.small import batch, small_recipe, tones, write_recordings
@@ -347,7 +346,7 @@ def test_an_autoencoder_without_codes_trains_and_validates(tmp_path: Path, recor
 
 def test_the_learning_rate_rises_and_falls() -> None:
     recipe = small_recipe(optimiser={"warmup": 4, "final": 0.1}, train={"steps": 24})
-    shares = [schedule(step, recipe) for step in range(30)]
+    shares = [schedule(step, 24, recipe.optimiser) for step in range(30)]
     assert shares[:5] == [0.25, 0.5, 0.75, 1, 1]
     assert shares[14] == pytest.approx(0.55)  # half way
     assert shares[24:] == pytest.approx([0.1] * 6)
@@ -471,7 +470,7 @@ def test_the_record_is_complete(finished: Path) -> None:
             assert len(tags) == 8, (kind, name)
             assert [event.step for event in read(tags[0])] == steps
     rates = [float(value) for _, name, value in rows(finished) if name == "rate/model"]
-    assert rates == pytest.approx([1e-3 * schedule(step, small_recipe()) for step in range(6)], rel=1e-4)
+    assert rates == pytest.approx([1e-3 * schedule(step, 6, small_recipe().optimiser) for step in range(6)], rel=1e-4)
 
 
 def test_only_validations_leave_lines(recordings: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

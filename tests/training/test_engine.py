@@ -50,5 +50,5 @@ def test_silence_is_told(tmp_path: Path) -> None:
 
 
 def test_a_killed_reader_is_told() -> None:
-    with pytest.raises(CodecError, match="a reader of the audio was killed"), engine.within_memory(small_recipe()):
+    with pytest.raises(CodecError, match="a reader of the audio was killed"), engine.within_memory(workers=2):
         raise RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed.")

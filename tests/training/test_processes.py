@@ -18,9 +18,10 @@ from codec.checkpoint import load_state
 from codec.errors import ConfigError
 from codec.nn import processes
 from codec.nn.quantize import Quantized, ResidualVQ
+from codec.training import lm_loop
 from codec.training.codec_loop import train
 from codec.training.recipe import Recipe
-from tests.training.small import small_recipe, write_recordings
+from tests.training.small import small_lm_recipe, small_recipe, write_codec, write_recordings, write_store
 from tests.training.test_record import rows
 
 ROOT = Path(__file__).parents[2]
@@ -66,6 +67,17 @@ def learn(first: int, last: int) -> tuple[dict[str, Tensor], list[Tensor]]:
     return quantizer.state_dict(), restarted
 
 
+def train_lm(folder: Path, out: Path, *, accumulate: int) -> None:
+    """Three steps of a language model on a batch of eight."""
+    recipe = small_lm_recipe(
+        data={"batch": 8},
+        losses={"soft": 0.2, "stochastic": 0.1},
+        optimiser={"rate": 1e-4, "warmup": 8},
+        train={"steps": 3, "accumulate": accumulate},
+    )
+    lm_loop.train(recipe, data=folder / "store", codec=folder / "tiny.safetensors", out=out, device="cpu")
+
+
 def main(folder: Path) -> None:
     """What each of the two processes does."""
     torch.set_num_threads(1)
@@ -84,6 +96,7 @@ def main(folder: Path) -> None:
         if stops:
             train(recipe_of(name), data=folder / "data", out=folder / name, steps=2)
         train(recipe_of(name), data=folder / "data", out=folder / name, resume=stops)
+    train_lm(folder, folder / "lm", accumulate=2)
     dist.destroy_process_group()
 
 
@@ -92,6 +105,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Where two processes have left what they learnt."""
     folder = tmp_path_factory.mktemp("two")
     write_recordings(folder / "data")
+    write_store(folder, write_codec(folder))
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
@@ -160,6 +174,19 @@ def test_two_processes_train_what_one_does(name: str, folder: Path, tmp_path: Pa
     assert numbers[0].keys() == numbers[1].keys()
     for place, value in numbers[0].items():
         assert numbers[1][place] == pytest.approx(value, rel=1e-3, abs=1e-4), place
+
+
+def test_two_processes_train_the_language_model_of_one(folder: Path, tmp_path: Path) -> None:
+    train_lm(folder, tmp_path, accumulate=1)
+    ours, theirs = load_state(tmp_path / "state.pt"), load_state(folder / "lm/state.pt")
+    for key in ("model", "average", "optimiser"):
+        assert assert_close(theirs[key], ours[key], key) > 0
+    numbers = [
+        {(step, number): float(value) for step, number, value in rows(run) if not number.startswith("speed")}
+        for run in (tmp_path, folder / "lm")
+    ]
+    assert len(numbers[0]) > 20
+    assert numbers[1] == pytest.approx(numbers[0], rel=1e-3, abs=1e-4)
 
 
 def test_one_process_speaks_and_writes(folder: Path) -> None:

@@ -19,6 +19,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from codec.training.record import (
     BAD,
     BANDS,
+    BITS,
     REAL_TIME,
     SPEED,
     USE,
@@ -32,7 +33,6 @@ from codec.training.record import (
     summary,
     usage,
 )
-from tests.training.small import small_recipe
 
 
 def events(folder: Path) -> EventAccumulator:
@@ -146,7 +146,7 @@ def test_silence_and_clipping_are_drawn_too(tmp_path: Path) -> None:
 
 
 def test_tally_means() -> None:
-    tally = Tally(small_recipe())  # 3 books of 20, batches of 3 crops of 0.15 s
+    tally = Tally(codebook_size=20)  # of 3 books
     one = torch.eye(20)[:3] * 4
     tally.add({"mel": torch.tensor(1.0), "gradient/model": torch.tensor(2.0), "usage": one})
     tally.add({"mel": torch.tensor(3.0), "gradient/model": torch.tensor(4.0), "usage": one.roll(1, 1)})
@@ -170,7 +170,7 @@ def test_speed_and_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
             now[0] += 0.1
             yield number
 
-    tally = Tally(small_recipe())
+    tally = Tally(3 * 0.15)
     for _ in tally.waiting(loading()):
         now[0] += 0.3
         tally.add({"mel": torch.tensor(1.0)})
@@ -186,7 +186,7 @@ def test_speed_and_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_bad_files_are_counted_once_and_named() -> None:
-    tally = Tally(small_recipe())
+    tally = Tally()
     assert tally.left_out([("a.wav", "empty"), ("b.wav", "no audio")]) == [("a.wav", "empty"), ("b.wav", "no audio")]
     assert tally.left_out([("b.wav", "no audio"), ("c.wav", "empty"), ("c.wav", "empty")]) == [("c.wav", "empty")]
     assert tally.numbers()[BAD] == 3
@@ -216,6 +216,7 @@ def test_the_bar_is_one_line_on_a_terminal_and_nothing_elsewhere() -> None:
 def test_the_line_tells_of_trouble_alone() -> None:
     assert summary({}) == ""
     assert summary({WAITING: 0.04, BAD: 0, "loss/mel": 1}) == "mel 1.00"
+    assert summary({SPEED: 1, REAL_TIME: 9, BITS: 4.567}) == "1.00 steps/s  9 × real time  4.57 bits per code"
     assert summary({WAITING: 0.07, BAD: 2}) == "7% waiting for data  2 bad files"
 
 
