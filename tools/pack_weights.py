@@ -11,8 +11,8 @@ from pathlib import Path
 
 import torch
 
-from codec.checkpoint import read_card, save_model
-from codec.hub import find, load
+from codec.checkpoint import CodecCard, load_lm, load_model, read_card, save_lm, save_model
+from codec.hub import find
 
 BOOKS = (3, 6, 11, 12)  # numbers of books whose measures are kept
 
@@ -24,7 +24,8 @@ def main() -> None:
     parser.add_argument("--numbers", type=Path, help="JSON of codec evaluate")
     arguments = parser.parse_args()
 
-    training = dict(read_card(find(arguments.run)).training)
+    card = read_card(find(arguments.run))
+    training = dict(card.training)
     training["data"] = Path(training["data"]).name  # where it lay on the machine that trained is nobody's concern
     if begun := training["recipe"]["train"].get("start_from"):
         training["recipe"]["train"]["start_from"] = Path(begun).name
@@ -37,7 +38,10 @@ def main() -> None:
             for row in rows
             if row["group"] != "set" and row["books"] in BOOKS
         }
-    save_model(arguments.target, load(arguments.run), training=training, dtype=torch.float16)
+    if isinstance(card, CodecCard):
+        save_model(arguments.target, load_model(card.path), training=training, dtype=torch.float16)
+    else:
+        save_lm(arguments.target, load_lm(card.path), training=training, dtype=torch.float16)
     print(f"{arguments.target}: {arguments.target.stat().st_size / 1e6:.1f} MB")
 
 

@@ -1,0 +1,351 @@
+"""How to model several codes a frame: patterns, depth and PixelCNN side by side, and one large book against several.
+
+    python tools/compare_lms.py MANIFEST --out FOLDER                          all of it: two tables and two plots
+    python tools/compare_lms.py MANIFEST --out FOLDER --minutes 4 --jobs 2     minutes of training for each model
+
+MANIFEST names labelled clips with the splits train and valid. Every language model has as many weights as the others
+and trains as long, on one thread of the processor: what a step costs is part of what is compared. Bits are of the valid
+split; "accuracy" is how often the classifier of `codec evaluate-lm`, which learnt from real recordings, hears in
+generated clips the label they were asked for. FOLDER keeps what is done, and the same command goes on from there.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from csv import DictReader
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from codec import hub, metrics
+from codec.checkpoint import read_card
+from codec.config import load_toml
+from codec.corpus import clips
+from codec.generation import generate_clips
+from codec.lm import build
+from codec.lm.base import Source
+from codec.models.base import Codec
+from codec.tokens import TokenStore, tokenize
+from codec.training import classifier, codec_loop, lm_evaluation, lm_loop
+from codec.training.lm_recipe import LMRecipe
+from codec.training.recipe import Recipe
+from codec.training.record import SPEED
+
+RECIPES = Path(__file__).parents[1] / "recipes/digits"
+WEIGHTS = 1.5e6  # of each language model
+PROBE = 30  # steps that tell how long one takes
+BATCH = 64  # clips to generate side by side
+LONGEST = 3.0  # s
+NEVER = 10**9  # a step that is not reached
+TRANSFORMER = {"family": "transformer", "layers": 4, "heads": 4, "context": 1024, "dropout": 0.1}
+PARALLEL = {"kind": "parallel"}
+MODELS: dict[str, dict[str, Any]] = {
+    "parallel": TRANSFORMER | {"pattern": PARALLEL},
+    "delay": TRANSFORMER | {"pattern": {"kind": "delay"}},
+    "partial delay": TRANSFORMER | {"pattern": {"kind": "delay", "delays": "0, then all 1"}},
+    "flatten": TRANSFORMER | {"pattern": {"kind": "flatten"}},
+    "depth": TRANSFORMER | {"pattern": PARALLEL, "depth": {"width": 96, "layers": 2, "heads": 4}},
+    "PixelCNN": {"family": "pixelcnn", "pattern": PARALLEL},
+}
+OF_ONE_BOOK = ("parallel", "PixelCNN")  # where there is one book, the others are "parallel"
+CODECS: dict[str, dict[str, Any]] = {  # 12 bits a frame each
+    "VQ 1 × 4096": {"quantizer": "vector", "books": 1, "codebook_size": 4096},
+    "RVQ 2 × 64": {"books": 2, "codebook_size": 64},
+    "RVQ 4 × 8": {"books": 4, "codebook_size": 8},
+}
+
+
+@dataclass(frozen=True)
+class Job:
+    """A language model to train and measure: of the codec that was given, or of one of `CODECS`."""
+
+    model: str
+    books: int
+    codec: str | None = None
+
+    @property
+    def name(self) -> str:
+        return f"{self.codec or 'given codec'}, {self.model}, {self.books} books"
+
+
+class Comparison:
+    """All that is done in one folder."""
+
+    def __init__(self, arguments: argparse.Namespace) -> None:
+        self.arguments = arguments
+        self.out: Path = arguments.out
+        self.jobs = [
+            Job(model, books) for books in arguments.books for model in MODELS if books > 1 or model in OF_ONE_BOOK
+        ] + [
+            Job(model, sizes["books"], name)
+            for name, sizes in CODECS.items()
+            for model in (["parallel"] if sizes["books"] == 1 else ["delay", "depth"])
+        ]
+
+    def folder(self, name: str) -> Path:
+        """Where a job keeps what it made."""
+        return self.out / name.replace(", ", "-").replace(" ", "-").replace("×", "x")
+
+    def codec_file(self, name: str | None) -> str:
+        return self.arguments.codec if name is None else str(self.folder(name) / "run" / "model.safetensors")
+
+    def store(self, name: str | None) -> Path:
+        return self.folder(name or "given codec") / "store"
+
+    # what is made
+
+    def make(self, name: str) -> None:
+        """One part of the comparison."""
+        jobs = {job.name: job for job in self.jobs}
+        if name in jobs:
+            self.make_lm(jobs[name])
+        else:
+            self.make_codec(None if name == "given codec" else name)
+
+    def make_codec(self, name: str | None) -> None:
+        """A small codec, if it is one of ours, and its codes of all clips."""
+        folder = self.folder(name or "given codec")
+        if name is not None:
+            overrides = [f"model.{key}={json.dumps(value)}" for key, value in CODECS[name].items()]
+            recipe = load_toml(RECIPES / "codec.toml", Recipe, [*overrides, "data.workers=0"])
+            recipe = recipe.model_copy(update={"adversary": recipe.adversary.model_copy(update={"start": None})})
+            for_time(codec_loop.train, recipe, self.arguments.manifest, folder, self.arguments.codec_minutes)
+        tokenize(self.arguments.manifest, self.store(name), model=self.codec_file(name))
+        codec = hub.load(self.codec_file(name))
+        held_out = [clip for clip in clips(self.arguments.manifest) if clip.split == "valid"]
+        wanted = [str(clip.label) for clip in held_out]
+        rate = codec.config.sample_rate
+        found: dict[int, dict[str, float]] = {}
+        for books in self.arguments.books if name is None else [codec.config.books]:
+            distances, heard = list[float](), list[Tensor]()
+            for audio, _ in classifier.recordings(held_out, rate):
+                back = lm_evaluation.reconstructed(codec, audio, books=books)
+                pairs = zip(audio, back, strict=True)
+                distances += [metrics.mel_dac(one[0].numpy(), other[0].numpy(), rate=rate) for one, other in pairs]
+                heard += back
+            found[books] = {"mel": float(np.mean(distances)), "accuracy": float(self.right(heard, wanted).mean())}
+        folder.joinpath("result.json").write_text(json.dumps(found, indent=1))
+
+    def make_lm(self, job: Job) -> None:
+        """A language model, and what it can do."""
+        arguments, folder = self.arguments, self.folder(job.name)
+        store = TokenStore(self.store(job.codec))
+        codec = hub.load(self.codec_file(job.codec))
+        recipe = self.recipe(job, store, codec)
+        for_time(
+            lm_loop.train, recipe, self.store(job.codec), folder, arguments.minutes, codec=self.codec_file(job.codec)
+        )
+        model = hub.load_lm(folder / "run")
+        labels = model.source.classes["label"]
+
+        def spoken(first: int, count: int) -> tuple[list[str], list[Tensor]]:
+            asked = [labels[number % len(labels)] for number in range(first, first + count)]
+            told = model.conditions([{"label": label} for label in asked])
+            return asked, generate_clips(model, codec, range(first, first + count), told, most_seconds=LONGEST)
+
+        right = 0
+        for first in range(0, arguments.samples, BATCH):
+            asked, made = spoken(first, min(BATCH, arguments.samples - first))
+            right += int(self.right(made, asked).sum())
+        began = perf_counter()
+        alone = sum(clip.shape[1] for number in range(len(labels)) for clip in spoken(number, 1)[1])
+        speed = alone / codec.config.sample_rate / (perf_counter() - began)
+        record = numbers(folder / "run")
+        per_frame = model.pattern.per_frame
+        result = {
+            **asdict(job),
+            "weights": weights_of(model),
+            "trained": read_card(folder / "run" / "model.safetensors").training["step"],
+            "bits": record["valid/bits/per second"],
+            "raw": codec.frame_math.bitrate(job.books) * 1000,
+            "steps": per_frame * codec.frame_math.frame_rate,
+            "speed": speed,
+            "accuracy": right / arguments.samples,
+        }
+        folder.joinpath("result.json").write_text(json.dumps(result, indent=1))
+
+    def recipe(self, job: Job, store: TokenStore, codec: Codec) -> LMRecipe:
+        """The recipe of the digits, with the job's model as wide as makes it as large as the others."""
+        data = load_toml(RECIPES / "lm.toml", LMRecipe).model_dump(mode="json", exclude_unset=True)
+        sizes = dict(MODELS[job.model])
+        if sizes["pattern"].get("delays"):
+            sizes["pattern"] = {"kind": "delay", "delays": [0, *(1,) * (job.books - 1)]}
+        vectors = codec.quantizer.vectors()
+        assert vectors is not None
+        source = Source(
+            codec="",
+            weights_hash="",
+            books=job.books,
+            codebook_size=vectors.shape[1],
+            dim=vectors.shape[2],
+            classes={"label": store.labels, "speaker": store.speakers},
+        ).model_dump(mode="json")
+        step = 2 * sizes.get("heads", 4)
+        width = min(
+            range(4 * step, 640, step),
+            key=lambda width: abs(weights_of(build(sizes | {"width": width}, source)) - WEIGHTS),
+        )
+        data["model"] = sizes | {"width": width}
+        data["data"]["books"] = job.books
+        data["train"] |= {"samples": 0, "expected": None}
+        return LMRecipe.from_data(data)
+
+    # what it is measured by
+
+    def classifier(self) -> classifier.Classifier:
+        """The judge of real recordings, which learns but once."""
+        corpus = [clip for clip in clips(self.arguments.manifest) if clip.split != "valid"]
+        rate = hub.load(self.arguments.codec).config.sample_rate
+        return classifier.load_or_train(self.out / "classifier.safetensors", corpus, sample_rate=rate)
+
+    def right(self, heard: Sequence[Tensor], wanted: Sequence[str]) -> NDArray[np.bool_]:
+        """Whether the judge hears in each clip what was wanted."""
+        judge = self.classifier()
+        guesses = torch.cat(
+            [judge.judge(heard[n : n + BATCH]).probabilities.argmax(dim=1) for n in range(0, len(heard), BATCH)]
+        )
+        labels = np.array(judge.config.labels)
+        same: NDArray[np.bool_] = labels[guesses.numpy()] == np.array(wanted)
+        return same
+
+
+def for_time(train: Callable[..., Path], recipe: Any, data: Path, folder: Path, minutes: float, **more: Any) -> None:
+    """Train below `folder` for as many steps as the time allows, by the speed of a few."""
+    settings = {"log_every": PROBE // 3, "validate_every": NEVER, "save_every": NEVER}
+
+    def of(steps: int) -> Any:
+        return recipe.model_copy(update={"train": recipe.train.model_copy(update={**settings, "steps": steps})})
+
+    shutil.rmtree(folder / "probe", ignore_errors=True)
+    shutil.rmtree(folder / "run", ignore_errors=True)
+    train(of(NEVER), data=data, out=folder / "probe", steps=PROBE, device="cpu", **more)
+    steps = max(PROBE, round(60 * minutes * numbers(folder / "probe")[SPEED]))
+    train(of(steps), data=data, out=folder / "run", device="cpu", **more)
+    shutil.rmtree(folder / "probe")
+
+
+def numbers(run: Path) -> dict[str, float]:
+    """The last of every number that a run recorded."""
+    with (run / "record.csv").open() as file:
+        return {row["name"]: float(row["value"]) for row in DictReader(file)}
+
+
+def weights_of(model: torch.nn.Module) -> int:
+    """Numbers to learn."""
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("manifest", type=Path, help="labelled clips, with the splits train and valid")
+    parser.add_argument("--out", type=Path, required=True, help="folder for all that is made")
+    parser.add_argument("--codec", default="digits-8k", help="the codec of the patterns (default digits-8k)")
+    parser.add_argument("--books", type=int, nargs="+", default=[1, 4, 8])
+    parser.add_argument("--minutes", type=float, default=4, help="training of each language model (default 4)")
+    parser.add_argument("--codec-minutes", type=float, default=6, help="training of each small codec (default 6)")
+    parser.add_argument("--samples", type=int, default=500, help="clips to generate with each model (default 500)")
+    parser.add_argument("--jobs", type=int, default=1, help="models at work at a time, on a thread each (default 1)")
+    parser.add_argument("--only", help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    comparison = Comparison(arguments)
+    if arguments.only:
+        comparison.make(arguments.only)
+        return
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    comparison.classifier()
+    for stage in (["given codec", *CODECS], [job.name for job in comparison.jobs]):
+        missing = [name for name in stage if not (comparison.folder(name) / "result.json").exists()]
+        with ThreadPoolExecutor(arguments.jobs) as pool:
+            list(pool.map(alone, missing))
+    results = {
+        name: json.loads((comparison.folder(name) / "result.json").read_text())
+        for name in ("given codec", *CODECS, *(job.name for job in comparison.jobs))
+    }
+    (arguments.out / "results.json").write_text(json.dumps(results, indent=1))
+    models = [results[job.name] for job in comparison.jobs]
+    print(table_of_patterns([row for row in models if row["codec"] is None]), "\n")
+    print(table_of_codecs([row for row in models if row["codec"] is not None], results))
+    plot(models, arguments.out)
+
+
+def alone(name: str) -> None:
+    """One of the comparison's parts in a process of its own, on one thread."""
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+    subprocess.run([sys.executable, *sys.argv, "--only", name], env=environment, check=True)
+
+
+def table_of_patterns(rows: Sequence[dict[str, Any]]) -> str:
+    """Markdown."""
+    lines = ["| books | model | weights | training steps | bit/s | of raw | steps a second | speed | accuracy |"]
+    lines += ["|---:|---|---:|---:|---:|---:|---:|---:|---:|"]
+    for row in rows:
+        lines.append(
+            f"| {row['books']} | {row['model']} | {row['weights'] / 1e6:.2f} M | {row['trained']} | "
+            f"{row['bits']:.0f} | {row['bits'] / row['raw']:.0%} | {row['steps']:.0f} | "
+            f"{row['speed']:.1f} × | {row['accuracy']:.1%} |"
+        )
+    return "\n".join(lines)
+
+
+def table_of_codecs(rows: Sequence[dict[str, Any]], codecs: dict[str, Any]) -> str:
+    """Markdown."""
+    lines = ["| codec | mel | accuracy of reconstructions | model | bit/s | of raw | accuracy |"]
+    lines += ["|---|---:|---:|---|---:|---:|---:|"]
+    for row in rows:
+        codec = codecs[row["codec"]][str(row["books"])]
+        lines.append(
+            f"| {row['codec']} | {codec['mel']:.2f} | {codec['accuracy']:.1%} | {row['model']} | {row['bits']:.0f} | "
+            f"{row['bits'] / row['raw']:.0%} | {row['accuracy']:.1%} |"
+        )
+    return "\n".join(lines)
+
+
+def plot(rows: Sequence[dict[str, Any]], out: Path) -> None:
+    """`bits.svg`, of what is learnt; `accuracy.svg`, of what is heard, against how fast it is made."""
+    import matplotlib
+
+    matplotlib.use("svg")
+    from matplotlib import pyplot
+
+    patterns = [row for row in rows if row["codec"] is None]
+    figure, axes = pyplot.subplots(figsize=(7, 4), layout="constrained")
+    counts = sorted({row["books"] for row in patterns})
+    for number, name in enumerate(MODELS):
+        own = [row for row in patterns if row["model"] == name]
+        places = [counts.index(row["books"]) + (number - len(MODELS) / 2) * 0.13 for row in own]
+        axes.bar(places, [row["bits"] / row["raw"] for row in own], 0.12, label=name)
+    axes.set_xticks(range(len(counts)), [f"{count} books" for count in counts])
+    axes.set(
+        ylabel="bits learnt, share of the raw rate", ylim=(0.6, 1.05), title="Cross-entropy of a speaker not heard"
+    )
+    axes.legend(ncols=3, fontsize="small")
+    figure.savefig(out / "bits.svg")
+
+    figure, axes = pyplot.subplots(figsize=(7, 4), layout="constrained")
+    for number, name in enumerate(MODELS):
+        own = [row for row in patterns if row["model"] == name]
+        axes.plot([row["speed"] for row in own], [row["accuracy"] for row in own], "o-", label=name, color=f"C{number}")
+        for row in own:
+            axes.annotate(f" {row['books']}", (row["speed"], row["accuracy"]), fontsize="small")
+    axes.set(xscale="log", xlabel="times real time, one at a time on one core", ylabel="accuracy of generated digits")
+    axes.set_title("What is heard, and how fast it is made (numbers: books)")
+    axes.legend(ncols=2, fontsize="small")
+    figure.savefig(out / "accuracy.svg")
+
+
+if __name__ == "__main__":
+    main()
