@@ -57,7 +57,7 @@ class ModelCard:
 
     def as_lm(self) -> "LMCard":
         """Itself, if it is a language model's. Raises UnknownModel otherwise."""
-        raise UnknownModel(f"{self.name} is a codec: codec compress takes it; name a language model here")
+        raise UnknownModel(f"{self.name} is a codec: codec encode takes it; name a language model here")
 
     def as_data(self) -> dict[str, Any]:
         """As plain data, for JSON."""

@@ -231,7 +231,7 @@ def test_the_hash_of_a_language_model_is_of_its_source_too(tmp_path: Path) -> No
 def test_codecs_are_no_language_models(tmp_path: Path, tiny: CausalCodec) -> None:
     save_model(tmp_path / "sounds.safetensors", tiny, training={})
     save_lm(tmp_path / "words.safetensors", prior(), training={})
-    with pytest.raises(UnknownModel, match=r"^sounds is a codec: codec compress takes it; name a language model here$"):
+    with pytest.raises(UnknownModel, match=r"^sounds is a codec: codec encode takes it; name a language model here$"):
         load_lm(tmp_path / "sounds.safetensors")
     with pytest.raises(UnknownModel, match=r"^words is a language model: codec generate takes it; name a codec here$"):
         load_model(tmp_path / "words.safetensors")
