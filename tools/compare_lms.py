@@ -21,6 +21,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from csv import DictReader
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -205,7 +206,8 @@ class Comparison:
 
     # what it is measured by
 
-    def classifier(self) -> classifier.Classifier:
+    @cached_property
+    def judge(self) -> classifier.Classifier:
         """The judge of real recordings, which learns but once."""
         corpus = [clip for clip in clips(self.arguments.manifest) if clip.split != "valid"]
         rate = hub.load(self.arguments.codec).config.sample_rate
@@ -213,7 +215,7 @@ class Comparison:
 
     def right(self, heard: Sequence[Tensor], wanted: Sequence[str]) -> NDArray[np.bool_]:
         """Whether the judge hears in each clip what was wanted."""
-        judge = self.classifier()
+        judge = self.judge
         guesses = torch.cat(
             [judge.judge(heard[n : n + BATCH]).probabilities.argmax(dim=1) for n in range(0, len(heard), BATCH)]
         )
@@ -266,7 +268,7 @@ def main() -> None:
         comparison.make(arguments.only)
         return
     arguments.out.mkdir(parents=True, exist_ok=True)
-    comparison.classifier()
+    _ = comparison.judge  # before there are several who would train it
     for stage in (["given codec", *CODECS], [job.name for job in comparison.jobs]):
         missing = [name for name in stage if not (comparison.folder(name) / "result.json").exists()]
         with ThreadPoolExecutor(arguments.jobs) as pool:

@@ -115,6 +115,25 @@ class CodeVectors(nn.Module):
         return (vectors / self.scale[:, None, None]).transpose(1, 2).flatten(2)
 
 
+class Classes(nn.ModuleList):
+    """What is told of the classes: for every kind an embedding of each name, and one of "not said"."""
+
+    def __init__(self, source: Source, width: int, *, std: float) -> None:
+        super().__init__(nn.Embedding(len(names) + 1, width) for names in source.classes.values())
+        self.width = width
+        for weight in self.parameters():
+            nn.init.normal_(weight, std=std)
+
+    def forward(self, conditions: Conditions) -> Float[Tensor, "batch width"]:
+        """The sum over kinds."""
+        numbers = conditions.classes
+        told = torch.zeros(len(numbers), self.width, device=numbers.device)
+        for number, embedding in enumerate(self):
+            assert isinstance(embedding, nn.Embedding)
+            told = told + embedding(numbers[:, number] % embedding.num_embeddings)  # -1 is the last
+        return told
+
+
 class Prior(nn.Module):
     """A language model of codes. It sees a recording as columns [batch, books, steps], laid out by its `pattern`.
 

@@ -28,7 +28,7 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from codec.errors import ConfigError
-from codec.lm.base import CodeVectors, Column, Conditions, Context, Pick, Prior, PriorConfig, Source
+from codec.lm.base import Classes, CodeVectors, Column, Conditions, Context, Pick, Prior, PriorConfig, Source
 from codec.lm.patterns import PatternConfig
 from codec.nn.shapes import Codes, Logits
 
@@ -179,17 +179,12 @@ class PixelCNN(Prior):
             Layer(width, kernel=config.kernel, dilation=dilation, layers=config.layers, dropout=config.dropout)
             for dilation in config.dilations
         )
-        self.told = nn.ModuleList(
-            nn.Embedding(len(names) + 1, config.layers * 4 * width) for names in source.classes.values()
-        )
+        self.told = Classes(source, config.layers * 4 * width, std=0.1)
         self.norm = nn.RMSNorm(width)
         self.heads = nn.Parameter(0.02 * torch.randn(books, width, source.codebook_size + 1))
         nn.init.normal_(self.listen_down.weight, std=(2 * dim) ** -0.5 / GAIN)
         nn.init.normal_(self.listen_across.weight, std=(2 * dim) ** -0.5)
         self.book.data *= 0.5**0.5 * torch.tensor([1 / GAIN, 1])[:, None, None]
-        for embedding in self.told:
-            assert isinstance(embedding, nn.Embedding)
-            nn.init.normal_(embedding.weight, std=0.1)
 
     def forward(self, columns: Codes, conditions: Conditions) -> Logits:
         found, _ = self.down(self.shifted(columns), self.initial_state(conditions))
@@ -199,10 +194,7 @@ class PixelCNN(Prior):
 
     def initial_state(self, conditions: Conditions) -> PixelState:
         batch, width = len(conditions.classes), self.config.width
-        told = torch.zeros(batch, self.config.layers * 4 * width, device=self.device)
-        for number, embedding in enumerate(self.told):
-            assert isinstance(embedding, nn.Embedding)
-            told = told + embedding(conditions.classes[:, number] % embedding.num_embeddings)  # -1 is the last
+        told = self.told(conditions)
         earlier = (told.new_zeros(batch, frames, self.source.books, width) for frames in self.config.dilations)
         return PixelState(tuple(earlier), told.view(batch, self.config.layers, -1))
 

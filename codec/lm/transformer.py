@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from codec.config import Config
 from codec.errors import ConfigError
-from codec.lm.base import CodeVectors, Column, Conditions, Context, Pick, Prior, PriorConfig, Source
+from codec.lm.base import Classes, CodeVectors, Column, Conditions, Context, Pick, Prior, PriorConfig, Source
 from codec.nn.attention import Memory, Transformer, TransformerState
 from codec.nn.shapes import Codes, Logits
 
@@ -76,7 +76,7 @@ class TokenLM(Prior):
         classes = source.codebook_size + 1
         self.vectors = CodeVectors(source, config.vectors)
         self.listen = nn.Linear(books * dim, width, bias=False)
-        self.told = nn.ModuleList(nn.Embedding(len(names) + 1, width) for names in source.classes.values())
+        self.told = Classes(source, width, std=0.5)
         self.phase = nn.Embedding(self.pattern.period, width) if self.pattern.period > 1 else None
         self.text = TextEncoder(width, heads=config.heads, dropout=config.dropout) if config.text else None
         self.time = Transformer(
@@ -89,15 +89,14 @@ class TokenLM(Prior):
         )
         self.depth = Depth(config.depth, source, width, config.dropout) if config.depth else None
         self.heads = None if config.depth else nn.Linear(width, books * classes, bias=False)
-        for embedding in (*self.told, *([self.phase] if self.phase else [])):
-            assert isinstance(embedding, nn.Embedding)
-            nn.init.normal_(embedding.weight, std=0.5)
+        if self.phase:
+            nn.init.normal_(self.phase.weight, std=0.5)
         nn.init.normal_(self.listen.weight, std=(books * dim) ** -0.5)
         if self.heads:
             nn.init.normal_(self.heads.weight, std=0.02)
 
     def forward(self, columns: Codes, conditions: Conditions) -> Logits:
-        x = self.heard(self.shifted(columns), 0, self.known(conditions))
+        x = self.heard(self.shifted(columns), 0, self.told(conditions))
         known = self.time(x, self.memory(conditions))
         if self.depth:
             return self.without_end(self.depth(known, self.vectors(columns)))
@@ -108,7 +107,7 @@ class TokenLM(Prior):
         return self.without_end(logits)
 
     def initial_state(self, conditions: Conditions) -> LMState:
-        told = self.known(conditions)
+        told = self.told(conditions)
         return LMState(self.time.initial_state(told, self.memory(conditions)), told)
 
     def advance(self, column: Column, state: LMState) -> tuple[Context, LMState]:
@@ -132,14 +131,6 @@ class TokenLM(Prior):
             phases = torch.arange(first, first + before.shape[-1], device=x.device) % self.pattern.period
             x = x + self.phase(phases)
         return x
-
-    def known(self, conditions: Conditions) -> Tensor:
-        """The sum [batch, width] of the embeddings of the classes; each kind has one for "not said"."""
-        told = torch.zeros(len(conditions.classes), self.config.width, device=self.device)
-        for number, embedding in enumerate(self.told):
-            assert isinstance(embedding, nn.Embedding)
-            told += embedding(conditions.classes[:, number] % embedding.num_embeddings)  # -1 is the last
-        return told
 
     def memory(self, conditions: Conditions) -> Memory | None:
         """The text as the layers see it."""
@@ -168,9 +159,7 @@ class Depth(nn.Module):
         batch, steps, _ = known.shape
         above = torch.zeros_like(vectors)
         above[:, 1:] = (vectors.cumsum(dim=1) if self.cumulative else vectors)[:, :-1]
-        x = (
-            self.known(known)[:, :, None] + self.listen(above).transpose(1, 2) + self.book
-        )  # [batch, steps, books, width]
+        x = self.known(known)[:, :, None] + self.listen(above).transpose(1, 2) + self.book
         x = self.net(x.flatten(0, 1)).view(batch, steps, self.books, -1)
         return torch.einsum("bsqw,qwc->bqsc", x, self.heads)
 
