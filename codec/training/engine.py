@@ -26,6 +26,7 @@ from codec.config import Config
 from codec.errors import CodecError, ConfigError, MissingDependency, StorageError, UsageError
 from codec.nn import processes
 from codec.nn.conv import ConvNeXtBlock
+from codec.training.gradients import share_memory
 from codec.training.recipe import TrainConfig
 
 try:
@@ -102,6 +103,7 @@ def join(accelerator: Accelerator, network: nn.Module) -> nn.Module:
     joint: nn.Module = accelerator.prepare(network)
     if isinstance(joint, DistributedDataParallel):
         joint.broadcast_buffers = False  # codebooks are the same already, learnt from what all saw
+        share_memory(joint)
     return joint
 
 

@@ -8,17 +8,19 @@ import subprocess
 import sys
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 import torch
 from torch import Tensor
 from torch import distributed as dist
+from torch.nn.parallel import DistributedDataParallel
 
 from codec.checkpoint import load_state
 from codec.errors import ConfigError
 from codec.nn import processes
 from codec.nn.quantize import Quantized, ResidualVQ
-from codec.training import lm_loop
+from codec.training import engine, gradients, lm_loop
 from codec.training.codec_loop import train
 from codec.training.recipe import Recipe
 from tests.training.small import small_lm_recipe, small_recipe, write_codec, write_recordings, write_store
@@ -78,6 +80,21 @@ def train_lm(folder: Path, out: Path, *, accumulate: int) -> None:
     lm_loop.train(recipe, data=folder / "store", codec=folder / "tiny.safetensors", out=out, device="cpu")
 
 
+def exchange() -> None:
+    """Gradients through memory, beside what gloo makes of them."""
+    memory = gradients.common(3, 1000)
+    assert memory is not None
+    shared = gradients.SharedMemory(memory)
+    for size in (1, 2, 7, 999, 1000):
+        own = torch.randn(size, generator=torch.Generator().manual_seed(processes.rank()))
+        theirs = processes.summed(own.clone()) / 2
+        assert torch.equal(shared.average(own), theirs)
+    with patch.object(os, "memfd_create", side_effect=OSError):
+        assert gradients.common(3, 10) is None
+    with patch.object(Path, "readlink", (lambda path: path) if processes.rank() else Path.readlink):
+        assert gradients.common(3, 10) is None  # what one cannot reach none uses
+
+
 def main(folder: Path) -> None:
     """What each of the two processes does."""
     torch.set_num_threads(1)
@@ -89,13 +106,21 @@ def main(folder: Path) -> None:
     assert joined[:, 0].tolist() == [0, 1, 1, 1]
     assert processes.any_of(rank == 1, torch.device("cpu"))
     assert not processes.any_of(False, torch.device("cpu"))
+    exchange()
     with pytest.raises(ConfigError, match=r"data\.batch = 3 does not divide into 2 processes"):
         train(small_recipe(), data=folder / "data", out=folder / "odd")
+    shared: dict[str, list[bool]] = {name: [] for name in OPTIONS}
     for name in OPTIONS:
         stops = name != "gradient"
         if stops:
             train(recipe_of(name), data=folder / "data", out=folder / name, steps=2)
-        train(recipe_of(name), data=folder / "data", out=folder / name, resume=stops)
+
+        def way(network: DistributedDataParallel, name: str = name) -> None:
+            shared[name].append(name != "gradient" and gradients.share_memory(network))
+
+        with patch.object(engine, "share_memory", way):
+            train(recipe_of(name), data=folder / "data", out=folder / name, resume=stops)
+    assert shared == {"ema": [True, True], "sharded": [True], "gradient": [False, False]}
     train_lm(folder, folder / "lm", accumulate=2)
     dist.destroy_process_group()
 
