@@ -229,7 +229,9 @@ def for_time(train: Callable[..., Path], recipe: Any, data: Path, folder: Path, 
     settings = {"log_every": PROBE // 3, "validate_every": NEVER, "save_every": NEVER}
 
     def of(steps: int) -> Any:
-        return recipe.model_copy(update={"train": recipe.train.model_copy(update={**settings, "steps": steps})})
+        train = recipe.train.model_copy(update={**settings, "steps": steps})
+        optimiser = recipe.optimiser.model_copy(update={"warmup": min(recipe.optimiser.warmup, max(1, steps // 10))})
+        return recipe.model_copy(update={"train": train, "optimiser": optimiser})
 
     shutil.rmtree(folder / "probe", ignore_errors=True)
     shutil.rmtree(folder / "run", ignore_errors=True)
@@ -321,32 +323,40 @@ def plot(rows: Sequence[dict[str, Any]], out: Path) -> None:
     import matplotlib
 
     matplotlib.use("svg")
+    matplotlib.rcParams["svg.hashsalt"] = "codec"  # the same numbers make the same file
     from matplotlib import pyplot
+    from matplotlib.ticker import LogLocator, NullFormatter, PercentFormatter
 
     patterns = [row for row in rows if row["codec"] is None]
-    figure, axes = pyplot.subplots(figsize=(7, 4), layout="constrained")
     counts = sorted({row["books"] for row in patterns})
+    figure, axes = pyplot.subplots(figsize=(7, 4), layout="constrained")
     for number, name in enumerate(MODELS):
         own = [row for row in patterns if row["model"] == name]
-        places = [counts.index(row["books"]) + (number - len(MODELS) / 2) * 0.13 for row in own]
-        axes.bar(places, [row["bits"] / row["raw"] for row in own], 0.12, label=name)
-    axes.set_xticks(range(len(counts)), [f"{count} books" for count in counts])
-    axes.set(
-        ylabel="bits learnt, share of the raw rate", ylim=(0.6, 1.05), title="Cross-entropy of a speaker not heard"
-    )
-    axes.legend(ncols=3, fontsize="small")
-    figure.savefig(out / "bits.svg")
+        places = [counts.index(row["books"]) + (number - (len(MODELS) - 1) / 2) * 0.14 for row in own]
+        axes.bar(places, [1 - row["bits"] / row["raw"] for row in own], 0.12, label=name)
+    axes.set_xticks(range(len(counts)), [f"{count} book{'s' * (count > 1)}" for count in counts])
+    axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+    axes.set(title="Bits a second that a model saves on clips held out", ylabel="share of the raw rate")
+    axes.spines[["top", "right"]].set_visible(False)
+    figure.legend(loc="outside lower center", ncols=len(MODELS), fontsize="small", frameon=False)
+    figure.savefig(out / "bits.svg", metadata={"Date": None})
 
     figure, axes = pyplot.subplots(figsize=(7, 4), layout="constrained")
     for number, name in enumerate(MODELS):
         own = [row for row in patterns if row["model"] == name]
-        axes.plot([row["speed"] for row in own], [row["accuracy"] for row in own], "o-", label=name, color=f"C{number}")
-        for row in own:
-            axes.annotate(f" {row['books']}", (row["speed"], row["accuracy"]), fontsize="small")
-    axes.set(xscale="log", xlabel="times real time, one at a time on one core", ylabel="accuracy of generated digits")
-    axes.set_title("What is heard, and how fast it is made (numbers: books)")
-    axes.legend(ncols=2, fontsize="small")
-    figure.savefig(out / "accuracy.svg")
+        speeds, heard = [row["speed"] for row in own], [row["accuracy"] for row in own]
+        axes.plot(speeds, heard, label=name, color=f"C{number}", linewidth=3, alpha=0.5)
+        axes.scatter(speeds, heard, [40 * (1 + counts.index(row["books"])) for row in own], color=f"C{number}")
+    axes.set_xscale("log")
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.xaxis.set_major_formatter("{x:g} ×")
+    axes.xaxis.set_minor_formatter(NullFormatter())
+    axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+    axes.set(xlabel="real time, one clip at a time on one core", ylabel="accuracy of generated digits")
+    axes.set_title(f"What is heard, and how fast it is made (larger dots: {', '.join(map(str, counts))} books)")
+    axes.spines[["top", "right"]].set_visible(False)
+    figure.legend(loc="outside lower center", ncols=len(MODELS), fontsize="small", frameon=False)
+    figure.savefig(out / "accuracy.svg", metadata={"Date": None})
 
 
 if __name__ == "__main__":
