@@ -58,10 +58,10 @@ def clips(source: Path) -> Iterator[Clip]:
     """The clips of a folder or manifest, in an order that depends on nothing else; no more than one folder's names are
     held at a time.
 
-    A folder's sets are its first folders, or those in them where the first are named as splits. If it holds
-    `manifest.jsonl`, that is read instead. Hidden files are left out, links are followed. Of lhotse's manifests,
-    recordings and plain cuts (of all channels, as all audio is averaged to one) of local files can be read; their
-    relative paths start, as with lhotse, from the working directory.
+    A folder's sets are its first folders, or those in them where the first are named as splits, and the label of a clip
+    is its own folder's name. If it holds `manifest.jsonl`, that is read instead. Hidden files are left out, links are
+    followed. Of lhotse's manifests, recordings and plain cuts (of all channels, as all audio is averaged to one) of
+    local files can be read; their relative paths start, as with lhotse, from the working directory.
 
     Raises:
         InputNotFound: no such folder or manifest, no clips in it, or a manifest's file is missing.
@@ -150,7 +150,8 @@ def _in_folder(root: Path) -> Iterator[Clip]:
     for path in _walk(root, "", ()):
         *folders, _ = path.split("/")
         split = folders.pop(0) if folders and folders[0] in SPLITS else None
-        yield Clip(root / path, path, set=folders[0] if folders else "", split=split)
+        first, label = (folders[0], folders[-1]) if folders else ("", None)
+        yield Clip(root / path, path, set=first, split=split, label=label)
 
 
 def _walk(folder: Path | str, inside: str, above: tuple[str, ...]) -> Iterator[str]:

@@ -213,7 +213,7 @@ def compress_tree(
     return _run(
         _pairs(source, target, audio.AUDIO_SUFFIXES, ".codec"),
         partial(compress, model=model, books=books, bitrate=bitrate, force=force, device=device),
-        is_done=lambda _, compressed: not force and compressed.exists(),
+        is_done=partial(_is_compressed, force=force),
         jobs=jobs,
         engine=engine,
         gpu=device == "cuda",
@@ -241,7 +241,7 @@ def decompress_tree(
     return _run(
         _pairs(source, target, frozenset((".codec",)), ".wav"),
         partial(decompress, model=model, rate=rate, force=force, device=device),
-        is_done=lambda compressed, restored: not force and _is_restored(compressed, restored, rate),
+        is_done=partial(_is_restored, rate=rate, force=force),
         jobs=jobs,
         progress=progress,
     )
@@ -352,8 +352,12 @@ def _pieces(reader: Reader, frames: int) -> Iterator[Codes]:
     yield rest
 
 
-def _is_restored(source: Path, target: Path, rate: int | None) -> bool:
-    if not target.exists():
+def _is_compressed(_: Path, target: Path, *, force: bool) -> bool:
+    return not force and target.exists()
+
+
+def _is_restored(source: Path, target: Path, *, rate: int | None, force: bool) -> bool:
+    if force or not target.exists():
         return False
     try:
         with bitstream.open_reader(source) as compressed, audio.open_reader(target) as restored:
@@ -413,7 +417,8 @@ def _run(
             tell(Outcome(source, target))
         else:
             waiting.append((source, target))
-    for (source, target), result in each(partial(_make, work), waiting, jobs=jobs, engine=engine, gpu=gpu):
+    make = partial(_make, work, is_done)
+    for (source, target), result in each(make, waiting, jobs=jobs, engine=engine, gpu=gpu):
         if isinstance(result, CodecError):
             tell(Outcome(source, target, error=result))
         else:
@@ -421,8 +426,12 @@ def _run(
     return sorted(outcomes, key=lambda outcome: outcome.source)
 
 
-def _make(work: Callable[[Path, Path], Report], pair: tuple[Path, Path]) -> Report:
+def _make(
+    work: Callable[[Path, Path], Report], is_done: Callable[[Path, Path], bool], pair: tuple[Path, Path]
+) -> Report | None:
     source, target = pair
+    if is_done(source, target):  # by a process that was killed before it could say so
+        return None
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:

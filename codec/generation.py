@@ -53,6 +53,12 @@ def generate(
     math_ = codec.frame_math
     length = None if seconds is None or seconds == math.inf else _length(codec, seconds)
     frames = None if seconds == math.inf else math_.frames(_length(codec, MOST_SECONDS) if length is None else length)
+    given = None if prompt is None else prompt_codes(lm, codec, prompt, rows=len(seeds))
+    if given is not None and seconds is not None and frames is not None and given.shape[2] > frames:
+        raise UsageError(
+            f"{seconds:g} s are asked for, and the prompt has {math_.seconds(given.shape[2] * math_.hop):.2f} s: "
+            "ask for more, or give less of it"
+        )
     pieces = drawing.generate_frames(
         lm,
         seeds=seeds,
@@ -60,7 +66,7 @@ def generate(
         guidance=guidance,
         sampling=sampling,
         frames=frames,
-        given=None if prompt is None else prompt_codes(lm, codec, prompt, rows=len(seeds)),
+        given=given,
         stop=seconds is None,
     )
     block = math_.frames_per_packet(block_seconds)

@@ -255,7 +255,7 @@ def _prepared(folder: Path) -> Iterator[None]:
 
 
 def _empty(folder: Path) -> None:
-    for path in (folder / "store.json", folder / "index.bin", *folder.glob("shard-*.*")):
+    for path in (*folder.glob("shard-*.*"), folder / "index.bin", folder / "store.json"):  # which makes it a store
         path.unlink(missing_ok=True)
 
 
@@ -734,6 +734,8 @@ class TokenStore:
         Raises UsageError where no clip is as long, or there is no such split; DamagedFile naming the shard.
         """
         ends = self._ends(frames, split)
+        if not len(ends):
+            raise UsageError(f"{self.path} holds no clips: tokenize a corpus whose audio can be read")
         if not ends[-1]:
             raise UsageError(
                 f"no clip of {self.path} has {frames} frames, the longest has {self.index['frames'].max()}: "

@@ -41,16 +41,17 @@ def test_a_folder_in_order_with_its_sets_and_splits(tmp_path: Path) -> None:
     touch(tmp_path, "b.wav", "a/2.FLAC", "a/deep/1.mp3", "c/3.ogg", "train/d/4.wav", "test/5.wav", "valid/e/f/6.wav")
     touch(tmp_path, "notes.txt", ".hidden/7.wav", "a/._2.wav")
     found = list(clips(tmp_path))
-    assert [(clip.id, clip.set, clip.split) for clip in found] == [
-        ("a/2.FLAC", "a", None),
-        ("a/deep/1.mp3", "a", None),
-        ("b.wav", "", None),
-        ("c/3.ogg", "c", None),
-        ("test/5.wav", "", "test"),
-        ("train/d/4.wav", "d", "train"),
-        ("valid/e/f/6.wav", "e", "valid"),
+    assert [(clip.id, clip.set, clip.split, clip.label) for clip in found] == [
+        ("a/2.FLAC", "a", None, "a"),
+        ("a/deep/1.mp3", "a", None, "deep"),
+        ("b.wav", "", None, None),
+        ("c/3.ogg", "c", None, "c"),
+        ("test/5.wav", "", "test", None),
+        ("train/d/4.wav", "d", "train", "d"),
+        ("valid/e/f/6.wav", "e", "valid", "f"),
     ]
-    assert all(clip == Clip(tmp_path / clip.id, clip.id, set=clip.set, split=clip.split) for clip in found)
+    for clip in found:
+        assert clip == Clip(tmp_path / clip.id, clip.id, set=clip.set, split=clip.split, label=clip.label)
 
 
 def test_links_are_followed_once(tmp_path: Path) -> None:

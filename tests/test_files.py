@@ -1,10 +1,13 @@
 """Files and folders there and back, against the model on the whole signal."""
 
 import io
+import os
+import signal
 import sys
 import tracemalloc
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -28,6 +31,7 @@ from codec.errors import (
     WeightsMismatch,
 )
 from codec.files import Outcome, compress, compress_tree, decompress, decompress_tree
+from codec.workers import Engine
 from tests.tiny import tiny_model
 
 MODEL = tiny_model()
@@ -394,6 +398,33 @@ def test_several_jobs_do_as_one(tmp_path: Path, folder: Path, model_file: Path) 
     assert states(outcomes, folder) == TREE
     for path in (tmp_path / "one").rglob("*.codec"):
         assert path.read_bytes() == (tmp_path / "two" / path.relative_to(tmp_path / "one")).read_bytes()
+
+
+def killed_once(model: Path, source: Path, target: Path) -> files.Report:
+    """Compresses a file, and the first time it is number 3 ends the process before it can tell."""
+    report = compress(source, target, model=model)
+    begun = target.with_suffix(".begun")
+    if source.stem == "3" and not begun.exists():
+        begun.touch()
+        os.kill(os.getpid(), signal.SIGKILL)
+    return report
+
+
+@pytest.mark.filterwarnings("ignore")  # Ray's own
+@pytest.mark.parametrize("engine", ["local", "ray"])
+def test_a_killed_process_loses_and_doubles_no_file(
+    tmp_path: Path, model_file: Path, ray_cluster: str, engine: Engine
+) -> None:
+    pairs = [(tones(tmp_path / f"{n}.wav", time=900 + n), tmp_path / f"{engine}/{n}.codec") for n in range(8)]
+    work, is_done = partial(killed_once, model_file), partial(files._is_compressed, force=False)
+    outcomes = files._run(pairs, work, is_done=is_done, jobs=2, engine=engine, progress=None)
+    assert [outcome.error for outcome in outcomes] == [None] * 8
+    assert outcomes[3].report is None  # done by the process that was killed
+    assert sum(outcome.report is not None for outcome in outcomes) >= 6
+    assert (tmp_path / engine / "3.begun").exists()
+    for source, target in pairs:
+        compress(source, tmp_path / "again.codec", model=model_file, force=True)
+        assert target.read_bytes() == (tmp_path / "again.codec").read_bytes()
 
 
 @pytest.mark.parametrize("tree", [compress_tree, decompress_tree])

@@ -215,7 +215,7 @@ def test_another_codec(lm: Prior) -> None:
         ({"prompt": torch.zeros(2, 1, 800)}, "1 seeds and prompts of 2 rows"),
         ({"prompt": torch.zeros(1, 1, 79)}, "79 samples is shorter than a frame: give at least 80"),
         ({"prompt": torch.zeros(1, 1, 8000)}, r"prompt of 1\.00 s .* give its last 0\.62 s"),
-        ({"prompt": torch.zeros(1, 1, 4000), "seconds": 0.1}, "50 frames are given and 11 asked for"),
+        ({"prompt": torch.zeros(1, 1, 4000), "seconds": 0.1}, r"0\.1 s are asked for, and the prompt has 0\.50 s"),
         ({"label": "maybe"}, "knows no label maybe"),
         ({"colour": "red"}, "takes no colour"),
     ],
@@ -229,3 +229,29 @@ def test_what_cannot_be_generated(lm: Prior, model: Codec, wrong: dict[str, Any]
 def test_gaps_outside_the_recording(lm: Prior, model: Codec, gap: tuple[float, float]) -> None:
     with pytest.raises(UsageError, match=r"not within the recording's 0\.1 s"):
         infill(lm, model, noise(800), gap)
+
+
+def test_nothing_is_decoded_twice(model: Codec, lm: Prior, monkeypatch: pytest.MonkeyPatch) -> None:
+    decode_step, pieces = model.decode_step, list[int]()
+
+    def counted(codes: Tensor, state: Any) -> Any:
+        pieces.append(codes.shape[2])
+        return decode_step(codes, state)
+
+    monkeypatch.setattr(model, "decode_step", counted)
+    time = joined(generate(lm, model, seconds=0.6, block_seconds=0.05)).shape[2]
+    assert time == round(0.6 * RATE)
+    assert len(pieces) > 5
+    assert sum(pieces) == model.frame_math.frames(time)
+
+
+def test_the_shipped_models_belong_together_and_speak() -> None:
+    lm, codec_ = generation.together(hub.DEFAULT_LM)
+    sizes = [hub.find(name).stat().st_size for name in (hub.DEFAULT_LM, str(codec_.name))]
+    assert sum(sizes) < 25e6
+    labels = lm.source.classes["label"]
+    assert labels == tuple("0123456789")
+    for label in labels:
+        audio = joined(generate(lm, codec_, seed=7, label=label))
+        assert 0.2 < audio.shape[2] / RATE < 2, label
+        assert audio.square().mean().sqrt() > 0.005, label

@@ -49,6 +49,7 @@ def evaluate_lm(
     from codec.training import classifier as classifiers
     from codec.training import lm_evaluation
 
+    sampling = None if temperature is None else Sampling.from_data({"temperature": temperature}, source="options")
     model = hub.load_lm(lm, device)
     decoder = hub.codec_of(model, codec, device)
     known = model.source.classes.get("label", ())
@@ -71,7 +72,7 @@ def evaluate_lm(
             [seed for seed, _ in asked],
             model.conditions([{"label": label} for _, label in asked]),
             guidance=guidance,
-            sampling=None if temperature is None else Sampling(temperature=temperature),
+            sampling=sampling,
             most_seconds=classifiers.SECONDS,
         )
         return [audio.cpu() for audio in made]

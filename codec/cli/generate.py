@@ -55,6 +55,11 @@ def generate(
     min_p: Annotated[
         str | None, typer.Option(metavar="N[,N...]", help="Of those so probable beside the most probable.")
     ] = None,
+    repetition_share: Annotated[
+        float | None,
+        typer.Option(help="Draw a code of book 0 anew that was more than this share of its last ones, as 0.1."),
+    ] = None,
+    repetition_window: Annotated[int, typer.Option(help="So many last codes of book 0 count for that.")] = 10,
     codec: Annotated[
         str | None, typer.Option(help="The codec of the model's codes.", show_default="the one that it names")
     ] = None,
@@ -81,7 +86,9 @@ def generate(
     rate = decoder.config.sample_rate
     source = prompt if infill is None else infill
     heard = None if source is None else torch.from_numpy(read_audio(source, rate=rate, mono=True)[0])[None]
-    sampling = _sampling(model, temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p)
+    sampling = _sampling(model, temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p).model_copy(
+        update={"repetition_share": repetition_share, "repetition_window": repetition_window}
+    )
     told = {"label": label, "speaker": speaker, "text": text}
     for number, target in targets.items():
         began = perf_counter()
@@ -113,6 +120,8 @@ def generate(
 
 def _check(output: str, *, endless: bool, count: int, raw: bool) -> None:
     check_sink(output)
+    if not Path(output).name:
+        raise UsageError(f'-o "{output}" is no file: name one, or - for standard output')
     if output == "-" and count > 1:
         raise UsageError(f"--count {count} makes so many files, and standard output takes one: name a file with -o")
     if output != "-" and raw:

@@ -1,5 +1,6 @@
 """codec train"""
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -85,7 +86,7 @@ def train(
             from codec.training import lm_loop
 
             model = lm_loop.train(loaded, data=source, out=out, codec=codec, resume=resume, steps=steps, device=place)
-            say(f"the model is {model}")
+            _tell(model)
         return
     for option, given in (("--codec", codec is not None), ("--overfit-batch", overfit_batch)):
         if given:
@@ -101,7 +102,13 @@ def train(
     from codec.training import codec_loop
 
     model = codec_loop.train(loaded, data=source, out=out, resume=resume, steps=steps, device=place)
-    say(f"the model is {model}")
+    _tell(model)
+
+
+def _tell(model: Path) -> None:
+    """Where it is, once of all processes that torchrun started."""
+    if os.environ.get("RANK", "0") == "0":
+        say(f"the model is {model}")
 
 
 def _learn_by_heart(recipe: "LMRecipe", source: Path, codec: str | None, device: str | None) -> None:

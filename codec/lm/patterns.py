@@ -73,7 +73,7 @@ class Pattern:
             values = getattr(self, name)
             if len(values) != books:
                 raise ConfigError(f"pattern.{name} = {list(values)} is for {len(values)} books, not {books}")
-            if min(values) != 0:
+            if values[0] != 0 or min(values) < 0:  # the end is told in book 0, and no book may be past it then
                 raise ConfigError(f"pattern.{name} = {list(values)} must begin at 0 and never go below")
         self.per_frame = max(self.groups) + 1
         if set(self.groups) != set(range(self.per_frame)):

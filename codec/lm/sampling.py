@@ -9,7 +9,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 from itertools import count
 from typing import NamedTuple
@@ -25,6 +24,7 @@ from codec.lm.base import Column, Conditions, Prior
 from codec.nn.shapes import Codes
 
 AHEAD = 64  # steps planned at once; what a seed means depends on it
+EXTREMES = 1e-3, 1e3  # temperatures whose quotients float32 can hold
 NEVER = 2**62  # a frame that does not come
 
 
@@ -62,6 +62,9 @@ class Sampler:
                 raise UsageError(
                     f"a temperature of {temperature:g} is no temperature: use top_k = 1 for the most probable code"
                 )
+            if not EXTREMES[0] <= temperature <= EXTREMES[1]:
+                low, high = EXTREMES
+                raise UsageError(f"a temperature of {temperature:g} is not within {low:g} to {high:g}: 1 is as learnt")
         for most in _values(sampling.top_k):
             if not 1 <= most <= codebook_size:
                 raise UsageError(f"top_k = {most} is not within 1 to {codebook_size}, the codes of a book: change it")
@@ -375,8 +378,8 @@ def _earliest(known: Codes, stop: bool) -> Tensor:
 
 def _told(lm: Prior, conditions: Conditions | None, guidance: float, *, rows: int) -> tuple[Conditions, float | None]:
     """What the model is told, and the guidance. Where that is needed, rows that are told nothing follow the others."""
-    if not math.isfinite(guidance):
-        raise UsageError(f"a guidance of {guidance} is no number: 1 is none, 2 or 3 are common")
+    if not abs(guidance) <= 1e3:
+        raise UsageError(f"a guidance of {guidance:g} is not within -1000 to 1000: 1 is none, 2 or 3 are common")
     nothing = lm.conditions([{}] * rows)
     if conditions is None:
         return nothing, None

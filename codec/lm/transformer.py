@@ -78,7 +78,6 @@ class TokenLM(Prior):
         self.listen = nn.Linear(books * dim, width, bias=False)
         self.told = Classes(source, width, std=0.5)
         self.phase = nn.Embedding(self.pattern.period, width) if self.pattern.period > 1 else None
-        self.text = TextEncoder(width, heads=config.heads, dropout=config.dropout) if config.text else None
         self.time = Transformer(
             width,
             layers=config.layers,
@@ -87,6 +86,7 @@ class TokenLM(Prior):
             memory=config.text,
             dropout=config.dropout,
         )
+        self.text = TextEncoder(width, heads=config.heads, dropout=config.dropout) if config.text else None
         self.depth = Depth(config.depth, source, width, config.dropout) if config.depth else None
         self.heads = None if config.depth else nn.Linear(width, books * classes, bias=False)
         if self.phase:

@@ -37,8 +37,14 @@ from codec.training.optimise import autocast_dtype, clip, finite, follow, left_o
 from codec.training.recipe import Recipe
 from codec.training.record import Record, Tally, live, usage
 
-FREE = (  # what a resumed training may have changed, for it stays the same training
+FREE = (  # what a resumed training may have changed: how it runs, and what keeps it from running away
     "train.steps",
+    "train.log_every",
+    "train.validate_every",
+    "train.save_every",
+    "train.precision",
+    "optimiser.rate",
+    "adversary.rate",
     "train.accumulate",
     "train.checkpoint_activations",
     "train.sharding",
@@ -305,9 +311,9 @@ def train(
                 if saving:
                     states = state_of(players, done, recipe) | {"audio": crops.index.key}
                     if main:
-                        save_state(out / RUN_STATE, states)
                         training = {"recipe": recipe.model_dump(mode="json"), "data": str(data), "step": done}
-                        save_model(out / RUN_MODEL, average, training=training)
+                        save_model(out / RUN_MODEL, average, training=training)  # first: a state promises its model
+                        save_state(out / RUN_STATE, states)
                     accelerator.wait_for_everyone()  # a process that ended would have its launcher end the others
                 if stop:
                     console.print(f"stopped after step {done}, which is saved in {out}: --resume goes on from there")

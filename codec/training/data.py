@@ -216,6 +216,8 @@ def survey(recipe: Recipe, data: Path, found: BinaryIO, names: BinaryIO, *, repo
                 rows.append((number, side, hashed(group), hashed(str(path)), time, clip.start, place))
                 place += names.write(os.fsencode(path if inside else path.absolute()) + b"\0")
             found.write(np.array(rows, FOUND).tobytes())
+    if not total:
+        raise InputNotFound(f"{data} has audio of the split test alone: mark some as train and valid")
     if bad == total:
         raise UnsupportedAudio(f"none of the {total} audio files of {data} could be opened: add some that can")
     if bad > NAMED:

@@ -30,7 +30,10 @@ from codec.training.lm_recipe import LMRecipe
 from codec.training.optimise import autocast_dtype, clip, finite, follow, left_out, schedule, to_blame
 from codec.training.record import BITS, REAL_TIME, SPEED, Record, Tally, live
 
-FREE = ("train.steps", "train.accumulate", "train.samples", "train.expected", "data.store")  # as codec_loop's
+FREE = (  # as codec_loop's
+    *("train.steps", "train.log_every", "train.validate_every", "train.save_every", "train.precision"),
+    *("train.accumulate", "train.samples", "train.expected", "optimiser.rate", "data.store"),
+)
 LONGEST_SAMPLE = 10.0  # s
 LEARNT = 0.1  # of what guessing costs: a batch that is learnt by heart costs less
 HEART = 500  # steps to learn a batch by heart at most
@@ -225,9 +228,9 @@ def train(
                     states = {"step": done, "recipe": recipe.model_dump(mode="json"), "store": key(store)}
                     states |= engine.states(learner, TRAINED)
                     if main:
-                        save_state(out / RUN_STATE, states)
                         training = {"recipe": states["recipe"], "data": str(data), "step": done}
-                        save_lm(out / RUN_MODEL, learner.average, training=training)
+                        save_lm(out / RUN_MODEL, learner.average, training=training)  # first, as codec_loop's
+                        save_state(out / RUN_STATE, states)
                     accelerator.wait_for_everyone()
                 if stop:
                     console.print(f"stopped after step {done}, which is saved in {out}: --resume goes on from there")

@@ -9,7 +9,7 @@ from time import perf_counter
 import torch
 
 from codec.training import engine
-from codec.training.lm_loop import Told, assemble, material, train_step
+from codec.training.lm_loop import Told, assemble, material, train_step, ways
 from codec.training.lm_recipe import LMRecipe
 from codec.training.optimise import autocast_dtype
 
@@ -24,7 +24,7 @@ def table(recipe: LMRecipe, *, data: Path, codec: str | Path | None = None, devi
     engine.check_device(device)
     place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     store, made_by = material(data, codec)
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(), engine.within_memory(*ways(recipe)):
         learner, lessons, valid = assemble(recipe, store, made_by, place)
         told = Told(recipe, lessons, valid)
         seconds, seen = [], []

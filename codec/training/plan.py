@@ -26,7 +26,7 @@ from codec.frames import FrameMath
 from codec.models.base import Codec
 from codec.models.causal import CausalConfig
 from codec.training import engine
-from codec.training.codec_loop import Players, assemble, train_step
+from codec.training.codec_loop import Players, assemble, train_step, ways
 from codec.training.losses import SpectralLoss
 from codec.training.optimise import autocast_dtype
 from codec.training.recipe import Recipe
@@ -110,10 +110,10 @@ def plan(recipe: Recipe, *, data: Path | None = None, device: str | None = None)
     heard = None if data is None else hear(data)
     processes = int(os.environ.get("WORLD_SIZE", "1"))  # where torchrun or accelerate started this
     share = -(-recipe.data.batch // processes)
-    tried = max(1, min(share, int(AUDIO / recipe.data.crop)))
+    tried = min(share, max(2, int(AUDIO / recipe.data.crop)))  # two tell what one more takes
     steps = recipe.train.steps
     start = steps if recipe.adversary.start is None else min(recipe.adversary.start, steps)
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(), engine.within_memory(*ways(recipe)):
         players = assemble(recipe, place)
         kinds = (("without discriminators", 0, start), ("with discriminators", start, steps))
         phases = tuple(

@@ -65,6 +65,7 @@ class Record:
         cells = (line.split(",") for line in before)  # no csv.reader, for which a stray quote hides the lines after it
         kept = (row for row in cells if len(row) == 3 and row[0].isdecimal())
         self.rows.writerows(row for row in kept if int(row[0]) <= step)
+        self.table.flush()
 
     def numbers(self, step: int, values: Mapping[str, float]) -> None:
         """Scalars by name, "group/name"."""

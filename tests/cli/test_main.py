@@ -24,7 +24,8 @@ OPTIONS = {
     "evaluate-lm": "lm --data --samples --seed --guidance --temperature --classifier --codec --out --device",
     "generate": (
         "lm --output -o --label --speaker --text --seconds --seed --count --prompt --infill --gap --guidance "
-        "--temperature --top-k --top-p --min-p --codec --int8 --device --force -f --raw"
+        "--temperature --top-k --top-p --min-p --repetition-share --repetition-window "
+        "--codec --int8 --device --force -f --raw"
     ),
 }
 

@@ -119,6 +119,9 @@ def test_vectors_are_the_codecs() -> None:
 def test_configurations_that_make_none() -> None:
     with pytest.raises(ConfigError, match="decides all books of a step one by one"):
         prior(pattern={"kind": "flatten"}, depth=SMALL)
+    for text in (False, True):
+        with pytest.raises(ConfigError, match="does not divide into 3 heads"):
+            prior(text=text, heads=3)
     with pytest.raises(ConfigError, match="is for 3 books, not 2"):
         prior(2, pattern={"delays": [0, 1, 2]})
     with pytest.raises(ConfigError, match="unknown key layer; did you mean layers"):

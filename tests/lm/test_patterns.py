@@ -103,6 +103,7 @@ def test_published_sizes() -> None:
     [
         (PatternConfig(delays=(0, 1)), "is for 2 books, not 3"),
         (PatternConfig(delays=(1, 1, 2)), "must begin at 0"),
+        (PatternConfig(delays=(1, 0, 0)), "must begin at 0"),
         (PatternConfig(kind="flatten", groups=(0, 2, 2)), "leave out a step"),
     ],
 )

@@ -241,7 +241,7 @@ def test_given_codes_are_kept_and_count(name: str, given: str) -> None:
 
 
 @pytest.mark.parametrize("context", [5, 64])
-@pytest.mark.parametrize("name", ["delay", "coarse first", "depth", "text"])
+@pytest.mark.parametrize("name", MODELS)
 def test_generation_sees_what_teacher_forcing_sees(name: str, context: int, monkeypatch: pytest.MonkeyPatch) -> None:
     model = loud(**MODELS[name], context=context)
     conditions = told(model, 2)

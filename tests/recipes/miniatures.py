@@ -35,7 +35,7 @@ def general(folder: Path) -> Rows:
     rows: Rows = {}
     for path, split in (("train/birds/a.wav", "train"), ("train/b.flac", "train"), ("valid/birds/c.aiff", "valid")):
         audio(folder / path, 16000)
-        rows[path] = {"split": split} | ({"set": "birds"} if "birds" in path else {})
+        rows[path] = {"split": split} | ({"set": "birds", "label": "birds"} if "birds" in path else {})
     text(folder / "train/notes.txt", "no audio")
     return rows
 

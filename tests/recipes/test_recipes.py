@@ -30,6 +30,7 @@ from codec.training.recipe import Recipe
 from tests.recipes.miniatures import LIBRI, MINIATURES, PACKED, SECONDS, Rows, audio, pack
 
 ROOT = Path(__file__).parents[2]
+PICTURES = {"digits": {"bits.svg", "accuracy.svg"}}  # of what its README compares
 FOLDERS = sorted(path for path in (ROOT / "recipes").iterdir() if path.is_dir() and path.name != "__pycache__")
 NAMES = [folder.name for folder in FOLDERS]
 DATASETS: dict[str, Dataset] = {
@@ -80,7 +81,7 @@ def test_every_recipe_is_four_files_and_stands_in_the_readme() -> None:
     assert set(NAMES) == set(MINIATURES)
     for folder in FOLDERS:
         files = {path.name for path in folder.iterdir() if path.name != "__pycache__"}
-        assert files == {"README.md", "prepare.py", "codec.toml", "lm.toml"}, folder.name
+        assert files == {"README.md", "prepare.py", "codec.toml", "lm.toml"} | PICTURES.get(folder.name, set()), folder
         assert DATASETS[folder.name].recipe == folder.name
     section = (ROOT / "README.md").read_text("utf-8").split("## Recipes\n")[1].split("\n## ")[0]
     assert re.findall(r"^\| \[`(\w+)`\]\(recipes/\1\) \|", section, re.MULTILINE) == ["general"] + [
@@ -98,7 +99,8 @@ def test_a_readme_says_what_a_user_needs(folder: Path) -> None:
     licence = DATASETS[folder.name].licence
     if licence is not None:
         assert licence.name.split(";")[0] in text
-        assert len(text.splitlines()) <= (80 if folder.name == "digits" else 40)  # where shipped models come from
+        assert len(text.splitlines()) <= (100 if folder.name == "digits" else 40)  # where shipped models come from
+        assert set(re.findall(r"\((\w+\.svg)\)", text)) == PICTURES.get(folder.name, set())
         for word in ("hours", "files", "licence"):
             assert word in text.lower()
 

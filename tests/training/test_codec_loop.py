@@ -506,6 +506,19 @@ def test_resuming_another_recipe_is_refused(finished: Path, recordings: Path) ->
     assert "optimiser" not in message
 
 
+def test_what_runs_away_goes_on_as_the_message_says(stopped: Path, recordings: Path) -> None:
+    calm = small_recipe(adversary={"start": 2, "rate": 1e-5}, optimiser={"rate": 1e-4})
+    train(calm, data=recordings, out=stopped, resume=True)
+    rates = [float(value) for _, name, value in rows(stopped) if name == "rate/model"]
+    assert rates[-1] <= 1e-4 < rates[0]
+
+
+def test_a_codecs_run_is_no_language_models(stopped: Path, recordings: Path) -> None:
+    save_state(stopped / "state.pt", load_state(stopped / "state.pt") | {"recipe": {"kind": "lm", "name": "talk"}})
+    with pytest.raises(ConfigError, match="is of a language model, the recipe of a codec: resume with its own"):
+        train(small_recipe(**ADVERSARIAL), data=recordings, out=stopped, resume=True)
+
+
 @pytest.mark.parametrize(
     ("parts", "says"),
     [
@@ -606,6 +619,21 @@ def test_a_full_disk_leaves_the_last_checkpoint(
         path.name: path.read_bytes() for path in stopped.iterdir() if path.suffix in (".pt", ".safetensors")
     }
     assert not list(stopped.glob(".codec-*"))
+
+
+def test_a_model_that_could_not_be_saved_is_made_again(
+    stopped: Path, recordings: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: Any, **__: Any) -> None:
+        raise StorageError("the disk is full")
+
+    recipe = small_recipe(**ADVERSARIAL)
+    with monkeypatch.context() as patch:
+        patch.setattr(codec_loop, "save_model", full)
+        with pytest.raises(StorageError, match="the disk is full"):
+            train(recipe, data=recordings, out=stopped, resume=True)
+    model = train(recipe, data=recordings, out=stopped, resume=True)
+    assert read_card(model).training["step"] == recipe.train.steps
 
 
 def test_a_folder_that_cannot_be_made(tmp_path: Path, recordings: Path) -> None:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from codec.audio import write_audio
 from codec.checkpoint import save_model
-from codec.errors import InputNotFound
+from codec.errors import ConfigError, InputNotFound
 from codec.models.causal import CausalCodec, CausalConfig
 from codec.sessions import StreamDecoder, StreamEncoder
 from codec.training import plan as plans
@@ -150,6 +150,19 @@ def test_a_batch_too_large_to_try_is_extrapolated(monkeypatch: pytest.MonkeyPatc
     assert (whole.tried, part.tried, part.share) == (16, 8, 16)
     assert part.phases[0].memory == pytest.approx(whole.phases[0].memory, rel=0.03)
     assert "8 of 16 rows, in proportion" in table(part)
+    monkeypatch.setattr(plans, "AUDIO", 0.1)  # less than a crop
+    least = plan(small_recipe(data={"batch": 16}), device="cpu")
+    assert least.tried == 2
+    assert least.phases[0].memory == pytest.approx(whole.phases[0].memory, rel=0.1)
+
+
+def test_too_little_memory_is_told_as_what_to_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise torch.OutOfMemoryError("out of memory")
+
+    monkeypatch.setattr(plans, "train_step", full)
+    with pytest.raises(ConfigError, match=r"memory does not suffice for this training: set .*data\.crop = .* lower"):
+        plan(small_recipe(), device="cpu")
 
 
 def test_processes_share_the_batch(monkeypatch: pytest.MonkeyPatch) -> None:
