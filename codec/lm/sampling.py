@@ -307,12 +307,12 @@ def _run(
         except UsageError as error:
             raise UsageError(f"step {number}, book {first}: {error}") from error
         codes = torch.where(fixed[:, books] < 0, drawn, fixed[:, books])
-        return codes.repeat(halves, 1)
+        return torch.cat([codes] * halves)  # `repeat` is six times slower
 
     state = lm.initial_state(told)
     column = torch.full((batch, lm.source.books), hole, device=device)
     for number, step in enumerate(plan):
-        context, state = lm.advance(column.repeat(halves, 1), state)
+        context, state = lm.advance(torch.cat([column] * halves), state)
         fixed = torch.where(step.frames >= ended[:, None], hole, step.fixed) if has_ended else step.fixed
         column = fixed if step.is_fixed else lm.decide(context, pick)[:batch]
         if step.first_frame >= some_end:

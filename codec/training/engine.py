@@ -38,6 +38,7 @@ except ImportError as missing:
 
 
 T = TypeVar("T")
+WHOLE = 2**20  # MB of gradients: all there are
 
 
 @contextmanager
@@ -54,7 +55,9 @@ def launched(device: str | None) -> Iterator[Accelerator]:
     cpu = device == "cpu" or not torch.cuda.is_available()
     AcceleratorState._reset_state(reset_partial_state=True)  # of a training before
     own = not (torch.distributed.is_available() and torch.distributed.is_initialized())
-    joint = DistributedDataParallelKwargs(gradient_as_bucket_view=True)  # which spares copying them
+    # As views, gradients need not be copied. A processor that exchanges them cannot go on computing meanwhile, so it
+    # does so once a step; a GPU can.
+    joint = DistributedDataParallelKwargs(gradient_as_bucket_view=True, bucket_cap_mb=WHOLE if cpu else 25)
     # "no", for the step says itself what runs in which precision
     accelerator = Accelerator(cpu=cpu, mixed_precision="no", kwargs_handlers=[joint])
     try:
