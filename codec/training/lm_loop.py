@@ -199,7 +199,7 @@ def train(
         learner.joint = engine.join(accelerator, learner.model)
         last = min(steps or recipe.train.steps, recipe.train.steps)
         told = Told(recipe, lessons, valid)
-        console.print(f"{told.amount()}\nbits per code: {told.expectation()}")
+        console.print(f"{told.amount()}\nbits per code: {told.expectation()}{told.short_sight()}")
         if first >= last:
             console.print(f"{first} steps are done already: nothing is left up to step {last}")
 
@@ -353,6 +353,15 @@ class Told:
         ends = self.recipe.train.expected
         then = "" if ends is None else f", {ends:.2f} when this recipe ends"
         return f"{self.guess:.2f} by guessing, {sum(self.unigram) / self.books:.2f} by how often each code occurs{then}"
+
+    def short_sight(self) -> str:
+        """A line more where the model does not see all of a crop: of a frame that takes several steps it sees fewer."""
+        pattern, frames = self.lessons.model.pattern, self.recipe.data.frames
+        context, needed = getattr(self.recipe.model, "context", None), pattern.steps(frames)
+        if context is None or context >= needed:
+            return ""
+        seen = f"model.context = {context} steps are {context // pattern.per_frame} frames"
+        return f"\n{seen}, crops have {frames}: {needed} steps would see them all"
 
     def rates(self, bits: list[float], group: str) -> dict[str, float]:
         """What bits per code of each book mean."""

@@ -434,6 +434,13 @@ def test_it_says_what_to_expect(folder: Path, tmp_path: Path, capfd: pytest.Capt
     assert all("bits per code of validation clips (" in line for line in validations)
 
 
+def test_it_says_where_a_context_is_too_short(folder: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    run(folder, tmp_path, model={"pattern": {"kind": "flatten"}, "context": 30}, train={"steps": 1})
+    line = capfd.readouterr().err.splitlines()[2]
+    frames = small_lm_recipe().data.frames
+    assert line == f"model.context = 30 steps are 10 frames, crops have {frames}: {3 * frames} steps would see them all"
+
+
 def test_validation_and_samples_touch_nothing(
     finished: Path, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
