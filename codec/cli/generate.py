@@ -86,9 +86,8 @@ def generate(
     rate = decoder.config.sample_rate
     source = prompt if infill is None else infill
     heard = None if source is None else torch.from_numpy(read_audio(source, rate=rate, mono=True)[0])[None]
-    sampling = _sampling(model, temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p).model_copy(
-        update={"repetition_share": repetition_share, "repetition_window": repetition_window}
-    )
+    repetition = {"repetition_share": repetition_share, "repetition_window": repetition_window}
+    sampling = _sampling(model, repetition, temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p)
     told = {"label": label, "speaker": speaker, "text": text}
     for number, target in targets.items():
         began = perf_counter()
@@ -156,10 +155,10 @@ def _target(output: str, seed: int, count: int, *, force: bool) -> str:
     return target
 
 
-def _sampling(model: "Prior", **texts: str | None) -> "Sampling":
+def _sampling(model: "Prior", repetition: dict[str, float | None], **texts: str | None) -> "Sampling":
     from codec.lm.sampling import Sampling
 
-    values: dict[str, object] = {"temperature": model.config.temperature}
+    values: dict[str, object] = {"temperature": model.config.temperature, **repetition}
     for name, text in texts.items():
         if text is None:
             continue

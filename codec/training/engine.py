@@ -266,10 +266,9 @@ def resumable(path: Path, recipe: Config, *, needs: Iterable[str], free: Collect
     """
     state = load_state(path)
     tables = state.get("recipe")
-    kinds = [table.get("kind", "codec") for table in (tables if isinstance(tables, dict) else {}, recipe.model_dump())]
-    if kinds[0] != kinds[1]:
-        names = ["a language model" if kind == "lm" else "a codec" for kind in kinds]
-        raise ConfigError(f"{path} is of {names[0]}, the recipe of {names[1]}: resume with its own, or change --out")
+    if isinstance(tables, dict) and tables.get("kind") != getattr(recipe, "kind", None):
+        one, other = sorted(("a codec", "a language model"), reverse="kind" in tables)  # codecs' recipes name no kind
+        raise ConfigError(f"{path} is of {one}, the recipe of {other}: resume with its own, or change --out")
     missing = ", ".join(name for name in needs if name not in state)
     if missing:
         raise ConfigError(f"{path} is of an older program: it lacks {missing}; begin anew in another --out")
