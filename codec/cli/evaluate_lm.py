@@ -1,6 +1,7 @@
 """codec evaluate-lm"""
 
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -22,7 +23,7 @@ def evaluate_lm(
     samples: Annotated[int, typer.Option(min=2, help="Clips to generate, each label equally often.")] = 2048,
     seed: Annotated[int, typer.Option(min=0, help="Of the clips.")] = 0,
     guidance: Annotated[
-        float | None, typer.Option(min=0.0, help="Of the label; 1 is as learnt.", show_default="the model's")
+        float | None, typer.Option(min=0.0, max=1e3, help="Of the label; 1 is as learnt.", show_default="the model's")
     ] = None,
     temperature: Annotated[
         float | None, typer.Option(min=0.0, help="Of the sampling; 1 is as learnt.", show_default="the model's")
@@ -45,7 +46,7 @@ def evaluate_lm(
     from codec.audio import atomic_output
     from codec.corpus import clips
     from codec.generation import generate_clips
-    from codec.lm.sampling import Sampling
+    from codec.lm.sampling import Sampler, Sampling
     from codec.training import classifier as classifiers
     from codec.training import lm_evaluation
 
@@ -55,15 +56,9 @@ def evaluate_lm(
     known = model.source.classes.get("label", ())
     if not known:
         raise UsageError(f"{lm} knows no labels, and clips of none cannot be judged: train it on a store with labels")
+    if sampling:  # which is checked before the minutes that all else takes
+        Sampler(sampling, books=model.source.books, codebook_size=model.source.codebook_size, device=model.device)
     corpus = lm_evaluation.sides(clips(data), known=known)
-
-    rate = decoder.config.sample_rate
-    digest = classifiers.digest(corpus.train, sample_rate=rate)
-    path = classifier or Path("runs", f"classifier-{digest[:12]}.safetensors")
-    if not path.is_file():
-        say(f"training a classifier on {len(corpus.train)} real recordings, a few minutes: {path}")
-    with progress_bar("training the classifier") as show:
-        judge = classifiers.load_or_train(path, corpus.train, sample_rate=rate, report=show)
 
     def generate(asked: Sequence[tuple[int, str]]) -> "list[Tensor]":
         made = generate_clips(
@@ -77,11 +72,19 @@ def evaluate_lm(
         )
         return [audio.cpu() for audio in made]
 
-    with progress_bar("evaluating") as show:
-        result = lm_evaluation.evaluate(
-            generate, decoder, corpus, judge, samples=samples, seed=seed, books=model.source.books, progress=show
-        )
-    if out:
-        with atomic_output(out, force=True) as file:
+    with ExitStack() as stack:
+        file = stack.enter_context(atomic_output(out, force=True)) if out else None
+        rate = decoder.config.sample_rate
+        digest = classifiers.digest(corpus.train, sample_rate=rate)
+        path = classifier or Path("runs", f"classifier-{digest[:12]}.safetensors")
+        if not path.is_file():
+            say(f"training a classifier on {len(corpus.train)} real recordings, a few minutes: {path}")
+        with progress_bar("training the classifier") as show:
+            judge = classifiers.load_or_train(path, corpus.train, sample_rate=rate, report=show)
+        with progress_bar("evaluating") as show:
+            result = lm_evaluation.evaluate(
+                generate, decoder, corpus, judge, samples=samples, seed=seed, books=model.source.books, progress=show
+            )
+        if file:
             file.write(result.as_json().encode() + b"\n")
     typer.echo(str(result))

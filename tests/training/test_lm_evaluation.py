@@ -1,9 +1,10 @@
-"""training/lm_evaluation.py, with a generator that is made up, and codec evaluate-lm with a model that is."""
+"""training/lm_evaluation.py, with a generator that is made up, and codec evaluate-lm."""
 
 import dataclasses
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,10 +12,13 @@ import torch
 from torch import Tensor
 
 from codec import generation, hub
-from codec.checkpoint import read_card, save_model
+from codec.checkpoint import save_lm, save_model
 from codec.corpus import Clip, clips
 from codec.errors import ConfigError, InputNotFound, UsageError
+from codec.generation import generate_clips
+from codec.lm.base import Source
 from codec.lm.sampling import Sampling
+from codec.lm.transformer import TokenLM, TransformerConfig
 from codec.models.base import Codec
 from codec.training import classifier
 from codec.training.classifier import Classifier
@@ -199,25 +203,22 @@ def test_recordings_differ_by_more_than_copies(corpus: Sides, judge: Classifier)
 # the command line
 
 
-@dataclasses.dataclass(frozen=True)
-class Source:
-    codec: str
-    weights_hash: str
-    books: int
-    classes: dict[str, tuple[str, ...]]
-
-
-class Model:
-    """As much of a language model as the command needs; it learnt from the codec, or from one of `weights_hash`."""
-
-    name = "lm"
-    weights_hash: str | None = None
-
-    def __init__(self, codec: Codec, **classes: tuple[str, ...]) -> None:
-        self.source = Source("general-24k", str(self.weights_hash or codec.weights_hash), 2, classes)
-
-    def conditions(self, rows: list[dict[str, str]]) -> list[str]:
-        return [row["label"] for row in rows]
+def write_lm(codec: str, weights_hash: str | None, classes: dict[str, tuple[str, ...]]) -> None:
+    """lm.safetensors, an untrained language model of two books of a codec, as if it had `weights_hash` if given."""
+    learnt = hub.load(codec)
+    vectors = learnt.quantizer.vectors()
+    assert vectors is not None
+    source = Source(
+        codec="general-24k",
+        weights_hash=weights_hash or str(learnt.weights_hash),
+        books=2,
+        codebook_size=vectors.shape[1],
+        dim=vectors.shape[2],
+        classes=classes,
+    )
+    torch.manual_seed(0)
+    lm = TokenLM(TransformerConfig(width=16, layers=1, heads=2, context=64), source)
+    save_lm("lm.safetensors", lm, training={})
 
 
 Call = Callable[..., Result]
@@ -225,24 +226,15 @@ Call = Callable[..., Result]
 
 @pytest.fixture
 def call(cli: Cli, manifest: Path, monkeypatch: pytest.MonkeyPatch) -> Call:  # noqa: F811
-    """Runs `codec evaluate-lm` with a model of these kinds of names, on these words."""
-
-    def generate_clips(
-        model: Model, codec: Codec, seeds: list[int], conditions: list[str], **options: object
-    ) -> list[Tensor]:
-        assert isinstance(model, Model)
-        assert isinstance(codec, Codec)
-        assert options == {"guidance": 1.5, "sampling": Sampling(temperature=0.8), "most_seconds": 1.0}
-        return speaker(list(zip(seeds, conditions, strict=True)))
-
-    monkeypatch.setattr(generation, "generate_clips", generate_clips)
+    """Runs `codec evaluate-lm` with an untrained model of these kinds of names, on these words."""
     monkeypatch.setattr(classifier, "STEPS", 2)
     monkeypatch.setattr(classifier, "BATCH", 8)
 
-    def run(*arguments: object, **classes: tuple[str, ...]) -> Result:
-        monkeypatch.setattr(hub, "load_lm", lambda *_: Model(hub.load("general-24k"), **classes))
-        settings = "--data", manifest, "--samples", 6, "--guidance", 1.5, "--temperature", 0.8
-        return cli("evaluate-lm", "lm.safetensors", *settings, *arguments)
+    def run(
+        *arguments: object, learnt: str = "general-24k", weights_hash: str | None = None, **classes: tuple[str, ...]
+    ) -> Result:
+        write_lm(learnt, weights_hash, classes)
+        return cli("evaluate-lm", "lm.safetensors", "--data", manifest, "--samples", 6, *arguments)
 
     return run
 
@@ -263,7 +255,19 @@ def test_the_command(call: Call) -> None:
     assert (named.code, named.out) == (0, result.out)
 
 
-def test_wrong_calls(call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_how_clips_are_sampled(call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[dict[str, object]] = []
+
+    def spy(*arguments: Any, **options: object) -> list[Tensor]:
+        told.append(options)
+        return generate_clips(*arguments, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(generation, "generate_clips", spy)
+    assert call("--guidance", 1.5, "--temperature", 0.8, label=WORDS).code == 0
+    assert told == [{"guidance": 1.5, "sampling": Sampling(temperature=0.8), "most_seconds": 1.0}]
+
+
+def test_wrong_calls(call: Call) -> None:
     assert (call(speaker=("anna",)).code, call(label=WORDS[1:]).code, call("--samples", 1, label=WORDS).code) == (
         2,
     ) * 3
@@ -271,14 +275,19 @@ def test_wrong_calls(call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
     assert "knows no labels" in call(speaker=("anna",)).err
     Path("other").write_bytes(b"something else")
     assert call("--classifier", "other", label=WORDS).code == 6
-    monkeypatch.setattr(Model, "weights_hash", "0" * 64)
-    assert call(label=WORDS).code == 6
-    assert call("--codec", "general-24k", label=WORDS).code == 7
+    assert call(label=WORDS, weights_hash="0" * 64).code == 6
+    assert call("--codec", "general-24k", label=WORDS, weights_hash="0" * 64).code == 7
 
 
-def test_a_codec_that_is_not_shipped(call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_wrong_calls_that_would_be_known_late(call: Call) -> None:
+    assert "a temperature of 0 is no temperature" in call("--temperature", 0, label=WORDS).err
+    assert call("--guidance", 1e4, label=WORDS).code == 2
+    assert call("--out", "missing/numbers.json", label=WORDS).code == 8
+    assert not Path("runs").exists()  # no classifier was trained for it
+
+
+def test_a_codec_that_is_not_shipped(call: Call) -> None:
     save_model("other.safetensors", tiny_model(seed=1), training={})
-    monkeypatch.setattr(Model, "weights_hash", read_card("other.safetensors").weights_hash)
-    assert call(label=WORDS).code == 6
-    result = call("--codec", "other.safetensors", label=WORDS)
+    assert call(label=WORDS, learnt="other.safetensors").code == 6
+    result = call("--codec", "other.safetensors", label=WORDS, learnt="other.safetensors")
     assert result.code == 0, result.err
