@@ -15,6 +15,7 @@ from types import FrameType
 from typing import Any, TypeVar
 
 import torch
+from torch import distributed as dist
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
@@ -26,7 +27,6 @@ from codec.config import Config
 from codec.errors import CodecError, ConfigError, MissingDependency, StorageError, UsageError
 from codec.nn import processes
 from codec.nn.conv import ConvNeXtBlock
-from codec.training.gradients import share_memory
 from codec.training.recipe import TrainConfig
 
 try:
@@ -54,7 +54,7 @@ def launched(device: str | None) -> Iterator[Accelerator]:
         torch.cuda.set_device(device)
     cpu = device == "cpu" or not torch.cuda.is_available()
     AcceleratorState._reset_state(reset_partial_state=True)  # of a training before
-    own = not (torch.distributed.is_available() and torch.distributed.is_initialized())
+    own = not (dist.is_available() and dist.is_initialized())
     # As views, gradients need not be copied. A processor that exchanges them cannot go on computing meanwhile, so it
     # does so once a step; a GPU can.
     joint = DistributedDataParallelKwargs(gradient_as_bucket_view=True, bucket_cap_mb=WHOLE if cpu else 25)
@@ -63,8 +63,9 @@ def launched(device: str | None) -> Iterator[Accelerator]:
     try:
         yield accelerator
     finally:
+        processes.share_memory(0)
         if own and processes.count() > 1:
-            torch.distributed.destroy_process_group()
+            dist.destroy_process_group()
         AcceleratorState._reset_state(reset_partial_state=True)
 
 
@@ -106,8 +107,18 @@ def join(accelerator: Accelerator, network: nn.Module) -> nn.Module:
     joint: nn.Module = accelerator.prepare(network)
     if isinstance(joint, DistributedDataParallel):
         joint.broadcast_buffers = False  # codebooks are the same already, learnt from what all saw
-        share_memory(joint)
+        weights = [weight for weight in network.parameters() if weight.requires_grad]
+        on_processors = all(weight.device.type == "cpu" and weight.dtype == torch.float32 for weight in weights)
+        if on_processors and processes.share_memory(sum(weight.numel() for weight in weights)):
+            joint.register_comm_hook(None, lambda _, bucket: at_hand(processes.averaged(bucket.buffer())))
     return joint
+
+
+def at_hand(value: T) -> torch.futures.Future[T]:
+    """A future that has come."""
+    future = torch.futures.Future[T]()
+    future.set_result(value)
+    return future
 
 
 def shard(network: nn.Module, optimiser: torch.optim.Optimizer | None = None) -> None:

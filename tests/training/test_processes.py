@@ -14,13 +14,12 @@ import pytest
 import torch
 from torch import Tensor
 from torch import distributed as dist
-from torch.nn.parallel import DistributedDataParallel
 
 from codec.checkpoint import load_state
 from codec.errors import ConfigError
 from codec.nn import processes
 from codec.nn.quantize import Quantized, ResidualVQ
-from codec.training import engine, gradients, lm_loop
+from codec.training import lm_loop
 from codec.training.codec_loop import train
 from codec.training.recipe import Recipe
 from tests.training.small import small_lm_recipe, small_recipe, write_codec, write_recordings, write_store
@@ -81,23 +80,27 @@ def train_lm(folder: Path, out: Path, *, accumulate: int) -> None:
 
 
 def exchange() -> None:
-    """Gradients through memory, beside what gloo makes of them."""
-    memory = gradients.common(3, 1000)
-    assert memory is not None
-    shared = gradients.SharedMemory(memory)
-    for size in (1, 2, 7, 999, 1000):
-        own = torch.randn(size, generator=torch.Generator().manual_seed(processes.rank()))
-        theirs = processes.summed(own.clone()) / 2
-        assert torch.equal(shared.average(own), theirs)
+    """Sums through memory, beside those of gloo, which also adds what does not go through it."""
+    for shared in (False, True):
+        assert processes.share_memory(1000 * shared) == shared
+        for size in (1, 2, 7, 999, 1000, 1001):
+            own = torch.randn(size, generator=torch.Generator().manual_seed(processes.rank()))
+            theirs = own.clone()
+            dist.all_reduce(theirs)
+            assert torch.equal(processes.summed(own.clone()), theirs)
+            assert torch.equal(processes.averaged(own.clone()), theirs / 2)
+            assert processes.summed(own.double()).allclose(theirs.double())
+    processes.share_memory(0)
     with patch.object(os, "memfd_create", side_effect=OSError):
-        assert gradients.common(3, 10) is None
+        assert not processes.share_memory(10)
     with patch.object(Path, "readlink", (lambda path: path) if processes.rank() else Path.readlink):
-        assert gradients.common(3, 10) is None  # what one cannot reach none uses
+        assert not processes.share_memory(10)  # what one cannot reach none uses
 
 
 def main(folder: Path) -> None:
     """What each of the two processes does."""
     torch.set_num_threads(1)
+    processes.MUCH = 1
     dist.init_process_group("gloo")
     rank = processes.rank()
     learned = learn(3 * rank, 3 * rank + 3)
@@ -110,15 +113,19 @@ def main(folder: Path) -> None:
     with pytest.raises(ConfigError, match=r"data\.batch = 3 does not divide into 2 processes"):
         train(small_recipe(), data=folder / "data", out=folder / "odd")
     shared: dict[str, list[bool]] = {name: [] for name in OPTIONS}
+    share_memory = processes.share_memory
     for name in OPTIONS:
         stops = name != "gradient"
         if stops:
             train(recipe_of(name), data=folder / "data", out=folder / name, steps=2)
 
-        def way(network: DistributedDataParallel, name: str = name) -> None:
-            shared[name].append(name != "gradient" and gradients.share_memory(network))
+        def way(numbers: int, name: str = name) -> bool:
+            through_memory = share_memory(numbers if name != "gradient" else 0)
+            if numbers:
+                shared[name].append(through_memory)
+            return through_memory
 
-        with patch.object(engine, "share_memory", way):
+        with patch.object(processes, "share_memory", way):
             train(recipe_of(name), data=folder / "data", out=folder / name, resume=stops)
     assert shared == {"ema": [True, True], "sharded": [True], "gradient": [False, False]}
     train_lm(folder, folder / "lm", accumulate=2)
