@@ -1,7 +1,7 @@
 """Speed of training steps: the generator alone and with discriminators, in several processes, beside DAC's own.
 
     python tools/bench_train.py                      steps/s, audio-seconds/s and the share of time waiting for data
-    python tools/bench_train.py --processes 2        two processes of one thread each against one, the same batch
+    python tools/bench_train.py --processes 2        two processes of one thread each against one
     python tools/bench_train.py --against dac        beside descript-audio-codec's training step, on a GPU
     python tools/bench_train.py --set data.batch=4 --steps 5 --rounds 3 --json numbers.json
 
@@ -23,7 +23,6 @@ from collections.abc import Callable, Sequence
 from csv import DictReader
 from dataclasses import asdict, dataclass
 from importlib import import_module
-from itertools import pairwise
 from pathlib import Path
 from time import perf_counter, process_time
 from typing import Any
@@ -52,6 +51,8 @@ class Variant:
     judged: bool
     processes: int
     threads: int
+    batch: int
+    """Crops of a step, of all processes together."""
 
 
 @dataclass(frozen=True)
@@ -72,7 +73,7 @@ def main() -> None:
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="change the recipe")
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--threads", type=int, default=1, help="of each process (default 1)")
-    parser.add_argument("--processes", type=int, default=1, help="also as many processes on one batch")
+    parser.add_argument("--processes", type=int, default=1, help="also as many, on one batch and on one each")
     parser.add_argument("--steps", type=int, default=20, help="measured in every run, after as many more (default 20)")
     parser.add_argument("--rounds", type=int, default=3, help="runs of every variant (default 3)")
     parser.add_argument("--against", choices=["dac"], help="another codec's training step beside ours")
@@ -99,37 +100,41 @@ def main() -> None:
 def ourselves(recipe: Recipe, arguments: argparse.Namespace) -> dict[str, Any]:
     """Print the table of our own variants; its numbers."""
     kinds = {"generator": False, "with discriminators": True}
-    counts = sorted({1, arguments.processes})
-    variants = [Variant(kind, judged, n, arguments.threads) for kind, judged in kinds.items() for n in counts]
+    batch, many = recipe.data.batch, arguments.processes
+    sizes = [(1, batch)] + ([(many, batch), (many, many * batch)] if many > 1 else [])
+    variants = [Variant(kind, judged, n, arguments.threads, of) for kind, judged in kinds.items() for n, of in sizes]
     speeds: dict[Variant, list[Speed]] = {variant: [] for variant in variants}
     with tempfile.TemporaryDirectory() as folder:
         data = Path(folder, "data")
         make_recordings(data, recipe)
         for turn in range(arguments.rounds):
             for variant in variants:
-                out = Path(folder, f"{turn} {variant.name} {variant.processes}")
+                out = Path(folder, f"{turn} {variant.name} {variant.processes} {variant.batch}")
                 speeds[variant].append(train(arguments, variant, data, out))
-    second = recipe.data.batch * recipe.data.crop
-    print(f"{arguments.device}, {recipe.data.batch} crops of {recipe.data.crop:g} s, {arguments.threads} threads each")
+    print(f"{arguments.device}, crops of {recipe.data.crop:g} s, {arguments.threads} threads each")
     print(f"medians of {arguments.rounds} interleaved runs of {arguments.steps} steps")
-    print(f"{'':22}{'processes':>10}{'steps/s':>10}{'audio s/s':>11}{'waiting':>9}{'cpu s':>9}")
+    print(f"{'':22}{'processes':>10}{'crops':>7}{'steps/s':>10}{'audio s/s':>11}{'waiting':>9}{'cpu s':>9}")
     numbers = []
     for variant in variants:
         middle = Speed(*(statistics.median(column) for column in zip(*map(astuple, speeds[variant]), strict=True)))
+        audio = middle.steps * variant.batch * recipe.data.crop
         print(
-            f"{variant.name:22}{variant.processes:10}{middle.steps:10.3f}{middle.steps * second:11.1f}"
+            f"{variant.name:22}{variant.processes:10}{variant.batch:7}{middle.steps:10.3f}{audio:11.1f}"
             f"{middle.waiting:9.1%}{middle.cpu:9.2f}"
         )
-        numbers.append(asdict(variant) | asdict(middle) | {"audio": middle.steps * second})
-    for one, many in pairwise(variants):
-        if one.name == many.name:
-            times = [after.steps / before.steps for before, after in zip(speeds[one], speeds[many], strict=True)]
-            work = [before.cpu / after.cpu for before, after in zip(speeds[one], speeds[many], strict=True)]
-            gain, bound = statistics.median(times), many.processes * statistics.median(work)
+        numbers.append(asdict(variant) | asdict(middle) | {"audio": audio})
+    for variant in variants:
+        if variant.processes > 1:
+            one = next(other for other in variants if (other.name, other.processes) == (variant.name, 1))
+            more = variant.batch / one.batch
+            pairs = list(zip(speeds[one], speeds[variant], strict=True))
+            gain = statistics.median(more * after.steps / before.steps for before, after in pairs)
+            bound = statistics.median(many * more * before.cpu / after.cpu for before, after in pairs)
             print(
-                f"{one.name}: {many.processes} processes are {gain:.2f} × one by the clock, {bound:.2f} × by cpu time"
+                f"{variant.name}: {many} processes, {variant.batch // many} crops each, are {gain:.2f} × one of "
+                f"{one.batch} by the clock, {bound:.2f} × by cpu time"
             )
-            numbers.append({"name": one.name, "processes": many.processes, "gain": gain, "gain_by_cpu": bound})
+            numbers.append(asdict(variant) | {"gain": gain, "gain_by_cpu": bound})
     return {"device": arguments.device, "threads": arguments.threads, "runs": numbers}
 
 
@@ -155,6 +160,7 @@ def train(arguments: argparse.Namespace, variant: Variant, data: Path, out: Path
     steps = arguments.steps
     settings = {
         "adversary.start": 0 if variant.judged else NEVER,
+        "data.batch": variant.batch,
         "data.fit_seconds": 30.0,
         "train.steps": NEVER,
         "train.log_every": steps,

@@ -197,10 +197,12 @@ class VectorQuantizer(Quantizer):
     def move(self, sums: Tensor, chosen: Tensor) -> Tensor:
         """Move the entries by sums [codebook_size, dim] and numbers of the rows that chose them; which are dead now."""
         used = chosen.sum() > 0
-        usage = self.decay * self.usage + (1 - self.decay) * chosen
-        moved = (self.decay * self.usage)[:, None] * self.codebook + (1 - self.decay) * sums
-        moved = torch.where(usage[:, None] > 1e-8, moved / usage[:, None].clamp(min=1e-8), self.codebook)
-        self.codebook.copy_(torch.where(used, moved, self.codebook))
+        before = self.decay * self.usage
+        usage = before + (1 - self.decay) * chosen
+        moves = used & (usage > 1e-8)
+        share = torch.where(moves, before / usage, 1.0)
+        weight = torch.where(moves, (1 - self.decay) / usage, 0.0)
+        self.codebook.mul_(share[:, None]).addcmul_(sums, weight[:, None])
         self.usage.copy_(torch.where(used, usage, self.usage))
         return (self.usage < self.restart_below * self.usage.mean()) & used
 
@@ -229,15 +231,13 @@ def move(stages: Sequence[VectorQuantizer], parts: Sequence[Quantized]) -> None:
     """
     if stages[0].learning != "ema":
         return
-    size = stages[0].codebook_size
-    statistics, rows, codes = [], [], []
-    for book in range(len(stages)):
-        rows.append(torch.cat([part.seen[book] for part in parts]))
-        codes.append(torch.cat([part.codes[:, book].flatten() for part in parts]))
-        ones = rows[book].new_ones(len(rows[book]), 1)
-        table = rows[book].new_zeros(size + 1, rows[book].shape[1] + 1)
-        statistics.append(table.index_add_(0, codes[book] % (size + 1), torch.cat([rows[book], ones], dim=1))[:size])
-    sums, chosen = summed(torch.stack(statistics)).tensor_split([-1], dim=-1)  # [books, codebook_size, dim and 1]
+    size, dim = stages[0].codebook.shape
+    rows = [torch.cat([part.seen[book] for part in parts]) for book in range(len(stages))]
+    codes = [torch.cat([part.codes[:, book].flatten() for part in parts]) for book in range(len(stages))]
+    statistics = rows[0].new_zeros(len(stages), size + 1, dim + 1)  # the last row is of items that do not use the book
+    for table, given, code in zip(statistics, rows, codes, strict=True):
+        table.index_add_(0, code % (size + 1), F.pad(given, (0, 1), value=1.0))
+    sums, chosen = summed(statistics)[:, :size].tensor_split([-1], dim=-1)  # [books, codebook_size, dim and 1]
     dead = torch.stack([stage.move(*of) for stage, *of in zip(stages, sums, chosen[..., 0], strict=True)])
     if dead.any():
         for stage, entries, given, code in zip(stages, dead, rows, codes, strict=True):
