@@ -36,8 +36,9 @@ from codec.lm.sampling import generate_frames
 from codec.lm.transformer import DepthConfig, TokenLM, TransformerConfig
 from codec.models.base import Codec
 from codec.nn.half import HalfLinear
+from codec.nn.int8 import Int8Linear, to_int8
 
-LOOKED_UP = ("vectors.", "told.", "phase.", "text.", "model.decoder.embed")  # weights of which a step reads a few rows
+LOOKED_UP = ("vectors.", "listen.", "told.", "phase.", "text.", "model.decoder.embed")  # a few rows of these
 UNUSED = "encoder_attn"  # MusicGen's attention to a text, which it is not given
 
 
@@ -87,7 +88,7 @@ def main() -> None:
     ours = [system(name, untrained(config, model.source)) for name, config in variants(model.config).items()]
     delay = untrained(variants(model.config)["delay"], model.source)
     others = musicgen(ours[0].weights, model) if arguments.against else []
-    systems = [*ours, *others, drawn(delay), heard(model, codec)]
+    systems = [*ours, int8(model), *others, drawn(delay), heard(model, codec)]
     rows = [
         row
         for threads in arguments.threads
@@ -170,6 +171,13 @@ def system(name: str, model: TokenLM) -> System:
     return System(name, *weights_read(model), model.pattern.steps, run)
 
 
+def int8(model: TokenLM) -> System:
+    """The delay pattern with weights of 8 bits."""
+    rounded = untrained(variants(model.config)["delay"], model.source)
+    to_int8(rounded)
+    return system("delay, int8", rounded)
+
+
 def drawn(model: TokenLM) -> System:
     """Codes by way of the sampler."""
 
@@ -245,13 +253,14 @@ def musicgen(weights: int, like: TokenLM) -> list[System]:
 
 def weights_read(model: nn.Module) -> tuple[int, int]:
     """Weights that a step multiplies with, and their bytes."""
-    counts = {
-        name: weight.numel()
-        for name, weight in model.named_parameters()
-        if not name.startswith(LOOKED_UP) and UNUSED not in name
-    }
-    half = {f"{name}.weight" for name, module in model.named_modules() if isinstance(module, HalfLinear)}
-    return sum(counts.values()), sum(count * (2 if name in half else 4) for name, count in counts.items())
+    weights: dict[str, Tensor] = dict(model.named_parameters())
+    for name, module in model.named_modules():
+        if isinstance(module, HalfLinear):
+            weights[f"{name}.weight"] = module.weight.half()
+        elif isinstance(module, Int8Linear):
+            weights[f"{name}.weight"] = module.weight
+    read = [weight for name, weight in weights.items() if not name.startswith(LOOKED_UP) and UNUSED not in name]
+    return sum(weight.numel() for weight in read), sum(weight.nbytes for weight in read)
 
 
 # Measuring

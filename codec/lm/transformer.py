@@ -11,7 +11,7 @@ al. 2022, section 3.2.2; Moshi, Défossez et al. 2024, section 3.4).
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, Self
 
 import torch
 import torch.nn.functional as F
@@ -64,6 +64,8 @@ class TokenLM(Prior):
     """A GPT over the columns of a pattern. Raises ConfigError for a configuration that makes none."""
 
     config: TransformerConfig
+    added: Tensor | None
+    """What each code adds to the input of a step [books, codebook_size + 1, width], known after `for_steps`."""
 
     def __init__(self, config: TransformerConfig, source: Source) -> None:
         super().__init__(config, source)
@@ -89,6 +91,7 @@ class TokenLM(Prior):
         self.text = TextEncoder(width, heads=config.heads, dropout=config.dropout) if config.text else None
         self.depth = Depth(config.depth, source, width, config.dropout) if config.depth else None
         self.heads = None if config.depth else nn.Linear(width, books * classes, bias=False)
+        self.register_buffer("added", None, persistent=False)
         if self.phase:
             nn.init.normal_(self.phase.weight, std=0.5)
         nn.init.normal_(self.listen.weight, std=(books * dim) ** -0.5)
@@ -122,11 +125,25 @@ class TokenLM(Prior):
         logits = self.heads(context).view(len(context), self.source.books, -1)  # [batch, books, classes]
         return pick(self.without_end(logits), 0)
 
+    @torch.no_grad()
+    def for_steps(self) -> Self:
+        books, classes = self.source.books, self.source.codebook_size + 1
+        every = torch.arange(classes, device=self.device).expand(1, books, -1)
+        vectors = self.vectors.alike(every)[0].view(classes, books, -1)
+        weight = self.listen.weight.view(self.config.width, books, -1)
+        self.added = torch.einsum("cbd,wbd->bcw", vectors, weight)
+        return super().for_steps()
+
     # the parts of a step
 
     def heard(self, before: Codes, first: int, told: Tensor) -> Tensor:
         """Inputs [batch, steps, width] of the steps from `first` on, given the columns before each."""
-        x: Tensor = self.listen(self.vectors.alike(before)) + told[:, None]
+        x: Tensor
+        if self.added is None:
+            x = self.listen(self.vectors.alike(before)) + told[:, None]
+        else:
+            book = torch.arange(before.shape[1], device=before.device)[:, None]
+            x = self.added[book, before].sum(dim=1) + told[:, None]
         if self.phase is not None:
             phases = torch.arange(first, first + before.shape[-1], device=x.device) % self.pattern.period
             x = x + self.phase(phases)

@@ -109,7 +109,7 @@ class Block(nn.Module):
         return x + self.drop(self.gated(F.silu(gate) * value))
 
     def drop(self, x: Tensor) -> Tensor:
-        return F.dropout(x, self.dropout, self.training) if self.dropout else x
+        return F.dropout(x, self.dropout) if self.training and self.dropout else x
 
 
 class Transformer(Stateful):
