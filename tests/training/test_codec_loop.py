@@ -6,6 +6,8 @@ import math
 import os
 import shutil
 import signal
+import subprocess
+import sys
 from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
@@ -45,6 +47,7 @@ from tests.training.small import batch, small_recipe, tones, write_recordings
 from tests.training.test_record import events, rows
 
 CPU = torch.device("cpu")
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -246,6 +249,37 @@ def test_blocks_computed_again_give_the_same_step(spectral: SpectralLoss, monkey
     assert same(kept, again)
     assert calls.count(False) == 2  # the encoder's block and the decoder's
     assert calls.count(True) == 4  # and each again in the backward pass
+
+
+COMPILED = """
+import torch
+from functools import partialmethod
+from tests.training.small import small_recipe
+from tests.training.test_codec_loop import SpectralLoss, stepped
+
+def as_is(graph, inputs):
+    graphs.append(graph)
+    return graph
+
+graphs = []
+torch.set_num_threads(1)
+torch.nn.Module.compile = partialmethod(torch.nn.Module.compile, backend=as_is)  # which needs no compiler
+adversary = {"start": 0, "every": 1}
+ours, theirs = (
+    stepped(small_recipe(train={"compile": on}, adversary=adversary), SpectralLoss(8000), steps=2)[0]
+    for on in (False, True)
+)
+assert len(graphs) >= 2, graphs  # of both sides
+for side in ("model", "judges"):
+    weights = (getattr(players, side).state_dict() for players in (ours, theirs))
+    torch.testing.assert_close(*weights)
+"""
+
+
+def test_compiled_networks_take_the_same_steps() -> None:
+    """In a process of its own, as torch cannot trace the checks of shapes that tests add."""
+    done = subprocess.run([sys.executable, "-c", COMPILED], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
 
 
 def test_discriminators_train_on_every_kth_step(spectral: SpectralLoss) -> None:
