@@ -27,6 +27,7 @@ from codec.training.data import Crops, batches, material
 from codec.training.discriminators import Discriminators
 from codec.training.losses import (
     Averages,
+    Spectral,
     SpectralLoss,
     balanced,
     discriminator_loss,
@@ -51,7 +52,7 @@ FREE = (  # what a resumed training may have changed: how it runs, and what keep
     "train.compile",
     "data.workers",
 )
-AUDIBLE = ("mel", "phase", "noise", "adversarial", "features")  # losses of the decoded audio; the others: of latents
+AUDIBLE = (*Spectral._fields, "adversarial", "features")  # losses of the decoded audio; the others: of latents
 
 
 @dataclass
@@ -196,7 +197,7 @@ def can_step(losses: Mapping[str, Tensor], step: int, recipe: Recipe, scaler: to
     if left_out(losses, scaler):
         return False
     wrong = to_blame(losses, [*weights_at(step, recipe), "discriminator"])
-    of_judges = not wrong.keys() & {"mel", "phase", "noise", "commitment", "codebook", "gradient/model"}
+    of_judges = not wrong.keys() & {*Spectral._fields, "commitment", "codebook", "gradient/model"}
     rate = f"adversary.rate = {recipe.adversary.rate}" if of_judges else f"optimiser.rate = {recipe.optimiser.rate}"
     raise ConfigError(
         f"in step {step} {' and '.join(f'{name} became {value}' for name, value in wrong.items())}: "

@@ -77,6 +77,8 @@ class LossConfig(Config):
     mel: Weight = 1.0
     phase: Weight = 0.0
     noise: Weight = 3.0
+    loudness: Weight = 1.5
+    envelope: Weight = 4.0
     commitment: Weight = 1.0
     codebook: Weight = 1.0
     adversarial: Weight = 0.1

@@ -100,14 +100,14 @@ def test_a_few_steps_lower_the_loss(spectral: SpectralLoss) -> None:
 
 
 def test_the_losses_go_by_name(spectral: SpectralLoss) -> None:
-    alone = {"mel", "phase", "noise", "commitment", "codebook", "gradient/model", "rate/model", "usage"}
+    alone = {*Spectral._fields, "commitment", "codebook", "gradient/model", "rate/model", "usage"}
     assert set(stepped(small_recipe(), spectral)[1]) == alone
     both = alone | {"discriminator", "adversarial", "features", "gradient/discriminators", "rate/discriminators"}
     assert set(stepped(small_recipe(adversary={"start": 1}), spectral, steps=1)[1]) == alone
     assert set(stepped(small_recipe(adversary={"start": 1}), spectral, steps=2)[1]) == both
     balanced_too = stepped(small_recipe(adversary={"start": 1}, losses={"balance": True}), spectral, steps=2)
     assert set(balanced_too[1]) == both
-    assert set(balanced_too[0].averages.sums) == {"latents", "mel", "phase", "noise", "adversarial", "features"}
+    assert set(balanced_too[0].averages.sums) == {"latents", *Spectral._fields, "adversarial", "features"}
 
 
 def test_discriminators_leave_the_generators_step_alone(spectral: SpectralLoss) -> None:
@@ -145,7 +145,7 @@ def test_the_discriminators_gradient_is_that_of_their_own_loss(spectral: Spectra
         assert torch.allclose(ours.grad, theirs.grad, atol=1e-7), name
 
 
-@pytest.mark.parametrize("name", ["mel", "phase", "commitment", "codebook", "adversarial", "features"])
+@pytest.mark.parametrize("name", ["mel", "phase", "envelope", "commitment", "codebook", "adversarial", "features"])
 def test_every_weight_counts_in_proportion(name: str, spectral: SpectralLoss) -> None:
     """Over unclipped gradients: none of a loss at weight 0, twice as much at 2 as at 1."""
     gradients = []

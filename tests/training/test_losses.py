@@ -3,10 +3,12 @@
 import librosa
 import numpy as np
 import pytest
+import soxr
 import torch
 from torch import Tensor
 
 from codec import metrics
+from codec.sample import RATE, synthesize
 from codec.training.losses import (
     SCALES,
     Averages,
@@ -98,8 +100,8 @@ def test_halves_of_the_scales_average_to_the_whole(spectral: SpectralLoss) -> No
     decoded = noisy(audio, 0.05)
     whole = spectral(decoded, audio)
     halves = spectral(decoded, audio, half=0), spectral(decoded, audio, half=1)
-    for one, other, both in zip(*halves, whole, strict=True):
-        assert not one.isclose(other, rtol=1e-3)
+    for name, one, other, both in zip(whole._fields, *halves, whole, strict=True):
+        assert one.isclose(other, rtol=1e-3) == (name in ("loudness", "envelope"))  # which have one scale
         assert float((one + other) / 2) == pytest.approx(float(both), rel=1e-5)
 
 
@@ -113,6 +115,79 @@ def test_the_whole_is_made_of_its_scales(spectral: SpectralLoss) -> None:
     assert len(heard) == 4
     assert float(whole.phase) == pytest.approx(np.mean([float(one.phase) for one in heard]), rel=1e-5)
     assert float(whole.noise) == pytest.approx(np.mean([float(one.noise) for one in heard]), rel=1e-5)
+
+
+@pytest.fixture(scope="module")
+def spoken() -> Tensor:
+    """A sentence and some music at 16 kHz [1, 1, time]."""
+    return torch.from_numpy(soxr.resample(synthesize()[0], RATE, 16000).astype(np.float32))[None, None]
+
+
+def damaged(audio: Tensor) -> list[Tensor]:
+    """Audio at 16 kHz [1, 1, time] with more and more noise, then low-passed and coarsely rounded."""
+    hiss = [noisy(audio, float(audio.std()) * 10 ** (-decibels / 20)) for decibels in (40, 25, 10, 0)]
+    spectrum = torch.fft.rfft(audio)
+    low = [
+        torch.fft.irfft(spectrum * (torch.arange(spectrum.shape[-1]) < share * spectrum.shape[-1]), n=audio.shape[-1])
+        for share in (0.5, 0.25, 0.12)
+    ]
+    return [*hiss, *low, *((audio * steps).round() / steps for steps in (200, 50, 15))]
+
+
+def test_loudness_ranks_as_pesq_does(spoken: Tensor) -> None:
+    loss = SpectralLoss(16000)
+    versions = damaged(spoken)
+    ours = [-float(loss(version, spoken).loudness) for version in versions]
+    theirs = [metrics.pesq_wb(spoken[0, 0].numpy(), version[0, 0].numpy(), rate=16000) for version in versions]
+    ranks = [np.argsort(np.argsort(scores)) for scores in (ours, theirs)]
+    assert np.corrcoef(ranks)[0, 1] > 0.8  # Spearman's
+    assert ours[:4] == sorted(ours[:4], reverse=True)
+
+
+def test_envelope_is_near_stoi(spoken: Tensor) -> None:
+    loss = SpectralLoss(16000)
+    versions = damaged(spoken)[:4]
+    ours = [1 - float(loss(version, spoken).envelope) for version in versions]
+    theirs = [metrics.stoi(spoken[0, 0].numpy(), version[0, 0].numpy(), rate=16000) for version in versions]
+    assert ours == pytest.approx(theirs, abs=0.06)
+    assert min(theirs) < 0.8
+
+
+def test_hearing_counts_added_sound_more_than_missing_sound(spoken: Tensor) -> None:
+    loss = SpectralLoss(16000)
+    hum = 0.05 * torch.sin(2 * torch.pi * 1000 / 16000 * torch.arange(spoken.shape[-1]))
+    added, missing = loss(spoken + hum, spoken).loudness, loss(spoken, spoken + hum).loudness
+    assert added > 1.2 * missing
+
+
+def test_hearing_of_a_batch_is_the_mean_of_its_items(spoken: Tensor) -> None:
+    loss = SpectralLoss(16000)
+    halves = torch.cat(spoken[..., : spoken.shape[-1] // 2 * 2].chunk(2, dim=-1))
+    halves[0, :, :8000] = 0  # silence counts in neither
+    versions = noisy(halves, 0.02)
+    whole = loss(versions, halves)
+    alone = [loss(version[None], half[None]) for version, half in zip(versions, halves, strict=True)]
+    for name in ("loudness", "envelope"):
+        assert float(getattr(whole, name)) == pytest.approx(
+            np.mean([float(getattr(one, name)) for one in alone]), rel=1e-5
+        )
+
+
+def test_a_step_down_the_loudness_gradient_is_heard_less(spoken: Tensor) -> None:
+    loss = SpectralLoss(16000)
+    version = noisy(spoken, 0.02).requires_grad_()
+    before = loss(version, spoken).loudness
+    (gradient,) = torch.autograd.grad(before, version)
+    assert loss(version - 1e-3 * gradient / gradient.abs().max(), spoken).loudness < before
+
+
+@pytest.mark.parametrize("gain", [0.01, 0.1])
+def test_hearing_means_the_same_at_any_level(gain: float, spoken: Tensor) -> None:
+    loss = SpectralLoss(16000)
+    version = noisy(spoken, 0.02)
+    loud, soft = loss(version, spoken), loss(gain * version, gain * spoken)
+    assert float(soft.loudness) == pytest.approx(float(loud.loudness), rel=0.02)
+    assert float(soft.envelope) == pytest.approx(float(loud.envelope), rel=0.02)
 
 
 def test_gradients_are_finite_where_all_is_silent(spectral: SpectralLoss) -> None:
