@@ -65,7 +65,7 @@ class TokenLM(Prior):
 
     config: TransformerConfig
     added: Tensor | None
-    """What each code adds to the input of a step [books, codebook_size + 1, width], known after `for_steps`."""
+    """What each code adds to the input of a step [books * (codebook_size + 1), width], known after `for_steps`."""
 
     def __init__(self, config: TransformerConfig, source: Source) -> None:
         super().__init__(config, source)
@@ -92,6 +92,7 @@ class TokenLM(Prior):
         self.depth = Depth(config.depth, source, width, config.dropout) if config.depth else None
         self.heads = None if config.depth else nn.Linear(width, books * classes, bias=False)
         self.register_buffer("added", None, persistent=False)
+        self.register_buffer("first_rows", classes * torch.arange(books)[:, None], persistent=False)
         if self.phase:
             nn.init.normal_(self.phase.weight, std=0.5)
         nn.init.normal_(self.listen.weight, std=(books * dim) ** -0.5)
@@ -131,7 +132,7 @@ class TokenLM(Prior):
         every = torch.arange(classes, device=self.device).expand(1, books, -1)
         vectors = self.vectors.alike(every)[0].view(classes, books, -1)
         weight = self.listen.weight.view(self.config.width, books, -1)
-        self.added = torch.einsum("cbd,wbd->bcw", vectors, weight)
+        self.added = torch.einsum("cbd,wbd->bcw", vectors, weight).flatten(0, 1)
         return super().for_steps()
 
     # the parts of a step
@@ -142,8 +143,7 @@ class TokenLM(Prior):
         if self.added is None:
             x = self.listen(self.vectors.alike(before)) + told[:, None]
         else:
-            book = torch.arange(before.shape[1], device=before.device)[:, None]
-            x = self.added[book, before].sum(dim=1) + told[:, None]
+            x = F.embedding(before + self.first_rows, self.added).sum(dim=1) + told[:, None]
         if self.phase is not None:
             phases = torch.arange(first, first + before.shape[-1], device=x.device) % self.pattern.period
             x = x + self.phase(phases)

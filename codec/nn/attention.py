@@ -81,20 +81,18 @@ class Block(nn.Module):
         self.gate = nn.Linear(width, 2 * hidden, bias=False)
         self.gated = nn.Linear(hidden, width, bias=False)
 
-    def queries(self, x: Tensor, rotation: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
-        """Queries, keys and values [batch, heads, steps, head]; the first two turned by their positions."""
+    def look(self, x: Tensor, rotation: tuple[Tensor, Tensor]) -> Tensor:
+        """Queries, keys and values [3, batch, heads, steps, head]; the first two turned by their positions."""
         rows, width = x.shape
-        steps = len(rotation[0])
+        steps = rotation[0].shape[-2]
         mix = self.mix(self.norm(x)).view(rows // steps, steps, 3, self.heads, width // self.heads)
-        mix = mix.permute(2, 0, 3, 1, 4)
-        queries, keys = turn(mix[:2], rotation)
-        return queries, keys, mix[2]
+        return turn(mix.permute(2, 0, 3, 1, 4), rotation)
 
     def attend(self, queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None, *, causal: bool) -> Tensor:
         """What the rows [batch * steps, width] find."""
         dropout = self.dropout if self.training else 0.0
         found = F.scaled_dot_product_attention(queries, keys, values, mask, dropout, is_causal=causal)
-        return found.transpose(1, 2).flatten(2).flatten(0, 1)
+        return found.transpose(1, 2).reshape(-1, found.shape[1] * found.shape[3])
 
     def after(self, x: Tensor, found: Tensor, memory: tuple[Tensor, Tensor, Tensor] | None) -> Tensor:
         """The block's output rows, from its input and what it found there."""
@@ -179,19 +177,19 @@ class Transformer(Stateful):
         rows = x.flatten(0, 1)
         for number, (block, ring) in enumerate(zip(self.blocks, state.rings, strict=True)):
             assert isinstance(block, Block)
-            queries, keys, values = block.queries(rows, rotation)
-            new = torch.stack([keys, values])  # [2, batch, heads, steps, head]
+            queries, new = block.look(rows, rotation).split_with_sizes([1, 2])  # new keys and values
             if steps == 1:
                 ring.narrow(3, seen % context, 1).copy_(new)
                 keys, values = ring.narrow(3, 0, min(seen + 1, context))
             else:
+                keys, values = new
                 if before:
                     old = (torch.arange(seen - before, seen) % context).to(x.device)
                     keys, values = torch.cat([ring[:, :, :, old], new], dim=3)
                 kept = min(steps, context)
                 slots = (torch.arange(seen + steps - kept, seen + steps) % context).to(x.device)
                 ring[:, :, :, slots] = new[:, :, :, steps - kept :]
-            found = block.attend(queries, keys, values, mask, causal=steps > 1 and mask is None)
+            found = block.attend(queries[0], keys, values, mask, causal=steps > 1 and mask is None)
             rows = block.after(rows, found, self.memory_of(state.memory, number))
         return self.norm(rows).view_as(x), TransformerState(seen + steps, state.rings, state.memory)
 
@@ -203,7 +201,7 @@ class Transformer(Stateful):
         rows = x.flatten(0, 1)
         for number, block in enumerate(self.blocks):
             assert isinstance(block, Block)
-            found = block.attend(*block.queries(rows, rotation), mask, causal=mask is None)
+            found = block.attend(*block.look(rows, rotation), mask, causal=mask is None)
             rows = block.after(rows, found, self.memory_of(memory, number))
         out: Tensor = self.norm(rows).view_as(x)
         return out
@@ -213,18 +211,19 @@ class Transformer(Stateful):
         return None if memory is None else (memory.keys[number], memory.values[number], memory.there)
 
     def rotation(self, first: int, steps: int, like: Tensor) -> tuple[Tensor, Tensor]:
-        """What `turn` takes for positions from `first` on, exact however far."""
+        """What `turn` takes of queries, keys and values from position `first` on, exact however far."""
         known: Tensor = self.first_turns  # type: ignore[assignment]
         last = first + steps
-        cosine, sine = known[:, first:last] if last <= known.shape[1] else self.turned(first, last)
+        cosine, sine = known.narrow(4, first, steps) if last <= known.shape[4] else self.turned(first, last)
         return cosine.to(like.dtype), sine.to(like.dtype)
 
     def turned(self, first: int, last: int) -> Tensor:
-        """Cosines and signed sines [2, steps, head] of the turns at positions."""
+        """Cosines and signed sines [2, 3, 1, 1, steps, head] of the turns at positions; values are not turned."""
         turns: Tensor = self.turns  # type: ignore[assignment]
         angles = torch.arange(first, last, dtype=torch.float64, device=turns.device)[:, None] * turns
+        angles = torch.stack([angles, angles, torch.zeros_like(angles)])[:, None, None]
         sines = angles.sin()
-        return torch.stack([angles.cos().repeat(1, 2), torch.cat([-sines, sines], dim=1)])
+        return torch.stack([angles.cos().repeat(1, 1, 1, 1, 2), torch.cat([-sines, sines], dim=-1)])
 
     def mask(self, before: int, steps: int, device: torch.device) -> Tensor:
         """Which of `before` earlier steps and of themselves `steps` steps see [steps, before + steps]."""
@@ -235,7 +234,7 @@ class Transformer(Stateful):
 def turn(x: Tensor, rotation: tuple[Tensor, Tensor]) -> Tensor:
     """x [..., steps, head], each pair (i, i + head / 2) turned by its angle.
 
-    `rotation` [steps, head] are the cosines, and the sines with which the other one of the pair is added.
+    `rotation` [..., steps, head] are the cosines, and the sines with which the other one of the pair is added.
     """
     cosine, sine = rotation
     return torch.addcmul(x * cosine, x.roll(x.shape[-1] // 2, dims=-1), sine)
