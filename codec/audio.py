@@ -24,7 +24,7 @@ import soundfile
 import soxr
 from numpy.typing import NDArray
 
-from codec.errors import InputNotFound, StorageError, UnsupportedAudio, UsageError
+from codec.errors import ConfigError, InputNotFound, StorageError, UnsupportedAudio, UsageError
 from codec.frames import resampled_length
 
 if TYPE_CHECKING:
@@ -433,6 +433,31 @@ class _Output(io.FileIO):
     def write(self, data: "ReadableBuffer", /) -> int:
         with _storing(self._label):
             return super().write(data)
+
+
+@contextmanager
+def alone(folder: Path, job: str) -> Iterator[None]:
+    """Make a folder to write to, and keep others that do the same `job` out of it on systems that know locks.
+
+    Raises ConfigError: one is at work there.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        with (folder / ".lock").open("w") as file:
+            with suppress(ImportError):
+                import fcntl
+
+                try:
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except BlockingIOError as error:
+                    raise ConfigError(f"another {job} is at work in {folder}: choose another --out, or wait") from error
+            try:
+                yield
+            finally:
+                (folder / ".lock").unlink()
+    finally:
+        with suppress(OSError):
+            folder.rmdir()  # where nothing came of it
 
 
 def _is_device(path: str | Path) -> bool:

@@ -16,7 +16,7 @@ import hashlib
 import json
 import zlib
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from functools import lru_cache, partial
 from itertools import chain, islice, repeat
@@ -30,7 +30,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from codec import hub
-from codec.audio import AudioReader, Block, Resampler, atomic_output, open_reader
+from codec.audio import AudioReader, Block, Resampler, alone, atomic_output, open_reader
 from codec.checkpoint import CodecCard
 from codec.corpus import SLACK, TEXTS, Clip, clips
 from codec.errors import (
@@ -179,7 +179,7 @@ def tokenize(
     the lines of its shard. `jobs` and `engine` as in `workers.each`.
 
     Raises:
-        InputNotFound, ConfigError: as `corpus.clips`; two clips have the same id.
+        InputNotFound, ConfigError: as `corpus.clips`; two clips have the same id; another is at work in `target`.
         UnknownModel, UsageError: no such model, or not so many books.
         WeightsMismatch: `target` was made by other weights.
         StorageError: `target` has other books, is of another corpus (a file that was encoded has another size now) or
@@ -190,30 +190,37 @@ def tokenize(
     folder = Path(target)
     card = hub.describe(model).as_codec()
     books = _check_books(card, books)
-    with _prepared(folder), atomic_output(folder / "clips.jsonl", force=True) as file:
-        told, count, seconds = _list_clips(Path(source), file)
-        facts = _describe(card, books) | told
-        if force:
-            _empty(folder)
-        cuts = _cuts_before(folder, facts, count, file)  # raises before anything is written
-    spans = _spans(folder, cuts, seconds)
-    facts["shards"] = [span.clips for span in spans]
-    with atomic_output(folder / "store.json", force=True) as file:
-        file.write(json.dumps(facts).encode())
-    work = partial(_make_shard, folder, model, card.weights_hash, books, device)
-    made: list[_Made] = []
-    failures: dict[int, tuple[Failure, ...]] = {}
-    lost = False
-    for span, result in each(work, spans, jobs=jobs, engine=engine, gpu=device == "cuda"):
-        if isinstance(result, CodecError):
-            lost = True
-            result = _Made(0, 0, 0.0, (Failure(_shard(folder, span.shard).name, str(result)),))
-        made.append(result)
-        failures[span.shard] = result.failures
-        if progress is not None:
-            progress(len(made), len(spans))
-    if not lost:
-        _finish(folder, facts)
+    with _prepared(folder):
+        with atomic_output(folder / "clips.jsonl", force=True) as file:
+            told, count, seconds = _list_clips(Path(source), file)
+            facts = _describe(card, books) | told
+            if force:
+                _empty(folder)
+            cuts = _cuts_before(folder, facts, count, file)  # raises before anything is written
+        spans = _spans(folder, cuts, seconds)
+        facts["shards"] = [span.clips for span in spans]
+        made: list[_Made] = []
+        failures: dict[int, tuple[Failure, ...]] = {}
+        if _is_whole(folder, facts, spans):  # and stays so
+            made = [_Made(span.clips, 0, 0.0, ()) for span in spans]
+            _clear(folder)
+            if progress is not None:
+                progress(len(spans), len(spans))
+        else:
+            with atomic_output(folder / "store.json", force=True) as file:
+                file.write(json.dumps(facts).encode())
+            lost = False
+            work = partial(_make_shard, folder, model, card.weights_hash, books, device)
+            for span, result in each(work, spans, jobs=jobs, engine=engine, gpu=device == "cuda"):
+                if isinstance(result, CodecError):
+                    lost = True
+                    result = _Made(0, 0, 0.0, (Failure(_shard(folder, span.shard).name, str(result)),))
+                made.append(result)
+                failures[span.shard] = result.failures
+                if progress is not None:
+                    progress(len(made), len(spans))
+            if not lost:
+                _finish(folder, facts)
     return StoreReport(
         clips=sum(shard.clips for shard in made),
         seconds=sum(shard.seconds for shard in made),
@@ -234,19 +241,22 @@ def _check_books(card: CodecCard, books: int | None) -> int:
 
 @contextmanager
 def _prepared(folder: Path) -> Iterator[None]:
-    """A folder to write to: a new one, that goes again if the block raises, an empty one, or a store."""
+    """A folder that nobody else writes to: a new one, that goes again if the block raises, an empty one, or a store."""
+    work = ExitStack()
     try:
         new = [path for path in (folder, *folder.parents) if not path.exists()]
         folder.mkdir(parents=True, exist_ok=True)
         is_store = (folder / "store.json").is_file()
         if not is_store and any(path.name != "clips.jsonl" for path in _visible(folder)):
             raise StorageError(f"{folder} holds other files than a token store: name a new folder")
+        work.enter_context(alone(folder, "codec tokenize"))
     except OSError as error:
         raise StorageError(
             f"{folder} cannot be written ({error.strerror}): check the permissions or write elsewhere"
         ) from error
     try:
-        yield
+        with work:
+            yield
     except BaseException:
         for path in new:
             with suppress(OSError):  # another process has written there
@@ -368,9 +378,7 @@ def _make_shard(folder: Path, model: str | Path, weights_hash: str, books: int, 
     """Make one shard, or what is missing of it."""
     path = _shard(folder, span.shard)
     dtype = np.dtype(_read_facts(folder)["dtype"]).newbyteorder("<")
-    with (folder / "clips.jsonl").open("rb") as file:
-        file.seek(span.offset)
-        todo = [_clip(next(file)) for _ in range(span.clips)]
+    todo = _clips_of(folder, span)
     before = _rows_before(path, [clip.id for clip, _ in todo], books * dtype.itemsize)
     if before and not any(isinstance(row, Failure) for row in before):
         return _Made(span.clips, 0, 0.0, ())
@@ -400,6 +408,32 @@ def _make_shard(folder: Path, model: str | Path, weights_hash: str, books: int, 
     return _Made(there, len(shard.rows) - len(failures) - there, seconds, failures)
 
 
+def _clips_of(folder: Path, span: _Span) -> list[tuple[Clip, int | None]]:
+    """The clips of a shard, and the sizes of their files."""
+    with (folder / "clips.jsonl").open("rb") as file:
+        file.seek(span.offset)
+        return [_clip(next(file)) for _ in range(span.clips)]
+
+
+def _is_whole(folder: Path, facts: dict[str, Any], spans: list[_Span]) -> bool:
+    """Whether the store is finished as `facts` have it, without a failure, and every shard is there."""
+    if not (folder / "store.json").is_file():
+        return False
+    there = _read_facts(folder)
+    index = there.pop("index", None)
+    count = sum(span.clips for span in spans)
+    try:
+        if there != facts or len(_read_index(folder / "index.bin", clips=count, crc=index["crc"])) != count:
+            return False
+    except (DamagedFile, TypeError, KeyError):
+        return False
+    frame_bytes = facts["books"] * np.dtype(facts["dtype"]).itemsize
+    return all(
+        _rows_before(_shard(folder, span.shard), [clip.id for clip, _ in _clips_of(folder, span)], frame_bytes)
+        for span in spans
+    )
+
+
 def _rows_before(path: Path, names: list[str], frame_bytes: int) -> list[Row | Failure] | None:
     """The rows of a shard that is whole; None for one that is not."""
     try:
@@ -412,7 +446,7 @@ def _rows_before(path: Path, names: list[str], frame_bytes: int) -> list[Row | F
 
 
 def _finish(folder: Path, facts: dict[str, Any]) -> None:
-    """Write the index, then say in store.json that all is there, and take away what only the making needed."""
+    """Write the index, then say in store.json that all is there."""
     numbers = {field: {name: number for number, name in enumerate(facts[LISTS[field]])} for field in LISTS}
     count = crc = 0
     with atomic_output(folder / "index.bin", force=True) as file:
@@ -433,7 +467,12 @@ def _finish(folder: Path, facts: dict[str, Any]) -> None:
             count, crc = count + len(records), zlib.crc32(data, crc)
     with atomic_output(folder / "store.json", force=True) as file:
         file.write(json.dumps(facts | {"index": {"clips": count, "crc": crc}}).encode())
-    for left in (folder / "clips.jsonl", *folder.glob(".codec-*.part")):  # parts of processes that were killed
+    _clear(folder)
+
+
+def _clear(folder: Path) -> None:
+    """Take away what only the making needed, parts of processes that were killed among it."""
+    for left in (folder / "clips.jsonl", *folder.glob(".codec-*.part")):
         left.unlink(missing_ok=True)
 
 

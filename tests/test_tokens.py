@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from codec import bitstream, tokens
-from codec.audio import read_audio
+from codec.audio import alone, read_audio
 from codec.checkpoint import load_model, save_model
 from codec.corpus import Clip, clips, write_manifest
 from codec.errors import (
@@ -151,6 +151,30 @@ def test_shards_are_cut_by_length_and_made_once(tmp_path: Path, corpus: Path, mo
     assert (report.clips, report.there) == (1, 5)
     assert contents(tmp_path / "store") == whole
     assert (tmp_path / "store" / "shard-00000.codes").stat().st_mtime_ns == kept.st_mtime_ns
+
+
+def test_a_finished_store_stays_finished_when_the_command_is_given_again(
+    tmp_path: Path, corpus: Path, model_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tokenize(corpus, tmp_path / "store", model=model_file)
+    before = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "store").iterdir()}
+    report = tokenize(corpus, tmp_path / "store", model=model_file)
+    assert (report.clips, report.there) == (0, 6)
+    assert {path.name: path.stat().st_mtime_ns for path in (tmp_path / "store").iterdir()} == before
+    (tmp_path / "store" / "shard-00000.codes").write_bytes(b"")  # which is not whole, though it was
+    assert tokenize(corpus, tmp_path / "store", model=model_file).clips > 0
+    assert len(TokenStore(tmp_path / "store")) == 6
+
+
+def test_a_store_is_made_by_one_command_at_a_time(tmp_path: Path, corpus: Path, model_file: Path) -> None:
+    with (
+        alone(tmp_path / "store", "codec tokenize"),
+        pytest.raises(ConfigError, match="another codec tokenize is at work"),
+    ):
+        tokenize(corpus, tmp_path / "store", model=model_file)
+    assert not (tmp_path / "store").exists()
+    tokenize(corpus, tmp_path / "store", model=model_file)
+    assert not (tmp_path / "store" / ".lock").exists()
 
 
 def test_a_moved_corpus_is_the_same(tmp_path: Path, corpus: Path, model_file: Path) -> None:

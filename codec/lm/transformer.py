@@ -66,6 +66,8 @@ class TokenLM(Prior):
     config: TransformerConfig
     added: Tensor | None
     """What each code adds to the input of a step [books * (codebook_size + 1), width], known after `for_steps`."""
+    first_rows: Tensor
+    """Where the codes of each book begin there [books, 1]."""
 
     def __init__(self, config: TransformerConfig, source: Source) -> None:
         super().__init__(config, source)

@@ -201,7 +201,8 @@ class Transformer(Stateful):
         rows = x.flatten(0, 1)
         for number, block in enumerate(self.blocks):
             assert isinstance(block, Block)
-            found = block.attend(*block.look(rows, rotation), mask, causal=mask is None)
+            queries, keys, values = block.look(rows, rotation)
+            found = block.attend(queries, keys, values, mask, causal=mask is None)
             rows = block.after(rows, found, self.memory_of(memory, number))
         out: Tensor = self.norm(rows).view_as(x)
         return out

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Mapping
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -17,6 +17,7 @@ from rich.console import Console
 from torch import Tensor, nn
 
 from codec import hub
+from codec.audio import alone
 from codec.checkpoint import RUN_MODEL, RUN_STATE, save_model, save_state
 from codec.errors import ConfigError
 from codec.models.causal import CausalCodec
@@ -248,7 +249,7 @@ def train(
     with (
         engine.launched(device) as accelerator,
         engine.storing(out),
-        engine.alone(out, main=accelerator.is_main_process),
+        alone(out, "training") if accelerator.is_main_process else nullcontext(),
         engine.within_memory(*ways(recipe), workers=recipe.data.workers),
     ):
         main, place = accelerator.is_main_process, accelerator.device

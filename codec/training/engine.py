@@ -8,7 +8,7 @@ import threading
 import time as clock
 import warnings
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from textwrap import shorten
 from types import FrameType
@@ -215,36 +215,6 @@ def storing(folder: Path) -> Iterator[None]:
     except OSError as error:
         place, reason = error.filename or folder, error.strerror or error
         raise StorageError(f"{place} cannot be used ({reason}): free some space or choose another --out") from error
-
-
-@contextmanager
-def alone(folder: Path, *, main: bool) -> Iterator[None]:
-    """Make a run's folder, and keep other trainings out of it on systems that know locks; the main process's part.
-
-    Raises ConfigError: one is at work there.
-    """
-    if not main:
-        yield
-        return
-    folder.mkdir(parents=True, exist_ok=True)
-    try:
-        with (folder / ".lock").open("w") as file:
-            with suppress(ImportError):
-                import fcntl
-
-                try:
-                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                except BlockingIOError as error:
-                    raise ConfigError(
-                        f"another training is at work in {folder}: choose another --out, or wait"
-                    ) from error
-            try:
-                yield
-            finally:
-                (folder / ".lock").unlink()
-    finally:
-        with suppress(OSError):
-            folder.rmdir()  # where nothing came of it
 
 
 @contextmanager

@@ -6,7 +6,7 @@ import copy
 import math
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,6 +17,7 @@ from rich.console import Console
 from torch import Tensor, nn
 
 from codec import hub, lm
+from codec.audio import alone
 from codec.checkpoint import RUN_MODEL, RUN_STATE, save_lm, save_state
 from codec.errors import ConfigError, InputNotFound, UnknownModel
 from codec.lm.base import Prior, Source
@@ -183,7 +184,7 @@ def train(
     with (
         engine.launched(device) as accelerator,
         engine.storing(out),
-        engine.alone(out, main=accelerator.is_main_process),
+        alone(out, "training") if accelerator.is_main_process else nullcontext(),
         engine.within_memory(*ways(recipe)),
     ):
         main, place = accelerator.is_main_process, accelerator.device

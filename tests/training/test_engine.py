@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from codec.audio import write_audio
+from codec.audio import alone, write_audio
 from codec.errors import CodecError, ConfigError, StorageError, UsageError
 from codec.training import engine
 from codec.training.codec_loop import train
@@ -19,7 +19,7 @@ def recordings(tmp_path: Path) -> Path:
 
 
 def test_a_folder_has_one_training_at_a_time(recordings: Path, tmp_path: Path) -> None:
-    with engine.alone(tmp_path / "run", main=True):
+    with alone(tmp_path / "run", "training"):
         with pytest.raises(ConfigError, match="another training is at work in"):
             train(small_recipe(), data=recordings, out=tmp_path / "run")
         assert (tmp_path / "run" / ".lock").exists()

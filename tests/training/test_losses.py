@@ -140,7 +140,7 @@ def test_loudness_ranks_as_pesq_does(spoken: Tensor) -> None:
     ours = [-float(loss(version, spoken).loudness) for version in versions]
     theirs = [metrics.pesq_wb(spoken[0, 0].numpy(), version[0, 0].numpy(), rate=16000) for version in versions]
     ranks = [np.argsort(np.argsort(scores)) for scores in (ours, theirs)]
-    assert np.corrcoef(ranks)[0, 1] > 0.8  # Spearman's
+    assert np.min(np.corrcoef(np.stack(ranks))) > 0.8  # Spearman's
     assert ours[:4] == sorted(ours[:4], reverse=True)
 
 
