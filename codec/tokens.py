@@ -283,9 +283,7 @@ def _list_clips(source: Path, file: BinaryIO) -> tuple[dict[str, Any], int, floa
         if (key := _hash(clip.id)) in seen:
             raise ConfigError(f"{source} has two clips {clip.id}: take one out, or give each its own path or start")
         seen.add(key)
-        size = None
-        with suppress(OSError):  # it fails later, by name
-            size = clip.path.stat().st_size
+        size = clip.size()
         row = asdict(clip)
         file.write(_line(row | {"path": str(clip.path.absolute()), "size": size}))
         del row["path"]  # a corpus may move

@@ -185,3 +185,13 @@ def test_the_commands_are_those_of_continuous_integration() -> None:
     script = (ROOT / ".ci" / "run").read_text("utf-8").splitlines()
     commands = [line for block in blocks for line in block.splitlines()]
     assert [command for command in commands if command not in script] == []
+
+
+def test_launches_over_many_processes_divide_their_batch() -> None:
+    launches = re.findall(r"^\$ torchrun .*", README.read_text("utf-8"), re.MULTILINE)
+    assert len(launches) == 2
+    for launch in launches:
+        numbers = {
+            name: int(number) for name, number in re.findall(r"(nnodes|nproc-per-node|data\.batch)[ =](\d+)", launch)
+        }
+        assert numbers["data.batch"] % (numbers.get("nnodes", 1) * numbers["nproc-per-node"]) == 0, launch

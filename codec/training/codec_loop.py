@@ -264,7 +264,10 @@ def train(
         players = assemble(recipe, place)
         if state is None:
             console.print(f"begin with {recipe.train.start_from or f'a fit to {recipe.data.fit_seconds:g} s of audio'}")
-        first = begin(players, crops, recipe) if state is None else engine.restore(players, state, TRAINED)
+            with engine.within_memory(f"data.fit_seconds = {recipe.data.fit_seconds:g} lower"):
+                first = begin(players, crops, recipe)
+        else:
+            first = engine.restore(players, state, TRAINED)
         if recipe.train.sharding == "full" and processes.count() > 1:
             engine.shard(players.average)
             engine.shard(players.model, players.optimiser)

@@ -186,7 +186,7 @@ def fingerprint(recipe: Recipe, data: Path) -> str:
     config = recipe.data
     digest = hashlib.sha256(f"1 {recipe.model.sample_rate} {config.held_out} {config.split_by}\n".encode())
     for clip in clips(data):
-        told = (clip.id, clip.start, clip.seconds, clip.set, clip.split, clip.speaker, clip.path.stat().st_size)
+        told = (clip.id, clip.start, clip.seconds, clip.set, clip.split, clip.speaker, clip.size())
         digest.update(repr(told).encode())
     return digest.hexdigest()
 
@@ -228,6 +228,8 @@ def survey(recipe: Recipe, data: Path, found: BinaryIO, names: BinaryIO, *, repo
 def length(clip: Clip, rate: int) -> int | CodecError:
     """Samples of a clip at `rate` Hz, or why it has none."""
     if clip.seconds is not None:
+        if clip.size() is None:
+            return InputNotFound(f"{clip.path} does not exist: fetch it")
         return max(1, int(clip.seconds * rate))
     try:
         with open_reader(clip.path) as reader:
@@ -337,9 +339,10 @@ class Crops:
         self.sample_rate = index.sample_rate
         self.time = round(config.crop * index.sample_rate)
         if index.time < self.time:
+            more = f"data.held_out = {config.held_out:g} higher or " if index.side == "valid" else ""
             raise UnsupportedAudio(
                 f"the {index.side} audio is {index.seconds:.2f} s in all (the longest clip {index.longest():.2f} s), "
-                f"shorter than a crop of {config.crop} s: set data.crop lower or add audio"
+                f"shorter than a crop of {config.crop} s: set {more}data.crop lower or add audio"
             )
         self.shares = shares({stretch.set: stretch.time for stretch in index.sets}, config)
 

@@ -9,6 +9,7 @@ import time as clock
 import warnings
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from datetime import timedelta
 from pathlib import Path
 from textwrap import shorten
 from types import FrameType
@@ -30,7 +31,7 @@ from codec.nn.conv import ConvNeXtBlock
 from codec.training.recipe import TrainConfig
 
 try:
-    from accelerate import Accelerator, DistributedDataParallelKwargs
+    from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGroupKwargs
     from accelerate.state import AcceleratorState
     from accelerate.utils import gather_object
 except ImportError as missing:
@@ -39,6 +40,7 @@ except ImportError as missing:
 
 T = TypeVar("T")
 WHOLE = 2**20  # MB of gradients: all there are
+LONGEST_WAIT = timedelta(hours=6)  # of processes for the first one, which looks through the corpus before all begin
 
 
 @contextmanager
@@ -59,7 +61,8 @@ def launched(device: str | None) -> Iterator[Accelerator]:
     # does so once a step; a GPU can.
     joint = DistributedDataParallelKwargs(gradient_as_bucket_view=True, bucket_cap_mb=WHOLE if cpu else 25)
     # "no", for the step says itself what runs in which precision
-    accelerator = Accelerator(cpu=cpu, mixed_precision="no", kwargs_handlers=[joint])
+    patient = InitProcessGroupKwargs(timeout=LONGEST_WAIT)
+    accelerator = Accelerator(cpu=cpu, mixed_precision="no", kwargs_handlers=[joint, patient])
     try:
         yield accelerator
     finally:
@@ -259,6 +262,8 @@ def resumable(path: Path, recipe: Config, *, needs: Iterable[str], free: Collect
         raise ConfigError(f"{error}: the state is of an older program; begin anew in another --out") from error
     old = flat(then.model_dump())
     new = flat(recipe.model_dump())
+    known = flat(state["recipe"])
+    old = {key: value if key in known else "unknown" for key, value in old.items()}  # what was no choice then
     differing = [key for key in old | new if new.get(key) != old.get(key) and key not in free]
     if differing:
         changes = ", ".join(f"{key} ({old.get(key)} then, {new.get(key)} now)" for key in differing)

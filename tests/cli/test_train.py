@@ -215,3 +215,23 @@ def test_a_batch_learnt_by_heart(cli: Cli, lm_recipe: Path, store: Path, monkeyp
     assert result.code == 1
     assert "not learnt: 4." in result.err.splitlines()[-1]
     assert sorted(Path().rglob("*")) == before
+
+
+def test_from_a_folder_of_recordings_to_a_codec_and_its_numbers(cli: Cli) -> None:
+    """The three commands of the README, with a recipe small enough for a test."""
+    Path("mine").mkdir()
+    for number in range(6):
+        write_audio(f"mine/{number}.wav", tones(1.0, 8000, seed=number), 8000)
+    Path("small.toml").write_text(
+        'name = "mine"\n'
+        "[model]\nsample_rate = 8000\nhop = 40\ndim = 8\nbooks = 2\ncodebook_size = 16\n"
+        "encoder_width = 8\nencoder_blocks = 1\ndecoder_width = 8\ndecoder_blocks = 1\n"
+        "[data]\ncrop = 0.3\nbatch = 2\nfit_seconds = 3\nworkers = 0\n[train]\nsteps = 3\n"
+    )
+    result = cli("train", "small.toml", "--data", "mine", "--out", "runs/mine")
+    assert result.code == 0, result.err
+    assert "the model is runs/mine/model.safetensors" in result.err
+    result = cli("evaluate", "--model", "runs/mine", "--data", "mine", "--speech", "--json", "numbers.json")
+    assert result.code == 0, result.err
+    assert "pesq" in Path("numbers.json").read_text()
+    assert b"2" in result.out

@@ -31,6 +31,18 @@ def small_recipe(**tables: Mapping[str, Any]) -> Recipe:
     return Recipe.from_data({"name": "small", **merged})
 
 
+def options(recipe: Recipe) -> list[str]:
+    """What of a recipe was given, as options of the command line."""
+    tables = recipe.model_dump(mode="json", exclude_unset=True)
+    return [
+        f"--set={table}.{key}={json.dumps(value)}"
+        for table, values in tables.items()
+        if table != "name"
+        for key, value in values.items()
+        if value not in (None, [])  # absent, in TOML
+    ]
+
+
 def tones(seconds: float, rate: int, *, seed: int, channels: int = 1) -> Block:
     """Three tones at rest and a little noise, [channels, time]."""
     rng = np.random.default_rng(seed)

@@ -1,7 +1,6 @@
 """training/codec_loop.py: the step is right, and a run can stop anywhere and go on as if it had not."""
 
 import copy
-import json
 import math
 import os
 import shutil
@@ -23,6 +22,7 @@ from codec.audio import write_audio
 from codec.checkpoint import load_model, load_state, read_card, save_state
 from codec.cli.main import run
 from codec.errors import ConfigError, InputNotFound, StorageError
+from codec.models.causal import CausalCodec
 from codec.nn.conv import ConvNeXtBlock
 from codec.nn.quantize import ResidualVQ
 from codec.training import codec_loop
@@ -43,7 +43,7 @@ from codec.training.losses import Averages, Spectral, SpectralLoss, balanced, di
 from codec.training.optimise import autocast_dtype, schedule
 from codec.training.recipe import Recipe
 from codec.training.record import Record
-from tests.training.small import batch, small_recipe, tones, write_recordings
+from tests.training.small import batch, options, small_recipe, tones, write_recordings
 from tests.training.test_record import events, rows
 
 CPU = torch.device("cpu")
@@ -254,7 +254,7 @@ def test_blocks_computed_again_give_the_same_step(spectral: SpectralLoss, monkey
 COMPILED = """
 import torch
 from functools import partialmethod
-from tests.training.small import small_recipe
+from tests.training.small import options, small_recipe
 from tests.training.test_codec_loop import SpectralLoss, stepped
 
 def as_is(graph, inputs):
@@ -588,6 +588,28 @@ def test_resuming_from_a_recipe_with_a_key_that_is_gone(stopped: Path, recording
         train(small_recipe(**ADVERSARIAL), data=recordings, out=stopped, resume=True)
 
 
+def test_resuming_from_a_recipe_without_a_key_that_is_new(stopped: Path, recordings: Path) -> None:
+    """A state from before a loss was known would go on with it unasked."""
+    state = load_state(stopped / "state.pt")
+    del state["recipe"]["losses"]["loudness"]
+    save_state(stopped / "state.pt", state)
+    with pytest.raises(ConfigError, match=r"another recipe: losses\.loudness \(unknown then, 1\.5 now\)"):
+        train(small_recipe(**ADVERSARIAL), data=recordings, out=stopped, resume=True)
+
+
+def test_memory_that_ends_in_the_fit_names_its_setting(
+    recordings: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fit(*_: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(CausalCodec, "fit", fit)
+    with pytest.raises(
+        ConfigError, match=r"memory does not suffice for this training: set data\.fit_seconds = 2 lower"
+    ):
+        train(small_recipe(), data=recordings, out=tmp_path / "run")
+
+
 def test_resuming_with_more_steps_goes_on(stopped: Path, recordings: Path) -> None:
     train(small_recipe(**ADVERSARIAL, train={"steps": 7}), data=recordings, out=stopped, resume=True, steps=3)
     assert load_state(stopped / "state.pt")["step"] == 3
@@ -761,14 +783,7 @@ def test_the_command_trains_resumes_and_stops(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     Path("plain.toml").write_text('name = "plain"\n')
-    tables = small_recipe(train={"log_every": 2}).model_dump(mode="json", exclude_unset=True)
-    sets = [
-        f"--set={table}.{key}={json.dumps(value)}"
-        for table, values in tables.items()
-        if table != "name"
-        for key, value in values.items()
-        if value not in (None, [])  # absent, in TOML
-    ]
+    sets = options(small_recipe(train={"log_every": 2}))
 
     def command(*arguments: str) -> tuple[int | str | None, str]:
         with pytest.raises(SystemExit) as ended:

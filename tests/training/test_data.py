@@ -6,6 +6,7 @@ import shutil
 import signal
 import tracemalloc
 from collections.abc import Sequence
+from dataclasses import replace
 from multiprocessing import active_children
 from pathlib import Path
 from typing import Any
@@ -185,6 +186,23 @@ def test_files_that_cannot_be_opened_are_named_and_left_out(tmp_path: Path) -> N
         file.write_bytes(b"")
     with pytest.raises(UnsupportedAudio, match=r"none of the 27 audio files of .* could be opened"):
         made(root, tmp_path / "out")
+
+
+@pytest.mark.parametrize("seconds", [None, 0.5])
+def test_files_of_a_manifest_that_are_not_there_are_named_and_left_out(seconds: float | None, tmp_path: Path) -> None:
+    root = corpus(tmp_path / "data", good=np.full(4000, 1))
+    there = [Clip(root / name, name, seconds=0.5) for name in ("train/good.wav", "valid/held.wav")]
+    gone = [Clip(root / f"train/{number}.wav", f"train/{number}.wav", seconds=seconds) for number in range(3)]
+    sides = [replace(clip, split=clip.id.partition("/")[0]) for clip in (*there, *gone)]
+    write_manifest(root / "manifest.jsonl", sides)
+    train, _, reports = made(root / "manifest.jsonl", tmp_path / "out")
+    assert names(train) == ["train/good.wav"]
+    assert ["0.wav does not exist" in report for report in reports] == [True, *[False] * (len(reports) - 1)]
+    assert sum(line.startswith("left out: ") for line in reports) == 3
+    for clip in there:
+        clip.path.unlink()
+    with pytest.raises(UnsupportedAudio, match=r"none of the 5 audio files of .* could be opened"):
+        made(root / "manifest.jsonl", tmp_path / "out")
 
 
 def test_an_index_is_made_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -471,6 +489,14 @@ def test_too_short_for_a_crop(tmp_path: Path) -> None:
     ) as told:
         made(root, tmp_path / "out")
     assert "set data.crop lower" in str(told.value)
+
+
+def test_too_little_for_validation_says_how_to_keep_more(tmp_path: Path) -> None:
+    for number in range(10):
+        record(tmp_path / f"data/{number}.wav", np.ones(1000))
+    with pytest.raises(UnsupportedAudio, match=r"valid audio .* set data\.held_out = 0\.02 higher or data\.crop lower"):
+        made(tmp_path / "data", tmp_path / "out")
+    assert made(tmp_path / "data", tmp_path / "out", recipe_with(held_out=0.4))
 
 
 def test_clips_are_fixed_and_take_the_sets_in_turn(tmp_path: Path) -> None:
