@@ -1,5 +1,6 @@
 """recipes/: every folder is whole, reads its dataset as it is laid out, and trains."""
 
+import ast
 import dataclasses
 import hashlib
 import json
@@ -9,6 +10,7 @@ import runpy
 import subprocess
 import sys
 import warnings
+from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -297,6 +299,28 @@ def test_lhotse_reads_the_same(tmp_path: Path) -> None:
         expected_paths = {path for path in paths[split == "valid"] if "_background_" not in path}
         mine = {"/".join(Path(row["path"]).parts[-2:]) for row in rows if row["split"] == split}
         assert mine == expected_paths
+
+
+def test_torchaudio_knows_the_same_checksums() -> None:
+    """Read from its source, for it cannot be imported beside every torch."""
+    found = find_spec("torchaudio")
+    if found is None or not found.submodule_search_locations:
+        pytest.skip("torchaudio is not installed")
+    known: dict[str, str] = {}
+    for path in Path(found.submodule_search_locations[0], "datasets").glob("*.py"):
+        for node in ast.parse(path.read_text("utf-8")).body:
+            if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "_CHECKSUMS":
+                known |= ast.literal_eval(node.value)
+    ours = {archive.url: archive.sha256 for dataset in DATASETS.values() for archive in dataset.parts.values()}
+    theirs = {by_end(url): digest for url, digest in known.items()}
+    both = {by_end(url): digest for url, digest in ours.items() if by_end(url) in theirs}
+    assert len(both) > 10
+    assert both == {end: theirs[end] for end in both}
+
+
+def by_end(url: str) -> str:
+    """Name of an archive and its folder, whatever mirror it is on."""
+    return "/".join(url.rsplit("/", 2)[1:])
 
 
 @pytest.mark.filterwarnings("ignore")
