@@ -17,14 +17,26 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from codec.generation import generate as generate
+    from codec.generation import infill as infill
     from codec.hub import load as load
+    from codec.hub import load_lm as load_lm
     from codec.lm.sampling import Sampling as Sampling
     from codec.models.base import Codec as Codec
     from codec.sessions import StreamDecoder as StreamDecoder
     from codec.sessions import StreamEncoder as StreamEncoder
 
 __version__ = "0.1.0"
-__all__ = ["Codec", "Sampling", "StreamDecoder", "StreamEncoder", "__version__", "generate", "load"]
+__all__ = [
+    "Codec",
+    "Sampling",
+    "StreamDecoder",
+    "StreamEncoder",
+    "__version__",
+    "generate",
+    "infill",
+    "load",
+    "load_lm",
+]
 
 _HOMES = {
     "Codec": "codec.models.base",
@@ -32,7 +44,9 @@ _HOMES = {
     "StreamDecoder": "codec.sessions",
     "StreamEncoder": "codec.sessions",
     "generate": "codec.generation",
+    "infill": "codec.generation",
     "load": "codec.hub",
+    "load_lm": "codec.hub",
 }
 
 

@@ -100,13 +100,15 @@ def _explain(cls: type[Config], data: Any, problem: ErrorDetails) -> str:
         return message
     *tables, name = problem["loc"]
     path: list[str] = []
-    classes = {cls}  # those that may stand at this place: several under a union
+    classes = {cls}  # those that may stand at this place: several under a union, unless their tag says which
     for part in tables:
         if _has(data, part):  # pydantic also puts the tags of unions into the path; they are no keys
             path.append(str(part))
             data = data[part]
             fields = [one.model_fields[part] for one in classes if part in one.model_fields]
             classes = {inner for field in fields for inner in _configs_in(field.annotation)} or classes
+        else:
+            classes = {one for one in classes if part in _tags(one)} or classes
     match problem["type"]:
         case "extra_forbidden":
             names = sorted({field for one in classes for field in one.model_fields})
@@ -127,6 +129,11 @@ def _explain(cls: type[Config], data: Any, problem: ErrorDetails) -> str:
 
 def _has(data: Any, part: int | str) -> bool:
     return part in data if isinstance(data, dict) else isinstance(data, list) and part in range(len(data))
+
+
+def _tags(cls: type[Config]) -> set[object]:
+    """The values by which a union may tell the class from its others."""
+    return {value for field in cls.model_fields.values() for value in get_args(field.annotation)}
 
 
 def _configs_in(annotation: Any) -> set[type[Config]]:

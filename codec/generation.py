@@ -15,6 +15,7 @@ from codec.lm import sampling as drawing
 from codec.lm.base import Conditions, Prior
 from codec.lm.sampling import Sampling
 from codec.models.base import Codec
+from codec.nn.int8 import to_int8
 from codec.nn.shapes import Audio, Codes
 from codec.sessions import StreamDecoder, StreamEncoder
 
@@ -32,6 +33,7 @@ def generate(
     guidance: float | None = None,
     sampling: Sampling | None = None,
     block_seconds: float = 0.25,
+    int8: bool = False,
     device: str | torch.device = "cpu",
     **told: str | None,
 ) -> Iterator[Audio]:
@@ -45,10 +47,15 @@ def generate(
     `seconds` is the length of all, exactly, infinity for no end. Without it each row ends where the model ends it, or
     after `MOST_SECONDS`, and is silent from there on.
 
-    `guidance` and `sampling` as in `lm.sampling.generate_frames`. `device` is where models given by name run. Raises
-    UnknownModel, WeightsMismatch, UsageError before the first block.
+    `guidance` and `sampling` as in `lm.sampling.generate_frames`. `device` is where models given by name run; `int8`
+    rounds the language model's weights to 8 bits, if it is given by name (`nn.int8.to_int8` does it to a model at
+    hand). Raises UnknownModel, WeightsMismatch, UsageError before the first block.
     """
+    if int8 and isinstance(lm, Prior):
+        raise UsageError("int8 would change the language model: give its name, or round it with codec.nn.int8.to_int8")
     lm, codec = together(lm, codec, device)
+    if int8:
+        to_int8(lm)
     seeds = [seed] if isinstance(seed, int) else list(seed)
     math_ = codec.frame_math
     length = None if seconds is None or seconds == math.inf else _length(codec, seconds)

@@ -255,3 +255,29 @@ def test_the_shipped_models_belong_together_and_speak() -> None:
         audio = joined(generate(lm, codec_, seed=7, label=label))
         assert 0.2 < audio.shape[2] / RATE < 2, label
         assert audio.square().mean().sqrt() > 0.005, label
+
+
+@torch.inference_mode()
+def test_the_shipped_model_says_what_it_is_told() -> None:
+    """Codes made for a label are likeliest under that label, of all ten."""
+    lm = hub.load_lm()
+    labels = lm.source.classes["label"]
+    right = 0
+    for label in labels:
+        pieces = generate_frames(lm, seeds=[3], conditions=lm.conditions([{"label": label}]), frames=100)
+        codes = torch.cat(list(pieces), dim=2)
+        codes = codes[:, :, : int((codes >= 0).all(dim=1).sum())]
+        columns = lm.pattern.lay_out(codes, lm.hole).expand(len(labels), -1, -1)
+        logits = lm(columns, lm.conditions([{"label": name} for name in labels]))
+        likely = logits.log_softmax(dim=-1).gather(3, columns[..., None])[..., 0]
+        scores = torch.where(columns == lm.hole, 0.0, likely).sum(dim=(1, 2))
+        right += labels[int(scores.argmax())] == label
+    assert right >= 9
+
+
+def test_weights_of_8_bits_on_request() -> None:
+    exact, rounded = (joined(generate(seed=1, label="4", int8=int8)) for int8 in (False, True))
+    assert rounded.shape[2] > 0.2 * RATE
+    assert exact.shape != rounded.shape or not exact.equal(rounded)
+    with pytest.raises(UsageError, match="int8 would change the language model: give its name"):
+        generate(hub.load_lm(), int8=True)

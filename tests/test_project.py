@@ -106,17 +106,18 @@ def test_dependencies_are_those_imported() -> None:
 
 
 def test_public_names() -> None:
-    from codec.generation import generate
-    from codec.hub import load
+    from codec.generation import generate, infill
+    from codec.hub import load, load_lm
     from codec.lm.sampling import Sampling
     from codec.models.base import Codec
     from codec.sessions import StreamDecoder, StreamEncoder
 
     assert (codec.load, codec.Codec) == (load, Codec)
-    assert (codec.generate, codec.Sampling) == (generate, Sampling)
+    assert (codec.generate, codec.infill, codec.load_lm) == (generate, infill, load_lm)
+    assert codec.Sampling is Sampling
     assert (codec.StreamEncoder, codec.StreamDecoder) == (StreamEncoder, StreamDecoder)
     assert dir(codec) == sorted(codec.__all__)
-    assert len(codec.__all__) == 7
+    assert len(codec.__all__) == 9
     with pytest.raises(AttributeError, match="loud"):
         codec.loud  # noqa: B018
 

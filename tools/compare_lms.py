@@ -1,12 +1,14 @@
-"""How to model several codes a frame: patterns, depth and PixelCNN side by side, and one large book against several.
+"""How to model several codes a frame: patterns, depth and PixelCNN side by side, one large book against several, and
+smaller and larger models of few and many books.
 
-    python tools/compare_lms.py MANIFEST --out FOLDER                          all of it: two tables and two plots
+    python tools/compare_lms.py MANIFEST --out FOLDER                          all of it: three tables and two plots
     python tools/compare_lms.py MANIFEST --out FOLDER --minutes 4 --jobs 2     minutes of training for each model
+    python tools/compare_lms.py MANIFEST --out FOLDER --part sizes             one table
 
-MANIFEST names labelled clips with the splits train and valid. Every language model has as many weights as the others
-and trains as long, on one thread of the processor: what a step costs is part of what is compared. Bits are of the valid
-split; "accuracy" is how often the classifier of `codec evaluate-lm`, which learnt from real recordings, hears in
-generated clips the label they were asked for. FOLDER keeps what is done, and the same command goes on from there.
+MANIFEST names labelled clips with the splits train and valid. Every language model has as many weights as the others,
+but for the last table, and trains as long, on one thread: what a step costs is part of what is compared. Bits are of
+the valid split; "accuracy" is how often the classifier of `codec evaluate-lm`, which learnt from real recordings, hears
+in generated clips the label they were asked for. FOLDER keeps what is done, and the same command goes on from there.
 """
 
 from __future__ import annotations
@@ -46,7 +48,8 @@ from codec.training.recipe import Recipe
 from codec.training.record import SPEED
 
 RECIPES = Path(__file__).parents[1] / "recipes/digits"
-WEIGHTS = 1.5e6  # of each language model
+WEIGHTS = 1.5e6  # of each language model, unless its size is what is compared
+SIZES = (0.4e6, 1.5e6, 5e6)
 PROBE = 30  # steps that tell how long one takes
 BATCH = 64  # clips to generate side by side
 LONGEST = 3.0  # s
@@ -76,10 +79,12 @@ class Job:
     model: str
     books: int
     codec: str | None = None
+    size: float = WEIGHTS
 
     @property
     def name(self) -> str:
-        return f"{self.codec or 'given codec'}, {self.model}, {self.books} books"
+        size = "" if self.size == WEIGHTS else f", {self.size / 1e6:g} M"
+        return f"{self.codec or 'given codec'}, {self.model}, {self.books} books{size}"
 
 
 class Comparison:
@@ -88,13 +93,24 @@ class Comparison:
     def __init__(self, arguments: argparse.Namespace) -> None:
         self.arguments = arguments
         self.out: Path = arguments.out
-        self.jobs = [
-            Job(model, books) for books in arguments.books for model in MODELS if books > 1 or model in OF_ONE_BOOK
-        ] + [
-            Job(model, sizes["books"], name)
-            for name, sizes in CODECS.items()
-            for model in (["parallel"] if sizes["books"] == 1 else ["delay", "depth"])
-        ]
+        self.parts = {
+            "patterns": [
+                Job(model, books) for books in arguments.books for model in MODELS if books > 1 or model in OF_ONE_BOOK
+            ],
+            "codecs": [
+                Job(model, sizes["books"], name)
+                for name, sizes in CODECS.items()
+                for model in (["parallel"] if sizes["books"] == 1 else ["delay", "depth"])
+            ],
+            "sizes": [
+                Job("delay" if books > 1 else "parallel", books, size=size)
+                for books in (min(arguments.books), max(arguments.books))
+                for size in SIZES
+            ],
+        }
+        self.parts = {name: jobs for name, jobs in self.parts.items() if name in arguments.part}
+        self.jobs = [*dict.fromkeys(job for jobs in self.parts.values() for job in jobs)]
+        self.codecs = ["given codec", *dict.fromkeys(job.codec for job in self.jobs if job.codec)]
 
     def folder(self, name: str) -> Path:
         """Where a job keeps what it made."""
@@ -197,7 +213,7 @@ class Comparison:
         step = 2 * sizes.get("heads", 4)
         width = min(
             range(4 * step, 640, step),
-            key=lambda width: abs(weights_of(build(sizes | {"width": width}, source)) - WEIGHTS),
+            key=lambda width: abs(weights_of(build(sizes | {"width": width}, source)) - job.size),
         )
         data["model"] = sizes | {"width": width}
         data["data"]["books"] = job.books
@@ -257,6 +273,8 @@ def main() -> None:
     parser.add_argument("manifest", type=Path, help="labelled clips, with the splits train and valid")
     parser.add_argument("--out", type=Path, required=True, help="folder for all that is made")
     parser.add_argument("--codec", default="digits-8k", help="the codec of the patterns (default digits-8k)")
+    parts = ["patterns", "codecs", "sizes"]
+    parser.add_argument("--part", choices=parts, nargs="+", default=parts, help="which tables (default all)")
     parser.add_argument("--books", type=int, nargs="+", default=[1, 4, 8])
     parser.add_argument("--minutes", type=float, default=4, help="training of each language model (default 4)")
     parser.add_argument("--codec-minutes", type=float, default=6, help="training of each small codec (default 6)")
@@ -271,19 +289,20 @@ def main() -> None:
         return
     arguments.out.mkdir(parents=True, exist_ok=True)
     _ = comparison.judge  # before there are several who would train it
-    for stage in (["given codec", *CODECS], [job.name for job in comparison.jobs]):
+    for stage in (comparison.codecs, [job.name for job in comparison.jobs]):
         missing = [name for name in stage if not (comparison.folder(name) / "result.json").exists()]
         with ThreadPoolExecutor(arguments.jobs) as pool:
             list(pool.map(alone, missing))
     results = {
         name: json.loads((comparison.folder(name) / "result.json").read_text())
-        for name in ("given codec", *CODECS, *(job.name for job in comparison.jobs))
+        for name in (*comparison.codecs, *(job.name for job in comparison.jobs))
     }
     (arguments.out / "results.json").write_text(json.dumps(results, indent=1))
-    models = [results[job.name] for job in comparison.jobs]
-    print(table_of_patterns([row for row in models if row["codec"] is None]), "\n")
-    print(table_of_codecs([row for row in models if row["codec"] is not None], results))
-    plot(models, arguments.out)
+    for part, jobs in comparison.parts.items():
+        rows = [results[job.name] for job in jobs]
+        print(table_of_codecs(rows, results) if part == "codecs" else table_of_models(rows), "\n")
+        if part == "patterns":
+            plot(rows, arguments.out)
 
 
 def alone(name: str) -> None:
@@ -292,7 +311,7 @@ def alone(name: str) -> None:
     subprocess.run([sys.executable, *sys.argv, "--only", name], env=environment, check=True)
 
 
-def table_of_patterns(rows: Sequence[dict[str, Any]]) -> str:
+def table_of_models(rows: Sequence[dict[str, Any]]) -> str:
     """Markdown."""
     lines = ["| books | model | weights | training steps | bit/s | of raw | steps a second | speed | accuracy |"]
     lines += ["|---:|---|---:|---:|---:|---:|---:|---:|---:|"]
@@ -327,11 +346,10 @@ def plot(rows: Sequence[dict[str, Any]], out: Path) -> None:
     from matplotlib import pyplot
     from matplotlib.ticker import LogLocator, NullFormatter, PercentFormatter
 
-    patterns = [row for row in rows if row["codec"] is None]
-    counts = sorted({row["books"] for row in patterns})
+    counts = sorted({row["books"] for row in rows})
     figure, axes = pyplot.subplots(figsize=(7, 4), layout="constrained")
     for number, name in enumerate(MODELS):
-        own = [row for row in patterns if row["model"] == name]
+        own = [row for row in rows if row["model"] == name]
         places = [counts.index(row["books"]) + (number - (len(MODELS) - 1) / 2) * 0.14 for row in own]
         axes.bar(places, [1 - row["bits"] / row["raw"] for row in own], 0.12, label=name)
     axes.set_xticks(range(len(counts)), [f"{count} book{'s' * (count > 1)}" for count in counts])
@@ -343,7 +361,7 @@ def plot(rows: Sequence[dict[str, Any]], out: Path) -> None:
 
     figure, axes = pyplot.subplots(figsize=(7, 4), layout="constrained")
     for number, name in enumerate(MODELS):
-        own = [row for row in patterns if row["model"] == name]
+        own = [row for row in rows if row["model"] == name]
         speeds, heard = [row["speed"] for row in own], [row["accuracy"] for row in own]
         axes.plot(speeds, heard, label=name, color=f"C{number}", linewidth=3, alpha=0.5)
         axes.scatter(speeds, heard, [40 * (1 + counts.index(row["books"])) for row in own], color=f"C{number}")

@@ -183,11 +183,17 @@ def _write(target: str, blocks: "Iterator[Block]", *, rate: int, force: bool, ra
         for block in blocks:
             sink.write(block)
             time += block.shape[1]
-        return time
+        return _some(time)
     with open_writer(target, rate=rate, channels=1, force=force) as writer:
         for block in blocks:
             writer.write(block)
             time += block.shape[1]
-        if not time:
-            raise UsageError("the model ended before the first sample: try another --seed, or ask for --seconds")
+        _some(time)
+    return time
+
+
+def _some(time: int) -> int:
+    """The number of samples. Raises UsageError where there are none."""
+    if not time:
+        raise UsageError("the model ended before the first sample: try another --seed, or ask for --seconds")
     return time

@@ -24,7 +24,9 @@ class Int8Linear(nn.Module):
     def __init__(self, linear: nn.Linear) -> None:
         super().__init__()
         if linear.weight.device.type != "cpu":
-            raise UsageError(f"int8 weights are for the CPU, this model is on {linear.weight.device}: do without them")
+            raise UsageError(
+                f"int8 weights are for the CPU, this model is on {linear.weight.device}: load it there (--device cpu)"
+            )
         weight = linear.weight.detach().float()
         # The scale is rounded first, so that the integers are right for what it is then.
         scale = (weight.abs().amax(dim=1).clamp(min=1e-12) / 127).bfloat16()

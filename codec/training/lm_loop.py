@@ -352,7 +352,7 @@ class Told:
     def expectation(self) -> str:
         """Bits per code that need no model, and those that the recipe was measured to end with."""
         ends = self.recipe.train.expected
-        then = "" if ends is None else f", {ends:.2f} when this recipe ends"
+        then = "" if ends is None else f", {ends:.2f} at the end as measured on the audio of its README"
         return f"{self.guess:.2f} by guessing, {sum(self.unigram) / self.books:.2f} by how often each code occurs{then}"
 
     def short_sight(self) -> str:

@@ -45,7 +45,7 @@ def table(recipe: LMRecipe, *, data: Path, codec: str | Path | None = None, devi
             ("weights", f"{sum(weight.numel() for weight in model.parameters()) / 1e6:.2f} million"),
             ("codes", f"{model.source.books} books of {model.source.codebook_size}, {rate:g} frames a second"),
             ("pattern", f"{recipe.model.pattern.kind}, a frame is whole {model.pattern.latency_frames} frames later"),
-            *([("context", f"{context} frames ({context / rate:.1f} s)")] if context else []),
+            *([("context", f"{context} frames ({context / rate:.1f} s){told.short_sight()}")] if context else []),
             ("told", ", ".join([*model.source.classes, *(["text"] if recipe.text else [])]) or "nothing"),
         ],
         "training": [

@@ -4,6 +4,8 @@ import re
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from codec.errors import ConfigError
 from codec.lm import patterns
@@ -34,6 +36,37 @@ def test_the_table_of_the_module() -> None:
     for number, config in enumerate(configs):
         table = [[-1 if cell == "." else int(cell) for cell in block[number].split()] for block in blocks]
         assert Pattern(config, 3).cells(0, len(table[0])).tolist() == table
+
+
+@st.composite
+def any_pattern(draw: st.DrawFn) -> Pattern:
+    books = draw(st.integers(1, 6))
+    later = st.lists(st.integers(0, 9), min_size=books - 1, max_size=books - 1)
+    match draw(st.sampled_from(["parallel", "delay", "flatten", "coarse_first"])):
+        case "delay":
+            config = PatternConfig(kind="delay", delays=(0, *draw(later)))
+        case "flatten":
+            groups = [0]
+            for more in draw(st.lists(st.booleans(), min_size=books - 1, max_size=books - 1)):
+                groups.append(groups[-1] + more)
+            config = PatternConfig(kind="flatten", groups=tuple(groups))
+        case "coarse_first":
+            config = PatternConfig(kind="coarse_first", block=draw(st.integers(1, 9)))
+        case _:
+            config = PatternConfig(kind="parallel")
+    return Pattern(config, books)
+
+
+@given(any_pattern(), st.integers(0, 40), st.integers(0, 40))
+def test_any_pattern_goes_there_and_back(pattern: Pattern, frames: int, steps: int) -> None:
+    codes = torch.arange(pattern.books * frames).reshape(1, pattern.books, frames)
+    columns = pattern.lay_out(codes, -1)
+    assert columns.shape[2] == pattern.steps(frames)
+    assert pattern.read_back(columns, frames).equal(codes)
+    assert sorted(columns[columns >= 0].tolist()) == codes.flatten().tolist()  # every cell once
+    assert pattern.cells(0, 200)[:, :steps].equal(pattern.cells(0, steps))
+    whole = pattern.whole_frames(steps)
+    assert pattern.steps(whole) <= steps < pattern.steps(whole + 1)
 
 
 @pytest.mark.parametrize("frames", [0, 1, 2, 3, 7, 8, 9, 20])

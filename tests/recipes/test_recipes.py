@@ -19,6 +19,7 @@ import pytest
 import soundfile
 import torch
 
+from codec import hub
 from codec.config import load_toml
 from codec.corpus import MANIFEST
 from codec.errors import UsageError
@@ -160,6 +161,14 @@ def test_a_language_model_sees_all_of_the_longest_crop(name: str) -> None:
         model = build(recipe.model.model_dump(), source | {"dim": codec.dim})
     assert recipe.model.context >= model.pattern.steps(recipe.data.frames)
     assert recipe.name == f"{name}-{codec.sample_rate // 1000}k-lm"
+
+
+def test_the_shipped_language_model_is_made_by_its_recipe() -> None:
+    made = LMRecipe.from_data(hub.describe(hub.DEFAULT_LM).training["recipe"]).model_dump()
+    told = load_toml(ROOT / "recipes/digits/lm.toml", LMRecipe).model_dump()
+    assert told["train"].pop("expected") == 7.8  # which was measured afterwards
+    assert made["train"].pop("expected") is None
+    assert made == told
 
 
 def test_known_checksums_and_sizes() -> None:
