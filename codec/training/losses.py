@@ -169,7 +169,7 @@ class HearingLoss(nn.Module):
 
 
 def over_time(disturbance: Tensor) -> Tensor:
-    """[batch] of [batch, frames]: norm of order 6 within 20 frames, of order 2 over these (P.862, section 10.2.11)."""
+    """[batch] of [batch, frames]: norm of order 6 within 20 frames, of order 2 over these (P.862, section 10.2)."""
     parts = disturbance.unfold(-1, min(20, disturbance.shape[-1]), 10)
     return ((parts + 1e-4) ** 6).mean(dim=-1).pow(1 / 3).mean(dim=-1).sqrt()
 
