@@ -131,7 +131,7 @@ class HearingLoss(nn.Module):
         both = torch.cat([decoded, audio])[:, 0].float()
         hann = self.get_buffer("hann")
         spectra = torch.stft(both, self.window, self.window // 2, window=hann, return_complex=True)
-        power = torch.view_as_real(spectra).square().sum(dim=-1)  # [2 batch, bins, frames]
+        power = squared(spectra)  # [2 batch, bins, frames]
         reference = power.chunk(2)[1].sum(dim=1).mean(dim=1)  # of each item
         power = power / (reference[:, None, None] + 1e-3).repeat(2, 1, 1)
         return self.loudness(power), self.envelope(power)
