@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from typing import Literal, NamedTuple, Self, TypeAlias
+from typing import Any, Literal, NamedTuple, Self, TypeAlias
 
 import torch
 import torch.nn.functional as F
@@ -22,7 +22,7 @@ from codec.nn.shapes import Codes, Logits
 from codec.nn.streaming import State
 
 Column: TypeAlias = Int[Tensor, "batch books"]
-Context: TypeAlias = Tensor
+Context: TypeAlias = Any
 """What a step knows of the steps before it; each family's own."""
 Pick: TypeAlias = Callable[[Tensor, int], Tensor]
 """From logits [batch, books, codebook_size + 1] of some books, and the number of the first of them, to their codes."""

@@ -19,6 +19,7 @@ decided; generation runs it once for a frame, and then the horizontal stack once
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
 import torch
@@ -81,29 +82,30 @@ class PixelCNNConfig(PriorConfig):
 
 
 class PixelState(NamedTuple):
-    """What each layer of the vertical stack needs of earlier frames, and what the model was told."""
+    """How many frames were seen, the last ones of them in rings, one for each layer, and what the model was told.
 
-    earlier: tuple[Grid, ...]
+    A layer looks back as many frames as its ring has: what it sees is where the next frame has its place.
+    """
+
+    seen: int
+    rings: tuple[Grid, ...]
     told: Float[Tensor, "batch layers gates"]
 
 
 class GridConv(nn.Module):
     """A convolution over frames and books; `margin` zeros stand to the left and right of the books."""
 
-    def __init__(
-        self, width: int, *, frames: int = 1, books: int, dilation: int = 1, margin: int = 0, gain: float = 1.0
-    ) -> None:
+    def __init__(self, width: int, *, frames: int = 1, books: int, margin: int = 0, gain: float = 1.0) -> None:
         super().__init__()
-        self.dilation = dilation
         self.margin = margin
         # In this order the weights of one output lie as the grid does, which spares convolutions a copy of them.
         self.weight = nn.Parameter(torch.empty(2 * width, frames, books, width))
         self.bias = nn.Parameter(torch.zeros(2 * width))
         nn.init.normal_(self.weight, std=gain * (frames * books * width) ** -0.5)
 
-    def forward(self, x: Grid) -> Grid:
+    def forward(self, x: Grid, dilation: int = 1) -> Grid:
         channels_first, weight = x.permute(0, 3, 1, 2), self.weight.permute(0, 3, 1, 2)
-        y = F.conv2d(channels_first, weight, self.bias, padding=(0, self.margin), dilation=(self.dilation, 1))
+        y = F.conv2d(channels_first, weight, self.bias, padding=(0, self.margin), dilation=(dilation, 1))
         return y.permute(0, 2, 3, 1)
 
 
@@ -112,32 +114,25 @@ class Layer(nn.Module):
 
     def __init__(self, width: int, *, kernel: int, dilation: int, layers: int, dropout: float) -> None:
         super().__init__()
-        self.dilation = dilation  # 0: it looks at its own frame alone
         self.sides = kernel // 2
         self.dropout = dropout
-        self.vertical = GridConv(
-            width,
-            frames=2 if dilation else 1,
-            books=kernel,
-            dilation=max(dilation, 1),
-            margin=self.sides,
-            gain=GAIN,
-        )
+        frames = 2 if dilation else 1  # 0: it looks at its own frame alone
+        self.vertical = GridConv(width, frames=frames, books=kernel, margin=self.sides, gain=GAIN)
         self.link = nn.Linear(2 * width, 2 * width, bias=False)
         self.horizontal = GridConv(width, books=self.sides + 1, gain=0.5**0.5)
         self.mix = nn.Linear(width, width)
         nn.init.normal_(self.link.weight, std=(2 * 2 * width) ** -0.5)
         nn.init.normal_(self.mix.weight, std=GAIN * (layers * width) ** -0.5)
 
-    def down(self, x: Grid, earlier: Grid, told: Tensor) -> tuple[Grid, Grid, Grid]:
-        """The vertical stack over some frames: its output, what it tells the horizontal one, and the last frames.
+    def down(self, x: Grid, earlier: Grid, told: Tensor) -> tuple[Grid, Grid]:
+        """The vertical stack over some frames: its output, and what it tells the horizontal one.
 
-        `earlier` are the `dilation` frames before, `told` [batch, 2 * 2 * width] what both gates are told.
+        `earlier` are as many frames before as the layer looks back, or of them the first, if x is but one; `told`
+        [batch, 2 * 2 * width] is what both gates are told.
         """
-        x = torch.cat([earlier, x], dim=1)
         vertical, horizontal = told[:, None, None].chunk(2, dim=-1)
-        found = self.vertical(x)
-        return self.gated(found + vertical), self.link(found) + horizontal, x[:, x.shape[1] - self.dilation :]
+        found = self.vertical(torch.cat([earlier, x], dim=1), dilation=max(earlier.shape[1], 1))
+        return self.gated(found + vertical), self.link(found) + horizontal
 
     def across(self, x: Grid, before: Grid, found: Grid) -> tuple[Grid, Grid]:
         """The horizontal stack over some books: its output, and the last books; `before` are the `sides` before."""
@@ -187,7 +182,8 @@ class PixelCNN(Prior):
         self.book.data *= 0.5**0.5 * torch.tensor([1 / GAIN, 1])[:, None, None]
 
     def forward(self, columns: Codes, conditions: Conditions) -> Logits:
-        found, _ = self.down(self.shifted(columns), self.initial_state(conditions))
+        _, nothing, told = self.initial_state(conditions)
+        found, _ = self.down(self.shifted(columns), nothing, told)
         x = F.pad(self.listen_across(self.cells(columns)), (0, 0, 1, 0))[:, :, :-1] + self.book[1]
         x, _ = self.across(x, found, self.no_books(x))
         return self.without_end(torch.einsum("bfqw,qwc->bqfc", self.norm(x), self.heads))
@@ -195,12 +191,18 @@ class PixelCNN(Prior):
     def initial_state(self, conditions: Conditions) -> PixelState:
         batch, width = len(conditions.classes), self.config.width
         told = self.told(conditions)
-        earlier = (told.new_zeros(batch, frames, self.source.books, width) for frames in self.config.dilations)
-        return PixelState(tuple(earlier), told.view(batch, self.config.layers, -1))
+        rings = tuple(told.new_zeros(batch, frames, self.source.books, width) for frames in self.config.dilations)
+        return PixelState(0, rings, told.view(batch, self.config.layers, -1))
 
     def advance(self, column: Column, state: PixelState) -> tuple[Context, PixelState]:
-        found, state = self.down(column[:, :, None], state)
-        return torch.cat(found, dim=1), state  # [batch, layers, books, 2 * width]
+        earlier = []
+        for ring in state.rings:
+            place = state.seen % max(ring.shape[1], 1)
+            earlier.append(ring[:, place : place + 1])  # none in a ring of no frames
+        found, heard = self.down(column[:, :, None], earlier, state.told)
+        for frame, x in zip(earlier, heard, strict=True):
+            frame.copy_(x)
+        return torch.cat(found, dim=1), state._replace(seen=state.seen + 1)  # [batch, layers, books, 2 * width]
 
     def decide(self, context: Context, pick: Pick) -> Column:
         heard = self.book[1, :1].expand(len(context), 1, 1, -1)  # [batch, frames, books, width] of one frame and book
@@ -224,16 +226,17 @@ class PixelCNN(Prior):
         vectors: Tensor = self.vectors(codes, first)
         return (vectors / scale).transpose(1, 2)
 
-    def down(self, before: Codes, state: PixelState) -> tuple[list[Grid], PixelState]:
-        """What the vertical stack tells each layer of the horizontal one, from the columns before each."""
+    def down(self, before: Codes, earlier: Sequence[Grid], told: Tensor) -> tuple[list[Grid], list[Grid]]:
+        """What the vertical stack tells each layer of the horizontal one, from the columns before each, and what each
+        layer of its own heard; `earlier` as in `Layer.down`."""
         x = self.listen_down(self.cells(before)) + self.book[0]
-        found, last = [], []
-        for layer, earlier, told in zip(self.layers, state.earlier, state.told.unbind(dim=1), strict=True):
+        found, heard = [], []
+        for layer, frames, one in zip(self.layers, earlier, told.unbind(dim=1), strict=True):
             assert isinstance(layer, Layer)
-            x, tells, after = layer.down(x, earlier, told)
+            heard.append(x)
+            x, tells = layer.down(x, frames, one)
             found.append(tells)
-            last.append(after)
-        return found, PixelState(tuple(last), state.told)
+        return found, heard
 
     def across(self, x: Grid, found: list[Grid], before: list[Grid]) -> tuple[Grid, list[Grid]]:
         """The horizontal stack over the next books, and what it needs of them for those after."""

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from codec.config import Config
 from codec.errors import UsageError
-from codec.lm.base import Column, Conditions, Prior
+from codec.lm.base import Conditions, Prior
 from codec.nn.shapes import Codes
 
 AHEAD = 64  # steps planned at once; what a seed means depends on it
@@ -237,9 +237,15 @@ class _Step(NamedTuple):
 
     `fixed` [batch, books] are the codes that nobody decides: given ones, and holes; -1 for the others. `first_frame`
     is that of book 0, `is_fixed` says that there are no others, `uniform` is [batch, books + 1].
+
+    After the step `whole` frames are whole, one more than before it at most. Until then the codes of a frame wait in
+    `slots` [batch, books, 1]: its number modulo how many frames can have begun, and after these one for holes.
     """
 
+    number: int
     frames: Tensor
+    slots: Tensor
+    whole: int
     first_frame: int
     fixed: Tensor
     is_fixed: bool
@@ -250,10 +256,15 @@ def _plan(lm: Prior, seeds: Sequence[int], known: Codes) -> Iterator[_Step]:
     """All steps, without end. Each has its random numbers, used or not: they depend on seed, step and book alone."""
     batch, books, frames = known.shape
     generators = [np.random.default_rng(seed) for seed in seeds]
+    begun = lm.pattern.latency_frames + 1
+    last = torch.full((books, 1), -1)  # frame of each book
     for first in count(step=AHEAD):
         cells = lm.pattern.cells(first, first + AHEAD)  # [books, steps]
         first_frames = cells[0].tolist()
+        last = torch.cat([last[:, -1:], cells], dim=1).cummax(dim=1).values
+        whole = (last.amin(dim=0)[1:] + 1).tolist()
         cells = cells.to(lm.device)
+        slots = torch.where(cells < 0, begun, cells % begun).expand(batch, -1, -1)
         fixed = torch.where(cells < 0, lm.hole, -1).expand(batch, -1, -1)
         if frames:
             inside = (cells >= 0) & (cells < frames)
@@ -262,7 +273,16 @@ def _plan(lm: Prior, seeds: Sequence[int], known: Codes) -> Iterator[_Step]:
         drawn = np.stack([generator.random((AHEAD, books + 1), np.float32) for generator in generators], axis=1)
         uniform = torch.from_numpy(drawn).to(lm.device)
         for step in range(AHEAD):
-            yield _Step(cells[:, step], first_frames[step], fixed[:, :, step], is_fixed[step], uniform[step])
+            yield _Step(
+                first + step,
+                cells[:, step],
+                slots[:, :, step, None],
+                whole[step],
+                first_frames[step],
+                fixed[:, :, step],
+                is_fixed[step],
+                uniform[step],
+            )
 
 
 @torch.inference_mode()
@@ -279,16 +299,16 @@ def _run(
 
     Conditions have then twice as many rows as `earliest` [batch], the first frame at which each row may end.
     """
-    batch, pattern, hole, device = len(earliest), lm.pattern, lm.hole, earliest.device
+    batch, hole, device = len(earliest), lm.hole, earliest.device
+    begun = lm.pattern.latency_frames + 1
     halves = 1 if guidance is None else 2
     last = NEVER if frames is None else frames  # frames in all, as far as known
     no_end, some_end = int(earliest.max()), int(earliest.min())
     ended = torch.full_like(earliest, NEVER)  # the frame at which each row ended
     has_ended = False
     recent = torch.full((batch, sampler.window), -1, device=device)
-    columns: list[Column] = []  # from step `oldest` on
-    oldest = whole = 0
-    number: int
+    made = torch.full((batch, lm.source.books, begun + 1), hole, device=device)  # `slots`
+    whole = 0
     step: _Step
     fixed: Tensor  # of this step, once rows have ended
 
@@ -305,13 +325,13 @@ def _run(
         try:
             drawn = sampler.draw(logits, first, step.uniform, recent)
         except UsageError as error:
-            raise UsageError(f"step {number}, book {first}: {error}") from error
+            raise UsageError(f"step {step.number}, book {first}: {error}") from error
         codes = torch.where(fixed[:, books] < 0, drawn, fixed[:, books])
         return torch.cat([codes] * halves)  # `repeat` is six times slower
 
     state = lm.initial_state(told)
     column = torch.full((batch, lm.source.books), hole, device=device)
-    for number, step in enumerate(plan):
+    for step in plan:
         context, state = lm.advance(torch.cat([column] * halves), state)
         fixed = torch.where(step.frames >= ended[:, None], hole, step.fixed) if has_ended else step.fixed
         column = fixed if step.is_fixed else lm.decide(context, pick)[:batch]
@@ -323,19 +343,12 @@ def _run(
                 column = torch.where(step.frames >= ended[:, None], hole, column)
                 last = min(last, int(ended.max()))
         if sampler.looks_back and step.first_frame >= 0:
-            recent = torch.cat([recent[:, 1:], column[:, :1]], dim=1)
-        columns.append(column)
-        now = min(pattern.whole_frames(number + 1), last)
-        if now > whole:
-            places = pattern.places(whole, now + 1).to(device) - oldest
-            codes = torch.stack(columns, dim=2).gather(2, places[:, :-1].expand(batch, -1, -1))
-            if has_ended:
-                over = torch.arange(whole, now, device=device) >= ended[:, None]
-                codes = codes.masked_fill(over[:, None], -1)
-            yield codes
-            passed = int(places[:, -1].min())  # steps that no later frame asks for
-            del columns[:passed]
-            oldest, whole = oldest + passed, now
+            recent[:, step.first_frame % sampler.window] = column[:, 0]
+        made.scatter_(2, step.slots, column[:, :, None])
+        if min(step.whole, last) > whole:
+            codes = made[:, :, whole % begun, None].clone()
+            yield codes.masked_fill_((ended <= whole)[:, None, None], -1) if has_ended else codes
+            whole += 1
         if whole >= last:
             return
 

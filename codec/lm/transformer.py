@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from codec.config import Config
 from codec.errors import ConfigError
-from codec.lm.base import Classes, CodeVectors, Column, Conditions, Context, Pick, Prior, PriorConfig, Source
+from codec.lm.base import Classes, CodeVectors, Column, Conditions, Pick, Prior, PriorConfig, Source
 from codec.nn.attention import Memory, Transformer, TransformerState
 from codec.nn.shapes import Codes, Logits
 
@@ -54,10 +54,18 @@ class TransformerConfig(PriorConfig):
 
 
 class LMState(NamedTuple):
-    """Where it is in time, and what it was told."""
+    """Where it is in time, what it was told, and the rings in which each step decides its books."""
 
     time: TransformerState
     told: Tensor
+    books: TransformerState | None
+
+
+class Known(NamedTuple):
+    """What is known of a step before its first book is decided [batch, width], and the rings to decide them in."""
+
+    known: Tensor
+    books: TransformerState | None
 
 
 class TokenLM(Prior):
@@ -114,18 +122,21 @@ class TokenLM(Prior):
 
     def initial_state(self, conditions: Conditions) -> LMState:
         told = self.told(conditions)
-        return LMState(self.time.initial_state(told, self.memory(conditions)), told)
+        books = self.depth.net.initial_state(told) if self.depth else None
+        return LMState(self.time.initial_state(told, self.memory(conditions)), told, books)
 
-    def advance(self, column: Column, state: LMState) -> tuple[Context, LMState]:
+    def advance(self, column: Column, state: LMState) -> tuple[Known, LMState]:
         x = self.heard(column[:, :, None], state.time.seen, state.told)
         known, time = self.time.advance(x, state.time)
-        return known[:, 0], LMState(time, state.told)
+        return Known(known[:, 0], state.books), state._replace(time=time)
 
-    def decide(self, context: Context, pick: Pick) -> Column:
+    def decide(self, context: Known, pick: Pick) -> Column:
+        known, books = context
         if self.depth:
-            return self.depth.decide(context, pick, self.vectors)
+            assert books
+            return self.depth.decide(known, pick, self.vectors, books)
         assert self.heads
-        logits = self.heads(context).view(len(context), self.source.books, -1)  # [batch, books, classes]
+        logits = self.heads(known).view(len(known), self.source.books, -1)  # [batch, books, classes]
         return pick(self.without_end(logits), 0)
 
     @torch.no_grad()
@@ -135,6 +146,8 @@ class TokenLM(Prior):
         vectors = self.vectors.alike(every)[0].view(classes, books, -1)
         weight = self.listen.weight.view(self.config.width, books, -1)
         self.added = torch.einsum("cbd,wbd->bcw", vectors, weight).flatten(0, 1)
+        if self.depth:
+            self.depth.added = self.depth.listen(self.vectors(every)[0])
         return super().for_steps()
 
     # the parts of a step
@@ -159,6 +172,9 @@ class TokenLM(Prior):
 class Depth(nn.Module):
     """A transformer over the books of a step: what time knows comes first, then book after book."""
 
+    added: Tensor | None
+    """What each code adds to the input of the next book [books, codebook_size + 1, width], known for steps."""
+
     def __init__(self, config: DepthConfig, source: Source, width: int, dropout: float) -> None:
         super().__init__()
         self.books = source.books
@@ -170,6 +186,7 @@ class Depth(nn.Module):
             config.width, layers=config.layers, heads=config.heads, context=source.books, dropout=dropout
         )
         self.heads = nn.Parameter(0.02 * torch.randn(source.books, config.width, source.codebook_size + 1))
+        self.register_buffer("added", None, persistent=False)
         nn.init.normal_(self.known.weight, std=width**-0.5)
         nn.init.normal_(self.listen.weight, std=source.dim**-0.5)
 
@@ -182,21 +199,22 @@ class Depth(nn.Module):
         x = self.net(x.flatten(0, 1)).view(batch, steps, self.books, -1)
         return torch.einsum("bsqw,qwc->bqsc", x, self.heads)
 
-    def decide(self, context: Context, pick: Pick, vectors: CodeVectors) -> Column:
-        """A column, book by book, given what time knows [batch, width]."""
+    def decide(self, context: Tensor, pick: Pick, vectors: CodeVectors, state: TransformerState) -> Column:
+        """A column, book by book, given what time knows [batch, width]; in the rings of an initial state."""
         known = self.known(context)[:, None] + self.book  # [batch, books, width]
-        state = self.net.initial_state(known)
         column: list[Tensor] = []
-        above = known.new_zeros(len(known), vectors.dim)
+        heard = torch.zeros_like(known[:, 0])
         for book in range(self.books):
-            x = known[:, book] + self.listen(above)
-            y, state = self.net.advance(x[:, None], state)
+            y, state = self.net.advance((known[:, book] + heard)[:, None], state)
             logits = y @ self.heads[book]  # [batch, 1, classes]
             if book:
                 logits[..., -1] = -torch.inf
             column.append(pick(logits, book))
-            vector = vectors(column[-1][:, :, None], book)[:, 0, 0]
-            above = above + vector if self.cumulative else vector
+            if self.added is None:
+                vector = self.listen(vectors(column[-1][:, :, None], book)[:, 0, 0])
+            else:
+                vector = F.embedding(column[-1][:, 0], self.added[book])
+            heard = heard + vector if self.cumulative else vector
         return torch.cat(column, dim=1)
 
 

@@ -13,6 +13,7 @@ distances count: a stream may go on for ever.
 from __future__ import annotations
 
 import math
+from functools import lru_cache
 from typing import NamedTuple
 
 import torch
@@ -24,6 +25,7 @@ from codec.errors import ConfigError
 from codec.nn.streaming import Stateful
 
 FASTEST_TURN, SLOWEST_TURN = 1.0, 1e-4  # radians a step
+TOGETHER = 512  # positions whose turns are worked out together
 
 
 class Memory(NamedTuple):
@@ -48,16 +50,15 @@ class RMSNorm(nn.Module):
     `nn.RMSNorm` takes twice as many operations on a CPU, and its backward pass half as long again.
     """
 
-    smallest: Tensor
-
     def __init__(self, width: int) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.ones(width))
-        self.register_buffer("smallest", torch.tensor(1e-7), persistent=False)
+        self.smallest = torch.tensor(1e-7)  # a number, wherever the module is
+        self.share = width**-0.5
 
     def forward(self, x: Tensor) -> Tensor:
         length = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
-        return x / torch.add(self.smallest, length, alpha=x.shape[-1] ** -0.5) * self.weight
+        return x / torch.add(self.smallest, length, alpha=self.share) * self.weight
 
 
 class Block(nn.Module):
@@ -134,24 +135,19 @@ class Transformer(Stateful):
         hidden = hidden or round(width * 8 / 3 / 32) * 32  # as many weights as two plain layers of 4 × width
         self.context = context
         self.width = width
+        self.head = width // heads
         self.blocks = nn.ModuleList(
             Block(width, heads, hidden=hidden, memory=memory, dropout=dropout) for _ in range(layers)
         )
         self.norm = RMSNorm(width)
-        head = width // heads
-        turns = torch.logspace(math.log10(FASTEST_TURN), math.log10(SLOWEST_TURN), head // 2, dtype=torch.float64)
-        self.register_buffer("turns", turns, persistent=False)
-        self.register_buffer("first_turns", self.turned(0, context).float(), persistent=False)
         for name, weight in self.named_parameters():
             if weight.ndim == 2:
                 ends = name.endswith(("mixed.weight", "told.weight", "gated.weight"))
                 nn.init.normal_(weight, std=width**-0.5 / (math.sqrt(2 * layers) if ends else 1))
 
     def initial_state(self, like: Tensor, memory: Memory | None = None) -> TransformerState:
-        block = self.blocks[0]
-        assert isinstance(block, Block)
-        shape = len(self.blocks), 2, len(like), block.heads, self.context, self.width // block.heads
-        return TransformerState(0, like.new_zeros(shape, dtype=self.norm.weight.dtype), memory)
+        shape = len(self.blocks), 2, len(like), self.width // self.head, self.context, self.head
+        return TransformerState(0, like.new_zeros(shape, dtype=next(self.parameters()).dtype), memory)
 
     def remember(self, known: Tensor, there: Tensor) -> Memory:
         """A memory of `known` [batch, places, width], those that are `there` [batch, places]."""
@@ -213,23 +209,35 @@ class Transformer(Stateful):
 
     def rotation(self, first: int, steps: int, like: Tensor) -> tuple[Tensor, Tensor]:
         """What `turn` takes of queries, keys and values from position `first` on, exact however far."""
-        known: Tensor = self.first_turns  # type: ignore[assignment]
-        last = first + steps
-        cosine, sine = known.narrow(4, first, steps) if last <= known.shape[4] else self.turned(first, last)
-        return cosine.to(like.dtype), sine.to(like.dtype)
-
-    def turned(self, first: int, last: int) -> Tensor:
-        """Cosines and signed sines [2, 3, 1, 1, steps, head] of the turns at positions; values are not turned."""
-        turns: Tensor = self.turns  # type: ignore[assignment]
-        angles = torch.arange(first, last, dtype=torch.float64, device=turns.device)[:, None] * turns
-        angles = torch.stack([angles, angles, torch.zeros_like(angles)])[:, None, None]
-        sines = angles.sin()
-        return torch.stack([angles.cos().repeat(1, 1, 1, 1, 2), torch.cat([-sines, sines], dim=-1)])
+        before, inside = divmod(first, TOGETHER)
+        if inside + steps <= TOGETHER:
+            rotation = known_turns(before, self.head, like.device).narrow(4, inside, steps)
+        else:
+            rotation = turns(first, first + steps, self.head, like.device)
+        cosine, sine = rotation.to(like.dtype)
+        return cosine, sine
 
     def mask(self, before: int, steps: int, device: torch.device) -> Tensor:
         """Which of `before` earlier steps and of themselves `steps` steps see [steps, before + steps]."""
         distance = torch.arange(before, before + steps)[:, None] - torch.arange(before + steps)
         return ((distance >= 0) & (distance < self.context)).to(device)
+
+
+def turns(first: int, last: int, head: int, device: torch.device) -> Tensor:
+    """Cosines and signed sines [2, 3, 1, 1, steps, head] of the turns at positions; values are not turned."""
+    speeds = torch.logspace(math.log10(FASTEST_TURN), math.log10(SLOWEST_TURN), head // 2, dtype=torch.float64)
+    angles = torch.arange(first, last, dtype=torch.float64)[:, None] * speeds
+    angles = torch.stack([angles, angles, torch.zeros_like(angles)])[:, None, None]
+    sines = angles.sin()
+    both = torch.stack([angles.cos().repeat(1, 1, 1, 1, 2), torch.cat([-sines, sines], dim=-1)])
+    return both.float().to(device)
+
+
+@lru_cache(maxsize=8)
+def known_turns(number: int, head: int, device: torch.device) -> Tensor:
+    """The turns of the positions from `number` * TOGETHER on."""
+    with torch.inference_mode(False):  # training may use them too
+        return turns(number * TOGETHER, (number + 1) * TOGETHER, head, device)
 
 
 def turn(x: Tensor, rotation: tuple[Tensor, Tensor]) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 
 import torch
@@ -18,7 +19,7 @@ class HalfLinear(nn.Linear):
         super().__init__(linear.in_features, linear.out_features, bias=linear.bias is not None, device="meta")
         self.weight = linear.weight.requires_grad_(False)
         self.bias = linear.bias
-        self.packed = torch.ops.quantized.linear_prepack_fp16(self.weight.detach(), None)
+        self.product = product(self.weight.detach(), None if self.bias is None else self.bias.detach())
 
     @staticmethod
     def fits(weight: Tensor) -> bool:
@@ -29,8 +30,30 @@ class HalfLinear(nn.Linear):
     def forward(self, x: Tensor) -> Tensor:
         if torch.is_grad_enabled() or x.device.type != "cpu":
             return super().forward(x)
-        y: Tensor = torch.ops.quantized.linear_dynamic_fp16(x, self.packed)
-        return y if self.bias is None else y + self.bias
+        return self.product(x)
+
+
+def product(weight: Tensor, bias: Tensor | None) -> Callable[[Tensor], Tensor]:
+    """x @ weight.T + bias as a function of x, the weights packed as 16 bits.
+
+    torch has two names for it. One takes 1 microsecond to call and is announced to go; the other takes 7, which is a
+    third of a product of one row, and is there for the day.
+    """
+    try:
+        packed = quietly(torch.fbgemm_pack_gemm_matrix_fp16, weight)
+        quickly = torch.fbgemm_linear_fp16_weight_fp32_activation
+        quietly(quickly, weight[:1], packed, bias)  # it warns but once
+    except (AttributeError, TypeError, RuntimeError):
+        known = torch.ops.quantized.linear_prepack_fp16(weight, bias)
+        return lambda x: torch.ops.quantized.linear_dynamic_fp16(x, known)
+    return lambda x: quickly(x, packed, bias)
+
+
+def quietly(do: Callable[..., Tensor], *arguments: Tensor | None) -> Tensor:
+    """What it does, without its warnings."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return do(*arguments)
 
 
 def replace_linears(module: nn.Module, make: Callable[[nn.Linear], nn.Module]) -> None:

@@ -36,9 +36,10 @@ class Int8Linear(nn.Module):
         self.bias = None if linear.bias is None else nn.Parameter(linear.bias.detach(), requires_grad=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        rows = x.reshape(-1, x.shape[-1]).to(torch.bfloat16, memory_format=torch.contiguous_format)
-        y = torch._weight_int8pack_mm(rows, self.weight, self.scale).to(x.dtype)
-        y = y.view(*x.shape[:-1], -1)
+        rows = x if x.ndim == 2 else x.reshape(-1, x.shape[-1])
+        y = torch._weight_int8pack_mm(rows.bfloat16().contiguous(), self.weight, self.scale).to(x.dtype)
+        if x.ndim != 2:
+            y = y.view(*x.shape[:-1], -1)
         return y if self.bias is None else y + self.bias
 
 

@@ -6,12 +6,13 @@ from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from codec.errors import ConfigError, UnknownModel, UsageError
 from codec.lm import build
 from codec.lm.base import CodeVectors, Conditions, Source
 from codec.nn.half import HalfLinear
+from codec.nn.streaming import State
 from tests.lm.tiny import DIM, SIZE, columns_of, prior, step_by_step, told
 
 PATTERNS: dict[str, dict[str, Any]] = {
@@ -141,9 +142,10 @@ def test_no_conditions_is_a_row_of_nothing() -> None:
         assert torch.allclose(model(columns, nothing), model(columns, padded), atol=1e-5)
 
 
+@pytest.mark.parametrize("name", ["text", "depth", "depth of the last"])
 @pytest.mark.parametrize("shipped", [False, True])
-def test_laid_out_for_steps_it_is_the_same_model(shipped: bool) -> None:
-    model = prior(text=True)
+def test_laid_out_for_steps_it_is_the_same_model(shipped: bool, name: str) -> None:
+    model = prior(**MODELS[name])
     if shipped:
         for parameter in model.parameters():
             parameter.data = parameter.data.half().float()
@@ -156,3 +158,21 @@ def test_laid_out_for_steps_it_is_the_same_model(shipped: bool) -> None:
     assert isinstance(model.listen, HalfLinear if shipped else nn.Linear)
     assert model.listen.weight.t().is_contiguous() is not shipped
     assert torch.allclose(step_by_step(model, columns, conditions), before, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["delay", "depth", "pixelcnn"])
+def test_a_state_takes_the_same_memory_for_ever(name: str) -> None:
+    def places(state: State) -> list[int]:
+        if isinstance(state, Tensor):
+            return [state.data_ptr()] if state.numel() else []
+        return [place for part in state for place in places(part)] if isinstance(state, tuple) else []
+
+    model = prior(**MODELS[name], context=4)
+    state = model.initial_state(told(model, 2))
+    before = places(state)
+    assert len(before) > 1
+    with torch.no_grad():
+        for column in columns_of(model, 2, 9).unbind(dim=2):
+            context, state = model.advance(column, state)
+            model.decide(context, lambda logits, first: logits[..., :-1].argmax(dim=-1))
+            assert places(state) == before

@@ -1,6 +1,7 @@
 """Patterns against the table of their module, against the published definitions, and there and back."""
 
 import re
+from itertools import pairwise
 
 import pytest
 import torch
@@ -109,6 +110,17 @@ def test_latency(pattern: Pattern) -> None:
     done = places.max(dim=0).values[:100]
     ahead = [(int((places[0] <= step).sum()) - 1) - frame for frame, step in enumerate(done.tolist())]
     assert max(ahead) == pattern.latency_frames
+
+
+@given(any_pattern())
+def test_frames_become_whole_one_by_one(pattern: Pattern) -> None:
+    """What generation relies on: never two at a step, and no more begun than `latency_frames` and one."""
+    last = pattern.cells(0, 120).cummax(dim=1).values  # [books, steps]
+    whole = [pattern.whole_frames(step + 1) for step in range(120)]
+    assert whole == (last.amin(dim=0) + 1).tolist()
+    assert all(after - before in (0, 1) for before, after in pairwise([0, *whole]))
+    begun = (last.amax(dim=0) + 1).tolist()
+    assert all(many - done <= pattern.latency_frames + 1 for many, done in zip(begun, [0, *whole], strict=False))
 
 
 def test_published_sizes() -> None:

@@ -88,9 +88,9 @@ def test_it_is_its_definition() -> None:
         cells = [(f, q) for f in range(frames) for q in range(books)]
         down = {(f, q): model.listen_down(vectors[q, f]) + model.book[0, q] for f, q in cells}
         over = {(f, q): (model.listen_across(vectors[q - 1, f + 1]) if q else 0) + model.book[1, q] for f, q in cells}
-        for number, layer in enumerate(model.layers):
+        for number, (layer, dilation) in enumerate(zip(model.layers, model.config.dilations, strict=True)):
             bias_down, bias_over = biases.view(3, 2, 8)[number]
-            weight, dilation = layer.vertical.weight, layer.dilation
+            weight = layer.vertical.weight
             new_down, new_over = {}, {}
             for f, q in cells:
                 found = layer.vertical.bias.clone()
@@ -109,17 +109,6 @@ def test_it_is_its_definition() -> None:
             assert torch.allclose(logits[0, q, f, :-1], expected[:-1], atol=1e-9)
 
 
-def test_the_state_does_not_grow() -> None:
-    model = prior(family="pixelcnn", layers=3, context=6)
-    state = model.initial_state(model.conditions([{}, {}]))
-    shapes = [part.shape for part in state.earlier]
-    with torch.no_grad():
-        for column in columns_of(model, 2, 9).unbind(dim=2):
-            _, state = model.advance(column, state)
-            assert [part.shape for part in state.earlier] == shapes
-    assert sum(shape[1] for shape in shapes) == 5
-
-
 def test_gates_stay_gates() -> None:
     """Fresh weights neither let the vertical stack die away nor saturate it: it has no residual connections."""
     torch.manual_seed(0)
@@ -128,7 +117,8 @@ def test_gates_stay_gates() -> None:
     assert isinstance(model, PixelCNN)
     with torch.no_grad():
         codes = torch.randint(64, (1, 8, 64))
-        found, _ = model.down(codes, model.initial_state(model.conditions([{}])))
+        state = model.initial_state(model.conditions([{}]))
+        found, _ = model.down(codes, state.rings, state.told)
     assert all(0.35 < float(part[:, 32:].std()) < 1.5 for part in found)
     assert len(found) == 10
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from codec.errors import ConfigError
-from codec.nn.attention import RMSNorm, Transformer, turn
+from codec.nn.attention import TOGETHER, RMSNorm, Transformer, known_turns, turn, turns
 
 CONTEXTS = [1, 3, 8, 64]
 
@@ -111,6 +111,21 @@ def test_positions_far_out() -> None:
         far = [model.rotation(10**6, 6, x)] * 2
         there = turn(x[:, None, :, :8], far[0]) @ turn(x[:, None, :, 8:], far[1]).mT
         assert torch.allclose(here, there, atol=1e-4)
+
+
+def test_positions_where_turns_are_known_from() -> None:
+    """Those from a table, those from two, and those of no table are the same; training may use them after a step."""
+    model, x = net(), signal(6)
+    far = turns(0, 3 * TOGETHER, 8, x.device)
+    for first in (0, TOGETHER - 1, TOGETHER, 2 * TOGETHER - 3):
+        for steps in (1, 5, TOGETHER):
+            with torch.inference_mode():
+                found = torch.stack(model.rotation(first, steps, x))
+            assert torch.allclose(found, far[..., first : first + steps, :], atol=1e-7)
+    with torch.inference_mode():
+        known_turns.cache_clear()
+        model(x)
+    model(x).sum().backward()
 
 
 def test_memory_is_seen_where_it_is() -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -38,6 +40,25 @@ def test_a_layer(bias: bool) -> None:
         assert layer(x.transpose(0, 1)).equal(y.transpose(0, 1))
         assert copy.deepcopy(layer)(x).equal(y)
     assert list(layer.state_dict()) == list(real.state_dict())
+
+
+def test_without_the_name_that_will_go(monkeypatch: pytest.MonkeyPatch) -> None:
+    x = torch.randn(3, 48)
+    for bias in (True, False):
+        layer = HalfLinear(linear(bias))
+        with monkeypatch.context() as patch:
+            patch.delattr(torch, "fbgemm_pack_gemm_matrix_fp16")
+            other = HalfLinear(linear(bias))
+        with torch.no_grad():
+            assert other(x).equal(layer(x))
+
+
+def test_nothing_is_said_of_what_will_go() -> None:
+    """In a process of its own, as torch warns but once."""
+    code = "import torch; from codec.nn.half import HalfLinear as Half; torch.set_grad_enabled(False)\n"
+    code += "Half(torch.nn.Linear(32, 8))(torch.randn(1, 32))"
+    done = subprocess.run([sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, check=True)
+    assert done.stderr == ""
 
 
 def test_gradients_of_its_input() -> None:
