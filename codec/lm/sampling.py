@@ -420,7 +420,7 @@ def _drawn(shares: Tensor, uniform: Tensor) -> Tensor:
     sums = shares.cumsum(dim=-1, dtype=torch.float64)
     total = sums[..., -1:]
     if not (total > 0).all():  # false for NaN too
-        raise UsageError("the model's logits are no numbers (NaN or infinite): load it in float32, or train it again")
+        raise UsageError("the model's logits are no numbers (NaN or infinite): leave it in float32, or train it again")
     return torch.searchsorted(sums, uniform[..., None] * total, right=True)[..., 0]
 
 

@@ -36,17 +36,17 @@ class HalfLinear(nn.Linear):
 def product(weight: Tensor, bias: Tensor | None) -> Callable[[Tensor], Tensor]:
     """x @ weight.T + bias as a function of x, the weights packed as 16 bits.
 
-    torch has two names for it. One takes 1 microsecond to call and is announced to go; the other takes 7, which is a
-    third of a product of one row, and is there for the day.
+    torch has two names for the kernel. One is called in 1 µs and will be removed from torch some day; the other takes
+    7 µs, half of what a product of one row takes, and is for that day.
     """
     try:
         packed = quietly(torch.fbgemm_pack_gemm_matrix_fp16, weight)
-        quickly = torch.fbgemm_linear_fp16_weight_fp32_activation
-        quietly(quickly, weight[:1], packed, bias)  # it warns but once
+        kernel = torch.fbgemm_linear_fp16_weight_fp32_activation
+        quietly(kernel, weight[:1], packed, bias)  # it warns but once
     except (AttributeError, TypeError, RuntimeError):
         known = torch.ops.quantized.linear_prepack_fp16(weight, bias)
         return lambda x: torch.ops.quantized.linear_dynamic_fp16(x, known)
-    return lambda x: quickly(x, packed, bias)
+    return lambda x: kernel(x, packed, bias)
 
 
 def quietly(do: Callable[..., Tensor], *arguments: Tensor | None) -> Tensor:
