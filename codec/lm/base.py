@@ -90,7 +90,7 @@ class CodeVectors(nn.Module):
             self.entries = nn.Parameter(torch.randn(shape))
         else:
             self.register_buffer("entries", torch.randn(shape))
-        self.hole = nn.Parameter(torch.zeros(source.books, source.dim))
+        self.hole = nn.Parameter(torch.randn(source.books, source.dim))  # norms have no gradient of zeros
         self.register_buffer("scale", torch.ones(source.books))
         self.register_buffer("places", self.size * torch.arange(self.books)[:, None], persistent=False)
 
@@ -101,6 +101,7 @@ class CodeVectors(nn.Module):
         lengths = vectors.square().sum(dim=-1).mean(dim=-1).sqrt().clamp(min=1e-12)  # [books]
         self.entries.copy_(vectors / lengths[0] * self.dim**0.5)
         self.scale.copy_(lengths / lengths[0])
+        self.hole.mul_(self.scale[:, None])
 
     def forward(self, codes: Codes, first: int = 0) -> Float[Tensor, "batch books steps dim"]:
         """Vectors of codes [batch, books, steps] of the books from `first` on; code `size` is a hole."""

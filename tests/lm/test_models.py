@@ -142,6 +142,25 @@ def test_no_conditions_is_a_row_of_nothing() -> None:
         assert torch.allclose(model(columns, nothing), model(columns, padded), atol=1e-5)
 
 
+@pytest.mark.parametrize("classes", [{}, {"label": ["no", "yes"]}])
+@pytest.mark.parametrize("name", MODELS)
+def test_gradients_of_fresh_models(name: str, classes: dict[str, list[str]]) -> None:
+    """Also deep ones that are told nothing, whose first step hears holes alone."""
+    config = {"width": 32, "layers": 12, "context": 64} | MODELS[name]
+    sizes = {"codec": "", "weights_hash": "", "books": 3, "codebook_size": SIZE, "dim": DIM, "classes": classes}
+    torch.manual_seed(0)
+    model = build({"family": "transformer"} | config, sizes)
+    model.vectors.start(torch.randn(3, SIZE, DIM) * torch.tensor([1.0, 0.5, 0.1])[:, None, None])
+    columns = columns_of(model, 2, 7)
+    logits = model(columns, model.conditions([{}] * 2))
+    decided = (columns != model.hole).nonzero(as_tuple=True)
+    torch.nn.functional.cross_entropy(logits[decided], columns[decided]).backward()
+    gradients = {
+        name: float(weight.grad.norm()) for name, weight in model.named_parameters() if weight.grad is not None
+    }
+    assert 1e-3 < max(gradients.values()) < 10, gradients
+
+
 @pytest.mark.parametrize("name", ["text", "depth", "depth of the last"])
 @pytest.mark.parametrize("shipped", [False, True])
 def test_laid_out_for_steps_it_is_the_same_model(shipped: bool, name: str) -> None:
