@@ -35,7 +35,7 @@ def generate(
     block_seconds: float = 0.25,
     int8: bool = False,
     device: str | torch.device = "cpu",
-    **told: str | None,
+    **told: str | int | None,
 ) -> Iterator[Audio]:
     """Audio blocks [batch, 1, time] at the codec's rate, the first as soon as the first frame is whole.
 
@@ -57,6 +57,8 @@ def generate(
     if int8:
         to_int8(lm)
     seeds = [seed] if isinstance(seed, int) else list(seed)
+    if not seeds:
+        raise UsageError("there are no seeds: give one for each row to generate")
     math_ = codec.frame_math
     length = None if seconds is None or seconds == math.inf else _length(codec, seconds)
     frames = None if seconds == math.inf else math_.frames(_length(codec, MOST_SECONDS) if length is None else length)
@@ -69,7 +71,7 @@ def generate(
     pieces = drawing.generate_frames(
         lm,
         seeds=seeds,
-        conditions=lm.conditions([{kind: name for kind, name in told.items() if name is not None}] * len(seeds)),
+        conditions=lm.conditions([{kind: str(name) for kind, name in told.items() if name is not None}] * len(seeds)),
         guidance=guidance,
         sampling=sampling,
         frames=frames,

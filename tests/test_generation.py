@@ -276,8 +276,10 @@ def test_the_shipped_model_says_what_it_is_told() -> None:
 
 
 def test_weights_of_8_bits_on_request() -> None:
-    exact, rounded = (joined(generate(seed=1, label="4", int8=int8)) for int8 in (False, True))
+    exact, rounded = (joined(generate(seed=1, label=label, int8=int8)) for label, int8 in (("4", False), (4, True)))
     assert rounded.shape[2] > 0.2 * RATE
     assert exact.shape != rounded.shape or not exact.equal(rounded)
+    with pytest.raises(UsageError, match="there are no seeds"):
+        generate(seed=[])
     with pytest.raises(UsageError, match="int8 would change the language model: give its name"):
         generate(hub.load_lm(), int8=True)

@@ -62,7 +62,7 @@ MODELS: dict[str, dict[str, Any]] = {
     "partial delay": TRANSFORMER | {"pattern": {"kind": "delay", "delays": "0, then all 1"}},
     "flatten": TRANSFORMER | {"pattern": {"kind": "flatten"}},
     "depth": TRANSFORMER | {"pattern": PARALLEL, "depth": {"width": 96, "layers": 2, "heads": 4}},
-    "PixelCNN": {"family": "pixelcnn", "pattern": PARALLEL},
+    "PixelCNN": {"family": "pixelcnn", "pattern": PARALLEL, "layers": 10},
 }
 OF_ONE_BOOK = ("parallel", "PixelCNN")  # where there is one book, the others are "parallel"
 CODECS: dict[str, dict[str, Any]] = {  # 12 bits a frame each

@@ -16,7 +16,9 @@ if TYPE_CHECKING:
 
 
 def evaluate_lm(
-    lm: Annotated[str, typer.Argument(metavar="LM", help="A shipped language model's name, or its file.")],
+    lm: Annotated[
+        str, typer.Argument(metavar="LM", help="A shipped language model's name, its file or its run's folder.")
+    ],
     data: Annotated[
         Path, typer.Option(help="A manifest with labels: what the model learnt, and as split valid what it did not.")
     ],

@@ -61,6 +61,9 @@ def train(
     loaded: Recipe | LMRecipe
     if "kind" in tables:
         loaded = LMRecipe.from_data(tables, source=str(recipe))
+        if overrides and not any(override.startswith("train.expected=") for override in overrides):
+            train = loaded.train.model_copy(update={"expected": None})  # which was measured on the recipe as it is
+            loaded = loaded.model_copy(update={"train": train})
     else:
         loaded = Recipe.from_data(tables, source=str(recipe))
     if steps is not None and steps > loaded.train.steps:
@@ -81,7 +84,7 @@ def train(
 
             typer.echo(lm_plan.table(loaded, data=source, codec=codec, device=place))
         elif overfit_batch:
-            _learn_by_heart(loaded, source, codec, place)
+            _learn_by_heart(loaded, source, codec, place, steps)
         else:
             from codec.training import lm_loop
 
@@ -111,11 +114,11 @@ def _tell(model: Path) -> None:
         say(f"the model is {model}")
 
 
-def _learn_by_heart(recipe: "LMRecipe", source: Path, codec: str | None, device: str | None) -> None:
+def _learn_by_heart(recipe: "LMRecipe", source: Path, codec: str | None, device: str | None, steps: int | None) -> None:
     """Say how it goes; exit status 1 where the batch is not learnt."""
     from codec.training import lm_loop
 
-    for done, bits, learnt in lm_loop.learn_by_heart(recipe, data=source, codec=codec, device=device):
+    for done, bits, learnt in lm_loop.learn_by_heart(recipe, data=source, codec=codec, device=device, steps=steps):
         if learnt:
             say(f"learnt by heart: {bits:.3f} bits per code after {done} steps")
             return

@@ -44,7 +44,7 @@ class PixelCNNConfig(PriorConfig):
     family: Literal["pixelcnn"] = "pixelcnn"
     pattern: PatternConfig = PatternConfig(kind="parallel")
     width: int = Field(128, ge=1)
-    layers: int = Field(10, ge=1)
+    layers: int = Field(12, ge=1)
     context: int = Field(256, ge=1)
     """Earlier frames that a cell sees; at most 2 to the power of `layers`."""
     kernel: int = Field(3, ge=1)

@@ -188,6 +188,10 @@ def evaluate(
         )
         if len(wanted) <= FEATURES:
             notes.append(f"FID of {name} is too high: {len(wanted)} clips are not more than the {FEATURES} features.")
+        if rows[-1].inception > len(labels):
+            notes.append(
+                f"IS of {name} says nothing: {len(wanted)} clips are too few for it to be at most {len(labels)}."
+            )
     return LMEvaluation(tuple(rows), tuple(notes))
 
 

@@ -434,7 +434,12 @@ def speak(model: Prior, codec: Codec, valid: LMData, record: Record, step: int, 
 
 
 def learn_by_heart(
-    recipe: LMRecipe, *, data: Path, codec: str | Path | None = None, device: str | None = None
+    recipe: LMRecipe,
+    *,
+    data: Path,
+    codec: str | Path | None = None,
+    device: str | None = None,
+    steps: int | None = None,
 ) -> Iterator[tuple[int, float, bool]]:
     """Train on one batch alone; (steps done, bits per code, whether it is learnt) after each step, until it is.
 
@@ -451,7 +456,7 @@ def learn_by_heart(
         store, made_by = material(data, codec)
         learner, lessons, _ = assemble(calmly, store, made_by, accelerator.device)
         batch = lessons.batch(0, 0, recipe.data.batch).to(accelerator.device)
-        for step in range(HEART):
+        for step in range(HEART if steps is None else steps):
             told = train_step(learner, batch, step, calmly)
             bits = float(torch.stack([told[f"bits/{book}"] for book in range(learner.model.source.books)]).mean())
             learnt = bits < LEARNT * math.log2(learner.model.source.codebook_size)

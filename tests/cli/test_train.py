@@ -200,6 +200,12 @@ def test_a_dry_run_of_a_language_model(cli: Cli, lm_recipe: Path, store: Path) -
     assert told["bits per code"].startswith("4.32 by guessing, ")
     assert told["bits per code"].endswith("2.50 at the end as measured on the audio of its README")
     assert sorted(Path().rglob("*")) == before
+    lm_recipe.write_text(lm_recipe.read_text() + "[train]\nexpected = 2.5\n")
+    told_of_it = [
+        b"2.50 at the end" in cli("train", lm_recipe, *arguments[:4], *more, "--dry-run", "--device", "cpu").out
+        for more in ([], ["--set", "train.samples=0"])
+    ]
+    assert told_of_it == [True, False]  # of a changed recipe it was not measured
 
 
 def test_a_batch_learnt_by_heart(cli: Cli, lm_recipe: Path, store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -210,6 +216,10 @@ def test_a_batch_learnt_by_heart(cli: Cli, lm_recipe: Path, store: Path, monkeyp
     first, *_, last = result.err.splitlines()
     assert first.startswith("step 1: 4.")
     assert last.startswith("learnt by heart: 0.")
+    result = cli("train", lm_recipe, *arguments, "--steps", 2, "--set", "optimiser.rate=1e-9")
+    assert result.code == 1
+    assert "not learnt: 4." in result.err.splitlines()[-1]
+    assert "after 2 steps" in result.err
     monkeypatch.setattr(lm_loop, "HEART", 3)
     result = cli("train", lm_recipe, *arguments, "--set", "optimiser.rate=1e-9")
     assert result.code == 1

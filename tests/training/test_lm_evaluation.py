@@ -148,6 +148,9 @@ def test_no_held_out_recordings(corpus: Sides, judge: Classifier, tiny: Codec) -
 
 def test_few_clips_are_told(corpus: Sides, judge: Classifier, tiny: Codec) -> None:
     result = evaluate(speaker, tiny, corpus, judge, samples=2)
+    many = [row.name for row in result.rows if row.inception > len(judge.config.labels)]
+    said = [f"IS of {name} says nothing:" for name in many]
+    assert [note.split(" nothing")[0] + " nothing:" for note in result.notes if note.startswith("IS")] == said
     assert "FID of generated is too high: 2 clips are not more than the 64 features." in result.notes
     assert json.loads(result.as_json())["rows"][-1]["clips"] == 2
     with pytest.raises(UsageError, match="--samples 1"):
