@@ -167,13 +167,17 @@ class LMData:
 def sides(store: TokenStore, held_out: float) -> tuple[Numbers, Numbers]:
     """(training, validation) clips: as their splits say, and of the others by a hash of their ids.
 
-    Test clips are left alone, unless no clip says it is for validation. Raises UsageError where a side is empty.
+    Of few the one with the lowest hash is held out. Test clips are left alone, unless no clip says it is for
+    validation. Raises UsageError where a side is empty.
     """
     splits = store.index["split"]
     known = {name: splits == number for number, name in enumerate(store.splits)}
     none = splits == -1
-    held = none & (store.index["id"] < np.uint64(int(held_out * 2**64)))
     there = store.index["frames"] > 0
+    held = none & (store.index["id"] < np.uint64(int(held_out * 2**64)))
+    free = np.flatnonzero(none & there)
+    if held_out and len(free) > 1 and not {"valid", "test"} & set(known) and not held[free].any():
+        held[free[store.index["id"][free].argmin()]] = True
     train = (known.get("train", np.zeros_like(none)) | (none & ~held)) & there
     valid = (known.get("valid", known.get("test", np.zeros_like(none))) | held) & there
     for side, of_it in (("train", train), ("valid", valid)):
@@ -181,8 +185,8 @@ def sides(store: TokenStore, held_out: float) -> tuple[Numbers, Numbers]:
             said = ", ".join(f"{len(splits[of])} of split {name}" for name, of in known.items())
             raise UsageError(
                 f"{store.path} has no clip to {'train on' if side == 'train' else 'validate on'}: of its {len(store)} "
-                f"clips, {said or 'none has a split'}; mark some as {side} in the manifest and tokenize it again, or "
-                f"set data.held_out = {held_out} higher"
+                f"clips, {said or 'none has a split'}; mark some as {side} in the manifest and tokenize it again"
+                + (f", or change data.held_out = {held_out}" if none.any() else "")
             )
     return np.flatnonzero(train), np.flatnonzero(valid)
 

@@ -149,8 +149,10 @@ def test_splits(folder: Path, tmp_path: Path, store: TokenStore) -> None:
     assert 0 < len(held) < 9
     train, valid = sides(none, 0.5)
     assert (valid.tolist(), sorted([*train, *valid])) == (held, list(range(9)))
-    with pytest.raises(UsageError, match=r"no clip to validate on: of its 9 clips, none has a split; mark"):
-        sides(none, 1e-9)
+    train, valid = sides(none, 1e-9)
+    assert (valid.tolist(), len(train)) == ([int(none.index["id"].argmin())], 8)
+    with pytest.raises(UsageError, match=r"to validate on: of its 9 clips, none has a split; .* or change data.held_"):
+        sides(none, 0)
     (tmp_path / "test").mkdir()
     test = TokenStore(write_store(tmp_path / "test", codec, split=["train"] * 4 + ["test"] * 3 + ["valid"] * 2))
     assert [side.tolist() for side in sides(test, 0.5)] == [[0, 1, 2, 3], [7, 8]]
@@ -159,7 +161,10 @@ def test_splits(folder: Path, tmp_path: Path, store: TokenStore) -> None:
     assert [side.tolist() for side in sides(tests, 0.5)] == [[0, 1, 2, 3, 4, 5, 6], [7, 8]]
     (tmp_path / "one").mkdir()
     one = TokenStore(write_store(tmp_path / "one", codec, split=["test"] * 9))
-    with pytest.raises(UsageError, match=r"no clip to train on: of its 9 clips, 9 of split test"):
+    with pytest.raises(
+        UsageError,
+        match=r"to train on: of its 9 clips, 9 of split test; mark some as train in the manifest and tokenize it again$",
+    ):
         sides(one, 0.5)
 
 
