@@ -1,5 +1,4 @@
-"""How to model several codes a frame: patterns, depth and PixelCNN side by side, one large book against several, and
-smaller and larger models of few and many books.
+"""How to model several codes a frame: orders, models and sizes side by side, and one large book against several.
 
     python tools/compare_lms.py MANIFEST --out FOLDER                          all of it: three tables and two plots
     python tools/compare_lms.py MANIFEST --out FOLDER --minutes 4 --jobs 2     minutes of training for each model

@@ -161,10 +161,7 @@ def test_splits(folder: Path, tmp_path: Path, store: TokenStore) -> None:
     assert [side.tolist() for side in sides(tests, 0.5)] == [[0, 1, 2, 3, 4, 5, 6], [7, 8]]
     (tmp_path / "one").mkdir()
     one = TokenStore(write_store(tmp_path / "one", codec, split=["test"] * 9))
-    with pytest.raises(
-        UsageError,
-        match=r"to train on: of its 9 clips, 9 of split test; mark some as train in the manifest and tokenize it again$",
-    ):
+    with pytest.raises(UsageError, match=r"to train on: of its 9 clips, 9 of split test; mark .* tokenize it again$"):
         sides(one, 0.5)
 
 
