@@ -85,9 +85,9 @@ def find(name_or_path: str | Path) -> Path:
     if path.is_file():
         return path
     close = difflib.get_close_matches(str(name_or_path), files, n=1)
-    hint = f"did you mean {close[0]}? " if close else ""
+    hint = f"did you mean {close[0]}? There" if close else "there"
     raise UnknownModel(
-        f"no model {name_or_path}: {hint}There are {', '.join(files) or 'none shipped'}; "
+        f"no model {name_or_path}: {hint} are {', '.join(files) or 'none shipped'}; "
         "or name a .safetensors file or the folder of a training run"
     )
 
