@@ -68,7 +68,7 @@ def test_a_shipped_name_comes_before_a_folder_of_that_name(
     ("name", "says"),
     [
         ("general-24", "did you mean general-24k? There are another, general-24k;"),
-        ("zzz", "no model zzz: There are another, general-24k;"),
+        ("zzz", "no model zzz: there are another, general-24k;"),
         ("missing.safetensors", "no model missing.safetensors"),
     ],
 )
