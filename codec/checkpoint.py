@@ -151,7 +151,7 @@ def read_card(path: str | Path) -> ModelCard:
         if "frame_math" in card:
             return CodecCard(**facts, config=config, frame_math=FrameMath(**card["frame_math"]))
         return LMCard(**facts, config=dict(config["model"]), source=dict(config["source"]))
-    except (KeyError, TypeError, ValueError, ConfigError) as error:
+    except (KeyError, TypeError, ValueError, RecursionError, ConfigError) as error:
         raise UnknownModel(
             f"{path} is a safetensors file, but no model of codec: its metadata do not tell one"
         ) from error
@@ -244,6 +244,9 @@ def _load(card: ModelCard, build: "Callable[[], Model]", device: "str | torch.de
     from safetensors.torch import load_file
 
     tensors = load_file(card.path)
+    kept = {torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.int64}
+    if not all(tensor.dtype in kept for tensor in tensors.values()):
+        raise UnknownModel(f"{card.path} has numbers of a kind that no model of codec has: fetch or train it again")
     if not all(tensor.isfinite().all() for tensor in tensors.values()):
         raise UnknownModel(f"{card.path} has weights that are not finite: fetch or train it again")
     try:

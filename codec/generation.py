@@ -56,9 +56,11 @@ def generate(
     lm, codec = together(lm, codec, device)
     if int8:
         to_int8(lm)
-    seeds = [seed] if isinstance(seed, int) else list(seed)
+    seeds = [int(each) for each in seed] if isinstance(seed, Sequence) else [int(seed)]
     if not seeds:
         raise UsageError("there are no seeds: give one for each row to generate")
+    if not 0 < block_seconds < math.inf:
+        raise UsageError(f"blocks of {block_seconds:g} s cannot be made: ask for more than none, and for an end")
     math_ = codec.frame_math
     length = None if seconds is None or seconds == math.inf else _length(codec, seconds)
     frames = None if seconds == math.inf else math_.frames(_length(codec, MOST_SECONDS) if length is None else length)

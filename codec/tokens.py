@@ -691,6 +691,8 @@ class TokenStore:
         self.splits: tuple[str, ...] = tuple(facts["splits"])
         self.speakers: tuple[str, ...] = tuple(facts["speakers"])
         self.labels: tuple[str, ...] = tuple(facts["labels"])
+        if not all(isinstance(name, str) for name in (*self.splits, *self.speakers, *self.labels)):
+            raise _no_facts(self.path, "splits, speakers or labels are no names")
         self.model_name = facts["model"]
         self._dtype = np.dtype(facts["dtype"]).newbyteorder("<")
         try:
@@ -715,6 +717,8 @@ class TokenStore:
                 f"{model.name or 'a model without a name'} (weights {(model.weights_hash or 'unknown')[:12]}): "
                 "load the model that made it, or make it anew with `codec tokenize`"
             )
+        if model.frame_math != self.frame_math:
+            raise _no_facts(self.path, "its frame_math is not that of the model that made it")
 
     def __len__(self) -> int:
         return len(self.index)

@@ -334,6 +334,7 @@ def test_facts_that_are_missing_or_wrong(tmp_path: Path, corpus: Path, model_fil
     wrong = [{key: value for key, value in facts.items() if key != gone} for gone in ("format", *tokens.FACTS)]
     wrong += [facts | {key: None} for key in tokens.FACTS] + [facts | {"dtype": "float32"}]
     reading = [{"frame_math": {}}, {"frame_math": facts["frame_math"] | {"hop": 0}}, {"index": 1}, {"index": {}}]
+    reading += [{"labels": [7]}, {"splits": [None]}]
     making = [{"shards": [1]}, {"shards": [*facts["shards"], 1]}, {"shards": ["6"]}, {"shards": []}]
     for changed in (*wrong, [], *({**facts, **some} for some in reading)):
         (store / "store.json").write_text(json.dumps(changed))
@@ -343,6 +344,9 @@ def test_facts_that_are_missing_or_wrong(tmp_path: Path, corpus: Path, model_fil
         (store / "store.json").write_text(json.dumps(changed))
         with pytest.raises(DamagedFile, match=r"store\.json .*--force"):
             tokenize(corpus, store, model=model_file)
+    (store / "store.json").write_text(json.dumps(facts | {"frame_math": facts["frame_math"] | {"codebook_size": 4}}))
+    with pytest.raises(DamagedFile, match=r"store\.json .* is not that of the model"):
+        TokenStore(store, load_model(model_file))
     tokenize(corpus, store, model=model_file, force=True)
     assert json.loads((store / "store.json").read_text()) == facts
 

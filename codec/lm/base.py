@@ -39,7 +39,7 @@ class Source(Config):
     weights_hash: str
     books: Books
     codebook_size: CodebookSize
-    dim: int
+    dim: int = Field(ge=1)
     classes: dict[str, tuple[str, ...]] = Field({})
 
 
@@ -50,9 +50,9 @@ class PriorConfig(Config):
     pattern: PatternConfig = PatternConfig()
     vectors: Literal["codebook", "learnt"] = "codebook"
     """What codes look like to the model: the codec's own vectors, or vectors to learn from nothing."""
-    guidance: float = Field(1.0, ge=0)
+    guidance: float = Field(1.0, ge=0, le=1e3)
     """How much generation makes of what it is told, unless it is said then; 1 is as learnt."""
-    temperature: float = Field(1.0, gt=0)
+    temperature: float = Field(1.0, ge=1e-3, le=1e3)
     """Of its sampling, likewise."""
 
 
@@ -135,6 +135,11 @@ class Classes(nn.ModuleList):
         return told
 
 
+def refuse(model: nn.Module, *_: object) -> None:
+    """No weights but those that were there when the model was laid out for steps."""
+    raise UsageError("this language model is laid out for steps, its weights cannot be changed: build another one")
+
+
 class Prior(nn.Module):
     """A language model of codes. It sees a recording as columns [batch, books, steps], laid out by its `pattern`.
 
@@ -191,7 +196,7 @@ class Prior(nn.Module):
         return logits + (ends if logits.ndim == 3 else ends[:, None])
 
     def for_steps(self) -> Self:
-        """Itself, its matrices laid out as products with few rows read them fastest; they cannot be trained any more.
+        """Itself, its matrices laid out as products with few rows read them fastest; no weight can be changed any more.
 
         With numbers of 16 bits, as those of a shipped model are, steps take a quarter of the time.
         """
@@ -203,6 +208,7 @@ class Prior(nn.Module):
             return linear
 
         replace_linears(self, laid_out)
+        self.register_load_state_dict_pre_hook(refuse)  # type: ignore[no-untyped-call]
         return self
 
     def shifted(self, columns: Codes) -> Codes:
@@ -214,6 +220,8 @@ class Prior(nn.Module):
 
         Raises UsageError for a kind or a name that the model does not know.
         """
+        if not rows:
+            raise UsageError("there are no rows to tell anything: give {} for one that is told nothing")
         kinds = list(self.source.classes)
         takes_text = getattr(self.config, "text", False)
         classes = torch.full((len(rows), len(kinds)), -1)
@@ -232,7 +240,10 @@ class Prior(nn.Module):
                     hint = f"did you mean {close[0]}? It" if close else "it"
                     raise UsageError(f"this model knows no {kind} {name}: {hint} knows {shown}")
                 classes[number, kinds.index(kind)] = names.index(name)
-            texts.append(torch.tensor(list(row.get("text", "").encode()), dtype=torch.int64))
+            try:
+                texts.append(torch.tensor(list(row.get("text", "").encode()), dtype=torch.int64))
+            except UnicodeEncodeError as error:
+                raise UsageError(f"the text is none that UTF-8 can write ({error.reason}): give another") from error
         longest = max(map(len, texts), default=0)
         text = torch.stack([F.pad(one, (0, longest - len(one)), value=-1) for one in texts])
         return Conditions(classes, text).to(self.device)

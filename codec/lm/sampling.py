@@ -25,6 +25,7 @@ from codec.nn.shapes import Codes
 
 AHEAD = 64  # steps planned at once; what a seed means depends on it
 EXTREMES = 1e-3, 1e3  # temperatures whose quotients float32 can hold
+LONGEST_WINDOW = 2**16
 NEVER = 2**62  # a frame that does not come
 
 
@@ -74,8 +75,8 @@ class Sampler:
         for share in _values(sampling.min_p):
             if not 0 <= share <= 1:
                 raise UsageError(f"min_p = {share:g} is not within 0 to 1: change it, or leave it out")
-        if self.window < 1:
-            raise UsageError(f"repetition_window = {self.window} holds no codes: make it at least 1")
+        if not 1 <= self.window <= LONGEST_WINDOW:
+            raise UsageError(f"repetition_window = {self.window} is not within 1 to {LONGEST_WINDOW} codes: change it")
         if self._share is not None and not 0 <= self._share <= 1:
             raise UsageError(f"repetition_share = {self._share:g} is not within 0 to 1: change it, or leave it out")
 
@@ -200,6 +201,11 @@ def infill(
     """
     if candidates < 1:
         raise UsageError(f"{candidates} candidates are none to choose from: ask for at least 1")
+    if min(seeds, default=0) < 0:
+        raise UsageError(f"a seed of {min(seeds)} is below 0: use whole numbers from 0 on")
+    if conditions is not None and len(conditions.classes) != len(seeds):
+        given_rows = len(conditions.classes)
+        raise UsageError(f"there are {len(seeds)} seeds and conditions of {given_rows} rows: give as many of both")
     given = _checked(lm, given, rows=len(seeds), frames=None)
     filled = given.clone()
     for row, seed in enumerate(seeds):
@@ -399,6 +405,11 @@ def _told(lm: Prior, conditions: Conditions | None, guidance: float, *, rows: in
     if conditions.classes.shape != nothing.classes.shape or len(conditions.text) != rows:
         given = len(conditions.classes)
         raise UsageError(f"there are {rows} seeds and conditions of {given} rows: give as many of both")
+    for numbers, (kind, names) in zip(conditions.classes.T, lm.source.classes.items(), strict=True):
+        if not -1 <= int(numbers.min()) <= int(numbers.max()) < len(names):
+            raise UsageError(
+                f"the numbers of each {kind} are 0 to {len(names) - 1}, and -1 for none: change the others"
+            )
     if guidance in (0, 1):
         return conditions.to(lm.device) if guidance else nothing, None
     conditions = conditions.to(lm.device)

@@ -45,7 +45,7 @@ class TransformerConfig(PriorConfig):
     width: int = Field(256, ge=2)
     layers: int = Field(6, ge=1)
     heads: int = Field(4, ge=1)
-    context: int = Field(512, ge=1)
+    context: int = Field(512, ge=1, le=2**24)
     """Steps that a step can look back on, itself included."""
     dropout: float = Field(0.0, ge=0, lt=1)
     depth: DepthConfig | None = None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -12,14 +13,25 @@ from torch import Tensor, nn
 class HalfLinear(nn.Linear):
     """The layer it is made of, which multiplies rows of float32 with its weights packed as 16 bits.
 
-    Nothing is lost where `fits` is true. Each row of a batch is computed by itself. Its weights cannot be trained.
+    Nothing is lost where `fits` is true. Each row of a batch is computed by itself. Its weights cannot be changed.
     """
 
     def __init__(self, linear: nn.Linear) -> None:
         super().__init__(linear.in_features, linear.out_features, bias=linear.bias is not None, device="meta")
         self.weight = linear.weight.requires_grad_(False)
         self.bias = linear.bias
+        self.pack()
+
+    def pack(self) -> None:
+        """Make the product of the weights."""
         self.product = product(self.weight.detach(), None if self.bias is None else self.bias.detach())
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in vars(self).items() if name != "product"}  # which no file can hold
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)  # type: ignore[no-untyped-call]
+        self.pack()
 
     @staticmethod
     def fits(weight: Tensor) -> bool:
@@ -28,7 +40,7 @@ class HalfLinear(nn.Linear):
         return there and weight.half().float().equal(weight)
 
     def forward(self, x: Tensor) -> Tensor:
-        if torch.is_grad_enabled() or x.device.type != "cpu":
+        if torch.is_grad_enabled() or x.device.type != "cpu" or x.dtype != torch.float32:
             return super().forward(x)
         return self.product(x)
 

@@ -244,7 +244,7 @@ def train(
     Raises:
         ConfigError: the folder holds a training already; to resume, it is one of another recipe or other audio; the
             batch does not divide into the processes; a loss is not finite any more; or memory does not suffice.
-        KeyboardInterrupt: after Ctrl-C or SIGTERM, once the step is done and the checkpoint saved.
+        KeyboardInterrupt: after Ctrl-C, SIGTERM or SIGHUP, once the step is done and the checkpoint saved.
     """
     with (
         engine.launched(device) as accelerator,

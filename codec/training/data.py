@@ -50,6 +50,7 @@ PATIENCE = 100  # draws in a row that may fail
 FADE = 0.005  # s, of the cross-fade where clips are joined: a step between two rooms is a click that nobody recorded
 MOST_GAIN = 10 ** (30 / 20)  # of levelling: 30 dB; pauses are not blown up to noise
 MIX_DB = 15.0  # the softer of two mixed crops lies at most so far below the other
+INTERRUPTS = tuple(signal.Signals[name] for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
 TONE_DB = (-50.0, -1.0)  # peaks of synthetic tones
 BED_DB = (-90.0, -25.0)  # noise under them, RMS below their peaks: alone, they would be learnt as silence
 
@@ -512,7 +513,7 @@ def batches(
     """(step, its batch) from `first_step` to before `last_step`, made by so many processes, or in this one if 0.
 
     `rows` are the (first, last) rows to make of each batch. A bad file is named in the first batch that met it.
-    Workers leave Ctrl-C and SIGTERM to the process they work for, and end with it or when the iterator is closed.
+    Workers leave `INTERRUPTS` to the process they work for, and end with it or when the iterator is closed.
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # that there are more workers than cores: two do no harm on one
@@ -526,7 +527,7 @@ def batches(
             multiprocessing_context="spawn" if workers else None,  # forked, they would share locks with a GPU's threads
             generator=torch.Generator(),  # else its seed would be taken from the training's random state
         )
-        with held_back(signal.SIGINT, signal.SIGTERM):  # workers are born so, until `undisturbed`
+        with held_back(*INTERRUPTS):  # workers are born so, until `undisturbed`
             made = iter(loader)
     known: set[str] = set()
     try:
@@ -564,11 +565,12 @@ def undisturbed(_: int) -> None:
 
     A second SIGTERM ends the worker, for that is how a process that ends gets rid of those that do not hear it.
     """
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    for number in INTERRUPTS:
+        signal.signal(number, signal.SIG_IGN)
 
     def endure(*_: object) -> None:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
     signal.signal(signal.SIGTERM, endure)
     if hasattr(signal, "pthread_sigmask"):
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGINT, signal.SIGTERM))
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, INTERRUPTS)

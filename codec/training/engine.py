@@ -28,6 +28,7 @@ from codec.config import Config
 from codec.errors import CodecError, ConfigError, MissingDependency, StorageError, UsageError
 from codec.nn import processes
 from codec.nn.conv import ConvNeXtBlock
+from codec.training.data import INTERRUPTS
 from codec.training.recipe import TrainConfig
 
 try:
@@ -182,7 +183,7 @@ def of_all(items: list[T]) -> list[T]:
 
 @contextmanager
 def interrupts() -> Iterator[Callable[[], bool]]:
-    """Yields what to ask between steps: has Ctrl-C or SIGTERM come? A later one does not wait to be asked for.
+    """Yields what to ask between steps: has Ctrl-C, SIGTERM or SIGHUP come? A later one does not wait to be asked for.
 
     Within two seconds it is the same wish: a launcher passes on to its processes what they were sent already.
     """
@@ -191,7 +192,12 @@ def interrupts() -> Iterator[Callable[[], bool]]:
     if threading.current_thread() is not threading.main_thread():  # where signals cannot be handled, nor arrive
         yield stopping.is_set
         return
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    handlers = {number: signal.getsignal(number) for number in INTERRUPTS}
+    before = {  # nohup has SIGHUP ignored
+        number: handler
+        for number, handler in handlers.items()
+        if number.name != "SIGHUP" or handler is not signal.SIG_IGN
+    }
 
     def stop(number: int, _: FrameType | None) -> None:
         stopping.set()

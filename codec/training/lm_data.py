@@ -209,11 +209,14 @@ def names_of(store: TokenStore, rows: Numbers, kinds: Sequence[str]) -> dict[str
 
 
 def unigram(store: TokenStore, rows: Numbers, books: int, codebook_size: int) -> Tensor:
-    """Entropy [books] in bits of how often each code occurs in these clips: the cost of a model that knows no more."""
+    """Entropy [books] in bits of how often each code occurs in these clips: the cost of a model that knows no more.
+
+    Raises DamagedFile for a clip whose codes are not those of its checksum.
+    """
     counts = np.zeros(books * codebook_size, np.int64)
     offsets = codebook_size * torch.arange(books)[:, None]
     for row in rows[:: -(-len(rows) // COUNTED)]:
-        codes = store.part(int(row), 0, int(store.index["frames"][row]))[:books]
+        codes = store[int(row)].codes[:books]
         counts += np.bincount((codes + offsets).flatten().numpy(), minlength=len(counts))
     shares = torch.from_numpy(counts).view(books, codebook_size).double()
     shares /= shares.sum(dim=1, keepdim=True)

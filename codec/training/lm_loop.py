@@ -178,7 +178,7 @@ def train(
         UnknownModel: there is none of the name that the store says.
         InputNotFound, UsageError: there is no store; it is not finished, or has nothing to train on or to validate on.
         ConfigError: the store lacks what the recipe asks for; and as `codec_loop.train`.
-        KeyboardInterrupt: after Ctrl-C or SIGTERM, once the step is done and the checkpoint saved.
+        KeyboardInterrupt: after Ctrl-C, SIGTERM or SIGHUP, once the step is done and the checkpoint saved.
     """
     store, teacher = material(data, codec)  # before anything is made
     with (

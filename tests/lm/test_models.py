@@ -92,6 +92,10 @@ def test_conditions_that_are_not_known() -> None:
         model.conditions([{"label": "yess"}])
     with pytest.raises(UsageError, match=r"takes no colour; it can be given label, speaker$"):
         model.conditions([{"colour": "red"}])
+    with pytest.raises(UsageError, match="there are no rows"):
+        model.conditions([])
+    with pytest.raises(UsageError, match="the text is none that UTF-8 can write"):
+        prior(text=True).conditions([{"text": "\udcff"}])
     with pytest.raises(UsageError, match="takes no text"):
         model.conditions([{"text": "ja"}])
     assert prior(text=True).conditions([{"text": "né"}, {}]).text.tolist() == [[110, 195, 169], [-1, -1, -1]]
@@ -125,6 +129,14 @@ def test_configurations_that_make_none() -> None:
             prior(text=text, heads=3)
     with pytest.raises(ConfigError, match="is for 3 books, not 2"):
         prior(2, pattern={"delays": [0, 1, 2]})
+    for wrong in (
+        {"guidance": 1001.0},
+        {"temperature": 1e-4},
+        {"context": 10**12},
+        {"pattern": {"delays": [0, 10**9]}},
+    ):
+        with pytest.raises(ConfigError):
+            prior(2, **wrong)
     with pytest.raises(ConfigError, match="unknown key layer; did you mean layers"):
         prior(layer=3)
     with pytest.raises(UnknownModel, match="'rnn': the families are"):
@@ -176,6 +188,8 @@ def test_laid_out_for_steps_it_is_the_same_model(shipped: bool, name: str) -> No
     assert isinstance(model.listen, HalfLinear if shipped else nn.Linear)
     assert model.listen.weight.t().is_contiguous() is not shipped
     assert torch.allclose(step_by_step(model, columns, conditions), before, atol=1e-4)
+    with pytest.raises(UsageError, match="laid out for steps, its weights cannot be changed"):
+        model.load_state_dict(state)
 
 
 @pytest.mark.parametrize("name", ["delay", "depth", "pixelcnn"])

@@ -417,6 +417,7 @@ def test_gaps_of_several_books(name: str) -> None:
         ({"top_k": (1, 2)}, "top_k has 2 values, the model 3 books"),
         ({"temperature": (1.0,)}, "temperature has 1 values"),
         ({"repetition_window": 0}, "repetition_window = 0"),
+        ({"repetition_window": 10**12}, "repetition_window = 1000000000000 is not within 1 to 65536"),
         ({"repetition_share": 2.0}, "repetition_share = 2"),
     ],
 )
@@ -437,6 +438,8 @@ def zeros(*shape: int) -> Tensor:
         ({"frames": 0}, "0 frames"),
         ({"guidance": float("nan")}, "guidance of nan"),
         ({"conditions": lambda model: model.conditions([{}, {}, {}])}, "2 seeds and conditions of 3 rows"),
+        ({"conditions": lambda model: Conditions(torch.tensor([[2, 0]] * 2), zeros(2, 0))}, "each label are 0 to 1"),
+        ({"conditions": lambda model: Conditions(torch.tensor([[0, -2]] * 2), zeros(2, 0))}, "each speaker are 0 to 2"),
         ({"given": zeros(3, 4)}, "int64 .* give int64"),
         ({"given": torch.zeros(2, 3, 4)}, "float32 .* give int64"),
         ({"given": zeros(1, 3, 4)}, "2 seeds and given codes of 1 rows"),
@@ -465,6 +468,10 @@ def test_a_prompt_as_long_as_the_context() -> None:
 def test_too_few_candidates() -> None:
     with pytest.raises(UsageError, match="0 candidates"):
         infill(prior(), zeros(1, 3, 4), seeds=[0], candidates=0)
+    with pytest.raises(UsageError, match="a seed of -1 is below 0"):
+        infill(prior(), zeros(1, 3, 4), seeds=[-1])
+    with pytest.raises(UsageError, match="1 seeds and conditions of 2 rows"):
+        infill(prior(), zeros(1, 3, 4), seeds=[0], conditions=prior().conditions([{}, {}]))
 
 
 @pytest.mark.parametrize(("bad", "says"), [(float("nan"), "step 2, book 0: "), (float("inf"), "step 2, book 0: ")])

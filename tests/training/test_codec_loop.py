@@ -645,7 +645,7 @@ def interrupting(monkeypatch: pytest.MonkeyPatch, at: int, number: int = signal.
     monkeypatch.setattr(codec_loop, "train_step", step)
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_an_interrupted_run_goes_on_as_if_it_had_not_been(
     number: signal.Signals, finished: Path, recordings: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -594,7 +594,7 @@ def test_workers_leave_interrupts_to_the_training_and_end_with_it(tmp_path: Path
     step, _ = next(going)
     (worker,) = active_children()
     assert worker.pid is not None
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         os.kill(worker.pid, number)
     for _ in range(6):  # more than were read ahead
         step, batch = next(going)

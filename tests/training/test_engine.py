@@ -1,5 +1,7 @@
 """training/engine.py: what surrounds a training tells what is wrong, and leaves no trace where nothing came of it."""
 
+import os
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -52,3 +54,14 @@ def test_silence_is_told(tmp_path: Path) -> None:
 def test_a_killed_reader_is_told() -> None:
     with pytest.raises(CodecError, match="a reader of the audio was killed"), engine.within_memory(workers=2):
         raise RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed.")
+
+
+@pytest.mark.parametrize("ignored", [True, False])
+def test_who_ignores_the_end_of_the_terminal_is_left_alone(ignored: bool) -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN if ignored else signal.SIG_DFL)
+    try:
+        with engine.interrupts() as asked:
+            os.kill(os.getpid(), signal.SIGHUP)
+            assert asked() is not ignored
+    finally:
+        signal.signal(signal.SIGHUP, before)

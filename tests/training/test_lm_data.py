@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from codec import hub
-from codec.errors import ConfigError, UsageError
+from codec.errors import ConfigError, DamagedFile, UsageError
 from codec.models.base import Codec
 from codec.tokens import TokenStore
 from codec.training.lm_data import Batch, Crop, LMData, names_of, sides, soften, unigram
@@ -216,6 +216,15 @@ def test_unigram_entropy(store: TokenStore) -> None:
         counts = collections.Counter(code for row in rows for code in store[int(row)].codes[book].tolist())
         shares = [count / counts.total() for count in counts.values()]
         assert entropy == pytest.approx(-sum(share * math.log2(share) for share in shares), rel=1e-5)
+
+
+def test_codes_that_are_not_those_of_their_checksum(tmp_path: Path, folder: Path) -> None:
+    path = write_store(tmp_path, folder / "tiny.safetensors")
+    file = next(path.glob("*.codes"))
+    whole = file.read_bytes()
+    file.write_bytes(whole[:6] + bytes([whole[6] ^ 1]) + whole[7:])
+    with pytest.raises(DamagedFile, match=file.name):
+        unigram(TokenStore(path), np.arange(7), 2, 20)
 
 
 @pytest.mark.parametrize(("soft", "stochastic"), [(0.2, None), (None, 0.05), (0.1, 0.3)])
