@@ -1,6 +1,7 @@
 """For all tests: shapes in signatures are checked while they run, and no example has a deadline on a busy machine."""
 
 import os
+import signal
 import warnings
 from collections.abc import Iterator
 
@@ -26,3 +27,14 @@ def ray_cluster() -> Iterator[str]:
         ray.init(num_cpus=2, include_dashboard=False, logging_level="ERROR", log_to_driver=False)
         yield ray.get_runtime_context().gcs_address
         ray.shutdown()
+
+
+@pytest.fixture(params=["SIGINT", "SIGTERM", "SIGHUP"])
+def interrupt(request: pytest.FixtureRequest) -> Iterator[signal.Signals]:
+    """A signal that stops a training; heard also where nohup has it ignored."""
+    number = signal.Signals[request.param]
+    before = signal.getsignal(number)
+    if before is signal.SIG_IGN:
+        signal.signal(number, signal.SIG_DFL)
+    yield number
+    signal.signal(number, before)

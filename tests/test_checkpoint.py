@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from codec.checkpoint import load_lm, load_model, load_state, read_card, save_lm, save_model, save_state
 from codec.errors import InputNotFound, UnknownModel, UsageError
 from codec.models.causal import CausalCodec
+from codec.nn.int8 import to_int8
 from tests.lm.tiny import columns_of, prior
 from tests.tiny import CONFIG, tiny_model
 
@@ -216,6 +217,25 @@ def test_a_shipped_language_model_can_be_saved_again(tmp_path: Path) -> None:
         lm = load_lm(tmp_path / name)
         hashes.append(lm.weights_hash)
     assert hashes[0] == hashes[1]
+    wide = prior(width=32)
+    to_int8(wide)
+    with pytest.raises(UsageError, match="8 bits cannot be stored"):
+        save_lm(tmp_path / "c.safetensors", wide, training={})
+
+
+def test_numbers_of_another_kind(tmp_path: Path) -> None:
+    save_lm(tmp_path / "a.safetensors", prior(), training={})
+    with safe_open(tmp_path / "a.safetensors", framework="pt") as file:
+        card = file.metadata()
+    tensors = load_file(tmp_path / "a.safetensors")
+    for kind in (torch.complex64, torch.float8_e4m3fn):
+        changed = tensors | {"vectors.hole": tensors["vectors.hole"].to(kind)}
+        save_file(changed, tmp_path / "b.safetensors", metadata=card)
+        with pytest.raises(UnknownModel, match="numbers of a kind that no model"):
+            load_lm(tmp_path / "b.safetensors")
+    save_file(tensors, tmp_path / "b.safetensors", metadata={"codec": "[" * 100_000})
+    with pytest.raises(UnknownModel, match="no model of codec"):
+        load_lm(tmp_path / "b.safetensors")
 
 
 def test_the_hash_of_a_language_model_is_of_its_source_too(tmp_path: Path) -> None:

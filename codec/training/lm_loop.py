@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from codec import hub, lm
 from codec.audio import alone
 from codec.checkpoint import RUN_MODEL, RUN_STATE, save_lm, save_state
-from codec.errors import ConfigError, InputNotFound, UnknownModel
+from codec.errors import ConfigError, InputNotFound, UnknownModel, UsageError
 from codec.lm.base import Prior, Source
 from codec.models.base import Codec
 from codec.nn import processes
@@ -181,6 +181,8 @@ def train(
         KeyboardInterrupt: after Ctrl-C, SIGTERM or SIGHUP, once the step is done and the checkpoint saved.
     """
     store, teacher = material(data, codec)  # before anything is made
+    if out.resolve() == data.resolve():
+        raise UsageError(f"{out} is the store to learn from: choose another --out for the training")
     with (
         engine.launched(device) as accelerator,
         engine.storing(out),

@@ -645,16 +645,15 @@ def interrupting(monkeypatch: pytest.MonkeyPatch, at: int, number: int = signal.
     monkeypatch.setattr(codec_loop, "train_step", step)
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_an_interrupted_run_goes_on_as_if_it_had_not_been(
-    number: signal.Signals, finished: Path, recordings: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    interrupt: signal.Signals, finished: Path, recordings: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    handler = signal.getsignal(number)
+    handler = signal.getsignal(interrupt)
     with monkeypatch.context() as patch:
-        interrupting(patch, at=2, number=number)
+        interrupting(patch, at=2, number=interrupt)
         with pytest.raises(KeyboardInterrupt):
             train(small_recipe(**ADVERSARIAL), data=recordings, out=tmp_path / "six")
-    assert signal.getsignal(number) is handler
+    assert signal.getsignal(interrupt) is handler
     assert load_state(tmp_path / "six/state.pt")["step"] == 3
     train(small_recipe(**ADVERSARIAL), data=recordings, out=tmp_path / "six", resume=True)
     assert same(load_state(tmp_path / "six/state.pt"), load_state(finished / "state.pt"))

@@ -330,13 +330,12 @@ def finished(tmp_path_factory: pytest.TempPathFactory, folder: Path) -> Path:
     return out
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_an_interrupted_run_goes_on_as_if_it_had_not_been(
-    number: signal.Signals, finished: Path, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    interrupt: signal.Signals, finished: Path, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def step(learner: Learner, batch: Batch, step: int, recipe: LMRecipe) -> dict[str, Tensor]:
         if step == 2:
-            os.kill(os.getpid(), number)
+            os.kill(os.getpid(), interrupt)
         return train_step(learner, batch, step, recipe)
 
     with monkeypatch.context() as patch:
@@ -363,6 +362,8 @@ def test_a_run_may_stop_early_and_later_be_longer(folder: Path, finished: Path, 
 
 
 def test_what_may_not_be_resumed(folder: Path, finished: Path, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="is the store to learn from: choose another --out"):
+        run(folder, folder / "store")
     before = (finished / "state.pt").read_bytes()
     with pytest.raises(ConfigError, match="holds a training already: add --resume"):
         run(folder, finished)
