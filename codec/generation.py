@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from operator import index
 from pathlib import Path
 
 import torch
@@ -56,7 +57,7 @@ def generate(
     lm, codec = together(lm, codec, device)
     if int8:
         to_int8(lm)
-    seeds = [int(each) for each in seed] if isinstance(seed, Sequence) else [int(seed)]
+    seeds = [index(each) for each in (seed if isinstance(seed, Sequence) else [seed])]
     if not seeds:
         raise UsageError("there are no seeds: give one for each row to generate")
     if not 0 < block_seconds < math.inf:
