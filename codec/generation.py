@@ -58,8 +58,7 @@ def generate(
     if int8:
         to_int8(lm)
     seeds = [index(each) for each in (seed if isinstance(seed, Sequence) else [seed])]
-    if not seeds:
-        raise UsageError("there are no seeds: give one for each row to generate")
+    drawing.check_seeds(seeds)
     if not 0 < block_seconds < math.inf:
         raise UsageError(f"blocks of {block_seconds:g} s cannot be made: ask for more than none, and for an end")
     math_ = codec.frame_math

@@ -79,8 +79,6 @@ def evaluate_lm(
         rate = decoder.config.sample_rate
         digest = classifiers.digest(corpus.train, sample_rate=rate)
         path = classifier or Path("runs", f"classifier-{digest[:12]}.safetensors")
-        if path.is_dir():
-            raise UsageError(f"{path} is a folder: name a file in it for --classifier")
         if not path.is_file():
             say(f"training a classifier on {len(corpus.train)} real recordings, a few minutes: {path}")
         with progress_bar("training the classifier") as show:

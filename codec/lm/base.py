@@ -21,6 +21,9 @@ from codec.nn.half import HalfLinear, replace_linears
 from codec.nn.shapes import Codes, Logits
 from codec.nn.streaming import State
 
+EXTREMES = 1e-3, 1e3  # temperatures whose quotients float32 can hold
+MOST_GUIDANCE = 1e3
+
 Column: TypeAlias = Int[Tensor, "batch books"]
 Context: TypeAlias = Any
 """What a step knows of the steps before it; each family's own."""
@@ -50,9 +53,9 @@ class PriorConfig(Config):
     pattern: PatternConfig = PatternConfig()
     vectors: Literal["codebook", "learnt"] = "codebook"
     """What codes look like to the model: the codec's own vectors, or vectors to learn from nothing."""
-    guidance: float = Field(1.0, ge=0, le=1e3)
+    guidance: float = Field(1.0, ge=0, le=MOST_GUIDANCE)
     """How much generation makes of what it is told, unless it is said then; 1 is as learnt."""
-    temperature: float = Field(1.0, ge=1e-3, le=1e3)
+    temperature: float = Field(1.0, ge=EXTREMES[0], le=EXTREMES[1])
     """Of its sampling, likewise."""
 
 

@@ -19,7 +19,7 @@ known length: here it goes block by block, so that it has no end either.
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal, TypeAlias
 
 import torch
 from pydantic import Field, model_validator
@@ -30,15 +30,16 @@ from codec.errors import ConfigError
 from codec.nn.shapes import Codes
 
 FARTHEST = 2**16  # frames of a delay, or of a block
+Places: TypeAlias = tuple[Annotated[int, Field(le=FARTHEST)], ...]
 
 
 class PatternConfig(Config):
     """Which pattern; what another kind needs may not be set."""
 
     kind: Literal["parallel", "delay", "flatten", "coarse_first"] = "delay"
-    delays: tuple[int, ...] | None = None
+    delays: Places | None = None
     """Of kind "delay": frames that each book comes later, 0, 1, 2, … unless said; (0, 1, 1) is a partial delay."""
-    groups: tuple[int, ...] | None = None
+    groups: Places | None = None
     """Of kind "flatten": which step of a frame decides each book, a step each unless said; (0, 1, 1) is partial."""
     block: int | None = Field(None, ge=1, le=FARTHEST)
     """Of kind "coarse_first": frames whose first book is decided before their others, 32 unless said."""
@@ -75,8 +76,6 @@ class Pattern:
             values = getattr(self, name)
             if len(values) != books:
                 raise ConfigError(f"pattern.{name} = {list(values)} is for {len(values)} books, not {books}")
-            if max(values) > FARTHEST:
-                raise ConfigError(f"pattern.{name} = {list(values)} are more than {FARTHEST} apart: make them smaller")
             if values[0] != 0 or min(values) < 0:  # the end is told in book 0, and no book may be past it then
                 raise ConfigError(f"pattern.{name} = {list(values)} must begin at 0 and never go below")
         self.per_frame = max(self.groups) + 1

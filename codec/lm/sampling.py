@@ -20,11 +20,10 @@ from torch import Tensor
 
 from codec.config import Config
 from codec.errors import UsageError
-from codec.lm.base import Conditions, Prior
+from codec.lm.base import EXTREMES, MOST_GUIDANCE, Conditions, Prior
 from codec.nn.shapes import Codes
 
 AHEAD = 64  # steps planned at once; what a seed means depends on it
-EXTREMES = 1e-3, 1e3  # temperatures whose quotients float32 can hold
 LONGEST_WINDOW = 2**16
 NEVER = 2**62  # a frame that does not come
 
@@ -161,10 +160,7 @@ def generate_frames(
     Raises UsageError for arguments that contradict the model or each other; while it runs, for logits that are no
     numbers.
     """
-    if not len(seeds):
-        raise UsageError("there are no seeds: give one for each row to generate")
-    if min(seeds) < 0:
-        raise UsageError(f"a seed of {min(seeds)} is below 0: use whole numbers from 0 on")
+    check_seeds(seeds)
     if frames is not None and frames < 1:
         raise UsageError(f"{frames} frames are nothing to generate: ask for at least 1")
     if guidance is None:
@@ -201,11 +197,9 @@ def infill(
     """
     if candidates < 1:
         raise UsageError(f"{candidates} candidates are none to choose from: ask for at least 1")
-    if min(seeds, default=0) < 0:
-        raise UsageError(f"a seed of {min(seeds)} is below 0: use whole numbers from 0 on")
-    if conditions is not None and len(conditions.classes) != len(seeds):
-        given_rows = len(conditions.classes)
-        raise UsageError(f"there are {len(seeds)} seeds and conditions of {given_rows} rows: give as many of both")
+    check_seeds(seeds)
+    if conditions is not None:
+        _check_conditions(lm, conditions, rows=len(seeds))
     given = _checked(lm, given, rows=len(seeds), frames=None)
     filled = given.clone()
     for row, seed in enumerate(seeds):
@@ -230,6 +224,14 @@ def infill(
         chosen = _drawn(likely.softmax(dim=0)[None, None], uniform)
         filled[row, :, :until] = tried[int(chosen)]
     return filled
+
+
+def check_seeds(seeds: Sequence[int]) -> None:
+    """UsageError unless there is one, and none is below 0."""
+    if not len(seeds):
+        raise UsageError("there are no seeds: give one for each row to generate")
+    if min(seeds) < 0:
+        raise UsageError(f"a seed of {min(seeds)} is below 0: use whole numbers from 0 on")
 
 
 def longest_prompt(lm: Prior) -> int | None:
@@ -395,21 +397,30 @@ def _earliest(known: Codes, stop: bool) -> Tensor:
     return after.amax(dim=1) if frames else torch.zeros(batch, dtype=torch.int64, device=known.device)
 
 
-def _told(lm: Prior, conditions: Conditions | None, guidance: float, *, rows: int) -> tuple[Conditions, float | None]:
-    """What the model is told, and the guidance. Where that is needed, rows that are told nothing follow the others."""
-    if not abs(guidance) <= 1e3:
-        raise UsageError(f"a guidance of {guidance:g} is not within -1000 to 1000: 1 is none, 2 or 3 are common")
-    nothing = lm.conditions([{}] * rows)
-    if conditions is None:
-        return nothing, None
-    if conditions.classes.shape != nothing.classes.shape or len(conditions.text) != rows:
-        given = len(conditions.classes)
+def _check_conditions(lm: Prior, conditions: Conditions, *, rows: int) -> None:
+    """UsageError unless they are of so many rows, and of classes that the model knows."""
+    classes = lm.source.classes
+    given = len(conditions.classes)
+    if conditions.classes.shape != (rows, len(classes)) or len(conditions.text) != rows:
         raise UsageError(f"there are {rows} seeds and conditions of {given} rows: give as many of both")
-    for numbers, (kind, names) in zip(conditions.classes.T, lm.source.classes.items(), strict=True):
+    for numbers, (kind, names) in zip(conditions.classes.T, classes.items(), strict=True):
         if not -1 <= int(numbers.min()) <= int(numbers.max()) < len(names):
             raise UsageError(
                 f"the numbers of each {kind} are 0 to {len(names) - 1}, and -1 for none: change the others"
             )
+
+
+def _told(lm: Prior, conditions: Conditions | None, guidance: float, *, rows: int) -> tuple[Conditions, float | None]:
+    """What the model is told, and the guidance. Where that is needed, rows that are told nothing follow the others."""
+    if not abs(guidance) <= MOST_GUIDANCE:
+        raise UsageError(
+            f"a guidance of {guidance:g} is not within -{MOST_GUIDANCE:g} to {MOST_GUIDANCE:g}: 1 is none, "
+            "2 or 3 are common"
+        )
+    nothing = lm.conditions([{}] * rows)
+    if conditions is None:
+        return nothing, None
+    _check_conditions(lm, conditions, rows=rows)
     if guidance in (0, 1):
         return conditions.to(lm.device) if guidance else nothing, None
     conditions = conditions.to(lm.device)

@@ -12,7 +12,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from textwrap import shorten
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import librosa
 import safetensors.torch
@@ -228,14 +228,10 @@ def digest(clips: Sequence[Clip], *, sample_rate: int) -> str:
     return found.hexdigest()
 
 
-def save(path: Path, classifier: Classifier, *, learnt_from: str) -> None:
-    """Write a classifier as one safetensors file. `learnt_from` is the `digest` of its recordings.
-
-    Raises StorageError.
-    """
+def save(file: BinaryIO, classifier: Classifier, *, learnt_from: str) -> None:
+    """Write a classifier as one safetensors file. `learnt_from` is the `digest` of its recordings."""
     card = {"config": classifier.config.model_dump(mode="json"), "learnt_from": learnt_from}
-    with atomic_output(path, force=True) as file:
-        file.write(safetensors.torch.save(classifier.state_dict(), metadata={METADATA: json.dumps(card)}))
+    file.write(safetensors.torch.save(classifier.state_dict(), metadata={METADATA: json.dumps(card)}))
 
 
 def load(path: Path, *, learnt_from: str) -> Classifier:
@@ -263,11 +259,15 @@ def load(path: Path, *, learnt_from: str) -> Classifier:
 
 
 def load_or_train(path: Path, clips: Sequence[Clip], *, sample_rate: int, report: Report | None = None) -> Classifier:
-    """The classifier of these clips: from its file, or trained now and kept there. Raises as the two."""
+    """The classifier of these clips: from its file, or trained now and kept there.
+
+    Raises as `load` and `train`, and StorageError, before the training, where the file cannot be written.
+    """
     learnt_from = digest(clips, sample_rate=sample_rate)
     if path.is_file():
         return load(path, learnt_from=learnt_from)
     path.parent.mkdir(parents=True, exist_ok=True)
-    classifier = train(clips, sample_rate=sample_rate, steps=STEPS, report=report)
-    save(path, classifier, learnt_from=learnt_from)
+    with atomic_output(path, force=True) as file:
+        classifier = train(clips, sample_rate=sample_rate, steps=STEPS, report=report)
+        save(file, classifier, learnt_from=learnt_from)
     return classifier

@@ -192,11 +192,10 @@ def interrupts() -> Iterator[Callable[[], bool]]:
     if threading.current_thread() is not threading.main_thread():  # where signals cannot be handled, nor arrive
         yield stopping.is_set
         return
-    handlers = {number: signal.getsignal(number) for number in INTERRUPTS}
-    before = {  # nohup has SIGHUP ignored
+    before = {
         number: handler
-        for number, handler in handlers.items()
-        if number.name != "SIGHUP" or handler is not signal.SIG_IGN
+        for number in INTERRUPTS
+        if (handler := signal.getsignal(number)) is not signal.SIG_IGN or number.name != "SIGHUP"  # as nohup has it
     }
 
     def stop(number: int, _: FrameType | None) -> None:

@@ -109,6 +109,17 @@ def test_it_is_its_definition() -> None:
             assert torch.allclose(logits[0, q, f, :-1], expected[:-1], atol=1e-9)
 
 
+def test_the_state_holds_what_the_layers_look_back_on() -> None:
+    model = prior(family="pixelcnn", layers=3, context=6)
+    state = model.initial_state(model.conditions([{}, {}]))
+    shapes = [ring.shape for ring in state.rings]
+    with torch.no_grad():
+        for column in columns_of(model, 2, 9).unbind(dim=2):
+            _, state = model.advance(column, state)
+            assert [ring.shape for ring in state.rings] == shapes
+    assert sum(shape[1] for shape in shapes) == 5
+
+
 def test_gates_stay_gates() -> None:
     """Fresh weights neither let the vertical stack die away nor saturate it: it has no residual connections."""
     torch.manual_seed(0)

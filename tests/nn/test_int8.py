@@ -57,14 +57,14 @@ def test_a_quarter_of_the_memory() -> None:
 
 
 def test_a_language_model() -> None:
-    model = prior(width=64, layers=3, pattern={"kind": "parallel"}, text=True)
+    model = prior(width=64, layers=3, pattern={"kind": "parallel"}, text=True, seed=2)
     small = copy.deepcopy(model)
     to_int8(small)
     columns, conditions = columns_of(model, 3, 20), told(model, 3)
     with torch.no_grad():
         real, close = model(columns, conditions)[..., :-1], small(columns, conditions)[..., :-1]
-    assert 1e-4 < far(close, real) < 0.08
-    assert float(torch.corrcoef(torch.stack([real.flatten(), close.flatten()]))[0, 1]) > 0.997
+    assert 1e-4 < far(close, real) < 0.05
+    assert float(torch.corrcoef(torch.stack([real.flatten(), close.flatten()]))[0, 1]) > 0.999
     assert bytes_of(small.get_submodule("time")) < 0.27 * bytes_of(model.get_submodule("time"))
     steps = step_by_step(small, columns, conditions)[..., :-1]
     assert far(steps, close) < 0.01  # sums in another order can round to another bfloat16

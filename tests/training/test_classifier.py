@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from codec.corpus import Clip, clips
-from codec.errors import ConfigError, UnknownModel
+from codec.errors import ConfigError, StorageError, UnknownModel
 from codec.training import classifier
 from codec.training.classifier import (
     BANDS,
@@ -142,7 +142,8 @@ def test_training_is_deterministic(corpus: list[Clip], monkeypatch: pytest.Monke
 
 def test_a_file_holds_all_of_it(tmp_path: Path) -> None:
     trained = untrained()
-    save(tmp_path / "judge.safetensors", trained, learnt_from="abc")
+    with (tmp_path / "judge.safetensors").open("wb") as file:
+        save(file, trained, learnt_from="abc")
     restored = load(tmp_path / "judge.safetensors", learnt_from="abc")
     audio, _ = said(0, 1)
     for one, other in zip(trained.judge(audio), restored.judge(audio), strict=True):
@@ -175,6 +176,9 @@ def test_it_is_trained_once(corpus: list[Clip], tmp_path: Path, monkeypatch: pyt
     assert done == [1]
     with pytest.raises(ConfigError, match="other recordings"):
         load_or_train(path, corpus[1:], sample_rate=RATE)
+    with pytest.raises(StorageError, match="is a folder: name a file in it"):
+        load_or_train(tmp_path, corpus, sample_rate=RATE, report=lambda step, _: done.append(step))
+    assert done == [1]  # which is said before the training
 
 
 def test_the_digest_is_of_what_is_learnt(corpus: list[Clip]) -> None:
