@@ -33,12 +33,12 @@ from torch.utils.data import DataLoader, Dataset
 from codec.audio import atomic_output, open_reader
 from codec.corpus import Clip, clip_audio, clips, hashed, root_of
 from codec.errors import CodecError, ConfigError, InputNotFound, UnsupportedAudio
+from codec.training.signals import Samples, synthetic
 
 if TYPE_CHECKING:
     from codec.training.recipe import DataConfig, Recipe
 
 Report = Callable[[str], None]
-Samples = NDArray[np.float32]  # [time]
 Choice = Callable[[NDArray[Any], str], NDArray[np.bool_]]  # rows of `FOUND`, a side -> which of them are of it
 
 SIDES = ("train", "valid")
@@ -51,8 +51,7 @@ FADE = 0.005  # s, of the cross-fade where clips are joined: a step between two 
 MOST_GAIN = 10 ** (30 / 20)  # of levelling: 30 dB; pauses are not blown up to noise
 MIX_DB = 15.0  # the softer of two mixed crops lies at most so far below the other
 INTERRUPTS = tuple(signal.Signals[name] for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
-TONE_DB = (-50.0, -1.0)  # peaks of synthetic tones
-BED_DB = (-90.0, -25.0)  # noise under them, RMS below their peaks: alone, they would be learnt as silence
+FAINT_DB = (-60.0, -20.0)  # levels of faint crops, RMS below full scale
 
 ROW = np.dtype([("end", "<i8"), ("start", "<f8"), ("name", "<i8")])  # of an index: 24 bytes a clip, and its path
 FOUND = np.dtype(
@@ -372,14 +371,16 @@ class Crops:
         """A crop [time] as training sees it; `bad` takes in the files that failed."""
         config = self.config
         if config.tones and rng.random() < config.tones:
-            return tone(rng, self.time, self.sample_rate)
+            return synthetic(rng, self.time, self.sample_rate)
         audio = self.drawn(rng, bad)
         if config.mix and rng.random() < config.mix:
             audio = mixed(audio, self.drawn(rng, bad), rng.uniform(-MIX_DB, MIX_DB))
         peak = float(np.abs(audio).max())
         if peak == 0:
             return audio
-        if config.level_db is None:
+        if config.faint and rng.random() < config.faint:
+            gain = min(10 ** (rng.uniform(*FAINT_DB) / 20) / rms(audio), MOST_GAIN)
+        elif config.level_db is None:
             gain = 10 ** (rng.uniform(*config.gain_db) / 20)
         else:
             gain = min(10 ** (rng.uniform(*config.level_db) / 20) / rms(audio), MOST_GAIN)
@@ -437,36 +438,6 @@ def mixed(audio: Samples, other: Samples, ratio_db: float) -> Samples:
 def rms(audio: Samples) -> float:
     """Root of the mean square."""
     return math.sqrt(float(np.mean(np.square(audio, dtype=np.float64))))
-
-
-def tone(rng: np.random.Generator, time: int, rate: int) -> Samples:
-    """A steady tone, a sum of harmonics or a sweep [time], of a random pitch and level, on a bed of weak noise.
-
-    Half of the steady ones, and of the harmonics, have round pitches, as signals to test with do: their periods fit
-    into most hops, so that all frames are alike.
-    """
-    low, top = 40.0, 0.45 * rate
-    pitch, end = np.geomspace(low, top, 1001)[rng.integers(1001, size=2)]
-    harmonics = 1
-    match ("steady", "steady", "harmonic", "sweep")[rng.integers(4)]:
-        case "steady":
-            end = pitch = rounded(rng, pitch)
-        case "harmonic":
-            end = pitch = rounded(rng, math.sqrt(low * pitch))  # in the lower half, with room for harmonics
-            harmonics = min(12, int(top / pitch))
-    phase = 2 * np.pi * np.cumsum(np.geomspace(pitch, end, time)) / rate
-    audio = np.zeros(time)
-    for number in range(1, harmonics + 1):
-        audio += np.sin(number * phase + rng.uniform(0, 2 * np.pi)) / number
-    audio /= np.abs(audio).max()
-    audio += 10 ** (rng.uniform(*BED_DB) / 20) * rng.standard_normal(time)
-    audio *= 10 ** (rng.uniform(*TONE_DB) / 20) / np.abs(audio).max()
-    return audio.astype(np.float32)
-
-
-def rounded(rng: np.random.Generator, pitch: float) -> float:
-    """Every other pitch, a multiple of 50 Hz instead."""
-    return max(50.0, 50.0 * round(pitch / 50)) if rng.random() < 0.5 else pitch
 
 
 def material(

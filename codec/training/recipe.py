@@ -51,7 +51,9 @@ class DataConfig(Config):
     mix: Share = 0.0
     """Share of the crops that are the sum of two draws."""
     tones: Share = 0.0
-    """Share of the crops that are synthetic: steady tones, harmonics, sweeps, loud to very quiet."""
+    """Share of the crops that are synthetic: tones, chords, DTMF, beeps, clicks, bells, noise; loud to very quiet."""
+    faint: Share = 0.0
+    """Share of the other crops that are brought to a level of -60 to -20 dBFS RMS instead of the usual gain."""
     held_out: float = Field(0.02, gt=0, lt=1)
     """Share kept for validation, of the audio that no folder or manifest says to be train or valid."""
     split_by: Literal["file", "folder"] = "file"
