@@ -27,7 +27,7 @@ def test_every_tool_says_what_it_does(
 
 
 def test_there_are_as_many_tools_as_there_were() -> None:
-    assert len(TOOLS) == 6
+    assert len(TOOLS) == 7
 
 
 def test_the_speed_of_generation_is_measured_for_every_system(
