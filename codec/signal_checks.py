@@ -156,7 +156,7 @@ def read_recordings(folder: Path, *, rate: int, quick: bool = False) -> Recordin
     def stacked(clips: list[Signal]) -> Signal:
         if not clips:
             return np.zeros((0, time), np.float32)
-        return np.stack([clip / max(1.0, float(np.abs(clip).max())) for clip in clips])
+        return np.stack([_faded(clip, rate) / max(1.0, float(np.abs(clip).max())) for clip in clips])
 
     sets = [[clip for clip in valid if clip.set == name] for name in SPEECH_SETS]
     speech = [audio for clips in sets for audio in middles(clips, of_each)]
@@ -223,7 +223,7 @@ def sines(coder: CodecLike, *, quick: bool = False) -> list[Result]:
         )
         worst = _furthest(differences)
         figures = {
-            "worst_db": differences[worst],
+            "worst_db": float(differences[worst]),
             "median_db": float(np.median(differences)),
             "within_3_db_share": float((np.abs(differences) <= 3).mean()),
         }
@@ -240,10 +240,15 @@ def sines(coder: CodecLike, *, quick: bool = False) -> list[Result]:
 def tone_frequencies(frame_math: FrameMath, *, quick: bool = False) -> list[float]:
     """60 Hz to 10 kHz at 24 kHz: log-spaced, MDCT bin centers, bin edges, and multiples of the frame rate."""
     logarithmic, others = (12, 4) if quick else (48, 16)
-    highest, half_bin = HIGHEST * frame_math.sample_rate, frame_math.frame_rate / 4  # bins are half a frame rate wide
-    spaced = np.geomspace(60, highest, logarithmic)
-    picked = [np.round(np.geomspace(60, highest, others) / (4 * half_bin) - shift) + shift for shift in (0.25, 0.5, 0)]
-    return [*map(float, spaced), *(float(max(1 / 4, k) * 4 * half_bin) for group in picked for k in group)]
+    highest, frame_rate = HIGHEST * frame_math.sample_rate, frame_math.frame_rate
+    spaced = np.geomspace(60, highest, others) / frame_rate
+    centers = 0.25 + 0.5 * np.arange(others) % 1  # of bins half a frame rate wide, even and odd ones
+    on_grid = [np.maximum(shift, np.round(spaced - shift) + shift) for shift in (centers, 0.5, 0.0)]
+    multiples = np.maximum(1, on_grid.pop())
+    return [
+        *np.geomspace(60, highest, logarithmic).tolist(),
+        *(frame_rate * np.concatenate([*on_grid, multiples])).tolist(),
+    ]
 
 
 DTMF_ROWS = (697, 770, 852, 941)  # Hz, ITU-T Q.23
@@ -314,7 +319,7 @@ def sweep(coder: CodecLike) -> list[Result]:
     for before, after in zip(*(np.array_split(power, 10) for power in powers), strict=True):
         differences.append(_decibels(after.mean(), before.mean()))
     worst = _furthest(differences)
-    note = " ".join(f"{difference:.0f}" for difference in differences)
+    note = " ".join(str(round(difference)) for difference in differences)
     return [Result("sweep", {"worst_db": differences[worst]}, f"tenths {note}")]
 
 
@@ -780,7 +785,15 @@ def _band(audio: Signal, rate: int, band: tuple[float, float]) -> Signal:
 
 
 def _band_power(signal: Signal, rate: int, band: tuple[float, float]) -> float:
-    return float(np.mean(_band(signal, rate, band) ** 2))
+    return float(np.mean(_band(_faded(signal, rate), rate, band) ** 2))  # cut ends would leak into all bands
+
+
+def _faded(signal: Signal, rate: int) -> Signal:
+    """The signal [time] with 10 ms faded in and out."""
+    place = np.arange(len(signal))
+    ramp = np.minimum(1, np.minimum(place, place[::-1]) / (0.01 * rate))
+    faded: Signal = signal * np.sin(np.pi / 2 * ramp) ** 2
+    return faded
 
 
 def _mean_pesq(reference: Signal, degraded: Signal, rate: int) -> float:
