@@ -23,7 +23,7 @@ FLOORS = (
     ("models", "lm"),
     (
         *("checkpoint", "hub", "sessions", "generation", "files", "metrics", "generation_metrics", "corpus"),
-        *("workers", "tokens"),
+        *("workers", "tokens", "signal_checks"),
     ),
     ("training",),
     ("cli", "__main__"),

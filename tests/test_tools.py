@@ -7,6 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from codec.checkpoint import save_model
+from tests.tiny import tiny_model
+
 TOOLS = sorted((Path(__file__).parents[1] / "tools").glob("*.py"))
 
 
@@ -27,7 +30,7 @@ def test_every_tool_says_what_it_does(
 
 
 def test_there_are_as_many_tools_as_there_were() -> None:
-    assert len(TOOLS) == 6
+    assert len(TOOLS) == 7
 
 
 def test_the_speed_of_generation_is_measured_for_every_system(
@@ -48,3 +51,20 @@ def test_the_speed_of_generation_is_measured_for_every_system(
     ]
     assert all(row["step_ms"] > 0 and row["weights"] > 0 for row in rows)
     assert "1 thread, batch 1" in capsys.readouterr().out
+
+
+def test_signal_checks_print_a_line_and_a_row_of_json_for_each_check(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tool = next(tool for tool in TOOLS if tool.stem == "check_signals")
+    save_model(tmp_path / "tiny.safetensors", tiny_model(), training={})
+    run(tool, monkeypatch, str(tmp_path / "tiny.safetensors"), "--quick", "--json", str(tmp_path / "figures.json"))
+    heading, *lines, summary = capsys.readouterr().out.splitlines()
+    assert "full = 3, half = 1, quarter = 1 codebooks" in heading
+    rows = json.loads((tmp_path / "figures.json").read_text())
+    assert [line[:25].rstrip() for line in lines] == [row["check"] for row in rows]
+    assert len(rows) == 23  # all but rain
+    beeps = next(row for row in rows if row["check"] == "beeps")
+    assert beeps["aims"] == {"worst_db": "±3"}
+    assert beeps["missed"] == ["worst_db"]
+    assert sum(len(row["missed"]) for row in rows) == int(summary.split()[0])
