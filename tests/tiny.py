@@ -16,8 +16,12 @@ CONFIG = CausalConfig(
     encoder_blocks=1,
     decoder_width=16,
     decoder_blocks=1,
+    fine_width=12,
+    fine_blocks=1,
     kernel=3,
     expansion=2,
+    envelope_bands=4,
+    modes=4,
 )
 
 

@@ -1,15 +1,18 @@
 """Our own family: a causal codec that works at the frame rate and starts as a linear transform codec.
 
-    audio ─ MDCT ─ compand ─ principal axes ─┬──────────── + ─ RVQ ─ codes
-              └─ log magnitudes ─ ConvNeXt ──┘
+    audio ─ MDCT ─┬─ envelope ─ nearest entry ─────────── codebook 0
+                  ├─ ÷ decoded envelope ─ compand ─ PCA ─┬─ + ─ RVQ ─ codebooks 1, 2, ...
+                  └─ log magnitudes ─ ConvNeXt ──────────────┘
 
-    codes ─ RVQ ─┬─ principal axes ─ expand ─ MDCT spectrum · gain ─┬─ overlap-add ─ audio
-                 └─ ConvNeXt ─┬─ gain ──────────────────────────────┘ │
-                              └─ complex spectrum ────────────────────┘
+    codebooks ─ RVQ ─┬─ PCA ─ expand ─ · decoded envelope ─ · gain ─ inverse MDCT ─ + ─ audio
+                     └─ ConvNeXt ─┬─ gain ────────────────────┘                     │
+                                  └─ ConvNeXt, twice the rate ─ spectrum, noise ────┘
 
 The upper row of each drawing is closed form: with the networks silent it is already a codec (`fit`), so training never
-has to find phase from nothing. The networks add what a linear map cannot: context, a spectrum of their own (inverse
-STFT, as in Vocos), and gains that clean the linear one.
+has to find phase from nothing. The networks add what a linear map cannot: context, gains that clean the linear part,
+and a spectrum of their own (inverse STFT, as in Vocos), part of which is noise: where only the level is known, a
+repeated phase would be heard as a buzz at the frame rate. All of it is relative to the decoded envelope, so a softer
+signal is the same signal. Tones, clicks and silence bypass the networks (`codec.nn.gain_shape`).
 
 Frames are hop samples apart and two hops long, so a frame is known one hop after its middle: the delay is 2 hops.
 """
@@ -25,13 +28,18 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from codec.errors import UsageError
-from codec.models.base import Books, CodebookSize, Codec, CodecConfig, Hop, SampleRate
+from codec.models.base import Books, CodebookSize, Codec, CodecConfig, Hop, SampleRate, Trained
 from codec.nn.conv import ConvNeXtBlock
+from codec.nn.gain_shape import GainShapeVQ, Parts
 from codec.nn.quantize import FSQ, Mixture, Quantizer, ResidualVQ, Unquantized, VectorQuantizer
 from codec.nn.shapes import Audio, Latents
 from codec.nn.streaming import Chain, State
 
 Size = Annotated[int, Field(ge=1, le=2**16)]
+
+NOISE_FRAMES = 499  # of the noise table, a prime: about 5 s at 20 ms a frame, then it repeats
+NOISE_RANGE = (-8.0, 2.0)  # of the log level of noise, relative to the envelope
+GAIN_RANGE = (-12.0, 3.0)  # of the log gain of the linear part
 
 
 class CausalConfig(CodecConfig):
@@ -40,38 +48,68 @@ class CausalConfig(CodecConfig):
     family: Literal["causal"] = "causal"
     sample_rate: SampleRate = 24000
     hop: Hop = 480
-    """20 ms at 24 kHz: 50 frames a second, 0.5 kbit/s a book."""
+    """20 ms at 24 kHz: 50 frames a second, 0.5 kbit/s a codebook."""
     dim: Size = 128
-    """Principal axes of the spectrum, so `hop` at most."""
+    """Principal components of the spectrum, so `hop` at most."""
     books: Books = 12
     codebook_size: CodebookSize = 1024
     encoder_width: Size = 352
     encoder_blocks: Size = 5
     decoder_width: Size = 384
-    decoder_blocks: Size = 6
+    decoder_blocks: Size = 4
+    fine_width: Size = 256
+    """Of the decoder's last blocks, which work at twice the frame rate."""
+    fine_blocks: Size = 2
     kernel: Size = 7
     """Frames that a block's depthwise convolution sees: 140 ms."""
     expansion: Size = 3
     companding: float = Field(0.7, gt=0, le=1)
-    """Exponent of the spectrum before the principal axes: 1 codes loud parts only, near 0 all levels alike."""
+    """Exponent of the spectrum before the principal components: 1 codes loud parts only, near 0 all levels alike."""
+    envelope_bands: int = Field(20, ge=0, le=512)
+    """Bands of the spectral envelope, which is codebook 0; 0 for a codec without, whose codebooks code all levels."""
+    envelope_exponent: float = Field(0.25, ge=0, le=1)
+    """Power of the envelope's shape that the spectrum is divided by, besides its gain."""
+    modes: int = Field(63, ge=0)
+    """Entries of codebook 0 that stand for the gain of a tone or click instead of an envelope."""
     quantizer: Literal["residual", "vector", "mixture", "scalar", "none"] = "residual"
-    """All but "residual" have one book; "none" makes a plain autoencoder, which has no codes."""
+    """All but "residual" have one codebook and no envelope; "none" makes a plain autoencoder, which has no codes."""
     lookup: Literal["l2", "cosine"] = "l2"
     """Of "residual" and "vector", like the two below."""
     project: Size | None = None
     """Dimensions in which entries are looked up; `dim` when absent."""
     learning: Literal["ema", "gradient"] = "ema"
     search: int = Field(1, ge=1)
-    """Of "residual": ways through the books that encoding follows at once; 1 takes each book's nearest entry."""
+    """Of "residual": beams that encoding follows through the codebooks; 1 takes each codebook's nearest entry."""
     levels: tuple[Annotated[int, Field(ge=2)], ...] = ()
     """Of "scalar": as many as `dim`, and their product is `codebook_size`."""
 
     @model_validator(mode="after")
     def check_dim(self) -> CausalConfig:
-        """A spectrum of `hop` bins has no more axes than bins."""
+        """A spectrum of `hop` bins has no more components than bins, and half of a frame is a whole number of them."""
         if self.dim > self.hop:
             raise ValueError(
                 f"dim = {self.dim} is more than hop = {self.hop}, the bins of a frame: set dim lower or hop higher"
+            )
+        if self.hop % 2:
+            raise ValueError(f"hop = {self.hop} is odd, and the decoder works at half of it: set an even number")
+        return self
+
+    @model_validator(mode="after")
+    def check_envelope(self) -> CausalConfig:
+        """The envelope has a codebook of its own, bins in every band, and entries beside its modes."""
+        if not self.envelope_bands:
+            return self
+        if self.quantizer != "residual" or self.books < 2:
+            raise ValueError(
+                'the envelope takes codebook 0 of quantizer "residual" with two codebooks or more: set '
+                "envelope_bands = 0 for a codec without"
+            )
+        if self.envelope_bands > self.hop // 4:
+            raise ValueError(f"envelope_bands = {self.envelope_bands}: {self.hop} bins make {self.hop // 4} at most")
+        if self.modes > self.codebook_size // 4:
+            raise ValueError(
+                f"modes = {self.modes} leave too few of {self.codebook_size} entries for envelopes: set "
+                f"{self.codebook_size // 4} at most"
             )
         return self
 
@@ -98,67 +136,248 @@ class CausalConfig(CodecConfig):
         return self
 
 
-class CausalCodec(Codec):
-    """Causal MDCT codec with ConvNeXt networks between; see the drawing at the top of the file."""
+def compand(x: Tensor, exponent: float, floor: float = 0.02) -> Tensor:
+    """sign(x) |x|^exponent, made linear below `floor` so that its slope stays finite. Inverse: `expand`."""
+    out: Tensor = x.sign() * ((x.abs() + floor) ** exponent - floor**exponent)
+    return out
 
-    config: CausalConfig
+
+def expand(y: Tensor, exponent: float, floor: float = 0.02) -> Tensor:
+    """Inverse of `compand`."""
+    out: Tensor = y.sign() * ((y.abs() + floor**exponent) ** (1 / exponent) - floor)
+    return out
+
+
+class MDCT(nn.Module):
+    """Lapped transform of frames two hops long under a sine window: MDCT (and MDST), exact by overlap-add.
+
+    Princen and Bradley 1986; the MDST of the same frame makes magnitudes that do not depend on phase.
+    """
+
+    basis: Tensor
+
+    def __init__(self, hop: int) -> None:
+        super().__init__()
+        self.hop = hop
+        n = torch.arange(2 * hop, dtype=torch.float64) + 0.5
+        k = torch.arange(hop, dtype=torch.float64) + 0.5
+        phase = math.pi / hop * (n[:, None] + hop / 2) * k
+        basis = torch.cat([torch.cos(phase), torch.sin(phase)], dim=1) * math.sqrt(2 / hop)
+        self.register_buffer("basis", (basis * sine_window(hop)[:, None]).float(), persistent=False)
+
+    def analyze(self, audio: Tensor, before: Tensor) -> tuple[Tensor, Tensor]:
+        """MDCT and MDST bins [batch, frames, 2 hop] of audio [batch, frames * hop], and the last hop of samples."""
+        audio = torch.cat([before, audio], dim=-1)
+        frames = audio.unfold(-1, 2 * self.hop, self.hop)  # [batch, frames, 2 hop]
+        return frames @ self.basis, audio[:, audio.shape[-1] - self.hop :]
+
+    def synthesize(self, bins: Tensor, before: Tensor) -> tuple[Tensor, Tensor]:
+        """Audio [batch, frames * hop] of MDCT bins [batch, frames, hop], one hop late, and the half frame left over."""
+        return overlap_add(bins @ self.basis[:, : self.hop].T, before)
+
+
+def sine_window(hop: int) -> Tensor:
+    """Float64 window [2 hop] whose squares, a hop apart, add up to 1 (Princen and Bradley's condition)."""
+    return torch.sin(math.pi * (torch.arange(2 * hop, dtype=torch.float64) + 0.5) / (2 * hop))
+
+
+def overlap_add(frames: Tensor, before: Tensor) -> tuple[Tensor, Tensor]:
+    """Audio [batch, frames * hop] of frames [batch, frames, 2 hop], and the half of the last one that waits."""
+    first, second = frames.chunk(2, dim=-1)
+    audio = first + torch.cat([before[:, None], second[:, :-1]], dim=1)  # [batch, frames, hop]
+    return audio.flatten(1), second[:, -1]
+
+
+class EncoderState(NamedTuple):
+    """The last hop of samples, and the frames that the backbone remembers."""
+
+    samples: Tensor
+    backbone: State
+
+
+class Encoder(nn.Module):
+    """Audio to latents: principal components of the divided and companded spectrum, plus what the backbone adds."""
+
+    pca: Tensor
+    reference: Tensor
 
     def __init__(self, config: CausalConfig) -> None:
-        super().__init__(config, overlap=config.hop)
-        self.encoder = Encoder(config)
-        self.quantizer = quantizer(config)
-        self.decoder = Decoder(config)
+        super().__init__()
+        self.config = config
+        self.mdct = MDCT(config.hop)
+        self.register_buffer("pca", torch.randn(config.hop, config.dim) * config.hop**-0.5)
+        self.register_buffer("reference", torch.tensor(0.1))  # what bins are divided by where there is no envelope
+        extra = config.envelope_bands + 1 if config.envelope_bands else 0
+        self.in_proj = nn.Linear(2 * config.hop + extra, config.encoder_width)
+        self.backbone = backbone(config.encoder_width, config.encoder_blocks, config)
+        self.norm = nn.LayerNorm(config.encoder_width)
+        self.out_proj = nn.Linear(config.encoder_width, config.dim)
+        nn.init.zeros_(self.out_proj.weight)
+        nn.init.zeros_(self.out_proj.bias)
 
-    def encoder_state(self, batch: int) -> EncoderState:
-        return self.encoder.initial_state(torch.zeros(batch, 1, 0, device=self.device))
+    def initial_state(self, like: Tensor) -> EncoderState:
+        wide = like.new_zeros(like.shape[0], self.config.encoder_width, 0)
+        return EncoderState(like.new_zeros(like.shape[0], self.config.hop), self.backbone.initial_state(wide))
 
-    def latents_step(self, audio: Audio, state: State) -> tuple[Latents, State]:
-        return self.encoder.step(audio, state)
+    def step(self, audio: Audio, state: EncoderState, shape: GainShapeVQ | None) -> tuple[Latents, EncoderState]:
+        """Latents of audio [batch, 1, frames * hop]: for `shape` its parts, without it the residual alone."""
+        if audio.shape[-1] == 0:
+            dim = sum(shape.sizes) if shape else self.config.dim
+            return audio.new_zeros(audio.shape[0], dim, 0), state
+        with torch.autocast(audio.device.type, enabled=False):
+            spectrum, samples = self.mdct.analyze(audio[:, 0], state.samples)
+            cosine, sine = spectrum.chunk(2, dim=-1)  # each [batch, frames, hop]
+            features, linear, envelope = self.divided(cosine, sine, shape)
+        x = self.in_proj(features).transpose(1, 2)  # [batch, width, frames]
+        x, inner = self.backbone.step(x, state.backbone)
+        latents = linear + self.out_proj(self.norm(x.transpose(1, 2)))
+        if shape:
+            latents = torch.cat([latents, envelope, torch.zeros_like(latents[..., :1]), cosine], dim=-1)
+        return latents.transpose(1, 2), EncoderState(samples, inner)
 
-    def decoder_state(self, batch: int) -> DecoderState:
-        return self.decoder.initial_state(torch.zeros(batch, 1, 0, device=self.device))
+    def divided(self, cosine: Tensor, sine: Tensor, shape: GainShapeVQ | None) -> tuple[Tensor, Tensor, Tensor]:
+        """(features of the backbone, principal components, envelope), all [batch, frames, ...], of MDCT and MDST bins."""
+        envelope, told, divisor = cosine[..., :0], cosine[..., :0], self.reference
+        if shape:
+            envelope = shape.envelope.measure(cosine, sine)
+            decoded = F.embedding(shape.nearest(envelope.flatten(0, 1)), shape.envelopes).view_as(envelope)
+            divisor, told = shape.envelope.divisor(decoded), envelope - decoded
+        companded = compand(cosine / divisor, self.config.companding)
+        magnitude = 0.25 * torch.log((cosine.square() + sine.square()) / divisor.square() + 1e-3)
+        return torch.cat([companded, magnitude, told], dim=-1), companded @ self.pca, envelope
 
-    def audio_step(self, latents: Latents, state: State) -> tuple[Audio, State]:
-        return self.decoder.step(latents, state)
 
-    @torch.no_grad()
-    def fit(self, audio: Audio) -> None:
-        """Set every closed-form part from audio [batch, 1, time]: axes, scales and codebooks.
+class DecoderState(NamedTuple):
+    """The frames that the backbones remember, the half frames that the next ones are added to, the frame's number."""
 
-        Principal axes of the companded MDCT spectrum, then k-means for each book on what the books before it left.
-        A few minutes of audio are enough; the networks stay silent.
+    backbone: State
+    fine: State
+    half: Tensor
+    fine_half: Tensor
+    position: Tensor
 
-        Raises UsageError: the audio is silent.
-        """
-        if not audio.any():
-            raise UsageError("the audio to start from is silent: there is nothing to fit a codec to")
-        time = audio.shape[-1] // self.config.hop * self.config.hop
-        spectrum, _ = self.encoder.lapped.analyse(audio[:, 0, :time], self.encoder.initial_state(audio).samples)
-        bins = spectrum[..., : self.config.hop].flatten(0, 1)
-        companded = compand(bins, self.config.companding)
-        _, axes = torch.linalg.eigh((companded.T @ companded).double())
-        axes = axes[:, -self.config.dim :].flip(1).float()  # [hop, dim], strongest first
-        scale = (companded @ axes).square().mean().sqrt()
-        self.encoder.axes.copy_(axes / scale)
-        self.decoder.axes.copy_(axes.T * scale)
-        level = F.pad(bins.square().mean(dim=0).sqrt(), (0, 1), mode="constant", value=1e-4)
-        self.decoder.head.bias.view(4, -1)[1].copy_(level.clamp(min=1e-4).log())
-        latents, _ = self.latents_step(audio[..., :time], self.encoder_state(len(audio)))
-        self.quantizer.start(latents)
+
+class Decoder(nn.Module):
+    """Latents to audio: the linear part, cleaned by a gain per bin, plus a spectrum and noise of the network's own."""
+
+    pca: Tensor
+    window: Tensor
+    noise: Tensor
+    reference: Tensor
+
+    def __init__(self, config: CausalConfig) -> None:
+        super().__init__()
+        self.config = config
+        half = config.hop // 2
+        self.mdct = MDCT(config.hop)
+        self.register_buffer("pca", torch.randn(config.dim, config.hop) * config.dim**-0.5)
+        self.register_buffer("reference", torch.tensor(0.1))
+        self.register_buffer("window", sine_window(half).float(), persistent=False)
+        self.register_buffer("noise", random_phases(2 * NOISE_FRAMES, half + 1), persistent=False)
+        self.in_proj = nn.Linear(config.dim + config.envelope_bands + 1, config.decoder_width)
+        self.backbone = backbone(config.decoder_width, config.decoder_blocks, config)
+        self.norm = nn.LayerNorm(config.decoder_width)
+        self.gain = nn.Linear(config.decoder_width, config.hop)
+        self.fine_proj = nn.Linear(config.decoder_width, 2 * config.fine_width)
+        self.fine = backbone(config.fine_width, config.fine_blocks, config)
+        self.fine_norm = nn.LayerNorm(config.fine_width)
+        self.head = nn.Linear(config.fine_width, 3 * (half + 1))
+        for layer in (self.gain, self.head):
+            nn.init.zeros_(layer.weight)
+            nn.init.zeros_(layer.bias)
+        with torch.no_grad():
+            self.head.bias.view(3, -1)[2].fill_(NOISE_RANGE[0])
+
+    def initial_state(self, like: Tensor) -> DecoderState:
+        batch, half = like.shape[0], self.config.hop // 2
+        return DecoderState(
+            self.backbone.initial_state(like.new_zeros(batch, self.config.decoder_width, 0)),
+            self.fine.initial_state(like.new_zeros(batch, self.config.fine_width, 0)),
+            like.new_zeros(batch, self.config.hop),
+            like.new_zeros(batch, half),
+            torch.zeros(batch, dtype=torch.int64, device=like.device),
+        )
+
+    def step(self, latents: Latents, state: DecoderState, shape: GainShapeVQ | None) -> tuple[Audio, DecoderState]:
+        """Audio [batch, 1, frames * hop] of latents [batch, ..., frames], one hop late."""
+        batch, _, frames = latents.shape
+        if frames == 0:
+            return latents.new_zeros(batch, 1, 0), state
+        parts = shape.split(latents) if shape else plain(latents, self.config.hop)
+        residual, envelope, learned, bins = (part.transpose(1, 2) for part in parts)  # each [batch, frames, ...]
+        known = torch.cat([residual, envelope[..., :-1], learned], dim=-1)
+        x, inner = self.backbone.step(self.in_proj(known).transpose(1, 2), state.backbone)
+        x = self.norm(x.transpose(1, 2))  # [batch, frames, width]
+        gain = self.gain(x)
+        x = self.fine_proj(x).view(batch, 2 * frames, -1)  # two short frames of each
+        x, fine = self.fine.step(x.transpose(1, 2), state.fine)
+        head = self.head(self.fine_norm(x.transpose(1, 2)))
+        with torch.autocast(latents.device.type, enabled=False):
+            envelope, gain, head = envelope.float(), gain.float(), head.float()
+            on = (learned >= 0).float()
+            divisor = shape.envelope.divisor(envelope) if shape else self.reference
+            level = shape.envelope.half_level(envelope) if shape else self.reference.expand(batch, frames, 1)
+            linear = expand(residual.float() @ self.pca, self.config.companding) * divisor
+            bins = bins + on * linear * gain.clamp(*GAIN_RANGE).exp()
+            audio, half = self.mdct.synthesize(bins, state.half)
+            level = (level * on).repeat_interleave(2, dim=1)  # [batch, 2 frames, bins]
+            place = (2 * state.position[:, None] + torch.arange(2 * frames, device=x.device)) % len(self.noise)
+            real, imaginary, loudness = head.chunk(3, dim=-1)
+            loudness = loudness.clamp(*NOISE_RANGE).exp()
+            cosine, sine = F.embedding(place, self.noise).chunk(2, dim=-1)
+            spectrum = torch.complex(level * (real + loudness * cosine), level * (imaginary + loudness * sine))
+            short = torch.fft.irfft(spectrum, n=self.config.hop, norm="ortho") * self.window
+            own, fine_half = overlap_add(short, state.fine_half)
+        after = DecoderState(inner, fine, half, fine_half, (state.position + frames) % NOISE_FRAMES)
+        return (audio + own)[:, None], after
+
+
+def plain(latents: Latents, hop: int) -> Parts:
+    """The parts of latents that are all residual."""
+    batch, _, frames = latents.shape
+    one = latents.new_ones(batch, 1, frames)
+    return Parts(latents, one, one, latents.new_zeros(batch, hop, frames))
+
+
+def random_phases(frames: int, bins: int) -> Tensor:
+    """Cosines and sines [frames, 2 bins] of phases that are the same on every machine."""
+    index = torch.arange(frames * bins).view(frames, bins)
+    for factor in (2654435761, 2246822519, 3266489917):  # integer hash; products stay below 2^63
+        index = (index ^ (index >> 15)) * factor % 2**31
+    phase = index.double() * (2 * math.pi / 2**31)
+    return torch.cat([phase.cos(), phase.sin()], dim=1).float()
+
+
+def backbone(width: int, blocks: int, config: CausalConfig) -> Chain:
+    """ConvNeXt blocks; layer scales start at one over their number, as in Vocos."""
+    return Chain(
+        ConvNeXtBlock(width, kernel=config.kernel, expansion=config.expansion, scale=1 / blocks) for _ in range(blocks)
+    )
 
 
 def quantizer(config: CausalConfig) -> Quantizer:
-    """The quantiser that the configuration names."""
+    """The quantizer that the configuration names."""
     match config.quantizer:
         case "residual":
-            return ResidualVQ(
+            residual = ResidualVQ(
                 config.dim,
-                config.books,
+                config.books - (config.envelope_bands > 0),
                 config.codebook_size,
                 lookup=config.lookup,
                 project=config.project,
                 learning=config.learning,
                 search=config.search,
+            )
+            if not config.envelope_bands:
+                return residual
+            return GainShapeVQ(
+                residual,
+                dim=config.dim,
+                hop=config.hop,
+                bands=config.envelope_bands,
+                sample_rate=config.sample_rate,
+                exponent=config.envelope_exponent,
+                modes=config.modes,
             )
         case "vector":
             return VectorQuantizer(
@@ -176,144 +395,81 @@ def quantizer(config: CausalConfig) -> Quantizer:
             return Unquantized(config.codebook_size)
 
 
-def compand(x: Tensor, exponent: float, floor: float = 1e-4) -> Tensor:
-    """sign(x) |x|^exponent, made linear below `floor` so that its slope stays finite. Inverse: `expand`."""
-    out: Tensor = x.sign() * ((x.abs() + floor) ** exponent - floor**exponent)
-    return out
+class CausalCodec(Codec):
+    """Causal MDCT codec with ConvNeXt networks between; see the drawing at the top of the file."""
 
+    config: CausalConfig
 
-def expand(y: Tensor, exponent: float, floor: float = 1e-4) -> Tensor:
-    """Inverse of `compand`."""
-    out: Tensor = y.sign() * ((y.abs() + floor**exponent) ** (1 / exponent) - floor)
-    return out
+    def __init__(self, config: CausalConfig) -> None:
+        super().__init__(config, overlap=config.hop)
+        self.encoder = Encoder(config)
+        self.quantizer = quantizer(config)
+        self.decoder = Decoder(config)
 
+    @property
+    def shape(self) -> GainShapeVQ | None:
+        """The quantizer, where it has an envelope."""
+        return self.quantizer if isinstance(self.quantizer, GainShapeVQ) else None
 
-class Lapped(nn.Module):
-    """Lapped transform of frames two hops long under a sine window: MDCT (and MDST), exact by overlap-add.
+    def forward(self, audio: Audio, books: Tensor | None = None) -> Trained:
+        """As of any codec; `latents` are the residual's, which the encoder makes."""
+        trained = super().forward(audio, books)
+        return trained._replace(latents=trained.latents[:, : self.config.dim])
 
-    MDCT: Princen and Bradley 1986; the MDST of the same frame makes magnitudes that do not depend on phase.
-    """
+    def encoder_state(self, batch: int) -> EncoderState:
+        return self.encoder.initial_state(torch.zeros(batch, 1, 0, device=self.device))
 
-    basis: Tensor
-    window: Tensor
+    def latents_step(self, audio: Audio, state: State) -> tuple[Latents, State]:
+        return self.encoder.step(audio, state, self.shape)
 
-    def __init__(self, hop: int) -> None:
-        super().__init__()
-        self.hop = hop
-        n = torch.arange(2 * hop, dtype=torch.float64) + 0.5
-        k = torch.arange(hop, dtype=torch.float64) + 0.5
-        window = torch.sin(math.pi * n / (2 * hop))
-        phase = math.pi / hop * (n[:, None] + hop / 2) * k
-        basis = torch.cat([torch.cos(phase), torch.sin(phase)], dim=1) * window[:, None] * math.sqrt(2 / hop)
-        self.register_buffer("basis", basis.float(), persistent=False)  # [2 hop, MDCT hop + MDST hop]
-        self.register_buffer("window", window.float(), persistent=False)
+    def decoder_state(self, batch: int) -> DecoderState:
+        return self.decoder.initial_state(torch.zeros(batch, 1, 0, device=self.device))
 
-    def analyse(self, audio: Tensor, before: Tensor) -> tuple[Tensor, Tensor]:
-        """Spectra [batch, frames, 2 hop] of audio [batch, frames * hop], and the last hop for the next call."""
-        audio = torch.cat([before, audio], dim=-1)
-        frames = audio.unfold(-1, 2 * self.hop, self.hop)  # [batch, frames, 2 hop]
-        return frames @ self.basis, audio[:, audio.shape[-1] - self.hop :]
+    def audio_step(self, latents: Latents, state: State) -> tuple[Audio, State]:
+        return self.decoder.step(latents, state, self.shape)
 
-    def synthesise(self, bins: Tensor, spectrum: Tensor, before: Tensor) -> tuple[Tensor, Tensor]:
-        """Audio [batch, frames * hop], one hop late, and the half frame that the next call adds to.
+    @torch.no_grad()
+    def fit(self, audio: Audio) -> None:
+        """Set every closed-form part from audio [batch, 1, time]: envelopes, components, codebooks and noise levels.
 
-        `bins` [batch, frames, hop] are MDCT bins, `spectrum` [batch, frames, hop + 1] is a complex STFT.
+        k-means of the envelopes, principal components of the divided and companded MDCT spectrum, then k-means for each
+        residual codebook on what those before it left, and noise as loud as what all of them leave. Minutes of audio
+        are enough; the networks stay silent.
+
+        Raises UsageError: the audio is silent.
         """
-        frames = bins @ self.basis[:, : self.hop].T
-        frames = frames + torch.fft.irfft(spectrum, n=2 * self.hop, norm="ortho") * self.window
-        first, second = frames[..., : self.hop], frames[..., self.hop :]
-        audio = first + torch.cat([before[:, None], second[:, :-1]], dim=1)  # [batch, frames, hop]
-        return audio.flatten(1), second[:, -1]
+        if not audio.any():
+            raise UsageError("the audio to start from is silent: there is nothing to fit a codec to")
+        hop = self.config.hop
+        audio = audio[..., : audio.shape[-1] // hop * hop]
+        spectrum, _ = self.encoder.mdct.analyze(audio[:, 0], self.encoder.initial_state(audio).samples)
+        cosine, sine = spectrum.flatten(0, 1).chunk(2, dim=-1)  # each [rows, hop]
+        loud = cosine.square().mean(dim=-1) > 1e-10  # -100 dBFS
+        self.encoder.reference.copy_(cosine[loud].square().mean().sqrt())
+        self.decoder.reference.copy_(self.encoder.reference)
+        if self.shape:
+            self.shape.start_envelopes(self.shape.envelope.measure(cosine[loud], sine[loud]))
+        companded = self.encoder.divided(cosine[None], sine[None], self.shape)[0][0, loud, :hop]
+        _, components = torch.linalg.eigh((companded.T @ companded).double())
+        components = components[:, -self.config.dim :].flip(1).float()  # [hop, dim], strongest first
+        scale = (companded @ components).square().mean().sqrt()
+        self.encoder.pca.copy_(components / scale)
+        self.decoder.pca.copy_(components.T * scale)
+        latents, _ = self.latents_step(audio, self.encoder_state(len(audio)))
+        self.quantizer.start(latents)
+        self.fit_noise(latents)
 
-
-class EncoderState(NamedTuple):
-    """The last hop of samples, and the trunk's frames."""
-
-    samples: Tensor
-    trunk: State
-
-
-class Encoder(nn.Module):
-    """Audio to latents: linear axes of the companded spectrum, plus what the trunk makes of it."""
-
-    axes: Tensor
-
-    def __init__(self, config: CausalConfig) -> None:
-        super().__init__()
-        self.config = config
-        self.lapped = Lapped(config.hop)
-        self.register_buffer("axes", torch.randn(config.hop, config.dim) * config.hop**-0.5)
-        self.widen = nn.Linear(2 * config.hop, config.encoder_width)
-        self.trunk = trunk(config.encoder_width, config.encoder_blocks, config)
-        self.norm = nn.LayerNorm(config.encoder_width)
-        self.narrow = nn.Linear(config.encoder_width, config.dim)
-        nn.init.zeros_(self.narrow.weight)
-        nn.init.zeros_(self.narrow.bias)
-
-    def initial_state(self, like: Tensor) -> EncoderState:
-        wide = like.new_zeros(like.shape[0], self.config.encoder_width, 0)
-        return EncoderState(like.new_zeros(like.shape[0], self.config.hop), self.trunk.initial_state(wide))
-
-    def step(self, audio: Audio, state: EncoderState) -> tuple[Latents, EncoderState]:
-        if audio.shape[-1] == 0:
-            return audio.new_zeros(audio.shape[0], self.config.dim, 0), state
-        with torch.autocast(audio.device.type, enabled=False):
-            spectrum, samples = self.lapped.analyse(audio[:, 0], state.samples)
-            cosine, sine = spectrum.chunk(2, dim=-1)
-            companded = compand(cosine, self.config.companding)
-            linear = (companded @ self.axes).transpose(1, 2)  # [batch, dim, frames]
-            magnitude = torch.log(cosine.square() + sine.square() + 1e-8) * 0.25 + 2  # about -2.6 to 2
-            features = torch.cat([companded * 8, magnitude], dim=-1)
-        x = self.widen(features).transpose(1, 2)  # [batch, width, frames]
-        x, inner = self.trunk.step(x, state.trunk)
-        return linear + self.narrow(self.norm(x.transpose(1, 2))).transpose(1, 2), EncoderState(samples, inner)
-
-
-class DecoderState(NamedTuple):
-    """The trunk's frames, and the half frame that the next one is added to."""
-
-    trunk: State
-    half: Tensor
-
-
-class Decoder(nn.Module):
-    """Latents to audio: linear axes, cleaned by a gain per bin, plus a complex spectrum of the trunk's own."""
-
-    axes: Tensor
-
-    def __init__(self, config: CausalConfig) -> None:
-        super().__init__()
-        self.config = config
-        self.lapped = Lapped(config.hop)
-        self.register_buffer("axes", torch.randn(config.dim, config.hop) * config.dim**-0.5)
-        self.widen = nn.Linear(config.dim, config.decoder_width)
-        self.trunk = trunk(config.decoder_width, config.decoder_blocks, config)
-        self.norm = nn.LayerNorm(config.decoder_width)
-        self.head = nn.Linear(config.decoder_width, 4 * (config.hop + 1))
-        nn.init.zeros_(self.head.weight)
-        nn.init.zeros_(self.head.bias)
-
-    def initial_state(self, like: Tensor) -> DecoderState:
-        wide = like.new_zeros(like.shape[0], self.config.decoder_width, 0)
-        return DecoderState(self.trunk.initial_state(wide), like.new_zeros(like.shape[0], self.config.hop))
-
-    def step(self, latents: Latents, state: DecoderState) -> tuple[Audio, DecoderState]:
-        if latents.shape[-1] == 0:
-            return latents.new_zeros(latents.shape[0], 1, 0), state
-        x = self.widen(latents.transpose(1, 2)).transpose(1, 2)  # [batch, width, frames]
-        x, inner = self.trunk.step(x, state.trunk)
-        head = self.head(self.norm(x.transpose(1, 2)))
-        with torch.autocast(latents.device.type, enabled=False):
-            gain, level, real, imaginary = head.float().chunk(4, dim=-1)  # each [batch, frames, hop + 1]
-            bins = expand(latents.float().transpose(1, 2) @ self.axes, self.config.companding)
-            bins = bins * gain[..., :-1].clamp(-12, 3).exp()
-            level = level.clamp(-14, 4).exp()
-            audio, half = self.lapped.synthesise(bins, torch.complex(level * real, level * imaginary), state.half)
-        return audio[:, None], DecoderState(inner, half)
-
-
-def trunk(width: int, blocks: int, config: CausalConfig) -> Chain:
-    """ConvNeXt blocks; layer scales start at one over their number, as in Vocos."""
-    return Chain(
-        ConvNeXtBlock(width, kernel=config.kernel, expansion=config.expansion, scale=1 / blocks) for _ in range(blocks)
-    )
+    def fit_noise(self, latents: Latents) -> None:
+        """Set the noise to the size of what the linear part leaves of latents [batch, ..., frames]."""
+        if not self.shape:
+            return
+        before = self.shape.split(latents)
+        parts = self.shape.split(self.shape.decode(self.shape.encode(latents)))
+        learned = parts.learned[:, 0] > 0
+        residual, envelope = (part.transpose(1, 2)[learned] for part in (parts.residual, parts.envelope))
+        decoded = expand(residual @ self.decoder.pca, self.config.companding) * self.shape.envelope.divisor(envelope)
+        level = self.shape.envelope.level(envelope)
+        left = ((before.bins.transpose(1, 2)[learned] - decoded) / level).clamp(-10, 10)
+        loudness = left.square().mean(dim=0).view(-1, 2).mean(dim=1).sqrt()  # [hop / 2]
+        loudness = F.pad(loudness[None], (0, 1), mode="replicate")[0].clamp(min=1e-3)
+        self.decoder.head.bias.view(3, -1)[2].copy_(loudness.log())

@@ -125,8 +125,8 @@ class ConvNeXtBlock(Stateful):
         super().__init__()
         self.depthwise = CausalConv1d(dim, dim, kernel=kernel, groups=dim)
         self.norm = nn.LayerNorm(dim)
-        self.widen = nn.Linear(dim, expansion * dim)
-        self.narrow = nn.Linear(expansion * dim, dim)
+        self.in_proj = nn.Linear(dim, expansion * dim)
+        self.out_proj = nn.Linear(expansion * dim, dim)
         self.scale = nn.Parameter(torch.full((dim,), scale))
 
     def initial_state(self, like: Tensor) -> Tensor:
@@ -144,5 +144,5 @@ class ConvNeXtBlock(Stateful):
         """`step`, kept whole for the backward pass."""
         y, state = self.depthwise.step(x, state)
         y = self.norm(y.transpose(1, 2))  # [batch, frames, dim]
-        y = self.scale * self.narrow(F.gelu(self.widen(y), approximate="tanh"))
+        y = self.scale * self.out_proj(F.gelu(self.in_proj(y), approximate="tanh"))
         return x + y.transpose(1, 2), state

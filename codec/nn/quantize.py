@@ -337,11 +337,12 @@ class ResidualVQ(Quantizer):
             books = torch.full((batch,), self.books, device=latents.device)
         with torch.autocast(latents.device.type, enabled=False):
             rows = rearrange(latents.float(), "batch dim frames -> (batch frames) dim")
+            depth = books[:, None].expand(batch, frames) if books.ndim == 1 else books
             left, total = rows, torch.zeros_like(rows)
             commitment, codebook = rows.new_zeros(()), rows.new_zeros(())
             codes, seen = [], []
             for book, stage in enumerate(self.stages):
-                active = (books > book).repeat_interleave(frames)  # [rows]
+                active = (depth > book).flatten()  # [rows]
                 decoded, chosen, committed, learned, inner = stage.train_rows(left)
                 if stage.learning == "ema":
                     seen.append(inner)

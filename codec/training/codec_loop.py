@@ -34,6 +34,7 @@ from codec.training.losses import (
     discriminator_loss,
     feature_loss,
     generator_loss,
+    hop_periodicity_loss,
 )
 from codec.training.optimise import autocast_dtype, clip, finite, follow, left_out, schedule, to_blame, whole_batch
 from codec.training.recipe import Recipe
@@ -53,7 +54,7 @@ FREE = (  # what a resumed training may have changed: how it runs, and what keep
     "train.compile",
     "data.workers",
 )
-AUDIBLE = (*Spectral._fields, "adversarial", "features")  # losses of the decoded audio; the others: of latents
+AUDIBLE = (*Spectral._fields, "periodicity", "adversarial", "features")  # losses of the decoded audio; the others: of latents
 
 
 @dataclass
@@ -100,12 +101,19 @@ def train_step(players: Players, spectral: SpectralLoss, audio: Audio, step: int
     players.optimiser.zero_grad(set_to_none=True)
     players.judges_optimiser.zero_grad(set_to_none=True)
     depths = own_books(len(audio), step, recipe).to(audio.device)
-    for number, (rows, books) in enumerate(zip(audio.chunk(parts), depths.chunk(parts), strict=True)):
+    audio, entries = reencoded(players.model, audio, step, recipe)
+    for number, (rows, books, known) in enumerate(
+        zip(audio.chunk(parts), depths.chunk(parts), entries.chunk(parts), strict=True)
+    ):
         engine.exchange_gradients(number == parts - 1, players.joint_model, players.joint_judges)
         with autocast():
             decoded, latents, quantized = players.joint_model(rows, books)
         heard = decoded.detach().requires_grad_()  # what the losses ask of the audio is handed to the model in one pass
         losses: dict[str, Tensor] = spectral(heard, rows, half=step % 2)._asdict()
+        losses["periodicity"] = hop_periodicity_loss(
+            heard, rows, sample_rate=recipe.model.sample_rate, hop=recipe.model.hop
+        )
+        losses["idempotence"] = idempotence(latents, known) / power
         losses["commitment"] = quantized.commitment / power / recipe.model.books
         losses["codebook"] = quantized.codebook / power / recipe.model.books
 
@@ -125,7 +133,7 @@ def train_step(players: Players, spectral: SpectralLoss, audio: Audio, step: int
 
         scale = scaler.get_scale() / parts
         asked, squares = audio_gradient(losses, shares, heard, scale, balance=recipe.losses.balance)
-        latent = [weights.get(name, 0.0) * losses[name] for name in ("commitment", "codebook")]
+        latent = [weights.get(name, 0.0) * losses[name] for name in ("commitment", "codebook", "idempotence")]
         total = (decoded * asked).sum() + scaler.scale(torch.stack(latent).sum() / parts)
         total.backward()
         seen.append(quantized)
@@ -209,6 +217,37 @@ def can_step(losses: Mapping[str, Tensor], step: int, recipe: Recipe, scaler: to
 def own_books(rows: int, step: int, recipe: Recipe) -> Tensor:
     """`dropped_books` of the rows that this process has of the batch."""
     return dropped_books(rows * processes.count(), step, recipe)[processes.rank() * rows :][:rows]
+
+
+@torch.no_grad()
+def reencoded(model: CausalCodec, audio: Audio, step: int, recipe: Recipe) -> tuple[Audio, Tensor]:
+    """The rows [rows, 1, time] of a batch, some of them as they come back from being coded once to four times.
+
+    Also the entries [rows, dim, frames] that these were decoded from last, NaN where there are none.
+    """
+    dim, frames = recipe.model.dim, model.frame_math.frames(audio.shape[-1])
+    entries = torch.full((len(audio), dim, frames), torch.nan, device=audio.device)
+    first = processes.rank() * len(audio)
+    draws = [np.random.default_rng((recipe.train.seed, step, 4, first + row)) for row in range(len(audio))]
+    chosen = [row for row, rng in enumerate(draws) if rng.random() < recipe.train.reencoded]
+    if not chosen or recipe.model.quantizer == "none":
+        return audio, entries
+    audio = audio.clone()
+    for row in chosen:
+        times = int(draws[row].integers(1, 5))
+        for _ in range(times):
+            trained = model(audio[row : row + 1])
+            audio[row] = trained.audio[0].float().clamp(-1, 1)
+        residual = trained.quantized.latents[:, :dim]
+        entries[row] = torch.where(trained.quantized.codes[:, -1:] >= 0, residual, torch.nan)[0].float()
+    return audio, entries
+
+
+def idempotence(latents: Tensor, entries: Tensor) -> Tensor:
+    """Mean square distance of latents [rows, dim, frames] from the entries that are known; 0 where none is."""
+    known = ~entries.isnan()
+    distance = torch.where(known, latents.float() - entries.nan_to_num(), 0.0).square().sum()
+    return distance / known.sum().clamp(min=1)
 
 
 def warmth(step: int, recipe: Recipe) -> float:

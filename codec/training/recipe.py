@@ -81,7 +81,10 @@ class LossConfig(Config):
     noise: Weight = 3.0
     loudness: Weight = 1.5
     envelope: Weight = 4.0
-    commitment: Weight = 1.0
+    periodicity: Weight = 3.0
+    idempotence: Weight = 1.0
+    """Distance of a re-encoded crop's latents from the entries it was decoded from; see train.reencoded."""
+    commitment: Weight = 4.0
     codebook: Weight = 1.0
     adversarial: Weight = 0.1
     features: Weight = 0.5
@@ -152,6 +155,8 @@ class TrainConfig(RunConfig):
     """Run the networks through torch.compile."""
     quantizer_dropout: Share = 0.5
     """Share of the items that train with a random number of books."""
+    reencoded: Share = 0.1
+    """Share of the crops that are coded and decoded once to four times first, so that generations stay alike."""
 
     @model_validator(mode="after")
     def check_precision_of_shards(self) -> Self:

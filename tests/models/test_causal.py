@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from codec.errors import CodecError, ConfigError, UnknownModel, UsageError
 from codec.models import build
-from codec.models.causal import CausalCodec, CausalConfig, Lapped, compand, expand, quantizer
+from codec.models.causal import CausalCodec, CausalConfig, MDCT, compand, expand, overlap_add, quantizer, random_phases, sine_window
 from codec.nn.streaming import State
 from tests.tiny import CONFIG, tiny_model
 
@@ -35,7 +35,8 @@ def lively_model() -> CausalCodec:
 
 
 MODEL = lively_model()
-AUDIO = 0.3 * noise(2, 1, 60 * HOP, seed=1)
+LEVELS = 10 ** (-2 * torch.rand(2, 1, 60, 1, generator=torch.Generator().manual_seed(5)))
+AUDIO = (noise(2, 1, 60, HOP, seed=1) * LEVELS).view(2, 1, 60 * HOP)
 CODES = MODEL.encode(AUDIO)
 chunk_sizes = st.lists(st.integers(0, 12), min_size=1, max_size=5)
 """In hops."""
@@ -173,7 +174,7 @@ def test_a_padded_batch_is_its_items() -> None:
 def test_the_transform_is_the_textbooks_double_sum() -> None:
     """Princen, Johnson and Bradley 1987, with the sine window and orthonormal scale."""
     hop, audio = 6, noise(1, 18).double().numpy()
-    spectrum, _ = Lapped(hop).analyse(torch.tensor(audio[:, hop:]).float(), torch.tensor(audio[:, :hop]).float())
+    spectrum, _ = MDCT(hop).analyze(torch.tensor(audio[:, hop:]).float(), torch.tensor(audio[:, :hop]).float())
     assert spectrum.shape == (1, 2, 2 * hop)
     for frame in range(2):
         for k in range(hop):
@@ -189,10 +190,10 @@ def test_the_transform_is_the_textbooks_double_sum() -> None:
 @pytest.mark.parametrize("hop", [4, 30, 480])
 def test_the_transform_reconstructs_and_keeps_the_energy(hop: int) -> None:
     """Aliasing of neighbours cancels (TDAC), from the MDCT's half of the spectrum alone."""
-    lapped, audio, silence = Lapped(hop), noise(2, 8 * hop), torch.zeros(2, hop)
-    spectrum, _ = lapped.analyse(F.pad(audio, (0, hop)), silence)
+    mdct, audio, silence = MDCT(hop), noise(2, 8 * hop), torch.zeros(2, hop)
+    spectrum, _ = mdct.analyze(F.pad(audio, (0, hop)), silence)
     bins = spectrum[..., :hop]
-    made, half = lapped.synthesise(bins, torch.zeros(2, 9, hop + 1, dtype=torch.complex64), silence)
+    made, half = mdct.synthesize(bins, silence)
     assert_same(made[:, hop:], audio)
     assert_same(made[:, :hop], silence)
     assert half.shape == (2, hop)
@@ -202,21 +203,36 @@ def test_the_transform_reconstructs_and_keeps_the_energy(hop: int) -> None:
 def test_complex_spectra_are_overlapped_exactly() -> None:
     """A sine window before and after: its squares sum to one (Princen and Bradley's condition)."""
     hop, audio = 30, noise(2, 240)
-    lapped = Lapped(hop)
-    frames = F.pad(audio, (hop, hop)).unfold(-1, 2 * hop, hop) * torch.sin(math.pi / 60 * (torch.arange(60) + 0.5))
-    spectrum = torch.fft.rfft(frames, norm="ortho")
-    made, _ = lapped.synthesise(torch.zeros(2, 9, hop), spectrum, torch.zeros(2, hop))
+    window = sine_window(hop).float()
+    spectrum = torch.fft.rfft(F.pad(audio, (hop, hop)).unfold(-1, 2 * hop, hop) * window, norm="ortho")
+    made, _ = overlap_add(torch.fft.irfft(spectrum, norm="ortho") * window, torch.zeros(2, hop))
     assert_same(made[:, hop:], audio)
+
+
+def test_random_phases_are_white_and_the_same_everywhere() -> None:
+    """No correlation between frames or bins; values stored from the integer hash computed with Python's integers."""
+    table = random_phases(998, 241)
+    cosine, sine = table.double().chunk(2, dim=1)
+    assert_same(cosine.square() + sine.square(), torch.ones_like(cosine))
+    phases = torch.complex(cosine, sine)
+    for shift in ((1, 0), (2, 0), (0, 1), (0, 2), (1, 1)):
+        product = (phases * phases.roll(shift, (0, 1)).conj()).mean()
+        assert product.abs() < 5 / math.sqrt(phases.numel())
+    for frame, place in ((0, 1), (7, 100), (997, 240)):
+        index = frame * 241 + place
+        for factor in (2654435761, 2246822519, 3266489917):
+            index = (index ^ (index >> 15)) * factor % 2**31
+        assert cosine[frame, place].item() == pytest.approx(math.cos(index * 2 * math.pi / 2**31), abs=1e-6)
 
 
 @pytest.mark.parametrize("exponent", [0.5, 0.7, 1.0])
 def test_expand_is_the_inverse_of_compand(exponent: float) -> None:
     x = torch.cat([torch.linspace(-3, 3, 61), torch.logspace(-7, 0, 50), torch.zeros(1)])
     torch.testing.assert_close(expand(compand(x, exponent), exponent), x, rtol=1e-3, atol=2e-6)
-    large = x[x.abs() > 0.01]
-    torch.testing.assert_close(compand(large, exponent), large.sign() * large.abs() ** exponent, rtol=0.03, atol=0.02)
+    large = x[x.abs() > 1]
+    torch.testing.assert_close(compand(large, exponent), large.sign() * large.abs() ** exponent, rtol=0.16, atol=0)
     slopes = torch.func.vmap(torch.func.grad(lambda v: compand(v, exponent)))(torch.linspace(1e-7, 1, 100))
-    assert slopes.max() <= exponent * 1e-4 ** (exponent - 1) * 1.001
+    assert slopes.max() <= exponent * 0.02 ** (exponent - 1) * 1.001
     assert slopes.min() > 0
 
 
