@@ -110,6 +110,7 @@ class _ScaleDistances(torch.autograd.Function):
         ctx: Any, decoded: Tensor, audio: Tensor, filters: Tensor, groups: BandFilters, complex_too: bool
     ) -> tuple[Tensor, Tensor, Tensor]:
         ctx.groups = groups
+        ctx.set_materialize_grads(False)  # a loss without a weight costs nothing in the backward pass
         ours, theirs = power(decoded), power(audio)
         magnitude = (ours + 1e-12).sqrt_()
         mel = groups.apply(filters, magnitude)  # [batch, frames, bands]
@@ -138,20 +139,25 @@ class _ScaleDistances(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, of_mel: Tensor, of_phase: Tensor, of_noise: Tensor) -> tuple[Tensor, None, None, None, None]:
+    def backward(
+        ctx: Any, of_mel: Tensor | None, of_phase: Tensor | None, of_noise: Tensor | None
+    ) -> tuple[Tensor, None, None, None, None]:
         decoded, filters, magnitude, mel, difference, *others = ctx.saved_tensors
-        of_bands = difference.sign() * (mel >= 1e-5) / mel.clamp(min=1e-5) * (of_mel / (mel.numel() * math.log(10)))
-        weight = ctx.groups.transposed(filters, of_bands).div_(magnitude)  # of `decoded` in its gradient
-        if not others:
-            return decoded * weight, None, None, None, None
-
-        ours, size, compression, compressed, distance, audible, wrong, ratio = others
-        scale = of_phase / (len(size) * distance[0].numel()) / size  # [batch]
-        of_compressed = compressed * (compression / distance).mul_(scale[:, None, None])  # times the compression
-        along = (decoded[0] * of_compressed[0]).addcmul_(decoded[1], of_compressed[1])
-        weight.addcdiv_(along, ours + 1e-7, value=-0.5)
-        gradient = of_compressed
-        of_bands = (ratio <= 2) / (ratio * audible) * (of_noise / ratio.numel())
-        gradient.addcmul_(wrong, ctx.groups.transposed(filters, of_bands))
-        gradient.addcmul_(decoded, weight)
-        return gradient, None, None, None, None
+        weight, gradient = torch.zeros_like(magnitude), None  # the gradient is `weight * decoded + gradient`
+        if of_mel is not None:
+            scale = of_mel / (mel.numel() * math.log(10))
+            of_bands = difference.sign() * (mel >= 1e-5) / mel.clamp(min=1e-5) * scale
+            weight = ctx.groups.transposed(filters, of_bands).div_(magnitude)
+        if of_phase is not None and others:
+            ours, size, compression, compressed, distance, *_ = others
+            scale = of_phase / (len(size) * distance[0].numel()) / size  # [batch]
+            gradient = compressed * (compression / distance).mul_(scale[:, None, None])
+            along = (decoded[0] * gradient[0]).addcmul_(decoded[1], gradient[1])
+            weight.addcdiv_(along, ours + 1e-7, value=-0.5)
+        if of_noise is not None and others:
+            *_, audible, wrong, ratio = others
+            of_bands = (ratio <= 2) / (ratio * audible) * (of_noise / ratio.numel())
+            of_bins = ctx.groups.transposed(filters, of_bands)
+            gradient = wrong * of_bins if gradient is None else gradient.addcmul_(wrong, of_bins)
+        whole = decoded * weight if gradient is None else gradient.addcmul_(decoded, weight)
+        return whole, None, None, None, None
