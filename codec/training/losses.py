@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from codec.nn.shapes import Audio
+from codec.training.spectra import BandFilters, power, scale_distances, short_time_spectra
 
 SCALES = ((5, 32), (10, 64), (20, 128), (40, 256), (80, 512), (160, 1024), (320, 2048))
 """(mel bands, window in samples) of DAC's multi-scale mel loss (section 3.4); each hop is a quarter window."""
@@ -42,10 +43,12 @@ class SpectralLoss(nn.Module):
         self.scales = tuple(scales)
         self.phase_from = phase_from
         self.hearing = HearingLoss(sample_rate)
+        self.filters: dict[int, BandFilters] = {}
         for bands, window in self.scales:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # the smallest windows leave some mel bands empty, by definition
                 filters = librosa.filters.mel(sr=sample_rate, n_fft=window, n_mels=bands)
+            self.filters[window] = BandFilters(torch.from_numpy(filters))
             self.register_buffer(f"mel_{window}", torch.from_numpy(filters).float(), persistent=False)
             self.register_buffer(f"window_{window}", torch.hann_window(window), persistent=False)
 
@@ -55,75 +58,20 @@ class SpectralLoss(nn.Module):
         """
         scales = self.scales if half is None else self.scales[half::2]
         mel, phase, noise = decoded.new_zeros(()), decoded.new_zeros(()), decoded.new_zeros(())
-        voices = 0
+        voices = sum(window >= self.phase_from for _, window in scales)
         for _, window in scales:
-            filters = self.get_buffer(f"mel_{window}")
-            with torch.no_grad():  # half of the work, where nothing asks for it
-                theirs, their_power = self.spectra(audio, window)
-                their_bands = self.bands(their_power, window)
-            ours, power = self.spectra(decoded, window)
-            mel = mel + (self.bands(power, window) - their_bands).abs().mean()
-            if window >= self.phase_from:
-                compressed = ours * (power + 1e-7) ** -0.25
-                their_compressed = theirs * (their_power + 1e-7) ** -0.25
-                distance = (squared(compressed - their_compressed) + 1e-9).sqrt().mean(dim=(1, 2))
-                size = their_compressed.abs().mean(dim=(1, 2))
-                phase = phase + (distance / (size + 1e-3)).mean()
-                signal = filters @ their_power  # [batch, bands, frames]
-                wrong = filters @ squared(ours - theirs)
-                audible = signal + 1e-4 * signal.mean(dim=(1, 2), keepdim=True) + 1e-7
-                noise = noise + (wrong / audible + 1e-6).sqrt().clamp(max=2).mean()
-                voices += 1
+            hann, filters = self.get_buffer(f"window_{window}"), self.get_buffer(f"mel_{window}")
+            ours = short_time_spectra(decoded[:, 0].float(), hann, window // 4)
+            with torch.no_grad():
+                theirs = short_time_spectra(audio[:, 0].float(), hann, window // 4)
+            distances = scale_distances(
+                ours, theirs, filters, self.filters[window], complex_too=window >= self.phase_from
+            )
+            mel, phase, noise = mel + distances[0], phase + distances[1], noise + distances[2]
         loudness, envelope = self.hearing(decoded, audio)
         return Spectral(
             mel if half is None else 2 * mel, phase / max(voices, 1), noise / max(voices, 1), loudness, envelope
         )
-
-    def spectra(self, audio: Audio, window: int) -> tuple[Tensor, Tensor]:
-        """Complex spectra [batch, bins, frames] of [batch, 1, time], and their power."""
-        hann = self.get_buffer(f"window_{window}")
-        spectra = torch.stft(audio[:, 0].float(), window, window // 4, window=hann, return_complex=True)
-        return spectra, squared(spectra)
-
-    def bands(self, power: Tensor, window: int) -> Tensor:
-        """log10 of mel magnitudes [batch, bands, frames]."""
-        return (self.get_buffer(f"mel_{window}") @ (power + 1e-12).sqrt()).clamp(min=1e-5).log10()
-
-
-PERIODICITY_EDGES = (100, 600, 1200, 2000, 3000, 4200, 5600, 7600, 11000)
-"""Bands in Hz of `hop_periodicity_loss`."""
-
-
-def hop_periodicity_loss(decoded: Audio, audio: Audio, *, sample_rate: int, hop: int) -> Tensor:
-    """How much more [batch, 1, time] repeats itself after one and two hops than the reference does; 0 is the least.
-
-    A decoder that knows only the level of noise may give every frame the same phases, which is heard as a buzz at the
-    frame rate; losses on magnitudes do not see it. In every band and part of twelve hops, the normalized
-    autocorrelation beyond the reference's by more than 0.1, mean over bands, parts and both lags.
-    """
-    part = min(12 * hop, audio.shape[-1])
-    both = torch.cat([decoded, audio])[:, 0].float()
-    parts = both.unfold(-1, part, part)  # [2 batch, parts, time]
-    size = 1 << (part + 2 * hop - 1).bit_length()  # zeros behind, so that the end does not meet the beginning
-    power = squared(torch.fft.rfft(parts, size))  # [2 batch, parts, bins]
-    frequency = torch.arange(size // 2 + 1, device=both.device) * (sample_rate / size)
-    edges = torch.tensor(PERIODICITY_EDGES, device=both.device)
-    edges = edges[edges <= 0.46 * sample_rate]
-    bands = ((frequency[:, None] >= edges[:-1]) & (frequency[:, None] < edges[1:])).float()
-    lags = torch.cos(2 * math.pi * hop / sample_rate * frequency[:, None] * torch.tensor([0, 1, 2], device=both.device))
-    weights = (bands[:, :, None] * lags[:, None]).flatten(1)  # [bins, bands * lags]
-    energy, *products = (power @ weights).unflatten(-1, (-1, 3)).unbind(-1)
-    floor = 1e-4 * energy.sum(dim=-1, keepdim=True) + 1e-3
-    excess = torch.zeros_like(energy.chunk(2)[0])
-    for product in products:
-        ours, theirs = (product / (energy + floor)).chunk(2)
-        excess = excess + (ours - theirs.clamp(min=0) - 0.1).relu()
-    return excess.mean() / len(products)
-
-
-def squared(spectra: Tensor) -> Tensor:
-    """|x|² of complex numbers; quicker, back and forth, than by `abs` or `view_as_real`."""
-    return (spectra * spectra.conj()).real
 
 
 class HearingLoss(nn.Module):
@@ -160,18 +108,19 @@ class HearingLoss(nn.Module):
 
     def forward(self, decoded: Audio, audio: Audio) -> tuple[Tensor, Tensor]:
         """`loudness` and `envelope` of [batch, 1, time] signals."""
-        both = torch.cat([decoded, audio])[:, 0].float()
-        hann = self.get_buffer("hann")
-        spectra = torch.stft(both, self.window, self.window // 2, window=hann, return_complex=True)
-        power = squared(spectra)  # [2 batch, bins, frames]
-        reference = power.chunk(2)[1].sum(dim=1).mean(dim=1)  # of each item
-        power = power / (reference[:, None, None] + 1e-3).repeat(2, 1, 1)
-        return self.loudness(power), self.envelope(power)
+        hann, bark, thirds = (self.get_buffer(name) for name in ("hann", "bark", "thirds"))
+        ours = short_time_spectra(decoded[:, 0].float(), hann, self.window // 2).square().sum(dim=0)
+        with torch.no_grad():
+            theirs = power(short_time_spectra(audio[:, 0].float(), hann, self.window // 2))  # [batch, frames, bins]
+        reference = theirs.sum(dim=2).mean(dim=1)[:, None, None] + 1e-3  # of each item
+        filters = torch.cat([bark, thirds]).T
+        bands = torch.cat([ours @ filters / reference, theirs @ filters / reference]).mT  # [2 batch, bands, frames]
+        return self.loudness(bands[:, : len(bark)]), self.envelope(bands[:, len(bark) :])
 
-    def loudness(self, power: Tensor) -> Tensor:
-        """What PESQ takes from its 4.5 for power [2 batch, bins, frames] that is 1 a frame in the mean."""
+    def loudness(self, bark_power: Tensor) -> Tensor:
+        """What PESQ takes from its 4.5 for power [2 batch, bands, frames], 1 a frame in the mean over all bins."""
         threshold = self.get_buffer("threshold")
-        heard = self.get_buffer("bark") @ power * 10**7.9  # as if played at 79 dB
+        heard = bark_power * 10**7.9  # as if played at 79 dB
         sones = 0.187 * (threshold / 0.5) ** 0.23 * ((0.5 + 0.5 * heard / threshold) ** 0.23 - 1).relu()
         (ours, theirs), (wrong, right) = sones.chunk(2), heard.chunk(2)
         difference = ours - theirs
@@ -185,9 +134,9 @@ class HearingLoss(nn.Module):
         parts = [over_time((part / level).clamp(max=45)) for part in (symmetric, asymmetric)]
         return (0.1 * parts[0] + 0.0309 * parts[1]).mean()
 
-    def envelope(self, power: Tensor) -> Tensor:
-        """1 less the mean correlation of band envelopes of power [2 batch, bins, frames]."""
-        bands = (self.get_buffer("thirds") @ power + 1e-7).sqrt()
+    def envelope(self, thirds_power: Tensor) -> Tensor:
+        """1 less the mean correlation of band envelopes of power [2 batch, bands, frames]."""
+        bands = (thirds_power + 1e-7).sqrt()
         parts = bands.unfold(-1, min(24, bands.shape[-1]), 3)  # [2 batch, bands, parts, frames of a part]
         ours, theirs = parts.chunk(2)
         size = theirs.square().sum(dim=-1, keepdim=True)
@@ -198,6 +147,37 @@ class HearingLoss(nn.Module):
         loud = size[..., 0].sum(dim=1, keepdim=True)
         weight = (loud > 1e-3 * loud.amax(dim=-1, keepdim=True)).expand_as(alike).float()
         return 1 - ((alike * weight).sum(dim=(1, 2)) / weight.sum(dim=(1, 2))).mean()
+
+
+PERIODICITY_EDGES = (100, 600, 1200, 2000, 3000, 4200, 5600, 7600, 11000)
+"""Bands in Hz of `hop_periodicity_loss`."""
+
+
+def hop_periodicity_loss(decoded: Audio, audio: Audio, *, sample_rate: int, hop: int) -> Tensor:
+    """How much more [batch, 1, time] repeats itself after one and two hops than the reference does; 0 is the least.
+
+    A decoder that knows only the level of noise may give every frame the same phases, which is heard as a buzz at the
+    frame rate; losses on magnitudes do not see it. In every band and part of twelve hops, the normalized
+    autocorrelation beyond the reference's by more than 0.1, mean over bands, parts and both lags.
+    """
+    part = min(12 * hop, audio.shape[-1])
+    both = torch.cat([decoded, audio])[:, 0].float()
+    parts = both.unfold(-1, part, part)  # [2 batch, parts, time]
+    size = 1 << (part + 2 * hop - 1).bit_length()  # zeros behind, so that the end does not meet the beginning
+    power = torch.view_as_real(torch.fft.rfft(parts, size)).square().sum(dim=-1)  # [2 batch, parts, bins]
+    frequency = torch.arange(size // 2 + 1, device=both.device) * (sample_rate / size)
+    edges = torch.tensor(PERIODICITY_EDGES, device=both.device)
+    edges = edges[edges <= 0.46 * sample_rate]
+    bands = ((frequency[:, None] >= edges[:-1]) & (frequency[:, None] < edges[1:])).float()
+    lags = torch.cos(2 * math.pi * hop / sample_rate * frequency[:, None] * torch.tensor([0, 1, 2], device=both.device))
+    weights = (bands[:, :, None] * lags[:, None]).flatten(1)  # [bins, bands * lags]
+    energy, *products = (power @ weights).unflatten(-1, (-1, 3)).unbind(-1)
+    floor = 1e-4 * energy.sum(dim=-1, keepdim=True) + 1e-3
+    excess = torch.zeros_like(energy.chunk(2)[0])
+    for product in products:
+        ours, theirs = (product / (energy + floor)).chunk(2)
+        excess = excess + (ours - theirs.clamp(min=0) - 0.1).relu()
+    return excess.mean() / len(products)
 
 
 def over_time(disturbance: Tensor) -> Tensor:

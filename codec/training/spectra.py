@@ -1,0 +1,163 @@
+"""Short-time spectra and band filters of the spectral losses, with backward passes of their own.
+
+Spectra are pairs of real planes [2, batch, frames, bins], real and imaginary parts: on a CPU, autograd of complex
+numbers and of `torch.stft` takes several times as long, most of it in copies and in a full complex FFT.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+
+def short_time_spectra(audio: Tensor, window: Tensor, hop: int) -> Tensor:
+    """STFT [2, batch, frames, bins] of audio [batch, time], centered, with reflected ends, as `torch.stft` does it.
+
+    The window has an even length, a multiple of `hop`.
+    """
+    spectra: Tensor = _ShortTimeSpectra.apply(audio, window, hop)
+    return spectra
+
+
+class _ShortTimeSpectra(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, audio: Tensor, window: Tensor, hop: int) -> Tensor:
+        length = len(window)
+        ctx.save_for_backward(window)
+        ctx.hop, ctx.time = hop, audio.shape[-1]
+        half = length // 2
+        padded = torch.cat([audio[:, 1 : half + 1].flip(-1), audio, audio[:, -half - 1 : -1].flip(-1)], dim=-1)
+        spectra = torch.fft.rfft(padded.unfold(-1, length, hop) * window)  # [batch, frames, bins]
+        return torch.view_as_real(spectra).movedim(-1, 0).contiguous()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+        (window,) = ctx.saved_tensors
+        length, half = len(window), len(window) // 2
+        spectra = torch.complex(gradient[0], gradient[1])
+        spectra[..., 0] *= 2  # the inverse counts the bins between these two twice
+        spectra[..., -1] *= 2
+        frames = torch.fft.irfft(spectra, n=length).mul_(window * half)
+        padded = overlap_add(frames, ctx.hop, ctx.time + length)
+        audio = padded[:, half : half + ctx.time]
+        audio[:, 1 : half + 1] += padded[:, :half].flip(-1)
+        audio[:, -half - 1 : -1] += padded[:, -half:].flip(-1)
+        return audio, None, None
+
+
+def overlap_add(frames: Tensor, hop: int, time: int) -> Tensor:
+    """Sum [batch, time] of frames [batch, frames, length], a hop apart; the length is a multiple of the hop."""
+    batch, count, length = frames.shape
+    parts = frames.view(batch, count, length // hop, hop)
+    audio = frames.new_zeros(batch, time)
+    for part in range(length // hop):
+        audio[:, part * hop :][:, : count * hop].view(batch, count, hop).add_(parts[:, :, part])
+    return audio
+
+
+def power(spectra: Tensor) -> Tensor:
+    """|x|² [batch, frames, bins]; no gradient flows through it."""
+    return (spectra[0] * spectra[0]).addcmul_(spectra[1], spectra[1])
+
+
+class BandFilters:
+    """Products with filters [bands, bins] that overlap with their neighbors only, as mel filters do.
+
+    Bands are taken in groups, each with the bins that it has: of 320 mel bands, an eighth of the full product.
+    """
+
+    def __init__(self, filters: Tensor, group: int = 40) -> None:
+        self.groups: list[tuple[slice, slice]] = []  # (bands, bins)
+        for first in range(0, len(filters), group):
+            bands = slice(first, min(first + group, len(filters)))
+            used = filters[bands].any(dim=0).nonzero()
+            self.groups.append((bands, slice(int(used.min()), int(used.max()) + 1) if len(used) else slice(0, 0)))
+
+    def apply(self, filters: Tensor, values: Tensor) -> Tensor:
+        """Band values [batch, frames, bands] of values [batch, frames, bins]."""
+        flat = values.flatten(0, 1)
+        parts = [flat[:, bins] @ filters[bands, bins].T for bands, bins in self.groups]
+        return torch.cat(parts, dim=1).view(*values.shape[:2], -1)
+
+    def transposed(self, filters: Tensor, bands_values: Tensor) -> Tensor:
+        """The gradient [batch, frames, bins] of `apply` for a gradient [batch, frames, bands]."""
+        flat = bands_values.flatten(0, 1)
+        values = flat.new_zeros(len(flat), filters.shape[1])
+        for bands, bins in self.groups:
+            values[:, bins].addmm_(flat[:, bands], filters[bands, bins])
+        return values.view(*bands_values.shape[:2], -1)
+
+
+def scale_distances(
+    decoded: Tensor, audio: Tensor, filters: Tensor, groups: BandFilters, *, complex_too: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """`mel`, `phase` and `noise` of spectra [2, batch, frames, bins], the second ones without a gradient.
+
+    Unless `complex_too`, only `mel`, and zeros.
+    """
+    distances: tuple[Tensor, Tensor, Tensor] = _ScaleDistances.apply(decoded, audio, filters, groups, complex_too)
+    return distances
+
+
+class _ScaleDistances(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, decoded: Tensor, audio: Tensor, filters: Tensor, groups: BandFilters, complex_too: bool
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        ctx.groups = groups
+        ctx.set_materialize_grads(False)  # a loss without a weight costs nothing in the backward pass
+        ours, theirs = power(decoded), power(audio)
+        magnitude = (ours + 1e-12).sqrt_()
+        mel = groups.apply(filters, magnitude)  # [batch, frames, bands]
+        their_mel = groups.apply(filters, (theirs + 1e-12).sqrt_())
+        difference = mel.clamp(min=1e-5).log10_() - their_mel.clamp(min=1e-5).log10_()
+        saved = [decoded, filters, magnitude, mel, difference]
+        zero = decoded.new_zeros(())
+        if not complex_too:
+            ctx.save_for_backward(*saved)
+            return difference.abs().mean(), zero, zero.clone()
+
+        their_compression = (theirs + 1e-7).rsqrt_().sqrt_()
+        size = theirs.sqrt().mul_(their_compression).mean(dim=(1, 2)) + 1e-3  # [batch]
+        compression = (ours + 1e-7).rsqrt_().sqrt_()
+        compressed = (decoded * compression).addcmul_(audio, their_compression, value=-1)
+        distance = power(compressed).add_(1e-9).sqrt_()
+        phase = (distance.mean(dim=(1, 2)) / size).mean()
+
+        signal = groups.apply(filters, theirs)
+        audible = signal + 1e-4 * signal.mean(dim=(1, 2), keepdim=True) + 1e-7
+        wrong = decoded - audio
+        ratio = (groups.apply(filters, power(wrong)) / audible + 1e-6).sqrt_()
+        noise = ratio.clamp(max=2).mean()
+        ctx.save_for_backward(*saved, ours, size, compression, compressed, distance, audible, wrong, ratio)
+        return difference.abs().mean(), phase, noise
+
+    @staticmethod
+    @once_differentiable
+    def backward(
+        ctx: Any, of_mel: Tensor | None, of_phase: Tensor | None, of_noise: Tensor | None
+    ) -> tuple[Tensor, None, None, None, None]:
+        decoded, filters, magnitude, mel, difference, *others = ctx.saved_tensors
+        weight, gradient = torch.zeros_like(magnitude), None  # the gradient is `weight * decoded + gradient`
+        if of_mel is not None:
+            scale = of_mel / (mel.numel() * math.log(10))
+            of_bands = difference.sign() * (mel >= 1e-5) / mel.clamp(min=1e-5) * scale
+            weight = ctx.groups.transposed(filters, of_bands).div_(magnitude)
+        if of_phase is not None and others:
+            ours, size, compression, compressed, distance, *_ = others
+            scale = of_phase / (len(size) * distance[0].numel()) / size  # [batch]
+            gradient = compressed * (compression / distance).mul_(scale[:, None, None])
+            along = (decoded[0] * gradient[0]).addcmul_(decoded[1], gradient[1])
+            weight.addcdiv_(along, ours + 1e-7, value=-0.5)
+        if of_noise is not None and others:
+            *_, audible, wrong, ratio = others
+            of_bands = (ratio <= 2) / (ratio * audible) * (of_noise / ratio.numel())
+            of_bins = ctx.groups.transposed(filters, of_bands)
+            gradient = wrong * of_bins if gradient is None else gradient.addcmul_(wrong, of_bins)
+        whole = decoded * weight if gradient is None else gradient.addcmul_(decoded, weight)
+        return whole, None, None, None, None
