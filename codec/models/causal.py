@@ -95,30 +95,14 @@ class CausalConfig(CodecConfig):
         return self
 
     @model_validator(mode="after")
-    def check_envelope(self) -> CausalConfig:
-        """The envelope has a codebook of its own, bins in every band, and entries beside its modes."""
-        if not self.envelope_bands:
-            return self
-        if self.quantizer != "residual" or self.books < 2:
-            raise ValueError(
-                'the envelope takes codebook 0 of quantizer "residual" with two codebooks or more: set '
-                "envelope_bands = 0 for a codec without"
-            )
-        if self.envelope_bands > self.hop // 4:
-            raise ValueError(f"envelope_bands = {self.envelope_bands}: {self.hop} bins make {self.hop // 4} at most")
-        if self.modes > self.codebook_size // 4:
-            raise ValueError(
-                f"modes = {self.modes} leave too few of {self.codebook_size} entries for envelopes: set "
-                f"{self.codebook_size // 4} at most"
-            )
-        return self
-
-    @model_validator(mode="after")
     def check_quantizer(self) -> CausalConfig:
         """The sizes are those the quantizer has, so that whoever reads books and rates reads the truth."""
         kind = self.quantizer
-        if kind != "residual" and self.books != 1:
-            raise ValueError(f'quantizer "{kind}" has one book: set books = 1, not {self.books}')
+        if kind != "residual" and (self.books, self.envelope_bands) != (1, 0):
+            raise ValueError(
+                f'quantizer "{kind}" has one codebook and no envelope: set books = 1 and envelope_bands = 0, not '
+                f"{self.books} and {self.envelope_bands}"
+            )
         if kind != "scalar" and self.levels:
             raise ValueError(f'quantizer "{kind}" has no levels: leave them out, or set quantizer = "scalar"')
         if kind == "scalar" and (len(self.levels), math.prod(self.levels)) != (self.dim, self.codebook_size):
@@ -133,6 +117,22 @@ class CausalConfig(CodecConfig):
             )
         if kind != "residual" and self.search != 1:
             raise ValueError(f'search is for "residual", not "{kind}": leave it out')
+        return self
+
+    @model_validator(mode="after")
+    def check_envelope(self) -> CausalConfig:
+        """The envelope has a codebook of its own, bins in every band, and entries beside its modes."""
+        if not self.envelope_bands:
+            return self
+        if self.books < 2:
+            raise ValueError("the envelope takes codebook 0: set books = 2 or more, or envelope_bands = 0")
+        if self.envelope_bands > self.hop // 4:
+            raise ValueError(f"envelope_bands = {self.envelope_bands}: {self.hop} bins make {self.hop // 4} at most")
+        if self.modes > self.codebook_size // 4:
+            raise ValueError(
+                f"modes = {self.modes} leave too few of {self.codebook_size} entries for envelopes: set "
+                f"{self.codebook_size // 4} at most"
+            )
         return self
 
 

@@ -263,8 +263,7 @@ class GainShapeVQ(Quantizer):
     def first_codes(self, parts: Parts) -> tuple[Tensor, Tensor]:
         """(codes of codebook 0 [batch, frames], codes of the others where it is a mode [batch, codebooks, frames])."""
         batch, _, frames = parts.envelope.shape
-        envelope = parts.envelope.transpose(1, 2).reshape(batch * frames, -1).float()
-        bins = parts.bins.transpose(1, 2).reshape(batch * frames, -1).float()
+        envelope, bins = (part.transpose(1, 2).flatten(0, 1).float() for part in (parts.envelope, parts.bins))
         code = self.nearest(envelope)
         codes = torch.zeros(batch * frames, self.residual.books, dtype=torch.int64, device=code.device)
         if len(self.modes):
@@ -273,7 +272,7 @@ class GainShapeVQ(Quantizer):
             code = torch.where(mode >= 0, self.silence + 1 + mode, code)
         silent = self.envelope.log_gain(envelope)[:, 0] < math.log(SILENCE)
         code = torch.where(silent, self.silence, code).view(batch, frames)
-        return code, codes.view(batch, frames, -1).transpose(1, 2)
+        return code, codes.view(batch, frames, self.residual.books).transpose(1, 2)
 
     def encode(self, latents: Latents, books: int | None = None) -> Codes:
         books = books or self.books

@@ -299,7 +299,10 @@ def assemble(recipe: LMRecipe, store: TokenStore, codec: Codec, place: torch.dev
             needs = needs + " and " * bool(needs) + "leave out losses.soft and losses.stochastic"
         if needs:
             raise ConfigError(f"the codes of {codec.name} stand for no vectors of their own: {needs}")
-    dim = codec.quantizer.decode(torch.zeros(1, codec.quantizer.books, 1, dtype=torch.int64)).shape[1]
+    if vectors is None:
+        dim = codec.quantizer.decode(torch.zeros(1, codec.quantizer.books, 1, dtype=torch.int64)).shape[1]
+    else:
+        dim = vectors.shape[2]
     train_rows, valid_rows = sides(store, recipe.data.held_out)
     source = Source(
         codec=codec.name or store.model_name,

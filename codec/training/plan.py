@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import weakref
 from collections.abc import Callable, Mapping
@@ -145,11 +146,12 @@ def plan(recipe: Recipe, *, data: Path | None = None, device: str | None = None)
 def receptive_field(config: CausalConfig) -> tuple[int, int]:
     """(encoder, decoder): hops of audio that a latent frame knows of; latent frames that a sample of audio knows of.
 
-    A block adds kernel - 1 frames to one. A frame is two hops long, so n frames reach over n + 1 hops, and a hop lies
-    in two frames.
+    A block adds kernel - 1 frames to one, or half as many where it works at twice the rate. A frame is two hops long,
+    so n frames reach over n + 1 hops, and a hop lies in two frames.
     """
-    encoder, decoder = (blocks * (config.kernel - 1) + 1 for blocks in (config.encoder_blocks, config.decoder_blocks))
-    return encoder + 1, decoder + 1
+    more = config.kernel - 1
+    encoder, decoder = config.encoder_blocks * more + 1, config.decoder_blocks * more + 1
+    return encoder + 1, decoder + math.ceil(config.fine_blocks * more / 2) + 1
 
 
 @torch.no_grad()

@@ -86,8 +86,8 @@ def test_convnext_block_is_liu_et_als_figure_4() -> None:
     x = noise(2, 4, 9)
     y = F.conv1d(F.pad(x, (4, 0)), block.depthwise.weight, block.depthwise.bias, groups=4)
     y = (y - y.mean(dim=1, keepdim=True)) / (y.var(dim=1, keepdim=True, unbiased=False) + block.norm.eps).sqrt()
-    y = F.conv1d(y, block.in_proj.weight[..., None], block.widen.bias)
-    y = F.conv1d(F.gelu(y, approximate="tanh"), block.out_proj.weight[..., None], block.narrow.bias)
+    y = F.conv1d(y, block.in_proj.weight[..., None], block.in_proj.bias)
+    y = F.conv1d(F.gelu(y, approximate="tanh"), block.out_proj.weight[..., None], block.out_proj.bias)
     assert_same(block(x), x + 0.3 * y)
 
 
