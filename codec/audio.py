@@ -526,6 +526,12 @@ def read_audio(path: str | Path, *, rate: int | None = None, mono: bool = False)
     return np.concatenate([*blocks, resampler.flush()], axis=1), rate
 
 
+def resample(array: Block, from_rate: int, to_rate: int) -> Block:
+    """A whole signal [channels, time] at another rate, `resampled_length` samples long."""
+    resampler = Resampler(from_rate, to_rate, array.shape[0])
+    return np.concatenate([resampler.push(array), resampler.flush()], axis=1)
+
+
 def write_audio(path: str | Path, array: Block, rate: int, *, force: bool = False) -> None:
     """Writes [channels, time], 16 bits where the format has them. Raises as `open_writer`."""
     with open_writer(path, rate=rate, channels=array.shape[0], force=force, time=array.shape[1]) as writer:

@@ -22,8 +22,8 @@ FLOORS = (
     ("nn",),
     ("models", "lm"),
     (
-        *("checkpoint", "hub", "sessions", "generation", "files", "metrics", "generation_metrics", "corpus"),
-        *("workers", "tokens", "signal_checks"),
+        *("checkpoint", "hub", "sessions", "generation", "files", "baselines", "metrics", "generation_metrics"),
+        *("corpus", "workers", "tokens", "signal_checks"),
     ),
     ("training",),
     ("cli", "__main__"),

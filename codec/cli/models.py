@@ -2,7 +2,7 @@
 
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -62,22 +62,53 @@ def evaluate(
             show_default="of what a manifest.jsonl calls speech",
         ),
     ] = None,
+    visqol: Annotated[
+        bool, typer.Option("--visqol", help="Take ViSQOL: speech mode of speech, audio mode of the rest. Slow.")
+    ] = False,
+    dnsmos: Annotated[bool, typer.Option("--dnsmos", help="Take DNSMOS of speech. Slow.")] = False,
+    bands: Annotated[
+        bool, typer.Option("--bands", help="Also show SI-SDR and hop periodicity by frequency band.")
+    ] = False,
+    baseline: Annotated[
+        str | None,
+        typer.Option(
+            help="Reference encoders beside the model, with commas between: opus:KBPS, codec2:MODE, original.",
+            metavar="LIST",
+        ),
+    ] = None,
+    rows: Annotated[
+        Literal["all", "domain", "set"],
+        typer.Option(help="Finest groups of files that the table has rows for; the JSON has all."),
+    ] = "set",
     json_output: Annotated[Path | None, typer.Option("--json", metavar="OUT", help="Also write all as JSON.")] = None,
     device: DeviceOption = "auto",
     jobs: JobsOption = 1,
 ) -> None:
     """Compress and restore the recordings of a folder, and measure what comes back."""
     from codec.audio import atomic_output
+    from codec.baselines import find_baselines
     from codec.metrics import evaluate
 
     loaded = hub.load(model, device)
     numbers = _book_numbers(books, loaded.config.books)
+    encoders = find_baselines(baseline) if baseline is not None else ()
     with progress_bar("evaluating") as show:
-        result = evaluate(loaded, data, books=numbers, speech=speech, jobs=jobs, progress=show)
+        result = evaluate(
+            loaded,
+            data,
+            books=numbers,
+            speech=speech,
+            bands=bands,
+            visqol=visqol,
+            dnsmos=dnsmos,
+            baselines=encoders,
+            jobs=jobs,
+            progress=show,
+        )
     if json_output:
         with atomic_output(json_output, force=True) as file:
             file.write(result.as_json().encode() + b"\n")
-    typer.echo(str(result))
+    typer.echo(result.text(rows))
     if result.failures:
         raise typer.Exit(1)
 

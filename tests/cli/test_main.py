@@ -18,7 +18,9 @@ OPTIONS = {
     "info": "file --json",
     "sample": "output --force -f",
     "models": "--json",
-    "evaluate": "--data --model -m --books --speech --json --device --jobs -j",
+    "evaluate": (
+        "--data --model -m --books --speech --visqol --dnsmos --bands --baseline --rows --json --device --jobs -j"
+    ),
     "tokenize": "source --out --model -m --books --device --jobs -j --engine --force -f",
     "train": "recipe --data --out --set --resume --steps --device --dry-run --codec --overfit-batch",
     "evaluate-lm": "lm --data --samples --seed --guidance --temperature --classifier --codec --out --device",

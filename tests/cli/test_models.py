@@ -1,6 +1,9 @@
 """codec models and codec evaluate."""
 
 import json
+import math
+import shutil
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -75,7 +78,72 @@ def test_evaluate_goes_on_after_a_bad_file(cli: Cli, folder: Path) -> None:
     assert "bad.wav" in result.out.decode()
 
 
-@pytest.mark.parametrize(("arguments", "code"), [(["--data", "none"], 3), (["--data", "set", "--books", "x"], 2)])
+@pytest.fixture
+def librispeech(cli: Cli) -> Path:
+    """The layout of LibriSpeech: speaker/chapter/speaker-chapter-number.flac at 16 kHz, with transcripts."""
+    root = Path("LibriSpeech/test-clean")
+    for speaker, chapter in ((1089, 134686), (1089, 134691), (61, 70968)):
+        folder = root / f"{speaker}/{chapter}"
+        folder.mkdir(parents=True)
+        name = f"{speaker}-{chapter}"
+        noise = np.random.default_rng(chapter).uniform(-0.3, 0.3, (1, 24_000)).astype(np.float32)
+        write_audio(folder / f"{name}-0000.flac", noise * np.clip(np.sin(np.arange(24_000) / 700), 0, None), 16_000)
+        (folder / f"{name}.trans.txt").write_text(f"{name}-0000 HE HOPED THERE WOULD BE STEW FOR DINNER\n")
+    return root
+
+
+def test_evaluate_takes_the_folders_of_librispeech(cli: Cli, librispeech: Path) -> None:
+    """The command of docs/evaluate.md."""
+    arguments = "--model general-24k --speech --books 1,3 --visqol --dnsmos --bands --rows all --json out.json"
+    result = cli("evaluate", "--data", librispeech, *arguments.split())
+    assert result.code == 0, result.err
+    evaluation = json.loads(Path("out.json").read_text())
+    assert [(row["name"], row["books"], row["files"]) for row in evaluation["rows"] if row["group"] == "all"] == [
+        ("all", 1, 3),
+        ("all", 3, 3),
+    ]
+    assert {row["name"] for row in evaluation["rows"] if row["group"] == "set"} == {"1089", "61"}
+    asked = {name for name, value in evaluation["rows"][0]["measures"].items() if value is not None}
+    assert {"pesq_wb", "stoi", "visqol_speech", "dnsmos", "si_sdr", "mel_dac", "hop_periodicity"} <= asked
+    lines = result.out.decode().splitlines()
+    assert [line.split()[0] for line in lines if line] == ["codec", *["all"] * 2, *["SI-SDR,", "all", "all"],
+                                                           *["hop", "all", "all"], "peak"]  # fmt: skip
+
+
+@pytest.mark.skipif(shutil.which("opusenc") is None, reason="opus-tools is not installed")
+def test_evaluate_puts_baselines_beside_the_model(cli: Cli, folder: Path) -> None:
+    result = cli("evaluate", "--data", folder, "--baseline", "opus:6,opus:32,original", "--json", "out.json")
+    assert result.code == 0, result.err
+    rows = [row for row in json.loads(Path("out.json").read_text())["rows"] if row["group"] == "all"]
+    assert [row["codec"].split()[0] for row in rows] == ["general-24k", "opus:6", "opus:32", "original"]
+    ratios = [row["measures"]["si_sdr"] for row in rows[1:]]
+    assert ratios == sorted(ratios)
+    assert all(math.isfinite(ratio) for ratio in ratios)
+    assert "libopus" in result.out.decode().splitlines()[-3]
+
+
+def test_evaluate_says_what_is_missing_in_one_line(
+    cli: Cli, folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    result = cli("evaluate", "--data", folder, "--baseline", "opus:6")
+    assert (result.code, result.err.count("\n")) == (9, 1)
+    assert "apt-get install opus-tools" in result.err
+    monkeypatch.setitem(sys.modules, "visqol", None)
+    result = cli("evaluate", "--data", folder, "--visqol")
+    assert (result.code, result.err.count("\n")) == (9, 1)
+    assert "visqol is not installed: it comes with the extra eval" in result.err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code"),
+    [
+        (["--data", "none"], 3),
+        (["--data", "set", "--books", "x"], 2),
+        (["--data", "set", "--baseline", "opus"], 2),
+        (["--data", "set", "--dnsmos"], 2),
+    ],
+)
 def test_evaluate_refuses(cli: Cli, folder: Path, arguments: list[str], code: int) -> None:
     result = cli("evaluate", *arguments)
     assert result.code == code
