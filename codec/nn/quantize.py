@@ -27,6 +27,9 @@ from codec.errors import UsageError
 from codec.nn.processes import first_row, same_everywhere, summed
 from codec.nn.shapes import Codes, Latents
 
+GROUP = 64  # entries of which only the nearest is looked at first (`lowest`)
+TILE = 128  # frames that are searched at once on a CPU: their distances stay in its cache
+
 
 class Quantized(NamedTuple):
     """What a quantiser gives while training."""
@@ -78,6 +81,26 @@ class Quantizer(nn.Module):
         """Set the entries from data before training; nothing to do for quantisers that hold none."""
 
 
+class Scoring(NamedTuple):
+    """A codebook made ready for `VectorQuantizer.scoring`, and what tells whether it still is that codebook."""
+
+    table: Tensor
+    codebook: Tensor
+    """The codebook itself, whose memory no other can come to lie in, or a copy where changes are not counted."""
+    version: int | None
+    """Number of changes in place until then; None for tensors made in inference mode, where torch counts none."""
+
+    def is_of(self, codebook: Tensor) -> bool:
+        if self.version is None:
+            return torch.equal(self.codebook, codebook)
+        return self.version == version_of(codebook) and self.codebook.data_ptr() == codebook.data_ptr()
+
+
+def version_of(tensor: Tensor) -> int | None:
+    """How often it was changed in place; None where torch does not count."""
+    return None if tensor.is_inference() else tensor._version
+
+
 class VectorQuantizer(Quantizer):
     """One codebook: each frame becomes the index of its nearest entry.
 
@@ -114,6 +137,7 @@ class VectorQuantizer(Quantizer):
         self.project_in = nn.Linear(dim, inner) if project else nn.Identity()
         self.project_out = nn.Linear(inner, dim) if project else nn.Identity()
         self.projected = project is not None
+        self.kept: Scoring | None = None
         entries = torch.randn(codebook_size, inner) * inner**-0.5
         if learning == "ema":
             self.register_buffer("codebook", entries)
@@ -131,14 +155,32 @@ class VectorQuantizer(Quantizer):
         # |x - c|² = |x|² - 2 x.c + |c|²
         return torch.addmm(table.square().sum(dim=-1), x, table.T, alpha=-2)
 
+    def scoring(self) -> Tensor:
+        """Table [inner + 2, codebook_size] by which a row (x, 1, e) gives |x - c|² - |x|² + e for every entry c.
+
+        Entry by entry it holds (-2 c, |c|², 1). It is kept until the codebook changes or lies elsewhere.
+        """
+        codebook, kept = self.codebook, self.kept
+        if kept is not None and kept.is_of(codebook):
+            return kept.table
+        with torch.no_grad():
+            norms = codebook.square().sum(dim=-1)
+            table = torch.cat([-2 * codebook.T, norms[None], torch.ones_like(norms)[None]])
+        version = version_of(codebook)
+        self.kept = Scoring(table, codebook.clone() if version is None else codebook.detach(), version)
+        return table
+
+    def __getstate__(self) -> dict[str, object]:
+        """Leave out what is kept: in a copy, changes are counted from zero."""
+        return self.__dict__ | {"kept": None}
+
     def nearest(self, x: Tensor) -> Tensor:
         """Index of the nearest entry to each row of x [rows, inner]; the lowest index wins a tie."""
-        return self.distances(x).argmin(dim=-1)
+        return lowest(self.distances(x), 1)[:, 0]
 
     def ranked(self, rows: Tensor, count: int) -> Tensor:
         """Indices [rows, count] of the nearest entries to each of `rows` [rows, dim], nearest first."""
-        inner = self.project_in(rows)
-        return self.nearest(inner)[:, None] if count == 1 else self.distances(inner).topk(count, largest=False).indices
+        return lowest(self.distances(self.project_in(rows)), count)
 
     def entries(self, codes: Tensor) -> Tensor:
         """Entries [..., dim] of codes [...], projected out."""
@@ -221,6 +263,36 @@ class VectorQuantizer(Quantizer):
             empty = (count == 0).nonzero()[:, 0]
             means[empty] = rows[distinct(len(rows), len(empty)).to(rows.device)]
             self.codebook.copy_(means)
+
+
+def lowest(values: Tensor, count: int) -> Tensor:
+    """Indices [rows, count] of the lowest of `values` [rows, width], lowest first; of one, the lowest index wins a tie.
+
+    The two lowest of 5 3 | 8 9 | 4 6 | 7 1, in groups of two, are in the groups with the two lowest minima:
+
+        minima 3 8 4 1      groups 3 and 0 hold 7 1 5 3      of which 1 and 3 are the lowest
+
+    A CPU finds minima many times faster than it picks, so this is faster than to pick from all. How many rows there
+    are does not change what a row gets, not even where it has a tie.
+    """
+    rows, width = values.shape
+    group = math.gcd(width, GROUP)
+    if values.device.type != "cpu" or group == 1:
+        return pick_lowest(values, count)
+    groups = width // group
+    chosen = pick_lowest(values.view(rows, groups, group).amin(dim=2), min(count, groups))  # [rows, groups]
+    row_groups = chosen if rows == 1 else chosen + torch.arange(0, rows * groups, groups)[:, None]
+    members = values.view(rows * groups, group).index_select(0, row_groups.flatten())
+    picked = pick_lowest(members.view(rows, chosen.shape[1] * group), count)
+    slot = picked.bitwise_right_shift(group.bit_length() - 1)  # picked // group: groups are powers of two
+    return torch.add(picked, chosen.gather(1, slot) - slot, alpha=group)
+
+
+def pick_lowest(values: Tensor, count: int) -> Tensor:
+    """`lowest`, from all at once."""
+    if count == 1:
+        return values.argmin(dim=1, keepdim=True)
+    return values.topk(count, dim=1, largest=False).indices
 
 
 @torch.no_grad()
@@ -306,26 +378,64 @@ class ResidualVQ(Quantizer):
         )
         self.stages = cast(Sequence[VectorQuantizer], stages)
 
+    @torch.no_grad()
     def encode(self, latents: Latents, books: int | None = None) -> Codes:
-        batch, _, frames = latents.shape
+        stages = list(self.stages)[: books or self.books]
+        direct = stages[0].lookup == "l2" and not stages[0].projected
+        search = self.search_distances if direct else self.search_ranked
         with torch.autocast(latents.device.type, enabled=False):
-            left = rearrange(latents.float(), "batch dim frames -> (batch frames) 1 dim")  # [rows, ways, dim]
-            codes = torch.empty(batch * frames, 1, 0, dtype=torch.int64, device=latents.device)  # [rows, ways, books]
-            for stage in self.stages[: books or self.books]:
-                ways = left.shape[1]
-                count = min(self.search, stage.codebook_size)
-                tried = rearrange(
-                    stage.ranked(left.flatten(0, 1), count), "(rows ways) tried -> rows (ways tried)", ways=ways
-                )
-                left = left.repeat_interleave(count, dim=1) - stage.entries(tried)  # [rows, ways * tried, dim]
-                codes = torch.cat([codes.repeat_interleave(count, dim=1), tried[..., None]], dim=-1)
-                if left.shape[1] > self.search:
-                    best = left.square().sum(dim=-1).topk(self.search, largest=False).indices[..., None]
-                    left, codes = left.take_along_dim(best, dim=1), codes.take_along_dim(best, dim=1)
-            best = left.square().sum(dim=-1).argmin(dim=1)[:, None, None]
-            return rearrange(
-                codes.take_along_dim(best, dim=1), "(batch frames) 1 books -> batch books frames", batch=batch
+            rows = latents.float().transpose(1, 2).flatten(0, 1)  # [batch * frames, dim]
+            parts = torch.split(rows, TILE) if latents.device.type == "cpu" else [rows]
+            codes = torch.cat([search(part, stages) for part in parts])
+        return rearrange(codes, "(batch frames) books -> batch books frames", batch=len(latents))
+
+    def search_distances(self, rows: Tensor, stages: Sequence[VectorQuantizer]) -> Tensor:
+        """Codes [rows, books] of `rows` [rows, dim] where the distance to an entry is the error that it leaves.
+
+        The best candidates of all beams are then those of the lowest errors, and only they are followed.
+        """
+        count, dim = rows.shape
+        # [rows * beams, dim + 2] for `scoring`: the residual, 1, and its square, which matters between beams alone
+        state = torch.cat([rows, rows.new_ones(count, 1), rows.new_zeros(count, 1)], dim=1)
+        row = torch.arange(count, device=rows.device)
+        beams, steps = 1, []
+        for left, stage in zip(reversed(range(len(stages))), stages, strict=True):  # how many books are left after it
+            size = stage.codebook_size
+            errors = state.mm(stage.scoring()).view(count, beams * size)
+            best = lowest(errors, min(self.search, beams * size) if left else 1)  # [rows, beams]
+            beam = torch.floor_divide(best, size)
+            entries = torch.sub(best, beam, alpha=size).view(-1)
+            parents = torch.add(beam, row[:, None], alpha=beams).view(-1)
+            steps.append((parents, entries))
+            if left:
+                beams = best.shape[1]
+                state = state.index_select(0, parents)
+                residual = state.narrow(1, 0, dim).sub_(stage.codebook.index_select(0, entries))
+                if beams > 1:
+                    state[:, dim + 1] = torch.linalg.vecdot(residual, residual)
+        codes = []
+        for parents, entries in reversed(steps):  # from the best beam at the end to what it came from
+            codes.append(entries.take(row))
+            row = parents.take(row)
+        return torch.stack(codes[::-1], dim=1)
+
+    def search_ranked(self, rows: Tensor, stages: Sequence[VectorQuantizer]) -> Tensor:
+        """Codes [rows, books] of `rows` [rows, dim] by any lookup: its best candidates, then the errors they leave."""
+        left = rows[:, None]  # [rows, beams, dim]
+        codes = torch.empty(len(rows), 1, 0, dtype=torch.int64, device=rows.device)  # [rows, beams, books]
+        for stage in stages:
+            beams = left.shape[1]
+            count = min(self.search, stage.codebook_size)
+            candidates = rearrange(
+                stage.ranked(left.flatten(0, 1), count), "(rows beams) count -> rows (beams count)", beams=beams
             )
+            left = left.repeat_interleave(count, dim=1) - stage.entries(candidates)  # [rows, beams * count, dim]
+            codes = torch.cat([codes.repeat_interleave(count, dim=1), candidates[..., None]], dim=-1)
+            if left.shape[1] > self.search:
+                best = left.square().sum(dim=-1).topk(self.search, largest=False).indices[..., None]
+                left, codes = left.take_along_dim(best, dim=1), codes.take_along_dim(best, dim=1)
+        best = left.square().sum(dim=-1).argmin(dim=1)[:, None, None]
+        return codes.take_along_dim(best, dim=1)[:, 0]
 
     def decode(self, codes: Codes) -> Latents:
         decoded = [stage.entries(codes[:, book]) for book, stage in enumerate(self.stages[: codes.shape[1]])]

@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from codec.nn.conv import CausalConv1d, CausalConvTranspose1d, ConvNeXtBlock, ResidualUnit, Snake
+from codec.nn.conv import FEW, CausalConv1d, CausalConvTranspose1d, ConvNeXtBlock, ResidualUnit, Snake
 
 GEOMETRIES = [(4, 1, 1, 1), (5, 2, 1, 1), (3, 3, 1, 1), (3, 1, 4, 3), (4, 2, 3, 1), (7, 4, 1, 3)]
 """kernel, stride, dilation, groups"""
@@ -28,6 +28,23 @@ def test_convolution_is_torchs_with_zeros_on_the_left(kernel: int, stride: int, 
     y = F.conv1d(padded, layer.weight, layer.bias, stride=stride, dilation=dilation, groups=groups)
     assert y.shape == (2, 6, 8)
     assert_same(layer(x), y)
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize(("kernel", "stride", "dilation", "_"), GEOMETRIES)
+def test_few_frames_of_a_depthwise_convolution(kernel: int, stride: int, dilation: int, _: int, bias: bool) -> None:
+    layer = CausalConv1d(6, 6, kernel=kernel, stride=stride, dilation=dilation, groups=6, bias=bias)
+    if layer.bias is not None:
+        torch.nn.init.normal_(layer.bias)
+    for batch, frames in ((1, 1), (2, 5), (1, FEW), (1, FEW + 1)):
+        x, state = noise(batch, 6, frames * stride), noise(batch, 6, layer.context)
+        y = F.conv1d(torch.cat([state, x], 2), layer.weight, layer.bias, stride=stride, dilation=dilation, groups=6)
+        with torch.no_grad():
+            few, after = layer.step(x, state)
+        many, same = layer.step(x, state)  # with gradients, as in training
+        assert_same(few, y)
+        assert_same(many, y)
+        assert torch.equal(after, same)
 
 
 @pytest.mark.parametrize(("kernel", "stride", "dilation"), [(4, 1, 1), (5, 2, 1), (3, 2, 3)])

@@ -1,6 +1,9 @@
 """Quantisers against brute force, closed forms and slow textbook versions."""
 
+import copy
 import math
+import pickle
+from collections.abc import Callable
 from typing import Literal
 
 import numpy as np
@@ -12,7 +15,7 @@ from scipy.stats import multivariate_normal  # type: ignore[import-untyped]
 from torch import Tensor
 
 from codec.errors import UsageError
-from codec.nn.quantize import FSQ, Mixture, Quantizer, ResidualVQ, Unquantized, VectorQuantizer, distinct
+from codec.nn.quantize import FSQ, TILE, Mixture, Quantizer, ResidualVQ, Unquantized, VectorQuantizer, distinct, lowest
 from codec.training.codec_loop import dropped_books
 from codec.training.recipe import Recipe
 
@@ -138,6 +141,167 @@ def test_a_search_of_all_ways_finds_the_best_codes_there_are(lookup: Lookup, pro
     assert errors == sorted(errors, reverse=True)
     assert errors[-1] < 0.97 * errors[0]
     assert quantizer.encode(latents, 2).shape == (2, 2, 20)
+
+
+# beam search
+
+
+def slow_beam_search(quantizer: ResidualVQ, latents: Tensor, books: int) -> Tensor:
+    """Codes [batch, books, frames] in float64: all candidates of all beams in order of error, then beam, then entry."""
+    codes = []
+    for row in rows_of(latents).double().numpy():
+        beams: list[tuple[float, list[int]]] = [(0.0, [])]
+        for book in range(books):
+            candidates = []
+            for _, path in beams:
+                left = row - sum(quantizer.stages[k].codebook[code].double().numpy() for k, code in enumerate(path))
+                errors = np.square(left - quantizer.stages[book].codebook.double().numpy()).sum(axis=1)
+                candidates += [(error, [*path, code]) for code, error in enumerate(errors.tolist())]
+            beams = sorted(candidates, key=lambda candidate: candidate[0])[: quantizer.search]  # a stable sort
+        codes.append(beams[0][1])
+    return torch.tensor(codes).view(len(latents), -1, books).transpose(1, 2)
+
+
+@pytest.mark.parametrize("search", [1, 2, 4, 9])
+@pytest.mark.parametrize("size", [6, 20, 128])
+def test_beam_search_is_brute_force(search: int, size: int) -> None:
+    quantizer, latents = started(size=size), noise(2, DIM, 90, seed=1)
+    assert 90 < TILE < 180, "frames of both tiles should be of both items"
+    quantizer.search = search
+    for books in (1, 2, 4):
+        assert torch.equal(quantizer.encode(latents, books), slow_beam_search(quantizer, latents, books))
+
+
+@pytest.mark.parametrize("search", [1, 2, 3, 4])
+def test_beam_search_with_ties(search: int) -> None:
+    """Every entry twice: equal candidates leave equal residuals, so the sums that are found do not depend on ties."""
+    quantizer, latents = started(size=128), noise(1, DIM, 150, seed=1)
+    for stage in quantizer.stages:
+        stage.codebook[64:] = stage.codebook[:64]
+    quantizer.search = search
+    codes = quantizer.encode(latents)
+    expected = slow_beam_search(quantizer, latents, 4)
+    assert torch.equal(quantizer.decode(codes), quantizer.decode(expected))
+    if search == 1:
+        assert torch.equal(codes, expected)
+        assert codes.max() < 64
+    frame_by_frame = torch.cat([quantizer.encode(frame) for frame in torch.split(latents, 1, dim=2)], dim=2)
+    assert torch.equal(codes, frame_by_frame)
+
+
+def test_beam_search_of_no_frames() -> None:
+    for search in (1, 4):
+        quantizer = ResidualVQ(DIM, 3, 128, search=search)
+        assert quantizer.encode(noise(2, DIM, 0)).shape == (2, 3, 0)
+
+
+@pytest.mark.parametrize("width", [5, 48, 64, 100, 512])
+@pytest.mark.parametrize("count", [1, 2, 4, 5])
+def test_lowest_is_a_sort(width: int, count: int) -> None:
+    values = noise(300, width)
+    indices = lowest(values, count)
+    assert np.array_equal(indices.numpy(), np.argsort(values.numpy(), axis=1)[:, :count])
+    tied = (values * 3).round()
+    indices = lowest(tied, count)
+    assert all(len(set(row)) == count for row in indices.tolist())
+    assert np.array_equal(tied.gather(1, indices).numpy(), np.sort(tied.numpy(), axis=1)[:, :count])
+    if count == 1:
+        assert np.array_equal(indices[:, 0].numpy(), tied.numpy().argmin(axis=1))  # the first of equals
+    assert torch.equal(indices, torch.cat([lowest(row, count) for row in torch.split(tied, 1)]))
+    assert lowest(values[:0], count).shape == (0, count)
+
+
+def scaled(quantizer: ResidualVQ) -> ResidualVQ:
+    for stage in quantizer.stages:
+        stage.codebook.mul_(-0.5)
+    return quantizer
+
+
+def scaled_while_inferring(quantizer: ResidualVQ) -> ResidualVQ:
+    with torch.inference_mode():
+        return scaled(quantizer)
+
+
+def loaded(quantizer: ResidualVQ) -> ResidualVQ:
+    quantizer.load_state_dict({name: -0.5 * value for name, value in quantizer.state_dict().items()})
+    return quantizer
+
+
+def assigned(quantizer: ResidualVQ) -> ResidualVQ:
+    state = {name: value.clone().mul_(-0.5) for name, value in quantizer.state_dict().items()}  # each changed once
+    quantizer.load_state_dict(state, assign=True)
+    return quantizer
+
+
+def replaced(quantizer: ResidualVQ) -> ResidualVQ:
+    for stage in quantizer.stages:
+        stage.codebook.data = -0.5 * stage.codebook
+    return quantizer
+
+
+def learning(quantizer: ResidualVQ) -> ResidualVQ:
+    learned(quantizer, 1 + noise(4, DIM, 100, seed=2))
+    return quantizer
+
+
+def rounded(quantizer: ResidualVQ) -> ResidualVQ:
+    return quantizer.half().float()
+
+
+def copied(quantizer: ResidualVQ) -> ResidualVQ:
+    return scaled(copy.deepcopy(quantizer))
+
+
+def pickled(quantizer: ResidualVQ) -> ResidualVQ:
+    other: ResidualVQ = pickle.loads(pickle.dumps(quantizer))
+    return scaled(other)
+
+
+@pytest.mark.parametrize("counted", [1, 2, 3])
+@pytest.mark.parametrize("search", [1, 4])
+@pytest.mark.parametrize(
+    "change", [scaled, scaled_while_inferring, loaded, assigned, replaced, learning, rounded, copied, pickled]
+)
+def test_what_encoding_keeps_follows_the_codebooks(
+    search: int, counted: int, change: Callable[[ResidualVQ], ResidualVQ]
+) -> None:
+    quantizer, latents = ResidualVQ(DIM, 4, 8, search=search), noise(2, DIM, 200, seed=1)
+    for _ in range(counted):
+        quantizer.load_state_dict(started().state_dict())
+    names, before = list(quantizer.state_dict()), quantizer.encode(latents)
+    with torch.inference_mode():
+        assert torch.equal(quantizer.encode(latents), before)
+    changed = change(quantizer)
+    fresh = ResidualVQ(DIM, 4, 8, search=search)
+    fresh.load_state_dict(changed.state_dict())
+    codes = changed.encode(latents)
+    assert torch.equal(codes, fresh.encode(latents))
+    assert change is rounded or not torch.equal(codes, before)
+    assert list(changed.state_dict()) == names
+
+
+def test_what_encoding_keeps_follows_an_optimizer() -> None:
+    quantizer, latents = ResidualVQ(DIM, 3, 8, learning="gradient", search=2), noise(2, DIM, 50)
+    before = quantizer.encode(latents)
+    optimizer = torch.optim.AdamW(quantizer.parameters(), lr=0.5)
+    quantizer(latents).codebook.backward()
+    optimizer.step()
+    fresh = ResidualVQ(DIM, 3, 8, learning="gradient", search=2)
+    fresh.load_state_dict(quantizer.state_dict())
+    codes = quantizer.encode(latents)
+    assert torch.equal(codes, fresh.encode(latents))
+    assert not torch.equal(codes, before)
+
+
+def test_a_quantizer_made_while_inferring_encodes() -> None:
+    """Its codebooks are tensors whose changes torch does not count."""
+    with torch.inference_mode():
+        quantizer, latents = started(), noise(2, DIM, 20, seed=1)
+        quantizer.encode(latents)
+        codes = scaled(quantizer).encode(latents)
+    fresh = ResidualVQ(DIM, 4, 8)
+    fresh.load_state_dict(quantizer.state_dict())
+    assert torch.equal(codes, fresh.encode(latents))
 
 
 # training
