@@ -159,5 +159,5 @@ class ConvNeXtBlock(Stateful):
         """`step`, kept whole for the backward pass."""
         y, state = self.depthwise.step(x, state)
         y = self.norm(y.transpose(1, 2))  # [batch, frames, dim]
-        y = self.scale * self.out_proj(F.gelu(self.in_proj(y), approximate="tanh"))
+        y = self.scale * self.out_proj(F.gelu(self.in_proj(y)))
         return x + y.transpose(1, 2), state

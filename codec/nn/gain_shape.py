@@ -347,7 +347,15 @@ class GainShapeVQ(Quantizer):
 
     @torch.no_grad()
     def start_envelopes(self, envelope: Tensor, iterations: int = 20) -> None:
-        """k-means of codebook 0 on descriptions [rows, bands + 1] of frames that are not silent."""
+        """k-means of codebook 0 on descriptions [rows, bands + 1] of frames that are not silent.
+
+        A quarter of them is given a random gain, from silence to full scale, so that each shape is known at every
+        level.
+        """
+        envelope = envelope.clone()
+        other = torch.rand(len(envelope), device=envelope.device) < 0.25
+        lowest = math.log(SILENCE)
+        envelope[other, -1] = GAIN_WEIGHT * (lowest - lowest * torch.rand_like(envelope[other, -1]))
         table = VectorQuantizer(envelope.shape[1], self.silence).to(envelope.device)
         table.start(envelope.T[None], iterations)
         self.envelopes.copy_(table.codebook)
