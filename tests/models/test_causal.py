@@ -15,7 +15,17 @@ from torch import Tensor, nn
 
 from codec.errors import CodecError, ConfigError, UnknownModel, UsageError
 from codec.models import build
-from codec.models.causal import CausalCodec, CausalConfig, MDCT, compand, expand, overlap_add, quantizer, random_phases, sine_window
+from codec.models.causal import (
+    CausalCodec,
+    CausalConfig,
+    MDCT,
+    compand,
+    expand,
+    overlap_add,
+    quantizer,
+    random_phases,
+    sine_window,
+)
 from codec.nn.streaming import State
 from tests.tiny import CONFIG, tiny_model
 
