@@ -23,6 +23,7 @@ from codec.checkpoint import load_model, load_state, read_card, save_state
 from codec.cli.main import run
 from codec.errors import ConfigError, InputNotFound, StorageError
 from codec.models.causal import CausalCodec
+from codec.nn import processes
 from codec.nn.conv import ConvNeXtBlock
 from codec.nn.gain_shape import GainShapeVQ
 from codec.training import codec_loop
@@ -31,7 +32,10 @@ from codec.training.codec_loop import (
     assemble,
     audio_gradient,
     dropped_books,
+    generations,
+    idempotence,
     judged_part,
+    reencoded,
     state_of,
     train,
     train_step,
@@ -242,7 +246,8 @@ def test_accumulating_over_parts_is_the_same_training(balance: bool, spectral: S
     tables: dict[str, Any] = {"adversary": {"start": 1, "rate": 1e-5}, "losses": {"balance": balance}}
     tables["optimiser"] = {"rate": 1e-4, "warmup": 2}
     (whole, losses), (parted, same_losses) = (
-        stepped(small_recipe(**tables, train={"accumulate": parts}), spectral, steps=3) for parts in (1, 3)
+        stepped(small_recipe(**tables, train={"accumulate": parts, "reencoded": 0.5}), spectral, steps=3)
+        for parts in (1, 3)
     )
     for players in ("model", "judges", "average"):
         for (name, ours), theirs in zip(
@@ -396,6 +401,107 @@ def test_an_autoencoder_without_codes_trains_and_validates(tmp_path: Path, recor
     recipe = small_recipe(model={"quantizer": "none", "books": 1, "envelope_bands": 0}, train={"steps": 1})
     train(recipe, data=recordings, out=tmp_path)
     assert "valid/mel 1 books" in {name for _, name, _ in rows(tmp_path)}
+
+
+# generations
+
+
+def fitted(**tables: Any) -> tuple[CausalCodec, Recipe]:
+    """A model of noise and tones, whose residual is not silent."""
+    recipe = small_recipe(**tables)
+    model = assemble(recipe, CPU).model
+    model.fit(torch.cat([rustle(), batch(1)]))
+    return model, recipe
+
+
+def test_a_share_of_the_crops_is_coded_once_to_four_times() -> None:
+    _, recipe = fitted(train={"reencoded": 0.3})
+    counts = torch.bincount(torch.tensor([generations(step, row, recipe) for step in range(50) for row in range(40)]))
+    assert len(counts) == 5
+    assert counts[0] == pytest.approx(1400, abs=70)
+    assert counts[1:].tolist() == pytest.approx([150] * 4, abs=45)
+    for share, least in ((0.0, 0), (1.0, 1)):
+        recipe = small_recipe(train={"reencoded": share})
+        assert {min(generations(step, row, recipe), 1) for step in range(9) for row in range(9)} == {least}
+
+
+def test_reencoded_crops_are_what_coding_makes_of_them() -> None:
+    model, recipe = fitted(train={"reencoded": 0.5})
+    audio = torch.cat([rustle(), batch(1)])
+    original = audio.clone()
+    seen = set()
+    for step in range(4):
+        found, entries = reencoded(model, audio, step, recipe)
+        assert audio.equal(original)
+        assert entries.shape == (6, 8, model.frame_math.frames(1200))
+        assert not found.requires_grad
+        for row in range(6):
+            times = generations(step, row, recipe)
+            seen.add(times)
+            expected = audio[row : row + 1]
+            for _ in range(times):
+                codes = model.encode(expected)
+                expected = model.decode(codes, length=1200).clamp(-1, 1)
+            torch.testing.assert_close(found[row : row + 1], expected, rtol=1e-5, atol=1e-5)
+            assert isinstance(model.quantizer, GainShapeVQ)
+            if not times:
+                assert entries[row].isnan().all()
+                continue
+            known = codes[0, 0] < model.quantizer.silence
+            assert entries[row].isnan().equal(~known.expand(8, -1))
+            decoded = model.quantizer.split(model.quantizer.decode(codes)).residual[0]
+            torch.testing.assert_close(entries[row][:, known], decoded[:, known], rtol=1e-4, atol=1e-4)
+    assert {0, 1} < seen
+
+
+def test_reencoding_depends_on_the_step_and_the_row_of_the_whole_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not on what was drawn before, nor on the number of processes that share the batch."""
+    model, recipe = fitted(train={"reencoded": 0.5})
+    audio = torch.cat([rustle(), batch(1)])
+    whole = reencoded(model, audio, 3, recipe)
+    torch.manual_seed(7)
+    again = reencoded(model, audio, 3, recipe)
+    assert whole[0].equal(again[0])
+    assert whole[1].nan_to_num(9).equal(again[1].nan_to_num(9))
+    assert not whole[0].equal(reencoded(model, audio, 4, recipe)[0])
+    monkeypatch.setattr(processes, "count", lambda: 3)
+    for rank in range(3):
+        monkeypatch.setattr(processes, "rank", lambda rank=rank: rank)
+        part = reencoded(model, audio[2 * rank : 2 * rank + 2], 3, recipe)
+        for ours, theirs in zip(part, whole, strict=True):
+            assert ours.nan_to_num(9).equal(theirs[2 * rank : 2 * rank + 2].nan_to_num(9))
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        {"quantizer": "none", "books": 1, "envelope_bands": 0},
+        {"quantizer": "mixture", "books": 1, "envelope_bands": 0},
+        {"quantizer": "scalar", "books": 1, "envelope_bands": 0, "dim": 2, "levels": [5, 4]},
+    ],
+)
+def test_where_latents_are_no_sums_of_entries_nothing_is_asked_of_them(
+    model: dict[str, Any], spectral: SpectralLoss
+) -> None:
+    coder, recipe = fitted(model=model, train={"reencoded": 1.0})
+    found, entries = reencoded(coder, batch(), 0, recipe)
+    assert entries.isnan().all()
+    assert found.equal(batch()) == (model["quantizer"] == "none")
+    assert stepped(recipe, spectral)[1]["idempotence"] == 0
+
+
+def test_idempotence_by_hand() -> None:
+    latents = torch.tensor([[[1.0, 2.0]], [[3.0, 5.0]]], requires_grad=True)
+    entries = torch.tensor([[[1.5, torch.nan]], [[torch.nan, 2.0]]])
+    loss = idempotence(latents, entries, torch.tensor(2.0))
+    assert loss.item() == pytest.approx((0.25 + 9) / 2)
+    assert torch.autograd.grad(loss, latents)[0].flatten().tolist() == pytest.approx([-0.5, 0, 0, 3])
+    parts = [idempotence(latents[row : row + 1], entries[row : row + 1], torch.tensor(1.0)) for row in (0, 1)]
+    assert torch.stack(parts).mean().item() == pytest.approx(loss.item())
+    unknown = torch.full_like(entries, torch.nan)
+    loss = idempotence(latents, unknown, torch.tensor(0.0))
+    assert loss == 0
+    assert (torch.autograd.grad(loss, latents)[0] == 0).all()
 
 
 # what a step draws
