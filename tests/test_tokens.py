@@ -402,11 +402,18 @@ def test_crops_need_no_audio_and_other_processes_read_alike(tmp_path: Path, mode
 def test_codebooks_beyond_16_bits(tmp_path: Path) -> None:
     config = CausalConfig.from_data(
         CONFIG.model_dump()
-        | {"quantizer": "scalar", "books": 1, "dim": 3, "levels": (50, 40, 35), "codebook_size": 70_000}
+        | {
+            "quantizer": "scalar",
+            "books": 1,
+            "envelope_bands": 0,
+            "dim": 3,
+            "levels": (50, 40, 35),
+            "codebook_size": 70_000,
+        }
     )
     torch.manual_seed(0)
     model = CausalCodec(config)
-    model.encoder.axes *= 100  # to the outer levels
+    model.encoder.pca *= 100  # to the outer levels
     save_model(tmp_path / "fsq.safetensors", model, training={})
     noise(tmp_path / "corpus" / "a.wav", time=8000)
     tokenize(tmp_path / "corpus", tmp_path / "store", model=tmp_path / "fsq.safetensors")

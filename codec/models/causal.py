@@ -236,7 +236,7 @@ class Encoder(nn.Module):
         return latents.transpose(1, 2), EncoderState(samples, inner)
 
     def divided(self, cosine: Tensor, sine: Tensor, shape: GainShapeVQ | None) -> tuple[Tensor, Tensor, Tensor]:
-        """(features of the backbone, principal components, envelope), all [batch, frames, ...], of MDCT and MDST bins."""
+        """(features of the backbone, principal components, envelope), each [batch, frames, ...], of MDCT, MDST bins."""
         envelope, told, divisor = cosine[..., :0], cosine[..., :0], self.reference
         if shape:
             envelope = shape.envelope.measure(cosine, sine)

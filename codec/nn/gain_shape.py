@@ -260,7 +260,7 @@ class GainShapeVQ(Quantizer):
 
     def split(self, latents: Latents) -> Parts:
         """Latents by what they are."""
-        return Parts(*latents.split(self.sizes, dim=1))
+        return Parts(*latents.split_with_sizes(self.sizes, dim=1))
 
     @torch.no_grad()
     def first_codes(self, parts: Parts) -> tuple[Tensor, Tensor]:
@@ -328,7 +328,7 @@ class GainShapeVQ(Quantizer):
             parts = self.split(latents.float())
             code, others = self.first_codes(parts)
             learned = code < self.silence  # [batch, frames]
-            residual = self.residual(parts.residual, torch.where(learned, books[:, None] - 1, 0))
+            residual: Quantized = self.residual(parts.residual, torch.where(learned, books[:, None] - 1, 0))
             kept = books[:, None, None] - 1 > torch.arange(self.residual.books, device=code.device)[:, None]
             fixed = torch.where(kept, others, -1)
             shown = torch.where(learned[:, None], residual.codes, -1)  # modes use no entry of the residual codebooks
@@ -365,7 +365,7 @@ class GainShapeVQ(Quantizer):
 
     @torch.no_grad()
     def start(self, latents: Latents, iterations: int = 10) -> None:
-        """k-means of the residual codebooks on frames that are neither modes nor silence, or on all if there are none."""
+        """k-means of the residual codebooks on frames that are neither modes nor silence; on all where none is."""
         parts = self.split(latents)
         learned = self.first_codes(parts)[0] < self.silence
         learned = learned | ~learned.any()

@@ -173,7 +173,7 @@ def hop_periodicity_loss(decoded: Audio, audio: Audio, *, sample_rate: int, hop:
     bands = ((frequency[:, None] >= edges[:-1]) & (frequency[:, None] < edges[1:])).float()
     lags = torch.cos(2 * math.pi * hop / sample_rate * frequency[:, None] * torch.tensor([0, 1, 2], device=both.device))
     weights = (bands[:, :, None] * lags[:, None]).flatten(1)  # [bins, bands * lags]
-    energy, *products = (power @ weights).unflatten(-1, (-1, 3)).unbind(-1)
+    energy, *products = (power @ weights).view(*power.shape[:2], -1, 3).unbind(-1)
     floor = 1e-4 * energy.sum(dim=-1, keepdim=True) + 1e-3
     excess = torch.zeros_like(energy.chunk(2)[0])
     for product in products:

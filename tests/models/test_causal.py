@@ -373,6 +373,22 @@ def test_fit_finds_the_principal_components() -> None:
     )
 
 
+def test_fit_on_steady_tones_alone() -> None:
+    """Where every frame is a mode there is nothing to learn, and nothing breaks."""
+    torch.manual_seed(0)
+    model = CausalCodec(MODAL.config).eval()
+    audio = 0.5 * torch.sin(2 * math.pi * 330 * torch.arange(40 * HOP) / RATE)[None, None]
+    model.fit(audio)
+    assert all(tensor.isfinite().all() for tensor in model.state_dict().values())
+    assert snr(model.decode(model.encode(audio), length=40 * HOP), audio) > 3
+
+
+@pytest.mark.parametrize("level", [0.0, 1e-7])
+def test_there_is_no_fit_to_silence(level: float) -> None:
+    with pytest.raises(UsageError, match="silent: there is nothing to fit"):
+        tiny_model().fit(level * AUDIO)
+
+
 # training
 
 

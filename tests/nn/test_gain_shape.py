@@ -43,7 +43,8 @@ def places(hertz: NDArray[np.float64], bands: int, rate: int) -> NDArray[np.floa
     """Where frequencies lie between the bands' middles, 0 to bands - 1."""
     mel = 2595 * np.log10(1 + hertz / FAR)
     whole = 2595 * np.log10(1 + rate / 2 / FAR)
-    return np.clip(mel / whole * bands - 0.5, 0, bands - 1)
+    place: NDArray[np.float64] = np.clip(mel / whole * bands - 0.5, 0, bands - 1)
+    return place
 
 
 @pytest.mark.parametrize(("bands", "rate"), [(1, 8000), (5, 8000), (20, 24000), (37, 44100)])
@@ -65,7 +66,8 @@ def envelope_of(hop: int = HOP, exponent: float = 0.25) -> Envelope:
 def weights_of(hop: int) -> NDArray[np.float64]:
     """[bands, hop]: how much each bin counts in each band."""
     middles = (np.arange(hop) + 0.5) * RATE / (2 * hop)
-    return np.maximum(0, 1 - np.abs(places(middles, BANDS, RATE) - np.arange(BANDS)[:, None]))
+    weights: NDArray[np.float64] = np.maximum(0, 1 - np.abs(places(middles, BANDS, RATE) - np.arange(BANDS)[:, None]))
+    return weights
 
 
 @pytest.mark.parametrize("decibels", [0, -40, -80, -100])
