@@ -127,7 +127,7 @@ def test_the_level_of_a_flat_spectrum_is_its_size() -> None:
 
 # modes
 
-LARGE = Modes(hop=480, num_codebooks=11, codebook_size=1024, steps=63)
+LARGE = Modes(hop=480, sample_rate=24000, num_codebooks=11, codebook_size=1024, steps=63)
 """As of the default model."""
 
 
@@ -246,7 +246,7 @@ def test_what_pursuit_leaves_is_what_decoding_lacks(seed: int) -> None:
 @pytest.mark.parametrize(("hop", "size", "steps"), [(40, 80, 16), (40, 100, 16), (40, 30, 7), (80, 20, 1)])
 def test_every_code_decodes(hop: int, size: int, steps: int) -> None:
     """Places beyond the table too, which a file may have."""
-    modes = Modes(hop=hop, num_codebooks=3, codebook_size=size, steps=steps)
+    modes = Modes(hop=hop, sample_rate=24000, num_codebooks=3, codebook_size=size, steps=steps)
     assert len(modes) == modes.tones + modes.clicks == len(modes.gains) == steps
     assert (modes.clicks > 0) == (size >= 2 * hop)
     for mode in range(steps):
