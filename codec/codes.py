@@ -77,7 +77,9 @@ class Codes:
         try:
             first, last, _ = frames.indices(self.frames)
         except TypeError as error:
-            raise UsageError("frames are whole numbers: write view[10:60], or between(0.2, 1.2) in seconds") from error
+            raise UsageError(
+                f"{frames!r} is not in whole frames: write view[10:60], or between(0.2, 1.2) in seconds"
+            ) from error
         last = max(first, last)
         holds = self.frame_math.time(last - first)
         return Codes(

@@ -209,6 +209,8 @@ class Codec(nn.Module):
             MissingDependency: neither torchaudio nor soxr can resample here.
         """
         books = self.books_for(books, bitrate)
+        if sample_rate is not None and (not isinstance(sample_rate, int) or sample_rate < 1):
+            raise UsageError(f"a sample rate of {sample_rate!r} cannot be: give Hz as an int, as 48000")
         if isinstance(audio, list | tuple):
             if lengths is not None:
                 raise UsageError("a list of recordings has its own lengths: leave lengths out")

@@ -10,7 +10,7 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
-from codec.errors import MissingDependency, UsageError
+from codec.errors import MissingDependency
 
 # torchaudio's windowed sinc. Its defaults (6 zero crossings, Hann) let a tone 4 % above the new Nyquist frequency fold
 # back at -9 dB; these pass all up to 95 % of it within 0.1 dB, and what lies 1 % above it comes back below -120 dB.
@@ -23,12 +23,8 @@ LARGEST_KERNEL = 1 << 24  # numbers: rates without a common factor would need a 
 def resample(audio: Tensor, from_rate: int, to_rate: int) -> Tensor:
     """Audio [rows, time] at another rate in Hz: [rows, ceil(time · to_rate / from_rate)], on the same device.
 
-    Raises:
-        UsageError: `from_rate` is not an int from 1 on.
-        MissingDependency: neither torchaudio nor soxr can be used here.
+    Raises MissingDependency: neither torchaudio nor soxr can be imported.
     """
-    if not isinstance(from_rate, int) or from_rate < 1:
-        raise UsageError(f"a sample rate of {from_rate!r} cannot be resampled: give Hz as an int, as 48000")
     if from_rate == to_rate or not audio.shape[-1]:
         return audio
     functional = torchaudio_functional()
