@@ -753,7 +753,7 @@ class TokenStore:
             raise _damaged(self._shard(clip), row.first * frame_bytes, f"the checksum of {row.id} is another")
         return Tokens(_tensor(codes), row)
 
-    def part(self, clip: int, start: int, frames: int) -> Tensor:
+    def part(self, clip: SupportsIndex, start: int, frames: int) -> Tensor:
         """Codes [books, frames] of a clip from its frame `start` on, as they lie there, without their checksum.
 
         Raises BadIndex where the clip has no such frames; DamagedFile naming the shard.
@@ -764,7 +764,7 @@ class TokenStore:
             raise BadIndex(f"clip {clip} of {self.path} has frames 0 to {has}, not {start} to {start + frames}")
         return _tensor(self._codes(clip, start, frames))
 
-    def row(self, clip: int) -> Row:
+    def row(self, clip: SupportsIndex) -> Row:
         """What is known of a clip. Raises BadIndex where there is none; DamagedFile naming the shard."""
         clip = self._number(clip)
         record = self.index[clip]

@@ -147,9 +147,13 @@ def test_evaluation() -> None:
     assert str(result).splitlines()[0].split()[:2] == str(codec.evaluate("data", books=2)).splitlines()[0].split()[:2]
     assert {row.books for row in codec.evaluate("data", books=[1, 3]).rows} == {1, 3}
     assert {row.books for row in codec.evaluate("data", books="all", model=codec.load()).rows} == {1, 2, 3}
-    for wrong, message in (({"books": 1, "bitrate": 1}, "ask for one of the two"), ({"books": "1,2"}, "give a number")):
+    wrongs: list[tuple[dict[str, Any], str]] = [
+        ({"books": 1, "bitrate": 1}, "ask for one of the two"),
+        ({"books": "1,2"}, "give a number"),
+    ]
+    for wrong, message in wrongs:
         with pytest.raises(UsageError, match=message):
-            codec.evaluate("data", **wrong)  # type: ignore[arg-type]
+            codec.evaluate("data", **wrong)
 
 
 def test_the_examples_of_the_documentation_run() -> None:

@@ -238,7 +238,7 @@ def test_what_is_generated_can_enter_a_loss(lm: Prior, model: Codec, ambient: An
         made += [infill(lm, model, noise(800), (0.02, 0.05))]
     assert not any(tensor.is_inference() for tensor in made)
     weight = torch.ones(1, requires_grad=True)
-    sum((tensor * weight).square().mean() for tensor in made).backward()
+    torch.autograd.backward(torch.stack([(tensor * weight).square().mean() for tensor in made]).sum())
     made[0].mul_(2)  # in place
 
 

@@ -72,7 +72,7 @@ def test_nothing_that_is_made_is_an_inference_tensor(ambient: Any) -> None:
 )
 def test_codes_can_be_embedded_and_trained_on(codes: Tensor) -> None:
     table = nn.Embedding(CONFIG.codebook_size, 4)
-    table(codes).square().sum().backward()
+    torch.autograd.backward(table(codes).square().sum())
     assert table.weight.grad is not None
     assert table.weight.grad.any()
     codes[..., 0] = 3  # in place
@@ -84,7 +84,7 @@ def test_decoded_audio_can_enter_a_loss_and_be_written_to() -> None:
     decoder = StreamDecoder(MODEL, batch=2)
     for audio in (MODEL.decode(CODES), decoder.push(CODES), MODEL.decode_step(CODES, MODEL.decoder_state(2))[0]):
         weight = torch.ones(1, requires_grad=True)
-        (audio * weight).square().mean().backward()
+        torch.autograd.backward((audio * weight).square().mean())
         assert weight.grad is not None
         assert weight.grad > 0
         audio.mul_(0.5)
@@ -95,7 +95,7 @@ def test_states_can_be_trained_through() -> None:
     """A state of `encode_step` goes into a training pass."""
     _, state = MODEL.encode_step(AUDIO, MODEL.encoder_state(2))
     latents, _ = MODEL.latents_step(AUDIO, state)
-    latents.square().mean().backward()
+    torch.autograd.backward(latents.square().mean())
     MODEL.zero_grad()
 
 
@@ -104,7 +104,7 @@ def test_the_search_keeps_its_table_through_all_modes() -> None:
     with torch.inference_mode():
         assert torch.equal(model.encode(AUDIO), CODES)
     assert torch.equal(model.encode(AUDIO), CODES)
-    model(AUDIO).audio.square().mean().backward()
+    torch.autograd.backward(model(AUDIO).audio.square().mean())
     assert torch.equal(model.encode(AUDIO), CODES)
 
 
@@ -121,7 +121,7 @@ def test_decode_carries_gradients_when_asked() -> None:
     model = lively_model()
     audio = model.decode(CODES, grad=True)
     torch.testing.assert_close(audio, MODEL.decode(CODES), rtol=1e-5, atol=1e-5)
-    audio.square().mean().backward()
+    torch.autograd.backward(audio.square().mean())
     silent = [name for name, weight in model.decoder.named_parameters() if weight.grad is None or not weight.grad.any()]
     assert silent == []
     assert all(weight.grad is None for weight in model.encoder.parameters())
@@ -134,7 +134,7 @@ def test_a_gradient_reaches_latents(length: int | None) -> None:
     audio = MODEL.decode_latents(latents, length=length)
     torch.testing.assert_close(audio, MODEL.decode(CODES, length=length), rtol=1e-5, atol=1e-5)
     if length != 0:
-        audio.square().mean().backward()
+        torch.autograd.backward(audio.square().mean())
         assert latents.grad is not None
         assert latents.grad[:, : CONFIG.dim].any()
     MODEL.zero_grad()
@@ -155,13 +155,13 @@ RECORDINGS = [0.3 * noise(time, seed=time) for time in TIMES]
 
 @pytest.mark.parametrize("kind", ["tensors", "arrays", "doubles", "rows"])
 def test_a_list_of_recordings_gives_each_the_codes_it_gets_alone(kind: str) -> None:
-    items: list[Any] = {
+    kinds: dict[str, list[Any]] = {
         "tensors": RECORDINGS,
         "arrays": [item.numpy() for item in RECORDINGS],
         "doubles": [item.double().numpy() for item in RECORDINGS],
         "rows": [item[None] for item in RECORDINGS],
-    }[kind]
-    codes, frames = MODEL.encode(items)
+    }
+    codes, frames = MODEL.encode(kinds[kind])
     assert frames.tolist() == [math.ceil(time / HOP) + 1 for time in TIMES]
     audio = MODEL.decode(codes, lengths=TIMES)
     assert audio.shape == (len(TIMES), 1, max(TIMES))
