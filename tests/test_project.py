@@ -18,12 +18,12 @@ README = ROOT / "README.md"
 
 # A module imports only from its own floor or lower ones; a package's floor is that of all in it.
 FLOORS = (
-    ("errors", "config", "frames", "audio", "bitstream", "sample"),
+    ("errors", "config", "frames", "audio", "bitstream", "codes", "sample"),
     ("nn",),
     ("models", "lm"),
     (
         *("checkpoint", "hub", "sessions", "generation", "files", "baselines", "metrics", "generation_metrics"),
-        *("corpus", "workers", "tokens", "signal_checks"),
+        *("corpus", "workers", "tokens", "signal_checks", "api"),
     ),
     ("training",),
     ("cli", "__main__"),
@@ -106,6 +106,8 @@ def test_dependencies_are_those_imported() -> None:
 
 
 def test_public_names() -> None:
+    from codec.api import compress, decode_file, decompress, encode_file, evaluate
+    from codec.codes import Codes
     from codec.generation import generate, infill
     from codec.hub import load, load_lm
     from codec.lm.sampling import Sampling
@@ -114,10 +116,12 @@ def test_public_names() -> None:
 
     assert (codec.load, codec.Codec) == (load, Codec)
     assert (codec.generate, codec.infill, codec.load_lm) == (generate, infill, load_lm)
-    assert codec.Sampling is Sampling
+    assert (codec.Sampling, codec.Codes, codec.evaluate) == (Sampling, Codes, evaluate)
+    assert (codec.compress, codec.decompress) == (compress, decompress)
+    assert (codec.encode_file, codec.decode_file) == (encode_file, decode_file)
     assert (codec.StreamEncoder, codec.StreamDecoder) == (StreamEncoder, StreamDecoder)
     assert dir(codec) == sorted(codec.__all__)
-    assert len(codec.__all__) == 9
+    assert len(codec.__all__) == 15
     with pytest.raises(AttributeError, match="loud"):
         codec.loud  # noqa: B018
 

@@ -416,7 +416,7 @@ def begin(players: Players, crops: Crops, recipe: Recipe) -> int:
     Raises ConfigError: the model to start from is another.
     """
     if recipe.train.start_from:
-        known = hub.load(recipe.train.start_from)
+        known = hub.load(recipe.train.start_from, "cpu")
         old, new = (config.model_dump() for config in (known.config, recipe.model))
         changes = [
             f"{key} ({old.get(key)}, not {new[key]})" for key in new if key != "search" and old.get(key) != new[key]
