@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -70,6 +71,8 @@ class Codec(nn.Module):
     quantizer: Quantizer
     name: str | None = None
     weights_hash: str | None = None
+    limit: float = math.inf
+    """Largest sample that comes out of `decode` and `decode_step`; what is beyond is clipped."""
 
     def __init__(self, config: CodecConfig, *, overlap: int) -> None:
         super().__init__()
@@ -149,6 +152,7 @@ class Codec(nn.Module):
         with self._inference():
             self.check_codes(codes)
             audio, state = self.audio_step(self.quantizer.decode(codes), state)
+            audio = audio.clamp(-self.limit, self.limit)
         return ordinary((audio, state))
 
     # whole signals
@@ -312,6 +316,7 @@ class Codec(nn.Module):
             with torch.inference_mode(False), torch.enable_grad(), self._float32():
                 codes = codes.clone() if codes.is_inference() else codes
                 audio = self.audio_step(self.quantizer.decode(codes), self.decoder_state(batch))[0]
+                audio = audio.clamp(-self.limit, self.limit)
         else:
             audio = self.decode_step(codes, self.decoder_state(batch))[0]
         overlap = self.frame_math.overlap

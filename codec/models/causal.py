@@ -399,6 +399,7 @@ class CausalCodec(Codec):
     """Causal MDCT codec with ConvNeXt networks between; see the drawing at the top of the file."""
 
     config: CausalConfig
+    limit = 1.05  # 0.4 dB above full scale: clipped recordings come back with other phases, so with higher peaks
 
     def __init__(self, config: CausalConfig) -> None:
         super().__init__(config, overlap=config.hop)

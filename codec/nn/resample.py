@@ -1,4 +1,5 @@
-"""Sample rates of tensors: on their device where torchaudio can be imported, on the CPU by soxr where it cannot."""
+"""Sample rates of tensors: by soxr on the CPU, by torchaudio on other devices, where it can be imported."""
+
 
 from __future__ import annotations
 
@@ -23,29 +24,42 @@ LARGEST_KERNEL = 1 << 24  # numbers: rates without a common factor would need a 
 def resample(audio: Tensor, from_rate: int, to_rate: int) -> Tensor:
     """Audio [rows, time] at another rate in Hz: [rows, ceil(time · to_rate / from_rate)], on the same device.
 
-    Raises MissingDependency: neither torchaudio nor soxr can be imported.
+    On a CPU soxr is as steep and up to 20 times as fast, and files are resampled by it, too, so codes are the same.
+
+    Raises MissingDependency: soxr is needed and cannot be imported.
     """
     if from_rate == to_rate or not audio.shape[-1]:
         return audio
+    if audio.device.type != "cpu" and torchaudio_functional() and kernel_size(from_rate, to_rate) <= LARGEST_KERNEL:
+        return by_torchaudio(audio, from_rate, to_rate)
+    return by_soxr(audio, from_rate, to_rate)
+
+
+def by_torchaudio(audio: Tensor, from_rate: int, to_rate: int) -> Tensor:
+    """As `resample`, by torchaudio's windowed sinc on the audio's device."""
     functional = torchaudio_functional()
-    if functional is not None and kernel_size(from_rate, to_rate) <= LARGEST_KERNEL:
-        out: Tensor = functional.resample(
-            audio,
-            from_rate,
-            to_rate,
-            lowpass_filter_width=ZERO_CROSSINGS,
-            rolloff=ROLLOFF,
-            resampling_method="sinc_interp_kaiser",
-            beta=KAISER_BETA,
-        )
-        return out
+    assert functional is not None
+    out: Tensor = functional.resample(
+        audio,
+        from_rate,
+        to_rate,
+        lowpass_filter_width=ZERO_CROSSINGS,
+        rolloff=ROLLOFF,
+        resampling_method="sinc_interp_kaiser",
+        beta=KAISER_BETA,
+    )
+    return out
+
+
+def by_soxr(audio: Tensor, from_rate: int, to_rate: int) -> Tensor:
+    """As `resample`, by soxr on the CPU."""
     try:
-        from codec.audio import resample as by_soxr
+        from codec.audio import resample as resample_array
     except ImportError as error:
         raise MissingDependency(
-            f"nothing here can resample {from_rate} to {to_rate} Hz: install soxr or torchaudio, or resample it before"
+            f"nothing here can resample {from_rate} to {to_rate} Hz: install soxr or resample it before"
         ) from error
-    return torch.from_numpy(by_soxr(audio.cpu().numpy(), from_rate, to_rate)).to(audio.device)
+    return torch.from_numpy(resample_array(audio.cpu().numpy(), from_rate, to_rate)).to(audio.device)
 
 
 def kernel_size(from_rate: int, to_rate: int) -> int:

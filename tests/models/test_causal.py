@@ -44,6 +44,7 @@ def lively_model(config: CausalConfig = CONFIG) -> CausalCodec:
         model = CausalCodec(config).eval()
     for number, parameter in enumerate(model.parameters()):
         nn.init.normal_(parameter, std=0.3, generator=torch.Generator().manual_seed(number))
+    model.limit = math.inf  # it is loud
     return model
 
 
@@ -216,6 +217,16 @@ def test_the_state_stays_small() -> None:
         _, decoder = MODEL.decode_step(CODES[..., :hops], MODEL.decoder_state(2))
         sizes.append([leaf.numel() for leaf in leaves((encoder, decoder))])
     assert sizes[0] == sizes[1]
+
+
+def test_nothing_comes_out_far_beyond_full_scale() -> None:
+    model, raw = lively_model(), MODEL.decode(CODES)
+    del model.limit  # the class's own
+    assert raw.abs().max() > 1.1
+    for grad in (False, True):
+        audio = model.decode(CODES, grad=grad).detach()
+        assert_same(audio, raw.clamp(-1.05, 1.05))
+        assert 20 * math.log10(float(audio.abs().max())) < 0.5
 
 
 # lengths and batches
