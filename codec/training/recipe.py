@@ -81,7 +81,7 @@ class LossConfig(Config):
     noise: Weight = 3.0
     loudness: Weight = 1.5
     envelope: Weight = 4.0
-    periodicity: Weight = 6.0
+    periodicity: Weight = 20.0
     """Of what repeats itself every hop, beyond what the reference does."""
     level: Weight = 1.0
     """Of the energy of every band."""
