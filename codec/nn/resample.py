@@ -1,6 +1,5 @@
 """Sample rates of tensors: by soxr on the CPU, by torchaudio on other devices, where it can be imported."""
 
-
 from __future__ import annotations
 
 import math

@@ -115,8 +115,8 @@ def train_step(players: Players, spectral: SpectralLoss, audio: Audio, step: int
             decoded, latents, quantized = players.joint_model(rows, books)
         heard = decoded.detach().requires_grad_()  # what the losses ask of the audio is handed to the model in one pass
         losses: dict[str, Tensor] = spectral(heard, rows, half=step % 2)._asdict()
-        for name, loss in HOP_LOSSES.items():
-            losses[name] = loss(heard, rows, sample_rate=recipe.model.sample_rate, hop=recipe.model.hop)
+        for name, of_hops in HOP_LOSSES.items():
+            losses[name] = of_hops(heard, rows, sample_rate=recipe.model.sample_rate, hop=recipe.model.hop)
         losses["idempotence"] = idempotence(latents, known, known_mean) / power
         losses["commitment"] = quantized.commitment / power / recipe.model.books
         losses["codebook"] = quantized.codebook / power / recipe.model.books
