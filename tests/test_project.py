@@ -25,7 +25,7 @@ FLOORS = (
         *("checkpoint", "hub", "sessions", "generation", "files", "baselines", "metrics", "generation_metrics"),
         *("corpus", "workers", "tokens", "signal_checks"),
     ),
-    ("training",),
+    ("training", "datasets"),
     ("cli", "__main__"),
 )
 WITHOUT_TORCH = (
@@ -39,7 +39,7 @@ WITHOUT_TORCH = (
     "hub",
     "corpus",
     "cli.main",
-    "training.prepare",
+    "datasets.prepare",
 )
 
 

@@ -6,10 +6,10 @@ import hashlib
 import json
 import os
 import re
-import runpy
 import subprocess
 import sys
 import warnings
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType
@@ -22,22 +22,22 @@ import torch
 from codec import hub
 from codec.config import load_toml
 from codec.corpus import MANIFEST
+from codec.datasets.prepare import Dataset, run
 from codec.errors import UsageError
 from codec.lm import build
 from codec.tokens import tokenize
 from codec.training import lm_loop
 from codec.training.codec_loop import train
 from codec.training.lm_recipe import LMRecipe
-from codec.training.prepare import Dataset, run
 from codec.training.recipe import Recipe
-from tests.recipes.miniatures import LIBRI, MINIATURES, PACKED, SECONDS, Rows, audio, pack
+from tests.datasets.miniatures import LIBRI, MINIATURES, PACKED, SECONDS, Rows, audio, pack
 
 ROOT = Path(__file__).parents[2]
 PICTURES = {"digits": {"bits.svg", "accuracy.svg"}}  # of what its README compares
 FOLDERS = sorted(path for path in (ROOT / "recipes").iterdir() if path.is_dir() and path.name != "__pycache__")
 NAMES = [folder.name for folder in FOLDERS]
 DATASETS: dict[str, Dataset] = {
-    folder.name: runpy.run_path(str(folder / "prepare.py"))["DATASET"] for folder in FOLDERS
+    folder.name: import_module(f"codec.datasets.{folder.name}").DATASET for folder in FOLDERS
 }
 SMALL = [
     "model.dim=8",
@@ -79,12 +79,12 @@ def manifest(folder: Path) -> Rows:
     return {row.pop("path"): row for row in rows}
 
 
-def test_every_recipe_is_four_files_and_stands_in_the_readme() -> None:
+def test_every_recipe_is_three_files_and_stands_in_the_readme() -> None:
     assert len(FOLDERS) == 11
     assert set(NAMES) == set(MINIATURES)
     for folder in FOLDERS:
         files = {path.name for path in folder.iterdir() if path.name != "__pycache__"}
-        assert files == {"README.md", "prepare.py", "codec.toml", "lm.toml"} | PICTURES.get(folder.name, set()), folder
+        assert files == {"README.md", "codec.toml", "lm.toml"} | PICTURES.get(folder.name, set()), folder
         assert DATASETS[folder.name].recipe == folder.name
     section = (ROOT / "README.md").read_text("utf-8").split("## Recipes\n")[1].split("\n## ")[0]
     assert re.findall(r"^\| \[`(\w+)`\]\(recipes/\1\) \|", section, re.MULTILINE) == ["general"] + [
@@ -96,7 +96,7 @@ def test_every_recipe_is_four_files_and_stands_in_the_readme() -> None:
 def test_a_readme_says_what_a_user_needs(folder: Path) -> None:
     text = (folder / "README.md").read_text("utf-8")
     assert text.startswith(f"# {folder.name}\n")
-    assert f"python recipes/{folder.name}/prepare.py " in text
+    assert f"python -m codec.datasets.{folder.name} " in text
     assert f"codec train recipes/{folder.name}/codec.toml --data " in text
     assert f"codec train recipes/{folder.name}/lm.toml --data " in text
     licence = DATASETS[folder.name].licence
@@ -234,7 +234,7 @@ def test_general_never_replaces_a_manifest(tmp_path: Path, capsys: pytest.Captur
 def test_prepare_is_a_command(tmp_path: Path) -> None:
     MINIATURES["digits"](tmp_path)
     done = subprocess.run(
-        [sys.executable, ROOT / "recipes/digits/prepare.py", tmp_path, "--no-download"],
+        [sys.executable, "-m", "codec.datasets.digits", tmp_path, "--no-download"],
         env={**os.environ, "PYTHONPATH": str(ROOT)},
         capture_output=True,
         text=True,
@@ -382,7 +382,7 @@ def test_torchaudio_reads_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     }
     assert tracks["train"] == set(datasets.MUSDB_HQ(tmp_path / "musdb18hq", "train", split="train").names)
     assert tracks["test"] == set(datasets.MUSDB_HQ(tmp_path / "musdb18hq", "test").names)
-    usual = runpy.run_path(str(ROOT / "recipes/musdb18hq/prepare.py"))["VALID"]
+    usual = import_module("codec.datasets.musdb18hq").VALID
     assert usual == set(datasets.MUSDB_HQ(tmp_path / "musdb18hq", "train", split="validation").names)
 
     rows = ours("common_voice", tmp_path / "common_voice")

@@ -1,7 +1,7 @@
-"""What the prepare.py of every recipe shares: the licence, downloads, safe unpacking, and the manifest.
+"""What all datasets share: the licence, downloads, safe unpacking, and the manifest.
 
     DATASET = Dataset("ljspeech", "LJ Speech 1.1", licence, {"speech": Archive(...)}, layout)
-    run(DATASET)  # python recipes/ljspeech/prepare.py DIR
+    run(DATASET)  # python -m codec.datasets.ljspeech DIR
 
 What a run leaves in DIR, each made only when it is whole, so that the next run goes on where the last one was stopped:
 

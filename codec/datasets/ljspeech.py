@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from codec.corpus import Clip
-from codec.training.prepare import Archive, Dataset, Licence, by_hash, run
+from codec.datasets.prepare import Archive, Dataset, Licence, by_hash, run
 
 LICENCE = Licence(
     name="public domain",

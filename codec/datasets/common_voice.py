@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from codec.corpus import Clip
-from codec.training.prepare import Dataset, Licence, run
+from codec.datasets.prepare import Dataset, Licence, run
 
 LICENCE = Licence(
     name="CC0 1.0",

@@ -4,8 +4,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from codec.corpus import MANIFEST, Clip, clips
+from codec.datasets.prepare import Dataset, run
 from codec.errors import UsageError
-from codec.training.prepare import Dataset, run
 
 
 def layout(folder: Path, parts: Sequence[str]) -> Iterator[Clip]:

@@ -1,4 +1,4 @@
-"""training/prepare.py: nothing is fetched without a yes, nothing is fetched twice, and no archive writes elsewhere."""
+"""datasets/prepare.py: nothing is fetched without a yes, nothing is fetched twice, and no archive writes elsewhere."""
 
 import hashlib
 import io
@@ -17,9 +17,9 @@ from rich.console import Console
 
 from codec.audio import write_audio
 from codec.corpus import Clip, clips
+from codec.datasets import prepare as module
+from codec.datasets.prepare import Archive, BadArchive, Dataset, Licence, by_hash, fetch, prepare, provide, run, unpack
 from codec.errors import InputNotFound, StorageError, UsageError
-from codec.training import prepare as module
-from codec.training.prepare import Archive, BadArchive, Dataset, Licence, by_hash, fetch, prepare, provide, run, unpack
 from tests.training.small import tones
 
 LICENCE = Licence("CC BY 4.0", "https://example.org/by", "nearly everything", "naming the authors", "the authors")

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from codec.corpus import Clip
-from codec.training.prepare import Archive, Dataset, Licence, run
+from codec.datasets.prepare import Archive, Dataset, Licence, run
 
 LICENCE = Licence(
     name="CC BY-NC-SA 4.0",
