@@ -25,7 +25,8 @@ FLOORS = (
         *("checkpoint", "hub", "sessions", "generation", "files", "baselines", "metrics", "generation_metrics"),
         *("corpus", "workers", "tokens", "signal_checks"),
     ),
-    ("training", "datasets"),
+    ("datasets",),
+    ("training",),
     ("cli", "__main__"),
 )
 WITHOUT_TORCH = (
@@ -40,6 +41,7 @@ WITHOUT_TORCH = (
     "corpus",
     "cli.main",
     "datasets.prepare",
+    "datasets.recipes",
 )
 
 
