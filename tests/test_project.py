@@ -25,6 +25,7 @@ FLOORS = (
         *("checkpoint", "hub", "sessions", "generation", "files", "baselines", "metrics", "generation_metrics"),
         *("corpus", "workers", "tokens", "signal_checks", "api"),
     ),
+    ("datasets",),
     ("training",),
     ("cli", "__main__"),
 )
@@ -39,7 +40,8 @@ WITHOUT_TORCH = (
     "hub",
     "corpus",
     "cli.main",
-    "training.prepare",
+    "datasets.prepare",
+    "datasets.recipes",
 )
 
 
