@@ -12,12 +12,13 @@ import soundfile
 import typer
 from pydantic import BaseModel
 
-from codec import hub
+import codec
+from codec import generation, hub
 from codec.checkpoint import save_model
 from codec.cli.main import app
 from codec.training.lm_recipe import LMRecipe
 from codec.training.recipe import Recipe
-from tests.test_generation import lm_of
+from tests.lm.tiny import prior
 from tests.tiny import tiny_model
 
 ROOT = Path(__file__).parents[1]
@@ -32,6 +33,7 @@ NAMES = [str(page.relative_to(ROOT)) for page in PAGES]
 PENDING_FILES = {"docs/api.md", "docs/images/rate-quality.svg"}
 PENDING_COMMANDS = {"prepare", "recipes"}
 PENDING_OPTIONS = {("tokenize", "--level")}
+PENDING_PYTHON = {"README.md", "docs/compress.md", "docs/quickstart.md"}  # until there is codec.encode_file
 HISTORY = ("CHANGELOG.md", "docs/lab-notes.md")  # which keep the names of their time
 
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
@@ -61,10 +63,12 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model = tiny_model()
     for name in ("general-24k", "digits-8k"):
         save_model(weights / f"{name}.safetensors", model, training={})
-    lm = lm_of(model)
+    source = {"codec": model.name, "weights_hash": model.weights_hash, "codebook_size": 20, "dim": 8}
+    lm = prior(3, source=source | {"classes": {"label": [*"0123456789"], "speaker": ["theo"]}})
     monkeypatch.setattr(hub, "WEIGHTS", weights)
     monkeypatch.setattr(hub, "load_lm", lambda name="digits-8k-lm", device="cpu": lm)
     monkeypatch.setattr(hub, "codec_of", lambda lm, name=None, device="cpu": model)
+    monkeypatch.setattr(generation, "MOST_SECONDS", 1.0)
     monkeypatch.chdir(folder)
     noise = np.random.default_rng(0).uniform(-0.3, 0.3, (11_201, 2)).astype(np.float32)
     for name in ("voice.wav", "in.wav", "in.flac"):
@@ -75,6 +79,8 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("page", PAGES, ids=NAMES)
 def test_python_examples_run(page: Path, here: None) -> None:
     """In order, in one namespace; a failure names the page and its line."""
+    if page in {ROOT / name for name in PENDING_PYTHON} and not hasattr(codec, "encode_file"):
+        pytest.skip("it shows what is not there yet")
     namespace: dict[str, Any] = {}
     for line, text in blocks(page, "python"):
         exec(compile("\n" * line + text, str(page), "exec"), namespace)
@@ -215,5 +221,10 @@ def test_recipe_keys_exist() -> None:
     assert {"train.steps", "model.pattern.kind", "data.batch"} <= known
     pages = [page for name, page in zip(NAMES, PAGES, strict=True) if name not in HISTORY]
     found = [(page, key) for page in pages for key in re.findall(r"--set '?([a-z][\w.]*)=", page.read_text("utf-8"))]
-    assert len(found) >= 12
+    tables = "|".join(sorted(Recipe.model_fields))
+    set_or_named = re.compile(rf"'?((?:{tables})(?:\.\w+)*) ?=.*|((?:{tables})(?<!model)\.[\w.]+)")
+    for page in pages:
+        matches = (set_or_named.fullmatch(text) for text in inline(page))
+        found += [(page, match[1] or match[2]) for match in matches if match]
+    assert len(found) >= 30
     assert [f"{page.relative_to(ROOT)}: {key}" for page, key in found if key not in known] == []

@@ -153,6 +153,10 @@ def test_every_room_has_one_floor_and_is_there() -> None:
     assert set(named) - rooms - PENDING_ROOMS == set()
 
 
+def test_the_citation_has_the_version() -> None:
+    assert f"\nversion: {codec.__version__}\n" in (ROOT / "CITATION.cff").read_text("utf-8")
+
+
 # The README
 
 
