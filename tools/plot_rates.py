@@ -97,7 +97,7 @@ def chosen(evaluations: list[dict[str, Any]], domain: str, rate: str) -> list[st
 
 def plot(evaluations: list[dict[str, Any]], measures: list[str], *, domain: str, rate: str, out: Path) -> None:
     """Draw one panel per measure."""
-    style = {
+    style: Any = {
         "font.size": 11,
         "svg.hashsalt": "codec",
         "axes.spines.top": False,
