@@ -18,7 +18,7 @@ README = ROOT / "README.md"
 
 # A module imports only from its own floor or lower ones; a package's floor is that of all in it.
 FLOORS = (
-    ("errors", "config", "frames", "audio", "bitstream", "sample"),
+    ("errors", "config", "frames", "audio", "level", "bitstream", "sample"),
     ("nn",),
     ("models", "lm"),
     (
@@ -33,6 +33,7 @@ WITHOUT_TORCH = (
     "config",
     "frames",
     "audio",
+    "level",
     "bitstream",
     "sample",
     "checkpoint",
