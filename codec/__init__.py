@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from codec.sessions import StreamDecoder as StreamDecoder
     from codec.sessions import StreamEncoder as StreamEncoder
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 __all__ = [
     "Codec",
     "Sampling",

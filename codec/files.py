@@ -282,10 +282,12 @@ def _model_of(reader: Reader, model: Model | None, device: str) -> Codec:
             )
     codec = cached_model(model, device)
     if codec.weights_hash != header.weights_hash:
+        release = hub.EARLIER.get(header.weights_hash)
+        way = f"release {release} of codec decodes it; or " if release else ""
         raise WeightsMismatch(
             f"{reader.label} was made by {maker}, not by {codec.name or 'a model without a name'} "
             f"(weights {(codec.weights_hash or 'unknown')[:12]}): "
-            "pass --model with the file of the model that made it"
+            f"{way}pass --model with the file of the model that made it"
         )
     if header.frame_math != replace(codec.frame_math, books=min(header.books, codec.frame_math.books)):
         raise DamagedFile(reader.label, offset=0, reason="its header contradicts the model it was made by")

@@ -19,6 +19,10 @@ if TYPE_CHECKING:
 WEIGHTS = Path(__file__).parent / "weights"
 DEFAULT = "general-24k"
 DEFAULT_LM = "digits-8k-lm"
+EARLIER = {  # hashes of weights that earlier releases shipped under the same names
+    "8e0c5992627e742a4f9a7622d4f1b55537049924897b74bfb505f8b7b6b3a09c": "0.1.0",
+    "adbc6029996e8090fb2b116bd606c4dbf2231a08e603976a864cd7e9ad464e8e": "0.1.0",
+}
 
 
 def load(name_or_path: str | Path = DEFAULT, device: "str | torch.device" = "cpu") -> "Codec":

@@ -261,6 +261,14 @@ def test_other_weights_are_refused(tmp_path: Path) -> None:
     assert not (tmp_path / "b.wav").exists()
 
 
+def test_weights_of_an_earlier_release_name_it(tmp_path: Path) -> None:
+    old = tiny_model(1)
+    old.weights_hash = next(hash_ for hash_, release in hub.EARLIER.items() if release == "0.1.0")
+    compress(tones(tmp_path / "a.wav"), tmp_path / "a.codec", model=old)
+    with pytest.raises(WeightsMismatch, match=r"release 0\.1\.0 of codec decodes it; or pass --model"):
+        decompress(tmp_path / "a.codec", tmp_path / "b.wav", model=MODEL)
+
+
 @pytest.mark.parametrize("changes", [{"books": 3, "codebook_size": 32}, {"hop": 40, "overlap": 40, "time": 1}])
 def test_a_header_that_contradicts_its_model_is_damage(tmp_path: Path, changes: dict[str, int]) -> None:
     compress(tones(tmp_path / "a.wav"), tmp_path / "a.codec", model=MODEL)

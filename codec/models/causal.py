@@ -438,13 +438,13 @@ class CausalCodec(Codec):
 
         Raises UsageError: the audio is silent.
         """
-        if not audio.any():
-            raise UsageError("the audio to start from is silent: there is nothing to fit a codec to")
         hop = self.config.hop
         audio = audio[..., : audio.shape[-1] // hop * hop]
         spectrum, _ = self.encoder.mdct.analyze(audio[:, 0], self.encoder.initial_state(audio).samples)
         cosine, sine = spectrum.flatten(0, 1).chunk(2, dim=-1)  # each [rows, hop]
         loud = cosine.square().mean(dim=-1) > 1e-10  # -100 dBFS
+        if not loud.any():
+            raise UsageError("the audio to start from is silent: there is nothing to fit a codec to")
         self.encoder.reference.copy_(cosine[loud].square().mean().sqrt())
         self.decoder.reference.copy_(self.encoder.reference)
         if self.shape:
@@ -466,6 +466,8 @@ class CausalCodec(Codec):
         before = self.shape.split(latents)
         parts = self.shape.split(self.shape.decode(self.shape.encode(latents)))
         learned = parts.learned[:, 0] > 0
+        if not learned.any():
+            return
         residual, envelope = (part.transpose(1, 2)[learned] for part in (parts.residual, parts.envelope))
         decoded = expand(residual @ self.decoder.pca, self.config.companding) * self.shape.envelope.divisor(envelope)
         level = self.shape.envelope.level(envelope)

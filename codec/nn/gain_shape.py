@@ -182,12 +182,15 @@ class Modes(nn.Module):
             codes[rows[better]] = chosen[better]
 
     def decode(self, mode: Tensor, codes: Tensor) -> Tensor:
-        """MDCT bins [rows, hop] of modes [rows] and codes [rows, as many codebooks as there are]."""
+        """MDCT bins [rows, hop] of modes [rows] and codes [rows, as many codebooks as there are]; -1 is no atom."""
         out = torch.zeros(len(mode), self.hop, device=mode.device)
         count = codes.shape[1]
         click = mode >= self.tones
-        amplitudes = torch.where(click[:, None], self.click[:count], self.tone[:count]) * self.gains[mode].exp()[:, None]
-        place = (codes // 2).clamp(max=self.hop - 1)  # a file may say what no encoder does
+        amplitudes = (
+            torch.where(click[:, None], self.click[:count], self.tone[:count]) * self.gains[mode].exp()[:, None]
+        )
+        amplitudes = torch.where(codes < 0, 0.0, amplitudes)
+        place = (codes // 2).clamp(0, self.hop - 1)  # a file may say what no encoder does
         out.scatter_add_(1, place, amplitudes * (1 - 2 * (codes % 2)))
         return torch.where(click[:, None], out @ self.to_samples, out)
 
@@ -327,7 +330,7 @@ class GainShapeVQ(Quantizer):
             learned = code < self.silence  # [batch, frames]
             residual = self.residual(parts.residual, torch.where(learned, books[:, None] - 1, 0))
             kept = books[:, None, None] - 1 > torch.arange(self.residual.books, device=code.device)[:, None]
-            fixed = torch.where(kept, torch.where((code > self.silence)[:, None], others, 0), 0)
+            fixed = torch.where(kept, others, -1)
             shown = torch.where(learned[:, None], residual.codes, -1)  # modes use no entry of the residual codebooks
             decoded = self.joined(
                 torch.cat([code[:, None], torch.where(learned[:, None], residual.codes.clamp(min=0), fixed)], dim=1),
@@ -362,7 +365,8 @@ class GainShapeVQ(Quantizer):
 
     @torch.no_grad()
     def start(self, latents: Latents, iterations: int = 10) -> None:
-        """k-means of the residual codebooks on frames that are neither modes nor silence."""
+        """k-means of the residual codebooks on frames that are neither modes nor silence, or on all if there are none."""
         parts = self.split(latents)
         learned = self.first_codes(parts)[0] < self.silence
+        learned = learned | ~learned.any()
         self.residual.start(parts.residual.transpose(1, 2)[learned].T[None], iterations)

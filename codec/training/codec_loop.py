@@ -54,7 +54,8 @@ FREE = (  # what a resumed training may have changed: how it runs, and what keep
     "train.compile",
     "data.workers",
 )
-AUDIBLE = (*Spectral._fields, "periodicity", "adversarial", "features")  # losses of the decoded audio; the others: of latents
+# losses of the decoded audio; the others are of latents
+AUDIBLE = (*Spectral._fields, "periodicity", "adversarial", "features")
 
 
 @dataclass
@@ -102,6 +103,7 @@ def train_step(players: Players, spectral: SpectralLoss, audio: Audio, step: int
     players.judges_optimiser.zero_grad(set_to_none=True)
     depths = own_books(len(audio), step, recipe).to(audio.device)
     audio, entries = reencoded(players.model, audio, step, recipe)
+    known_mean = processes.summed((~entries.isnan()).sum().float()) / parts / processes.count()  # of a part
     for number, (rows, books, known) in enumerate(
         zip(audio.chunk(parts), depths.chunk(parts), entries.chunk(parts), strict=True)
     ):
@@ -113,7 +115,7 @@ def train_step(players: Players, spectral: SpectralLoss, audio: Audio, step: int
         losses["periodicity"] = hop_periodicity_loss(
             heard, rows, sample_rate=recipe.model.sample_rate, hop=recipe.model.hop
         )
-        losses["idempotence"] = idempotence(latents, known) / power
+        losses["idempotence"] = idempotence(latents, known, known_mean) / power
         losses["commitment"] = quantized.commitment / power / recipe.model.books
         losses["codebook"] = quantized.codebook / power / recipe.model.books
 
@@ -206,7 +208,7 @@ def can_step(losses: Mapping[str, Tensor], step: int, recipe: Recipe, scaler: to
     if left_out(losses, scaler):
         return False
     wrong = to_blame(losses, [*weights_at(step, recipe), "discriminator"])
-    of_judges = not wrong.keys() & {*Spectral._fields, "commitment", "codebook", "gradient/model"}
+    of_judges = not wrong.keys() - {"adversarial", "features", "discriminator", "gradient/discriminators"}
     rate = f"adversary.rate = {recipe.adversary.rate}" if of_judges else f"optimiser.rate = {recipe.optimiser.rate}"
     raise ConfigError(
         f"in step {step} {' and '.join(f'{name} became {value}' for name, value in wrong.items())}: "
@@ -227,27 +229,38 @@ def reencoded(model: CausalCodec, audio: Audio, step: int, recipe: Recipe) -> tu
     """
     dim, frames = recipe.model.dim, model.frame_math.frames(audio.shape[-1])
     entries = torch.full((len(audio), dim, frames), torch.nan, device=audio.device)
-    first = processes.rank() * len(audio)
-    draws = [np.random.default_rng((recipe.train.seed, step, 4, first + row)) for row in range(len(audio))]
-    chosen = [row for row, rng in enumerate(draws) if rng.random() < recipe.train.reencoded]
-    if not chosen or recipe.model.quantizer == "none":
+    times = [generations(step, row, recipe) for row in range(len(audio) * processes.count())]
+    shares = [times[first : first + len(audio)] for first in range(0, len(times), len(audio))]
+    if recipe.model.quantizer == "none":
         return audio, entries
     audio = audio.clone()
-    for row in chosen:
-        times = int(draws[row].integers(1, 5))
-        for _ in range(times):
+    own = shares[processes.rank()]
+    for row in range(len(audio)):
+        for _ in range(own[row]):
             trained = model(audio[row : row + 1])
             audio[row] = trained.audio[0].float().clamp(-1, 1)
-        residual = trained.quantized.latents[:, :dim]
-        entries[row] = torch.where(trained.quantized.codes[:, -1:] >= 0, residual, torch.nan)[0].float()
+        if own[row] and recipe.model.quantizer in ("residual", "vector"):  # the others' entries are not latents
+            residual = trained.quantized.latents[:, :dim]
+            entries[row] = torch.where(trained.quantized.codes[:, -1:] >= 0, residual, torch.nan)[0].float()
+    if engine.is_sharded(model):  # whose weights come together in all processes at once
+        for _ in range(max(map(sum, shares)) - sum(own)):
+            model(audio[:1])
     return audio, entries
 
 
-def idempotence(latents: Tensor, entries: Tensor) -> Tensor:
-    """Mean square distance of latents [rows, dim, frames] from the entries that are known; 0 where none is."""
+def generations(step: int, row: int, recipe: Recipe) -> int:
+    """How often a row of the whole batch is coded and decoded before it is trained on."""
+    rng = np.random.default_rng((recipe.train.seed, step, 4, row))
+    return int(rng.integers(1, 5)) if rng.random() < recipe.train.reencoded else 0
+
+
+def idempotence(latents: Tensor, entries: Tensor, count: Tensor) -> Tensor:
+    """Square distance of latents [rows, dim, frames] from the entries that are known, over their mean `count` in such
+    a part of the batch; so that the mean over all parts is that of the batch.
+    """
     known = ~entries.isnan()
     distance = torch.where(known, latents.float() - entries.nan_to_num(), 0.0).square().sum()
-    return distance / known.sum().clamp(min=1)
+    return distance / torch.where(count > 0, count, 1.0)
 
 
 def warmth(step: int, recipe: Recipe) -> float:

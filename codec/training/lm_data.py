@@ -235,23 +235,32 @@ def soften(
     itself up to what the last book left. So the last book that is stored has always its own code for the nearest.
 
     Temperatures count in the mean squared distance between two entries of the book. `draws` are what decides, uniform
-    in [0, 1); where `stochastic` is None the codes stay. A code of -1 gives whatever it gives.
+    in [0, 1); where `stochastic` is None the codes stay. A code of -1 gives whatever it gives. A code of the first book
+    that stands for no vector but 0 (a mode of `codec.nn.gain_shape`) is never drawn, and its frame stays as it is.
     """
     stored = codes.clamp(min=0)
+    void = ~vectors[0].any(dim=-1)  # [codebook_size]
+    last = int((~void).nonzero()[-1])
+    fixed = void[stored[:, 0]]  # [batch, frames]
     left = torch.stack([F.embedding(stored[:, book], vectors[book]) for book in range(stored.shape[1])]).sum(dim=0)
     taken, targets = [], []
     for book in range(books):
         entries = vectors[book]
-        size = len(entries)
-        unit = 2 * size / (size - 1) * (entries - entries.mean(dim=0)).square().sum(dim=-1).mean()
+        chosen = entries[~void] if book == 0 else entries
+        size = len(chosen)
+        unit = 2 * size / (size - 1) * (chosen - chosen.mean(dim=0)).square().sum(dim=-1).mean()
         distances = entries.square().sum(dim=-1) - 2 * left @ entries.T  # less |left|², which changes no softmax
+        if book == 0:
+            distances = distances.masked_fill(void, torch.inf)
         if soft is not None:
-            targets.append((-distances / (soft * unit)).softmax(dim=-1))
+            likely = (-distances / (soft * unit)).softmax(dim=-1)
+            targets.append(torch.where(fixed[..., None], F.one_hot(stored[:, book], len(entries)), likely))
         if stochastic is None:
             taken.append(stored[:, book])
         else:
             assert draws is not None
             below = (-distances / (stochastic * unit)).softmax(dim=-1).cumsum(dim=-1)
-            taken.append((below <= draws[:, book, :, None]).sum(dim=-1).clamp(max=size - 1))
+            drawn = (below <= draws[:, book, :, None]).sum(dim=-1).clamp(max=last if book == 0 else size - 1)
+            taken.append(torch.where(fixed, stored[:, book], drawn))
         left = left - F.embedding(taken[-1], entries)
     return torch.stack(taken, dim=1), torch.stack(targets, dim=1) if targets else None

@@ -168,6 +168,8 @@ def hop_periodicity_loss(decoded: Audio, audio: Audio, *, sample_rate: int, hop:
     frequency = torch.arange(size // 2 + 1, device=both.device) * (sample_rate / size)
     edges = torch.tensor(PERIODICITY_EDGES, device=both.device)
     edges = edges[edges <= 0.46 * sample_rate]
+    if len(edges) < 2:
+        return both.new_zeros(())
     bands = ((frequency[:, None] >= edges[:-1]) & (frequency[:, None] < edges[1:])).float()
     lags = torch.cos(2 * math.pi * hop / sample_rate * frequency[:, None] * torch.tensor([0, 1, 2], device=both.device))
     weights = (bands[:, :, None] * lags[:, None]).flatten(1)  # [bins, bands * lags]

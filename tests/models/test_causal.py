@@ -2,7 +2,7 @@
 
 import math
 from itertools import accumulate, pairwise
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -15,7 +15,17 @@ from torch import Tensor, nn
 
 from codec.errors import CodecError, ConfigError, UnknownModel, UsageError
 from codec.models import build
-from codec.models.causal import CausalCodec, CausalConfig, MDCT, compand, expand, overlap_add, quantizer, random_phases, sine_window
+from codec.models.causal import (
+    MDCT,
+    CausalCodec,
+    CausalConfig,
+    compand,
+    expand,
+    overlap_add,
+    quantizer,
+    random_phases,
+    sine_window,
+)
 from codec.nn.streaming import State
 from tests.tiny import CONFIG, tiny_model
 
@@ -26,9 +36,12 @@ def noise(*shape: int, seed: int = 0) -> Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
-def lively_model() -> CausalCodec:
+def lively_model(config: CausalConfig = CONFIG) -> CausalCodec:
     """A tiny model whose every weight matters: fresh networks are silent, and would hide what they do wrong."""
     model = tiny_model()
+    if config != CONFIG:
+        torch.manual_seed(0)
+        model = CausalCodec(config).eval()
     for number, parameter in enumerate(model.parameters()):
         nn.init.normal_(parameter, std=0.3, generator=torch.Generator().manual_seed(number))
     return model
@@ -38,6 +51,34 @@ MODEL = lively_model()
 LEVELS = 10 ** (-2 * torch.rand(2, 1, 60, 1, generator=torch.Generator().manual_seed(5)))
 AUDIO = (noise(2, 1, 60, HOP, seed=1) * LEVELS).view(2, 1, 60 * HOP)
 CODES = MODEL.encode(AUDIO)
+
+
+class Case(NamedTuple):
+    """A model, and what it makes of 60 hops."""
+
+    model: CausalCodec
+    audio: Tensor
+    codes: Tensor
+
+
+def mixed() -> Tensor:
+    """[2, 1, 60 hops] of noise at 0 to -100 dBFS, sines, clicks in silence and silence; the rows are hops apart."""
+    time = torch.arange(60 * HOP) / RATE
+    levels = 10 ** (-5 * torch.rand(60, generator=torch.Generator().manual_seed(6)))
+    audio = noise(60 * HOP, seed=4) * levels.repeat_interleave(HOP)
+    audio[8 * HOP : 16 * HOP + 33] = (0.5 * torch.sin(2 * math.pi * 440 * time))[8 * HOP : 16 * HOP + 33]
+    audio[20 * HOP : 30 * HOP + 7] = 0
+    for place, size in ((22 * HOP + 5, 0.7), (25 * HOP - 1, -0.1), (27 * HOP, 0.4)):
+        audio[place] = size
+    audio[35 * HOP : 44 * HOP] = (0.01 * torch.sin(2 * math.pi * 1000 * time + 1))[35 * HOP : 44 * HOP]
+    audio[44 * HOP : 50 * HOP] = 0
+    return torch.stack([audio, audio.roll(-11 * HOP - 13)])[:, None]
+
+
+MODAL = lively_model(CausalConfig.from_data(CONFIG.model_dump() | {"codebook_size": 160, "modes": 40}))
+MIXED = mixed()
+CASES = {"noise": Case(MODEL, AUDIO, CODES), "modes": Case(MODAL, MIXED, MODAL.encode(MIXED))}
+all_cases = pytest.mark.parametrize("case", CASES.values(), ids=CASES)
 chunk_sizes = st.lists(st.integers(0, 12), min_size=1, max_size=5)
 """In hops."""
 
@@ -64,64 +105,106 @@ def test_the_model_under_test_is_lively() -> None:
     assert 0.05 < MODEL.decode(CODES).std() < 5
 
 
+def test_the_mixed_signal_has_frames_of_all_kinds() -> None:
+    shape = MODAL.shape
+    assert shape
+    first, modes = CASES["modes"].codes[:, 0], shape.silence + 1
+    for row in first:
+        assert len(set(row[row < shape.silence].tolist())) > 5
+        assert (row == shape.silence).sum() > 4
+        assert ((row >= modes) & (row < modes + shape.modes.tones)).sum() > 8
+        assert (row >= modes + shape.modes.tones).sum() > 2
+    assert (MODAL.decode(CASES["modes"].codes)[0, 0, 46 * HOP : 49 * HOP] == 0).all()
+
+
+@all_cases
 @settings(max_examples=25)
-@given(hops=chunk_sizes)
-def test_codes_do_not_depend_on_chunks(hops: list[int]) -> None:
-    state, made = MODEL.encoder_state(2), []
-    for chunk in cut(AUDIO, [size * HOP for size in hops]):
-        codes, state = MODEL.encode_step(chunk, state)
+@given(hops=st.one_of(chunk_sizes, st.just([1] * 60)))
+def test_codes_do_not_depend_on_chunks(case: Case, hops: list[int]) -> None:
+    model, state, made = case.model, case.model.encoder_state(2), []
+    for chunk in cut(case.audio, [size * HOP for size in hops]):
+        codes, state = model.encode_step(chunk, state)
         assert codes.shape == (2, BOOKS, chunk.shape[-1] // HOP)
         made.append(codes)
-    assert torch.equal(torch.cat(made, dim=-1), CODES[..., : sum(hops)])
+    assert torch.equal(torch.cat(made, dim=-1), case.codes[..., : sum(hops)])
 
 
+@all_cases
 @settings(max_examples=25)
-@given(frames=chunk_sizes)
-def test_audio_does_not_depend_on_chunks(frames: list[int]) -> None:
-    state, made = MODEL.decoder_state(2), []
-    for chunk in cut(CODES, frames):
-        audio, state = MODEL.decode_step(chunk, state)
+@given(frames=st.one_of(chunk_sizes, st.just([1] * 60)))
+def test_audio_does_not_depend_on_chunks(case: Case, frames: list[int]) -> None:
+    model, state, made = case.model, case.model.decoder_state(2), []
+    for chunk in cut(case.codes, frames):
+        audio, state = model.decode_step(chunk, state)
         assert audio.shape == (2, 1, chunk.shape[-1] * HOP)
         made.append(audio)
-    assert_same(torch.cat(made, dim=-1)[..., HOP:], MODEL.decode(CODES[..., : sum(frames)]))
+    assert_same(torch.cat(made, dim=-1)[..., HOP:], model.decode(case.codes[..., : sum(frames)]))
 
 
+@all_cases
 @settings(max_examples=25)
-@given(hops=chunk_sizes)
-def test_two_interleaved_sessions_are_two_alone(hops: list[int]) -> None:
+@given(hops=st.one_of(chunk_sizes, st.just([1] * 60)))
+def test_two_interleaved_sessions_are_two_alone(case: Case, hops: list[int]) -> None:
     """Each with an encoder and a decoder, taking turns."""
-    coders = [MODEL.encoder_state(1), MODEL.encoder_state(1)]
-    decoders = [MODEL.decoder_state(1), MODEL.decoder_state(1)]
+    model = case.model
+    coders = [model.encoder_state(1), model.encoder_state(1)]
+    decoders = [model.decoder_state(1), model.decoder_state(1)]
     made: list[list[Tensor]] = [[], []]
-    for chunk in cut(AUDIO, [size * HOP for size in hops]):
+    for chunk in cut(case.audio, [size * HOP for size in hops]):
         for row in (0, 1):
-            codes, coders[row] = MODEL.encode_step(chunk[row : row + 1], coders[row])
-            audio, decoders[row] = MODEL.decode_step(codes, decoders[row])
+            codes, coders[row] = model.encode_step(chunk[row : row + 1], coders[row])
+            audio, decoders[row] = model.decode_step(codes, decoders[row])
             made[row].append(audio)
     for row in (0, 1):
-        alone = MODEL.decode(CODES[row : row + 1, :, : sum(hops)])
+        alone = model.decode(case.codes[row : row + 1, :, : sum(hops)])
         assert_same(torch.cat(made[row], dim=-1)[..., HOP:], alone)
 
 
+@all_cases
 @settings(max_examples=25)
-@given(past=st.integers(0, 20))
-def test_the_future_never_changes_the_past(past: int) -> None:
-    audio, codes = AUDIO.clone(), CODES.clone()
+@given(past=st.integers(0, 59))
+def test_the_future_never_changes_the_past(case: Case, past: int) -> None:
+    model, audio, codes = case.model, case.audio.clone(), case.codes.clone()
     audio[..., past * HOP :] = noise(2, 1, (60 - past) * HOP, seed=2)
-    codes[..., past:] = (codes[..., past:] + 7) % CONFIG.codebook_size
-    changed = MODEL.encode(audio)
-    assert torch.equal(changed[..., :past], CODES[..., :past])
-    assert not torch.equal(changed[..., past:], CODES[..., past:])
+    codes[..., past:] = (codes[..., past:] + 7) % model.config.codebook_size
+    changed = model.encode(audio)
+    assert torch.equal(changed[..., :past], case.codes[..., :past])
+    assert not torch.equal(changed[..., past:], case.codes[..., past:])
     known = max(0, past - 1) * HOP  # the decoder is late by a hop
-    assert_same(MODEL.decode(codes)[..., :known], MODEL.decode(CODES)[..., :known])
+    assert_same(model.decode(codes)[..., :known], model.decode(case.codes)[..., :known])
 
 
-def test_state_is_a_value() -> None:
-    _, encoder = MODEL.encode_step(AUDIO[..., : 5 * HOP], MODEL.encoder_state(2))
-    _, decoder = MODEL.decode_step(CODES[..., :5], MODEL.decoder_state(2))
+@all_cases
+def test_rows_of_a_batch_are_items_alone(case: Case) -> None:
+    many = torch.cat([case.audio, 0.1 * case.audio, torch.zeros_like(case.audio[:1])])
+    codes = case.model.encode(many)
+    decoded = case.model.decode(codes, length=many.shape[-1])
+    for row in range(5):
+        alone = case.model.encode(many[row : row + 1])
+        assert torch.equal(alone[0], codes[row])
+        assert_same(case.model.decode(alone, length=many.shape[-1])[0], decoded[row])
+    assert (decoded[4] == 0).all()
+
+
+@all_cases
+@pytest.mark.parametrize("decibels", [0, -20, -40, -60, -80, -100])
+def test_codes_of_every_level_do_not_depend_on_chunks(case: Case, decibels: int) -> None:
+    audio = 10 ** (decibels / 20) * case.audio
+    whole, state, made = case.model.encode(audio), case.model.encoder_state(2), []
+    for chunk in cut(audio, [HOP, 3 * HOP] * 15):
+        codes, state = case.model.encode_step(chunk, state)
+        made.append(codes)
+    assert torch.equal(torch.cat(made, dim=-1), whole[..., :60])
+
+
+@all_cases
+def test_state_is_a_value(case: Case) -> None:
+    model, audio, codes = case
+    _, encoder = model.encode_step(audio[..., : 5 * HOP], model.encoder_state(2))
+    _, decoder = model.decode_step(codes[..., :5], model.decoder_state(2))
     kept = [leaf.clone() for leaf in leaves((encoder, decoder))]
-    once = (MODEL.encode_step(AUDIO[..., 5 * HOP :], encoder), MODEL.decode_step(CODES[..., 5:], decoder))
-    twice = (MODEL.encode_step(AUDIO[..., 5 * HOP :], encoder), MODEL.decode_step(CODES[..., 5:], decoder))
+    once = (model.encode_step(audio[..., 5 * HOP :], encoder), model.decode_step(codes[..., 5:], decoder))
+    twice = (model.encode_step(audio[..., 5 * HOP :], encoder), model.decode_step(codes[..., 5:], decoder))
     assert all(torch.equal(one, other) for one, other in zip(leaves(once), leaves(twice), strict=True))
     assert all(torch.equal(one, other) for one, other in zip(leaves((encoder, decoder)), kept, strict=True))
 
@@ -293,20 +376,28 @@ def test_fit_finds_the_principal_components() -> None:
 # training
 
 
-def test_the_training_pass_is_encode_and_decode() -> None:
-    audio = AUDIO[..., : 10 * HOP + 3]
-    trained = MODEL(audio)
+@all_cases
+def test_the_training_pass_is_encode_and_decode(case: Case) -> None:
+    model, audio = case.model, case.audio[..., : 50 * HOP + 3]
+    trained, codes = model(audio), model.encode(audio)
     assert trained.audio.shape == audio.shape
-    assert torch.equal(trained.quantized.codes, MODEL.encode(audio))
-    assert_same(trained.audio, MODEL.decode(trained.quantized.codes, length=audio.shape[-1]))
-    some = MODEL(audio, torch.tensor([1, 2]))
-    assert_same(some.audio[:1], MODEL.decode(MODEL.encode(audio[:1], books=1), length=audio.shape[-1]))
-    assert_same(some.audio[1:], MODEL.decode(MODEL.encode(audio[1:], books=2), length=audio.shape[-1]))
+    assert trained.latents.shape == (2, CONFIG.dim, 52)
+    shown = trained.quantized.codes  # -1 where a mode uses no entry of the residual codebooks
+    assert model.shape
+    assert torch.equal(shown, torch.where((codes[:, :1] < model.shape.silence) | (shown >= 0), codes, -1))
+    assert torch.equal(shown[:, 0], codes[:, 0])
+    assert_same(trained.audio, model.decode(codes, length=audio.shape[-1]))
+    for depths in ((1, 2), (2, 1), (3, 2)):
+        some = model(audio, torch.tensor(depths))
+        for row, books in enumerate(depths):
+            alone = model.decode(model.encode(audio[row : row + 1], books=books), length=audio.shape[-1])
+            assert_same(some.audio[row : row + 1], alone)
 
 
-def test_every_weight_gets_a_gradient() -> None:
-    model = lively_model()
-    trained = model(AUDIO)
+@all_cases
+def test_every_weight_gets_a_gradient(case: Case) -> None:
+    model = lively_model(case.model.config)
+    trained = model(case.audio)
     (trained.audio.square().mean() + trained.quantized.commitment).backward()
     silent = [name for name, weight in model.named_parameters() if weight.grad is None or not weight.grad.any()]
     assert silent == []

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from codec import audio as audio_files
 from codec import hub
@@ -23,15 +23,19 @@ from codec.checkpoint import load_model, load_state, read_card, save_state
 from codec.cli.main import run
 from codec.errors import ConfigError, InputNotFound, StorageError
 from codec.models.causal import CausalCodec
+from codec.nn import processes
 from codec.nn.conv import ConvNeXtBlock
-from codec.nn.quantize import ResidualVQ
+from codec.nn.gain_shape import GainShapeVQ
 from codec.training import codec_loop
 from codec.training.codec_loop import (
     Players,
     assemble,
     audio_gradient,
     dropped_books,
+    generations,
+    idempotence,
     judged_part,
+    reencoded,
     state_of,
     train,
     train_step,
@@ -41,13 +45,14 @@ from codec.training.codec_loop import (
 from codec.training.data import Batch, Crops, batches
 from codec.training.losses import Averages, Spectral, SpectralLoss, balanced, discriminator_loss
 from codec.training.optimise import autocast_dtype, schedule
-from codec.training.recipe import Recipe
+from codec.training.recipe import LossConfig, Recipe
 from codec.training.record import Record
 from tests.training.small import batch, options, small_recipe, tones, write_recordings
 from tests.training.test_record import events, rows
 
 CPU = torch.device("cpu")
 ROOT = Path(__file__).parents[2]
+LOSSES = sorted({*LossConfig.model_fields} - {"balance"})
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -85,29 +90,44 @@ def stepped(recipe: Recipe, spectral: SpectralLoss, *, steps: int = 1) -> tuple[
     return players, losses
 
 
+def rustle(items: int = 3, time: int = 1200) -> Tensor:
+    """White noise [items, 1, time]."""
+    return 0.1 * torch.randn(items, 1, time, generator=torch.Generator().manual_seed(3))
+
+
 # a step
 
 
 def test_a_few_steps_lower_the_loss(spectral: SpectralLoss) -> None:
-    recipe = small_recipe(optimiser={"rate": 5e-3}, train={"quantizer_dropout": 0.0, "steps": 30})
+    recipe = small_recipe(
+        losses={"phase": 1.0}, optimiser={"rate": 5e-3}, train={"quantizer_dropout": 0.0, "steps": 30}
+    )
     players = assemble(recipe, CPU)
     audio = batch(7)
+    players.model.fit(audio)
     losses = [train_step(players, spectral, audio, step, recipe) for step in range(30)]
-    for name, most in (("mel", 0.6), ("phase", 0.6)):
+    for name, most in (("mel", 0.6), ("phase", 0.65)):
         first, last = (float(losses[step][name] + losses[step + 1][name]) for step in (0, 28))
         assert last < most * first, name
     assert {loss.requires_grad for loss in losses[0].values()} == {False}
 
 
 def test_the_losses_go_by_name(spectral: SpectralLoss) -> None:
-    alone = {*Spectral._fields, "commitment", "codebook", "gradient/model", "rate/model", "usage"}
+    alone = {*Spectral._fields, "periodicity", "idempotence", "commitment", "codebook"}
+    alone |= {"gradient/model", "rate/model", "usage"}
     assert set(stepped(small_recipe(), spectral)[1]) == alone
     both = alone | {"discriminator", "adversarial", "features", "gradient/discriminators", "rate/discriminators"}
     assert set(stepped(small_recipe(adversary={"start": 1}), spectral, steps=1)[1]) == alone
     assert set(stepped(small_recipe(adversary={"start": 1}), spectral, steps=2)[1]) == both
     balanced_too = stepped(small_recipe(adversary={"start": 1}, losses={"balance": True}), spectral, steps=2)
     assert set(balanced_too[1]) == both
-    assert set(balanced_too[0].averages.sums) == {"latents", *Spectral._fields, "adversarial", "features"}
+    assert set(balanced_too[0].averages.sums) == {
+        "latents",
+        *Spectral._fields,
+        "periodicity",
+        "adversarial",
+        "features",
+    }
 
 
 def test_discriminators_leave_the_generators_step_alone(spectral: SpectralLoss) -> None:
@@ -145,18 +165,22 @@ def test_the_discriminators_gradient_is_that_of_their_own_loss(spectral: Spectra
         assert torch.allclose(ours.grad, theirs.grad, atol=1e-7), name
 
 
-@pytest.mark.parametrize("name", ["mel", "phase", "envelope", "commitment", "codebook", "adversarial", "features"])
+@pytest.mark.parametrize("name", LOSSES)
 def test_every_weight_counts_in_proportion(name: str, spectral: SpectralLoss) -> None:
-    """Over unclipped gradients: none of a loss at weight 0, twice as much at 2 as at 1."""
+    """Over unclipped gradients: none of a loss at weight 0, twice as much at 2 as at 1; beside little of two others."""
     gradients = []
     for weight in (0.0, 1.0, 2.0):
         recipe = small_recipe(
             model={"learning": "gradient"},
-            losses={name: weight},
+            losses={other: 1e-3 if other in ("mel", "noise") else 0.0 for other in LOSSES} | {name: weight},
             adversary={"start": 0},
             optimiser={"clip": 1e9, "warmup": 1},
+            train={"reencoded": 1.0, "seed": 1},
         )
-        players, _ = stepped(recipe, spectral)
+        players = assemble(recipe, CPU)
+        players.model.fit(batch(1))
+        nn.init.normal_(players.model.decoder.gain.weight, std=0.3, generator=torch.Generator().manual_seed(0))
+        train_step(players, spectral, rustle(), 0, recipe)
         weights = list(players.model.parameters())
         gradients.append(
             torch.cat([torch.zeros_like(w).flatten() if w.grad is None else w.grad.flatten() for w in weights]).detach()
@@ -222,7 +246,8 @@ def test_accumulating_over_parts_is_the_same_training(balance: bool, spectral: S
     tables: dict[str, Any] = {"adversary": {"start": 1, "rate": 1e-5}, "losses": {"balance": balance}}
     tables["optimiser"] = {"rate": 1e-4, "warmup": 2}
     (whole, losses), (parted, same_losses) = (
-        stepped(small_recipe(**tables, train={"accumulate": parts}), spectral, steps=3) for parts in (1, 3)
+        stepped(small_recipe(**tables, train={"accumulate": parts, "reencoded": 0.5}), spectral, steps=3)
+        for parts in (1, 3)
     )
     for players in ("model", "judges", "average"):
         for (name, ours), theirs in zip(
@@ -247,8 +272,8 @@ def test_blocks_computed_again_give_the_same_step(spectral: SpectralLoss, monkey
         for on in (False, True)
     )
     assert same(kept, again)
-    assert calls.count(False) == 2  # the encoder's block and the decoder's
-    assert calls.count(True) == 4  # and each again in the backward pass
+    assert calls.count(False) == 3  # the encoder's block and the decoder's two
+    assert calls.count(True) == 6  # and each again in the backward pass
 
 
 COMPILED = """
@@ -298,6 +323,8 @@ def test_discriminators_train_on_every_kth_step(spectral: SpectralLoss) -> None:
 def test_float16_leaves_out_steps_that_overflow(spectral: SpectralLoss) -> None:
     recipe = small_recipe(train={"precision": "float16"}, adversary={"start": 0})
     players = assemble(recipe, CPU)
+    players.model.fit(batch(1))
+    fitted = copy.deepcopy(players)
     players.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**120, growth_interval=1)
     before = copy.deepcopy(players.model.state_dict())
     train_step(players, spectral, batch(), 0, recipe)
@@ -307,7 +334,7 @@ def test_float16_leaves_out_steps_that_overflow(spectral: SpectralLoss) -> None:
     losses = train_step(players, spectral, batch(), 0, recipe)
     assert not same(before, players.model.state_dict())
     assert players.scaler.get_scale() == 2.0**9
-    exact = stepped(small_recipe(adversary={"start": 0}), spectral)[1]
+    exact = train_step(fitted, spectral, batch(), 0, small_recipe(adversary={"start": 0}))
     for name in ("gradient/model", "gradient/discriminators"):  # unscaled
         assert float(losses[name]) == pytest.approx(float(exact[name]), rel=0.05)
 
@@ -347,7 +374,7 @@ def test_codebooks_stay_float32_and_learn_under_bfloat16(spectral: SpectralLoss)
     players.model.fit(batch(1))
     before = copy.deepcopy(players.model.quantizer)
     seen: set[torch.dtype] = set()
-    players.model.encoder.widen.register_forward_hook(lambda *call: seen.add(call[2].dtype))
+    players.model.encoder.in_proj.register_forward_hook(lambda *call: seen.add(call[2].dtype))
     losses = train_step(players, spectral, batch(), 0, recipe)
     assert seen == {torch.bfloat16}
     assert all(loss.isfinite().all() for loss in losses.values())
@@ -355,9 +382,10 @@ def test_codebooks_stay_float32_and_learn_under_bfloat16(spectral: SpectralLoss)
         torch.float32
     }
     quantizer = players.model.quantizer
-    assert isinstance(quantizer, ResidualVQ)
-    assert isinstance(before, ResidualVQ)
-    for book, (stage, old) in enumerate(zip(quantizer.stages, before.stages, strict=True)):
+    assert isinstance(quantizer, GainShapeVQ)
+    assert isinstance(before, GainShapeVQ)
+    assert quantizer.envelopes.equal(before.envelopes)
+    for book, (stage, old) in enumerate(zip(quantizer.residual.stages, before.residual.stages, strict=True)):
         assert not stage.codebook.equal(old.codebook), book
         moved = stage.codebook - old.codebook
         assert not moved.equal(moved.bfloat16().float()), book  # steps finer than bfloat16 has them
@@ -370,9 +398,110 @@ def test_precision() -> None:
 
 
 def test_an_autoencoder_without_codes_trains_and_validates(tmp_path: Path, recordings: Path) -> None:
-    recipe = small_recipe(model={"quantizer": "none", "books": 1}, train={"steps": 1})
+    recipe = small_recipe(model={"quantizer": "none", "books": 1, "envelope_bands": 0}, train={"steps": 1})
     train(recipe, data=recordings, out=tmp_path)
     assert "valid/mel 1 books" in {name for _, name, _ in rows(tmp_path)}
+
+
+# generations
+
+
+def fitted(**tables: Any) -> tuple[CausalCodec, Recipe]:
+    """A model of noise and tones, whose residual is not silent."""
+    recipe = small_recipe(**tables)
+    model = assemble(recipe, CPU).model
+    model.fit(torch.cat([rustle(), batch(1)]))
+    return model, recipe
+
+
+def test_a_share_of_the_crops_is_coded_once_to_four_times() -> None:
+    _, recipe = fitted(train={"reencoded": 0.3})
+    counts = torch.bincount(torch.tensor([generations(step, row, recipe) for step in range(50) for row in range(40)]))
+    assert len(counts) == 5
+    assert counts[0] == pytest.approx(1400, abs=70)
+    assert counts[1:].tolist() == pytest.approx([150] * 4, abs=45)
+    for share, least in ((0.0, 0), (1.0, 1)):
+        recipe = small_recipe(train={"reencoded": share})
+        assert {min(generations(step, row, recipe), 1) for step in range(9) for row in range(9)} == {least}
+
+
+def test_reencoded_crops_are_what_coding_makes_of_them() -> None:
+    model, recipe = fitted(train={"reencoded": 0.5})
+    audio = torch.cat([rustle(), batch(1)])
+    original = audio.clone()
+    seen = set()
+    for step in range(4):
+        found, entries = reencoded(model, audio, step, recipe)
+        assert audio.equal(original)
+        assert entries.shape == (6, 8, model.frame_math.frames(1200))
+        assert not found.requires_grad
+        for row in range(6):
+            times = generations(step, row, recipe)
+            seen.add(times)
+            expected = audio[row : row + 1]
+            for _ in range(times):
+                codes = model.encode(expected)
+                expected = model.decode(codes, length=1200).clamp(-1, 1)
+            torch.testing.assert_close(found[row : row + 1], expected, rtol=1e-5, atol=1e-5)
+            assert isinstance(model.quantizer, GainShapeVQ)
+            if not times:
+                assert entries[row].isnan().all()
+                continue
+            known = codes[0, 0] < model.quantizer.silence
+            assert entries[row].isnan().equal(~known.expand(8, -1))
+            decoded = model.quantizer.split(model.quantizer.decode(codes)).residual[0]
+            torch.testing.assert_close(entries[row][:, known], decoded[:, known], rtol=1e-4, atol=1e-4)
+    assert {0, 1} < seen
+
+
+def test_reencoding_depends_on_the_step_and_the_row_of_the_whole_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not on what was drawn before, nor on the number of processes that share the batch."""
+    model, recipe = fitted(train={"reencoded": 0.5})
+    audio = torch.cat([rustle(), batch(1)])
+    whole = reencoded(model, audio, 3, recipe)
+    torch.manual_seed(7)
+    again = reencoded(model, audio, 3, recipe)
+    assert whole[0].equal(again[0])
+    assert whole[1].nan_to_num(9).equal(again[1].nan_to_num(9))
+    assert not whole[0].equal(reencoded(model, audio, 4, recipe)[0])
+    monkeypatch.setattr(processes, "count", lambda: 3)
+    for rank in range(3):
+        monkeypatch.setattr(processes, "rank", lambda rank=rank: rank)
+        part = reencoded(model, audio[2 * rank : 2 * rank + 2], 3, recipe)
+        for ours, theirs in zip(part, whole, strict=True):
+            assert ours.nan_to_num(9).equal(theirs[2 * rank : 2 * rank + 2].nan_to_num(9))
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        {"quantizer": "none", "books": 1, "envelope_bands": 0},
+        {"quantizer": "mixture", "books": 1, "envelope_bands": 0},
+        {"quantizer": "scalar", "books": 1, "envelope_bands": 0, "dim": 2, "levels": [5, 4]},
+    ],
+)
+def test_where_latents_are_no_sums_of_entries_nothing_is_asked_of_them(
+    model: dict[str, Any], spectral: SpectralLoss
+) -> None:
+    coder, recipe = fitted(model=model, train={"reencoded": 1.0})
+    found, entries = reencoded(coder, batch(), 0, recipe)
+    assert entries.isnan().all()
+    assert found.equal(batch()) == (model["quantizer"] == "none")
+    assert stepped(recipe, spectral)[1]["idempotence"] == 0
+
+
+def test_idempotence_by_hand() -> None:
+    latents = torch.tensor([[[1.0, 2.0]], [[3.0, 5.0]]], requires_grad=True)
+    entries = torch.tensor([[[1.5, torch.nan]], [[torch.nan, 2.0]]])
+    loss = idempotence(latents, entries, torch.tensor(2.0))
+    assert loss.item() == pytest.approx((0.25 + 9) / 2)
+    assert torch.autograd.grad(loss, latents)[0].flatten().tolist() == pytest.approx([-0.5, 0, 0, 3])
+    parts = [idempotence(latents[row : row + 1], entries[row : row + 1], torch.tensor(1.0)) for row in (0, 1)]
+    assert torch.stack(parts).mean().item() == pytest.approx(loss.item())
+    unknown = torch.full_like(entries, torch.nan)
+    loss = idempotence(latents, unknown, torch.tensor(0.0))
+    assert loss == 0
+    assert (torch.autograd.grad(loss, latents)[0] == 0).all()
 
 
 # what a step draws
@@ -445,7 +574,9 @@ def test_resuming_equals_never_having_stopped(finished: Path, stopped: Path, rec
     ours, theirs = load_state(stopped / "state.pt"), load_state(finished / "state.pt")
     assert ours["step"] == 6
     assert {"model", "average", "optimiser", "judges", "judges_optimiser", "averages"} <= ours.keys()
-    assert {"quantizer.stages.0.codebook", "quantizer.stages.0.usage"} <= ours["model"].keys()
+    assert {"quantizer.envelopes", "quantizer.residual.stages.0.codebook", "quantizer.residual.stages.0.usage"} <= ours[
+        "model"
+    ].keys()
     for key in ours:
         assert same(ours[key], theirs[key]), key
     assert (stopped / "model.safetensors").read_bytes() == (finished / "model.safetensors").read_bytes()
@@ -460,12 +591,13 @@ def test_entries_that_start_anew_depend_on_the_step_alone(spectral: SpectralLoss
     for seed, step in ((1, 5), (2, 5), (1, 6)):
         players = assemble(small_recipe(), CPU)
         quantizer = players.model.quantizer
-        assert isinstance(quantizer, ResidualVQ)
-        quantizer.stages[0].usage[:5] = 0.0  # dead: the step draws rows for them
+        assert isinstance(quantizer, GainShapeVQ)
+        stage = quantizer.residual.stages[0]
+        stage.usage[:5] = 0.0  # dead: the step draws rows for them
         torch.manual_seed(seed)
         train_step(players, spectral, batch(), step, small_recipe())
-        assert (quantizer.stages[0].usage[:5] > 0).all()
-        books.append(quantizer.stages[0].codebook[:5])
+        assert (stage.usage[:5] > 0).all()
+        books.append(stage.codebook[:5])
     assert books[0].equal(books[1])
     assert not books[0].equal(books[2])
 
@@ -558,7 +690,7 @@ def test_a_codecs_run_is_no_language_models(stopped: Path, recordings: Path) -> 
     [
         (["averages"], "it lacks averages; begin anew in another --out"),
         (["scaler"], "it lacks scaler; begin anew in another --out"),
-        (["model", "encoder.axes"], "of an older program or another model (model: "),
+        (["model", "encoder.pca"], "of an older program or another model (model: "),
         (["averages", "sums"], "of an older program or another model (averages: 'sums')"),
         (["optimiser", "param_groups"], "of an older program or another model (optimiser: "),
     ],

@@ -220,9 +220,9 @@ def test_the_codecs_vectors_are_what_codes_look_like(store: TokenStore, codec: C
     entries = codec.quantizer.vectors()
     assert entries is not None
     ours = learner.model.vectors.entries
-    ratio = ours / entries[:2]
-    torch.testing.assert_close(ratio, ratio.flatten()[0].expand_as(ratio), rtol=1e-3, atol=1e-3)
-    assert learner.model.source.dim == 8
+    assert entries.shape[2] == learner.model.source.dim == 8 + 5  # the residual beside four bands and the gain
+    length = entries[0].square().sum(dim=-1).mean().sqrt()  # of the first book
+    torch.testing.assert_close(ours, entries[:2] / length * 13**0.5)
     assert learner.model.source.books == 2
     assert learner.model.source.level_db is None
     assert learner.model.source.weights_hash == codec.weights_hash
@@ -286,7 +286,7 @@ def test_codecs_without_vectors(store: TokenStore, codec: Codec, monkeypatch: py
         assemble(small_lm_recipe(**LIVELY | {"model": {"vectors": "learnt"}}), store, codec, CPU)
     learner, _ = stepped(store, codec, model={"vectors": "learnt"})
     assert learner.model.vectors.entries.requires_grad
-    assert learner.model.source.dim == 8
+    assert learner.model.source.dim == 8 + 5 + 1 + 80  # all that codes decode to
 
 
 @pytest.mark.parametrize(

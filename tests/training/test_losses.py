@@ -17,6 +17,7 @@ from codec.training.losses import (
     discriminator_loss,
     feature_loss,
     generator_loss,
+    hop_periodicity_loss,
 )
 from tests.training.small import batch
 
@@ -195,6 +196,83 @@ def test_gradients_are_finite_where_all_is_silent(spectral: SpectralLoss) -> Non
     torch.stack(spectral(decoded, torch.zeros(1, 1, 1200))).sum().backward()  # type: ignore[no-untyped-call]
     assert decoded.grad is not None
     assert decoded.grad.isfinite().all()
+
+
+# repetition at the frame rate
+
+HOP = 160
+
+
+def rustle(seed: int, time: int = 12_000, items: int = 1) -> Tensor:
+    return 0.1 * torch.randn(items, 1, time, generator=torch.Generator().manual_seed(seed))
+
+
+def buzzing(audio: Tensor) -> Tensor:
+    """The first hop again and again."""
+    return audio[..., :HOP].repeat(1, 1, -(-audio.shape[-1] // HOP))[..., : audio.shape[-1]]
+
+
+def periodicity(decoded: Tensor, audio: Tensor, rate: int = 8000) -> float:
+    return float(hop_periodicity_loss(decoded, audio, sample_rate=rate, hop=HOP))
+
+
+@pytest.mark.parametrize("rate", [8000, 24000])
+def test_noise_that_repeats_every_hop_is_heard(rate: int) -> None:
+    audio = rustle(0, time=24 * HOP)
+    assert periodicity(rustle(1, time=24 * HOP), audio, rate) < 0.05
+    # repeated 12 times, correlation at one and two hops is 11/12 and 10/12 of the energy, of which 0.1 is forgiven
+    assert periodicity(buzzing(audio), audio, rate) == pytest.approx(21 / 24 - 0.1, abs=0.05)
+    shares = [periodicity((1 - part) * audio + part * buzzing(audio), audio, rate) for part in (0.0, 0.3, 0.6, 1.0)]
+    assert shares == sorted(shares)
+
+
+def test_repetition_every_second_hop_counts_for_its_lag() -> None:
+    audio = rustle(0, time=24 * HOP)
+    two = audio[..., : 2 * HOP].repeat(1, 1, 12)
+    assert periodicity(two, audio) == pytest.approx((10 / 12 - 0.1) / 2, abs=0.1)
+
+
+def test_what_repeats_in_the_reference_may_repeat() -> None:
+    tone = buzzing(rustle(0))
+    assert periodicity(tone, tone) == 0
+    assert periodicity(0.1 * tone, tone) < 0.01
+    assert periodicity(rustle(1), tone) < 0.05
+    assert periodicity(tone + 0.05 * rustle(2), tone) < 0.01
+
+
+def test_repetition_means_the_same_at_any_level() -> None:
+    audio = rustle(0)
+    loud, soft = (periodicity(gain * buzzing(audio), gain * audio) for gain in (3.0, 0.3))
+    assert soft == pytest.approx(loud, rel=0.02)
+
+
+def test_repetition_of_a_batch_is_the_mean_of_its_items() -> None:
+    audio, decoded = rustle(0, items=3), torch.cat([rustle(1), buzzing(rustle(2)), torch.zeros(1, 1, 12_000)])
+    alone = [periodicity(decoded[item : item + 1], audio[item : item + 1]) for item in range(3)]
+    assert periodicity(decoded, audio) == pytest.approx(np.mean(alone), rel=1e-4)
+    assert alone[2] == 0
+
+
+@pytest.mark.parametrize("time", [50, 500, 12 * HOP, 24 * HOP + 1])
+def test_repetition_has_a_finite_gradient_at_silence_and_any_length(time: int) -> None:
+    for decoded in (torch.zeros(2, 1, time), buzzing(rustle(0, time=max(time, HOP), items=2))[..., :time]):
+        decoded.requires_grad_()
+        loss = hop_periodicity_loss(decoded, torch.zeros(2, 1, time), sample_rate=8000, hop=HOP)
+        (gradient,) = torch.autograd.grad(loss, decoded)
+        assert loss.isfinite()
+        assert gradient.isfinite().all()
+
+
+def test_a_step_down_the_gradient_repeats_less() -> None:
+    audio = rustle(0)
+    decoded = (0.3 * audio + 0.7 * buzzing(audio)).requires_grad_()
+    before = hop_periodicity_loss(decoded, audio, sample_rate=8000, hop=HOP)
+    (gradient,) = torch.autograd.grad(before, decoded)
+    assert periodicity((decoded - 1e-2 * gradient / gradient.abs().max()).detach(), audio) < before
+
+
+def test_repetition_is_not_asked_of_rates_below_its_bands() -> None:
+    assert periodicity(buzzing(rustle(0)), rustle(0), rate=1000) == 0
 
 
 REAL = [torch.tensor([[2.0, 0.5]]), torch.tensor([[-1.0, 1.0, 0.0]])]

@@ -43,7 +43,7 @@ def recipe_of(name: str) -> Recipe:
     tables: dict[str, dict[str, Any]] = {
         "data": {"batch": 4},
         "optimiser": {"rate": 1e-4, "warmup": 8},
-        "train": {"steps": 3, "log_every": 1, "validate_every": 3, "save_every": 3},
+        "train": {"steps": 3, "log_every": 1, "validate_every": 3, "save_every": 3, "reencoded": 0.5},
     }
     given = OPTIONS[name]
     return small_recipe(**{key: {**tables.get(key, {}), **given.get(key, {})} for key in tables | given})
