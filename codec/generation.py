@@ -12,6 +12,7 @@ from torch import Tensor
 
 from codec import hub
 from codec.errors import UsageError, WeightsMismatch
+from codec.level import gain_to
 from codec.lm import sampling as drawing
 from codec.lm.base import Conditions, Prior
 from codec.lm.sampling import Sampling
@@ -43,7 +44,8 @@ def generate(
     `lm` is a language model or its name or file, `codec` the one whose codes it learnt, found by itself if it is
     shipped. There is a row for each `seed`; what it is `told`, as label="7" or text="yes", and the `prompt` [batch or
     1, 1, time] at the codec's rate are for all. The prompt's whole frames come out again at the beginning, as the codec
-    restores them.
+    restores them, at the level of the recordings that the model was trained on if those were brought to one
+    (`Source.level_db`).
 
     `seconds` is the length of all, exactly, infinity for no end. Without it each row ends where the model ends it, or
     after `MOST_SECONDS`, and is silent from there on.
@@ -130,16 +132,21 @@ def infill(
 ) -> Audio:
     """A recording [1, 1, time] as the codec restores it, with new audio from gap[0] to gap[1] seconds.
 
-    As `lm.sampling.infill`. Raises as `generate`, and UsageError for a gap that is not within the recording.
+    As `lm.sampling.infill`. If the model was trained on recordings brought to one level, what is outside the gap is
+    brought to it, and that is how it comes out. Raises as `generate`, and UsageError for a gap that is not within the
+    recording.
     """
     lm, codec = together(lm, codec)
     math_ = codec.frame_math
-    codes = codec.encode(audio, books=lm.source.books)
+    codec.check_audio(audio)
     begin, end = gap
     if not 0 <= begin < end <= math_.seconds(audio.shape[2]):
         raise UsageError(
             f"a gap from {begin:g} to {end:g} s is not within the recording's {math_.seconds(audio.shape[2]):g} s"
         )
+    known = torch.cat([audio[..., : math_.samples(begin)], audio[..., math_.samples(end) :]], dim=2)
+    audio = audio * _gains(lm, codec, known)
+    codes = codec.encode(audio, books=lm.source.books)
     first = math_.whole_frames(math_.samples(begin))
     last = math_.frames(math_.samples(end))
     most = drawing.longest_prompt(lm)
@@ -181,13 +188,16 @@ def together(
 def prompt_codes(lm: Prior, codec: Codec, prompt: Audio, *, rows: int) -> Codes:
     """Codes [rows, the model's books, frames] of a prompt's whole frames: none that has silence for an end.
 
+    Each row is brought to the level of the recordings that the model was trained on, if those were brought to one.
+
     Raises UsageError for a prompt shorter than a frame, longer than the model's context, or of another batch.
     """
     codec.check_audio(prompt)
     if len(prompt) not in (1, rows):
         raise UsageError(f"there are {rows} seeds and prompts of {len(prompt)} rows: give one for all, or one for each")
     math_ = codec.frame_math
-    codes = StreamEncoder(codec, books=lm.source.books, batch=len(prompt)).push(prompt.to(codec.device))
+    prompt = (prompt * _gains(lm, codec, prompt)).to(codec.device)
+    codes = StreamEncoder(codec, books=lm.source.books, batch=len(prompt)).push(prompt)
     if not codes.shape[2]:
         raise UsageError(
             f"a prompt of {prompt.shape[2]} samples is shorter than a frame: give at least {math_.hop} samples"
@@ -199,6 +209,16 @@ def prompt_codes(lm: Prior, codec: Codec, prompt: Audio, *, rows: int) -> Codes:
             f"give its last {math_.seconds(most * math_.hop):.2f} s"
         )
     return codes.expand(rows, -1, -1)
+
+
+def _gains(lm: Prior, codec: Codec, audio: Audio) -> Tensor:
+    """Gains [batch, 1, 1] that bring recordings to the level of those that the model was trained on."""
+    if lm.source.level_db is None:
+        return torch.ones(1, 1, 1, device=audio.device)
+    codec.check_samples(audio)
+    rate = codec.frame_math.sample_rate
+    gains = [float(gain_to(row.cpu().numpy(), lm.source.level_db, rate=rate)) for row in audio]
+    return torch.tensor(gains, device=audio.device)[:, None, None]
 
 
 def _length(codec: Codec, seconds: float) -> int:

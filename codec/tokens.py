@@ -1,7 +1,8 @@
 """Token stores: a corpus as codes on disk, bound to the codec that made them, read without decoding any audio.
 
-    store.json           what made it: the model's hash and frames, books, digests of the corpus and of its files'
-                         sizes, all labels and speakers; and, once the store is whole, the size of the index
+    store.json           what made it: the model's hash and frames, books, the level of the recordings if they were
+                         brought to one, digests of the corpus and of its files' sizes, all labels and speakers; and,
+                         once the store is whole, the size of the index
     index.bin            one record per clip (RECORD): where its codes are, how long it is, its label and speaker
     shard-00000.codes    integers [frames, books], little endian, clip after clip
     shard-00000.jsonl    a line per clip with all that is known of it, or with the error where it could not be read;
@@ -47,6 +48,7 @@ from codec.errors import (
 )
 from codec.files import BLOCK_SECONDS, cached_model
 from codec.frames import FrameMath
+from codec.level import LevelMeter, check_level, gain_to
 from codec.models.base import Codec
 from codec.sessions import StreamEncoder
 from codec.workers import Engine, each
@@ -168,6 +170,7 @@ def tokenize(
     *,
     model: str | Path = hub.DEFAULT,
     books: int | None = None,
+    level_db: float | None = None,
     force: bool = False,
     device: str = "cpu",
     jobs: int = 1,
@@ -176,26 +179,28 @@ def tokenize(
 ) -> StoreReport:
     """Make the folder `target` a store of the codes of every clip of `source`, as `corpus.clips` finds them.
 
-    Channels are averaged. What is there is kept: shards that are whole, and in those with failures the clips that did
-    not fail. `force` begins anew. A clip that cannot be read does not stop the others; it is told in the report and in
-    the lines of its shard. `jobs` and `engine` as in `workers.each`.
+    Channels are averaged. With `level_db`, from -60 to 0, every clip is scaled before it is encoded, so that the RMS of
+    its loud part (`codec.level`) is that many dBFS. What is there is kept: shards that are whole, and in those with
+    failures the clips that did not fail. `force` begins anew. A clip that cannot be read does not stop the others; it
+    is told in the report and in the lines of its shard. `jobs` and `engine` as in `workers.each`.
 
     Raises:
         InputNotFound, ConfigError: as `corpus.clips`; two clips have the same id; another is at work in `target`.
-        UnknownModel, UsageError: no such model, or not so many books.
+        UnknownModel, UsageError: no such model, not so many books, or a level out of range.
         WeightsMismatch: `target` was made by other weights.
-        StorageError: `target` has other books, is of another corpus (a file that was encoded has another size now) or
-            no store, or cannot be written.
+        StorageError: `target` has other books or another level, is of another corpus (a file that was encoded has
+            another size now) or no store, or cannot be written.
         DamagedFile: its store.json is not what was written.
     """
     began = perf_counter()
     folder = Path(target)
     card = hub.describe(model).as_codec()
     books = _check_books(card, books)
+    level_db = check_level(level_db)
     with _prepared(folder):
         with atomic_output(folder / "clips.jsonl", force=True) as file:
             told, count, seconds = _list_clips(Path(source), file)
-            facts = _describe(card, books) | told
+            facts = _describe(card, books, level_db) | told
             if force:
                 _empty(folder)
             cuts = _cuts_before(folder, facts, count, file)  # raises before anything is written
@@ -212,7 +217,7 @@ def tokenize(
             with atomic_output(folder / "store.json", force=True) as file:
                 file.write(json.dumps(facts).encode())
             lost = False
-            work = partial(_make_shard, folder, model, card.weights_hash, books, device)
+            work = partial(_make_shard, folder, model, card.weights_hash, books, level_db, device)
             for span, result in each(work, spans, jobs=jobs, engine=engine, gpu=device == "cuda"):
                 if isinstance(result, CodecError):
                     lost = True
@@ -321,8 +326,8 @@ def _spans(folder: Path, cuts: list[int] | None, seconds: float) -> list[_Span]:
     return [*spans, _Span(len(spans), offset, count)]
 
 
-def _describe(card: CodecCard, books: int) -> dict[str, Any]:
-    return {
+def _describe(card: CodecCard, books: int, level_db: float | None) -> dict[str, Any]:
+    facts = {
         "format": FORMAT,
         "model": card.name,
         "weights_hash": card.weights_hash,
@@ -331,6 +336,7 @@ def _describe(card: CodecCard, books: int) -> dict[str, Any]:
         "books": books,
         "dtype": DTYPES[card.frame_math.codebook_size > 1 << 16],
     }
+    return facts if level_db is None else facts | {"level_db": level_db}  # stores without one stay as they were
 
 
 def _cuts_before(folder: Path, facts: dict[str, Any], count: int, listed: BinaryIO) -> list[int] | None:
@@ -349,6 +355,9 @@ def _cuts_before(folder: Path, facts: dict[str, Any], count: int, listed: Binary
         )
     if there["books"] != facts["books"]:
         raise StorageError(f"{folder} holds {there['books']} books, not {facts['books']}: {way}")
+    if there.get("level_db") != facts.get("level_db"):
+        before, now = (_level_of(some) for some in (there, facts))
+        raise StorageError(f"{folder} has recordings {before}, not {now}: {way}")
     if there["corpus"] != facts["corpus"]:
         raise StorageError(f"{folder} is of another corpus, or this one has changed since: {way}")
     cuts: list[int] = there["shards"]
@@ -357,6 +366,11 @@ def _cuts_before(folder: Path, facts: dict[str, Any], count: int, listed: Binary
     if there.get("sizes") != facts["sizes"] and (changed := _changed(folder, cuts, listed)):
         raise StorageError(f"{folder} was made of another {changed}, or it has changed since: {way}")
     return cuts
+
+
+def _level_of(facts: dict[str, Any]) -> str:
+    level = facts.get("level_db")
+    return "at their own levels" if level is None else f"at {level} dBFS"
 
 
 def _changed(folder: Path, cuts: list[int], listed: BinaryIO) -> Path | None:
@@ -374,7 +388,15 @@ def _changed(folder: Path, cuts: list[int], listed: BinaryIO) -> Path | None:
     return None
 
 
-def _make_shard(folder: Path, model: str | Path, weights_hash: str, books: int, device: str, span: _Span) -> _Made:
+def _make_shard(
+    folder: Path,
+    model: str | Path,
+    weights_hash: str,
+    books: int,
+    level_db: float | None,
+    device: str,
+    span: _Span,
+) -> _Made:
     """Make one shard, or what is missing of it."""
     path = _shard(folder, span.shard)
     dtype = np.dtype(_read_facts(folder)["dtype"]).newbyteorder("<")
@@ -387,7 +409,7 @@ def _make_shard(folder: Path, model: str | Path, weights_hash: str, books: int, 
         raise WeightsMismatch(f"{model} has changed since this was begun: begin anew with --force")
     old = path.read_bytes() if before else b""
     with atomic_output(path, force=True) as file:
-        shard = _ShardWriter(file, codec, books, dtype)
+        shard = _ShardWriter(file, codec, books, dtype, level_db=level_db)
         for (clip, _), row in zip(todo, before or repeat(None, len(todo)), strict=True):
             if isinstance(row, Row):
                 first = row.first * books * dtype.itemsize
@@ -479,15 +501,19 @@ def _clear(folder: Path) -> None:
 class _ShardWriter:
     """A shard being written: codes go to `file`, `rows` say where; `samples` counts what was encoded.
 
-    Short clips wait for others, to be encoded side by side; long ones pass through in blocks.
+    Short clips wait for others, to be encoded side by side; long ones pass through in blocks, twice where their level
+    has to be measured first.
     """
 
-    def __init__(self, file: BinaryIO, model: Codec, books: int, dtype: np.dtype[Any]) -> None:
+    def __init__(
+        self, file: BinaryIO, model: Codec, books: int, dtype: np.dtype[Any], *, level_db: float | None
+    ) -> None:
         self.rows: list[Row | Failure] = []
         self.samples = 0
         self._file = file
         self._model = model
         self._books = books
+        self._level_db = level_db
         self._dtype = dtype
         self._frames = 0
         self._batch: list[tuple[Clip, Block]] = []
@@ -502,17 +528,24 @@ class _ShardWriter:
 
     def add(self, clip: Clip) -> None:
         """A clip to encode, or to tell as failed."""
-        blocks = _blocks(clip, self._model.frame_math.sample_rate)
+        rate = self._model.frame_math.sample_rate
+        blocks = _blocks(clip, rate)
         held: list[Block] = []
         try:
             for block in blocks:
                 held.append(block)
                 if sum(block.shape[1] for block in held) > self._most:
                     self.flush()
-                    self._stream(clip, chain(held, blocks))
+                    if self._level_db is None:
+                        self._stream(clip, chain(held, blocks))
+                    else:
+                        gain = _gain_of(chain(held, blocks), self._level_db, rate)
+                        self._stream(clip, (gain * block for block in _blocks(clip, rate)))
                     return
             audio = np.concatenate(held, axis=1)
             self._model.check_samples(torch.from_numpy(audio))
+            if self._level_db is not None:
+                audio *= gain_to(audio, self._level_db, rate=rate)
         except (InputNotFound, UnsupportedAudio, UsageError) as error:
             self.flush()
             self.rows.append(Failure(clip.id, str(error)))
@@ -563,6 +596,18 @@ class _ShardWriter:
         self.rows.append(Row(first=self._frames, frames=frames, samples=samples, crc=crc, **known))
         self._frames += frames
         self.samples += samples
+
+
+def clip_gain(clip: Clip, level_db: float | None, *, rate: int) -> np.float32:
+    """The gain with which `tokenize` encodes a clip at `rate` Hz; 1 where no level is asked for."""
+    return np.float32(1) if level_db is None else _gain_of(_blocks(clip, rate), level_db, rate)
+
+
+def _gain_of(blocks: Iterable[Block], level_db: float, rate: int) -> np.float32:
+    meter = LevelMeter(rate)
+    for block in blocks:
+        meter.push(block)
+    return meter.gain(level_db)
 
 
 def _blocks(clip: Clip, rate: int) -> Iterator[Block]:
@@ -628,6 +673,8 @@ def _read_facts(folder: Path) -> dict[str, Any]:
         raise UsageError(f"{folder} has format {facts['format']}, this codec reads up to {FORMAT}: upgrade codec")
     if wrong or facts["dtype"] not in DTYPES:
         raise _no_facts(folder, f"{[*wrong, 'dtype'][0]} is missing or not what was written")
+    if not isinstance(facts.get("level_db"), float | None):
+        raise _no_facts(folder, "level_db is not what was written")
     return facts
 
 
@@ -679,7 +726,8 @@ class TokenStore:
         batch = store.crops(16, 250, np.random.default_rng(step)).codes  # [16, books, 250]
 
     `index` has one record per clip (RECORD); its numbers of splits, speakers and labels count in the lists of those
-    names, -1 where a clip has none. `books` is how many are stored, `model_name` the name of the model that made them.
+    names, -1 where a clip has none. `books` is how many are stored, `model_name` the name of the model that made them,
+    `level_db` the level in dBFS that the recordings were brought to, None if they were not.
 
     Raises InputNotFound: no store there. UsageError: it is not finished. DamagedFile; WeightsMismatch as `check`.
     """
@@ -690,6 +738,7 @@ class TokenStore:
         if "index" not in facts:
             raise UsageError(f"{self.path} is not finished: give the command that began it again, and it goes on")
         self.books: int = facts["books"]
+        self.level_db: float | None = facts.get("level_db")
         self.weights_hash: str = facts["weights_hash"]
         self.splits: tuple[str, ...] = tuple(facts["splits"])
         self.speakers: tuple[str, ...] = tuple(facts["speakers"])

@@ -238,6 +238,17 @@ def test_numbers_of_another_kind(tmp_path: Path) -> None:
         load_lm(tmp_path / "b.safetensors")
 
 
+def test_a_language_model_from_before_there_were_levels(tmp_path: Path) -> None:
+    save_lm(tmp_path / "a.safetensors", prior(source={"level_db": -20.0}), training={})
+    assert load_lm(tmp_path / "a.safetensors").source.level_db == -20.0
+    with safe_open(tmp_path / "a.safetensors", framework="pt") as file:
+        card = json.loads(file.metadata()["codec"])
+    del card["config"]["source"]["level_db"]
+    save_file(load_file(tmp_path / "a.safetensors"), tmp_path / "b.safetensors", metadata={"codec": json.dumps(card)})
+    old = load_lm(tmp_path / "b.safetensors")
+    assert (old.source.level_db, old.weights_hash) == (None, read_card(tmp_path / "b.safetensors").weights_hash)
+
+
 def test_the_hash_of_a_language_model_is_of_its_source_too(tmp_path: Path) -> None:
     hashes = []
     for codec in ("one", "one", "another"):

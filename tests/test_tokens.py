@@ -34,6 +34,7 @@ from codec.errors import (
     WeightsMismatch,
 )
 from codec.files import compress
+from codec.level import gain_to
 from codec.models.causal import CausalCodec, CausalConfig
 from codec.tokens import TokenStore, tokenize
 from tests.tiny import CONFIG, tiny_model
@@ -456,16 +457,100 @@ def test_codebooks_beyond_16_bits(tmp_path: Path) -> None:
     assert torch.equal(codes, expected(tmp_path / "fsq.safetensors", tmp_path / "corpus" / "a.wav"))
 
 
-def test_memory_does_not_grow_with_length(tmp_path: Path, model_file: Path) -> None:
+@pytest.mark.parametrize("level", [None, -20.0])
+def test_memory_does_not_grow_with_length(tmp_path: Path, model_file: Path, level: float | None) -> None:
     peaks = []
     for seconds in (20, 200):
         folder = tmp_path / str(seconds)
         noise(folder / "a.wav", time=seconds * 8000)
         tracemalloc.start()
-        tokenize(folder, tmp_path / f"store{seconds}", model=model_file)
+        tokenize(folder, tmp_path / f"store{seconds}", model=model_file, level_db=level)
         peaks.append(tracemalloc.get_traced_memory()[1])
         tracemalloc.stop()
     assert peaks[1] < 1.2 * peaks[0]
+
+
+# One level
+
+
+@pytest.mark.parametrize("batch", [0.001, 1.0, 8.0])
+def test_clips_are_brought_to_a_level(
+    tmp_path: Path, corpus: Path, model_file: Path, monkeypatch: pytest.MonkeyPatch, batch: float
+) -> None:
+    """Encoded at once or in blocks, long or short, alone or beside others."""
+    monkeypatch.setitem(tokens.BATCH_SECONDS, "cpu", batch)
+    soundfile.write(corpus / "train" / "a" / "6.wav", np.zeros(900), 8000)
+    tokenize(corpus, tmp_path / "store", model=model_file, level_db=-20)
+    store = TokenStore(tmp_path / "store", load_model(model_file))
+    assert (store.level_db, len(store)) == (-20.0, 7)
+    seen: list[float] = []
+    for clip in clips(corpus):
+        audio, rate = read_audio(clip.path, rate=CONFIG.sample_rate, mono=True)
+        gain = gain_to(audio, -20, rate=rate)
+        assert tokens.clip_gain(clip, -20, rate=rate) == gain
+        assert tokens.clip_gain(clip, None, rate=rate) == 1
+        codes = load_model(model_file).encode(torch.from_numpy(audio * gain)[None])[0]
+        assert torch.equal(store[store.find(clip.id)].codes, codes)
+        if audio.shape[1] > 1000:  # noise, all of it loud
+            seen.append(float(20 * np.log10(np.sqrt(np.square(audio * gain, dtype=np.float64).mean()))))
+    assert seen == pytest.approx([-20.0] * 3, abs=0.05)
+    other = TokenStore(tmp_path / "store")[3].codes
+    assert not torch.equal(other, expected(model_file, corpus / "train/a/3.wav"))
+
+
+def test_the_level_of_a_part_of_a_file_is_its_own(tmp_path: Path, model_file: Path) -> None:
+    loud, quiet = (part * np.random.default_rng(0).normal(0, 1, 8000) for part in (0.3, 0.003))
+    soundfile.write(tmp_path / "a.wav", np.concatenate([loud, quiet]), 8000, subtype="FLOAT")
+    rows = [{"path": "a.wav", "seconds": 1}, {"path": "a.wav", "start": 1}]
+    (tmp_path / "list.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    tokenize(tmp_path / "list.jsonl", tmp_path / "store", model=model_file, level_db=-30)
+    first, second = (clip.codes for clip in TokenStore(tmp_path / "store"))
+    assert (first == second).float().mean() > 0.99  # the same noise
+
+
+def test_a_level_is_remembered(tmp_path: Path, corpus: Path, model_file: Path) -> None:
+    tokenize(corpus, tmp_path / "plain", model=model_file)
+    assert "level_db" not in json.loads((tmp_path / "plain" / "store.json").read_text())  # as before there were levels
+    assert TokenStore(tmp_path / "plain").level_db is None
+    with pytest.raises(StorageError, match=r"has recordings at their own levels, not at -20\.0 dBFS: name another"):
+        tokenize(corpus, tmp_path / "plain", model=model_file, level_db=-20)
+
+    tokenize(corpus, tmp_path / "store", model=model_file, level_db=-20)
+    whole = contents(tmp_path / "store")
+    for level, says in ((None, "at their own levels"), (-23.5, r"at -23\.5 dBFS")):
+        with pytest.raises(StorageError, match=f"has recordings at -20\\.0 dBFS, not {says}"):
+            tokenize(corpus, tmp_path / "store", model=model_file, level_db=level)
+    assert contents(tmp_path / "store") == whole
+    assert tokenize(corpus, tmp_path / "store", model=model_file, level_db=-20.0).there == 6
+    assert contents(tmp_path / "store") == whole
+
+    (tmp_path / "store" / "shard-00001.jsonl").unlink()  # killed before this shard was there
+    unfinished = {key: value for key, value in json.loads(whole["store.json"]).items() if key != "index"}
+    (tmp_path / "store" / "store.json").write_text(json.dumps(unfinished))
+    with pytest.raises(StorageError, match="not at their own levels"):
+        tokenize(corpus, tmp_path / "store", model=model_file)
+    report = tokenize(corpus, tmp_path / "store", model=model_file, level_db=-20)
+    assert (report.clips, report.there) == (1, 5)
+    assert contents(tmp_path / "store") == whole
+
+    tokenize(corpus, tmp_path / "store", model=model_file, force=True)
+    assert contents(tmp_path / "store") == contents(tmp_path / "plain")
+
+
+@pytest.mark.parametrize("level", [-61.0, 1.0, float("nan")])
+def test_levels_out_of_range(tmp_path: Path, corpus: Path, model_file: Path, level: float) -> None:
+    with pytest.raises(UsageError, match="give one from -60 to 0"):
+        tokenize(corpus, tmp_path / "store", model=model_file, level_db=level)
+    assert not (tmp_path / "store").exists()
+
+
+def test_failures_at_a_level(tmp_path: Path, corpus: Path, model_file: Path) -> None:
+    samples = np.full(80_000, 0.1)
+    samples[-1] = np.nan  # found while it is measured
+    soundfile.write(corpus / "train/a/3.wav", samples, 8000, subtype="FLOAT")
+    report = tokenize(corpus, tmp_path / "store", model=model_file, level_db=-20)
+    assert [(failure.id, "NaN" in failure.error) for failure in report.failures] == [("train/a/3.wav", True)]
+    assert len(TokenStore(tmp_path / "store")) == 5
 
 
 # Many processes

@@ -44,7 +44,10 @@ def evaluate_lm(
     out: Annotated[Path | None, typer.Option(metavar="JSON", help="Also write all as JSON.")] = None,
     device: DeviceOption = "auto",
 ) -> None:
-    """Judge the clips that a language model generates of every label, beside real recordings."""
+    """Judge the clips that a language model generates of every label, beside real recordings.
+
+    If the model was trained on recordings brought to one level, those it is compared with are too.
+    """
     from codec.audio import atomic_output
     from codec.corpus import clips
     from codec.generation import generate_clips
@@ -85,7 +88,15 @@ def evaluate_lm(
             judge = classifiers.load_or_train(path, corpus.train, sample_rate=rate, report=show)
         with progress_bar("evaluating") as show:
             result = lm_evaluation.evaluate(
-                generate, decoder, corpus, judge, samples=samples, seed=seed, books=model.source.books, progress=show
+                generate,
+                decoder,
+                corpus,
+                judge,
+                samples=samples,
+                seed=seed,
+                books=model.source.books,
+                level_db=model.source.level_db,
+                progress=show,
             )
         if file:
             file.write(result.as_json().encode() + b"\n")

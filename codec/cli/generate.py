@@ -35,8 +35,10 @@ def generate(
     ] = None,
     seed: Annotated[int | None, typer.Option(min=0, help="Same seed, same audio.", show_default="a random one")] = None,
     count: Annotated[int, typer.Option(min=1, help="So many files, seed + 1 for each next one.")] = 1,
-    prompt: Annotated[str | None, typer.Option(metavar="IN", help="A recording to go on from.")] = None,
-    infill: Annotated[str | None, typer.Option(metavar="IN", help="A recording whose --gap to fill.")] = None,
+    prompt: Annotated[
+        str | None, typer.Option(metavar="IN", help="A recording to go on from; it is brought to the model's level.")
+    ] = None,
+    infill: Annotated[str | None, typer.Option(metavar="IN", help="A recording whose --gap to fill, likewise.")] = None,
     gap: Annotated[str | None, typer.Option(metavar="FROM:TO", help="In seconds.")] = None,
     guidance: Annotated[
         float | None,

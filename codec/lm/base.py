@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from codec.config import Config
 from codec.errors import UsageError
+from codec.level import HIGHEST_DB, LOWEST_DB
 from codec.lm.patterns import Pattern, PatternConfig
 from codec.models.base import Books, CodebookSize
 from codec.nn.half import HalfLinear, replace_linears
@@ -35,7 +36,8 @@ class Source(Config):
     """Whose codes a model learnt: the codec's name and weights, how many of its books, and the classes of recordings.
 
     `dim` is the size of the vectors that the codes stand for. `classes` has the names of every kind, as {"label":
-    ("yes", "no"), "speaker": (…)}.
+    ("yes", "no"), "speaker": (…)}. `level_db` is the level in dBFS that the recordings were brought to before they were
+    encoded (`codec.level`), None if they were left as they are.
     """
 
     codec: str
@@ -44,6 +46,7 @@ class Source(Config):
     codebook_size: CodebookSize
     dim: int = Field(ge=1)
     classes: dict[str, tuple[str, ...]] = Field({})
+    level_db: float | None = Field(None, ge=LOWEST_DB, le=HIGHEST_DB)
 
 
 class PriorConfig(Config):

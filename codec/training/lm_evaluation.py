@@ -24,6 +24,7 @@ from codec.generation_metrics import (
     nearest_distances,
 )
 from codec.models.base import Codec
+from codec.tokens import clip_gain
 from codec.training.classifier import BATCH, FEATURES, Classifier, Judgement, labels_of, recordings, some
 
 COPY = 1.0  # dB between spectrograms: closer is no other recording, be it of the same word by the same speaker
@@ -120,12 +121,14 @@ def evaluate(
     samples: int = 2048,
     seed: int = 0,
     books: int | None = None,
+    level_db: float | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> LMEvaluation:
     """Judge `samples` clips, of each class as many, as they come from the generator, beside the corpus's own.
 
-    `books` is how many of the codec's the model speaks, so that many make the reconstructions. Sample i has the seed
-    `seed * samples + i`. `progress` gets (clips judged, clips in all).
+    `books` is how many of the codec's the model speaks, so that many make the reconstructions; recordings are brought
+    to `level_db` first, as `tokens.tokenize` does it. Sample i has the seed `seed * samples + i`. `progress` gets
+    (clips judged, clips in all).
 
     Raises UsageError for fewer than 2 samples.
     """
@@ -154,9 +157,13 @@ def evaluate(
     kinds: dict[str, tuple[Judgement, Tensor]] = {}  # what was judged, and the number of the label of each
     for name, clips in (("train", corpus.train), ("held-out", held_out)):
         if clips:
-            both = [
-                (judge(audio), judge(reconstructed(codec, audio, books=books))) for audio, _ in recordings(clips, rate)
-            ]
+            both = []
+            for beginnings, whole in recordings(clips, rate):
+                audio = [
+                    part * float(clip_gain(clip, level_db, rate=rate))
+                    for part, clip in zip(beginnings, whole, strict=True)
+                ]
+                both.append((judge(audio), judge(reconstructed(codec, audio, books=books))))
             theirs = numbers(clip.label for clip in clips)
             for kind, parts in zip((name, f"{name}, reconstructed"), zip(*both, strict=True), strict=True):
                 kinds[kind] = joined(parts), theirs

@@ -311,6 +311,7 @@ def assemble(recipe: LMRecipe, store: TokenStore, codec: Codec, place: torch.dev
         codebook_size=store.frame_math.codebook_size,
         dim=dim,
         classes=names_of(store, train_rows, recipe.data.classes),
+        level_db=store.level_db,
     )
     torch.manual_seed(recipe.train.seed)
     model = lm.build(recipe.model.model_dump(), source.model_dump()).to(place).train()

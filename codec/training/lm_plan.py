@@ -44,6 +44,7 @@ def table(recipe: LMRecipe, *, data: Path, codec: str | Path | None = None, devi
         f"language model {recipe.name}": [
             ("weights", f"{sum(weight.numel() for weight in model.parameters()) / 1e6:.2f} million"),
             ("codes", f"{model.source.books} books of {model.source.codebook_size}, {rate:g} frames a second"),
+            *([("level", f"recordings at {store.level_db:g} dBFS")] if store.level_db is not None else []),
             ("pattern", f"{recipe.model.pattern.kind}, a frame is whole {model.pattern.latency_frames} frames later"),
             *([("context", f"{context} frames ({context / rate:.1f} s){told.short_sight()}")] if context else []),
             ("told", ", ".join([*model.source.classes, *(["text"] if recipe.text else [])]) or "nothing"),

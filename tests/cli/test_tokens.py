@@ -58,3 +58,13 @@ def test_what_cannot_be(cli: Cli, corpus: Path) -> None:
     assert cli("tokenize", corpus, "--out", "store", "--model", "general-24").code == 6
     assert cli("tokenize", corpus, "--out", corpus).code == 8
     assert cli("tokenize", corpus).code == 2
+
+
+def test_recordings_are_brought_to_a_level(cli: Cli, corpus: Path) -> None:
+    assert cli("tokenize", corpus, "--out", "store", "--level", -20).code == 0
+    assert TokenStore("store").level_db == -20.0
+    refused = cli("tokenize", corpus, "--out", "store", "--level", -23)
+    assert (refused.code, refused.err.count("\n")) == (8, 1)
+    assert "has recordings at -20.0 dBFS, not at -23.0 dBFS" in refused.err
+    for level in (-60.5, 1, "nan", "loud"):
+        assert cli("tokenize", corpus, "--out", "other", "--level", level).code == 2

@@ -92,7 +92,7 @@ def write_codec(folder: Path) -> Path:
     return folder / "tiny.safetensors"
 
 
-def write_store(folder: Path, codec: Path, **columns: Sequence[str | None]) -> Path:
+def write_store(folder: Path, codec: Path, *, level_db: float | None = None, **columns: Sequence[str | None]) -> Path:
     """A token store of a clip for each of `LENGTHS`; `columns` stand in for those of its manifest."""
     known: dict[str, Sequence[str | None]] = {
         "split": ["train"] * 7 + ["valid"] * 2,
@@ -108,5 +108,5 @@ def write_store(folder: Path, codec: Path, **columns: Sequence[str | None]) -> P
         row = {key: values[number] for key, values in (known | columns).items()}
         rows.append({"path": name} | {key: value for key, value in row.items() if value is not None})
     (folder / "manifest.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    tokenize(folder / "manifest.jsonl", folder / "store", model=codec)
+    tokenize(folder / "manifest.jsonl", folder / "store", model=codec, level_db=level_db)
     return folder / "store"

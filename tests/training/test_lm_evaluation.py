@@ -8,10 +8,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+import soundfile
 import torch
 from torch import Tensor
 
 from codec import generation, hub
+from codec.audio import read_audio
 from codec.checkpoint import save_lm, save_model
 from codec.corpus import Clip, clips
 from codec.errors import ConfigError, InputNotFound, UsageError
@@ -136,6 +138,28 @@ def test_reconstructions_are_of_the_books_that_the_model_speaks(corpus: Sides, j
     )
     for name in ("train, reconstructed", "held-out, reconstructed"):
         assert row(of_all, name) == row(of_three, name) != row(of_one, name)
+
+
+def test_recordings_are_brought_to_the_level_of_the_model(
+    manifest: Path, tmp_path: Path, judge: Classifier, tiny: Codec
+) -> None:
+    """Then it does not matter how loud they were, though the codec knows one level from another."""
+    rows = [json.loads(line) for line in manifest.read_text().splitlines()]
+    for line in rows:
+        audio, rate = read_audio(manifest.parent / line["path"])
+        for name, scale in ((line["path"], 2**-4), (f"same-{line['path']}", 1)):
+            soundfile.write(tmp_path / name, scale * audio[0], rate, subtype="FLOAT")
+    found: dict[tuple[str, float | None], LMEvaluation] = {}
+    for kind in ("", "same-"):
+        (tmp_path / "words.jsonl").write_text(
+            "".join(json.dumps(line | {"path": kind + line["path"]}) + "\n" for line in rows)
+        )
+        corpus = sides(clips(tmp_path / "words.jsonl"), known=WORDS)
+        for level in (None, -20.0):
+            found[kind, level] = evaluate(speaker, tiny, corpus, judge, samples=3, level_db=level)
+    assert found["", -20.0] == found["same-", -20.0]
+    name = "train, reconstructed"
+    assert row(found["", None], name) != row(found["same-", None], name) != row(found["same-", -20.0], name)
 
 
 def test_no_held_out_recordings(corpus: Sides, judge: Classifier, tiny: Codec) -> None:

@@ -224,7 +224,15 @@ def test_the_codecs_vectors_are_what_codes_look_like(store: TokenStore, codec: C
     length = entries[0].square().sum(dim=-1).mean().sqrt()  # of the first book
     torch.testing.assert_close(ours, entries[:2] / length * 13**0.5)
     assert learner.model.source.books == 2
+    assert learner.model.source.level_db is None
     assert learner.model.source.weights_hash == codec.weights_hash
+
+
+def test_the_model_knows_the_level_of_its_recordings(tmp_path: Path) -> None:
+    codec_file = write_codec(tmp_path)
+    write_store(tmp_path, codec_file, level_db=-20.0)
+    learner, _, _ = assemble(small_lm_recipe(), TokenStore(tmp_path / "store"), hub.load(codec_file), CPU)
+    assert learner.model.source.level_db == -20.0
 
 
 def test_dropout_depends_on_the_step_alone(store: TokenStore, codec: Codec) -> None:
