@@ -3,8 +3,11 @@
     import codec
 
     model = codec.load("general-24k")
-    codes = model.encode(audio)  # [batch, 1, time] at model.config.sample_rate -> int64 [batch, books, frames]
+    codes = model.encode(audio)  # [batch, 1, time] at model.sample_rate -> int64 [batch, codebooks, frames]
     audio = model.decode(codes)
+
+    codec.encode_file("song.flac", "song.codec", bitrate=6)  # and codec.compress(bytes) -> bytes in memory
+    codec.decode_file("song.codec", "song.wav")
 
     for block in codec.generate(label="7"):  # [1, 1, time], while it is being made
         speaker.play(block)
@@ -16,6 +19,12 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from codec.api import compress as compress
+    from codec.api import decode_file as decode_file
+    from codec.api import decompress as decompress
+    from codec.api import encode_file as encode_file
+    from codec.api import evaluate as evaluate
+    from codec.codes import Codes as Codes
     from codec.generation import generate as generate
     from codec.generation import infill as infill
     from codec.hub import load as load
@@ -28,10 +37,16 @@ if TYPE_CHECKING:
 __version__ = "0.2.0"
 __all__ = [
     "Codec",
+    "Codes",
     "Sampling",
     "StreamDecoder",
     "StreamEncoder",
     "__version__",
+    "compress",
+    "decode_file",
+    "decompress",
+    "encode_file",
+    "evaluate",
     "generate",
     "infill",
     "load",
@@ -40,9 +55,15 @@ __all__ = [
 
 _HOMES = {
     "Codec": "codec.models.base",
+    "Codes": "codec.codes",
     "Sampling": "codec.lm.sampling",
     "StreamDecoder": "codec.sessions",
     "StreamEncoder": "codec.sessions",
+    "compress": "codec.api",
+    "decode_file": "codec.api",
+    "decompress": "codec.api",
+    "encode_file": "codec.api",
+    "evaluate": "codec.api",
     "generate": "codec.generation",
     "infill": "codec.generation",
     "load": "codec.hub",

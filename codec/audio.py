@@ -151,13 +151,13 @@ class AudioReader:
 
 
 @contextmanager
-def open_reader(path: str | Path) -> Iterator[AudioReader]:
-    """Opens any file libsndfile reads; `-` is standard input.
+def open_reader(path: str | Path | bytes) -> Iterator[AudioReader]:
+    """Opens any file libsndfile reads; `-` is standard input, bytes are a file's content.
 
     Standard input and pipes go to a temporary file on disk first, since most formats need seeking.
     Raises InputNotFound, UnsupportedAudio, and StorageError where the temporary file does not fit.
     """
-    label = "standard input" if str(path) == "-" else str(path)
+    label = "the data" if isinstance(path, bytes) else "standard input" if str(path) == "-" else str(path)
     with _seekable_input(path, label) as file:
         size = os.fstat(file.fileno()).st_size
         if size == 0:
@@ -179,8 +179,11 @@ def open_reader(path: str | Path) -> Iterator[AudioReader]:
 
 
 @contextmanager
-def _seekable_input(path: str | Path, label: str) -> Iterator[BinaryIO]:
+def _seekable_input(path: str | Path | bytes, label: str) -> Iterator[BinaryIO]:
     with ExitStack() as stack:
+        if isinstance(path, bytes):
+            yield stack.enter_context(_spooled(io.BytesIO(path), label))
+            return
         if str(path) == "-":
             yield stack.enter_context(_spooled(sys.stdin.buffer, label))
             return

@@ -39,6 +39,7 @@ two books of 8, frames (5, 1) and (2, 7): 101 001 | 010 111 -> 10100101 0111_000
 Nothing may follow the end packet, and a file without one has been cut off.
 """
 
+import io
 import struct
 import sys
 import zlib
@@ -305,8 +306,11 @@ class Reader:
 
 
 @contextmanager
-def open_reader(path: str | Path) -> Iterator[Reader]:
-    """Open a .codec file, or standard input for "-". Raises InputNotFound, and what Reader raises."""
+def open_reader(path: str | Path | bytes) -> Iterator[Reader]:
+    """Open a .codec file, its content, or standard input for "-". Raises InputNotFound, and what Reader raises."""
+    if isinstance(path, bytes):
+        yield Reader(io.BytesIO(path), label="the data")
+        return
     if str(path) == "-":
         yield Reader(sys.stdin.buffer, label="standard input")
         return

@@ -62,14 +62,22 @@ def load_toml(path: str | Path, config_class: type[ConfigT], overrides: Sequence
 def read_toml(path: str | Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
     """A TOML file with the `overrides` set in it, as plain data for `Config.from_data`. Raises as `load_toml`."""
     try:
-        data = tomllib.loads(Path(path).read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise InputNotFound(f"{path}: no such file") from error
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        data = tomllib.loads(read_text(path))
+    except tomllib.TOMLDecodeError as error:
         raise ConfigError(f"{path}: not a readable TOML file: {error}") from error
     for override in overrides:
         _set(data, override)
     return data
+
+
+def read_text(path: str | Path) -> str:
+    """The text of a configuration file. Raises InputNotFound, ConfigError."""
+    try:
+        return Path(path).read_text(encoding="utf-8")
+    except FileNotFoundError as error:
+        raise InputNotFound(f"{path}: no such file") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: not a readable TOML file: {error}") from error
 
 
 def _set(data: dict[str, Any], override: str) -> None:

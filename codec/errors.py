@@ -20,6 +20,10 @@ class UsageError(CodecError):
     exit_code = 2
 
 
+class BadIndex(UsageError, IndexError):
+    """A sequence has no item at that place, or cannot be indexed so."""
+
+
 class ConfigError(UsageError):
     """A recipe, an override or a model setting is wrong."""
 

@@ -6,12 +6,12 @@ from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from pathlib import Path
 from time import perf_counter
-from typing import TypeAlias
+from typing import BinaryIO, TypeAlias
 
 import numpy as np
 
 from codec import audio, bitstream, hub
-from codec.audio import Block, Resampler
+from codec.audio import AudioReader, AudioWriter, Block, Resampler
 from codec.bitstream import Codes, Header, Reader, Writer
 from codec.checkpoint import load_model
 from codec.errors import (
@@ -102,26 +102,7 @@ def compress(
     """
     began = perf_counter()
     with audio.open_reader(source) as reader, audio.atomic_output(_apart(source, target), force=force) as file:
-        if reader.rate > bitstream.MAX_RATE:
-            raise UnsupportedAudio(
-                f"{reader.label} has {reader.rate} samples a second: resample it to {bitstream.MAX_RATE} Hz or less"
-            )
-        codec = cached_model(model, device)
-        math = codec.frame_math
-        encoder = StreamEncoder(codec, books=_books(codec, books, bitrate), batch=reader.channels)
-        writer = Writer(file, _header(codec, reader.rate, reader.channels, encoder.books))
-        resampler = Resampler(reader.rate, math.sample_rate, reader.channels)
-
-        def encode(block: Block) -> None:
-            writer.write(encoder.push(block[:, None]).cpu().numpy())  # channels are rows of the batch
-
-        time = 0
-        for block in reader.blocks(_block_time(reader.rate, reader.channels)):
-            time += block.shape[1]
-            encode(resampler.push(block))
-        encode(resampler.flush())
-        writer.write(encoder.flush().cpu().numpy())
-        writer.close(time=time)
+        time, books = compress_into(reader, file, model=model, books=books, bitrate=bitrate, device=device)
         size = file.tell()
     return Report(
         source=reader.label,
@@ -129,10 +110,37 @@ def compress(
         channels=reader.channels,
         rate=reader.rate,
         time=time,
-        books=encoder.books,
+        books=books,
         compressed_bytes=size,
         elapsed=perf_counter() - began,
     )
+
+
+def compress_into(
+    reader: AudioReader, file: BinaryIO, *, model: Model, books: int | None, bitrate: float | None, device: str
+) -> tuple[int, int]:
+    """Compress an open recording to a .codec file that can seek; its samples per channel, and the books used."""
+    if reader.rate > bitstream.MAX_RATE:
+        raise UnsupportedAudio(
+            f"{reader.label} has {reader.rate} samples a second: resample it to {bitstream.MAX_RATE} Hz or less"
+        )
+    codec = cached_model(model, device)
+    math = codec.frame_math
+    encoder = StreamEncoder(codec, books=codec.books_for(books, bitrate), batch=reader.channels)
+    writer = Writer(file, _header(codec, reader.rate, reader.channels, encoder.books))
+    resampler = Resampler(reader.rate, math.sample_rate, reader.channels)
+
+    def encode(block: Block) -> None:
+        writer.write(encoder.push(block[:, None]).cpu().numpy())  # channels are rows of the batch
+
+    time = 0
+    for block in reader.blocks(_block_time(reader.rate, reader.channels)):
+        time += block.shape[1]
+        encode(resampler.push(block))
+    encode(resampler.flush())
+    writer.write(encoder.flush().cpu().numpy())
+    writer.close(time=time)
+    return time, encoder.books
 
 
 def decompress(
@@ -152,23 +160,15 @@ def decompress(
     what was whole before the damage is in the target then, and there is no target if nothing was.
     """
     began = perf_counter()
-    if rate is not None and not 1 <= rate <= bitstream.MAX_RATE:
-        raise UsageError(f"a rate of {rate} Hz cannot be written: ask for 1 to {bitstream.MAX_RATE} Hz")
     with bitstream.open_reader(source) as reader:
         header = reader.header
-        if not header.time:
-            raise UnsupportedAudio(f"{reader.label} has no samples (0 s): there is nothing to restore")
-        rate = rate or header.source_rate
-        time = resampled_length(header.time, header.source_rate, rate)
-        codec = _model_of(reader, model, device)
+        rate, time = restored_size(reader, rate)
+        codec = model_of(reader, model, device)
         damage = None
         target = _apart(source, target)
         with audio.open_writer(target, rate=rate, channels=header.channels, force=force, time=time) as writer:
-            left = time
             try:
-                for block in _restored(reader, codec, rate):
-                    writer.write(block[:, :left])
-                    left -= min(left, block.shape[1])
+                restore_into(reader, writer, codec=codec, rate=rate, time=time)
             except DamagedFile as error:
                 if error.seconds_decoded is None:
                     raise
@@ -185,6 +185,43 @@ def decompress(
         compressed_bytes=reader.offset,
         elapsed=perf_counter() - began,
     )
+
+
+def restored_size(reader: Reader, rate: int | None) -> tuple[int, int]:
+    """Rate and samples per channel of what is restored at `rate` Hz, or at the source's.
+
+    Raises UsageError for a rate that no file can have, UnsupportedAudio where there are no samples.
+    """
+    if rate is not None and not 1 <= rate <= bitstream.MAX_RATE:
+        raise UsageError(f"a rate of {rate} Hz cannot be written: ask for 1 to {bitstream.MAX_RATE} Hz")
+    header = reader.header
+    if not header.time:
+        raise UnsupportedAudio(f"{reader.label} has no samples (0 s): there is nothing to restore")
+    rate = rate or header.source_rate
+    return rate, resampled_length(header.time, header.source_rate, rate)
+
+
+def restore_into(reader: Reader, writer: AudioWriter, *, codec: Codec, rate: int, time: int) -> None:
+    """Restore an open .codec file to `time` samples at `rate` Hz. Raises DamagedFile after what was whole before."""
+    for block in _restored(reader, codec, rate):
+        writer.write(block[:, :time])
+        time -= min(time, block.shape[1])
+
+
+def target_of(source: str | Path, output: str | Path | None, suffix: str) -> str:
+    """Where one file goes: to `output`, into it if it is a folder, beside the source if it is None.
+
+    Raises InputNotFound where the source is a folder, StorageError for the name of a folder that is not there.
+    """
+    if Path(source).is_dir():
+        raise InputNotFound(f"{source} is a folder: name a file in it")
+    if output is None:
+        return "-" if str(source) == "-" else str(Path(source).with_suffix(suffix))
+    if Path(output).is_dir() and str(source) != "-":
+        return str(Path(output, Path(source).name).with_suffix(suffix))
+    if str(output).endswith("/"):
+        raise StorageError(f"{output} is no folder: create it first, or leave the / out to name a file")
+    return str(output)
 
 
 def compress_tree(
@@ -209,7 +246,7 @@ def compress_tree(
     Raises InputNotFound: no folder, or no recordings in it. UsageError, UnknownModel, MissingDependency: no file could
     be compressed so.
     """
-    _books(cached_model(model, device), books, bitrate)  # what is wrong for every file is told once, before the first
+    cached_model(model, device).books_for(books, bitrate)  # what is wrong for every file is told once, before the first
     return _run(
         _pairs(source, target, audio.AUDIO_SUFFIXES, ".codec"),
         partial(compress, model=model, books=books, bitrate=bitrate, force=force, device=device),
@@ -269,7 +306,7 @@ def _loaded(path: Path, modified: int, device: str) -> Codec:
     return load_model(path, device)
 
 
-def _model_of(reader: Reader, model: Model | None, device: str) -> Codec:
+def model_of(reader: Reader, model: Model | None, device: str) -> Codec:
     """The model that made a file: `model`, or the shipped one it names."""
     header = reader.header
     maker = f"{header.model or 'a model without a name'} (weights {header.weights_hash[:12]})"
@@ -292,12 +329,6 @@ def _model_of(reader: Reader, model: Model | None, device: str) -> Codec:
     if header.frame_math != replace(codec.frame_math, books=min(header.books, codec.frame_math.books)):
         raise DamagedFile(reader.label, offset=0, reason="its header contradicts the model it was made by")
     return codec
-
-
-def _books(model: Codec, books: int | None, bitrate: float | None) -> int:
-    if books is not None and bitrate is not None:
-        raise UsageError(f"{books} books and {bitrate:g} kbit/s: ask for one of the two")
-    return model.check_books(books) if bitrate is None else model.frame_math.books_for_bitrate(bitrate)
 
 
 def _header(model: Codec, rate: int, channels: int, books: int) -> Header:

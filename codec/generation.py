@@ -36,7 +36,7 @@ def generate(
     sampling: Sampling | None = None,
     block_seconds: float = 0.25,
     int8: bool = False,
-    device: str | torch.device = "cpu",
+    device: str | torch.device = "auto",
     **told: str | int | None,
 ) -> Iterator[Audio]:
     """Audio blocks [batch, 1, time] at the codec's rate, the first as soon as the first frame is whole.
@@ -50,9 +50,11 @@ def generate(
     `seconds` is the length of all, exactly, infinity for no end. Without it each row ends where the model ends it, or
     after `MOST_SECONDS`, and is silent from there on.
 
-    `guidance` and `sampling` as in `lm.sampling.generate_frames`. `device` is where models given by name run; `int8`
-    rounds the language model's weights to 8 bits, if it is given by name (`nn.int8.to_int8` does it to a model at
-    hand). Raises UnknownModel, WeightsMismatch, UsageError before the first block.
+    `guidance` and `sampling` as in `lm.sampling.generate_frames`. `device` is where models given by name run, "auto" a
+    GPU where there is one; `int8` rounds the language model's weights to 8 bits, if it is given by name
+    (`nn.int8.to_int8` does it to a model at hand).
+
+    Raises UnknownModel, WeightsMismatch, UsageError before the first block.
     """
     if int8 and isinstance(lm, Prior):
         raise UsageError("int8 would change the language model: give its name, or round it with codec.nn.int8.to_int8")
@@ -144,7 +146,7 @@ def infill(
         )
     known = torch.cat([audio[..., : math_.samples(begin)], audio[..., math_.samples(end) :]], dim=2)
     audio = audio * _gains(lm, codec, known)
-    codes = codec.encode(audio, books=lm.source.books).clone()  # one that may be written to
+    codes = codec.encode(audio, books=lm.source.books)
     first = math_.whole_frames(math_.samples(begin))
     last = math_.frames(math_.samples(end))
     most = drawing.longest_prompt(lm)
@@ -251,7 +253,9 @@ def _heard(codec: Codec, pieces: Iterator[Codes], *, batch: int, length: int | N
         ends = torch.tensor([codec.frame_math.time(row) for row in frames.tolist()], device=codec.device)
         sounds = torch.arange(before, decoder.time, device=codec.device) < ends[:, None]  # [batch, time]
         if audio.shape[2]:
-            yield audio * sounds[:, None]
+            with torch.inference_mode(False):
+                block = audio * sounds[:, None]
+            yield block
 
 
 def _frames_of(codes: Codes) -> Tensor:

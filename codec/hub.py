@@ -25,17 +25,18 @@ EARLIER = {  # hashes of weights that earlier releases shipped under the same na
 }
 
 
-def load(name_or_path: str | Path = DEFAULT, device: "str | torch.device" = "cpu") -> "Codec":
+def load(name_or_path: str | Path = DEFAULT, device: "str | torch.device" = "auto") -> "Codec":
     """Load a shipped codec by name, or one from a .safetensors file or a training run's folder.
 
-    `device` "auto" is a GPU where there is one.
+    `device` "auto" is a GPU where there is one, as on the command line; "cpu" stays on the CPU. What the model makes is
+    on its device; audio and codes may be given on any.
 
-    Raises UnknownModel: there is no such model, or the file is no codec.
+    Raises UnknownModel: there is no such model, or the file is no codec. UsageError: the device cannot be used.
     """
     return load_model(find(name_or_path), device)
 
 
-def load_lm(name_or_path: str | Path = DEFAULT_LM, device: "str | torch.device" = "cpu") -> "Prior":
+def load_lm(name_or_path: str | Path = DEFAULT_LM, device: "str | torch.device" = "auto") -> "Prior":
     """Load a language model, as `load` does a codec."""
     return checkpoint.load_lm(find(name_or_path), device)
 

@@ -50,7 +50,7 @@ class StreamEncoder:
         numbers, and after `flush`.
         """
         _must_be_open(self._open)
-        audio = torch.as_tensor(audio, device=self._rest.device)
+        audio = torch.as_tensor(audio, device=self._rest.device).detach()  # a graph would keep the whole past alive
         if audio.ndim != 3 or audio.shape[:2] != self._rest.shape[:2] or not audio.is_floating_point():
             raise UsageError(
                 f"audio is {audio.dtype} {list(audio.shape)}: this session takes floats [{len(self._rest)}, 1, time], "

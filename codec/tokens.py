@@ -21,9 +21,10 @@ from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from functools import lru_cache, partial
 from itertools import chain, islice, repeat
+from operator import index
 from pathlib import Path
 from time import perf_counter
-from typing import Any, BinaryIO, NamedTuple, TypeAlias
+from typing import Any, BinaryIO, NamedTuple, SupportsIndex, TypeAlias, overload
 
 import numpy as np
 import torch
@@ -35,6 +36,7 @@ from codec.audio import AudioReader, Block, Resampler, alone, atomic_output, ope
 from codec.checkpoint import CodecCard
 from codec.corpus import SLACK, TEXTS, Clip, clips
 from codec.errors import (
+    BadIndex,
     CodecError,
     ConfigError,
     DamagedFile,
@@ -720,6 +722,7 @@ class TokenStore:
 
         store = TokenStore("tokens", model)
         audio = model.decode(store[0].codes[None], length=store[0].row.samples)
+        last, first_two = store[-1], store[0:2]  # clips count as in any sequence; a slice is a list
         batch = store.crops(16, 250, np.random.default_rng(step)).codes  # [16, books, 250]
 
     `index` has one record per clip (RECORD); its numbers of splits, speakers and labels count in the lists of those
@@ -775,8 +778,23 @@ class TokenStore:
     def __iter__(self) -> Iterator[Tokens]:
         return (self[clip] for clip in range(len(self)))
 
-    def __getitem__(self, clip: int) -> Tokens:
-        """All of a clip. Raises DamagedFile naming the shard."""
+    @overload
+    def __getitem__(self, clip: SupportsIndex) -> Tokens: ...
+
+    @overload
+    def __getitem__(self, clip: slice) -> list[Tokens]: ...
+
+    def __getitem__(self, clip: SupportsIndex | slice) -> Tokens | list[Tokens]:
+        """All of a clip, by its number (from the end where negative), or of several by a slice, which are read at once.
+
+        Raises BadIndex, an IndexError, where there is no such clip; DamagedFile naming the shard.
+        """
+        if isinstance(clip, slice):
+            try:
+                return [self[number] for number in range(len(self))[clip]]
+            except TypeError as error:
+                raise BadIndex(f"{clip} does not cut a store: its ends are whole numbers, as store[0:2]") from error
+        clip = self._number(clip)
         row = self.row(clip)
         codes = self._codes(clip, 0, row.frames)
         if zlib.crc32(codes.tobytes()) != row.crc:
@@ -784,15 +802,20 @@ class TokenStore:
             raise _damaged(self._shard(clip), row.first * frame_bytes, f"the checksum of {row.id} is another")
         return Tokens(_tensor(codes), row)
 
-    def part(self, clip: int, start: int, frames: int) -> Tensor:
+    def part(self, clip: SupportsIndex, start: int, frames: int) -> Tensor:
         """Codes [books, frames] of a clip from its frame `start` on, as they lie there, without their checksum.
 
-        Raises DamagedFile naming the shard.
+        Raises BadIndex where the clip has no such frames; DamagedFile naming the shard.
         """
+        clip = self._number(clip)
+        has = int(self.index[clip]["frames"])
+        if not 0 <= start <= start + frames <= has:
+            raise BadIndex(f"clip {clip} of {self.path} has frames 0 to {has}, not {start} to {start + frames}")
         return _tensor(self._codes(clip, start, frames))
 
-    def row(self, clip: int) -> Row:
-        """What is known of a clip. Raises DamagedFile naming the shard."""
+    def row(self, clip: SupportsIndex) -> Row:
+        """What is known of a clip. Raises BadIndex where there is none; DamagedFile naming the shard."""
+        clip = self._number(clip)
         record = self.index[clip]
         path = _lines(self._shard(clip))
         try:
@@ -836,6 +859,18 @@ class TokenStore:
         starts = picks - np.where(numbers, ends[numbers - 1], 0)
         pieces = [self._codes(int(clip), int(start), frames) for clip, start in zip(numbers, starts, strict=True)]
         return Crops(torch.stack([_tensor(piece) for piece in pieces]), numbers, starts)
+
+    def _number(self, clip: SupportsIndex) -> int:
+        """The number of a clip, counted from the beginning."""
+        try:
+            number = index(clip)
+        except TypeError as error:
+            raise BadIndex(
+                f"{clip!r} is no clip's number: use an int or a slice, or store.find(name) for the number of a name"
+            ) from error
+        if not -len(self) <= number < len(self):
+            raise BadIndex(f"{self.path} has {len(self)} clips, counted from 0: there is no clip {number}")
+        return number % len(self)
 
     def _count_crops(self, frames: int, split: str | None) -> NDArray[np.int64]:
         """How many crops the clips up to each one have, it included: eight bytes a clip."""

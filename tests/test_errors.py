@@ -10,6 +10,7 @@ from codec import errors
 STATUS = {
     "CodecError": 1,
     "UsageError": 2,
+    "BadIndex": 2,
     "ConfigError": 2,
     "InputNotFound": 3,
     "UnsupportedAudio": 4,

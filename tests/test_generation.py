@@ -211,7 +211,7 @@ def test_what_surrounds_a_gap_is_brought_to_the_level_of_the_model(model: Codec)
 
 def test_models_are_found_by_name(lm: Prior, model: Codec, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
-        hub, "load_lm", lambda name, device: lm if (name, device) == ("words", "cpu") else None, raising=False
+        hub, "load_lm", lambda name, device: lm if (name, device) == ("words", "auto") else None, raising=False
     )
     found = {None: model, "mine": model}
     monkeypatch.setattr(
@@ -258,6 +258,17 @@ def test_what_cannot_be_generated(lm: Prior, model: Codec, wrong: dict[str, Any]
 def test_gaps_outside_the_recording(lm: Prior, model: Codec, gap: tuple[float, float]) -> None:
     with pytest.raises(UsageError, match=r"not within the recording's 0\.1 s"):
         infill(lm, model, noise(800), gap)
+
+
+@pytest.mark.parametrize("ambient", [torch.enable_grad, torch.inference_mode])
+def test_what_is_generated_can_enter_a_loss(lm: Prior, model: Codec, ambient: Any) -> None:
+    with ambient():
+        made = [*generate(lm, model, seconds=0.1, block_seconds=0.02), *generate_frames(lm, seeds=[0], frames=3)]
+        made += [infill(lm, model, noise(800), (0.02, 0.05))]
+    assert not any(tensor.is_inference() for tensor in made)
+    weight = torch.ones(1, requires_grad=True)
+    torch.autograd.backward(torch.stack([(tensor * weight).square().mean() for tensor in made]).sum())
+    made[0].mul_(2)  # in place
 
 
 def test_nothing_is_decoded_twice(model: Codec, lm: Prior, monkeypatch: pytest.MonkeyPatch) -> None:

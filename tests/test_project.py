@@ -1,4 +1,4 @@
-"""The rules of the house: floors, imports, dependencies, and what the README says."""
+"""The rules of the house: floors, imports, dependencies, and what the README promises."""
 
 import ast
 import re
@@ -15,19 +15,21 @@ import codec
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "codec"
 README = ROOT / "README.md"
+SCALING = ROOT / "docs" / "scaling.md"
 
-# A module imports only from its own floor or lower ones; a package's floor is that of all in it.
-FLOORS = (
-    ("errors", "config", "frames", "audio", "level", "bitstream", "sample"),
-    ("nn",),
-    ("models", "lm"),
-    (
-        *("checkpoint", "hub", "sessions", "generation", "files", "baselines", "metrics", "generation_metrics"),
-        *("corpus", "workers", "tokens", "signal_checks"),
-    ),
-    ("training",),
-    ("cli", "__main__"),
-)
+PENDING_ROOMS = {"api", "codes", "datasets"}  # in architecture.md already; each may go once it is there
+
+
+def floors() -> list[list[str]]:
+    """The names of each floor, lowest first, from docs/architecture.md."""
+    text = (ROOT / "docs" / "architecture.md").read_text("utf-8")
+    (block,) = re.findall(r"<!-- floors -->\n```\n(.*?)```\n<!-- /floors -->", text, re.DOTALL)
+    lines = [line.split() for line in block.splitlines()]
+    assert [line[0] for line in lines] == [str(number) for number in range(1, len(lines) + 1)]
+    return [line[1:] for line in lines]
+
+
+FLOORS = floors()  # a module imports only from its own floor or lower ones; a package's floor is that of all in it
 WITHOUT_TORCH = (
     "errors",
     "config",
@@ -144,41 +146,23 @@ def test_imports_are_quick() -> None:
     assert cpu_seconds("from codec.cli.main import run; run(['--help'])") < 0.5
 
 
+def test_every_room_has_one_floor_and_is_there() -> None:
+    named = [name for names in FLOORS for name in names]
+    assert len(named) == len(set(named))
+    rooms = {module.split(".")[1] for module in MODULES if module != "codec"}
+    assert rooms - set(named) == set()
+    assert set(named) - rooms - PENDING_ROOMS == set()
+
+
+def test_the_citation_has_the_version() -> None:
+    assert f"\nversion: {codec.__version__}\n" in (ROOT / "CITATION.cff").read_text("utf-8")
+
+
 # The README
 
 
-def tree_in_readme() -> dict[str, str]:
-    """Path -> description, from the indented tree between the markers. Folders end with a slash."""
-    (block,) = re.findall(r"<!-- tree -->\n+```\w*\n(.*?)```\n+<!-- /tree -->", README.read_text("utf-8"), re.DOTALL)
-    tree: dict[str, str] = {}
-    folders: list[tuple[int, str]] = []
-    for line in block.splitlines():
-        match = re.fullmatch(r"( *)(\S+)  +(\S.*)", line)
-        assert match, f"{line!r} is no name with a description, two spaces between"
-        indent, name, description = len(match[1]), match[2], match[3]
-        folders = [(depth, folder) for depth, folder in folders if depth < indent]
-        path = "".join(folder for _, folder in folders) + name
-        assert path not in tree, f"{path} stands twice in the tree"
-        tree[path] = description
-        if name.endswith("/"):
-            folders.append((indent, name))
-    return tree
-
-
-def test_the_tree_names_every_file_and_no_other() -> None:
-    listed = subprocess.run(
-        ["git", "ls-files", "--cached", "--others", "--exclude-standard"],
-        cwd=ROOT,
-        check=True,
-        capture_output=True,
-        text=True,
-    )
-    files = {name for name in listed.stdout.splitlines() if (ROOT / name).exists()}
-    assert len(files) >= 55
-    # A folder's own line speaks for its __init__.py, and for the tests, which mirror the package.
-    expected = {name for name in files if Path(name).name not in ("__init__.py", "py.typed") and name[:6] != "tests/"}
-    expected |= {f"{folder}/" for name in expected for folder in map(str, Path(name).parents) if folder != "."}
-    assert set(tree_in_readme()) == expected | {"tests/"}
+def test_the_readme_is_short() -> None:
+    assert len(README.read_text("utf-8").splitlines()) <= 150
 
 
 def test_the_commands_are_those_of_continuous_integration() -> None:
@@ -190,7 +174,7 @@ def test_the_commands_are_those_of_continuous_integration() -> None:
 
 
 def test_launches_over_many_processes_divide_their_batch() -> None:
-    launches = re.findall(r"^\$ torchrun .*", README.read_text("utf-8"), re.MULTILINE)
+    launches = re.findall(r"^\$ torchrun .*", SCALING.read_text("utf-8"), re.MULTILINE)
     assert len(launches) == 2
     for launch in launches:
         numbers = {

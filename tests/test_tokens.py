@@ -11,6 +11,7 @@ import time
 import tracemalloc
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import psutil
@@ -400,14 +401,54 @@ def test_crops_need_no_audio_and_other_processes_read_alike(tmp_path: Path, mode
     assert copy.crops(2, 10, np.random.default_rng(0)).codes.shape == (2, 3, 10)
 
 
+def test_a_store_is_a_sequence(tmp_path: Path, corpus: Path, model_file: Path) -> None:
+    tokenize(corpus, tmp_path / "store", model=model_file)
+    store = TokenStore(tmp_path / "store")
+    ids = [clip.row.id for clip in store]
+    assert len(ids) == len(store) == 6
+    for cut in (slice(0, 2), slice(None), slice(-2, None), slice(None, None, -2), slice(4, 99), slice(3, 1)):
+        assert [clip.row.id for clip in store[cut]] == ids[cut]
+    assert torch.equal(store[0:2][1].codes, store[1].codes)
+    for number in (-6, -1, np.int64(2), torch.tensor(-3)):
+        assert store[number].row.id == store.row(number).id == ids[int(number)]
+        assert torch.equal(store.part(number, 1, 1), store[number].codes[:, 1:2])
+
+
+def test_bad_indices_are_told_in_one_line(tmp_path: Path, corpus: Path, model_file: Path) -> None:
+    tokenize(corpus, tmp_path / "store", model=model_file)
+    store = TokenStore(tmp_path / "store")
+    wrong: list[tuple[Any, str]] = [
+        (6, r"^\S+store has 6 clips, counted from 0: there is no clip 6$"),
+        (-7, "there is no clip -7"),
+        ("train/a/0.wav", r"^'train/a/0.wav' is no clip's number: use an int or a slice, or store.find"),
+        (1.0, "1.0 is no clip's number"),
+        ([0, 1], r"\[0, 1\] is no clip's number"),
+        (slice(0.5, 2), "its ends are whole numbers"),
+    ]
+    for index, message in wrong:
+        with pytest.raises(IndexError, match=message) as error:
+            store[index]
+        assert isinstance(error.value, CodecError)
+    for start, frames in ((-1, 1), (0, 4), (2, 1), (0, -1)):
+        with pytest.raises(IndexError, match=f"clip 0 of .*store has frames 0 to 2, not {start} to {start + frames}"):
+            store.part(0, start, frames)
+
+
 def test_codebooks_beyond_16_bits(tmp_path: Path) -> None:
     config = CausalConfig.from_data(
         CONFIG.model_dump()
-        | {"quantizer": "scalar", "books": 1, "dim": 3, "levels": (50, 40, 35), "codebook_size": 70_000}
+        | {
+            "quantizer": "scalar",
+            "books": 1,
+            "envelope_bands": 0,
+            "dim": 3,
+            "levels": (50, 40, 35),
+            "codebook_size": 70_000,
+        }
     )
     torch.manual_seed(0)
     model = CausalCodec(config)
-    model.encoder.axes *= 100  # to the outer levels
+    model.encoder.pca *= 100  # to the outer levels
     save_model(tmp_path / "fsq.safetensors", model, training={})
     noise(tmp_path / "corpus" / "a.wav", time=8000)
     tokenize(tmp_path / "corpus", tmp_path / "store", model=tmp_path / "fsq.safetensors")

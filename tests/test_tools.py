@@ -30,7 +30,7 @@ def test_every_tool_says_what_it_does(
 
 
 def test_there_are_as_many_tools_as_there_were() -> None:
-    assert len(TOOLS) == 7
+    assert len(TOOLS) == 8
 
 
 def test_the_speed_of_generation_is_measured_for_every_system(
@@ -68,3 +68,30 @@ def test_signal_checks_print_a_line_and_a_row_of_json_for_each_check(
     assert beeps["aims"] == {"worst_db": "±3"}
     assert beeps["missed"] == ["worst_db"]
     assert sum(len(row["missed"]) for row in rows) == int(summary.split()[0])
+
+
+def test_rates_are_plotted_with_baselines_and_published_numbers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tool,) = (tool for tool in TOOLS if tool.stem == "plot_rates")
+
+    def row(group: str, codec: str, kbps: float, pesq: float | None, books: int | None) -> dict[str, object]:
+        measures = {"payload_kbps": kbps, "file_kbps": kbps + 0.3, "pesq_wb": pesq, "mel_dac": 2.0, "stft_dac": None}
+        name = {"all": "all", "domain": "speech", "set": "digits"}[group]
+        return {"group": group, "name": name, "codec": codec, "measures": measures, "codebooks": [{}] * (books or 0)}
+
+    rows = [row("domain", "mine", 0.5 * books, 1 + 0.1 * books, books) for books in (12, 1, 6)]
+    rows += [row("domain", f"opus:{kbps} (libopus 1.3.1)", kbps * 0.95, 2.0, None) for kbps in (6, 12)]
+    rows += [row("domain", "original", 384.0, 4.64, None), row("set", "mine", 0.5, None, 1)]
+    Path(tmp_path, "a.json").write_text(json.dumps({"model": "mine", "rows": rows}))
+    data = [str(tmp_path / "a.json"), "--out"]
+    run(tool, monkeypatch, *data, str(tmp_path / "new" / "a.svg"))
+    run(tool, monkeypatch, *data, str(tmp_path / "b.svg"))
+    text = Path(tmp_path, "new", "a.svg").read_text("utf-8")
+    assert text == Path(tmp_path, "b.svg").read_text("utf-8")
+    for label in ("mine", "opus (libopus 1.3.1)", "DAC (published, other recordings)", "PESQ-wb", "mel_dac"):
+        assert label in text, label
+    assert "original" not in text
+    with pytest.raises(SystemExit):
+        run(tool, monkeypatch, *data, str(tmp_path / "c.svg"), "--measures", "stft_dac")
+    assert "no stft_dac of speech: the rows are of digits, speech" in capsys.readouterr().err

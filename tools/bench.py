@@ -98,7 +98,7 @@ def report_speed(model: str, books: int | None, seconds: float, rounds: int, thr
 
 def ours(name: str, books: int | None, audio: torch.Tensor) -> list[System]:
     """Our model on the whole signal, and as files take it: in a session, a second at a time."""
-    model = hub.load(name)
+    model = hub.load(name, "cpu")
     codes = model.encode(audio, books=books)
     second = model.frame_math.frames_per_packet()
 
@@ -180,7 +180,7 @@ def in_process(job: str, source: Path, target: Path, model: str, books: int | No
 
 def work(job: str, source: str, target: str, *, model: str, books: int | None) -> None:
     """The body of such a process: prints MiB and seconds."""
-    loaded = hub.load(model)
+    loaded = hub.load(model, "cpu")
     started = perf_counter()
     if job == "compress":
         files.compress(Path(source), Path(target), model=loaded, books=books)

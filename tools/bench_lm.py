@@ -111,11 +111,11 @@ def main() -> None:
 def chosen(arguments: argparse.Namespace) -> tuple[TokenLM, Codec]:
     """The language model, with random weights where none is named, and the codec whose codes it makes."""
     if arguments.model:
-        model = hub.load_lm(arguments.model)
+        model = hub.load_lm(arguments.model, "cpu")
         if not isinstance(model, TokenLM):
             raise UsageError(f"{arguments.model} is no transformer: name one, or sizes")
         return model, hub.codec_of(model, arguments.codec)
-    codec = hub.load(arguments.codec or hub.DEFAULT)
+    codec = hub.load(arguments.codec or hub.DEFAULT, "cpu")
     vectors = codec.quantizer.vectors()
     source = Source(
         codec=codec.name or "",

@@ -30,7 +30,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="fewer and shorter signals")
     arguments = parser.parse_args()
 
-    model = codec.load(arguments.model)
+    model = codec.load(arguments.model, "cpu")
     rate, codebooks = model.frame_math.sample_rate, model.frame_math.books
     recordings = read_recordings(arguments.data, rate=rate, quick=arguments.quick) if arguments.data else None
     counts = f"full = {codebooks}, half = {max(1, codebooks // 2)}, quarter = {max(1, codebooks // 4)} codebooks"

@@ -140,7 +140,7 @@ class Comparison:
             recipe = recipe.model_copy(update={"adversary": recipe.adversary.model_copy(update={"start": None})})
             for_time(codec_loop.train, recipe, self.arguments.manifest, folder, self.arguments.codec_minutes)
         tokenize(self.arguments.manifest, self.store(name), model=self.codec_file(name))
-        codec = hub.load(self.codec_file(name))
+        codec = hub.load(self.codec_file(name), "cpu")
         held_out = [clip for clip in clips(self.arguments.manifest) if clip.split == "valid"]
         wanted = [str(clip.label) for clip in held_out]
         rate = codec.config.sample_rate
@@ -159,12 +159,12 @@ class Comparison:
         """A language model, and what it can do."""
         arguments, folder = self.arguments, self.folder(job.name)
         store = TokenStore(self.store(job.codec))
-        codec = hub.load(self.codec_file(job.codec))
+        codec = hub.load(self.codec_file(job.codec), "cpu")
         recipe = self.recipe(job, store, codec)
         for_time(
             lm_loop.train, recipe, self.store(job.codec), folder, arguments.minutes, codec=self.codec_file(job.codec)
         )
-        model = hub.load_lm(folder / "run")
+        model = hub.load_lm(folder / "run", "cpu")
         labels = model.source.classes["label"]
 
         def spoken(first: int, count: int) -> tuple[list[str], list[Tensor]]:
@@ -225,7 +225,7 @@ class Comparison:
     def judge(self) -> classifier.Classifier:
         """The judge of real recordings, which learns but once."""
         corpus = [clip for clip in clips(self.arguments.manifest) if clip.split != "valid"]
-        rate = hub.load(self.arguments.codec).config.sample_rate
+        rate = hub.load(self.arguments.codec, "cpu").config.sample_rate
         return classifier.load_or_train(self.out / "classifier.safetensors", corpus, sample_rate=rate)
 
     def right(self, heard: Sequence[Tensor], wanted: Sequence[str]) -> NDArray[np.bool_]:

@@ -20,7 +20,7 @@ from codec.cli.options import (
     progress_bar,
     say,
 )
-from codec.errors import StorageError, UsageError
+from codec.errors import UsageError
 
 if TYPE_CHECKING:
     from codec.files import Outcome, Report
@@ -168,13 +168,9 @@ def _flat(facts: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any
 
 
 def _target(source: str, output: str | None, suffix: str) -> str:
-    """Where one file goes: to OUTPUT, into it if it is a folder, beside the source if there is none."""
-    if output is None:
-        output = "-" if source == "-" else str(Path(source).with_suffix(suffix))
-    elif Path(output).is_dir() and source != "-":
-        output = str(Path(output, Path(source).name).with_suffix(suffix))
-    elif output.endswith("/"):
-        raise StorageError(f"{output} is no folder: create it first, or leave the / out to name a file")
+    from codec.files import target_of
+
+    output = target_of(source, output, suffix)
     check_sink(output)
     return output
 

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from codec import __version__
-from codec.cli import evaluate_lm, files, generate, models, tokens, train
+from codec.cli import datasets, evaluate_lm, files, generate, models, tokens, train
 from codec.cli.options import one_line, say
 from codec.errors import CodecError, StorageError
 
@@ -27,6 +27,8 @@ for command in (
     files.sample,
     models.models,
     models.evaluate,
+    datasets.prepare,
+    datasets.recipes,
     tokens.tokenize,
     train.train,
     generate.generate,

@@ -17,8 +17,8 @@ TOLD_EVERY = 25  # steps of a batch that is learnt by heart
 
 def train(
     recipe: Annotated[
-        Path,
-        typer.Argument(metavar="RECIPE", help="A recipe, as recipes/general/codec.toml or recipes/digits/lm.toml."),
+        str,
+        typer.Argument(metavar="RECIPE", help="A name that `codec recipes` lists, as general or digits/lm, or a file."),
     ],
     data: Annotated[
         Path | None,
@@ -54,18 +54,19 @@ def train(
 ) -> None:
     """Train a model."""
     from codec.config import read_toml
+    from codec.datasets import recipes
     from codec.training.lm_recipe import LMRecipe
     from codec.training.recipe import Recipe
 
-    tables = read_toml(recipe, overrides or [])
+    tables = read_toml(recipes.find(recipe), overrides or [])
     loaded: Recipe | LMRecipe
     if "kind" in tables:
-        loaded = LMRecipe.from_data(tables, source=str(recipe))
+        loaded = LMRecipe.from_data(tables, source=recipe)
         if overrides and not any(override.startswith("train.expected=") for override in overrides):
             train = loaded.train.model_copy(update={"expected": None})  # which was measured on the recipe as it is
             loaded = loaded.model_copy(update={"train": train})
     else:
-        loaded = Recipe.from_data(tables, source=str(recipe))
+        loaded = Recipe.from_data(tables, source=recipe)
     if steps is not None and steps > loaded.train.steps:
         raise UsageError(
             f"--steps {steps} is past the end of the schedule, train.steps = {loaded.train.steps}: "

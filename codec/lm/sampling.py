@@ -22,6 +22,7 @@ from codec.config import Config
 from codec.errors import UsageError
 from codec.lm.base import EXTREMES, MOST_GUIDANCE, Conditions, Prior
 from codec.nn.shapes import Codes
+from codec.nn.streaming import ordinary
 
 AHEAD = 64  # steps planned at once; what a seed means depends on it
 LONGEST_WINDOW = 2**16
@@ -171,12 +172,13 @@ def generate_frames(
     sampler = Sampler(sampling, books=source.books, codebook_size=source.codebook_size, device=lm.device)
     known = _checked(lm, given, rows=len(seeds), frames=frames)
     told, guided = _told(lm, conditions, guidance, rows=len(seeds))
-    return _run(
+    pieces = _run(
         lm, _plan(lm, seeds, known), told, guidance if guided else None, sampler, frames, _earliest(known, stop)
     )
+    return map(ordinary, pieces)
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def infill(
     lm: Prior,
     given: Codes,
@@ -223,7 +225,7 @@ def infill(
         uniform = torch.tensor([[np.random.default_rng(seed).random()]], device=lm.device)
         chosen = _drawn(likely.softmax(dim=0)[None, None], uniform)
         filled[row, :, :until] = tried[int(chosen)]
-    return filled
+    return ordinary(filled)
 
 
 def check_seeds(seeds: Sequence[int]) -> None:

@@ -2,27 +2,37 @@
 
 from __future__ import annotations
 
+import math
 from abc import abstractmethod
-from typing import Annotated, NamedTuple
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Annotated, Any, NamedTuple, Self, TypeAlias, cast, overload
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
 from codec.audio import LOUDEST
+from codec.codes import Codes as CodesView
 from codec.config import Config
 from codec.errors import UsageError
-from codec.frames import FrameMath
+from codec.frames import FrameMath, resampled_length
 from codec.nn.quantize import Quantized, Quantizer
+from codec.nn.resample import resample
 from codec.nn.shapes import Audio, Codes, Latents
-from codec.nn.streaming import State
+from codec.nn.streaming import State, ordinary
 
 # as much as a .codec file can say
 SampleRate = Annotated[int, Field(ge=1, le=2**22)]
 Hop = Annotated[int, Field(ge=1, le=2**20)]
 Books = Annotated[int, Field(ge=1, le=1024)]
 CodebookSize = Annotated[int, Field(ge=2, le=2**24)]
+
+Array: TypeAlias = Tensor | np.ndarray[Any, Any]
+Lengths: TypeAlias = Sequence[int] | Array
+"""Samples of each item of a padded batch."""
 
 
 class CodecConfig(Config):
@@ -43,6 +53,15 @@ class Trained(NamedTuple):
     quantized: Quantized
 
 
+class PaddedCodes(NamedTuple):
+    """Codes of recordings of unequal lengths, side by side."""
+
+    codes: Codes
+    """int64 [batch, codebooks, frames of the longest]; after an item's own frames stand codes of silence."""
+    frames: Tensor
+    """int64 [batch]: how many frames are each item's own."""
+
+
 class Codec(nn.Module):
     """Audio <-> codes, whole or as a stream. Mono: the channels of a recording are rows of the batch.
 
@@ -52,6 +71,8 @@ class Codec(nn.Module):
     quantizer: Quantizer
     name: str | None = None
     weights_hash: str | None = None
+    limit: float = math.inf
+    """Largest sample that comes out of `decode` and `decode_step`; what is beyond is clipped."""
 
     def __init__(self, config: CodecConfig, *, overlap: int) -> None:
         super().__init__()
@@ -82,58 +103,308 @@ class Codec(nn.Module):
     def audio_step(self, latents: Latents, state: State) -> tuple[Audio, State]:
         """A hop of samples per frame, late by `frame_math.overlap` samples."""
 
+    # sizes
+
+    @property
+    def sample_rate(self) -> int:
+        """Rate of the audio it takes and makes, in Hz."""
+        return self.frame_math.sample_rate
+
+    @property
+    def frame_rate(self) -> float:
+        """Frames per second of audio, in Hz."""
+        return self.frame_math.frame_rate
+
+    @property
+    def num_codebooks(self) -> int:
+        """Codes per frame, at most."""
+        return self.frame_math.books
+
+    @property
+    def codebook_size(self) -> int:
+        """Entries of each codebook; codes run from 0 to one less."""
+        return self.frame_math.codebook_size
+
+    @property
+    def channels(self) -> int:
+        """Channels of the audio: 1. Those of a recording are rows of the batch."""
+        return 1
+
+    @property
+    def delay(self) -> int:
+        """Longest time from a sample going into a live stream to the same one coming out, in samples.
+
+        A hop until its frame is whole, then what the decoder is late.
+        """
+        return self.frame_math.hop + self.frame_math.overlap
+
     # streaming
 
-    @torch.inference_mode()
     def encode_step(self, audio: Audio, state: State, *, books: int | None = None) -> tuple[Codes, State]:
         """Codes of a chunk [batch, 1, time] whose time is a multiple of hop, and the state after it."""
-        latents, state = self.latents_step(audio, state)
-        return self.quantizer.encode(latents, self.check_books(books)), state
+        with self._inference():
+            latents, state = self.latents_step(audio, state)
+            codes = self.quantizer.encode(latents, self.check_books(books))
+        return ordinary((codes, state))
 
-    @torch.inference_mode()
     def decode_step(self, codes: Codes, state: State) -> tuple[Audio, State]:
         """Audio of a chunk of frames, late by `frame_math.overlap` samples, and the state after it."""
-        self.check_codes(codes)
-        return self.audio_step(self.quantizer.decode(codes), state)
+        with self._inference():
+            self.check_codes(codes)
+            audio, state = self.audio_step(self.quantizer.decode(codes), state)
+            audio = audio.clamp(-self.limit, self.limit)
+        return ordinary((audio, state))
 
     # whole signals
 
-    def encode(self, audio: Audio, *, books: int | None = None, lengths: Tensor | None = None) -> Codes:
-        """Codes [batch, books, frames] of audio [batch, 1, time] at the model's rate, `frame_math.frames(time)` frames.
+    @overload
+    def encode(
+        self,
+        audio: Audio,
+        *,
+        books: int | None = None,
+        bitrate: float | None = None,
+        lengths: Lengths | None = None,
+        sample_rate: int | None = None,
+    ) -> Codes: ...
 
-        `lengths` [batch] in samples mark the ends of padded items: an item's first frames(length) frames are those it
-        would get alone.
+    @overload
+    def encode(
+        self,
+        audio: Sequence[Array],
+        *,
+        books: int | None = None,
+        bitrate: float | None = None,
+        lengths: None = None,
+        sample_rate: int | None = None,
+    ) -> PaddedCodes: ...
+
+    def encode(
+        self,
+        audio: Audio | Sequence[Array],
+        *,
+        books: int | None = None,
+        bitrate: float | None = None,
+        lengths: Lengths | None = None,
+        sample_rate: int | None = None,
+    ) -> Codes | PaddedCodes:
+        """Codes, int64 [batch, codebooks, frames], of audio float32 [batch, 1, time] in [-1, 1].
+
+        They are on the model's device, `frame_math.frames(time)` frames, float32 arithmetic under any autocast, and
+        ordinary tensors without a gradient. `books` is how many codebooks to use, index 0 the coarsest; `bitrate` asks
+        for the most of them within so many kbit/s instead; all if both are None. `sample_rate` in Hz is the audio's
+        where it is not the model's: it is resampled then, on its device by torchaudio where that can be imported, else
+        on the CPU by soxr.
+
+        Recordings of unequal lengths: a list of arrays or tensors [time] or [1, time] gives padded codes and each
+        item's number of frames,
+
+            codes, frames = model.encode([one, two, three])
+            audio = model.decode(codes, lengths=[len(one), len(two), len(three)])
+
+        and a batch that is padded already takes `lengths` [batch] in samples (a list, array or tensor): what stands
+        after an item's end does not matter, and its first frames(length) frames are those it would get alone.
 
         Raises:
-            UsageError: audio is not float32 [batch, 1, time >= 1] or holds NaN, `lengths` are not one per item, or more
-                books are asked for than there are.
+            UsageError: audio is of another shape or type, or has samples that are NaN, infinite or beyond 120 dB over
+                full scale; `lengths` are not one per item, or not within the audio; `books` are more than there are,
+                or `books` and `bitrate` are both given; the sample rate is not a whole number.
+            ConfigError: `bitrate` is below that of one codebook.
+            MissingDependency: neither torchaudio nor soxr can resample here.
         """
+        books = self.books_for(books, bitrate)
+        if sample_rate is not None and (not isinstance(sample_rate, int) or sample_rate < 1):
+            raise UsageError(f"a sample rate of {sample_rate!r} cannot be: give Hz as an int, as 48000")
+        if isinstance(audio, list | tuple):
+            if lengths is not None:
+                raise UsageError("a list of recordings has its own lengths: leave lengths out")
+            padded, ends = self._side_by_side(audio)
+            codes, frames = self._encode(padded, ends, books, sample_rate)
+            with torch.inference_mode(False):
+                return PaddedCodes(codes, torch.tensor(frames, device=codes.device))
+        audio = cast(Tensor, audio)
         self.check_audio(audio)
-        time = audio.shape[-1]
-        if lengths is not None:
-            if lengths.shape != audio.shape[:1]:
-                raise UsageError(f"lengths are {list(lengths.shape)}; give one per item, [{len(audio)}]")
-            inside = torch.arange(time, device=audio.device) < lengths.to(audio.device)[:, None, None]
-            audio = torch.where(inside, audio, 0.0)
-        self.check_samples(audio)
-        audio = F.pad(audio, (0, self.frame_math.frames(time) * self.config.hop - time))
-        return self.encode_step(audio, self.encoder_state(len(audio)), books=books)[0]
+        batch, _, time = audio.shape
+        times = None if lengths is None else _lengths(lengths, batch, most=time, holder="the audio has")
+        return self._encode(audio, times, books, sample_rate)[0]
 
-    def decode(self, codes: Codes, *, length: int | None = None) -> Audio:
-        """Audio [batch, 1, length] of codes [batch, books, frames]; without `length`, all that the frames hold.
+    @overload
+    def codes(
+        self,
+        audio: Audio,
+        *,
+        books: int | None = None,
+        bitrate: float | None = None,
+        sample_rate: int | None = None,
+    ) -> CodesView: ...
+
+    @overload
+    def codes(
+        self,
+        audio: Sequence[Array],
+        *,
+        books: int | None = None,
+        bitrate: float | None = None,
+        sample_rate: int | None = None,
+    ) -> list[CodesView]: ...
+
+    def codes(
+        self,
+        audio: Audio | Sequence[Array],
+        *,
+        books: int | None = None,
+        bitrate: float | None = None,
+        sample_rate: int | None = None,
+    ) -> CodesView | list[CodesView]:
+        """As `encode`, with a view that knows seconds and bit rate and can be cut in time: `codec.Codes`.
+
+        A list of recordings gives a list of views [1, codebooks, frames], each as long as its recording. Raises as
+        `encode`.
+        """
+        from_rate = self.sample_rate if sample_rate is None else sample_rate
+        if isinstance(audio, list | tuple):
+            padded = self.encode(audio, books=books, bitrate=bitrate, sample_rate=sample_rate)
+            times = [resampled_length(_time(item), from_rate, self.sample_rate) for item in audio]
+            return [
+                CodesView(padded.codes[row : row + 1, :, :frames], self.frame_math, time)
+                for row, (frames, time) in enumerate(zip(padded.frames.tolist(), times, strict=True))
+            ]
+        audio = cast(Tensor, audio)
+        codes = self.encode(audio, books=books, bitrate=bitrate, sample_rate=sample_rate)
+        return CodesView(codes, self.frame_math, resampled_length(audio.shape[-1], from_rate, self.sample_rate))
+
+    def decode(
+        self,
+        codes: Codes | CodesView,
+        *,
+        length: int | None = None,
+        lengths: Lengths | None = None,
+        grad: bool = False,
+    ) -> Audio:
+        """Audio float32 [batch, 1, length] of codes int64 [batch, codebooks, frames], on the model's device.
+
+        Without `length`, in samples at the model's rate, it is all that the frames hold; a `codec.Codes` knows its own.
+        Of a padded batch `lengths` [batch] are the items' (a list, array or tensor): the audio is as long as the
+        longest, silent after each item's end, and the codes of frames after that do not matter, -1 included.
+
+        `grad` keeps the graph, so that a loss on the audio moves the decoder and the codebooks that gradients train;
+        for a gradient to latents see `decode_latents`. Without it the audio is an ordinary tensor without a gradient.
 
         Raises:
-            UsageError: codes are out of range, have too many books, or hold fewer samples than `length`.
+            UsageError: codes are out of range, have too many codebooks, or hold fewer samples than `length`; `lengths`
+                are not one per item; `length` and `lengths` are both given.
         """
+        if isinstance(codes, CodesView):
+            length = codes.length if length is None and lengths is None else length
+            codes = codes.codes
+        if not isinstance(codes, Tensor) or codes.ndim != 3:
+            self.check_codes(codes)  # says what is wrong
+        codes = codes.to(self.device)
+        batch, _, frames = codes.shape
+        holds = self.frame_math.time(frames)
+        times = None
+        if lengths is not None:
+            if length is not None:
+                raise UsageError("length and lengths are both given: lengths alone tell how long each item is")
+            times = _lengths(lengths, batch, most=holds, holder=f"{frames} frames hold")
+            length = max(times, default=0)
+            own = torch.tensor([self.frame_math.frames(time) for time in times], device=codes.device)
+            codes = torch.where(torch.arange(frames, device=codes.device) < own[:, None, None], codes, 0)
         self.check_codes(codes)
-        holds = self.frame_math.time(codes.shape[-1])
-        if length is None:
-            length = holds
-        if not 0 <= length <= holds:
-            raise UsageError(f"{codes.shape[-1]} frames hold 0 to {holds} samples, not {length}")
-        audio = self.decode_step(codes, self.decoder_state(len(codes)))[0]
+        length = self._checked_length(length, frames)
+        if grad:
+            with torch.inference_mode(False), torch.enable_grad(), self._float32():
+                codes = codes.clone() if codes.is_inference() else codes
+                audio = self.audio_step(self.quantizer.decode(codes), self.decoder_state(batch))[0]
+                audio = audio.clamp(-self.limit, self.limit)
+        else:
+            audio = self.decode_step(codes, self.decoder_state(batch))[0]
+        overlap = self.frame_math.overlap
+        audio = audio[..., overlap : overlap + length]
+        if times is None:
+            return audio
+        with torch.inference_mode(False):
+            return torch.where(_inside(audio, times), audio, 0.0)
+
+    def decode_latents(self, latents: Latents, *, length: int | None = None) -> Audio:
+        """Audio float32 [batch, 1, length] of latents [batch, dim, frames], as `quantizer.decode(codes)` gives them.
+
+        Differentiable like any layer: a loss on the audio reaches the latents and the decoder's weights; call it under
+        `torch.no_grad()` where no gradient is wanted. `length` as in `decode`.
+
+        Raises UsageError: latents are not [batch, dim, frames] in floating point, or hold fewer samples than `length`.
+        """
+        if not isinstance(latents, Tensor) or latents.ndim != 3 or not latents.is_floating_point():
+            kind = f"{latents.dtype} {list(latents.shape)}" if isinstance(latents, Tensor) else type(latents).__name__
+            raise UsageError(f"latents are {kind}; give [batch, dim, frames] in floating point")
+        batch, _, frames = latents.shape
+        length = self._checked_length(length, frames)
+        with self._float32():
+            audio, _ = self.audio_step(latents.to(self.device, torch.float32), self.decoder_state(batch))
         overlap = self.frame_math.overlap
         return audio[..., overlap : overlap + length]
+
+    def _encode(
+        self, audio: Audio, times: list[int] | None, books: int, sample_rate: int | None
+    ) -> tuple[Codes, list[int]]:
+        """Codes of audio that was checked, and the frames of each item; `times` are the items' samples."""
+        with torch.no_grad():
+            audio = audio.to(self.device)
+            if times is not None:
+                audio = torch.where(_inside(audio, times), audio, 0.0)
+            self.check_samples(audio)
+            if sample_rate is not None and sample_rate != self.sample_rate:
+                audio = resample(audio[:, 0], sample_rate, self.sample_rate)[:, None]
+                if times is not None:
+                    times = [resampled_length(time, sample_rate, self.sample_rate) for time in times]
+                    audio = torch.where(_inside(audio, times), audio, 0.0)
+            time = audio.shape[-1]
+            audio = F.pad(audio, (0, self.frame_math.frames(time) * self.config.hop - time))
+        codes, _ = self.encode_step(audio, self.encoder_state(len(audio)), books=books)
+        return codes, [self.frame_math.frames(time) for time in times or [time] * len(audio)]
+
+    def _side_by_side(self, audios: Sequence[Array]) -> tuple[Audio, list[int]]:
+        """Recordings [time] or [1, time], padded to [batch, 1, time of the longest], and their samples."""
+        if not audios:
+            raise UsageError("the list of recordings is empty: give at least one")
+        rows = []
+        for number, item in enumerate(audios):
+            if not isinstance(item, Tensor | np.ndarray):
+                raise UsageError(f"recording {number} is a {type(item).__name__}: give an array or tensor [time]")
+            row = torch.as_tensor(item, device=self.device).detach()
+            if not row.is_floating_point():
+                raise UsageError(f"recording {number} is {row.dtype}: give floating point in [-1, 1]")
+            if row.ndim not in (1, 2) or row.numel() == 0 or (row.ndim == 2 and len(row) != 1):
+                raise UsageError(
+                    f"recording {number} has shape {list(row.shape)}; give [time] or [1, time] with at least one "
+                    "sample (each channel of a recording is an item of its own)"
+                )
+            rows.append(row.flatten().float())
+        return nn.utils.rnn.pad_sequence(rows, batch_first=True)[:, None], [len(row) for row in rows]
+
+    def _checked_length(self, length: int | None, frames: int) -> int:
+        holds = self.frame_math.time(frames)
+        if length is None:
+            return holds
+        if not 0 <= length <= holds:
+            raise UsageError(f"{frames} frames hold 0 to {holds} samples, not {length}")
+        return length
+
+    @contextmanager
+    def _inference(self) -> Iterator[None]:
+        """Without gradients and in float32. What is computed inside leaves through `ordinary`."""
+        with torch.inference_mode(), self._float32():
+            yield
+
+    @contextmanager
+    def _float32(self) -> Iterator[None]:
+        """Whatever autocast surrounds it, which would change codes."""
+        kind = self.device.type
+        if not torch.is_autocast_enabled(kind):
+            yield
+            return
+        with torch.autocast(kind, enabled=False):
+            yield
 
     # training
 
@@ -153,6 +424,35 @@ class Codec(nn.Module):
     def device(self) -> torch.device:
         """Where the weights are."""
         return next(self.parameters()).device
+
+    def to(self, *args: Any, **kwargs: Any) -> Self:
+        """Move it to a device. Raises UsageError for another type than float32, in which alone codes are the same."""
+        for value in (*args, *kwargs.values()):
+            dtype = value.dtype if isinstance(value, Tensor) else value
+            if isinstance(dtype, torch.dtype) and dtype != torch.float32:
+                raise UsageError(f"this model computes in float32, not {dtype}: in that its codes would be others")
+        return super().to(*args, **kwargs)
+
+    def half(self) -> Self:
+        """Raises UsageError, as `to`."""
+        return self.to(torch.float16)
+
+    def bfloat16(self) -> Self:
+        """Raises UsageError, as `to`."""
+        return self.to(torch.bfloat16)
+
+    def double(self) -> Self:
+        """Raises UsageError, as `to`."""
+        return self.to(torch.float64)
+
+    def books_for(self, books: int | None = None, bitrate: float | None = None) -> int:
+        """Codebooks for a call that asks for so many, or for at most so many kbit/s, or for neither: all.
+
+        Raises UsageError for both, or for more than there are; ConfigError for a rate below that of one codebook.
+        """
+        if books is not None and bitrate is not None:
+            raise UsageError(f"{books} books and {bitrate:g} kbit/s: ask for one of the two")
+        return self.check_books(books) if bitrate is None else self.frame_math.books_for_bitrate(bitrate)
 
     def check_books(self, books: int | None) -> int:
         """`books` if the model has that many, all of them for None; `UsageError` otherwise."""
@@ -188,3 +488,29 @@ class Codec(nn.Module):
                 f"codes run from {int(codes.min())} to {int(codes.max())}; "
                 f"this model's run from 0 to {self.config.codebook_size - 1}"
             )
+
+
+def _inside(audio: Audio, times: list[int]) -> Tensor:
+    """Which samples [batch, 1, time] come before the items' ends."""
+    ends = torch.tensor(times, device=audio.device)
+    return torch.arange(audio.shape[-1], device=audio.device) < ends[:, None, None]
+
+
+def _lengths(lengths: Lengths, batch: int, *, most: int, holder: str) -> list[int]:
+    """Lengths as ints. Raises UsageError unless there is one for each item, from 0 to `most` samples."""
+    try:
+        of_items = torch.as_tensor(lengths)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise UsageError(f"lengths are {type(lengths).__name__}; give a list, array or tensor of ints") from error
+    if of_items.shape != (batch,):
+        raise UsageError(f"lengths are {list(of_items.shape)}; give one per item, [{batch}]")
+    if of_items.is_floating_point() or of_items.dtype == torch.bool:
+        raise UsageError(f"lengths are {of_items.dtype}; give whole numbers of samples")
+    times: list[int] = of_items.tolist()
+    if times and not 0 <= min(times) <= max(times) <= most:
+        raise UsageError(f"lengths run from {min(times)} to {max(times)}; {holder} 0 to {most} samples")
+    return times
+
+
+def _time(audio: Array) -> int:
+    return int(audio.shape[-1])

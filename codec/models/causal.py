@@ -236,7 +236,7 @@ class Encoder(nn.Module):
         return latents.transpose(1, 2), EncoderState(samples, inner)
 
     def divided(self, cosine: Tensor, sine: Tensor, shape: GainShapeVQ | None) -> tuple[Tensor, Tensor, Tensor]:
-        """(features of the backbone, principal components, envelope), all [batch, frames, ...], of MDCT and MDST bins."""
+        """(features of the backbone, principal components, envelope), each [batch, frames, ...], of MDCT, MDST bins."""
         envelope, told, divisor = cosine[..., :0], cosine[..., :0], self.reference
         if shape:
             envelope = shape.envelope.measure(cosine, sine)
@@ -399,6 +399,7 @@ class CausalCodec(Codec):
     """Causal MDCT codec with ConvNeXt networks between; see the drawing at the top of the file."""
 
     config: CausalConfig
+    limit = 1.05  # 0.4 dB above full scale: clipped recordings come back with other phases, so with higher peaks
 
     def __init__(self, config: CausalConfig) -> None:
         super().__init__(config, overlap=config.hop)

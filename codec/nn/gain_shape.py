@@ -34,6 +34,9 @@ STEP = 0.3  # of the modes' log gains: 2.6 dB
 TONE = (0.73, 0.45, 0.30, 0.22, 0.17, 0.13, 0.11, 0.10, 0.08, 0.07, 0.06)  # amplitudes from codebook 1 on
 CLICK = (1.0,)
 TONE_ERROR = 0.08  # share of the weighted energy that a tone's atoms may leave, for the frame to be a tone: -11 dB
+HIGH = 2500  # Hz, above which the residual codebooks hardly know the waveform
+HIGH_TONE_ERROR = 0.3  # the same, of frames that lie above: a fast chirp or a bird is no noise
+HIGH_SHARE = 0.8  # of the weighted energy, for a frame to lie above
 CLICK_ERROR = 0.3
 
 
@@ -107,9 +110,10 @@ class Modes(nn.Module):
     tone: Tensor
     click: Tensor
 
-    def __init__(self, *, hop: int, num_codebooks: int, codebook_size: int, steps: int) -> None:
+    def __init__(self, *, hop: int, sample_rate: int, num_codebooks: int, codebook_size: int, steps: int) -> None:
         super().__init__()
         self.hop = hop
+        self.high = min(hop, round(HIGH / (sample_rate / 2) * hop))  # the first bin above
         self.places = min(hop, codebook_size // 2)
         self.clicks = steps * 3 // 8 if self.places == hop else 0
         self.tones = steps - self.clicks
@@ -142,16 +146,19 @@ class Modes(nn.Module):
         audible = energy > self.hop * SILENCE**2
         power = (bins * weight).square()
         largest = power[:, : self.places].topk(min(len(self.tone), self.places), dim=-1, sorted=False).values
-        few = ((largest.sum(dim=-1) > (1 - TONE_ERROR) * power.sum(dim=-1)) & audible).nonzero()[:, 0]
+        total = power.sum(dim=-1)
+        most = torch.where(power[:, self.high :].sum(dim=-1) > HIGH_SHARE * total, HIGH_TONE_ERROR, TONE_ERROR)
+        few = ((largest.sum(dim=-1) > (1 - most) * total) & audible).nonzero()[:, 0]
         if len(few):
-            self.choose(bins[few], weight[few], few, mode, codes, self.tone, 0, self.tones, TONE_ERROR)
+            self.choose(bins[few], weight[few], few, mode, codes, self.tone, 0, self.tones, most[few])
         if self.clicks:
             samples = bins @ self.to_samples
             peak = samples.square().amax(dim=-1)
             few = ((peak > (1 - CLICK_ERROR) * energy) & audible & (mode < 0)).nonzero()[:, 0]
             if len(few):
                 even = torch.ones_like(weight[few])
-                self.choose(samples[few], even, few, mode, codes, self.click, self.tones, len(self), CLICK_ERROR)
+                most = torch.full_like(peak[few], CLICK_ERROR)
+                self.choose(samples[few], even, few, mode, codes, self.click, self.tones, len(self), most)
         return mode, codes
 
     def choose(
@@ -164,14 +171,14 @@ class Modes(nn.Module):
         ladder: Tensor,
         first: int,
         last: int,
-        most: float,
+        most: Tensor,
     ) -> None:
-        """Write mode and codes of those of `rows` whose atoms leave a share of at most `most` of the energy."""
+        """Write mode and codes of those of `rows` whose atoms leave a share of at most `most` [rows] of the energy."""
         gains = self.gains[first:last]
         size = signal.square().sum(dim=-1).sqrt()
         nearest = (size.log()[:, None] - gains).abs().argmin(dim=-1)
         total = (signal * weight).square().sum(dim=-1)
-        best = torch.full_like(size, most) * total
+        best = most * total
         for offset in (-1, 0, 1):
             step = (nearest + offset).clamp(0, len(gains) - 1)
             chosen, left = pursue(signal, gains[step].exp(), ladder, self.places)
@@ -243,7 +250,13 @@ class GainShapeVQ(Quantizer):
         self.books = residual.books + 1
         self.codebook_size = residual.codebook_size
         self.sizes = (dim, bands + 1, 1, hop)
-        self.modes = Modes(hop=hop, num_codebooks=residual.books, codebook_size=self.codebook_size, steps=modes)
+        self.modes = Modes(
+            hop=hop,
+            sample_rate=sample_rate,
+            num_codebooks=residual.books,
+            codebook_size=self.codebook_size,
+            steps=modes,
+        )
         self.silence = self.codebook_size - 1 - len(self.modes)
         """The code of silence; those below are envelopes, those above modes."""
         self.envelope = Envelope(bands=bands, hop=hop, sample_rate=sample_rate, exponent=exponent)
@@ -260,7 +273,7 @@ class GainShapeVQ(Quantizer):
 
     def split(self, latents: Latents) -> Parts:
         """Latents by what they are."""
-        return Parts(*latents.split(self.sizes, dim=1))
+        return Parts(*latents.split_with_sizes(self.sizes, dim=1))
 
     @torch.no_grad()
     def first_codes(self, parts: Parts) -> tuple[Tensor, Tensor]:
@@ -328,7 +341,7 @@ class GainShapeVQ(Quantizer):
             parts = self.split(latents.float())
             code, others = self.first_codes(parts)
             learned = code < self.silence  # [batch, frames]
-            residual = self.residual(parts.residual, torch.where(learned, books[:, None] - 1, 0))
+            residual: Quantized = self.residual(parts.residual, torch.where(learned, books[:, None] - 1, 0))
             kept = books[:, None, None] - 1 > torch.arange(self.residual.books, device=code.device)[:, None]
             fixed = torch.where(kept, others, -1)
             shown = torch.where(learned[:, None], residual.codes, -1)  # modes use no entry of the residual codebooks
@@ -365,7 +378,7 @@ class GainShapeVQ(Quantizer):
 
     @torch.no_grad()
     def start(self, latents: Latents, iterations: int = 10) -> None:
-        """k-means of the residual codebooks on frames that are neither modes nor silence, or on all if there are none."""
+        """k-means of the residual codebooks on frames that are neither modes nor silence; on all where none is."""
         parts = self.split(latents)
         learned = self.first_codes(parts)[0] < self.silence
         learned = learned | ~learned.any()

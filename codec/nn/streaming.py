@@ -20,12 +20,36 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Iterable
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypeVar
 
+import torch
 from torch import Tensor, nn
 
 State: TypeAlias = Any
 """A tensor, or a (named) tuple of states; `()` for a layer that remembers nothing."""
+
+
+Value = TypeVar("Value")
+
+
+def ordinary(value: Value) -> Value:
+    """A copy of a tensor, or of a tuple of tensors and states, that no inference mode marks.
+
+    PyTorch refuses to save an inference tensor for a backward pass or to write to it outside of inference mode, far
+    from where it was made. So what is computed in that mode, which saves a tenth of a frame's time, is copied here.
+    """
+    with torch.inference_mode(False):
+        copy: Value = _copied(value)
+        return copy
+
+
+def _copied(value: Any) -> Any:
+    if isinstance(value, Tensor):
+        return value.clone()
+    if isinstance(value, tuple):
+        parts = [_copied(part) for part in value]
+        return type(value)(*parts) if hasattr(value, "_fields") else tuple(parts)
+    return value
 
 
 class Stateful(nn.Module):

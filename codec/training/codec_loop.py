@@ -31,9 +31,11 @@ from codec.training.losses import (
     Spectral,
     SpectralLoss,
     balanced,
+    band_level_loss,
     discriminator_loss,
     feature_loss,
     generator_loss,
+    hop_modulation_loss,
     hop_periodicity_loss,
 )
 from codec.training.optimise import autocast_dtype, clip, finite, follow, left_out, schedule, to_blame, whole_batch
@@ -54,8 +56,9 @@ FREE = (  # what a resumed training may have changed: how it runs, and what keep
     "train.compile",
     "data.workers",
 )
+HOP_LOSSES = {"periodicity": hop_periodicity_loss, "level": band_level_loss, "modulation": hop_modulation_loss}
 # losses of the decoded audio; the others are of latents
-AUDIBLE = (*Spectral._fields, "periodicity", "adversarial", "features")
+AUDIBLE = (*Spectral._fields, *HOP_LOSSES, "adversarial", "features")
 
 
 @dataclass
@@ -112,9 +115,8 @@ def train_step(players: Players, spectral: SpectralLoss, audio: Audio, step: int
             decoded, latents, quantized = players.joint_model(rows, books)
         heard = decoded.detach().requires_grad_()  # what the losses ask of the audio is handed to the model in one pass
         losses: dict[str, Tensor] = spectral(heard, rows, half=step % 2)._asdict()
-        losses["periodicity"] = hop_periodicity_loss(
-            heard, rows, sample_rate=recipe.model.sample_rate, hop=recipe.model.hop
-        )
+        for name, of_hops in HOP_LOSSES.items():
+            losses[name] = of_hops(heard, rows, sample_rate=recipe.model.sample_rate, hop=recipe.model.hop)
         losses["idempotence"] = idempotence(latents, known, known_mean) / power
         losses["commitment"] = quantized.commitment / power / recipe.model.books
         losses["codebook"] = quantized.codebook / power / recipe.model.books
@@ -414,7 +416,7 @@ def begin(players: Players, crops: Crops, recipe: Recipe) -> int:
     Raises ConfigError: the model to start from is another.
     """
     if recipe.train.start_from:
-        known = hub.load(recipe.train.start_from)
+        known = hub.load(recipe.train.start_from, "cpu")
         old, new = (config.model_dump() for config in (known.config, recipe.model))
         changes = [
             f"{key} ({old.get(key)}, not {new[key]})" for key in new if key != "search" and old.get(key) != new[key]

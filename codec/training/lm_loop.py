@@ -268,14 +268,14 @@ def material(data: Path, codec: str | Path | None) -> tuple[TokenStore, Codec]:
         ) from error
     if codec is None:
         try:
-            made_by = hub.load(store.model_name)
+            made_by = hub.load(store.model_name, "cpu")
         except UnknownModel as error:
             raise UnknownModel(
                 f"{data} was made by the codec {store.model_name}, and there is none of that name here: pass --codec, "
                 "its file or its run's folder"
             ) from error
     else:
-        made_by = hub.load(codec)
+        made_by = hub.load(codec, "cpu")
     store.check(made_by)
     return store, made_by
 

@@ -166,20 +166,75 @@ def hop_periodicity_loss(decoded: Audio, audio: Audio, *, sample_rate: int, hop:
     size = 1 << (part + 2 * hop - 1).bit_length()  # zeros behind, so that the end does not meet the beginning
     power = torch.view_as_real(torch.fft.rfft(parts, size)).square().sum(dim=-1)  # [2 batch, parts, bins]
     frequency = torch.arange(size // 2 + 1, device=both.device) * (sample_rate / size)
-    edges = torch.tensor(PERIODICITY_EDGES, device=both.device)
-    edges = edges[edges <= 0.46 * sample_rate]
-    if len(edges) < 2:
+    bands = bands_of(frequency, PERIODICITY_EDGES, sample_rate)
+    if bands.numel() == 0:
         return both.new_zeros(())
-    bands = ((frequency[:, None] >= edges[:-1]) & (frequency[:, None] < edges[1:])).float()
     lags = torch.cos(2 * math.pi * hop / sample_rate * frequency[:, None] * torch.tensor([0, 1, 2], device=both.device))
     weights = (bands[:, :, None] * lags[:, None]).flatten(1)  # [bins, bands * lags]
-    energy, *products = (power @ weights).unflatten(-1, (-1, 3)).unbind(-1)
+    energy, *products = (power @ weights).view(*power.shape[:2], -1, 3).unbind(-1)
     floor = 1e-4 * energy.sum(dim=-1, keepdim=True) + 1e-3
     excess = torch.zeros_like(energy.chunk(2)[0])
     for product in products:
         ours, theirs = (product / (energy + floor)).chunk(2)
         excess = excess + (ours - theirs.clamp(min=0) - 0.1).relu()
     return excess.mean() / len(products)
+
+
+LEVEL_EDGES = (50, 200, 400, 700, 1100, 1600, 2300, 3200, 4300, 5800, 7800, 11000)
+"""Bands in Hz of `band_level_loss`."""
+
+
+def band_level_loss(decoded: Audio, audio: Audio, *, sample_rate: int, hop: int) -> Tensor:
+    """Mean |ln of the ratio of energies| of [batch, 1, time] signals in every band and part of twelve hops.
+
+    Losses of the waveform are least for a signal that is softer wherever it is uncertain, so each generation of coding
+    would lose level; this loss asks for the right energy.
+    """
+    part = min(12 * hop, audio.shape[-1])
+    parts = torch.cat([decoded, audio])[:, 0].float().unfold(-1, part, part)  # [2 batch, parts, time]
+    power = torch.view_as_real(torch.fft.rfft(parts)).square().sum(dim=-1) / part
+    frequency = torch.arange(power.shape[-1], device=power.device) * (sample_rate / part)
+    energy = power @ bands_of(frequency, LEVEL_EDGES, sample_rate)  # [2 batch, parts, bands]
+    total = energy.chunk(2)[1].sum(dim=-1, keepdim=True)
+    floor = (1e-5 * total + 1e-5).repeat(2, 1, 1)
+    ours, theirs = (energy + floor).log().chunk(2)
+    return (ours - theirs).abs().mean() if ours.numel() else ours.new_zeros(())
+
+
+MODULATION_EDGES = (100, 1000, 3000, 6000, 11000)
+"""Bands in Hz of `hop_modulation_loss`."""
+MODULATION_PLACES = 4  # in a hop
+
+
+def hop_modulation_loss(decoded: Audio, audio: Audio, *, sample_rate: int, hop: int) -> Tensor:
+    """How differently the energy of [batch, 1, time] signals is spread over the places within a hop.
+
+    A decoder may put its waveform in one half of every frame and its noise in the other, which is heard as roughness at
+    the frame rate. For each band and quarter of a hop, the share of the hop's energy is averaged over all hops of an
+    item; the mean square difference from the reference's.
+    """
+    both = torch.cat([decoded, audio])[:, 0].float()
+    length = hop // 2
+    starts = [round(place * hop / MODULATION_PLACES) for place in range(MODULATION_PLACES)]
+    if both.shape[-1] < starts[-1] + length:
+        return both.new_zeros(())
+    hops = (both.shape[-1] - starts[-1] - length) // hop + 1
+    frames = torch.stack([both[:, start:].unfold(-1, length, hop)[:, :hops] for start in starts], dim=2)
+    window = torch.hann_window(length, device=both.device)
+    power = torch.view_as_real(torch.fft.rfft(frames * window)).square().sum(dim=-1) / length
+    frequency = torch.arange(power.shape[-1], device=both.device) * (sample_rate / length)
+    energy = power @ bands_of(frequency, MODULATION_EDGES, sample_rate)  # [2 batch, hops, places, bands]
+    mean = energy.mean(dim=2, keepdim=True)
+    floor = 1e-4 * mean.chunk(2)[1].mean(dim=(1, 3), keepdim=True) + 1e-8
+    share = (energy / (mean + floor.repeat(2, 1, 1, 1))).mean(dim=1)  # [2 batch, places, bands]
+    ours, theirs = share.chunk(2)
+    return (ours - theirs).square().mean() if ours.numel() else ours.new_zeros(())
+
+
+def bands_of(frequency: Tensor, edges: Sequence[int], sample_rate: int) -> Tensor:
+    """1 where a frequency [bins] in Hz lies in a band, [bins, bands]; bands beyond 0.46 of the rate are left out."""
+    limits = torch.tensor([edge for edge in edges if edge <= 0.46 * sample_rate], device=frequency.device)
+    return ((frequency[:, None] >= limits[:-1]) & (frequency[:, None] < limits[1:])).float()
 
 
 def over_time(disturbance: Tensor) -> Tensor:

@@ -146,8 +146,8 @@ def plan(recipe: Recipe, *, data: Path | None = None, device: str | None = None)
 def receptive_field(config: CausalConfig) -> tuple[int, int]:
     """(encoder, decoder): hops of audio that a latent frame knows of; latent frames that a sample of audio knows of.
 
-    A block adds kernel - 1 frames to one. A frame is two hops long, so n frames reach over n + 1 hops, and a hop lies in
-    two frames; at twice the rate frames, and what a block adds, are half as long.
+    A block adds kernel - 1 frames to one. A frame is two hops long, so n frames reach over n + 1 hops, and a hop lies
+    in two frames; at twice the rate frames, and what a block adds, are half as long.
     """
     more = config.kernel - 1
     encoder, decoder = config.encoder_blocks * more + 1, config.decoder_blocks * more + 1

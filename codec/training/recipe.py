@@ -81,8 +81,13 @@ class LossConfig(Config):
     noise: Weight = 3.0
     loudness: Weight = 1.5
     envelope: Weight = 4.0
-    periodicity: Weight = 3.0
-    idempotence: Weight = 1.0
+    periodicity: Weight = 20.0
+    """Of what repeats itself every hop, beyond what the reference does."""
+    level: Weight = 1.0
+    """Of the energy of every band."""
+    modulation: Weight = 10.0
+    """Of how the energy is spread over the places within a hop."""
+    idempotence: Weight = 2.0
     """Distance of a re-encoded crop's latents from the entries it was decoded from; see train.reencoded."""
     commitment: Weight = 4.0
     codebook: Weight = 1.0
@@ -155,7 +160,7 @@ class TrainConfig(RunConfig):
     """Run the networks through torch.compile."""
     quantizer_dropout: Share = 0.5
     """Share of the items that train with a random number of books."""
-    reencoded: Share = 0.1
+    reencoded: Share = 0.15
     """Share of the crops that are coded and decoded once to four times first, so that generations stay alike."""
 
     @model_validator(mode="after")

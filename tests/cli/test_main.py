@@ -21,6 +21,8 @@ OPTIONS = {
     "evaluate": (
         "--data --model -m --books --speech --visqol --dnsmos --bands --baseline --rows --json --device --jobs -j"
     ),
+    "prepare": "name folder --accept-license --no-download --parts",
+    "recipes": "name",
     "tokenize": "source --out --model -m --books --device --jobs -j --engine --force -f",
     "train": "recipe --data --out --set --resume --steps --device --dry-run --codec --overfit-batch",
     "evaluate-lm": "lm --data --samples --seed --guidance --temperature --classifier --codec --out --device",

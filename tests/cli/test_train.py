@@ -49,6 +49,19 @@ def test_the_recipe_may_name_the_data(cli: Cli, recipe: Path, calls: list[Any]) 
     assert [options["data"] for _, options in calls] == [Path("sounds"), Path("others")]
 
 
+def test_shipped_recipes_by_name(cli: Cli, calls: list[Any], lm_calls: list[Any]) -> None:
+    Path("general").write_text("of the user")
+    assert cli("train", "general", "--data", "sounds").code == 0
+    ((loaded, options),) = calls
+    assert (loaded.name, options["out"]) == ("general-24k", Path("runs/general-24k"))
+    assert cli("train", "digits/lm", "--data", "tokens").code == 0
+    assert lm_calls[0][0].name == "digits-8k-lm"
+    result = cli("train", "./general", "--data", "sounds")
+    assert (result.code, len(calls)) == (2, 1)
+    assert "general: not a readable TOML file" in result.err
+    assert "digits/lm names no data.store" in cli("train", "digits/lm").err
+
+
 def test_every_option(cli: Cli, recipe: Path, calls: list[Any]) -> None:
     arguments = ["--set", "model.books=2", "--set", "name=day", "--out", "here", "--resume", "--steps", "9"]
     arguments += ["--device", "cpu"]
@@ -70,6 +83,7 @@ def test_every_option(cli: Cli, recipe: Path, calls: list[Any]) -> None:
         (["small.toml", "--set", "books"], 2, "KEY=VALUE"),
         (["small.toml", "--steps", "20001"], 2, "past the end of the schedule, train.steps = 20000: add --set"),
         (["none.toml"], 3, "none.toml"),
+        (["genral"], 2, "unknown recipe genral; did you mean general?"),
     ],
 )
 def test_wrong_recipes(cli: Cli, recipe: Path, calls: list[Any], arguments: list[str], code: int, says: str) -> None:

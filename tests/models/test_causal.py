@@ -44,6 +44,7 @@ def lively_model(config: CausalConfig = CONFIG) -> CausalCodec:
         model = CausalCodec(config).eval()
     for number, parameter in enumerate(model.parameters()):
         nn.init.normal_(parameter, std=0.3, generator=torch.Generator().manual_seed(number))
+    model.limit = math.inf  # it is loud
     return model
 
 
@@ -218,6 +219,16 @@ def test_the_state_stays_small() -> None:
     assert sizes[0] == sizes[1]
 
 
+def test_nothing_comes_out_far_beyond_full_scale() -> None:
+    model, raw = lively_model(), MODEL.decode(CODES)
+    del model.limit  # the class's own
+    assert raw.abs().max() > 1.1
+    for grad in (False, True):
+        audio = model.decode(CODES, grad=grad).detach()
+        assert_same(audio, raw.clamp(-1.05, 1.05))
+        assert 20 * math.log10(float(audio.abs().max())) < 0.5
+
+
 # lengths and batches
 
 
@@ -371,6 +382,22 @@ def test_fit_finds_the_principal_components() -> None:
     np.testing.assert_allclose(
         power.detach().numpy(), strengths[: CONFIG.dim] ** 2 / len(companded) / scale**2, rtol=1e-2
     )
+
+
+def test_fit_on_steady_tones_alone() -> None:
+    """Where every frame is a mode there is nothing to learn, and nothing breaks."""
+    torch.manual_seed(0)
+    model = CausalCodec(MODAL.config).eval()
+    audio = 0.5 * torch.sin(2 * math.pi * 330 * torch.arange(40 * HOP) / RATE)[None, None]
+    model.fit(audio)
+    assert all(tensor.isfinite().all() for tensor in model.state_dict().values())
+    assert snr(model.decode(model.encode(audio), length=40 * HOP), audio) > 3
+
+
+@pytest.mark.parametrize("level", [0.0, 1e-7])
+def test_there_is_no_fit_to_silence(level: float) -> None:
+    with pytest.raises(UsageError, match="silent: there is nothing to fit"):
+        tiny_model().fit(level * AUDIO)
 
 
 # training

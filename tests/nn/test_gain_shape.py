@@ -43,7 +43,8 @@ def places(hertz: NDArray[np.float64], bands: int, rate: int) -> NDArray[np.floa
     """Where frequencies lie between the bands' middles, 0 to bands - 1."""
     mel = 2595 * np.log10(1 + hertz / FAR)
     whole = 2595 * np.log10(1 + rate / 2 / FAR)
-    return np.clip(mel / whole * bands - 0.5, 0, bands - 1)
+    place: NDArray[np.float64] = np.clip(mel / whole * bands - 0.5, 0, bands - 1)
+    return place
 
 
 @pytest.mark.parametrize(("bands", "rate"), [(1, 8000), (5, 8000), (20, 24000), (37, 44100)])
@@ -65,7 +66,8 @@ def envelope_of(hop: int = HOP, exponent: float = 0.25) -> Envelope:
 def weights_of(hop: int) -> NDArray[np.float64]:
     """[bands, hop]: how much each bin counts in each band."""
     middles = (np.arange(hop) + 0.5) * RATE / (2 * hop)
-    return np.maximum(0, 1 - np.abs(places(middles, BANDS, RATE) - np.arange(BANDS)[:, None]))
+    weights: NDArray[np.float64] = np.maximum(0, 1 - np.abs(places(middles, BANDS, RATE) - np.arange(BANDS)[:, None]))
+    return weights
 
 
 @pytest.mark.parametrize("decibels", [0, -40, -80, -100])
@@ -125,7 +127,7 @@ def test_the_level_of_a_flat_spectrum_is_its_size() -> None:
 
 # modes
 
-LARGE = Modes(hop=480, num_codebooks=11, codebook_size=1024, steps=63)
+LARGE = Modes(hop=480, sample_rate=24000, num_codebooks=11, codebook_size=1024, steps=63)
 """As of the default model."""
 
 
@@ -244,7 +246,7 @@ def test_what_pursuit_leaves_is_what_decoding_lacks(seed: int) -> None:
 @pytest.mark.parametrize(("hop", "size", "steps"), [(40, 80, 16), (40, 100, 16), (40, 30, 7), (80, 20, 1)])
 def test_every_code_decodes(hop: int, size: int, steps: int) -> None:
     """Places beyond the table too, which a file may have."""
-    modes = Modes(hop=hop, num_codebooks=3, codebook_size=size, steps=steps)
+    modes = Modes(hop=hop, sample_rate=24000, num_codebooks=3, codebook_size=size, steps=steps)
     assert len(modes) == modes.tones + modes.clicks == len(modes.gains) == steps
     assert (modes.clicks > 0) == (size >= 2 * hop)
     for mode in range(steps):

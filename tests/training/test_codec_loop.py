@@ -113,7 +113,7 @@ def test_a_few_steps_lower_the_loss(spectral: SpectralLoss) -> None:
 
 
 def test_the_losses_go_by_name(spectral: SpectralLoss) -> None:
-    alone = {*Spectral._fields, "periodicity", "idempotence", "commitment", "codebook"}
+    alone = {*Spectral._fields, "periodicity", "level", "modulation", "idempotence", "commitment", "codebook"}
     alone |= {"gradient/model", "rate/model", "usage"}
     assert set(stepped(small_recipe(), spectral)[1]) == alone
     both = alone | {"discriminator", "adversarial", "features", "gradient/discriminators", "rate/discriminators"}
@@ -125,6 +125,8 @@ def test_the_losses_go_by_name(spectral: SpectralLoss) -> None:
         "latents",
         *Spectral._fields,
         "periodicity",
+        "level",
+        "modulation",
         "adversarial",
         "features",
     }

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from codec import hub
@@ -260,6 +261,31 @@ def test_soft_targets_and_stochastic_codes(soft: float | None, stochastic: float
                 left = left - vectors[book, code]
     if stochastic is not None:
         assert not taken.equal(codes[:, :2])
+
+
+def test_codes_of_the_first_book_without_a_vector_stay_with_their_frames() -> None:
+    """Modes and silence of `codec.nn.gain_shape`: they are never drawn, and the rest is as if they were not there."""
+    rng = torch.Generator().manual_seed(0)
+    vectors = torch.randn(3, 6, 4, generator=rng)
+    vectors[0, 4:] = 0
+    codes = torch.randint(6, (8, 3, 50), generator=rng)
+    draws = torch.rand(8, 3, 50, generator=rng)
+    draws[0, 0] = 1 - 2**-24  # the last that can be
+    taken, targets = soften(codes, vectors, 3, soft=0.5, stochastic=0.5, draws=draws)
+    assert targets is not None
+    mode = codes[:, 0] >= 4
+    for book in range(3):
+        assert taken[:, book][mode].equal(codes[:, book][mode])
+        assert targets[:, book][mode].equal(F.one_hot(codes[:, book][mode], 6).float())
+        assert not taken[:, book][~mode].equal(codes[:, book][~mode])
+    assert (taken[:, 0][~mode] < 4).all()
+    assert (targets[:, 0][~mode][:, 4:] == 0).all()
+    with_room = [vectors[0, :4], *vectors[1:]]
+    left = sum(vectors[book][codes[:, book]] for book in range(3))
+    distances = (left[:, :, None] - with_room[0]).square().sum(dim=-1)
+    unit = torch.pdist(with_room[0]).square().mean()
+    expected = (-distances / (0.5 * unit)).softmax(dim=-1)
+    torch.testing.assert_close(targets[:, 0, ..., :4][~mode], expected[~mode], rtol=1e-4, atol=1e-5)
 
 
 def test_cold_codes_are_those_that_are_stored_or_nearer() -> None:

@@ -1,5 +1,8 @@
 """training/losses.py: the spectral distances against the measures of metrics.py, the adversarial ones by hand."""
 
+import math
+from collections.abc import Callable
+
 import librosa
 import numpy as np
 import pytest
@@ -14,9 +17,11 @@ from codec.training.losses import (
     Averages,
     SpectralLoss,
     balanced,
+    band_level_loss,
     discriminator_loss,
     feature_loss,
     generator_loss,
+    hop_modulation_loss,
     hop_periodicity_loss,
 )
 from tests.training.small import batch
@@ -273,6 +278,51 @@ def test_a_step_down_the_gradient_repeats_less() -> None:
 
 def test_repetition_is_not_asked_of_rates_below_its_bands() -> None:
     assert periodicity(buzzing(rustle(0)), rustle(0), rate=1000) == 0
+
+
+# level and modulation
+
+
+@pytest.mark.parametrize("decibels", [-6.0, -1.0, 3.0])
+def test_the_level_loss_is_the_ratio_of_energies(decibels: float) -> None:
+    audio, gain = rustle(0), 10 ** (decibels / 20)
+    level = float(band_level_loss(gain * audio, audio, sample_rate=8000, hop=HOP))
+    assert level == pytest.approx(abs(math.log(gain**2)), rel=0.01)
+    faint = float(band_level_loss(0.1 * gain * audio, 0.1 * audio, sample_rate=8000, hop=HOP))
+    assert faint == pytest.approx(level, rel=0.05)
+
+
+def test_other_noise_of_the_same_level_costs_little() -> None:
+    assert band_level_loss(rustle(1), rustle(0), sample_rate=8000, hop=HOP) < 0.3
+    assert band_level_loss(rustle(0), rustle(0), sample_rate=8000, hop=HOP) == 0
+
+
+def test_the_modulation_loss_knows_its_depth() -> None:
+    """Energy (1 + m cos)^2 in four places of a hop: their mean square difference from 1 is 2 m^2 for small m."""
+    time = torch.arange(12_000)
+    audio, other = rustle(0, items=8), rustle(1, items=8)
+    without = float(hop_modulation_loss(other, audio, sample_rate=8000, hop=HOP))
+    for depth in (0.2, 0.4):
+        rough = other * (1 + depth * torch.cos(2 * math.pi * time / HOP))
+        found = float(hop_modulation_loss(rough, audio, sample_rate=8000, hop=HOP)) - without
+        # half a hop's window smooths a cosine of one hop's period by 0.85 (Hann), 0.72 of its square
+        assert found == pytest.approx(2 * depth**2 * 0.72, rel=0.3)
+        assert float(hop_modulation_loss(rough, rough, sample_rate=8000, hop=HOP)) == 0
+
+
+@pytest.mark.parametrize("loss", [band_level_loss, hop_modulation_loss])
+@pytest.mark.parametrize("time", [50, 500, 12 * HOP, 24 * HOP + 1])
+def test_both_are_means_of_items_with_finite_gradients(loss: Callable[..., Tensor], time: int) -> None:
+    audio = rustle(0, time=time, items=3)
+    decoded = torch.cat([rustle(1, time=time, items=2), torch.zeros(1, 1, time)]).requires_grad_()
+    value = loss(decoded, audio, sample_rate=8000, hop=HOP)
+    alone = [loss(d[None], a[None], sample_rate=8000, hop=HOP).item() for d, a in zip(decoded, audio, strict=True)]
+    assert value.item() == pytest.approx(np.mean(alone), rel=1e-4, abs=1e-7)
+    for reference in (audio, torch.zeros_like(audio)):
+        value = loss(decoded, reference, sample_rate=8000, hop=HOP)
+        if value.requires_grad:  # a signal of less than a hop has no places within one
+            (gradient,) = torch.autograd.grad(value, decoded)
+            assert gradient.isfinite().all()
 
 
 REAL = [torch.tensor([[2.0, 0.5]]), torch.tensor([[-1.0, 1.0, 0.0]])]

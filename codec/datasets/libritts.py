@@ -1,16 +1,16 @@
-"""LibriTTS: PART/SPEAKER/CHAPTER/*.wav and what is said in *.trans.tsv of each chapter, 24 kHz."""
+"""LibriTTS: PART/SPEAKER/CHAPTER/*.wav with transcripts in *.trans.tsv of each chapter, 24 kHz."""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from codec.corpus import Clip
-from codec.training.prepare import Archive, Dataset, Licence, run
+from codec.datasets.base import Archive, Dataset, License
 
-LICENCE = Licence(
+LICENSE = License(
     name="CC BY 4.0",
     url="https://www.openslr.org/60/",
     allows="copying and changing for any purpose, also for money",
-    demands="naming the authors and saying what was changed",
+    requires="naming the authors and saying what was changed",
     attribution="Heiga Zen and others, Google: LibriTTS, 2019, from LibriVox recordings",
 )
 KNOWN = {
@@ -46,14 +46,18 @@ def layout(folder: Path, parts: Sequence[str]) -> Iterator[Clip]:
 
 
 def transcripts(chapter: Path) -> dict[str, str]:
-    """Name of a file -> what is said in it, numbers and abbreviations written out."""
+    """Name of a file -> its transcript, numbers and abbreviations written out."""
     lines = [line for path in chapter.glob("[!.]*.trans.tsv") for line in path.read_text("utf-8").splitlines()]
     return {name: normalised for name, _, normalised in (line.split("\t") for line in lines)}
 
 
 DATASET = Dataset(
-    "libritts", "LibriTTS", LICENCE, layout, PARTS, default=("train-clean-100", "dev-clean", "test-clean")
+    name="libritts",
+    title="LibriTTS",
+    hours="71 of 586",
+    download="10.2 of 84 GB",
+    license=LICENSE,
+    layout=layout,
+    parts=PARTS,
+    default=("train-clean-100", "dev-clean", "test-clean"),
 )
-
-if __name__ == "__main__":
-    run(DATASET)

@@ -4,13 +4,13 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from codec.corpus import Clip
-from codec.training.prepare import Archive, Dataset, Licence, run
+from codec.datasets.base import Archive, Dataset, License
 
-LICENCE = Licence(
+LICENSE = License(
     name="for education and research",
     url="https://zenodo.org/records/3338373",
-    allows="education and research that are not for money; the tracks have several licences, see the page",
-    demands="naming the authors, and no other use",
+    allows="education and research that are not for money; the tracks have several licenses, see the page",
+    requires="naming the authors, and no other use",
     attribution="Zafar Rafii, Antoine Liutkus and others: MUSDB18-HQ, 2019, doi:10.5281/zenodo.3338373",
 )
 ARCHIVE = Archive(
@@ -51,7 +51,13 @@ def layout(folder: Path, parts: Sequence[str]) -> Iterator[Clip]:
                     yield Clip(path, path.name, set=path.stem, split=name, label=path.stem)
 
 
-DATASET = Dataset("musdb18hq", "MUSDB18-HQ", LICENCE, layout, dict.fromkeys(PARTS, ARCHIVE), default=("mixture",))
-
-if __name__ == "__main__":
-    run(DATASET)
+DATASET = Dataset(
+    name="musdb18hq",
+    title="MUSDB18-HQ",
+    hours="10 of 50",
+    download="22.7 GB",
+    license=LICENSE,
+    layout=layout,
+    parts=dict.fromkeys(PARTS, ARCHIVE),
+    default=("mixture",),
+)

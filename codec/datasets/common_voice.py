@@ -1,17 +1,17 @@
-"""Common Voice: RELEASE/LANGUAGE/clips/*.mp3 and what is said in them in train.tsv, dev.tsv and test.tsv."""
+"""Common Voice: RELEASE/LANGUAGE/clips/*.mp3 and their transcripts in train.tsv, dev.tsv and test.tsv."""
 
 import csv
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from codec.corpus import Clip
-from codec.training.prepare import Dataset, Licence, run
+from codec.datasets.base import Dataset, License
 
-LICENCE = Licence(
+LICENSE = License(
     name="CC0 1.0",
     url="https://creativecommons.org/publicdomain/zero/1.0/",
     allows="everything",
-    demands="by the terms of the download, no attempt to find out who the speakers are",
+    requires="by the terms of the download, no attempt to find out who the speakers are",
     attribution="Mozilla Common Voice and its speakers",
 )
 SPLITS = {"train": "train", "dev": "valid", "test": "test"}
@@ -32,14 +32,13 @@ def layout(folder: Path, parts: Sequence[str]) -> Iterator[Clip]:
 
 
 DATASET = Dataset(
-    "common_voice",
-    "Common Voice",
-    LICENCE,
-    layout,
+    name="common_voice",
+    title="Common Voice",
+    hours="42 593",
+    download="by hand",
+    license=LICENSE,
+    layout=layout,
     packed="*.tar.gz",
     by_hand="get the archive of a language (Scripted Speech) with an account at https://mozilladatacollective.com, put "
-    "it into DIR, and run this again",
+    "it into DIR, and run the same command",
 )
-
-if __name__ == "__main__":
-    run(DATASET)

@@ -1,17 +1,17 @@
-"""LJ Speech 1.1: wavs/LJ001-0001.wav and what is said in metadata.csv, 22.05 kHz, one speaker."""
+"""LJ Speech 1.1: wavs/LJ001-0001.wav and its transcript in metadata.csv, 22.05 kHz, one speaker."""
 
 import csv
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from codec.corpus import Clip
-from codec.training.prepare import Archive, Dataset, Licence, by_hash, run
+from codec.datasets.base import Archive, Dataset, License, by_hash
 
-LICENCE = Licence(
+LICENSE = License(
     name="public domain",
     url="https://keithito.com/LJ-Speech-Dataset/",
     allows="everything",
-    demands="nothing",
+    requires="nothing",
     attribution="Linda Johnson, LibriVox; Keith Ito, The LJ Speech Dataset, 2017",
 )
 ARCHIVE = Archive(
@@ -32,7 +32,12 @@ def layout(folder: Path, parts: Sequence[str]) -> Iterator[Clip]:
             yield Clip(path, name, set="ljspeech", split=split, speaker="LJ", transcript=spoken)
 
 
-DATASET = Dataset("ljspeech", "LJ Speech 1.1", LICENCE, layout, {"speech": ARCHIVE})
-
-if __name__ == "__main__":
-    run(DATASET)
+DATASET = Dataset(
+    name="ljspeech",
+    title="LJ Speech 1.1",
+    hours="24",
+    download="2.7 GB",
+    license=LICENSE,
+    layout=layout,
+    parts={"speech": ARCHIVE},
+)

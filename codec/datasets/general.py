@@ -4,8 +4,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from codec.corpus import MANIFEST, Clip, clips
+from codec.datasets.base import Dataset
 from codec.errors import UsageError
-from codec.training.prepare import Dataset, run
 
 
 def layout(folder: Path, parts: Sequence[str]) -> Iterator[Clip]:
@@ -15,11 +15,15 @@ def layout(folder: Path, parts: Sequence[str]) -> Iterator[Clip]:
         UsageError: there is a manifest already, which may say more than looking through the folder would find.
     """
     if (folder / MANIFEST).exists():
-        raise UsageError(f"{folder / MANIFEST} is there already: train with it, or remove it to have one made anew")
+        raise UsageError(f"{folder / MANIFEST} exists already: train with it, or remove it to have another one made")
     yield from clips(folder)
 
 
-DATASET = Dataset("general", "a folder of audio", None, layout)
-
-if __name__ == "__main__":
-    run(DATASET)
+DATASET = Dataset(
+    name="general",
+    title="a folder of audio",
+    hours="yours",
+    download="none",
+    license=None,
+    layout=layout,
+)

@@ -5,18 +5,19 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from codec.corpus import Clip
-from codec.training.prepare import Archive, Dataset, Licence, run
+from codec.datasets.base import Archive, Dataset, License
 
-LICENCE = Licence(
+LICENSE = License(
     name="CC BY-NC-SA 4.0",
     url="https://creativecommons.org/licenses/by-nc-sa/4.0/",
     allows="copying and changing, but not for money",
-    demands="naming the authors, and the same licence for whatever is made of the recordings",
+    requires="naming the authors, and the same license for whatever is made of the recordings",
     attribution="Curtis Hawthorne and others, Google: MAESTRO, 2019, with the International Piano-e-Competition",
 )
 ARCHIVE = Archive(
     "https://storage.googleapis.com/magentadata/datasets/maestro/v3.0.0/maestro-v3.0.0.zip",
     holds="maestro-v3.0.0",
+    size_limit=150_000_000_000,
     sha256="6680fea5be2339ea15091a249fbd70e49551246ddbd5ca50f1b2352c08c95291",
 )
 SPLITS = {"train": "train", "validation": "valid", "test": "test"}
@@ -31,7 +32,12 @@ def layout(folder: Path, parts: Sequence[str]) -> Iterator[Clip]:
             yield Clip(path, path.name, set="maestro", split=SPLITS[row["split"]], label=row["canonical_composer"])
 
 
-DATASET = Dataset("maestro", "MAESTRO 3.0.0", LICENCE, layout, {"piano": ARCHIVE})
-
-if __name__ == "__main__":
-    run(DATASET)
+DATASET = Dataset(
+    name="maestro",
+    title="MAESTRO 3.0.0",
+    hours="199",
+    download="101 GB",
+    license=LICENSE,
+    layout=layout,
+    parts={"piano": ARCHIVE},
+)

@@ -5,19 +5,20 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from codec.corpus import Clip
-from codec.training.prepare import Archive, Dataset, Licence, run
+from codec.datasets.base import Archive, Dataset, License
 
-LICENCE = Licence(
-    name="CC BY-NC 3.0; its subset ESC-10 CC BY 3.0",
+LICENSE = License(
+    name="CC BY-NC 3.0; ESC-10 CC BY 3.0",
     url="https://github.com/karolpiczak/ESC-50#license",
     allows="copying and changing, but not for money; the part esc10 also for money",
-    demands="naming the authors of the recordings, who are listed in its file LICENSE",
+    requires="naming the authors of the recordings, who are listed in its file LICENSE",
     attribution="Karol J. Piczak, ESC, 2015, doi:10.1145/2733373.2806390, and the authors at freesound.org",
 )
 ARCHIVE = Archive(
     "https://github.com/karolpiczak/ESC-50/archive/master.zip",
     holds="ESC-50-master",
     saved_as="ESC-50-master.zip",
+    size_limit=2_000_000_000,
     unchecked="it is a branch of a repository, which may change",
 )
 SPLITS = {"1": "train", "2": "train", "3": "train", "4": "valid", "5": "test"}
@@ -34,7 +35,12 @@ def layout(folder: Path, parts: Sequence[str]) -> Iterator[Clip]:
                 yield Clip(path, path.name, set=part, split=SPLITS[row["fold"]], label=row["category"])
 
 
-DATASET = Dataset("esc50", "ESC-50", LICENCE, layout, {"esc10": ARCHIVE, "others": ARCHIVE})
-
-if __name__ == "__main__":
-    run(DATASET)
+DATASET = Dataset(
+    name="esc50",
+    title="ESC-50",
+    hours="2.8",
+    download="600 MB",
+    license=LICENSE,
+    layout=layout,
+    parts={"esc10": ARCHIVE, "others": ARCHIVE},
+)

@@ -4,13 +4,13 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from codec.corpus import Clip
-from codec.training.prepare import Archive, Dataset, Licence, run
+from codec.datasets.base import Archive, Dataset, License
 
-LICENCE = Licence(
+LICENSE = License(
     name="CC BY 4.0",
     url="https://creativecommons.org/licenses/by/4.0/",
     allows="copying and changing for any purpose, also for money",
-    demands="naming the authors and saying what was changed",
+    requires="naming the authors and saying what was changed",
     attribution="Pete Warden, Google: Speech Commands, 2018, arXiv:1804.03209",
 )
 ARCHIVE = Archive(
@@ -43,13 +43,12 @@ def layout(folder: Path, parts: Sequence[str]) -> Iterator[Clip]:
 
 
 DATASET = Dataset(
-    "speech_commands",
-    "Speech Commands 0.02",
-    LICENCE,
-    layout,
-    {"digits": ARCHIVE, "words": ARCHIVE},
+    name="speech_commands",
+    title="Speech Commands 0.02",
+    hours="11 of 29",
+    download="2.4 GB",
+    license=LICENSE,
+    layout=layout,
+    parts={"digits": ARCHIVE, "words": ARCHIVE},
     default=("digits",),
 )
-
-if __name__ == "__main__":
-    run(DATASET)

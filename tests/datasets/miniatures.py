@@ -4,12 +4,20 @@ Each function fills a folder as unpacking the dataset would and gives the rows i
 """
 
 import csv
+import io
+import json
 import tarfile
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
+from rich.console import Console
+
 from codec.audio import write_audio
+from codec.corpus import MANIFEST
+from codec.datasets.base import Dataset
+from codec.datasets.prepare import prepare
 from tests.training.small import tones
 
 SECONDS = 0.3
@@ -80,7 +88,7 @@ def speech_commands(folder: Path) -> Rows:
 
 
 def ljspeech(folder: Path) -> Rows:
-    """Of its page: metadata.csv has id|text|normalised text without quoting; wavs/id.wav."""
+    """Of its page: metadata.csv has id|text|normalized text without quoting; wavs/id.wav."""
     rows: Rows = {}
     lines = []
     for name, split in (
@@ -281,3 +289,18 @@ def pack(source: Path, target: Path, prefix: str) -> None:
     else:
         with tarfile.open(target, f"w:{target.suffix[1:]}") as tar:  # type: ignore[call-overload]
             tar.add(source, prefix)
+
+
+def manifest(folder: Path) -> Rows:
+    """The rows of a folder's manifest by path, without their lengths."""
+    rows = [json.loads(line) for line in (folder / MANIFEST).read_text("utf-8").splitlines()]
+    lengths = [row.pop("seconds") for row in rows]
+    assert lengths == pytest.approx([SECONDS] * len(rows), abs=0.15)  # MP3 adds silence
+    return {row.pop("path"): row for row in rows}
+
+
+def prepared(dataset: Dataset, folder: Path, *parts: str) -> Rows:
+    """The rows of the manifest that preparing what is in a folder makes."""
+    console = Console(file=io.StringIO())
+    prepare(dataset, folder, parts=parts or None, may_download=False, console=console)
+    return manifest(folder)

@@ -4,13 +4,13 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from codec.corpus import Clip
-from codec.training.prepare import Archive, Dataset, Licence, by_hash, run
+from codec.datasets.base import Archive, Dataset, License, by_hash
 
-LICENCE = Licence(
+LICENSE = License(
     name="CC BY 4.0",
     url="https://doi.org/10.7488/ds/2645",
     allows="copying and changing for any purpose, also for money",
-    demands="naming the authors and saying what was changed",
+    requires="naming the authors and saying what was changed",
     attribution="Junichi Yamagishi, Christophe Veaux, Kirsten MacDonald: CSTR VCTK Corpus 0.92, 2019",
 )
 ARCHIVE = Archive(
@@ -39,7 +39,13 @@ def layout(folder: Path, parts: Sequence[str]) -> Iterator[Clip]:
                 yield Clip(path, path.name, set=part, split=split, speaker=speaker.name, transcript=spoken)
 
 
-DATASET = Dataset("vctk", "VCTK 0.92", LICENCE, layout, {"mic1": ARCHIVE, "mic2": ARCHIVE}, default=("mic2",))
-
-if __name__ == "__main__":
-    run(DATASET)
+DATASET = Dataset(
+    name="vctk",
+    title="VCTK 0.92",
+    hours="44 of 88",
+    download="11.7 GB",
+    license=LICENSE,
+    layout=layout,
+    parts={"mic1": ARCHIVE, "mic2": ARCHIVE},
+    default=("mic2",),
+)

@@ -1,16 +1,16 @@
-"""LibriSpeech: PART/SPEAKER/CHAPTER/*.flac and what is said in *.trans.txt of each chapter, 16 kHz."""
+"""LibriSpeech: PART/SPEAKER/CHAPTER/*.flac with transcripts in *.trans.txt of each chapter, 16 kHz."""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from codec.corpus import Clip
-from codec.training.prepare import Archive, Dataset, Licence, run
+from codec.datasets.base import Archive, Dataset, License
 
-LICENCE = Licence(
+LICENSE = License(
     name="CC BY 4.0",
     url="https://www.openslr.org/12/",
     allows="copying and changing for any purpose, also for money",
-    demands="naming the authors and saying what was changed",
+    requires="naming the authors and saying what was changed",
     attribution="Vassil Panayotov, Daniel Povey and others: LibriSpeech, 2015, from LibriVox recordings",
 )
 KNOWN = {
@@ -46,14 +46,18 @@ def layout(folder: Path, parts: Sequence[str]) -> Iterator[Clip]:
 
 
 def transcripts(chapter: Path) -> dict[str, str]:
-    """Name of a file -> what is said in it, in capitals without punctuation."""
+    """Name of a file -> its transcript, in capitals without punctuation."""
     lines = [line for path in chapter.glob("*.trans.txt") for line in path.read_text("utf-8").splitlines()]
     return dict(line.split(" ", 1) for line in lines)
 
 
 DATASET = Dataset(
-    "librispeech", "LibriSpeech", LICENCE, layout, PARTS, default=("train-clean-100", "dev-clean", "test-clean")
+    name="librispeech",
+    title="LibriSpeech",
+    hours="111 of 982",
+    download="7.1 of 61 GB",
+    license=LICENSE,
+    layout=layout,
+    parts=PARTS,
+    default=("train-clean-100", "dev-clean", "test-clean"),
 )
-
-if __name__ == "__main__":
-    run(DATASET)

@@ -1,0 +1,195 @@
+"""What the commands do, from Python, under their names and with their options: whole files, or bytes in memory.
+
+codec encode IN OUT       encode_file(IN, OUT)      a recording to a .codec file; compress(bytes) in memory
+codec decode IN OUT       decode_file(IN, OUT)      a .codec file to a recording; decompress(bytes) in memory
+codec evaluate --data D   evaluate(D)               what comes back, measured
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import soundfile
+
+from codec import audio, bitstream, files, hub
+from codec.errors import UsageError
+from codec.files import Model, Report
+
+if TYPE_CHECKING:
+    from codec.metrics import Evaluation
+
+Bytes = bytes | bytearray | memoryview
+
+
+def compress(
+    data: Bytes | np.ndarray[Any, Any],
+    *,
+    sample_rate: int | None = None,
+    model: Model = hub.DEFAULT,
+    bitrate: float | None = None,
+    books: int | None = None,
+    device: str = "auto",
+) -> bytes:
+    """The content of a .codec file, of that of an audio file in any format libsndfile reads (WAV, FLAC, MP3, Ogg, ...).
+
+    Or of an array [time] or [channels, time] in floating point, full scale 1, with its `sample_rate` in Hz. Any number
+    of channels and any rate: both are restored. `model`, `bitrate`, `books` and `device` as in `encode_file`.
+
+    Raises UsageError, UnsupportedAudio, UnknownModel.
+    """
+    file = io.BytesIO()
+    with audio.open_reader(_content(data, sample_rate)) as reader:
+        files.compress_into(reader, file, model=model, books=books, bitrate=bitrate, device=device)
+    return file.getvalue()
+
+
+def decompress(data: Bytes, *, model: Model | None = None, rate: int | None = None, device: str = "auto") -> bytes:
+    """The content of a WAV file of 16 bits, of that of a .codec file: its own channels, length and rate (or `rate` Hz).
+
+    `model` and `device` as in `decode_file`.
+
+    Raises UsageError, UnsupportedAudio, UnknownModel, WeightsMismatch, and DamagedFile, which says how many seconds
+    before the damage `decode_file` would restore.
+    """
+    if not isinstance(data, Bytes):
+        raise UsageError(f"data is {type(data).__name__}: give the bytes of a .codec file, or its path to decode_file")
+    with bitstream.open_reader(bytes(data)) as reader:
+        rate, time = files.restored_size(reader, rate)
+        codec = files.model_of(reader, model, device)
+        file = io.BytesIO()
+        with audio.AudioWriter(
+            file, "the WAV data", container="WAV", subtype="PCM_16", rate=rate, channels=reader.header.channels
+        ) as writer:
+            files.restore_into(reader, writer, codec=codec, rate=rate, time=time)
+    return file.getvalue()
+
+
+def encode_file(
+    source: str | Path,
+    output: str | Path | None = None,
+    *,
+    model: Model = hub.DEFAULT,
+    bitrate: float | None = None,
+    books: int | None = None,
+    device: str = "auto",
+    force: bool = False,
+) -> Report:
+    """Compress a recording to a .codec file, in memory that does not grow with its length; as `codec encode`.
+
+    `output` is a file or a folder, None stands for beside the source. `bitrate` asks for the most codebooks within so
+    many kbit/s per channel, `books` for that many; all if both are None. `model` is a name, a file, a training run's
+    folder or a model at hand; `device` is where one given by name runs, "auto" a GPU where there is one. `force`
+    replaces an output that exists.
+
+    Raises UsageError, InputNotFound, UnsupportedAudio, UnknownModel, StorageError.
+    """
+    return files.compress(
+        source,
+        files.target_of(source, output, ".codec"),
+        model=model,
+        books=books,
+        bitrate=bitrate,
+        force=force,
+        device=device,
+    )
+
+
+def decode_file(
+    source: str | Path,
+    output: str | Path | None = None,
+    *,
+    model: Model | None = None,
+    rate: int | None = None,
+    device: str = "auto",
+    force: bool = False,
+) -> Report:
+    """Restore a .codec file to a recording with its own channels, length and rate (or `rate` Hz); as `codec decode`.
+
+    The suffix of `output` chooses the format; None stands for a .wav file beside the source. The file names its model
+    where that is a shipped one: pass `model` otherwise. `device` and `force` as in `encode_file`.
+
+    Raises UsageError, InputNotFound, UnsupportedAudio, UnknownModel, WeightsMismatch, StorageError, and DamagedFile:
+    what was whole before the damage is in the output then.
+    """
+    return files.decompress(
+        source, files.target_of(source, output, ".wav"), model=model, rate=rate, force=force, device=device
+    )
+
+
+def evaluate(
+    data: str | Path,
+    *,
+    model: Model = hub.DEFAULT,
+    bitrate: float | None = None,
+    books: int | Sequence[int] | Literal["all"] | None = None,
+    speech: bool | None = None,
+    visqol: bool = False,
+    dnsmos: bool = False,
+    bands: bool = False,
+    baseline: str | None = None,
+    device: str = "auto",
+    jobs: int = 1,
+    progress: Callable[[int, int], None] | None = None,
+) -> Evaluation:
+    """Compress and restore the recordings of the folder `data`, and measure what comes back; as `codec evaluate`.
+
+    `books` is a number of codebooks to score, or several, or "all" from 1 to the model's; `bitrate` asks for the most
+    within so many kbit/s; the model's number if both are None. `baseline` names reference encoders with commas between:
+    "opus:6,original". The result prints as a table; `rows` and `as_json()` have everything. The other options, and what
+    is raised, as in `codec.metrics.evaluate`.
+    """
+    from codec.baselines import find_baselines
+    from codec.metrics import evaluate
+
+    loaded = files.cached_model(model, device)
+    if bitrate is not None:
+        if books is not None:
+            raise UsageError(f"books = {books} and {bitrate:g} kbit/s: ask for one of the two")
+        books = loaded.books_for(bitrate=bitrate)
+    if books == "all":
+        books = range(1, loaded.num_codebooks + 1)
+    elif isinstance(books, str):
+        raise UsageError(f'books = {books!r}: give a number, several as [1, 2, 4], or "all"')
+    return evaluate(
+        loaded,
+        Path(data),
+        books=[books] if isinstance(books, int) else books,
+        speech=speech,
+        bands=bands,
+        visqol=visqol,
+        dnsmos=dnsmos,
+        baselines=find_baselines(baseline) if baseline is not None else (),
+        jobs=jobs,
+        progress=progress,
+    )
+
+
+def _content(data: Bytes | np.ndarray[Any, Any], sample_rate: int | None) -> bytes:
+    """The content of an audio file, made of an array where that is given."""
+    if isinstance(data, Bytes):
+        if sample_rate is not None:
+            raise UsageError("an audio file knows its own rate: leave sample_rate out, or give an array")
+        return bytes(data)
+    if not isinstance(data, np.ndarray):
+        raise UsageError(
+            f"data is {type(data).__name__}: give the bytes of an audio file, or an array with sample_rate; "
+            "encode_file takes paths"
+        )
+    if not isinstance(sample_rate, int) or sample_rate < 1:
+        raise UsageError(f"sample_rate is {sample_rate!r}: an array needs its rate in Hz, as sample_rate=24000")
+    if data.ndim not in (1, 2) or not np.issubdtype(data.dtype, np.floating):
+        raise UsageError(
+            f"the array is {data.dtype} {list(data.shape)}; give floating point [time] or [channels, time]"
+        )
+    file = io.BytesIO()
+    try:
+        soundfile.write(file, np.atleast_2d(data).T, sample_rate, format="WAV", subtype="FLOAT")
+    except (soundfile.LibsndfileError, ValueError) as error:
+        raise UsageError(
+            f"an array {list(data.shape)} at {sample_rate} Hz is no audio: give [time] or [channels, time]"
+        ) from error
+    return file.getvalue()

@@ -1,0 +1,106 @@
+"""codec prepare, codec recipes"""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from codec.cli.options import say
+from codec.errors import UsageError
+
+
+def prepare(
+    name: Annotated[
+        str | None, typer.Argument(metavar="[NAME]", help="A dataset, as ljspeech; without it, list them all.")
+    ] = None,
+    folder: Annotated[
+        Path | None, typer.Argument(metavar="[DIR]", help="Folder that holds the dataset, or shall hold it.")
+    ] = None,
+    accept_license: Annotated[
+        bool, typer.Option("--accept-license", help="Accept its license, which is shown first.")
+    ] = False,
+    no_download: Annotated[bool, typer.Option("--no-download", help="Use only what is in DIR already.")] = False,
+    parts: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="PART,...",
+            help="Parts of the dataset, with commas between or repeated; all takes every part.",
+            show_default="those of the dataset",
+        ),
+    ] = None,
+) -> None:
+    """Download a dataset, unpack it and write its manifest, ready for `codec train`."""
+    from rich.console import Console
+
+    from codec import datasets
+    from codec.datasets.prepare import prepare as prepare_dataset
+
+    if name is None:
+        _list_datasets()
+        return
+    dataset = datasets.find(name)
+    if folder is None:
+        parts_of_it = f"; its parts are {', '.join(dataset.parts)}" if len(dataset.parts) > 1 else ""
+        raise UsageError(f"name a folder for the dataset: codec prepare {name} DIR{parts_of_it}")
+    try:
+        prepare_dataset(
+            dataset,
+            folder,
+            parts=None if parts is None else [part for option in parts for part in option.split(",") if part],
+            accepted=accept_license,
+            may_download=not no_download,
+            console=Console(stderr=True, soft_wrap=True, markup=False, highlight=False),
+        )
+    except KeyboardInterrupt:
+        say("stopped; the same command resumes")
+        raise
+
+
+def recipes(
+    name: Annotated[
+        str | None,
+        typer.Argument(metavar="[NAME]", help="Print this one: digits a codec's, digits/lm a language model's."),
+    ] = None,
+) -> None:
+    """List the recipes that come with this package, or print one."""
+    from codec.config import read_text
+    from codec.datasets import recipes as shipped
+
+    if name is None:
+        _list_recipes()
+    else:
+        typer.echo(read_text(shipped.find(name)), nl=False)
+
+
+def _list_datasets() -> None:
+    from rich.table import Table
+
+    from codec import datasets
+
+    table = Table("name", "dataset", "hours", "download", "license", box=None, pad_edge=False)
+    for name in datasets.NAMES:
+        dataset = datasets.find(name)
+        terms = dataset.license.name if dataset.license else "yours"
+        table.add_row(name, dataset.title, dataset.hours, dataset.download, terms)
+    _print(table)
+
+
+def _list_recipes() -> None:
+    from rich.table import Table
+
+    from codec import datasets
+    from codec.datasets import recipes as shipped
+
+    table = Table("name", "what", "hours", "license", box=None, pad_edge=False)
+    for name in shipped.names():
+        dataset = datasets.find(name)
+        terms = dataset.license.name if dataset.license else "yours"
+        table.add_row(name, shipped.purpose(name), dataset.hours, terms)
+    _print(table)
+    say("print a recipe: codec recipes NAME; that of its language model: codec recipes NAME/lm")
+
+
+def _print(table: object) -> None:
+    from rich.console import Console
+
+    Console(highlight=False).print(table)

@@ -1,0 +1,102 @@
+"""A light view of codes: how many frames, how many seconds, which bit rate, and cuts in time.
+
+Example at 24 kHz, hop 480, 12 codebooks of 1024, with a decoder that is late by 480 samples:
+
+    view = model.codes(audio)  # 24000 samples: 51 frames
+    view.seconds, view.bitrate  # 1.0 s, 6.0 kbit/s
+    view[:26].seconds  # 0.5 s: 26 frames hold 26 · 480 - 480 = 12000 samples
+    model.decode(view)  # [1, 1, 24000]
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from codec.errors import UsageError
+from codec.frames import FrameMath
+
+
+@dataclass(frozen=True, eq=False)
+class Codes:
+    """Codes of a model, with what its frames mean; `Codec.codes` makes it, `Codec.decode` takes it.
+
+    `codes` is int64 [batch, codebooks, frames], not a copy. `length` is how many samples at the model's rate `decode`
+    makes of them; frames hold `frame_math.time(frames)` samples at most.
+    """
+
+    codes: Tensor
+    frame_math: FrameMath
+    length: int
+
+    def __post_init__(self) -> None:
+        if self.codes.ndim != 3:
+            raise UsageError(f"codes are {list(self.codes.shape)}; give [batch, codebooks, frames]")
+        if not 0 <= self.length <= (holds := self.frame_math.time(self.frames)):
+            raise UsageError(f"{self.frames} frames hold 0 to {holds} samples, not {self.length}")
+
+    @property
+    def frames(self) -> int:
+        """Latent steps, the last axis of `codes`; includes the frames that bring out the decoder's late end."""
+        return self.codes.shape[2]
+
+    @property
+    def num_codebooks(self) -> int:
+        """Codebooks that these codes use, index 0 the coarsest."""
+        return self.codes.shape[1]
+
+    @property
+    def seconds(self) -> float:
+        """Duration of the audio that `Codec.decode` makes of them."""
+        return self.frame_math.seconds(self.length)
+
+    @property
+    def bitrate(self) -> float:
+        """Rate of the codes in kbit/s per row, at fixed width (10 bits for a codebook of 1024), without a container."""
+        return self.frame_math.bitrate(self.num_codebooks)
+
+    def numpy(self) -> NDArray[np.int64]:
+        """The codes as an int64 array [batch, codebooks, frames] on the CPU."""
+        array: NDArray[np.int64] = self.codes.detach().cpu().numpy()
+        return array
+
+    def __getitem__(self, frames: slice) -> Codes:
+        """Frames start to stop - 1, counted as in any sequence: view[10:60], view[-50:].
+
+        A decoder that begins in the middle has not seen what came before: the first hop of its audio fades in.
+
+        Raises UsageError for a step, or anything but a slice of whole numbers.
+        """
+        if not isinstance(frames, slice) or frames.step not in (None, 1):
+            raise UsageError(
+                f"{frames!r} does not cut codes in time: write view[10:60], or between(0.2, 1.2) in seconds"
+            )
+        try:
+            first, last, _ = frames.indices(self.frames)
+        except TypeError as error:
+            raise UsageError(
+                f"{frames!r} is not in whole frames: write view[10:60], or between(0.2, 1.2) in seconds"
+            ) from error
+        last = max(first, last)
+        holds = self.frame_math.time(last - first)
+        return Codes(
+            self.codes[:, :, first:last],
+            self.frame_math,
+            min(holds, max(0, self.length - first * self.frame_math.hop)),
+        )
+
+    def between(self, start: float, stop: float) -> Codes:
+        """The frames that hold the audio from `start` to `stop` seconds; it begins with the frame that `start` is in.
+
+        Raises UsageError unless 0 <= start <= stop <= `seconds`.
+        """
+        if not 0 <= start <= stop <= self.seconds:
+            raise UsageError(f"{start:g} to {stop:g} s is not within these codes' {self.seconds:g} s")
+        math = self.frame_math
+        end = min(math.samples(stop), self.length)
+        first = math.whole_frames(math.samples(start))
+        time = max(0, end - first * math.hop)
+        return Codes(self.codes[:, :, first : first + math.frames(time)], math, time)

@@ -1,0 +1,238 @@
+"""Make a dataset ready for training: show its license, download and unpack what is missing, write its manifest.
+
+What a run leaves in DIR, each only when it is complete, so that the next run resumes where the last one stopped:
+
+    NAME                   an archive: size and checksum are right
+    .codec/NAME.unpacked   everything in NAME has been unpacked
+    manifest.jsonl         the clips
+"""
+
+from __future__ import annotations
+
+import sys
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import replace
+from difflib import get_close_matches
+from itertools import islice
+from pathlib import Path
+
+from rich.console import Console
+
+from codec.audio import open_reader
+from codec.corpus import MANIFEST, Clip, write_manifest
+from codec.datasets.archive import Place, unpack
+from codec.datasets.base import BOOKKEEPING, Archive, Dataset, License
+from codec.datasets.download import download, verify
+from codec.datasets.progress import progress_bar
+from codec.errors import CodecError, InputNotFound, StorageError, UsageError
+
+NAMED = 10  # unreadable files that are named; all are counted
+
+
+def prepare(
+    dataset: Dataset,
+    folder: Path,
+    *,
+    parts: Sequence[str] | None = None,
+    accepted: bool = False,
+    may_download: bool = True,
+    console: Console,
+) -> Path:
+    """Download and unpack what is missing below `folder` and write its manifest; return the manifest's path.
+
+    `parts` ("all" is every part) default to those of the dataset; without downloads, to the parts of every archive
+    that is there, and of an archive with several parts to the default ones.
+
+    Raises:
+        UsageError: the license has not been accepted, or there is no such part.
+        InputNotFound: a part is missing and may not be downloaded, a server does not have it, or no audio was found.
+        BadArchive: an archive is damaged or not the expected one.
+        StorageError: the disk is full or the folder cannot be written.
+    """
+    if parts is not None:
+        parts = _known_parts(dataset, parts)
+    if dataset.license is not None:
+        _show_license(dataset.title, dataset.license, console)
+    if parts is None:
+        default = dataset.default or list(dataset.parts)
+        of_default = {dataset.parts[name] for name in default}
+        present = [
+            name
+            for name, archive in dataset.parts.items()
+            if _is_present(archive, folder) and (name in default or archive not in of_default)
+        ]
+        parts = default if may_download or not present else present
+    archives = list(dict.fromkeys(dataset.parts[name] for name in parts))
+    missing = [archive for archive in archives if not _is_present(archive, folder)]
+    if missing and not may_download:
+        names = ", ".join(str(folder / archive.holds) for archive in missing)
+        raise InputNotFound(f"{names} is missing: run without --no-download, or name other --parts")
+    if missing and not accepted:
+        _ask(dataset.title, console)
+    if not missing and not folder.is_dir():
+        raise InputNotFound(f"{folder} is not a folder: {dataset.by_hand or 'check the name'}")
+    found = Found(dataset, console)
+    with _storing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        for archive in archives:
+            others = {other.holds for other in dataset.parts.values() if other.holds != archive.holds}
+            place = Place(folder, archive.into, archive.tree, others)
+            _provide(archive, place, console)
+        for path in sorted(folder.glob(dataset.packed) if dataset.packed else ()):
+            if not _note(path).exists():
+                _unpack_once(path, Place(folder), console)
+        write_manifest(folder / MANIFEST, found.count(measured(dataset.layout(folder, parts), found.leave_out)))
+    found.report()
+    console.print(f"next: codec train {dataset.name} --data {folder / MANIFEST}")
+    return folder / MANIFEST
+
+
+def _known_parts(dataset: Dataset, parts: Sequence[str]) -> Sequence[str]:
+    """The parts asked for, "all" spelled out; `UsageError` where there is no such part."""
+    for part in parts:
+        if part not in (*dataset.parts, "all"):
+            if not dataset.parts:
+                raise UsageError(f"{dataset.name} has no parts: leave --parts out")
+            close = get_close_matches(part, dataset.parts, n=1)
+            hint = f"did you mean {close[0]}?" if close else f"its parts are {', '.join(dataset.parts)}"
+            raise UsageError(f"{dataset.name} has no part {part}; {hint}")
+    return list(dataset.parts) if "all" in parts else list(dict.fromkeys(parts))
+
+
+# the license
+
+
+def _show_license(title: str, terms: License, console: Console) -> None:
+    console.print(f"{title} · {terms.name} · {terms.url}")
+    console.print(f"  It allows {terms.allows}.\n  It requires {terms.requires}.\n  By {terms.attribution}.")
+
+
+def _ask(title: str, console: Console) -> None:
+    """Return only if the user accepts the license.
+
+    Raises:
+        UsageError: the user answers anything else, or nobody can answer.
+    """
+    if sys.stdin is None or not sys.stdin.isatty():
+        raise UsageError(f"the license of {title} has not been accepted: read it above and pass --accept-license")
+    console.print("Download it under this license? [yes/no] ", end="")
+    if sys.stdin.readline().strip().lower() not in ("y", "yes"):
+        raise UsageError(f"the license of {title} was not accepted: nothing has been downloaded")
+
+
+# archives
+
+
+def _is_present(archive: Archive, folder: Path) -> bool:
+    """Whether an archive or what was in it is below `folder`."""
+    return (folder / archive.holds).exists() or (folder / archive.name).exists()
+
+
+def _note(path: Path) -> Path:
+    """The file that exists once the archive `path` has been unpacked to its end."""
+    return path.parent / BOOKKEEPING / f"{path.name}.unpacked"
+
+
+def _provide(archive: Archive, place: Place, console: Console) -> None:
+    """Download and unpack an archive unless it has been; files without their archive are taken as they are."""
+    path = place.folder / archive.name
+    if (place.folder / archive.holds).exists() and (_note(path).exists() or not path.exists()):
+        return
+    if path.exists():
+        verify(path, archive, console)
+    else:
+        download(archive, place.folder, console)
+    _unpack_once(path, place, console)
+
+
+def _unpack_once(path: Path, place: Place, console: Console) -> None:
+    """Unpack an archive and leave its note."""
+    with progress_bar(f"unpack {path.name}", console) as show:
+        unpack(path, place, show)
+    note = _note(path)
+    note.parent.mkdir(exist_ok=True)
+    note.touch()
+    console.print(f"unpacked {path.name}, which is no longer needed")
+
+
+# the manifest
+
+
+def measured(clips: Iterable[Clip], leave_out: Callable[[str], None]) -> Iterator[Clip]:
+    """The clips with their `seconds`, without those that cannot be read."""
+
+    def seconds(clip: Clip) -> float | CodecError | None:
+        try:
+            with open_reader(clip.path) as reader:
+                return None if reader.time is None else reader.time / reader.rate
+        except CodecError as error:
+            return error
+
+    left = iter(clips)
+    with ThreadPoolExecutor() as pool:
+        while some := list(islice(left, 256)):  # bounded: map would read ahead without end
+            for clip, length in zip(some, pool.map(seconds, some), strict=True):
+                if isinstance(length, CodecError):
+                    leave_out(str(length))
+                else:
+                    yield replace(clip, seconds=length)
+
+
+class Found:
+    """Counts the clips that go into a manifest, and the files that cannot be read."""
+
+    def __init__(self, dataset: Dataset, console: Console) -> None:
+        self.dataset = dataset
+        self.console = console
+        self.clips: Counter[str] = Counter()
+        self.seconds: defaultdict[str, float] = defaultdict(float)
+        self.bad = 0
+
+    def count(self, clips: Iterable[Clip]) -> Iterator[Clip]:
+        """The same clips, counted by split.
+
+        Raises:
+            InputNotFound: there are none.
+        """
+        for clip in clips:
+            split = clip.split or "no split"
+            self.clips[split] += 1
+            self.seconds[split] += clip.seconds or 0
+            yield clip
+        if not self.clips:
+            raise InputNotFound(
+                f"DIR holds no audio of {self.dataset.title}: {self.dataset.by_hand or 'check the name'}"
+            )
+
+    def leave_out(self, reason: str) -> None:
+        """Count a bad file and name the first few."""
+        self.bad += 1
+        if self.bad <= NAMED:
+            self.console.print(f"left out: {reason}")
+
+    def report(self) -> None:
+        """Print the counts."""
+        if self.bad:
+            self.console.print(f"left out {self.bad} files altogether")
+        for split, number in sorted(self.clips.items()):
+            self.console.print(f"{split}: {number} files, {self.seconds[split] / 3600:.2f} h")
+
+
+# errors
+
+
+@contextmanager
+def _storing(folder: Path) -> Iterator[None]:
+    """Turn what the system reports about files below `folder` into errors of ours."""
+    try:
+        yield
+    except FileNotFoundError as error:
+        raise InputNotFound(
+            f"{error.filename} is missing: name the folder that holds what the archive holds"
+        ) from error
+    except OSError as error:
+        place, reason = error.filename or folder, error.strerror or error
+        raise StorageError(f"{place} cannot be used ({reason}): free some space or choose another DIR") from error

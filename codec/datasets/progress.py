@@ -1,0 +1,19 @@
+"""A progress bar in bytes, shown where the console is a terminal."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
+
+Show = Callable[[int, int | None], None]
+"""Takes the bytes done and the total, None where that is unknown."""
+
+
+@contextmanager
+def progress_bar(task: str, console: Console) -> Iterator[Show]:
+    """Yield a function that moves the bar."""
+    columns = TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeRemainingColumn()
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
+        number = progress.add_task(task, total=None)
+        yield lambda done, total: progress.update(number, completed=done, total=total)

@@ -1,0 +1,91 @@
+"""Resampling against closed forms: a tone stays that tone, and what the new rate cannot hold is gone."""
+
+import math
+import sys
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+
+from codec.errors import MissingDependency
+from codec.nn import resample as module
+from codec.nn.resample import LARGEST_KERNEL, by_soxr, by_torchaudio, kernel_size, resample, torchaudio_functional
+
+Resampler = Callable[[Tensor, int, int], Tensor]
+
+
+def tone(hertz: float, rate: int) -> Tensor:
+    """Half a second [2, time], the second row half as loud."""
+    wave = torch.sin(2 * math.pi * hertz * torch.arange(rate // 2, dtype=torch.float64) / rate)
+    return torch.stack([wave, wave / 2]).float()
+
+
+def level(audio: Tensor) -> float:
+    """In dB relative to a full-scale sine, without the ends."""
+    middle = audio[..., audio.shape[-1] // 8 : -audio.shape[-1] // 8].double()
+    return 10 * math.log10(2 * float(middle.square().mean()) + 1e-20)
+
+
+@pytest.fixture(params=["torchaudio", "soxr"])
+def resampler(request: pytest.FixtureRequest) -> Resampler:
+    if request.param == "soxr":
+        return by_soxr
+    if torchaudio_functional() is None:
+        pytest.skip("torchaudio cannot be imported here")
+    return by_torchaudio
+
+
+@pytest.mark.parametrize("rates", [(48000, 24000), (44100, 24000), (48000, 8000)])
+def test_nothing_folds_back(resampler: Resampler, rates: tuple[int, int]) -> None:
+    """Tones from 4 % above the new Nyquist frequency on come back below -100 dB; torchaudio's defaults leave -9 dB."""
+    for factor in (1.04, 1.1, 1.3, 1.7):
+        out = resampler(tone(factor * rates[1] / 2, rates[0]), *rates)
+        assert level(out[0]) < -100, factor
+
+
+@pytest.mark.parametrize("rates", [(48000, 24000), (44100, 24000), (16000, 24000), (24000, 16001)])
+def test_a_tone_stays_that_tone(resampler: Resampler, rates: tuple[int, int]) -> None:
+    for hertz in (50.0, 1000.0, 0.9 * min(rates) / 2):
+        out = resampler(tone(hertz, rates[0]), *rates)
+        assert out.shape == (2, math.ceil(rates[0] // 2 * rates[1] / rates[0]))
+        wave = torch.sin(2 * math.pi * hertz * torch.arange(out.shape[1], dtype=torch.float64) / rates[1])
+        assert level(out[0] - wave) < -55, hertz
+        torch.testing.assert_close(out[1], out[0] / 2, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("time", [1, 2, 7])
+def test_short_signals(resampler: Resampler, time: int) -> None:
+    assert resampler(torch.zeros(3, time), 44100, 24000).shape == (3, math.ceil(time * 24000 / 44100))
+
+
+def test_equal_rates_are_nothing_to_do() -> None:
+    audio = torch.zeros(1, 9)
+    assert resample(audio, 24000, 24000) is audio
+
+
+def test_rates_without_a_common_factor_make_no_huge_filter() -> None:
+    """soxr does these on any device: torchaudio would make 4 GB of filters."""
+    assert kernel_size(44101, 24000) > 60 * LARGEST_KERNEL
+    assert max(kernel_size(rate, 24000) for rate in (8000, 11025, 44100, 96000, 192000)) < LARGEST_KERNEL / 10
+    assert resample(torch.zeros(1, 44101), 44101, 24000).shape == (1, 24000)
+
+
+def test_where_nothing_can_resample(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "torchaudio", None)
+    monkeypatch.setitem(sys.modules, "torchaudio.functional", None)
+    monkeypatch.setitem(sys.modules, "codec.audio", None)
+    torchaudio_functional.cache_clear()
+    with pytest.raises(MissingDependency, match=r"^nothing here can resample 48000 to 24000 Hz: install soxr"):
+        resample(torch.zeros(1, 9), 48000, 24000)
+    torchaudio_functional.cache_clear()
+
+
+def test_a_torchaudio_that_fails_to_import_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(name: str) -> None:
+        raise RuntimeError("compiled with different CUDA versions")
+
+    monkeypatch.setattr(module, "import_module", fails)
+    torchaudio_functional.cache_clear()
+    assert torchaudio_functional() is None
+    torchaudio_functional.cache_clear()

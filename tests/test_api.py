@@ -1,0 +1,165 @@
+"""api.py: what the commands do, in memory and from file to file, against files made by the commands' own functions."""
+
+import io
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import soundfile
+
+import codec
+from codec import bitstream, files, hub
+from codec.checkpoint import save_model
+from codec.cli import files as file_commands
+from codec.cli import models as model_commands
+from codec.errors import (
+    ConfigError,
+    DamagedFile,
+    InputNotFound,
+    StorageError,
+    UnknownModel,
+    UnsupportedAudio,
+    UsageError,
+    WeightsMismatch,
+)
+from tests.tiny import tiny_model
+
+RATE, TIME = 16_000, 11_201
+NOISE = np.random.default_rng(0).uniform(-0.3, 0.3, (2, TIME)).astype(np.float32)
+
+
+@pytest.fixture(autouse=True)
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with a tiny model in the place of the shipped one, and stereo recordings in two formats."""
+    (tmp_path / "weights").mkdir()
+    save_model(tmp_path / "weights" / "general-24k.safetensors", tiny_model(), training={})
+    monkeypatch.setattr(hub, "WEIGHTS", tmp_path / "weights")
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    for name in ("in.wav", "in.flac"):
+        soundfile.write(name, NOISE.T, RATE)
+    return tmp_path / "here"
+
+
+@pytest.mark.parametrize("name", ["in.wav", "in.flac"])
+@pytest.mark.parametrize("kind", [bytes, bytearray, memoryview])
+def test_bytes_are_what_files_hold(name: str, kind: Any) -> None:
+    files.compress(name, "a.codec")
+    files.decompress("a.codec", "a.wav")
+    coded = codec.compress(kind(Path(name).read_bytes()))
+    assert coded == Path("a.codec").read_bytes()
+    assert codec.decompress(kind(coded)) == Path("a.wav").read_bytes()
+    wav, rate = soundfile.read(io.BytesIO(codec.decompress(coded, rate=8000)), always_2d=True)
+    assert (wav.shape, rate) == ((5601, 2), 8000)
+
+
+def test_arrays_are_compressed_as_files_of_them() -> None:
+    soundfile.write("float.wav", NOISE.T, RATE, subtype="FLOAT")
+    expected = codec.compress(Path("float.wav").read_bytes(), bitrate=1.0)
+    assert codec.compress(NOISE, sample_rate=RATE, bitrate=1.0) == expected
+    assert codec.compress(NOISE.astype(np.float64), sample_rate=RATE, books=2) == expected
+    with bitstream.open_reader(codec.compress(NOISE[0], sample_rate=RATE)) as reader:
+        assert (reader.header.channels, reader.header.time, reader.header.books) == (1, TIME, 3)
+
+
+def test_a_model_at_hand() -> None:
+    model = codec.load()
+    coded = codec.compress(NOISE, sample_rate=RATE, model=model)
+    assert codec.decompress(coded, model=model) == codec.decompress(coded)
+    other = tiny_model(1)
+    with pytest.raises(WeightsMismatch):
+        codec.decompress(coded, model=other)
+
+
+@pytest.mark.parametrize(
+    ("data", "options", "error", "message"),
+    [
+        (b"", {}, UnsupportedAudio, r"^the data is empty \(0 bytes\)"),
+        (b"no audio", {}, UnsupportedAudio, "^the data is not audio that libsndfile can read"),
+        ("in.wav", {}, UsageError, "^data is str: give the bytes of an audio file.*encode_file takes paths"),
+        (NOISE, {}, UsageError, "^sample_rate is None: an array needs its rate in Hz"),
+        (NOISE, {"sample_rate": 16e3}, UsageError, "^sample_rate is 16000.0"),
+        (NOISE[None], {"sample_rate": RATE}, UsageError, r"float32 \[1, 2, 11201\]; give floating point"),
+        (NOISE.astype(int), {"sample_rate": RATE}, UsageError, "the array is int64"),
+        (NOISE[:, :0], {"sample_rate": RATE}, UnsupportedAudio, "^the data has no samples"),
+        (NOISE * np.nan, {"sample_rate": RATE}, UnsupportedAudio, "^the data has a sample that is NaN"),
+        (NOISE.T, {"sample_rate": RATE}, UsageError, r"an array \[11201, 2\] at 16000 Hz is no audio"),
+        (b"RIFF", {"sample_rate": RATE}, UsageError, "an audio file knows its own rate"),
+        (NOISE, {"sample_rate": RATE, "bitrate": 0.1}, ConfigError, "below this model's lowest rate"),
+        (NOISE, {"sample_rate": RATE, "bitrate": 1.0, "books": 1}, UsageError, "ask for one of the two"),
+        (NOISE, {"sample_rate": RATE, "model": "general-24"}, UnknownModel, "did you mean general-24k"),
+    ],
+)
+def test_what_cannot_be_compressed(data: Any, options: dict[str, Any], error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        codec.compress(data, **options)
+
+
+def test_what_cannot_be_decompressed() -> None:
+    coded = codec.compress(NOISE, sample_rate=RATE)
+    with pytest.raises(DamagedFile, match=r"^the data is damaged"):
+        codec.decompress(coded[:-30])
+    with pytest.raises(UnsupportedAudio, match=r"^the data is no .codec file"):
+        codec.decompress(Path("in.wav").read_bytes())
+    with pytest.raises(UsageError, match=r"^data is str: give the bytes of a .codec file"):
+        codec.decompress("a.codec")  # type: ignore[arg-type]
+    with pytest.raises(UsageError, match="a rate of 0 Hz"):
+        codec.decompress(coded, rate=0)
+
+
+def test_files_are_those_of_the_commands(here: Path) -> None:
+    report = codec.encode_file("in.wav", bitrate=1.0)
+    assert (report.target, report.books, report.time) == ("in.codec", 2, TIME)
+    with pytest.raises(StorageError, match="exists: pass --force"):
+        codec.encode_file("in.wav")
+    again = codec.encode_file(here / "in.wav", here / "in.codec", books=2, force=True)
+    assert again.compressed_bytes == report.compressed_bytes
+    Path("out").mkdir()
+    assert codec.decode_file("in.codec", "out").target == "out/in.wav"
+    assert codec.decode_file("in.codec", "a.flac", rate=8000).rate == 8000
+    assert soundfile.info("a.flac").frames == 5601
+    with pytest.raises(InputNotFound, match="is a folder: name a file in it"):
+        codec.encode_file(".")
+    with pytest.raises(StorageError, match="nowhere/ is no folder"):
+        codec.encode_file("in.wav", "nowhere/")
+
+
+def test_options_have_the_names_of_the_commands() -> None:
+    """Those that say how a command shows its result, or works on folders, are left out."""
+
+    def names(function: Any) -> set[str]:
+        return set(function.__annotations__) - {"return"}
+
+    assert names(file_commands.encode) - names(codec.encode_file) == {"jobs", "engine"}
+    assert names(file_commands.decode) - names(codec.decode_file) == {"jobs"}
+    assert names(model_commands.evaluate) - names(codec.evaluate) == {"rows", "json_output"}
+    assert names(codec.encode_file) <= names(file_commands.encode)
+    assert names(codec.evaluate) - names(model_commands.evaluate) == {"bitrate", "progress"}
+
+
+def test_evaluation() -> None:
+    Path("data").mkdir()
+    soundfile.write("data/a.wav", NOISE[0], RATE)
+    result = codec.evaluate("data", bitrate=1.0)
+    assert [row.books for row in result.rows] == [2, 2]
+    assert str(result).splitlines()[0].split()[:2] == str(codec.evaluate("data", books=2)).splitlines()[0].split()[:2]
+    assert {row.books for row in codec.evaluate("data", books=[1, 3]).rows} == {1, 3}
+    assert {row.books for row in codec.evaluate("data", books="all", model=codec.load()).rows} == {1, 2, 3}
+    wrongs: list[tuple[dict[str, Any], str]] = [
+        ({"books": 1, "bitrate": 1}, "ask for one of the two"),
+        ({"books": "1,2"}, "give a number"),
+    ]
+    for wrong, message in wrongs:
+        with pytest.raises(UsageError, match=message):
+            codec.evaluate("data", **wrong)
+
+
+def test_the_examples_of_the_documentation_run() -> None:
+    text = Path(__file__).parents[1].joinpath("docs", "api.md").read_text("utf-8")
+    blocks = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    assert len(blocks) == 8
+    exec("".join(blocks), {})
+    documented = set(re.findall(r"codec\.(\w+)", text))
+    assert documented >= set(codec.__all__) - {"Codec", "Sampling", "__version__"}

@@ -1,0 +1,230 @@
+"""README, docs/ and the READMEs of recipes: their Python runs, their links lead somewhere, their options exist."""
+
+import re
+import shlex
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, get_args
+
+import numpy as np
+import pytest
+import soundfile
+import typer
+from pydantic import BaseModel
+
+import codec
+from codec import generation, hub
+from codec.checkpoint import save_model
+from codec.cli.main import app
+from codec.training.lm_recipe import LMRecipe
+from codec.training.recipe import Recipe
+from tests.lm.tiny import prior
+from tests.tiny import tiny_model
+
+ROOT = Path(__file__).parents[1]
+PAGES = [
+    *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")),
+    *sorted((ROOT / "docs").glob("*.md")),
+    *sorted((ROOT / "recipes").glob("*/README.md")),
+]
+NAMES = [str(page.relative_to(ROOT)) for page in PAGES]
+
+# What pages name and this tree does not have yet; each may go once it is there.
+PENDING_FILES = {"docs/api.md", "docs/images/rate-quality.svg"}
+PENDING_COMMANDS = {"prepare", "recipes"}
+PENDING_OPTIONS = {("tokenize", "--level")}
+PENDING_PYTHON = {"README.md", "docs/compress.md", "docs/quickstart.md"}  # until there is codec.encode_file
+HISTORY = ("CHANGELOG.md", "docs/lab-notes.md")  # which keep the names of their time
+
+FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+ROW = {"step": "50", "name": "train/loss", "value": "1.5"}
+
+
+def blocks(page: Path, language: str) -> list[tuple[int, str]]:
+    """The line that each fenced block of a language starts on, and its text."""
+    text = page.read_text("utf-8")
+    return [(text.count("\n", 0, block.start(2)), block[2]) for block in FENCE.finditer(text) if block[1] == language]
+
+
+def prose(page: Path) -> str:
+    """A page without its fenced blocks."""
+    return FENCE.sub("", page.read_text("utf-8"))
+
+
+# Python
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A folder with what examples read: recordings, a run, and tiny models in the place of the shipped ones."""
+    weights, folder = tmp_path / "weights", tmp_path / "here"
+    for path in (weights, folder / "runs" / "mine"):
+        path.mkdir(parents=True)
+    model = tiny_model()
+    for name in ("general-24k", "digits-8k"):
+        save_model(weights / f"{name}.safetensors", model, training={})
+    source = {"codec": model.name, "weights_hash": model.weights_hash, "codebook_size": 20, "dim": 8}
+    lm = prior(3, source=source | {"classes": {"label": [*"0123456789"], "speaker": ["theo"]}})
+    monkeypatch.setattr(hub, "WEIGHTS", weights)
+    monkeypatch.setattr(hub, "load_lm", lambda name="digits-8k-lm", device="cpu": lm)
+    monkeypatch.setattr(hub, "codec_of", lambda lm, name=None, device="cpu": model)
+    monkeypatch.setattr(generation, "MOST_SECONDS", 1.0)
+    monkeypatch.chdir(folder)
+    noise = np.random.default_rng(0).uniform(-0.3, 0.3, (11_201, 2)).astype(np.float32)
+    for name in ("voice.wav", "in.wav", "in.flac"):
+        soundfile.write(name, noise, 16_000)
+    (folder / "runs" / "mine" / "record.csv").write_text(",".join(ROW) + "\n" + ",".join(ROW.values()) + "\n")
+
+
+@pytest.mark.parametrize("page", PAGES, ids=NAMES)
+def test_python_examples_run(page: Path, here: None) -> None:
+    """In order, in one namespace; a failure names the page and its line."""
+    if page in {ROOT / name for name in PENDING_PYTHON} and not hasattr(codec, "encode_file"):
+        pytest.skip("it shows what is not there yet")
+    namespace: dict[str, Any] = {}
+    for line, text in blocks(page, "python"):
+        exec(compile("\n" * line + text, str(page), "exec"), namespace)
+
+
+def test_there_are_python_examples() -> None:
+    found = {name for name, page in zip(NAMES, PAGES, strict=True) if blocks(page, "python")}
+    assert found >= {"README.md", "docs/tokens.md", "docs/streaming.md", "docs/file-format.md", "docs/generate.md"}
+
+
+def test_the_bytes_of_the_file_format_are_those_that_are_written() -> None:
+    page = ROOT / "docs" / "file-format.md"
+    (table,) = (text for _, text in blocks(page, "") if "magic" in text)
+    rows = [re.fullmatch(r" *(\d+)  ((?:[0-9a-f]{2} )*[0-9a-f]{2})(?: {2,}.*)?", line) for line in table.splitlines()]
+    expected = b""
+    for row in rows:
+        assert row
+        assert int(row[1]) == len(expected)
+        expected += bytes.fromhex(row[2])
+    namespace: dict[str, Any] = {}
+    exec("".join(text for _, text in blocks(page, "python")), namespace)
+    assert namespace["file"].getvalue() == expected
+    assert f"These {len(expected)} bytes are" in page.read_text("utf-8")
+
+
+# Links
+
+
+def anchors(page: Path) -> set[str]:
+    """What GitHub calls the headings of a page."""
+    headings = re.findall(r"^#+ (.*)$", prose(page), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def test_links_and_images_exist() -> None:
+    links = [(page, *match) for page in PAGES for match in re.findall(r"\]\(([^)#\s]*)(?:#([^)\s]*))?\)", prose(page))]
+    links = [link for link in links if "://" not in link[1]]
+    assert len(links) >= 80
+    broken = []
+    for page, target, anchor in links:
+        path = (page.parent / target).resolve() if target else page
+        if path.is_relative_to(ROOT) and str(path.relative_to(ROOT)) in PENDING_FILES:
+            continue
+        if not path.exists() or (anchor and anchor not in anchors(path)):
+            broken.append(f"{page.relative_to(ROOT)}: {target}{'#' * bool(anchor)}{anchor}")
+    assert broken == []
+
+
+def test_every_page_is_reached_from_the_readme() -> None:
+    readme = (ROOT / "README.md").read_text("utf-8")
+    missing = [name for name in NAMES if name.startswith("docs/") and f"({name}" not in readme]
+    assert missing == []
+
+
+# The command line
+
+
+def command_options() -> dict[str, set[str]]:
+    """Each command with its options."""
+    group = typer.main.get_command(app)
+    return {
+        name: {text for option in command.params for text in (*option.opts, *option.secondary_opts)} | {"--help", "-h"}
+        for name, command in group.commands.items()  # type: ignore[attr-defined]
+    }
+
+
+def codec_commands(text: str) -> Iterator[list[str]]:
+    """The words after `codec` of every such command in shell text."""
+    for line in text.replace("\\\n", " ").splitlines():
+        part: list[str] = []
+        for word in [*shlex.split(line, comments=True), "|"]:
+            if word not in ("|", "&&"):
+                part.append(word)
+                continue
+            if "codec" in part and (part[0] == "codec" or part[part.index("codec") - 1] == "-m"):
+                yield part[part.index("codec") + 1 :]
+            part = []
+
+
+def console(page: Path) -> str:
+    """The commands of a page: lines after "$ " of console blocks with those that continue them, and bash blocks."""
+    found = [text for _, text in blocks(page, "bash")]
+    for _, text in blocks(page, "console"):
+        found += re.findall(r"^\$ ((?:.*\\\n)*.*)$", text, re.MULTILINE)
+    return "\n".join(found)
+
+
+def inline(page: Path) -> list[str]:
+    return re.findall(r"`([^`\n]+)`", prose(page))
+
+
+def test_commands_and_options_exist() -> None:
+    known = command_options()
+    checked, wrong = 0, []
+    for name, page in zip(NAMES, PAGES, strict=True):
+        if name in HISTORY:
+            continue
+        commands = [*codec_commands(console(page))]
+        commands += [text.split()[1:] for text in inline(page) if text.startswith("codec ") and "'" not in text]
+        for words in commands:
+            command, options = (words or [""])[0], [word.split("=")[0] for word in words if re.match(r"--?[a-z]", word)]
+            checked += 1
+            if command.startswith("--"):
+                continue
+            if command not in known:
+                wrong += [] if command in PENDING_COMMANDS else [f"{name}: codec {command}"]
+                continue
+            wrong += [
+                f"{name}: codec {command} {option}"
+                for option in options
+                if option not in known[command] and (command, option) not in PENDING_OPTIONS
+            ]
+    assert checked >= 60
+    assert wrong == []
+
+
+def test_options_in_prose_exist() -> None:
+    known = set().union(*command_options().values()) | {option for _, option in PENDING_OPTIONS}
+    known |= {"--version"} | {"--accept-license", "--accept-licence", "--no-download", "--parts"}  # of prepare
+    pages = [page for name, page in zip(NAMES, PAGES, strict=True) if name.startswith("docs/") and "lab-" not in name]
+    found = [(page.name, text) for page in pages for text in inline(page) if re.match(r"--[a-z]", text)]
+    assert len(found) >= 20
+    assert [each for each in found if re.split(r"[ =]", each[1])[0] not in known] == []
+
+
+def keys(annotation: Any, prefix: str = "") -> set[str]:
+    """Dotted names of all keys of a configuration, of every variant."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        fields = annotation.model_fields.items()
+        return {prefix + name for name, _ in fields}.union(
+            *(keys(field.annotation, f"{prefix}{name}.") for name, field in fields)
+        )
+    return set().union(*(keys(each, prefix) for each in get_args(annotation)))
+
+
+def test_recipe_keys_exist() -> None:
+    known = keys(Recipe) | keys(LMRecipe)
+    assert {"train.steps", "model.pattern.kind", "data.batch"} <= known
+    pages = [page for name, page in zip(NAMES, PAGES, strict=True) if name not in HISTORY]
+    found = [(page, key) for page in pages for key in re.findall(r"--set '?([a-z][\w.]*)=", page.read_text("utf-8"))]
+    tables = "|".join(sorted(Recipe.model_fields))
+    set_or_named = re.compile(rf"'?((?:{tables})(?:\.\w+)*) ?=.*|((?:{tables})(?<!model)\.[\w.]+)")
+    for page in pages:
+        matches = (set_or_named.fullmatch(text) for text in inline(page))
+        found += [(page, match[1] or match[2]) for match in matches if match]
+    assert len(found) >= 30
+    assert [f"{page.relative_to(ROOT)}: {key}" for page, key in found if key not in known] == []
