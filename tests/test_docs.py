@@ -12,7 +12,6 @@ import soundfile
 import typer
 from pydantic import BaseModel
 
-import codec
 from codec import generation, hub
 from codec.checkpoint import save_model
 from codec.cli.main import app
@@ -29,11 +28,6 @@ PAGES = [
 ]
 NAMES = [str(page.relative_to(ROOT)) for page in PAGES]
 
-# What pages name and this tree does not have yet; each may go once it is there.
-PENDING_FILES = {"docs/api.md", "docs/images/rate-quality.svg"}
-PENDING_COMMANDS = {"prepare", "recipes"}
-PENDING_OPTIONS = {("tokenize", "--level")}
-PENDING_PYTHON = {"README.md", "docs/compress.md", "docs/quickstart.md"}  # until there is codec.encode_file
 HISTORY = ("CHANGELOG.md", "docs/lab-notes.md")  # which keep the names of their time
 
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
@@ -79,8 +73,6 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("page", PAGES, ids=NAMES)
 def test_python_examples_run(page: Path, here: None) -> None:
     """In order, in one namespace; a failure names the page and its line."""
-    if page in {ROOT / name for name in PENDING_PYTHON} and not hasattr(codec, "encode_file"):
-        pytest.skip("it shows what is not there yet")
     namespace: dict[str, Any] = {}
     for line, text in blocks(page, "python"):
         exec(compile("\n" * line + text, str(page), "exec"), namespace)
@@ -122,8 +114,6 @@ def test_links_and_images_exist() -> None:
     broken = []
     for page, target, anchor in links:
         path = (page.parent / target).resolve() if target else page
-        if path.is_relative_to(ROOT) and str(path.relative_to(ROOT)) in PENDING_FILES:
-            continue
         if not path.exists() or (anchor and anchor not in anchors(path)):
             broken.append(f"{page.relative_to(ROOT)}: {target}{'#' * bool(anchor)}{anchor}")
     assert broken == []
@@ -186,20 +176,15 @@ def test_commands_and_options_exist() -> None:
             if command.startswith("--"):
                 continue
             if command not in known:
-                wrong += [] if command in PENDING_COMMANDS else [f"{name}: codec {command}"]
+                wrong.append(f"{name}: codec {command}")
                 continue
-            wrong += [
-                f"{name}: codec {command} {option}"
-                for option in options
-                if option not in known[command] and (command, option) not in PENDING_OPTIONS
-            ]
+            wrong += [f"{name}: codec {command} {option}" for option in options if option not in known[command]]
     assert checked >= 60
     assert wrong == []
 
 
 def test_options_in_prose_exist() -> None:
-    known = set().union(*command_options().values()) | {option for _, option in PENDING_OPTIONS}
-    known |= {"--version"} | {"--accept-license", "--accept-licence", "--no-download", "--parts"}  # of prepare
+    known = set().union(*command_options().values()) | {"--version"}
     pages = [page for name, page in zip(NAMES, PAGES, strict=True) if name.startswith("docs/") and "lab-" not in name]
     found = [(page.name, text) for page in pages for text in inline(page) if re.match(r"--[a-z]", text)]
     assert len(found) >= 20
