@@ -110,7 +110,7 @@ def plot(evaluations: list[dict[str, Any]], measures: list[str], *, domain: str,
         handles: dict[str, Any] = {}
         for panel in axes[0]:
             handles |= {label: handle for handle, label in zip(*panel.get_legend_handles_labels(), strict=True)}
-        columns = 2 if len(measures) == 1 else min(4, len(handles))
+        columns = max(2, len(measures))
         figure.legend(handles.values(), handles.keys(), loc="upper center", ncols=columns, frameon=False)
         rows = math.ceil(len(handles) / columns)
         figure.tight_layout(rect=(0, 0, 1, 1 - 0.07 * rows))
