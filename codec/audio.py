@@ -58,8 +58,8 @@ _SAMPLE_BYTES = {"PCM_U8": 1, "PCM_16": 2, "PCM_24": 3, "PCM_32": 4, "FLOAT": 4}
 _COPY_BYTES = 2**20
 
 SETTLING = {"VORBIS": 16384, "MPEG_LAYER_III": 4096}
-"""Samples to read before those wanted, by subtype: after one seek in five libsndfile 1.2.2 gets a thousand of Vorbis wrong,
-and near the end of a file it is at another place unless the seek goes well before it (findings/vorbis_seek.sh)."""
+"""Samples to read before those wanted, by subtype: after one seek in five libsndfile 1.2.2 gets a thousand samples of
+Vorbis wrong, and near the end of a file it may be at another place (findings/vorbis_seek.sh)."""
 
 
 def is_audio_path(path: str | Path) -> bool:
