@@ -23,7 +23,7 @@ OPTIONS = {
     ),
     "prepare": "name folder --accept-license --no-download --parts",
     "recipes": "name",
-    "tokenize": "source --out --model -m --books --device --jobs -j --engine --force -f",
+    "tokenize": "source --out --model -m --books --level --device --jobs -j --engine --force -f",
     "train": "recipe --data --out --set --resume --steps --device --dry-run --codec --overfit-batch",
     "evaluate-lm": "lm --data --samples --seed --guidance --temperature --classifier --codec --out --device",
     "generate": (
