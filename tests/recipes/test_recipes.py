@@ -26,6 +26,7 @@ SMALL = [
     "model.dim=8",
     "model.books=2",
     "model.codebook_size=8",
+    "model.modes=0",
     "model.encoder_width=8",
     "model.encoder_blocks=1",
     "model.decoder_width=8",
@@ -79,7 +80,7 @@ def test_a_readme_says_what_a_user_needs(folder: Path) -> None:
     terms = datasets.find(folder.name).license
     if terms is not None:
         assert terms.name.split(";")[0] in text
-        assert len(text.splitlines()) <= (130 if folder.name == "digits" else 40)  # where shipped models come from
+        assert len(text.splitlines()) <= (150 if folder.name == "digits" else 40)  # where shipped models come from
         assert set(re.findall(r"\((\w+\.svg)\)", text)) == PICTURES.get(folder.name, set())
         for word in ("hours", "files", "license"):
             assert word in text.lower()
@@ -123,6 +124,8 @@ def test_the_shipped_language_model_is_made_by_its_recipe() -> None:
     told = load_toml(ROOT / "recipes/digits/lm.toml", LMRecipe).model_dump()
     assert told["train"].pop("expected") == 7.8  # which was measured afterwards
     assert made["train"].pop("expected") is None
+    for key in ("steps", "precision"):  # shortened, and bfloat16 on a CPU that has it fast: recipes/digits/README.md
+        assert told["train"].pop(key) != made["train"].pop(key)
     assert made == told
 
 
