@@ -501,7 +501,7 @@ def test_there_is_a_start_from_modes_alone() -> None:
 
 
 def test_the_envelopes_start_as_means_of_what_is_near() -> None:
-    """Of shapes as they are; a quarter of the frames count at another gain, so entries of their shapes are there too."""
+    """A quarter of the frames count at another gain, so there are entries of their shapes at other levels, too."""
     made = quantizer()
     torch.manual_seed(0)
     described = noise(20 * made.silence, BANDS + 1)

@@ -124,8 +124,8 @@ def test_the_shipped_language_model_is_made_by_its_recipe() -> None:
     told = load_toml(ROOT / "recipes/digits/lm.toml", LMRecipe).model_dump()
     assert told["train"].pop("expected") == 7.8  # which was measured afterwards
     assert made["train"].pop("expected") is None
-    for key in ("steps", "precision"):  # shortened, and bfloat16 on a CPU that has it fast: recipes/digits/README.md
-        assert told["train"].pop(key) != made["train"].pop(key)
+    for key in ("steps", "precision", "validate_every", "save_every"):  # a shorter run: recipes/digits/README.md
+        del told["train"][key], made["train"][key]
     assert made == told
 
 
