@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # What: DNSMOS as packaged in speechmos never hears the end of a longer clip, up to 1.98 s of it: with a clip of 10.99 s, loud noise in place of its
 #   last 1.98 s leaves every score the same to the last bit. And a clip of 9.00 s is scored otherwise than the same clip plus 0.02 s: the short
-#   one is doubled to 18 s and scored as the mean of 9 windows, 8 of them across the seam, the longer one as one window: 9 times the work.
+#   one is doubled to 18 s and scored as the mean of 9 windows, all across the seam, the longer one as one window: 9 times the work.
 # Why it surprises: the windows are 9.01 s long and 1 s apart, and one expects the last one to reach the end; but their count is taken from the
 #   length cut down to whole seconds, and the cut to whole hops comes on top of that. There is no warning and no sign in the result.
 # Consequence: a decoder that fails at the end of a recording (a lost frame, a click of the flush, a runaway state) goes unseen, and clips cut to
