@@ -89,7 +89,7 @@ def test_a_dry_run_prints_and_leaves_nothing(cli: Cli, calls: list[Any]) -> None
     Path("sounds").mkdir()
     write_audio("sounds/a.wav", tones(0.5, 8000, seed=0), 8000)
     Path("small.toml").write_text(
-        'name = "night"\n[model]\nsample_rate = 8000\nhop = 80\ndim = 8\nbooks = 3\ncodebook_size = 20\n'
+        'name = "night"\n[model]\nsample_rate = 8000\nhop = 80\ndim = 8\nbooks = 3\ncodebook_size = 20\nmodes = 4\n'
         "encoder_width = 16\nencoder_blocks = 1\ndecoder_width = 16\ndecoder_blocks = 1\n"
         "[data]\ncrop = 0.15\nbatch = 2\n[train]\nsteps = 4\n"
     )
@@ -235,7 +235,7 @@ def test_from_a_folder_of_recordings_to_a_codec_and_its_numbers(cli: Cli) -> Non
     Path("small.toml").write_text(
         'name = "mine"\n'
         "[model]\nsample_rate = 8000\nhop = 40\ndim = 8\nbooks = 2\ncodebook_size = 16\n"
-        "encoder_width = 8\nencoder_blocks = 1\ndecoder_width = 8\ndecoder_blocks = 1\n"
+        "envelope_bands = 4\nmodes = 4\nencoder_width = 8\nencoder_blocks = 1\ndecoder_width = 8\ndecoder_blocks = 1\n"
         "[data]\ncrop = 0.3\nbatch = 2\nfit_seconds = 3\nworkers = 0\n[train]\nsteps = 3\n"
     )
     result = cli("train", "small.toml", "--data", "mine", "--out", "runs/mine")
