@@ -454,7 +454,15 @@ def test_evaluate_refuses_what_cannot_be(corpus: Path, tmp_path: Path) -> None:
 
 
 def test_a_worker_process_finds_the_same(corpus: Path) -> None:
-    small = {"dim": 8, "books": 2, "codebook_size": 16, "encoder_width": 16, "encoder_blocks": 1, "decoder_width": 16}
+    small = {
+        "dim": 8,
+        "books": 2,
+        "codebook_size": 16,
+        "modes": 4,
+        "encoder_width": 16,
+        "encoder_blocks": 1,
+        "decoder_width": 16,
+    }
     torch.manual_seed(0)
     model = models.build("causal", small | {"decoder_blocks": 1}).eval()  # one that another process can import
     model.weights_hash = "c" * 64

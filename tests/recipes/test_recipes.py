@@ -43,6 +43,7 @@ SMALL = [
     "model.dim=8",
     "model.books=2",
     "model.codebook_size=8",
+    "model.modes=2",
     "model.encoder_width=8",
     "model.encoder_blocks=1",
     "model.decoder_width=8",
