@@ -281,7 +281,7 @@ def test_codes_of_the_first_book_without_a_vector_stay_with_their_frames() -> No
     assert (taken[:, 0][~mode] < 4).all()
     assert (targets[:, 0][~mode][:, 4:] == 0).all()
     with_room = [vectors[0, :4], *vectors[1:]]
-    left = sum(vectors[book][codes[:, book]] for book in range(3))
+    left = torch.stack([vectors[book][codes[:, book]] for book in range(3)]).sum(dim=0)
     distances = (left[:, :, None] - with_room[0]).square().sum(dim=-1)
     unit = torch.pdist(with_room[0]).square().mean()
     expected = (-distances / (0.5 * unit)).softmax(dim=-1)

@@ -155,7 +155,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for rank in range(2)
     ]
     try:
-        said = [process.communicate(timeout=120)[1] for process in running]
+        said = [process.communicate(timeout=600)[1] for process in running]
     finally:
         for process in running:
             process.kill()
@@ -168,7 +168,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def assert_close(ours: Any, theirs: Any, place: str = "") -> int:
     """Equal up to rounding, through dicts and lists; how many tensors there were."""
     if isinstance(ours, Tensor):
-        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-6, msg=lambda text: f"{place}: {text}")
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=5e-6, msg=lambda text: f"{place}: {text}")
         return 1
     if isinstance(ours, dict):
         assert ours.keys() == theirs.keys(), place
