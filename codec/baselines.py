@@ -121,10 +121,10 @@ def _find(item: str) -> Baseline:
     )
 
 
-def _opus(setting: str, told: str) -> Opus:
-    found = re.search(r"libopus (?:v|unknown )?(\S+?)\)", told)
+def _opus(setting: str, version_text: str) -> Opus:
+    found = re.search(r"libopus (?:v|unknown )?(\S+?)\)", version_text)
     version = found[1] if found else "of unknown version"
-    tools = told.splitlines()[0].partition(" (")[0].removeprefix("opusenc ")
+    tools = version_text.splitlines()[0].partition(" (")[0].removeprefix("opusenc ")
     if _release(version) >= OPUS_CURRENT:
         decoder = "decoder complexity 0, the default of opusdec (no LACE or NoLACE)"
     else:

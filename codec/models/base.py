@@ -193,8 +193,8 @@ class Codec(nn.Module):
         They are on the model's device, `frame_math.frames(time)` frames, float32 arithmetic under any autocast, and
         ordinary tensors without a gradient. `books` is how many codebooks to use, index 0 the coarsest; `bitrate` asks
         for the most of them within so many kbit/s instead; all if both are None. `sample_rate` in Hz is the audio's
-        where it is not the model's: it is resampled then, on its device by torchaudio where that can be imported, else
-        on the CPU by soxr.
+        where it is not the model's: it is resampled then, on a CPU by soxr, on another device by torchaudio if that
+        can be imported.
 
         Recordings of unequal lengths: a list of arrays or tensors [time] or [1, time] gives padded codes and each
         item's number of frames,
@@ -210,7 +210,7 @@ class Codec(nn.Module):
                 full scale; `lengths` are not one per item, or not within the audio; `books` are more than there are,
                 or `books` and `bitrate` are both given; the sample rate is not a whole number.
             ConfigError: `bitrate` is below that of one codebook.
-            MissingDependency: neither torchaudio nor soxr can resample here.
+            MissingDependency: soxr is needed to resample and cannot be imported.
         """
         books = self.books_for(books, bitrate)
         if sample_rate is not None and (not isinstance(sample_rate, int) or sample_rate < 1):

@@ -237,14 +237,14 @@ class Encoder(nn.Module):
 
     def divided(self, cosine: Tensor, sine: Tensor, shape: GainShapeVQ | None) -> tuple[Tensor, Tensor, Tensor]:
         """(features of the backbone, principal components, envelope), each [batch, frames, ...], of MDCT, MDST bins."""
-        envelope, told, divisor = cosine[..., :0], cosine[..., :0], self.reference
+        envelope, error, divisor = cosine[..., :0], cosine[..., :0], self.reference
         if shape:
             envelope = shape.envelope.measure(cosine, sine)
             decoded = F.embedding(shape.nearest(envelope.flatten(0, 1)), shape.envelopes).view_as(envelope)
-            divisor, told = shape.envelope.divisor(decoded), envelope - decoded
+            divisor, error = shape.envelope.divisor(decoded), envelope - decoded
         companded = compand(cosine / divisor, self.config.companding)
         magnitude = 0.25 * torch.log((cosine.square() + sine.square()) / divisor.square() + 1e-3)
-        return torch.cat([companded, magnitude, told], dim=-1), companded @ self.pca, envelope
+        return torch.cat([companded, magnitude, error], dim=-1), companded @ self.pca, envelope
 
 
 class DecoderState(NamedTuple):

@@ -79,15 +79,19 @@ class Envelope(nn.Module):
 
     def divisor(self, envelope: Tensor) -> Tensor:
         """What MDCT bins [..., hop] are divided by before they are coded: gain · shape ** exponent."""
-        return (self.log_gain(envelope) + self.exponent * (envelope[..., : self.bands] @ self.curve)).exp()
+        return self.at(envelope, self.curve, self.exponent)
 
     def level(self, envelope: Tensor) -> Tensor:
         """Expected size of MDCT bins [..., hop]."""
-        return (self.log_gain(envelope) + envelope[..., : self.bands] @ self.curve).exp()
+        return self.at(envelope, self.curve)
 
     def half_level(self, envelope: Tensor) -> Tensor:
         """Expected size of the bins [..., hop / 2 + 1] of a frame half as long."""
-        return (self.log_gain(envelope) + envelope[..., : self.bands] @ self.half_curve).exp()
+        return self.at(envelope, self.half_curve)
+
+    def at(self, envelope: Tensor, curve: Tensor, exponent: float = 1.0) -> Tensor:
+        """gain · shape ** exponent at the bins of a curve [bands, bins]."""
+        return (self.log_gain(envelope) + exponent * (envelope[..., : self.bands] @ curve)).exp()
 
 
 def interpolation(frequencies: Tensor, bands: int, sample_rate: int) -> Tensor:
@@ -150,43 +154,18 @@ class Modes(nn.Module):
         most = torch.where(power[:, self.high :].sum(dim=-1) > HIGH_SHARE * total, HIGH_TONE_ERROR, TONE_ERROR)
         few = ((largest.sum(dim=-1) > (1 - most) * total) & audible).nonzero()[:, 0]
         if len(few):
-            self.choose(bins[few], weight[few], few, mode, codes, self.tone, 0, self.tones, most[few])
+            gains = self.gains[: self.tones]
+            mode[few], codes[few] = fit_atoms(bins[few], weight[few], gains, self.tone, most[few], self.places)
         if self.clicks:
             samples = bins @ self.to_samples
             peak = samples.square().amax(dim=-1)
             few = ((peak > (1 - CLICK_ERROR) * energy) & audible & (mode < 0)).nonzero()[:, 0]
             if len(few):
-                even = torch.ones_like(weight[few])
-                most = torch.full_like(peak[few], CLICK_ERROR)
-                self.choose(samples[few], even, few, mode, codes, self.click, self.tones, len(self), most)
+                even, most = torch.ones_like(weight[few]), torch.full_like(peak[few], CLICK_ERROR)
+                gains = self.gains[self.tones :]
+                step, codes[few] = fit_atoms(samples[few], even, gains, self.click, most, self.places)
+                mode[few] = torch.where(step < 0, -1, self.tones + step)
         return mode, codes
-
-    def choose(
-        self,
-        signal: Tensor,
-        weight: Tensor,
-        rows: Tensor,
-        mode: Tensor,
-        codes: Tensor,
-        ladder: Tensor,
-        first: int,
-        last: int,
-        most: Tensor,
-    ) -> None:
-        """Write mode and codes of those of `rows` whose atoms leave a share of at most `most` [rows] of the energy."""
-        gains = self.gains[first:last]
-        size = signal.square().sum(dim=-1).sqrt()
-        nearest = (size.log()[:, None] - gains).abs().argmin(dim=-1)
-        total = (signal * weight).square().sum(dim=-1)
-        best = most * total
-        for offset in (-1, 0, 1):
-            step = (nearest + offset).clamp(0, len(gains) - 1)
-            chosen, left = pursue(signal, gains[step].exp(), ladder, self.places)
-            error = (left * weight).square().sum(dim=-1)
-            better = error < best
-            best = torch.where(better, error, best)
-            mode[rows[better]] = first + step[better]
-            codes[rows[better]] = chosen[better]
 
     def decode(self, mode: Tensor, codes: Tensor) -> Tensor:
         """MDCT bins [rows, hop] of modes [rows] and codes [rows, as many codebooks as there are]; -1 is no atom."""
@@ -200,6 +179,29 @@ class Modes(nn.Module):
         place = (codes // 2).clamp(0, self.hop - 1)  # a file may say what no encoder does
         out.scatter_add_(1, place, amplitudes * (1 - 2 * (codes % 2)))
         return torch.where(click[:, None], out @ self.to_samples, out)
+
+
+def fit_atoms(
+    signal: Tensor, weight: Tensor, gains: Tensor, ladder: Tensor, most: Tensor, places: int
+) -> tuple[Tensor, Tensor]:
+    """(step of the log `gains` [rows], codes [rows, codebooks]) that leave least of signals [rows, hop].
+
+    Step -1 and codes 0 where the atoms leave more than a share of `most` [rows] of the weighted energy.
+    """
+    size = signal.square().sum(dim=-1).sqrt()
+    nearest = (size.log()[:, None] - gains).abs().argmin(dim=-1)
+    best = most * (signal * weight).square().sum(dim=-1)
+    found = torch.full_like(nearest, -1)
+    codes = torch.zeros(len(signal), len(ladder), dtype=torch.int64, device=signal.device)
+    for offset in (-1, 0, 1):
+        step = (nearest + offset).clamp(0, len(gains) - 1)
+        chosen, left = pursue(signal, gains[step].exp(), ladder, places)
+        error = (left * weight).square().sum(dim=-1)
+        better = error < best
+        best = torch.where(better, error, best)
+        found = torch.where(better, step, found)
+        codes = torch.where(better[:, None], chosen, codes)
+    return found, codes
 
 
 def pursue(signal: Tensor, gain: Tensor, ladder: Tensor, places: int) -> tuple[Tensor, Tensor]:
