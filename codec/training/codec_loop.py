@@ -272,9 +272,12 @@ def warmth(step: int, recipe: Recipe) -> float:
 
 
 def dropped_books(batch: int, step: int, recipe: Recipe) -> Tensor:
-    """Books [batch] that each item trains with: all, or for a share of the items a random number."""
+    """Books [batch] that each item trains with: all, or for a share of the items a random number.
+
+    That number is log-uniform, because one codebook more matters most where there are few.
+    """
     rng = np.random.default_rng((recipe.train.seed, step, 1))
-    books = rng.integers(1, recipe.model.books + 1, size=batch)
+    books = np.exp(rng.random(batch) * math.log(recipe.model.books + 1)).astype(np.int64).clip(1, recipe.model.books)
     whole = rng.random(batch) >= recipe.train.quantizer_dropout
     return torch.from_numpy(np.where(whole, recipe.model.books, books))
 

@@ -532,12 +532,13 @@ def test_quantiser_dropout_draws_every_depth() -> None:
     books = torch.cat([dropped_books(8, step, recipe) for step in range(200)])
     counts = torch.bincount(books, minlength=6)
     assert counts[0] == 0
-    assert ((counts[1:5] > 110) & (counts[1:5] < 210)).all()  # 160 each
-    assert 880 < counts[5] < 1040  # 960: half of all, and a fifth of the others
+    expected = 800 * np.log(np.arange(2, 7) / np.arange(1, 6)) / np.log(6)  # of the 800 dropped, log-uniform
+    expected[-1] += 800
+    assert np.abs(counts[1:].numpy() - expected).max() < 50
     assert dropped_books(8, 3, recipe).equal(dropped_books(8, 3, recipe))
     assert (dropped_books(64, 0, small_recipe(train={"quantizer_dropout": 0.0})) == 3).all()
     every = dropped_books(600, 0, small_recipe(train={"quantizer_dropout": 1.0}))
-    assert (torch.bincount(every)[1:] > 150).all()
+    assert (torch.bincount(every)[1:] > 90).all()
 
 
 def test_discriminators_see_a_part_that_moves() -> None:
