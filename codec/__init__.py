@@ -27,12 +27,12 @@ if TYPE_CHECKING:
     from codec.codes import Codes as Codes
     from codec.generation import generate as generate
     from codec.generation import infill as infill
-    from codec.hub import load as load
-    from codec.hub import load_lm as load_lm
     from codec.lm.sampling import Sampling as Sampling
     from codec.models.base import Codec as Codec
-    from codec.sessions import StreamDecoder as StreamDecoder
-    from codec.sessions import StreamEncoder as StreamEncoder
+    from codec.pretrained import load as load
+    from codec.pretrained import load_lm as load_lm
+    from codec.streams import StreamDecoder as StreamDecoder
+    from codec.streams import StreamEncoder as StreamEncoder
 
 __version__ = "0.2.0"
 __all__ = [
@@ -57,8 +57,8 @@ _HOMES = {
     "Codec": "codec.models.base",
     "Codes": "codec.codes",
     "Sampling": "codec.lm.sampling",
-    "StreamDecoder": "codec.sessions",
-    "StreamEncoder": "codec.sessions",
+    "StreamDecoder": "codec.streams",
+    "StreamEncoder": "codec.streams",
     "compress": "codec.api",
     "decode_file": "codec.api",
     "decompress": "codec.api",
@@ -66,8 +66,8 @@ _HOMES = {
     "evaluate": "codec.api",
     "generate": "codec.generation",
     "infill": "codec.generation",
-    "load": "codec.hub",
-    "load_lm": "codec.hub",
+    "load": "codec.pretrained",
+    "load_lm": "codec.pretrained",
 }
 
 

@@ -1,4 +1,4 @@
-"""What the commands do, from Python, under their names and with their options: whole files, or bytes in memory.
+"""What the commands do, from Python, under their names and with their options: whole compression, or bytes in memory.
 
 codec encode IN OUT       encode_file(IN, OUT)      a recording to a .codec file; compress(bytes) in memory
 codec decode IN OUT       decode_file(IN, OUT)      a .codec file to a recording; decompress(bytes) in memory
@@ -15,12 +15,13 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import soundfile
 
-from codec import audio, bitstream, files, hub
+from codec import compression, pretrained
+from codec.compression import Model, Report
 from codec.errors import UsageError
-from codec.files import Model, Report
+from codec.io import audio, bitstream
 
 if TYPE_CHECKING:
-    from codec.metrics import Evaluation
+    from codec.evaluation.signal import Evaluation
 
 Bytes = bytes | bytearray | memoryview
 
@@ -29,7 +30,7 @@ def compress(
     data: Bytes | np.ndarray[Any, Any],
     *,
     sample_rate: int | None = None,
-    model: Model = hub.DEFAULT,
+    model: Model = pretrained.DEFAULT,
     bitrate: float | None = None,
     books: int | None = None,
     device: str = "auto",
@@ -43,7 +44,7 @@ def compress(
     """
     file = io.BytesIO()
     with audio.open_reader(_content(data, sample_rate)) as reader:
-        files.compress_into(reader, file, model=model, books=books, bitrate=bitrate, device=device)
+        compression.compress_into(reader, file, model=model, books=books, bitrate=bitrate, device=device)
     return file.getvalue()
 
 
@@ -58,13 +59,13 @@ def decompress(data: Bytes, *, model: Model | None = None, rate: int | None = No
     if not isinstance(data, Bytes):
         raise UsageError(f"data is {type(data).__name__}: give the bytes of a .codec file, or its path to decode_file")
     with bitstream.open_reader(bytes(data)) as reader:
-        rate, time = files.restored_size(reader, rate)
-        codec = files.model_of(reader, model, device)
+        rate, time = compression.restored_size(reader, rate)
+        codec = compression.model_of(reader, model, device)
         file = io.BytesIO()
         with audio.AudioWriter(
             file, "the WAV data", container="WAV", subtype="PCM_16", rate=rate, channels=reader.header.channels
         ) as writer:
-            files.restore_into(reader, writer, codec=codec, rate=rate, time=time)
+            compression.restore_into(reader, writer, codec=codec, rate=rate, time=time)
     return file.getvalue()
 
 
@@ -72,7 +73,7 @@ def encode_file(
     source: str | Path,
     output: str | Path | None = None,
     *,
-    model: Model = hub.DEFAULT,
+    model: Model = pretrained.DEFAULT,
     bitrate: float | None = None,
     books: int | None = None,
     device: str = "auto",
@@ -87,9 +88,9 @@ def encode_file(
 
     Raises UsageError, InputNotFound, UnsupportedAudio, UnknownModel, StorageError.
     """
-    return files.compress(
+    return compression.compress(
         source,
-        files.target_of(source, output, ".codec"),
+        compression.target_of(source, output, ".codec"),
         model=model,
         books=books,
         bitrate=bitrate,
@@ -115,15 +116,15 @@ def decode_file(
     Raises UsageError, InputNotFound, UnsupportedAudio, UnknownModel, WeightsMismatch, StorageError, and DamagedFile:
     what was whole before the damage is in the output then.
     """
-    return files.decompress(
-        source, files.target_of(source, output, ".wav"), model=model, rate=rate, force=force, device=device
+    return compression.decompress(
+        source, compression.target_of(source, output, ".wav"), model=model, rate=rate, force=force, device=device
     )
 
 
 def evaluate(
     data: str | Path,
     *,
-    model: Model = hub.DEFAULT,
+    model: Model = pretrained.DEFAULT,
     bitrate: float | None = None,
     books: int | Sequence[int] | Literal["all"] | None = None,
     speech: bool | None = None,
@@ -140,12 +141,12 @@ def evaluate(
     `books` is a number of codebooks to score, or several, or "all" from 1 to the model's; `bitrate` asks for the most
     within so many kbit/s; the model's number if both are None. `baseline` names reference encoders with commas between:
     "opus:6,original". The result prints as a table; `rows` and `as_json()` have everything. The other options, and what
-    is raised, as in `codec.metrics.evaluate`.
+    is raised, as in `codec.evaluation.signal.evaluate`.
     """
-    from codec.baselines import find_baselines
-    from codec.metrics import evaluate
+    from codec.evaluation.baselines import find_baselines
+    from codec.evaluation.signal import evaluate
 
-    loaded = files.cached_model(model, device)
+    loaded = compression.cached_model(model, device)
     if bitrate is not None:
         if books is not None:
             raise UsageError(f"books = {books} and {bitrate:g} kbit/s: ask for one of the two")

@@ -10,23 +10,23 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from codec import hub
+from codec import pretrained
 from codec.errors import UsageError, WeightsMismatch
-from codec.level import gain_to
+from codec.io.level import gain_to
 from codec.lm import sampling as drawing
 from codec.lm.base import Conditions, Prior
 from codec.lm.sampling import Sampling
 from codec.models.base import Codec
 from codec.nn.int8 import to_int8
 from codec.nn.shapes import Audio, Codes
-from codec.sessions import StreamDecoder, StreamEncoder
+from codec.streams import StreamDecoder, StreamEncoder
 
 MOST_SECONDS = 60.0  # where a model may end by itself, and does not
 AFTER_SECONDS = 1.0  # what comes after a gap, as far as its filling is judged by it
 
 
 def generate(
-    lm: Prior | str | Path = hub.DEFAULT_LM,
+    lm: Prior | str | Path = pretrained.DEFAULT_LM,
     codec: Codec | str | Path | None = None,
     *,
     seed: int | Sequence[int] = 0,
@@ -173,9 +173,9 @@ def together(
     Raises UnknownModel, and WeightsMismatch where the codec is not the one whose codes the language model learnt.
     """
     if not isinstance(lm, Prior):
-        lm = hub.load_lm(lm, device)
+        lm = pretrained.load_lm(lm, device)
     if not isinstance(codec, Codec):
-        return lm, hub.codec_of(lm, codec, lm.device)
+        return lm, pretrained.codec_of(lm, codec, lm.device)
     if codec.weights_hash != lm.source.weights_hash:
         raise WeightsMismatch(
             f"{lm.name or 'this language model'} learnt the codes of {lm.source.codec or 'a codec without a name'} "

@@ -10,7 +10,7 @@ import pytest
 import soundfile
 
 import codec
-from codec import bitstream, files, hub
+from codec import compression, pretrained
 from codec.checkpoint import save_model
 from codec.cli import files as file_commands
 from codec.cli import models as model_commands
@@ -24,6 +24,7 @@ from codec.errors import (
     UsageError,
     WeightsMismatch,
 )
+from codec.io import bitstream
 from tests.tiny import tiny_model
 
 RATE, TIME = 16_000, 11_201
@@ -35,7 +36,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder with a tiny model in the place of the shipped one, and stereo recordings in two formats."""
     (tmp_path / "weights").mkdir()
     save_model(tmp_path / "weights" / "general-24k.safetensors", tiny_model(), training={})
-    monkeypatch.setattr(hub, "WEIGHTS", tmp_path / "weights")
+    monkeypatch.setattr(pretrained, "WEIGHTS", tmp_path / "weights")
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
     for name in ("in.wav", "in.flac"):
@@ -46,8 +47,8 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.mark.parametrize("name", ["in.wav", "in.flac"])
 @pytest.mark.parametrize("kind", [bytes, bytearray, memoryview])
 def test_bytes_are_what_files_hold(name: str, kind: Any) -> None:
-    files.compress(name, "a.codec")
-    files.decompress("a.codec", "a.wav")
+    compression.compress(name, "a.codec")
+    compression.decompress("a.codec", "a.wav")
     coded = codec.compress(kind(Path(name).read_bytes()))
     assert coded == Path("a.codec").read_bytes()
     assert codec.decompress(kind(coded)) == Path("a.wav").read_bytes()

@@ -12,11 +12,11 @@ import soundfile
 import typer
 from pydantic import BaseModel
 
-from codec import generation, hub
+from codec import generation, pretrained
 from codec.checkpoint import save_model
 from codec.cli.main import app
-from codec.training.lm_recipe import LMRecipe
-from codec.training.recipe import Recipe
+from codec.training.codec.recipe import Recipe
+from codec.training.lm.recipe import LMRecipe
 from tests.lm.tiny import prior
 from tests.tiny import tiny_model
 
@@ -59,9 +59,9 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         save_model(weights / f"{name}.safetensors", model, training={})
     source = {"codec": model.name, "weights_hash": model.weights_hash, "codebook_size": 20, "dim": 8}
     lm = prior(3, source=source | {"classes": {"label": [*"0123456789"], "speaker": ["theo"]}})
-    monkeypatch.setattr(hub, "WEIGHTS", weights)
-    monkeypatch.setattr(hub, "load_lm", lambda name="digits-8k-lm", device="cpu": lm)
-    monkeypatch.setattr(hub, "codec_of", lambda lm, name=None, device="cpu": model)
+    monkeypatch.setattr(pretrained, "WEIGHTS", weights)
+    monkeypatch.setattr(pretrained, "load_lm", lambda name="digits-8k-lm", device="cpu": lm)
+    monkeypatch.setattr(pretrained, "codec_of", lambda lm, name=None, device="cpu": model)
     monkeypatch.setattr(generation, "MOST_SECONDS", 1.0)
     monkeypatch.chdir(folder)
     noise = np.random.default_rng(0).uniform(-0.3, 0.3, (11_201, 2)).astype(np.float32)

@@ -15,10 +15,10 @@ import torch
 from torch import Tensor
 
 import codec
-from codec import generation, hub
+from codec import generation, pretrained
 from codec.errors import UsageError, WeightsMismatch
 from codec.generation import generate, generate_clips, infill, prompt_codes
-from codec.level import gain_to
+from codec.io.level import gain_to
 from codec.lm import Prior
 from codec.lm.sampling import generate_frames
 from codec.models.base import Codec
@@ -211,11 +211,11 @@ def test_what_surrounds_a_gap_is_brought_to_the_level_of_the_model(model: Codec)
 
 def test_models_are_found_by_name(lm: Prior, model: Codec, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
-        hub, "load_lm", lambda name, device: lm if (name, device) == ("words", "auto") else None, raising=False
+        pretrained, "load_lm", lambda name, device: lm if (name, device) == ("words", "auto") else None, raising=False
     )
     found = {None: model, "mine": model}
     monkeypatch.setattr(
-        hub, "codec_of", lambda given, name, device: found[name] if given is lm else None, raising=False
+        pretrained, "codec_of", lambda given, name, device: found[name] if given is lm else None, raising=False
     )
     expected = joined(generate(lm, model, seed=5, label="no", seconds=0.2))
     assert close(joined(codec.generate("words", seed=5, label="no", seconds=0.2)), expected)
@@ -286,8 +286,8 @@ def test_nothing_is_decoded_twice(model: Codec, lm: Prior, monkeypatch: pytest.M
 
 
 def test_the_shipped_models_belong_together_and_speak() -> None:
-    lm, codec_ = generation.together(hub.DEFAULT_LM)
-    sizes = [hub.find(name).stat().st_size for name in (hub.DEFAULT_LM, str(codec_.name))]
+    lm, codec_ = generation.together(pretrained.DEFAULT_LM)
+    sizes = [pretrained.find(name).stat().st_size for name in (pretrained.DEFAULT_LM, str(codec_.name))]
     assert sum(sizes) < 25e6
     labels = lm.source.classes["label"]
     assert labels == tuple("0123456789")
@@ -301,7 +301,7 @@ def test_the_shipped_models_belong_together_and_speak() -> None:
 @torch.inference_mode()
 def test_the_shipped_model_says_what_it_is_told() -> None:
     """Codes made for a label are likeliest under that label, of all ten."""
-    lm = hub.load_lm()
+    lm = pretrained.load_lm()
     labels = lm.source.classes["label"]
     right = 0
     for label in labels:
@@ -323,4 +323,4 @@ def test_weights_of_8_bits_on_request() -> None:
     with pytest.raises(UsageError, match="there are no seeds"):
         generate(seed=[])
     with pytest.raises(UsageError, match="int8 would change the language model: give its name"):
-        generate(hub.load_lm(), int8=True)
+        generate(pretrained.load_lm(), int8=True)

@@ -32,13 +32,13 @@ WITHOUT_TORCH = (
     "errors",
     "config",
     "frames",
-    "audio",
-    "level",
-    "bitstream",
-    "sample",
+    "io.audio",
+    "io.level",
+    "io.bitstream",
+    "io.synth",
     "checkpoint",
-    "hub",
-    "corpus",
+    "pretrained",
+    "data.clips",
     "cli.main",
     "datasets.prepare",
     "datasets.recipes",
@@ -111,10 +111,10 @@ def test_public_names() -> None:
     from codec.api import compress, decode_file, decompress, encode_file, evaluate
     from codec.codes import Codes
     from codec.generation import generate, infill
-    from codec.hub import load, load_lm
     from codec.lm.sampling import Sampling
     from codec.models.base import Codec
-    from codec.sessions import StreamDecoder, StreamEncoder
+    from codec.pretrained import load, load_lm
+    from codec.streams import StreamDecoder, StreamEncoder
 
     assert (codec.load, codec.Codec) == (load, Codec)
     assert (codec.generate, codec.infill, codec.load_lm) == (generate, infill, load_lm)

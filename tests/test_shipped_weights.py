@@ -7,9 +7,9 @@ weights reach, with a little room, so that a change that loses it is noticed.
 import pytest
 import torch
 
-from codec import hub
+from codec import pretrained
+from codec.evaluation.signal_checks import AIMS, Aim, Result, check_all, made_recordings, within
 from codec.models.base import Codec
-from codec.signal_checks import AIMS, Aim, Result, check_all, made_recordings, within
 
 REACHED: dict[tuple[str, str], Aim] = {
     ("periodicity, white noise", "worst"): Aim(high=0.15),
@@ -28,7 +28,7 @@ WITHOUT_RECORDINGS = {"periodicity, rain"}  # which needs a recording
 @pytest.fixture(scope="module")
 def results() -> dict[str, Result]:
     torch.set_num_threads(2)
-    model: Codec = hub.load("general-24k")
+    model: Codec = pretrained.load("general-24k")
     recordings = made_recordings(model.config.sample_rate)
     return {result.check: result for result in check_all(model, recordings, quick=True)}
 

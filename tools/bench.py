@@ -24,9 +24,12 @@ import numpy as np
 import soundfile
 import torch
 
-from codec import bitstream, checkpoint, files, hub, models, sessions
+from codec import checkpoint, compression, models
+from codec import pretrained as hub
+from codec import streams as sessions
 from codec.errors import CodecError
-from codec.metrics import peak_memory
+from codec.evaluation.signal import peak_memory
+from codec.io import bitstream
 
 RATE = 24_000  # Hz, of the audio made here
 BLOCK = 10  # s, of audio made at a time
@@ -145,7 +148,7 @@ def timed(run: Callable[[], object]) -> float:
 
 
 def report_memory(model: str, books: int | None, minutes: Sequence[float], folder: Path) -> None:
-    """Print the table of peak memory of whole files, one fresh process each."""
+    """Print the table of peak memory of whole compression, one fresh process each."""
     print(f"files of mono at {RATE} Hz, 16 bit: peak resident set and speed of a process of its own, one thread")
     print(f"{'minutes':>8}{'compress':>14}{'× real time':>13}{'decompress':>14}{'× real time':>13}{'kbit/s':>9}")
     for length in minutes:
@@ -183,9 +186,9 @@ def work(job: str, source: str, target: str, *, model: str, books: int | None) -
     loaded = hub.load(model, "cpu")
     started = perf_counter()
     if job == "compress":
-        files.compress(Path(source), Path(target), model=loaded, books=books)
+        compression.compress(Path(source), Path(target), model=loaded, books=books)
     else:
-        files.decompress(Path(source), Path(target), model=loaded)
+        compression.decompress(Path(source), Path(target), model=loaded)
     took = perf_counter() - started
     print(peak_memory() / 2**20, took)
 

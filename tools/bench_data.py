@@ -17,8 +17,8 @@ import numpy as np
 import soundfile
 import torch
 
-from codec.training.data import Crops, batches, material
-from codec.training.recipe import Recipe
+from codec.training.codec.crops import Crops, batches, material
+from codec.training.codec.recipe import Recipe
 
 RATES = (24_000, 48_000)  # Hz, of the audio made here
 FILE_MINUTES = 5

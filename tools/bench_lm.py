@@ -27,7 +27,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from codec import hub
+from codec import pretrained
 from codec.errors import CodecError, MissingDependency, UsageError
 from codec.generation import generate
 from codec.lm.base import Source
@@ -35,8 +35,8 @@ from codec.lm.patterns import PatternConfig
 from codec.lm.sampling import generate_frames
 from codec.lm.transformer import DepthConfig, TokenLM, TransformerConfig
 from codec.models.base import Codec
-from codec.nn.half import HalfLinear
 from codec.nn.int8 import Int8Linear, to_int8
+from codec.nn.linear import HalfLinear
 
 LOOKED_UP = ("vectors.", "listen.", "told.", "phase.", "text.", "model.decoder.embed")  # a few rows of these
 UNUSED = "encoder_attn"  # MusicGen's attention to a text, which it is not given
@@ -111,11 +111,11 @@ def main() -> None:
 def chosen(arguments: argparse.Namespace) -> tuple[TokenLM, Codec]:
     """The language model, with random weights where none is named, and the codec whose codes it makes."""
     if arguments.model:
-        model = hub.load_lm(arguments.model, "cpu")
+        model = pretrained.load_lm(arguments.model, "cpu")
         if not isinstance(model, TokenLM):
             raise UsageError(f"{arguments.model} is no transformer: name one, or sizes")
-        return model, hub.codec_of(model, arguments.codec)
-    codec = hub.load(arguments.codec or hub.DEFAULT, "cpu")
+        return model, pretrained.codec_of(model, arguments.codec)
+    codec = pretrained.load(arguments.codec or pretrained.DEFAULT, "cpu")
     vectors = codec.quantizer.vectors()
     source = Source(
         codec=codec.name or "",

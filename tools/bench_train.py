@@ -31,14 +31,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from codec.audio import write_audio
 from codec.config import load_toml
 from codec.errors import CodecError, MissingDependency, UsageError
+from codec.io.audio import write_audio
 from codec.models.causal import CausalCodec
-from codec.training import codec_loop
-from codec.training.losses import SpectralLoss
-from codec.training.recipe import Recipe
-from codec.training.record import SPEED, WAITING
+from codec.training.codec import task as codec_loop
+from codec.training.codec.losses import SpectralLoss
+from codec.training.codec.recipe import Recipe
+from codec.training.logger import SPEED, WAITING
 
 NEVER = 10**9  # a step that is not reached
 

@@ -17,7 +17,7 @@ from time import perf_counter
 
 import codec
 from codec.errors import CodecError
-from codec.signal_checks import Result, check_all, made_recordings, read_recordings
+from codec.evaluation.signal_checks import Result, check_all, made_recordings, read_recordings
 
 UNITS = {"db": "dB", "dbfs": "dBFS", "khz": "kHz", "hz": "Hz", "pesq": "PESQ"}
 

@@ -32,19 +32,23 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from codec import hub, metrics
+from codec import pretrained
 from codec.checkpoint import read_card
 from codec.config import load_toml
-from codec.corpus import clips
+from codec.data.clips import clips
+from codec.data.token_store import TokenStore, tokenize
+from codec.evaluation import classifier
+from codec.evaluation import lm as lm_evaluation
+from codec.evaluation import signal as metrics
 from codec.generation import generate_clips
 from codec.lm import build
 from codec.lm.base import Source
 from codec.models.base import Codec
-from codec.tokens import TokenStore, tokenize
-from codec.training import classifier, codec_loop, lm_evaluation, lm_loop
-from codec.training.lm_recipe import LMRecipe
-from codec.training.recipe import Recipe
-from codec.training.record import SPEED
+from codec.training.codec import task as codec_loop
+from codec.training.codec.recipe import Recipe
+from codec.training.lm import task as lm_loop
+from codec.training.lm.recipe import LMRecipe
+from codec.training.logger import SPEED
 
 RECIPES = Path(__file__).parents[1] / "recipes/digits"
 WEIGHTS = 1.5e6  # of each language model, unless its size is what is compared
@@ -140,7 +144,7 @@ class Comparison:
             recipe = recipe.model_copy(update={"adversary": recipe.adversary.model_copy(update={"start": None})})
             for_time(codec_loop.train, recipe, self.arguments.manifest, folder, self.arguments.codec_minutes)
         tokenize(self.arguments.manifest, self.store(name), model=self.codec_file(name))
-        codec = hub.load(self.codec_file(name), "cpu")
+        codec = pretrained.load(self.codec_file(name), "cpu")
         held_out = [clip for clip in clips(self.arguments.manifest) if clip.split == "valid"]
         wanted = [str(clip.label) for clip in held_out]
         rate = codec.config.sample_rate
@@ -159,12 +163,12 @@ class Comparison:
         """A language model, and what it can do."""
         arguments, folder = self.arguments, self.folder(job.name)
         store = TokenStore(self.store(job.codec))
-        codec = hub.load(self.codec_file(job.codec), "cpu")
+        codec = pretrained.load(self.codec_file(job.codec), "cpu")
         recipe = self.recipe(job, store, codec)
         for_time(
             lm_loop.train, recipe, self.store(job.codec), folder, arguments.minutes, codec=self.codec_file(job.codec)
         )
-        model = hub.load_lm(folder / "run", "cpu")
+        model = pretrained.load_lm(folder / "run", "cpu")
         labels = model.source.classes["label"]
 
         def spoken(first: int, count: int) -> tuple[list[str], list[Tensor]]:
@@ -225,7 +229,7 @@ class Comparison:
     def judge(self) -> classifier.Classifier:
         """The judge of real recordings, which learns but once."""
         corpus = [clip for clip in clips(self.arguments.manifest) if clip.split != "valid"]
-        rate = hub.load(self.arguments.codec, "cpu").config.sample_rate
+        rate = pretrained.load(self.arguments.codec, "cpu").config.sample_rate
         return classifier.load_or_train(self.out / "classifier.safetensors", corpus, sample_rate=rate)
 
     def right(self, heard: Sequence[Tensor], wanted: Sequence[str]) -> NDArray[np.bool_]:

@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 
 from codec.checkpoint import CodecCard, load_lm, load_model, read_card, save_lm, save_model
-from codec.hub import find
+from codec.pretrained import find
 
 BOOKS = (3, 6, 11, 12)  # numbers of books whose measures are kept
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from codec import hub
+from codec import pretrained
 from codec.cli.options import DeviceOption, progress_bar, say
 from codec.errors import UsageError
 
@@ -48,16 +48,16 @@ def evaluate_lm(
 
     If the model was trained on recordings brought to one level, those it is compared with are too.
     """
-    from codec.audio import atomic_output
-    from codec.corpus import clips
+    from codec.data.clips import clips
+    from codec.evaluation import classifier as classifiers
+    from codec.evaluation import lm as lm_evaluation
     from codec.generation import generate_clips
+    from codec.io.audio import atomic_output
     from codec.lm.sampling import Sampler, Sampling
-    from codec.training import classifier as classifiers
-    from codec.training import lm_evaluation
 
     sampling = None if temperature is None else Sampling.from_data({"temperature": temperature}, source="options")
-    model = hub.load_lm(lm, device)
-    decoder = hub.codec_of(model, codec, device)
+    model = pretrained.load_lm(lm, device)
+    decoder = pretrained.codec_of(model, codec, device)
     known = model.source.classes.get("label", ())
     if not known:
         raise UsageError(f"{lm} knows no labels, and clips of none cannot be judged: train it on a store with labels")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from codec import hub
+from codec import pretrained
 from codec.cli.options import (
     DeviceOption,
     EngineOption,
@@ -23,7 +23,7 @@ from codec.cli.options import (
 from codec.errors import UsageError
 
 if TYPE_CHECKING:
-    from codec.files import Outcome, Report
+    from codec.compression import Outcome, Report
 
 
 def _named(source: str) -> str:
@@ -44,7 +44,7 @@ Output = Annotated[
 def encode(
     source: Input,
     output: Output = None,
-    model: ModelOption = hub.DEFAULT,
+    model: ModelOption = pretrained.DEFAULT,
     bitrate: Annotated[
         float | None,
         typer.Option(metavar="KBPS", help="At most so many kbit/s per channel.", show_default="the model's full rate"),
@@ -56,7 +56,7 @@ def encode(
     force: ForceOption = False,
 ) -> None:
     """Compress a recording, or every recording in a folder, to .codec files."""
-    from codec.files import compress, compress_tree
+    from codec.compression import compress, compress_tree
 
     if Path(source).is_dir():
         with progress_bar("compressing") as show:
@@ -93,7 +93,7 @@ def decode(
     force: ForceOption = False,
 ) -> None:
     """Restore a recording, or every .codec file in a folder; the suffix of OUTPUT chooses the format."""
-    from codec.files import decompress, decompress_tree
+    from codec.compression import decompress, decompress_tree
 
     if Path(source).is_dir():
         with progress_bar("restoring") as show:
@@ -118,8 +118,8 @@ def info(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Describe a .codec file, or a model by its name, its file or its training run's folder."""
-    is_model = Path(file).suffix == ".safetensors" or Path(file).is_dir() or file in hub.names()
-    facts = hub.describe(file).as_data() if is_model else _recording(file)
+    is_model = Path(file).suffix == ".safetensors" or Path(file).is_dir() or file in pretrained.names()
+    facts = pretrained.describe(file).as_data() if is_model else _recording(file)
     if as_json:
         typer.echo(json.dumps(facts, indent=2))
     else:
@@ -136,8 +136,8 @@ def sample(
     force: ForceOption = False,
 ) -> None:
     """Make a few seconds of speech and music, to try the codec on where no recording is at hand."""
-    from codec.audio import open_writer
-    from codec.sample import RATE, synthesize
+    from codec.io.audio import open_writer
+    from codec.io.synth import RATE, synthesize
 
     check_sink(output)
     with open_writer(output, rate=RATE, channels=1, force=force) as writer:
@@ -145,7 +145,7 @@ def sample(
 
 
 def _recording(file: str) -> dict[str, Any]:
-    from codec.bitstream import open_reader
+    from codec.io.bitstream import open_reader
 
     with open_reader(file) as reader:
         header = reader.header
@@ -168,7 +168,7 @@ def _flat(facts: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any
 
 
 def _target(source: str, output: str | None, suffix: str) -> str:
-    from codec.files import target_of
+    from codec.compression import target_of
 
     output = target_of(source, output, suffix)
     check_sink(output)

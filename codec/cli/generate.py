@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from codec import hub
+from codec import pretrained
 from codec.cli.options import DeviceOption, ForceOption, check_sink, say
 from codec.errors import StorageError, UsageError
 
 if TYPE_CHECKING:
-    from codec.audio import Block
+    from codec.io.audio import Block
     from codec.lm.base import Prior
     from codec.lm.sampling import Sampling
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 def generate(
     lm: Annotated[
         str, typer.Argument(metavar="[LM]", help="A language model: a shipped one's name, a file, or a run's folder.")
-    ] = hub.DEFAULT_LM,
+    ] = pretrained.DEFAULT_LM,
     output: Annotated[
         str, typer.Option("--output", "-o", metavar="OUT", help="An audio file, or - for standard output, as it comes.")
     ] = "generated.wav",
@@ -81,7 +81,7 @@ def generate(
     import torch
 
     from codec import generation
-    from codec.audio import read_audio
+    from codec.io.audio import read_audio
     from codec.nn.int8 import to_int8
 
     model, decoder = generation.together(lm, codec, device)
@@ -179,7 +179,7 @@ def _sampling(model: "Prior", repetition: dict[str, float | None], **texts: str 
 
 def _write(target: str, blocks: "Iterator[Block]", *, rate: int, force: bool, raw: bool) -> int:
     """Write the blocks as they come; the number of samples. Raises UsageError if there were none."""
-    from codec.audio import LiveOutput, open_writer
+    from codec.io.audio import LiveOutput, open_writer
 
     time = 0
     if target == "-":

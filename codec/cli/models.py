@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from codec import hub
+from codec import pretrained
 from codec.checkpoint import CodecCard, LMCard
 from codec.cli.options import DeviceOption, JobsOption, ModelOption, progress_bar
 from codec.errors import UsageError
@@ -16,7 +16,7 @@ def models(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """List the models that come with this package."""
-    cards = hub.shipped()
+    cards = pretrained.shipped()
     if as_json:
         typer.echo(json.dumps([card.as_data() for card in cards], indent=2))
         return
@@ -49,7 +49,7 @@ def models(
 
 def evaluate(
     data: Annotated[Path, typer.Option(help="Folder of recordings.")],
-    model: ModelOption = hub.DEFAULT,
+    model: ModelOption = pretrained.DEFAULT,
     books: Annotated[
         str | None,
         typer.Option(help='Numbers of books to score: "1,2,4", or "all".', show_default="those of the model"),
@@ -85,11 +85,11 @@ def evaluate(
     jobs: JobsOption = 1,
 ) -> None:
     """Compress and restore the recordings of a folder, and measure what comes back."""
-    from codec.audio import atomic_output
-    from codec.baselines import find_baselines
-    from codec.metrics import evaluate
+    from codec.evaluation.baselines import find_baselines
+    from codec.evaluation.signal import evaluate
+    from codec.io.audio import atomic_output
 
-    loaded = hub.load(model, device)
+    loaded = pretrained.load(model, device)
     numbers = _book_numbers(books, loaded.config.books)
     encoders = find_baselines(baseline) if baseline is not None else ()
     with progress_bar("evaluating") as show:

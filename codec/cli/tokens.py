@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from codec import hub
+from codec import pretrained
 from codec.cli.options import (
     DeviceOption,
     EngineOption,
@@ -23,7 +23,7 @@ MOST_TOLD = 20  # failures
 def tokenize(
     source: Annotated[Path, typer.Argument(metavar="DIR", help="A folder of recordings, or a manifest of them.")],
     out: Annotated[Path, typer.Option(help="Folder of the token store; what is there already is kept.")],
-    model: ModelOption = hub.DEFAULT,
+    model: ModelOption = pretrained.DEFAULT,
     books: Annotated[int | None, typer.Option(min=1, help="So many codebooks.", show_default="all")] = None,
     level: Annotated[
         float | None,
@@ -41,7 +41,7 @@ def tokenize(
     force: ForceOption = False,
 ) -> None:
     """Turn a corpus into a token store: its codes, ready for the training of language models."""
-    from codec import tokens
+    from codec.data import token_store as tokens
 
     with progress_bar("tokenizing") as show:
         report = tokens.tokenize(

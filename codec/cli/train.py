@@ -10,7 +10,7 @@ from codec.cli.options import DeviceOption, say
 from codec.errors import UsageError
 
 if TYPE_CHECKING:
-    from codec.training.lm_recipe import LMRecipe
+    from codec.training.lm.recipe import LMRecipe
 
 TOLD_EVERY = 25  # steps of a batch that is learnt by heart
 
@@ -55,8 +55,8 @@ def train(
     """Train a model."""
     from codec.config import read_toml
     from codec.datasets import recipes
-    from codec.training.lm_recipe import LMRecipe
-    from codec.training.recipe import Recipe
+    from codec.training.codec.recipe import Recipe
+    from codec.training.lm.recipe import LMRecipe
 
     tables = read_toml(recipes.find(recipe), overrides or [])
     loaded: Recipe | LMRecipe
@@ -81,13 +81,13 @@ def train(
                 f"{recipe} names no data.store: pass --data, what `codec tokenize DIR --out STORE` made of recordings"
             )
         if dry_run:
-            from codec.training import lm_plan
+            from codec.training.lm import dry_run as lm_plan
 
             typer.echo(lm_plan.table(loaded, data=source, codec=codec, device=place))
         elif overfit_batch:
             _learn_by_heart(loaded, source, codec, place, steps)
         else:
-            from codec.training import lm_loop
+            from codec.training.lm import task as lm_loop
 
             model = lm_loop.train(loaded, data=source, out=out, codec=codec, resume=resume, steps=steps, device=place)
             _tell(model)
@@ -97,13 +97,13 @@ def train(
             raise UsageError(f'{option} is for language models, whose recipes say kind = "lm"; {recipe} is a codec\'s')
     source = data or loaded.data.folder
     if dry_run:
-        from codec.training import plan
+        from codec.training.codec import dry_run as plan
 
         typer.echo(plan.table(plan.plan(loaded, data=source, device=place)))
         return
     if source is None:
         raise UsageError(f"{recipe} names no data.folder: pass --data, any folder of recordings or a manifest of them")
-    from codec.training import codec_loop
+    from codec.training.codec import task as codec_loop
 
     model = codec_loop.train(loaded, data=source, out=out, resume=resume, steps=steps, device=place)
     _tell(model)
@@ -117,7 +117,7 @@ def _tell(model: Path) -> None:
 
 def _learn_by_heart(recipe: "LMRecipe", source: Path, codec: str | None, device: str | None, steps: int | None) -> None:
     """Say how it goes; exit status 1 where the batch is not learnt."""
-    from codec.training import lm_loop
+    from codec.training.lm import task as lm_loop
 
     for done, bits, learnt in lm_loop.learn_by_heart(recipe, data=source, codec=codec, device=device, steps=steps):
         if learnt:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar
 
-from codec.corpus import Clip, hashed
+from codec.data.clips import Clip, hashed
 from codec.errors import CodecError
 
 BOOKKEEPING = ".codec"

@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from codec.corpus import MANIFEST, Clip, clips
+from codec.data.clips import MANIFEST, Clip, clips
 from codec.datasets.base import Dataset
 from codec.errors import UsageError
 

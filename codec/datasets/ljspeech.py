@@ -4,7 +4,7 @@ import csv
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from codec.corpus import Clip
+from codec.data.clips import Clip
 from codec.datasets.base import Archive, Dataset, License, by_hash
 
 LICENSE = License(

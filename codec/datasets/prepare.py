@@ -21,13 +21,13 @@ from pathlib import Path
 
 from rich.console import Console
 
-from codec.audio import open_reader
-from codec.corpus import MANIFEST, Clip, write_manifest
+from codec.data.clips import MANIFEST, Clip, write_manifest
 from codec.datasets.archive import Place, unpack
 from codec.datasets.base import BOOKKEEPING, Archive, Dataset, License
 from codec.datasets.download import download, verify
 from codec.datasets.progress import progress_bar
 from codec.errors import CodecError, InputNotFound, StorageError, UsageError
+from codec.io.audio import open_reader
 
 NAMED = 10  # unreadable files that are named; all are counted
 

@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from codec.corpus import Clip
+from codec.data.clips import Clip
 from codec.datasets.base import Archive, Dataset, License
 
 LICENSE = License(

@@ -15,10 +15,10 @@ from torch import Tensor, nn
 
 from codec.config import Config
 from codec.errors import UsageError
-from codec.level import HIGHEST_DB, LOWEST_DB
+from codec.io.level import HIGHEST_DB, LOWEST_DB
 from codec.lm.patterns import Pattern, PatternConfig
 from codec.models.base import Books, CodebookSize
-from codec.nn.half import HalfLinear, replace_linears
+from codec.nn.linear import HalfLinear, replace_linears
 from codec.nn.shapes import Codes, Logits
 from codec.nn.streaming import State
 
@@ -37,7 +37,7 @@ class Source(Config):
 
     `dim` is the size of the vectors that the codes stand for. `classes` has the names of every kind, as {"label":
     ("yes", "no"), "speaker": (…)}. `level_db` is the level in dBFS that the recordings were brought to before they were
-    encoded (`codec.level`), None if they were left as they are.
+    encoded (`codec.io.level`), None if they were left as they are.
     """
 
     codec: str

@@ -14,12 +14,12 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from codec.audio import LOUDEST
 from codec.codes import Codes as CodesView
 from codec.config import Config
 from codec.errors import UsageError
 from codec.frames import FrameMath, resampled_length
-from codec.nn.quantize import Quantized, Quantizer
+from codec.io.audio import LOUDEST
+from codec.nn.quantize.residual import Quantized, Quantizer
 from codec.nn.resample import resample
 from codec.nn.shapes import Audio, Codes, Latents
 from codec.nn.streaming import State, ordinary

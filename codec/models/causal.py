@@ -12,7 +12,7 @@ The upper row of each drawing is closed form: with the networks silent it is alr
 has to find phase from nothing. The networks add what a linear map cannot: context, gains that clean the linear part,
 and a spectrum of their own (inverse STFT, as in Vocos), part of which is noise: where only the level is known, a
 repeated phase would be heard as a buzz at the frame rate. All of it is relative to the decoded envelope, so a softer
-signal is the same signal. Tones, clicks and silence bypass the networks (`codec.nn.gain_shape`).
+signal is the same signal. Tones, clicks and silence bypass the networks (`codec.nn.quantize.gain_shape`).
 
 Frames are hop samples apart and two hops long, so a frame is known one hop after its middle: the delay is 2 hops.
 """
@@ -30,8 +30,8 @@ from torch import Tensor, nn
 from codec.errors import UsageError
 from codec.models.base import Books, CodebookSize, Codec, CodecConfig, Hop, SampleRate, Trained
 from codec.nn.conv import ConvNeXtBlock
-from codec.nn.gain_shape import GainShapeVQ, Parts
-from codec.nn.quantize import FSQ, Mixture, Quantizer, ResidualVQ, Unquantized, VectorQuantizer
+from codec.nn.quantize.gain_shape import GainShapeVQ, Parts
+from codec.nn.quantize.residual import FSQ, Mixture, Quantizer, ResidualVQ, Unquantized, VectorQuantizer
 from codec.nn.shapes import Audio, Latents
 from codec.nn.streaming import Chain, State
 

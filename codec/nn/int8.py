@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from codec.errors import UsageError
-from codec.nn.half import replace_linears
+from codec.nn.linear import replace_linears
 
 ALIGNED = 16  # torch's kernel reads so many weights of a row at a time, and past the row's end if they do not fit
 

@@ -53,7 +53,7 @@ def by_torchaudio(audio: Tensor, from_rate: int, to_rate: int) -> Tensor:
 def by_soxr(audio: Tensor, from_rate: int, to_rate: int) -> Tensor:
     """As `resample`, by soxr on the CPU."""
     try:
-        from codec.audio import resample as resample_array
+        from codec.io.audio import resample as resample_array
     except ImportError as error:
         raise MissingDependency(
             f"nothing here can resample {from_rate} to {to_rate} Hz: install soxr or resample it before"

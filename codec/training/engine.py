@@ -26,10 +26,10 @@ from torch.nn.parallel import DistributedDataParallel
 from codec.checkpoint import load_state
 from codec.config import Config
 from codec.errors import CodecError, ConfigError, MissingDependency, StorageError, UsageError
-from codec.nn import processes
+from codec.nn import distributed as processes
 from codec.nn.conv import ConvNeXtBlock
-from codec.training.data import INTERRUPTS
-from codec.training.recipe import TrainConfig
+from codec.training.codec.crops import INTERRUPTS
+from codec.training.codec.recipe import TrainConfig
 
 try:
     from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGroupKwargs

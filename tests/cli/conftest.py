@@ -7,10 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from codec import hub
-from codec.audio import write_audio
+from codec import pretrained
 from codec.checkpoint import save_model
 from codec.cli.main import run
+from codec.io.audio import write_audio
 from tests.tiny import tiny_model
 
 
@@ -30,7 +30,7 @@ def cli(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capfdbinary: pytest.Cap
     weights = tmp_path / "weights"
     weights.mkdir()
     save_model(weights / "general-24k.safetensors", tiny_model(), training={"step": 3})
-    monkeypatch.setattr(hub, "WEIGHTS", weights)
+    monkeypatch.setattr(pretrained, "WEIGHTS", weights)
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
     monkeypatch.setenv("COLUMNS", "120")

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 import soundfile
 
-from codec.audio import read_audio
 from codec.checkpoint import save_model
-from codec.files import compress
+from codec.compression import compress
+from codec.io.audio import read_audio
 from tests.cli.conftest import Cli
 from tests.tiny import tiny_model
 

@@ -12,9 +12,9 @@ import pytest
 import soundfile
 import torch
 
-from codec import hub
-from codec.audio import read_audio, write_audio
+from codec import pretrained
 from codec.generation import generate, infill
+from codec.io.audio import read_audio, write_audio
 from codec.lm import Prior
 from codec.lm.sampling import Sampling
 from codec.models.base import Codec
@@ -30,10 +30,10 @@ MODEL = tiny_model()
 def lm(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> Prior:
     """What the names find; another name or codec is a KeyError."""
     lm = lm_of(MODEL)
-    found: dict[str, Prior] = {hub.DEFAULT_LM: lm}
+    found: dict[str, Prior] = {pretrained.DEFAULT_LM: lm}
     codecs: dict[str | None, Codec] = {None: MODEL, "mine": MODEL}
-    monkeypatch.setattr(hub, "load_lm", lambda name, device: found[name], raising=False)
-    monkeypatch.setattr(hub, "codec_of", lambda lm, name, device: codecs[name], raising=False)
+    monkeypatch.setattr(pretrained, "load_lm", lambda name, device: found[name], raising=False)
+    monkeypatch.setattr(pretrained, "codec_of", lambda lm, name, device: codecs[name], raising=False)
     return lm
 
 
@@ -62,7 +62,7 @@ def test_a_file(cli: Cli, lm: Prior) -> None:
 def test_every_option_counts(cli: Cli, lm: Prior) -> None:
     arguments = ["--speaker", "cleo", "--seconds", "0.2", "--guidance", "2", "--temperature", "0.9,1,1.1"]
     arguments += ["--top-k", "9", "--top-p", "0.9,0.8,0.7", "--min-p", "0.01", "--seed", "3", "--codec", "mine"]
-    assert cli("generate", hub.DEFAULT_LM, *arguments, "-o", "a.flac").code == 0
+    assert cli("generate", pretrained.DEFAULT_LM, *arguments, "-o", "a.flac").code == 0
     sampling = Sampling(temperature=(0.9, 1.0, 1.1), top_k=9, top_p=(0.9, 0.8, 0.7), min_p=0.01)
     samples, _ = soundfile.read("a.flac", dtype="int16", always_2d=True)
     assert samples.shape == (1600, 1)
@@ -116,12 +116,12 @@ def test_standard_output(cli: Cli, lm: Prior) -> None:
 def test_without_an_end_until_nobody_listens(tmp_path: Path) -> None:
     """The first samples come while there is no last one; a pipe that closes ends it, quietly."""
     code = """
-from codec import hub
+from codec import pretrained
 from codec.cli.main import run
 from tests.test_generation import lm_of
 from tests.tiny import tiny_model
-hub.load_lm = lambda name, device: lm_of(tiny_model())
-hub.codec_of = lambda lm, name, device: tiny_model()
+pretrained.load_lm = lambda name, device: lm_of(tiny_model())
+pretrained.codec_of = lambda lm, name, device: tiny_model()
 run(["generate", "-o", "-", "--seconds", "inf", "--seed", "0"])
 """
     root = Path(__file__).parents[2]

@@ -71,7 +71,7 @@ def test_errors_are_one_line_and_their_status(
     def fail() -> None:
         raise error
 
-    monkeypatch.setattr("codec.hub.shipped", fail)
+    monkeypatch.setattr("codec.pretrained.shipped", fail)
     result = cli("models")
     assert (result.code, result.out, result.err) == (error.exit_code, b"", "codec: a b\n")
 
@@ -80,7 +80,7 @@ def test_an_interrupt_is_quiet(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> Non
     def interrupt() -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("codec.hub.shipped", interrupt)
+    monkeypatch.setattr("codec.pretrained.shipped", interrupt)
     assert (cli("models").code, cli("models").err) == (130, "")
 
 
@@ -96,7 +96,7 @@ def test_a_full_standard_output_is_one_line() -> None:
 def test_told_to_end_leaves_nothing(tmp_path: Path) -> None:
     code = """
 import os, signal, sys
-from codec import sample
+from codec.io import synth as sample
 from codec.cli.main import run
 sample.synthesize = lambda: os.kill(os.getpid(), signal.SIGTERM)
 run(["sample", "a.wav"])

@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from codec import hub
-from codec.audio import write_audio
+from codec import pretrained
 from codec.checkpoint import save_lm
+from codec.io.audio import write_audio
 from tests.cli.conftest import Cli
 from tests.lm.tiny import prior
 
@@ -29,7 +29,7 @@ def test_models_as_json(cli: Cli) -> None:
 
 
 def test_language_models_are_listed_after_them(cli: Cli) -> None:
-    save_lm(hub.WEIGHTS / "words.safetensors", prior(), training={})
+    save_lm(pretrained.WEIGHTS / "words.safetensors", prior(), training={})
     lines = cli("models").out.decode().splitlines()
     assert [line.split()[:1] for line in lines] == [["name"], ["general-24k"], [], ["language"], ["words"]]
     assert " ".join(lines[-1].split()).startswith("words tiny, 3 books 2 labels, 3 speakers 0.0 M")

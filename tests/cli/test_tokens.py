@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from codec.tokens import TokenStore
+from codec.data.token_store import TokenStore
 from tests.cli.conftest import Cli
 
 

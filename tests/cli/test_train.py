@@ -5,10 +5,11 @@ from typing import Any
 
 import pytest
 
-from codec.audio import write_audio
-from codec.training import codec_loop, lm_loop
-from codec.training.lm_recipe import LMRecipe
-from codec.training.recipe import Recipe
+from codec.io.audio import write_audio
+from codec.training.codec import task as codec_loop
+from codec.training.codec.recipe import Recipe
+from codec.training.lm import task as lm_loop
+from codec.training.lm.recipe import LMRecipe
 from tests.cli.conftest import Cli
 from tests.training.small import tones, write_codec, write_store
 

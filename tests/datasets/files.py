@@ -7,8 +7,8 @@ from pathlib import Path
 
 from rich.console import Console
 
-from codec.audio import write_audio
 from codec.datasets.base import Archive
+from codec.io.audio import write_audio
 from tests.datasets.conftest import Server
 from tests.training.small import tones
 

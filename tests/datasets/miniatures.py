@@ -14,10 +14,10 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from codec.audio import write_audio
-from codec.corpus import MANIFEST
+from codec.data.clips import MANIFEST
 from codec.datasets.base import Dataset
 from codec.datasets.prepare import prepare
+from codec.io.audio import write_audio
 from tests.training.small import tones
 
 SECONDS = 0.3

@@ -16,7 +16,7 @@ import soundfile
 import torch
 
 from codec import datasets
-from codec.corpus import MANIFEST
+from codec.data.clips import MANIFEST
 from codec.errors import UsageError
 from tests.datasets.miniatures import LIBRI, MINIATURES, PACKED, Rows, pack, prepared
 

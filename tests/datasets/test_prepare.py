@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from codec.corpus import Clip, clips
+from codec.data.clips import Clip, clips
 from codec.datasets import archive
 from codec.datasets.base import Archive, BadArchive, Dataset, License, by_hash
 from codec.datasets.prepare import prepare

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from codec.errors import ConfigError, UnknownModel, UsageError
 from codec.lm import build
 from codec.lm.base import CodeVectors, Conditions, Source
-from codec.nn.half import HalfLinear
+from codec.nn.linear import HalfLinear
 from codec.nn.streaming import State
 from tests.lm.tiny import DIM, SIZE, columns_of, prior, step_by_step, told
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from codec.errors import ConfigError, UsageError
 from codec.models.causal import CausalCodec
-from codec.sessions import StreamDecoder, StreamEncoder
+from codec.streams import StreamDecoder, StreamEncoder
 from tests.tiny import CONFIG, tiny_model
 
 HOP, RATE = CONFIG.hop, CONFIG.sample_rate

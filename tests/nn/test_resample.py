@@ -74,7 +74,7 @@ def test_rates_without_a_common_factor_make_no_huge_filter() -> None:
 def test_where_nothing_can_resample(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "torchaudio", None)
     monkeypatch.setitem(sys.modules, "torchaudio.functional", None)
-    monkeypatch.setitem(sys.modules, "codec.audio", None)
+    monkeypatch.setitem(sys.modules, "codec.io.audio", None)
     torchaudio_functional.cache_clear()
     with pytest.raises(MissingDependency, match=r"^nothing here can resample 48000 to 24000 Hz: install soxr"):
         resample(torch.zeros(1, 9), 48000, 24000)

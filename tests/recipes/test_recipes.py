@@ -7,15 +7,15 @@ from typing import Any
 import pytest
 import torch
 
-from codec import datasets, hub
+from codec import datasets, pretrained
 from codec.config import load_toml
-from codec.corpus import MANIFEST
+from codec.data.clips import MANIFEST
+from codec.data.token_store import tokenize
 from codec.lm import build
-from codec.tokens import tokenize
-from codec.training import lm_loop
-from codec.training.codec_loop import train
-from codec.training.lm_recipe import LMRecipe
-from codec.training.recipe import Recipe
+from codec.training.codec.recipe import Recipe
+from codec.training.codec.task import train
+from codec.training.lm import task as lm_loop
+from codec.training.lm.recipe import LMRecipe
 from tests.datasets.miniatures import MINIATURES, audio, prepared
 
 ROOT = Path(__file__).parents[2]
@@ -120,7 +120,7 @@ def test_a_language_model_sees_all_of_the_longest_crop(name: str) -> None:
 
 
 def test_the_shipped_language_model_is_made_by_its_recipe() -> None:
-    made = LMRecipe.from_data(hub.describe(hub.DEFAULT_LM).training["recipe"]).model_dump()
+    made = LMRecipe.from_data(pretrained.describe(pretrained.DEFAULT_LM).training["recipe"]).model_dump()
     told = load_toml(ROOT / "recipes/digits/lm.toml", LMRecipe).model_dump()
     assert told["train"].pop("expected") == 7.8  # which was measured afterwards
     assert made["train"].pop("expected") is None

@@ -9,11 +9,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from codec.audio import Block, write_audio
 from codec.checkpoint import save_model
-from codec.tokens import tokenize
-from codec.training.lm_recipe import LMRecipe
-from codec.training.recipe import Recipe
+from codec.data.token_store import tokenize
+from codec.io.audio import Block, write_audio
+from codec.training.codec.recipe import Recipe
+from codec.training.lm.recipe import LMRecipe
 from tests.tiny import CONFIG, tiny_model
 
 TABLES: dict[str, dict[str, Any]] = {

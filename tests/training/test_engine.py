@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 import torch
 
-from codec.audio import alone, write_audio
 from codec.errors import CodecError, ConfigError, StorageError, UsageError
+from codec.io.audio import alone, write_audio
 from codec.training import engine
-from codec.training.codec_loop import train
+from codec.training.codec.task import train
 from tests.training.small import small_recipe, write_recordings
 
 

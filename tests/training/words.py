@@ -8,9 +8,9 @@ from tempfile import TemporaryDirectory
 import numpy as np
 import pytest
 
-from codec.audio import Block, write_audio
-from codec.corpus import clips
-from codec.training import classifier
+from codec.data.clips import clips
+from codec.evaluation import classifier
+from codec.io.audio import Block, write_audio
 
 RATE = 8000
 WORDS = ("down", "hiss", "up")

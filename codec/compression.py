@@ -1,0 +1,475 @@
+"""Recordings to .codec files and back, one by one or as whole folders, in memory that does not grow with length."""
+
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from functools import lru_cache, partial
+from pathlib import Path
+from time import perf_counter
+from typing import BinaryIO, TypeAlias
+
+import numpy as np
+
+from codec import pretrained
+from codec.checkpoint import load_model
+from codec.errors import (
+    CodecError,
+    DamagedFile,
+    InputNotFound,
+    StorageError,
+    UnknownModel,
+    UnsupportedAudio,
+    UsageError,
+    WeightsMismatch,
+)
+from codec.frames import resampled_length
+from codec.io import audio, bitstream
+from codec.io.audio import AudioReader, AudioWriter, Block, Resampler
+from codec.io.bitstream import Codes, Header, Reader, Writer
+from codec.models.base import Codec
+from codec.parallel import Engine, each
+from codec.streams import StreamDecoder, StreamEncoder
+
+BLOCK_SECONDS = 4.0  # of one channel; recordings of more channels go in shorter blocks
+BLOCK_MOST = 1 << 20  # samples, whatever the rate
+
+Model: TypeAlias = Codec | str | Path
+
+
+@dataclass(frozen=True)
+class Report:
+    """What was done to one file.
+
+    `time` is the recording's length in samples per channel at `rate` Hz, `compressed_bytes` the size of the whole
+    .codec file, `elapsed` the seconds it took, loading the model included.
+    """
+
+    source: str
+    target: str
+    channels: int
+    rate: int
+    time: int
+    books: int
+    compressed_bytes: int
+    elapsed: float
+
+    @property
+    def seconds(self) -> float:
+        """Duration of the recording."""
+        return self.time / self.rate
+
+    @property
+    def bitrate(self) -> float:
+        """Rate of the whole file with all its channels, in kbit/s."""
+        return self.compressed_bytes * 8 / self.seconds / 1000
+
+    @property
+    def speed(self) -> float:
+        """Seconds of the recording per second of work."""
+        return self.seconds / self.elapsed
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of one file of a folder: a report, an error, or neither, for it was done before."""
+
+    source: Path
+    target: Path
+    report: Report | None = None
+    error: CodecError | None = None
+
+
+Progress: TypeAlias = Callable[[Outcome, int, int], None]
+"""Called after each file with its outcome, the number of files finished, and that of all files."""
+
+
+def compress(
+    source: str | Path,
+    target: str | Path,
+    *,
+    model: Model = pretrained.DEFAULT,
+    books: int | None = None,
+    bitrate: float | None = None,
+    force: bool = False,
+    device: str = "cpu",
+) -> Report:
+    """Compress a recording; "-" is standard input or output.
+
+    `bitrate` asks for the most books within so many kbit/s per channel, `books` for that many; all books if both are
+    None. `force` replaces a target that exists. `device` is where a model given by name runs: "auto" takes CUDA if it
+    is there.
+
+    Raises UsageError, InputNotFound, UnsupportedAudio, UnknownModel, StorageError.
+    """
+    began = perf_counter()
+    with audio.open_reader(source) as reader, audio.atomic_output(_apart(source, target), force=force) as file:
+        time, books = compress_into(reader, file, model=model, books=books, bitrate=bitrate, device=device)
+        size = file.tell()
+    return Report(
+        source=reader.label,
+        target=str(target),
+        channels=reader.channels,
+        rate=reader.rate,
+        time=time,
+        books=books,
+        compressed_bytes=size,
+        elapsed=perf_counter() - began,
+    )
+
+
+def compress_into(
+    reader: AudioReader, file: BinaryIO, *, model: Model, books: int | None, bitrate: float | None, device: str
+) -> tuple[int, int]:
+    """Compress an open recording to a .codec file that can seek; its samples per channel, and the books used."""
+    if reader.rate > bitstream.MAX_RATE:
+        raise UnsupportedAudio(
+            f"{reader.label} has {reader.rate} samples a second: resample it to {bitstream.MAX_RATE} Hz or less"
+        )
+    codec = cached_model(model, device)
+    math = codec.frame_math
+    encoder = StreamEncoder(codec, books=codec.books_for(books, bitrate), batch=reader.channels)
+    writer = Writer(file, _header(codec, reader.rate, reader.channels, encoder.books))
+    resampler = Resampler(reader.rate, math.sample_rate, reader.channels)
+
+    def encode(block: Block) -> None:
+        writer.write(encoder.push(block[:, None]).cpu().numpy())  # channels are rows of the batch
+
+    time = 0
+    for block in reader.blocks(_block_time(reader.rate, reader.channels)):
+        time += block.shape[1]
+        encode(resampler.push(block))
+    encode(resampler.flush())
+    writer.write(encoder.flush().cpu().numpy())
+    writer.close(time=time)
+    return time, encoder.books
+
+
+def decompress(
+    source: str | Path,
+    target: str | Path,
+    *,
+    model: Model | None = None,
+    rate: int | None = None,
+    force: bool = False,
+    device: str = "cpu",
+) -> Report:
+    """Restore a recording with its own channels, length and rate (or `rate` Hz); "-" is standard input or output.
+
+    The file names its model where that is a shipped one; pass `model` otherwise. `force` and `device` as in `compress`.
+
+    Raises UsageError, InputNotFound, UnsupportedAudio, UnknownModel, WeightsMismatch, StorageError, and DamagedFile:
+    what was whole before the damage is in the target then, and there is no target if nothing was.
+    """
+    began = perf_counter()
+    with bitstream.open_reader(source) as reader:
+        header = reader.header
+        rate, time = restored_size(reader, rate)
+        codec = model_of(reader, model, device)
+        damage = None
+        target = _apart(source, target)
+        with audio.open_writer(target, rate=rate, channels=header.channels, force=force, time=time) as writer:
+            try:
+                restore_into(reader, writer, codec=codec, rate=rate, time=time)
+            except DamagedFile as error:
+                if error.seconds_decoded is None:
+                    raise
+                damage = error
+        if damage is not None:
+            raise damage
+    return Report(
+        source=reader.label,
+        target=str(target),
+        channels=header.channels,
+        rate=rate,
+        time=time,
+        books=header.books,
+        compressed_bytes=reader.offset,
+        elapsed=perf_counter() - began,
+    )
+
+
+def restored_size(reader: Reader, rate: int | None) -> tuple[int, int]:
+    """Rate and samples per channel of what is restored at `rate` Hz, or at the source's.
+
+    Raises UsageError for a rate that no file can have, UnsupportedAudio where there are no samples.
+    """
+    if rate is not None and not 1 <= rate <= bitstream.MAX_RATE:
+        raise UsageError(f"a rate of {rate} Hz cannot be written: ask for 1 to {bitstream.MAX_RATE} Hz")
+    header = reader.header
+    if not header.time:
+        raise UnsupportedAudio(f"{reader.label} has no samples (0 s): there is nothing to restore")
+    rate = rate or header.source_rate
+    return rate, resampled_length(header.time, header.source_rate, rate)
+
+
+def restore_into(reader: Reader, writer: AudioWriter, *, codec: Codec, rate: int, time: int) -> None:
+    """Restore an open .codec file to `time` samples at `rate` Hz. Raises DamagedFile after what was whole before."""
+    for block in _restored(reader, codec, rate):
+        writer.write(block[:, :time])
+        time -= min(time, block.shape[1])
+
+
+def target_of(source: str | Path, output: str | Path | None, suffix: str) -> str:
+    """Where one file goes: to `output`, into it if it is a folder, beside the source if it is None.
+
+    Raises InputNotFound where the source is a folder, StorageError for the name of a folder that is not there.
+    """
+    if Path(source).is_dir():
+        raise InputNotFound(f"{source} is a folder: name a file in it")
+    if output is None:
+        return "-" if str(source) == "-" else str(Path(source).with_suffix(suffix))
+    if Path(output).is_dir() and str(source) != "-":
+        return str(Path(output, Path(source).name).with_suffix(suffix))
+    if str(output).endswith("/"):
+        raise StorageError(f"{output} is no folder: create it first, or leave the / out to name a file")
+    return str(output)
+
+
+def compress_tree(
+    source: str | Path,
+    target: str | Path | None = None,
+    *,
+    model: str | Path = pretrained.DEFAULT,
+    books: int | None = None,
+    bitrate: float | None = None,
+    force: bool = False,
+    device: str = "cpu",
+    jobs: int = 1,
+    engine: Engine = "local",
+    progress: Progress | None = None,
+) -> list[Outcome]:
+    """Compress every recording under the folder `source` to a .codec file at the same place under `target`.
+
+    Without `target` the new files stand beside the old. Hidden files are left out, files whose target exists are
+    skipped unless `force`, a file that fails does not stop the others. `jobs` and `engine` as in `workers.each`. The
+    outcomes come in order of source; the other options are those of `compress`.
+
+    Raises InputNotFound: no folder, or no recordings in it. UsageError, UnknownModel, MissingDependency: no file could
+    be compressed so.
+    """
+    cached_model(model, device).books_for(books, bitrate)  # what is wrong for every file is told once, before the first
+    return _run(
+        _pairs(source, target, audio.AUDIO_SUFFIXES, ".codec"),
+        partial(compress, model=model, books=books, bitrate=bitrate, force=force, device=device),
+        is_done=partial(_is_compressed, force=force),
+        jobs=jobs,
+        engine=engine,
+        gpu=device == "cuda",
+        progress=progress,
+    )
+
+
+def decompress_tree(
+    source: str | Path,
+    target: str | Path | None = None,
+    *,
+    model: str | Path | None = None,
+    rate: int | None = None,
+    force: bool = False,
+    device: str = "cpu",
+    jobs: int = 1,
+    progress: Progress | None = None,
+) -> list[Outcome]:
+    """Restore every .codec file under the folder `source` to a .wav file at the same place under `target`.
+
+    As `compress_tree`, with the options of `decompress`. Only a target of the full length is skipped as done.
+    """
+    if model is not None:
+        cached_model(model, device)
+    return _run(
+        _pairs(source, target, frozenset((".codec",)), ".wav"),
+        partial(decompress, model=model, rate=rate, force=force, device=device),
+        is_done=partial(_is_restored, rate=rate, force=force),
+        jobs=jobs,
+        progress=progress,
+    )
+
+
+def _apart(source: str | Path, target: str | Path) -> str | Path:
+    """The target, which must not be the source: nobody means to replace a recording by less than itself."""
+    with suppress(OSError):  # one of the two does not exist
+        if "-" not in (str(source), str(target)) and Path(source).samefile(target):
+            raise UsageError(f"{source} and {target} are the same file: name another output")
+    return target
+
+
+def cached_model(model: Model, device: str) -> Codec:
+    """The model, which all calls in this process share that name the same file. Raises as `pretrained.load`."""
+    if isinstance(model, Codec):
+        return model
+    path = pretrained.find(model)
+    return _loaded(path, path.stat().st_mtime_ns, device)
+
+
+@lru_cache(maxsize=2)
+def _loaded(path: Path, modified: int, device: str) -> Codec:
+    """A folder's files share one model; a file that has been `modified` (ns) since is loaded anew."""
+    return load_model(path, device)
+
+
+def model_of(reader: Reader, model: Model | None, device: str) -> Codec:
+    """The model that made a file: `model`, or the shipped one it names."""
+    header = reader.header
+    maker = f"{header.model or 'a model without a name'} (weights {header.weights_hash[:12]})"
+    if model is None:
+        model = pretrained.WEIGHTS / f"{header.model}.safetensors"
+        if model.parent != pretrained.WEIGHTS or not model.is_file():  # a file must not choose what else is loaded
+            raise UnknownModel(
+                f"{reader.label} was made by {maker}, which is not shipped: "
+                "pass --model with its file or its run's folder"
+            )
+    codec = cached_model(model, device)
+    if codec.weights_hash != header.weights_hash:
+        release = pretrained.EARLIER.get(header.weights_hash)
+        way = f"release {release} of codec decodes it; or " if release else ""
+        raise WeightsMismatch(
+            f"{reader.label} was made by {maker}, not by {codec.name or 'a model without a name'} "
+            f"(weights {(codec.weights_hash or 'unknown')[:12]}): "
+            f"{way}pass --model with the file of the model that made it"
+        )
+    if header.frame_math != replace(codec.frame_math, books=min(header.books, codec.frame_math.books)):
+        raise DamagedFile(reader.label, offset=0, reason="its header contradicts the model it was made by")
+    return codec
+
+
+def _header(model: Codec, rate: int, channels: int, books: int) -> Header:
+    math = model.frame_math
+    if model.weights_hash is None:
+        raise UsageError("this model was never saved, so no file could name its weights: save and load it first")
+    return Header(
+        model=model.name or "",
+        weights_hash=model.weights_hash,
+        source_rate=rate,
+        channels=channels,
+        sample_rate=math.sample_rate,
+        hop=math.hop,
+        overlap=math.overlap,
+        books=books,
+        codebook_size=math.codebook_size,
+        frames_per_packet=max(1, min(math.frames_per_packet(), bitstream.MAX_CODES // (channels * books))),
+    )
+
+
+def _block_time(rate: int, channels: int) -> int:
+    return max(1, min(round(BLOCK_SECONDS * rate / channels), BLOCK_MOST))
+
+
+def _restored(reader: Reader, model: Codec, rate: int) -> Iterator[Block]:
+    """The audio at `rate` Hz, to the end of the last frame that is whole; then DamagedFile if frames are missing."""
+    header = reader.header
+    decoder = StreamDecoder(model, batch=header.channels, length=header.model_time)
+    resampler = Resampler(header.sample_rate, rate, header.channels)
+    damage = None
+    try:
+        for codes in _pieces(reader, header.frame_math.frames_per_packet(BLOCK_SECONDS / header.channels)):
+            yield resampler.push(decoder.push(codes)[:, 0].cpu().numpy())
+        yield resampler.push(decoder.flush()[:, 0].cpu().numpy())
+    except DamagedFile as error:
+        damage = error
+    yield resampler.flush()
+    if damage is not None:
+        raise damage
+
+
+def _pieces(reader: Reader, frames: int) -> Iterator[Codes]:
+    """The codes in pieces of `frames`, the last one of what is left: 4 s at once decode a quarter faster than 1 s."""
+    rest: Codes = np.empty((reader.header.channels, reader.header.books, 0), np.int64)
+    try:
+        for codes in reader.packets():
+            rest = np.concatenate([rest, codes], axis=2)
+            while rest.shape[2] >= frames:
+                yield rest[:, :, :frames]
+                rest = rest[:, :, frames:]
+    except DamagedFile:
+        yield rest
+        raise
+    yield rest
+
+
+def _is_compressed(_: Path, target: Path, *, force: bool) -> bool:
+    return not force and target.exists()
+
+
+def _is_restored(source: Path, target: Path, *, rate: int | None, force: bool) -> bool:
+    if force or not target.exists():
+        return False
+    try:
+        with bitstream.open_reader(source) as compressed, audio.open_reader(target) as restored:
+            header = compressed.header
+            return restored.time == resampled_length(header.time, header.source_rate, rate or header.source_rate)
+    except CodecError:
+        return False
+
+
+def _pairs(
+    source: str | Path, target: str | Path | None, suffixes: frozenset[str], suffix: str
+) -> list[tuple[Path, Path]]:
+    """Every file under `source` with one of the `suffixes`, and its mirror under `target` with `suffix`."""
+    source = Path(source)
+    if str(target) == "-":
+        raise UsageError(f"{source} is a folder, and standard output takes one file: name a folder for its files")
+    target = source if target is None else Path(target)
+    if not source.is_dir():
+        raise InputNotFound(f"{source} is no folder: check the name")
+    if target.exists() and not target.is_dir():
+        raise StorageError(f"{target} is a file: name a folder for the files of {source}")
+    inside = sorted(path.relative_to(source) for path in source.rglob("*") if path.suffix.lower() in suffixes)
+    pairs = [
+        (source / path, target / path.with_suffix(suffix))
+        for path in inside
+        if (source / path).is_file() and not any(part.startswith(".") for part in path.parts)
+    ]
+    if not pairs:
+        raise InputNotFound(f"{source} holds no files to work on: looked for {' '.join(sorted(suffixes))}")
+    return pairs
+
+
+def _run(
+    pairs: list[tuple[Path, Path]],
+    work: Callable[[Path, Path], Report],
+    *,
+    is_done: Callable[[Path, Path], bool],
+    jobs: int,
+    engine: Engine = "local",
+    gpu: bool = False,
+    progress: Progress | None,
+) -> list[Outcome]:
+    outcomes: list[Outcome] = []
+    waiting: list[tuple[Path, Path]] = []
+
+    def tell(outcome: Outcome) -> None:
+        outcomes.append(outcome)
+        if progress is not None:
+            progress(outcome, len(outcomes), len(pairs))
+
+    taken: dict[Path, Path] = {}
+    for source, target in pairs:
+        first = taken.setdefault(target, source)
+        if first != source:
+            tell(Outcome(source, target, error=UsageError(f"{source} and {first} would both be {target}: rename one")))
+        elif is_done(source, target):
+            tell(Outcome(source, target))
+        else:
+            waiting.append((source, target))
+    make = partial(_make, work, is_done)
+    for (source, target), result in each(make, waiting, jobs=jobs, engine=engine, gpu=gpu):
+        if isinstance(result, CodecError):
+            tell(Outcome(source, target, error=result))
+        else:
+            tell(Outcome(source, target, report=result))
+    return sorted(outcomes, key=lambda outcome: outcome.source)
+
+
+def _make(
+    work: Callable[[Path, Path], Report], is_done: Callable[[Path, Path], bool], pair: tuple[Path, Path]
+) -> Report | None:
+    source, target = pair
+    if is_done(source, target):  # by a process that was killed before it could say so
+        return None
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise StorageError(
+            f"{target.parent} cannot be made ({error.strerror}): check the permissions or write elsewhere"
+        ) from error
+    return work(source, target)

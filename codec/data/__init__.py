@@ -1,0 +1,1 @@
+"""Clips of folders and manifests, and token stores made from them."""

@@ -1,0 +1,1 @@
+"""Measures of codecs, of language models and of what these generate."""

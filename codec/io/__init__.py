@@ -1,0 +1,1 @@
+"""Bytes and samples: audio files, the .codec container, the synthesizer; knows no networks."""

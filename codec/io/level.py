@@ -1,0 +1,98 @@
+"""The level of a recording: the RMS of its loud part, measured block by block, and the gain that brings it to another.
+
+    meter = LevelMeter(8000)
+    for block in blocks:  # [channels, time]
+        meter.push(block)
+    scaled = audio * meter.gain(-20.0)  # the RMS of its loud part is 0.1
+
+The loud part is made of the 20 ms frames whose level is within 30 dB of the loudest frame's, so pauses and the silence
+around a word do not count, and a word has the same level in a short clip and in a long one.
+
+    frame          1    2    3    4    5
+    level, dBFS  -70  -22  -18  -40  -55     loudest -18: frames 2, 3 and 4 count, the RMS over them is -21.3 dBFS
+"""
+
+import math
+
+import numpy as np
+from numpy.typing import NDArray
+
+from codec.errors import UsageError
+from codec.io.audio import Block
+
+FRAME_SECONDS = 0.02
+LOUD_DB = 30.0  # below the loudest frame
+MOST_GAIN_DB = 40.0
+LOWEST_DB, HIGHEST_DB = -60.0, 0.0  # levels that may be asked for
+BINS_PER_DB = 10  # frames are told apart by whole tenths of a dB
+RANGE_DB = 200  # above and below full scale; beyond are the outermost bins
+
+
+def check_level(level_db: float | None) -> float | None:
+    """The level itself. `UsageError` if it is not from -60 to 0 dBFS."""
+    if level_db is not None and not LOWEST_DB <= level_db <= HIGHEST_DB:  # NaN is refused too
+        raise UsageError(f"a level of {level_db:g} dBFS: give one from {LOWEST_DB:g} to {HIGHEST_DB:g}, as -20")
+    return None if level_db is None else float(level_db)
+
+
+class LevelMeter:
+    """Measure one recording in blocks of any lengths; what it keeps does not grow with them.
+
+    Frames of 20 ms follow one another from the first sample on; what is left after the last whole one counts only where
+    there is no whole one. Levels of frames are rounded down to tenths of a dB, then those from 30 dB below the loudest
+    on are loud. Several channels are measured as one.
+    """
+
+    def __init__(self, rate: int) -> None:
+        self.peak = 0.0
+        self._frame = max(1, round(FRAME_SECONDS * rate))
+        self._rest: Block | None = None
+        self._counts = np.zeros(2 * RANGE_DB * BINS_PER_DB, np.int64)  # frames of each level
+        self._powers = np.zeros(len(self._counts))  # the sums of their mean squares
+
+    def push(self, block: Block) -> None:
+        """Measure the next samples [channels, time]."""
+        if not block.size:
+            return
+        self.peak = max(self.peak, float(np.abs(block).max()))
+        audio = block if self._rest is None else np.concatenate([self._rest, block], axis=1)
+        channels, time = audio.shape
+        whole = time // self._frame * self._frame
+        self._rest = audio[:, whole:].copy()
+        frames = audio[:, :whole].reshape(channels, -1, self._frame).swapaxes(0, 1)  # [frames, channels, time]
+        self._count(np.square(frames.reshape(-1, channels * self._frame), dtype=np.float64).mean(axis=1))
+
+    def _count(self, powers: NDArray[np.float64]) -> None:
+        bins = np.floor(BINS_PER_DB * (10 * np.log10(powers.clip(min=1e-30)) + RANGE_DB)).astype(np.int64)
+        bins = bins.clip(0, len(self._counts) - 1)
+        np.add.at(self._counts, bins, 1)
+        np.add.at(self._powers, bins, powers)  # one after another, so blocks do not change the sums
+
+    @property
+    def rms(self) -> float:
+        """Of the loud part so far, full scale is 1; 0 of silence and of nothing."""
+        (filled,) = np.nonzero(self._counts)
+        if not len(filled):  # shorter than a frame
+            rest = self._rest
+            return 0.0 if rest is None or not rest.size else math.sqrt(np.square(rest.astype(np.float64)).mean())
+        first = max(0, int(filled[-1]) - round(LOUD_DB * BINS_PER_DB))
+        return math.sqrt(self._powers[first:].sum() / self._counts[first:].sum())
+
+    def gain(self, level_db: float) -> np.float32:
+        """What to multiply samples with, so that the loud part's RMS is `level_db` dBFS.
+
+        At most 40 dB, and no more than brings the highest peak to 1; 1 for silence.
+        """
+        rms = self.rms
+        if not rms:
+            return np.float32(1)
+        return np.float32(min(10 ** (level_db / 20) / rms, 10 ** (MOST_GAIN_DB / 20), 1 / self.peak))
+
+
+def gain_to(audio: Block, level_db: float | None, *, rate: int) -> np.float32:
+    """The gain of a whole recording [channels, time]; 1 where no level is asked for."""
+    if level_db is None:
+        return np.float32(1)
+    meter = LevelMeter(rate)
+    meter.push(audio)
+    return meter.gain(level_db)

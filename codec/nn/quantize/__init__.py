@@ -1,0 +1,1 @@
+"""Quantizers: vector, residual, scalar, mixture, gain-shape."""

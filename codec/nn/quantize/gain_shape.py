@@ -1,0 +1,387 @@
+"""Gain-shape quantization: codebook 0 is the spectral envelope, the others code what is left once it is divided out.
+
+As in CELT (Valin et al. 2010, section 3) and CELP, the level of a frame is coded apart from its waveform, so that soft
+and loud signals cost the same and come back alike. One frame of three bins, with one band and one residual codebook:
+
+    bins          (0.6, -0.3, 0.0)     gain 0.4, the root mean square
+    codebook 0    0.5                  the nearest gain it knows
+    divided       (1.2, -0.6, 0.0)     which has no level any more
+    codebook 1    (1.0, -0.5, 0.1)     the nearest entry
+    decoded       (0.5, -0.25, 0.05)
+
+A few entries of codebook 0 are modes instead of envelopes. In such a frame the other codebooks are fixed tables of
+single MDCT bins (a tone) or single samples (a click), each with a sign and an amplitude that is smaller from codebook
+to codebook; and one entry is silence. A learned codebook has no entry for every frequency, these tables do.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from codec.nn.quantize.residual import Quantized, Quantizer, ResidualVQ, VectorQuantizer
+from codec.nn.shapes import Codes, Latents
+
+SILENCE = 1e-5  # root mean square of a frame's bins, -100 dBFS, below which it is silence
+RANGE = 1e-6  # power, relative to a frame's loudest band, that is added to each band: what is 60 dB below is alike
+GAIN_WEIGHT = 5.0  # of the log gain beside the log shape of each band, where codebook 0 looks for its entry
+STEP = 0.3  # of the modes' log gains: 2.6 dB
+TONE = (0.73, 0.45, 0.30, 0.22, 0.17, 0.13, 0.11, 0.10, 0.08, 0.07, 0.06)  # amplitudes from codebook 1 on
+CLICK = (1.0,)
+TONE_ERROR = 0.08  # share of the weighted energy that a tone's atoms may leave, for the frame to be a tone: -11 dB
+HIGH = 2500  # Hz, above which the residual codebooks hardly know the waveform
+HIGH_TONE_ERROR = 0.3  # the same, of frames that lie above: a fast chirp or a bird is no noise
+HIGH_SHARE = 0.8  # of the weighted energy, for a frame to lie above
+CLICK_ERROR = 0.3
+
+
+class Envelope(nn.Module):
+    """The spectral envelope of a frame: a gain, and the shape of `bands` mel-spaced bands relative to it.
+
+    Bands are triangles around knots that are equally spaced in mel from 0 Hz to half the sample rate. A description
+    [..., bands + 1] is the natural logarithm of each band's size less that of the gain, then `GAIN_WEIGHT` times that
+    of the gain.
+    """
+
+    weights: Tensor
+    curve: Tensor
+    half_curve: Tensor
+
+    def __init__(self, *, bands: int, hop: int, sample_rate: int, exponent: float) -> None:
+        super().__init__()
+        self.bands = bands
+        self.exponent = exponent
+        curve = interpolation((torch.arange(hop) + 0.5) * sample_rate / (2 * hop), bands, sample_rate)
+        half = interpolation(torch.arange(hop // 2 + 1) * sample_rate / hop, bands, sample_rate)
+        self.register_buffer("curve", curve, persistent=False)  # [bands, hop]
+        self.register_buffer("half_curve", half, persistent=False)  # [bands, hop / 2 + 1]
+        weights = (curve / curve.sum(dim=1, keepdim=True).clamp(min=1e-6)).T.contiguous()
+        self.register_buffer("weights", weights, persistent=False)  # [hop, bands]
+
+    def measure(self, cosine: Tensor, sine: Tensor) -> Tensor:
+        """Describe frames [..., hop] by their MDCT and MDST bins; the MDST keeps a steady tone's level steady."""
+        power = (cosine.square() + sine.square()) / 2
+        mean = power.mean(dim=-1, keepdim=True) * 1e6 + 1e-5  # scaled, for -110 dBFS is 1e-11
+        bands = power @ self.weights * 1e6 + 1e-5
+        bands = bands + RANGE * bands.amax(dim=-1, keepdim=True)
+        gain = 0.5 * (mean.log() - math.log(1e6))
+        shape = 0.5 * (bands.log() - math.log(1e6)) - gain
+        return torch.cat([shape, GAIN_WEIGHT * gain], dim=-1)
+
+    def log_gain(self, envelope: Tensor) -> Tensor:
+        """Natural logarithm of the gain [..., 1]."""
+        return envelope[..., self.bands :] / GAIN_WEIGHT
+
+    def divisor(self, envelope: Tensor) -> Tensor:
+        """What MDCT bins [..., hop] are divided by before they are coded: gain · shape ** exponent."""
+        return self.at(envelope, self.curve, self.exponent)
+
+    def level(self, envelope: Tensor) -> Tensor:
+        """Expected size of MDCT bins [..., hop]."""
+        return self.at(envelope, self.curve)
+
+    def half_level(self, envelope: Tensor) -> Tensor:
+        """Expected size of the bins [..., hop / 2 + 1] of a frame half as long."""
+        return self.at(envelope, self.half_curve)
+
+    def at(self, envelope: Tensor, curve: Tensor, exponent: float = 1.0) -> Tensor:
+        """gain · shape ** exponent at the bins of a curve [bands, bins]."""
+        return (self.log_gain(envelope) + exponent * (envelope[..., : self.bands] @ curve)).exp()
+
+
+def interpolation(frequencies: Tensor, bands: int, sample_rate: int) -> Tensor:
+    """Weights [bands, bins] of triangles around mel-spaced knots; those of a frequency in Hz add up to 1."""
+    mel = torch.log1p(frequencies.double() / 700)
+    place = (mel / math.log1p(sample_rate / 2 / 700) * bands - 0.5).clamp(0, bands - 1)
+    knots = torch.arange(bands, dtype=torch.float64)
+    return (1 - (place - knots[:, None]).abs()).clamp(min=0).float()
+
+
+class Modes(nn.Module):
+    """Frames of a few atoms: MDCT bins for a tone, samples under the window's fold for a click.
+
+    `gains` [modes] are the steps' natural logarithms, the tone's first. A code is twice the atom's place, plus one
+    where its sign is negative.
+    """
+
+    to_samples: Tensor
+    gains: Tensor
+    tone: Tensor
+    click: Tensor
+
+    def __init__(self, *, hop: int, sample_rate: int, num_codebooks: int, codebook_size: int, steps: int) -> None:
+        super().__init__()
+        self.hop = hop
+        self.high = min(hop, round(HIGH / (sample_rate / 2) * hop))  # the first bin above
+        self.places = min(hop, codebook_size // 2)
+        self.clicks = steps * 3 // 8 if self.places == hop else 0
+        self.tones = steps - self.clicks
+        ladder = torch.zeros(2, num_codebooks)
+        for row, amplitudes in enumerate((TONE, CLICK)):
+            amplitudes = amplitudes[:num_codebooks]
+            ladder[row, : len(amplitudes)] = torch.tensor(amplitudes)
+        self.register_buffer("tone", ladder[0], persistent=False)
+        self.register_buffer("click", ladder[1], persistent=False)
+        # the bins of a full-scale sine have a norm of sqrt(hop) at most, a click the size of its sample
+        kinds = ((self.tones, math.log(hop**0.5)), (self.clicks, 0.0))
+        gains = [loudest - STEP * step for count, loudest in kinds for step in range(count)]
+        self.register_buffer("gains", torch.tensor(gains), persistent=False)
+        k = torch.arange(hop, dtype=torch.float64) + 0.5
+        fold = math.sqrt(2 / hop) * torch.cos(math.pi / hop * k[:, None] * k)  # DCT-IV, its own inverse
+        self.register_buffer("to_samples", fold.float(), persistent=False)  # [hop, hop]
+
+    def __len__(self) -> int:
+        return self.tones + self.clicks
+
+    def find(self, bins: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+        """(mode [rows], codes [rows, codebooks]) of MDCT bins [rows, hop]; mode -1 where neither fits.
+
+        `weight` [rows, hop] says how much an error in each bin counts.
+        """
+        rows = len(bins)
+        mode = torch.full((rows,), -1, dtype=torch.int64, device=bins.device)
+        codes = torch.zeros(rows, len(self.tone), dtype=torch.int64, device=bins.device)
+        energy = bins.square().sum(dim=-1)
+        audible = energy > self.hop * SILENCE**2
+        power = (bins * weight).square()
+        largest = power[:, : self.places].topk(min(len(self.tone), self.places), dim=-1, sorted=False).values
+        total = power.sum(dim=-1)
+        most = torch.where(power[:, self.high :].sum(dim=-1) > HIGH_SHARE * total, HIGH_TONE_ERROR, TONE_ERROR)
+        few = ((largest.sum(dim=-1) > (1 - most) * total) & audible).nonzero()[:, 0]
+        if len(few):
+            gains = self.gains[: self.tones]
+            mode[few], codes[few] = fit_atoms(bins[few], weight[few], gains, self.tone, most[few], self.places)
+        if self.clicks:
+            samples = bins @ self.to_samples
+            peak = samples.square().amax(dim=-1)
+            few = ((peak > (1 - CLICK_ERROR) * energy) & audible & (mode < 0)).nonzero()[:, 0]
+            if len(few):
+                even, most = torch.ones_like(weight[few]), torch.full_like(peak[few], CLICK_ERROR)
+                gains = self.gains[self.tones :]
+                step, codes[few] = fit_atoms(samples[few], even, gains, self.click, most, self.places)
+                mode[few] = torch.where(step < 0, -1, self.tones + step)
+        return mode, codes
+
+    def decode(self, mode: Tensor, codes: Tensor) -> Tensor:
+        """MDCT bins [rows, hop] of modes [rows] and codes [rows, as many codebooks as there are]; -1 is no atom."""
+        out = torch.zeros(len(mode), self.hop, device=mode.device)
+        count = codes.shape[1]
+        click = mode >= self.tones
+        amplitudes = (
+            torch.where(click[:, None], self.click[:count], self.tone[:count]) * self.gains[mode].exp()[:, None]
+        )
+        amplitudes = torch.where(codes < 0, 0.0, amplitudes)
+        place = (codes // 2).clamp(0, self.hop - 1)  # a file may say what no encoder does
+        out.scatter_add_(1, place, amplitudes * (1 - 2 * (codes % 2)))
+        return torch.where(click[:, None], out @ self.to_samples, out)
+
+
+def fit_atoms(
+    signal: Tensor, weight: Tensor, gains: Tensor, ladder: Tensor, most: Tensor, places: int
+) -> tuple[Tensor, Tensor]:
+    """(step of the log `gains` [rows], codes [rows, codebooks]) that leave least of signals [rows, hop].
+
+    Step -1 and codes 0 where the atoms leave more than a share of `most` [rows] of the weighted energy.
+    """
+    size = signal.square().sum(dim=-1).sqrt()
+    nearest = (size.log()[:, None] - gains).abs().argmin(dim=-1)
+    best = most * (signal * weight).square().sum(dim=-1)
+    found = torch.full_like(nearest, -1)
+    codes = torch.zeros(len(signal), len(ladder), dtype=torch.int64, device=signal.device)
+    for offset in (-1, 0, 1):
+        step = (nearest + offset).clamp(0, len(gains) - 1)
+        chosen, left = pursue(signal, gains[step].exp(), ladder, places)
+        error = (left * weight).square().sum(dim=-1)
+        better = error < best
+        best = torch.where(better, error, best)
+        found = torch.where(better, step, found)
+        codes = torch.where(better[:, None], chosen, codes)
+    return found, codes
+
+
+def pursue(signal: Tensor, gain: Tensor, ladder: Tensor, places: int) -> tuple[Tensor, Tensor]:
+    """Codes [rows, codebooks] and what is left of signals [rows, hop]: each codebook takes the largest bin left."""
+    left = signal / gain[:, None]
+    codes = []
+    for amplitude in ladder:
+        place = left[:, :places].abs().argmax(dim=-1, keepdim=True)
+        value = left.gather(1, place)
+        negative = value < 0
+        code = torch.where(amplitude > 0, 2 * place + negative, 0)
+        left = left.scatter_add(1, place, torch.where(negative, amplitude, -amplitude))
+        codes.append(code)
+    return torch.cat(codes, dim=1), left * gain[:, None]
+
+
+class Parts(NamedTuple):
+    """Latents [batch, ..., frames] by what they are."""
+
+    residual: Tensor
+    """[batch, dim, frames]: what the residual codebooks code."""
+    envelope: Tensor
+    """[batch, bands + 1, frames]: what `Envelope` describes."""
+    learned: Tensor
+    """[batch, 1, frames]: share of the residual codebooks that the frame has; -1 where it is a mode or silence."""
+    bins: Tensor
+    """[batch, hop, frames]: MDCT bins; of decoded latents those of a mode, and 0 in other frames."""
+
+
+class GainShapeVQ(Quantizer):
+    """Codebook 0 by `Envelope` or a mode, the others by `ResidualVQ` or the mode's table.
+
+    Latents [batch, dim + bands + 2 + hop, frames] are `Parts`.
+    """
+
+    def __init__(
+        self,
+        residual: ResidualVQ,
+        *,
+        dim: int,
+        hop: int,
+        bands: int,
+        sample_rate: int,
+        exponent: float,
+        modes: int,
+    ) -> None:
+        super().__init__()
+        self.books = residual.books + 1
+        self.codebook_size = residual.codebook_size
+        self.sizes = (dim, bands + 1, 1, hop)
+        self.modes = Modes(
+            hop=hop,
+            sample_rate=sample_rate,
+            num_codebooks=residual.books,
+            codebook_size=self.codebook_size,
+            steps=modes,
+        )
+        self.silence = self.codebook_size - 1 - len(self.modes)
+        """The code of silence; those below are envelopes, those above modes."""
+        self.envelope = Envelope(bands=bands, hop=hop, sample_rate=sample_rate, exponent=exponent)
+        envelopes = torch.randn(self.silence, bands + 1)
+        envelopes[:, -1] = GAIN_WEIGHT * torch.linspace(-7, 0, self.silence)
+        self.register_buffer("envelopes", envelopes)
+        self.residual = residual
+
+    envelopes: Tensor
+
+    def nearest(self, envelope: Tensor) -> Tensor:
+        """Codes [rows] of the envelopes nearest to descriptions [rows, bands + 1]."""
+        return torch.addmm(self.envelopes.square().sum(dim=-1), envelope, self.envelopes.T, alpha=-2).argmin(dim=-1)
+
+    def split(self, latents: Latents) -> Parts:
+        """Latents by what they are."""
+        return Parts(*latents.split_with_sizes(self.sizes, dim=1))
+
+    @torch.no_grad()
+    def first_codes(self, parts: Parts) -> tuple[Tensor, Tensor]:
+        """(codes of codebook 0 [batch, frames], codes of the others where it is a mode [batch, codebooks, frames])."""
+        batch, _, frames = parts.envelope.shape
+        envelope, bins = (part.transpose(1, 2).flatten(0, 1).float() for part in (parts.envelope, parts.bins))
+        code = self.nearest(envelope)
+        codes = torch.zeros(batch * frames, self.residual.books, dtype=torch.int64, device=code.device)
+        if len(self.modes):
+            shape = envelope[:, :-1] @ self.envelope.curve
+            mode, codes = self.modes.find(bins, (-0.5 * shape).exp())
+            code = torch.where(mode >= 0, self.silence + 1 + mode, code)
+        silent = self.envelope.log_gain(envelope)[:, 0] < math.log(SILENCE)
+        code = torch.where(silent, self.silence, code).view(batch, frames)
+        return code, codes.view(batch, frames, self.residual.books).transpose(1, 2)
+
+    def encode(self, latents: Latents, books: int | None = None) -> Codes:
+        books = books or self.books
+        with torch.autocast(latents.device.type, enabled=False):
+            parts = self.split(latents)
+            code, others = self.first_codes(parts)
+            if books == 1:
+                return code[:, None]
+            residual = self.residual.encode(parts.residual, books - 1)
+            fixed = (code >= self.silence)[:, None]
+            others = torch.where((code > self.silence)[:, None], others[:, : books - 1], 0)
+            return torch.cat([code[:, None], torch.where(fixed, others, residual)], dim=1)
+
+    def decode(self, codes: Codes) -> Latents:
+        residual = self.residual.decode(codes[:, 1:]) if codes.shape[1] > 1 else None
+        return self.joined(codes, residual, (codes.shape[1] - 1) / self.residual.books)
+
+    def joined(self, codes: Codes, residual: Tensor | None, share: float | Tensor) -> Latents:
+        """Decoded latents of codes [batch, codebooks, frames] and the residual's part of them; `share` [batch] or one
+        for all, as in `Parts.learned`.
+        """
+        batch, count, frames = codes.shape
+        code = codes[:, 0]
+        learned = (code < self.silence)[:, None]
+        envelope = F.embedding(code.clamp(max=self.silence - 1), self.envelopes).transpose(1, 2)
+        envelope = torch.where(learned, envelope, 0.0)
+        if residual is None:
+            residual = envelope.new_zeros(batch, self.sizes[0], frames)
+        share = torch.as_tensor(share, device=codes.device, dtype=envelope.dtype).view(-1, 1, 1)
+        bins = envelope.new_zeros(batch, frames, self.sizes[-1])
+        if len(self.modes) and count > 1:
+            where = (code > self.silence).nonzero(as_tuple=True)
+            if len(where[0]):
+                mode = code[where] - self.silence - 1
+                bins[where] = self.modes.decode(mode, codes.transpose(1, 2)[where][:, 1:])
+        return torch.cat(
+            [
+                torch.where(learned, residual, 0.0),
+                envelope,
+                torch.where(learned, share, -1.0),
+                bins.transpose(1, 2),
+            ],
+            dim=1,
+        )
+
+    def forward(self, latents: Latents, books: Tensor | None = None) -> Quantized:
+        if books is None:
+            books = torch.full((len(latents),), self.books, device=latents.device)
+        with torch.autocast(latents.device.type, enabled=False):
+            parts = self.split(latents.float())
+            code, others = self.first_codes(parts)
+            learned = code < self.silence  # [batch, frames]
+            residual: Quantized = self.residual(parts.residual, torch.where(learned, books[:, None] - 1, 0))
+            kept = books[:, None, None] - 1 > torch.arange(self.residual.books, device=code.device)[:, None]
+            fixed = torch.where(kept, others, -1)
+            shown = torch.where(learned[:, None], residual.codes, -1)  # modes use no entry of the residual codebooks
+            decoded = self.joined(
+                torch.cat([code[:, None], torch.where(learned[:, None], residual.codes.clamp(min=0), fixed)], dim=1),
+                residual.latents,
+                (books - 1) / self.residual.books,
+            )
+        return residual._replace(latents=decoded, codes=torch.cat([code[:, None], shown], dim=1))
+
+    def vectors(self) -> Tensor:
+        """Envelope entries and residual entries, one beside the other; a mode or silence counts as no envelope."""
+        residual = self.residual.vectors()
+        first = F.pad(self.envelopes, (0, 0, 0, self.codebook_size - self.silence))  # [codebook_size, bands + 1]
+        return torch.cat([F.pad(first, (self.sizes[0], 0))[None], F.pad(residual, (0, first.shape[1]))])
+
+    def learn(self, parts: Sequence[Quantized]) -> None:
+        self.residual.learn([part._replace(codes=part.codes[:, 1:]) for part in parts])
+
+    @torch.no_grad()
+    def start_envelopes(self, envelope: Tensor, iterations: int = 20) -> None:
+        """k-means of codebook 0 on descriptions [rows, bands + 1] of frames that are not silent.
+
+        A quarter of them is given a random gain, from silence to full scale, so that each shape is known at every
+        level.
+        """
+        envelope = envelope.clone()
+        other = torch.rand(len(envelope), device=envelope.device) < 0.25
+        lowest = math.log(SILENCE)
+        envelope[other, -1] = GAIN_WEIGHT * (lowest - lowest * torch.rand_like(envelope[other, -1]))
+        table = VectorQuantizer(envelope.shape[1], self.silence).to(envelope.device)
+        table.start(envelope.T[None], iterations)
+        self.envelopes.copy_(table.codebook)
+
+    @torch.no_grad()
+    def start(self, latents: Latents, iterations: int = 10) -> None:
+        """k-means of the residual codebooks on frames that are neither modes nor silence; on all where none is."""
+        parts = self.split(latents)
+        learned = self.first_codes(parts)[0] < self.silence
+        learned = learned | ~learned.any()
+        self.residual.start(parts.residual.transpose(1, 2)[learned].T[None], iterations)

@@ -1,0 +1,313 @@
+"""Losses of the codec: spectra at several scales, and the adversarial game."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import librosa
+import torch
+from torch import Tensor, nn
+
+from codec.nn.shapes import Audio
+from codec.training.codec.spectra import BandFilters, power, scale_distances, short_time_spectra
+
+SCALES = ((5, 32), (10, 64), (20, 128), (40, 256), (80, 512), (160, 1024), (320, 2048))
+"""(mel bands, window in samples) of DAC's multi-scale mel loss (section 3.4); each hop is a quarter window."""
+
+
+class Spectral(NamedTuple):
+    """The distances of `SpectralLoss`."""
+
+    mel: Tensor
+    phase: Tensor
+    noise: Tensor
+    loudness: Tensor
+    envelope: Tensor
+
+
+class SpectralLoss(nn.Module):
+    """Distances of two signals through one set of short-time spectra.
+
+    `mel` is the sum over scales of mean |log10 mel - log10 mel'| (DAC, section 3.4). `phase` is the distance of the
+    complex spectra with magnitudes compressed to |S|^0.5, relative to the reference's own size (compression as in Braun
+    and Tashev 2020, eq. 5). `noise` is the root of the noise-to-signal ratio of each mel band and frame, at most 2: as
+    in hearing, what is loud hides noise in its own band only (the noise-to-mask ratio of Brandenburg 1987). These two
+    hear phase; they are means over the scales of 256 samples and more. `loudness` and `envelope` are `HearingLoss`.
+    """
+
+    def __init__(self, sample_rate: int, scales: Sequence[tuple[int, int]] = SCALES, phase_from: int = 256) -> None:
+        super().__init__()
+        self.scales = tuple(scales)
+        self.phase_from = phase_from
+        self.hearing = HearingLoss(sample_rate)
+        self.filters: dict[int, BandFilters] = {}
+        for bands, window in self.scales:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # the smallest windows leave some mel bands empty, by definition
+                filters = librosa.filters.mel(sr=sample_rate, n_fft=window, n_mels=bands)
+            self.filters[window] = BandFilters(torch.from_numpy(filters))
+            self.register_buffer(f"mel_{window}", torch.from_numpy(filters).float(), persistent=False)
+            self.register_buffer(f"window_{window}", torch.hann_window(window), persistent=False)
+
+    def forward(self, decoded: Audio, audio: Audio, half: int | None = None) -> Spectral:
+        """Distances of [batch, 1, time] signals at all scales, or at every second one from the first (`half` 0) or the
+        second (1) on. The two halves cost half the time each, and their mean is the whole.
+        """
+        scales = self.scales if half is None else self.scales[half::2]
+        mel, phase, noise = decoded.new_zeros(()), decoded.new_zeros(()), decoded.new_zeros(())
+        voices = sum(window >= self.phase_from for _, window in scales)
+        for _, window in scales:
+            hann, filters = self.get_buffer(f"window_{window}"), self.get_buffer(f"mel_{window}")
+            ours = short_time_spectra(decoded[:, 0].float(), hann, window // 4)
+            with torch.no_grad():
+                theirs = short_time_spectra(audio[:, 0].float(), hann, window // 4)
+            distances = scale_distances(
+                ours, theirs, filters, self.filters[window], complex_too=window >= self.phase_from
+            )
+            mel, phase, noise = mel + distances[0], phase + distances[1], noise + distances[2]
+        loudness, envelope = self.hearing(decoded, audio)
+        return Spectral(
+            mel if half is None else 2 * mel, phase / max(voices, 1), noise / max(voices, 1), loudness, envelope
+        )
+
+
+class HearingLoss(nn.Module):
+    """Two distances that listeners' judgements were once fitted to, made differentiable, on spectra of 32 ms every 16.
+
+    `loudness` follows PESQ (ITU-T P.862, section 10.2): power in bands of half a Bark, loudness by Zwicker's law, what
+    differs beyond a quarter of the softer one, added sound counted far more than missing sound; means that the worst
+    frames rule, though none counts more than 45. It is what PESQ takes from 4.5, without its alignments in time, level
+    and response.
+
+    `envelope` follows STOI (Taal et al. 2011, section II): 1 less the mean correlation of the envelopes of one-third
+    octave bands from 150 Hz over 384 ms, where something is heard.
+    """
+
+    def __init__(self, sample_rate: int) -> None:
+        super().__init__()
+        self.window = round(0.016 * sample_rate) * 2
+        self.register_buffer("hann", torch.hann_window(self.window), persistent=False)
+        frequencies = torch.arange(self.window // 2 + 1, dtype=torch.float64) * sample_rate / self.window
+
+        bark = 26.81 * frequencies / (1960 + frequencies) - 0.53  # Traunmueller 1990
+        edges = torch.arange(0, float(bark[-1]), 0.5, dtype=torch.float64)
+        bands = ((bark >= edges[:, None]) & (bark < edges[:, None] + 0.5)).double()  # [bands, bins]
+        bands, edges = bands[bands.sum(dim=1) > 0], edges[bands.sum(dim=1) > 0]
+        khz = 1.96 * (edges + 0.78) / (26.28 - edges - 0.25)  # of the bands' middles
+        threshold = 3.64 * khz**-0.8 - 6.5 * torch.exp(-0.6 * (khz - 3.3) ** 2) + 1e-3 * khz**4  # dB; Terhardt 1979
+        self.register_buffer("bark", bands.float(), persistent=False)
+        self.register_buffer("threshold", (10 ** (threshold / 10)).float()[:, None], persistent=False)
+
+        middles = 150 * 2 ** (torch.arange(15, dtype=torch.float64) / 3)
+        low, high = middles * 2 ** (-1 / 6), middles * 2 ** (1 / 6)
+        thirds = ((frequencies >= low[:, None]) & (frequencies < high[:, None])).double()
+        self.register_buffer("thirds", thirds[thirds.sum(dim=1) > 0].float(), persistent=False)
+
+    def forward(self, decoded: Audio, audio: Audio) -> tuple[Tensor, Tensor]:
+        """`loudness` and `envelope` of [batch, 1, time] signals."""
+        hann, bark, thirds = (self.get_buffer(name) for name in ("hann", "bark", "thirds"))
+        ours = short_time_spectra(decoded[:, 0].float(), hann, self.window // 2).square().sum(dim=0)
+        with torch.no_grad():
+            theirs = power(short_time_spectra(audio[:, 0].float(), hann, self.window // 2))  # [batch, frames, bins]
+        reference = theirs.sum(dim=2).mean(dim=1)[:, None, None] + 1e-3  # of each item
+        filters = torch.cat([bark, thirds]).T
+        bands = torch.cat([ours @ filters / reference, theirs @ filters / reference]).mT  # [2 batch, bands, frames]
+        return self.loudness(bands[:, : len(bark)]), self.envelope(bands[:, len(bark) :])
+
+    def loudness(self, bark_power: Tensor) -> Tensor:
+        """What PESQ takes from its 4.5 for power [2 batch, bands, frames], 1 a frame in the mean over all bins."""
+        threshold = self.get_buffer("threshold")
+        heard = bark_power * 10**7.9  # as if played at 79 dB
+        sones = 0.187 * (threshold / 0.5) ** 0.23 * ((0.5 + 0.5 * heard / threshold) ** 0.23 - 1).relu()
+        (ours, theirs), (wrong, right) = sones.chunk(2), heard.chunk(2)
+        difference = ours - theirs
+        masked = difference.sign() * (difference.abs() - 0.25 * torch.minimum(ours, theirs)).relu()
+        added = ((wrong + 50) / (right + 50)) ** 1.2
+        added = torch.where(added < 3, 0.0, added.clamp(max=12)).detach()
+        bands = sones.shape[1]
+        symmetric = (masked.square().mean(dim=1) + 1e-6).sqrt() * bands  # [batch, frames]
+        asymmetric = (masked.abs() * added).mean(dim=1) * bands
+        level = ((right.sum(dim=1) + 1e5) / 1e7) ** 0.04
+        parts = [over_time((part / level).clamp(max=45)) for part in (symmetric, asymmetric)]
+        return (0.1 * parts[0] + 0.0309 * parts[1]).mean()
+
+    def envelope(self, thirds_power: Tensor) -> Tensor:
+        """1 less the mean correlation of band envelopes of power [2 batch, bands, frames]."""
+        bands = (thirds_power + 1e-7).sqrt()
+        parts = bands.unfold(-1, min(24, bands.shape[-1]), 3)  # [2 batch, bands, parts, frames of a part]
+        ours, theirs = parts.chunk(2)
+        size = theirs.square().sum(dim=-1, keepdim=True)
+        ours = ours * (size / ours.square().sum(dim=-1, keepdim=True)).sqrt()
+        ours = torch.minimum(ours, theirs * (1 + 10 ** (15 / 20)))
+        ours, theirs = (part - part.mean(dim=-1, keepdim=True) for part in (ours, theirs))
+        alike = (ours * theirs).sum(dim=-1) / (ours.square().sum(dim=-1) * theirs.square().sum(dim=-1) + 1e-9).sqrt()
+        loud = size[..., 0].sum(dim=1, keepdim=True)
+        weight = (loud > 1e-3 * loud.amax(dim=-1, keepdim=True)).expand_as(alike).float()
+        return 1 - ((alike * weight).sum(dim=(1, 2)) / weight.sum(dim=(1, 2))).mean()
+
+
+PERIODICITY_EDGES = (100, 600, 1200, 2000, 3000, 4200, 5600, 7600, 11000)
+"""Bands in Hz of `hop_periodicity_loss`."""
+
+
+def hop_periodicity_loss(decoded: Audio, audio: Audio, *, sample_rate: int, hop: int) -> Tensor:
+    """How much more [batch, 1, time] repeats itself after one and two hops than the reference does; 0 is the least.
+
+    A decoder that knows only the level of noise may give every frame the same phases, which is heard as a buzz at the
+    frame rate; losses on magnitudes do not see it. In every band and part of twelve hops, the normalized
+    autocorrelation beyond the reference's by more than 0.1, mean over bands, parts and both lags.
+    """
+    part = min(12 * hop, audio.shape[-1])
+    both = torch.cat([decoded, audio])[:, 0].float()
+    parts = both.unfold(-1, part, part)  # [2 batch, parts, time]
+    size = 1 << (part + 2 * hop - 1).bit_length()  # zeros behind, so that the end does not meet the beginning
+    power = torch.view_as_real(torch.fft.rfft(parts, size)).square().sum(dim=-1)  # [2 batch, parts, bins]
+    frequency = torch.arange(size // 2 + 1, device=both.device) * (sample_rate / size)
+    bands = bands_of(frequency, PERIODICITY_EDGES, sample_rate)
+    if bands.numel() == 0:
+        return both.new_zeros(())
+    lags = torch.cos(2 * math.pi * hop / sample_rate * frequency[:, None] * torch.tensor([0, 1, 2], device=both.device))
+    weights = (bands[:, :, None] * lags[:, None]).flatten(1)  # [bins, bands * lags]
+    energy, *products = (power @ weights).view(*power.shape[:2], -1, 3).unbind(-1)
+    floor = 1e-4 * energy.sum(dim=-1, keepdim=True) + 1e-3
+    excess = torch.zeros_like(energy.chunk(2)[0])
+    for product in products:
+        ours, theirs = (product / (energy + floor)).chunk(2)
+        excess = excess + (ours - theirs.clamp(min=0) - 0.1).relu()
+    return excess.mean() / len(products)
+
+
+LEVEL_EDGES = (50, 200, 400, 700, 1100, 1600, 2300, 3200, 4300, 5800, 7800, 11000)
+"""Bands in Hz of `band_level_loss`."""
+
+
+def band_level_loss(decoded: Audio, audio: Audio, *, sample_rate: int, hop: int) -> Tensor:
+    """Mean |ln of the ratio of energies| of [batch, 1, time] signals in every band and part of twelve hops.
+
+    Losses of the waveform are least for a signal that is softer wherever it is uncertain, so each generation of coding
+    would lose level; this loss asks for the right energy.
+    """
+    part = min(12 * hop, audio.shape[-1])
+    parts = torch.cat([decoded, audio])[:, 0].float().unfold(-1, part, part)  # [2 batch, parts, time]
+    power = torch.view_as_real(torch.fft.rfft(parts)).square().sum(dim=-1) / part
+    frequency = torch.arange(power.shape[-1], device=power.device) * (sample_rate / part)
+    energy = power @ bands_of(frequency, LEVEL_EDGES, sample_rate)  # [2 batch, parts, bands]
+    total = energy.chunk(2)[1].sum(dim=-1, keepdim=True)
+    floor = (1e-5 * total + 1e-5).repeat(2, 1, 1)
+    ours, theirs = (energy + floor).log().chunk(2)
+    return (ours - theirs).abs().mean() if ours.numel() else ours.new_zeros(())
+
+
+MODULATION_EDGES = (100, 1000, 3000, 6000, 11000)
+"""Bands in Hz of `hop_modulation_loss`."""
+MODULATION_PLACES = 4  # in a hop
+
+
+def hop_modulation_loss(decoded: Audio, audio: Audio, *, sample_rate: int, hop: int) -> Tensor:
+    """How differently the energy of [batch, 1, time] signals is spread over the places within a hop.
+
+    A decoder may put its waveform in one half of every frame and its noise in the other, which is heard as roughness at
+    the frame rate. For each band and quarter of a hop, the share of the hop's energy is averaged over all hops of an
+    item; the mean square difference from the reference's.
+    """
+    both = torch.cat([decoded, audio])[:, 0].float()
+    length = hop // 2
+    starts = [round(place * hop / MODULATION_PLACES) for place in range(MODULATION_PLACES)]
+    if both.shape[-1] < starts[-1] + length:
+        return both.new_zeros(())
+    hops = (both.shape[-1] - starts[-1] - length) // hop + 1
+    frames = torch.stack([both[:, start:].unfold(-1, length, hop)[:, :hops] for start in starts], dim=2)
+    window = torch.hann_window(length, device=both.device)
+    power = torch.view_as_real(torch.fft.rfft(frames * window)).square().sum(dim=-1) / length
+    frequency = torch.arange(power.shape[-1], device=both.device) * (sample_rate / length)
+    energy = power @ bands_of(frequency, MODULATION_EDGES, sample_rate)  # [2 batch, hops, places, bands]
+    mean = energy.mean(dim=2, keepdim=True)
+    floor = 1e-4 * mean.chunk(2)[1].mean(dim=(1, 3), keepdim=True) + 1e-8
+    share = (energy / (mean + floor.repeat(2, 1, 1, 1))).mean(dim=1)  # [2 batch, places, bands]
+    ours, theirs = share.chunk(2)
+    return (ours - theirs).square().mean() if ours.numel() else ours.new_zeros(())
+
+
+def bands_of(frequency: Tensor, edges: Sequence[int], sample_rate: int) -> Tensor:
+    """1 where a frequency [bins] in Hz lies in a band, [bins, bands]; bands beyond 0.46 of the rate are left out."""
+    limits = torch.tensor([edge for edge in edges if edge <= 0.46 * sample_rate], device=frequency.device)
+    return ((frequency[:, None] >= limits[:-1]) & (frequency[:, None] < limits[1:])).float()
+
+
+def over_time(disturbance: Tensor) -> Tensor:
+    """[batch] of [batch, frames]: norm of order 6 within 20 frames, of order 2 over these (P.862, section 10.2)."""
+    parts = disturbance.unfold(-1, min(20, disturbance.shape[-1]), 10)
+    return ((parts + 1e-4) ** 6).mean(dim=-1).pow(1 / 3).mean(dim=-1).sqrt()
+
+
+def discriminator_loss(real: list[Tensor], fake: list[Tensor]) -> Tensor:
+    """Hinge loss, mean over discriminators (SoundStream, eq. 1)."""
+    losses = [(1 - r).relu().mean() + (1 + f).relu().mean() for r, f in zip(real, fake, strict=True)]
+    return torch.stack(losses).mean()
+
+
+def generator_loss(fake: list[Tensor]) -> Tensor:
+    """Hinge loss of the generator, mean over discriminators (SoundStream, eq. 2)."""
+    return torch.stack([(1 - f).relu().mean() for f in fake]).mean()
+
+
+def feature_loss(real: list[list[Tensor]], fake: list[list[Tensor]]) -> Tensor:
+    """Mean |difference| of the discriminators' inner layers [batch, ...], relative to the real ones' size.
+
+    As in EnCodec, eq. 2, but with the size of each item's own, so that an item's loss does not depend on its company.
+    """
+    losses = [
+        (size_of(r.detach() - f) / (size_of(r.detach()) + 1e-4)).mean()
+        for reals, fakes in zip(real, fake, strict=True)
+        for r, f in zip(reals, fakes, strict=True)
+    ]
+    return torch.stack(losses).mean()
+
+
+def size_of(layer: Tensor) -> Tensor:
+    """Mean absolute value [batch] of each item."""
+    return layer.abs().flatten(1).mean(dim=1)
+
+
+class Averages:
+    """Moving averages by name, of equal weight at first: decay 0.9 makes (9 a + 10 b) / 19 of a, then b.
+
+    `state_dict` and `load_state_dict` are as a module's.
+    """
+
+    def __init__(self, decay: float) -> None:
+        self.decay = decay
+        self.sums: dict[str, Tensor] = {}
+        self.weights: dict[str, float] = {}
+
+    def add(self, values: Mapping[str, Tensor]) -> None:
+        """Take in one value each."""
+        for name, value in values.items():
+            self.sums[name] = value.detach() + self.decay * self.sums.get(name, torch.zeros_like(value))
+            self.weights[name] = 1 + self.decay * self.weights.get(name, 0.0)
+
+    def __contains__(self, name: str) -> bool:
+        return name in self.sums
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self.sums[name] / self.weights[name]
+
+    def state_dict(self) -> dict[str, Any]:
+        """All there is, for `load_state_dict`."""
+        return {"sums": dict(self.sums), "weights": dict(self.weights)}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from another's state."""
+        self.sums, self.weights = dict(state["sums"]), dict(state["weights"])
+
+
+def balanced(weights: Mapping[str, float | Tensor], norms: Averages) -> dict[str, float | Tensor]:
+    """Weights that make each loss's gradient, seen from the decoded audio, as large as its share (EnCodec, eq. 4).
+
+    `norms` are the average norms of those gradients so far; a loss that has none yet is left out, to be measured.
+    """
+    whole = sum(weights.values())
+    return {name: weight / whole / norms[name].clamp(min=1e-12) for name, weight in weights.items() if name in norms}

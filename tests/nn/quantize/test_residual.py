@@ -1,0 +1,785 @@
+"""Quantisers against brute force, closed forms and slow textbook versions."""
+
+import copy
+import math
+import pickle
+from collections.abc import Callable
+from typing import Literal
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from scipy.special import logsumexp  # type: ignore[import-untyped]
+from scipy.stats import multivariate_normal  # type: ignore[import-untyped]
+from torch import Tensor
+
+from codec.errors import UsageError
+from codec.nn.quantize.residual import (
+    FSQ,
+    TILE,
+    Mixture,
+    Quantizer,
+    ResidualVQ,
+    Unquantized,
+    VectorQuantizer,
+    distinct,
+    lowest,
+)
+from codec.training.codec.recipe import Recipe
+from codec.training.codec.task import dropped_books
+
+Lookup = Literal["l2", "cosine"]
+lookups = pytest.mark.parametrize("lookup", ["l2", "cosine"])
+DIM = 4
+
+
+def noise(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def rows_of(latents: Tensor) -> Tensor:
+    """[batch * frames, dim]"""
+    return latents.transpose(1, 2).flatten(0, 1)
+
+
+def squares(x: Tensor, y: Tensor) -> float:
+    return (x - y).square().mean().item()
+
+
+def started(books: int = 4, size: int = 8, *, lookup: Lookup = "l2", project: int | None = None) -> ResidualVQ:
+    """A residual quantiser after k-means on noise."""
+    torch.manual_seed(0)
+    quantizer = ResidualVQ(DIM, books, size, lookup=lookup, project=project)
+    quantizer.start(noise(4, DIM, 100))
+    return quantizer
+
+
+def learned(quantizer: Quantizer, latents: Tensor, books: Tensor | None = None) -> Tensor:
+    """Codes of a training pass that the quantiser has learned from."""
+    quantized = quantizer(latents, books)
+    quantizer.learn([quantized])
+    codes: Tensor = quantized.codes
+    return codes
+
+
+# lookup
+
+
+@lookups
+@pytest.mark.parametrize("project", [None, 2])
+def test_the_lookup_is_brute_force(lookup: Lookup, project: int | None) -> None:
+    torch.manual_seed(0)
+    quantizer = VectorQuantizer(DIM, 30, lookup=lookup, project=project)
+    latents = noise(2, DIM, 50)
+    x = quantizer.project_in(rows_of(latents)).detach().double().numpy()
+    table = quantizer.codebook.double().numpy()
+    if lookup == "cosine":
+        expected = [max(range(30), key=lambda k: (row @ table[k]) / np.linalg.norm(table[k])) for row in x]
+    else:
+        expected = [min(range(30), key=lambda k: np.linalg.norm(row - table[k])) for row in x]
+    codes = quantizer.encode(latents)
+    assert codes.flatten().tolist() == expected
+    assert codes.shape == (2, 1, 50)
+    entry = table[codes[1, 0, 7]]
+    entry = entry / np.linalg.norm(entry) if lookup == "cosine" else entry
+    decoded = quantizer.project_out(torch.tensor(entry).float())
+    torch.testing.assert_close(quantizer.decode(codes)[1, :, 7], decoded)
+
+
+def test_the_lowest_index_wins_a_tie() -> None:
+    quantizer = VectorQuantizer(DIM, 6)
+    quantizer.codebook.copy_(torch.ones(6, DIM))
+    assert set(quantizer.encode(noise(1, DIM, 20)).flatten().tolist()) == {0}
+
+
+def test_the_example_of_the_module() -> None:
+    quantizer = ResidualVQ(1, 2, 2)
+    for stage, entries in zip(quantizer.stages, ([-4.0, 4.0], [-1.0, 1.0]), strict=True):
+        stage.codebook.copy_(torch.tensor(entries)[:, None])
+    codes = quantizer.encode(torch.tensor([[[5.3]]]))
+    assert codes.flatten().tolist() == [1, 1]
+    assert quantizer.decode(codes).item() == 5
+    assert quantizer.decode(codes[:, :1]).item() == 4
+
+
+# residual books
+
+
+def test_every_book_lowers_the_error() -> None:
+    quantizer, latents = started(), noise(4, DIM, 100)
+    codes = quantizer.encode(latents)
+    errors = [squares(quantizer.decode(codes[:, :books]), latents) for books in (1, 2, 3, 4)]
+    ratios = [after / before for before, after in zip([float(latents.square().mean()), *errors], errors, strict=False)]
+    assert max(ratios) < 0.7
+
+
+@lookups
+@pytest.mark.parametrize("project", [None, 2])
+def test_fewer_books_are_the_first_of_all_books(lookup: Lookup, project: int | None) -> None:
+    quantizer, latents = started(lookup=lookup, project=project), noise(2, DIM, 30, seed=1)
+    codes = quantizer.encode(latents)
+    left = latents
+    for book, stage in enumerate(quantizer.stages):  # one stage after the other, by hand
+        assert torch.equal(quantizer.encode(latents, book + 1), codes[:, : book + 1])
+        assert torch.equal(stage.encode(left), codes[:, book : book + 1])
+        left = left - stage.decode(codes[:, book : book + 1])
+    torch.testing.assert_close(quantizer.decode(codes), latents - left)
+
+
+def test_the_example_of_the_search() -> None:
+    for search, found in ((1, [1, 0]), (2, [0, 1])):
+        quantizer = ResidualVQ(1, 2, 2, search=search)
+        for stage, entries in zip(quantizer.stages, ([0.0, 4.0], [-3.0, 3.0]), strict=True):
+            stage.codebook.copy_(torch.tensor(entries)[:, None])
+        assert quantizer.encode(torch.tensor([[[3.0]]])).flatten().tolist() == found
+
+
+@lookups
+@pytest.mark.parametrize("project", [None, 2])
+def test_a_search_of_all_ways_finds_the_best_codes_there_are(lookup: Lookup, project: int | None) -> None:
+    quantizer, latents = started(3, 5, lookup=lookup, project=project), noise(2, DIM, 20, seed=1)
+    every = torch.cartesian_prod(*[torch.arange(5)] * 3)  # [125, books]
+    sums = quantizer.decode(every.T[None])[0].T  # [125, dim]
+    best = every[torch.cdist(rows_of(latents), sums).argmin(dim=-1)]
+    quantizer.search = 25
+    torch.testing.assert_close(quantizer.encode(latents).transpose(1, 2).flatten(0, 1), best)
+    errors = []
+    for search in (1, 2, 4, 25):
+        quantizer.search = search
+        errors.append(squares(quantizer.decode(quantizer.encode(latents)), latents))
+    assert errors == sorted(errors, reverse=True)
+    assert errors[-1] < 0.97 * errors[0]
+    assert quantizer.encode(latents, 2).shape == (2, 2, 20)
+
+
+# beam search
+
+
+def slow_beam_search(quantizer: ResidualVQ, latents: Tensor, books: int) -> Tensor:
+    """Codes [batch, books, frames] in float64: all candidates of all beams in order of error, then beam, then entry."""
+    codes = []
+    for row in rows_of(latents).double().numpy():
+        beams: list[tuple[float, list[int]]] = [(0.0, [])]
+        for book in range(books):
+            candidates = []
+            for _, path in beams:
+                left = row - sum(quantizer.stages[k].codebook[code].double().numpy() for k, code in enumerate(path))
+                errors = np.square(left - quantizer.stages[book].codebook.double().numpy()).sum(axis=1)
+                candidates += [(error, [*path, code]) for code, error in enumerate(errors.tolist())]
+            beams = sorted(candidates, key=lambda candidate: candidate[0])[: quantizer.search]  # a stable sort
+        codes.append(beams[0][1])
+    return torch.tensor(codes).view(len(latents), -1, books).transpose(1, 2)
+
+
+@pytest.mark.parametrize("search", [1, 2, 4, 9])
+@pytest.mark.parametrize("size", [6, 20, 128])
+def test_beam_search_is_brute_force(search: int, size: int) -> None:
+    quantizer, latents = started(size=size), noise(2, DIM, 90, seed=1)
+    assert 90 < TILE < 180, "frames of both tiles should be of both items"
+    quantizer.search = search
+    for books in (1, 2, 4):
+        assert torch.equal(quantizer.encode(latents, books), slow_beam_search(quantizer, latents, books))
+
+
+@pytest.mark.parametrize("search", [1, 2, 3, 4])
+def test_beam_search_with_ties(search: int) -> None:
+    """Every entry twice: equal candidates leave equal residuals, so the sums that are found do not depend on ties."""
+    quantizer, latents = started(size=128), noise(1, DIM, 150, seed=1)
+    for stage in quantizer.stages:
+        stage.codebook[64:] = stage.codebook[:64]
+    quantizer.search = search
+    codes = quantizer.encode(latents)
+    expected = slow_beam_search(quantizer, latents, 4)
+    assert torch.equal(quantizer.decode(codes), quantizer.decode(expected))
+    if search == 1:
+        assert torch.equal(codes, expected)
+        assert codes.max() < 64
+    frame_by_frame = torch.cat([quantizer.encode(frame) for frame in torch.split(latents, 1, dim=2)], dim=2)
+    assert torch.equal(codes, frame_by_frame)
+
+
+def test_beam_search_of_no_frames() -> None:
+    for search in (1, 4):
+        quantizer = ResidualVQ(DIM, 3, 128, search=search)
+        assert quantizer.encode(noise(2, DIM, 0)).shape == (2, 3, 0)
+
+
+@pytest.mark.parametrize("width", [5, 48, 64, 100, 512])
+@pytest.mark.parametrize("count", [1, 2, 4, 5])
+def test_lowest_is_a_sort(width: int, count: int) -> None:
+    values = noise(300, width)
+    indices = lowest(values, count)
+    assert np.array_equal(indices.numpy(), np.argsort(values.numpy(), axis=1)[:, :count])
+    tied = (values * 3).round()
+    indices = lowest(tied, count)
+    assert all(len(set(row)) == count for row in indices.tolist())
+    assert np.array_equal(tied.gather(1, indices).numpy(), np.sort(tied.numpy(), axis=1)[:, :count])
+    if count == 1:
+        assert np.array_equal(indices[:, 0].numpy(), tied.numpy().argmin(axis=1))  # the first of equals
+    assert torch.equal(indices, torch.cat([lowest(row, count) for row in torch.split(tied, 1)]))
+    assert lowest(values[:0], count).shape == (0, count)
+
+
+def scaled(quantizer: ResidualVQ) -> ResidualVQ:
+    for stage in quantizer.stages:
+        stage.codebook.mul_(-0.5)
+    return quantizer
+
+
+def scaled_while_inferring(quantizer: ResidualVQ) -> ResidualVQ:
+    with torch.inference_mode():
+        return scaled(quantizer)
+
+
+def loaded(quantizer: ResidualVQ) -> ResidualVQ:
+    quantizer.load_state_dict({name: -0.5 * value for name, value in quantizer.state_dict().items()})
+    return quantizer
+
+
+def assigned(quantizer: ResidualVQ) -> ResidualVQ:
+    state = {name: value.clone().mul_(-0.5) for name, value in quantizer.state_dict().items()}  # each changed once
+    quantizer.load_state_dict(state, assign=True)
+    return quantizer
+
+
+def replaced(quantizer: ResidualVQ) -> ResidualVQ:
+    for stage in quantizer.stages:
+        stage.codebook.data = -0.5 * stage.codebook
+    return quantizer
+
+
+def learning(quantizer: ResidualVQ) -> ResidualVQ:
+    learned(quantizer, 1 + noise(4, DIM, 100, seed=2))
+    return quantizer
+
+
+def rounded(quantizer: ResidualVQ) -> ResidualVQ:
+    return quantizer.half().float()
+
+
+def copied(quantizer: ResidualVQ) -> ResidualVQ:
+    return scaled(copy.deepcopy(quantizer))
+
+
+def pickled(quantizer: ResidualVQ) -> ResidualVQ:
+    other: ResidualVQ = pickle.loads(pickle.dumps(quantizer))
+    return scaled(other)
+
+
+@pytest.mark.parametrize("counted", [1, 2, 3])
+@pytest.mark.parametrize("search", [1, 4])
+@pytest.mark.parametrize(
+    "change", [scaled, scaled_while_inferring, loaded, assigned, replaced, learning, rounded, copied, pickled]
+)
+def test_what_encoding_keeps_follows_the_codebooks(
+    search: int, counted: int, change: Callable[[ResidualVQ], ResidualVQ]
+) -> None:
+    quantizer, latents = ResidualVQ(DIM, 4, 8, search=search), noise(2, DIM, 200, seed=1)
+    for _ in range(counted):
+        quantizer.load_state_dict(started().state_dict())
+    names, before = list(quantizer.state_dict()), quantizer.encode(latents)
+    with torch.inference_mode():
+        assert torch.equal(quantizer.encode(latents), before)
+    changed = change(quantizer)
+    fresh = ResidualVQ(DIM, 4, 8, search=search)
+    fresh.load_state_dict(changed.state_dict())
+    codes = changed.encode(latents)
+    assert torch.equal(codes, fresh.encode(latents))
+    assert change is rounded or not torch.equal(codes, before)
+    assert list(changed.state_dict()) == names
+
+
+def test_what_encoding_keeps_follows_an_optimizer() -> None:
+    quantizer, latents = ResidualVQ(DIM, 3, 8, learning="gradient", search=2), noise(2, DIM, 50)
+    before = quantizer.encode(latents)
+    optimizer = torch.optim.AdamW(quantizer.parameters(), lr=0.5)
+    quantizer(latents).codebook.backward()
+    optimizer.step()
+    fresh = ResidualVQ(DIM, 3, 8, learning="gradient", search=2)
+    fresh.load_state_dict(quantizer.state_dict())
+    codes = quantizer.encode(latents)
+    assert torch.equal(codes, fresh.encode(latents))
+    assert not torch.equal(codes, before)
+
+
+def test_a_quantizer_made_while_inferring_encodes() -> None:
+    """Its codebooks are tensors whose changes torch does not count."""
+    with torch.inference_mode():
+        quantizer, latents = started(), noise(2, DIM, 20, seed=1)
+        quantizer.encode(latents)
+        codes = scaled(quantizer).encode(latents)
+    fresh = ResidualVQ(DIM, 4, 8)
+    fresh.load_state_dict(quantizer.state_dict())
+    assert torch.equal(codes, fresh.encode(latents))
+
+
+# training
+
+
+@lookups
+def test_training_sees_what_decoding_gives(lookup: Lookup) -> None:
+    quantizer, latents = started(lookup=lookup).eval(), noise(3, DIM, 20, seed=1)
+    quantized = quantizer(latents)
+    assert torch.equal(quantized.codes, quantizer.encode(latents))
+    torch.testing.assert_close(quantized.latents, quantizer.decode(quantized.codes))
+
+
+@lookups
+@pytest.mark.parametrize("books", [1, 3])
+def test_the_straight_through_gradient_is_the_identity_once(lookup: Lookup, books: int) -> None:
+    latents, gradient = noise(2, DIM, 9).requires_grad_(), noise(2, DIM, 9, seed=1)
+    for quantizer in (ResidualVQ(DIM, books, 8, lookup=lookup), VectorQuantizer(DIM, 8, lookup=lookup)):
+        latents.grad = None
+        quantizer(latents).latents.backward(gradient)
+        assert latents.grad is not None
+        assert torch.equal(latents.grad, gradient)
+
+
+def test_the_commitment_gradient_reaches_every_stage() -> None:
+    """Its closed form: what each stage left, summed over the stages.
+
+    Were residuals taken from straight-through outputs, those of stage 1 on would not depend on the latents.
+    """
+    quantizer, latents = started().eval(), noise(2, DIM, 20, seed=1).requires_grad_()
+    quantized = quantizer(latents)
+    quantized.commitment.backward()
+    with torch.no_grad():
+        left = [latents - quantizer.decode(quantized.codes[:, : books + 1]) for books in range(4)]
+    expected_loss = torch.stack([rest.square().mean() for rest in left]).sum()
+    torch.testing.assert_close(quantized.commitment, expected_loss)
+    assert latents.grad is not None
+    torch.testing.assert_close(latents.grad, torch.stack(left).sum(dim=0) * 2 / latents.numel())
+
+
+def test_the_codebook_loss_moves_every_stage_to_what_chose_it() -> None:
+    """Closed form for one entry: 2 (count entry - sum of rows) / numbers; nothing flows back to the latents."""
+    torch.manual_seed(0)
+    quantizer = ResidualVQ(DIM, 3, 5, learning="gradient")
+    latents = noise(2, DIM, 20, seed=1).requires_grad_()
+    quantized = quantizer(latents)
+    torch.testing.assert_close(quantized.codebook, quantized.commitment)  # the same distance
+    quantized.commitment.backward()
+    assert all(parameter.grad is None for parameter in quantizer.parameters())
+    latents.grad = None
+    quantized.codebook.backward()
+    assert latents.grad is None or not latents.grad.any()
+    left = rows_of(latents.detach())
+    for book, stage in enumerate(quantizer.stages):
+        chosen = F.one_hot(quantized.codes[:, book].flatten(), 5).float()  # [rows, entries]
+        expected = 2 * (chosen.sum(dim=0)[:, None] * stage.codebook - chosen.T @ left) / left.numel()
+        assert stage.codebook.grad is not None
+        torch.testing.assert_close(stage.codebook.grad, expected)
+        left = left - chosen @ stage.codebook.detach()
+
+
+@lookups
+def test_projections_of_every_stage_learn(lookup: Lookup) -> None:
+    quantizer, latents = started(lookup=lookup, project=2), noise(2, DIM, 20, seed=1)
+    for loss in ("commitment", "latents"):
+        quantizer.zero_grad()
+        getattr(quantizer(latents), loss).square().mean().backward()
+        for stage in quantizer.stages:
+            assert isinstance(stage.project_in.weight, Tensor)
+            assert stage.project_in.weight.grad is not None
+            assert stage.project_in.weight.grad.abs().max() > 1e-6
+
+
+@lookups
+def test_moving_averages_are_the_textbooks(lookup: Lookup) -> None:
+    """van den Oord et al. 2017, appendix A.1, with its two tables: counts and sums."""
+    torch.manual_seed(0)
+    quantizer = VectorQuantizer(DIM, 6, lookup=lookup, decay=0.9, restart_below=0.0)
+    counts, sums = np.ones(6), quantizer.codebook.double().numpy().copy()
+    for step in range(20):
+        latents = noise(2, DIM, 10, seed=step)
+        rows = rows_of(latents).double().numpy()
+        if lookup == "cosine":
+            rows = rows / np.linalg.norm(rows, axis=1, keepdims=True)
+        codes = learned(quantizer, latents).flatten().numpy()
+        for entry in range(6):
+            counts[entry] = 0.9 * counts[entry] + 0.1 * (codes == entry).sum()
+            sums[entry] = 0.9 * sums[entry] + 0.1 * rows[codes == entry].sum(axis=0)
+    np.testing.assert_allclose(quantizer.usage.numpy(), counts, rtol=1e-4)
+    np.testing.assert_allclose(quantizer.codebook.numpy(), sums / counts[:, None], rtol=1e-4, atol=1e-5)
+
+
+def test_nothing_is_learned_before_learning() -> None:
+    quantizer = started()
+    before = {name: value.clone() for name, value in quantizer.state_dict().items()}
+    quantizer(noise(2, DIM, 20))
+    assert all(torch.equal(before[name], value) for name, value in quantizer.state_dict().items())
+
+
+def test_a_collapsed_codebook_recovers() -> None:
+    torch.manual_seed(0)
+    latents = noise(4, DIM, 100)
+    quantizer = VectorQuantizer(DIM, 16, decay=0.8)
+    quantizer.codebook.fill_(50.0)
+    quantizer.codebook[0] = 0
+    assert set(learned(quantizer, latents).flatten().tolist()) == {0}
+    before = squares(quantizer.decode(quantizer.encode(latents)), latents)
+    for _ in range(60):
+        learned(quantizer, latents)
+    codes = quantizer.encode(latents)
+    share = torch.bincount(codes.flatten(), minlength=16) / codes.numel()
+    assert share.min() > 0.1 / 16
+    assert squares(quantizer.decode(codes), latents) < 0.5 * before
+
+
+def test_a_dead_code_starts_anew_with_its_statistics() -> None:
+    quantizer = VectorQuantizer(DIM, 4, decay=0.9)
+    quantizer.codebook.copy_(torch.tensor([0.0, 9.0, 20.0, 30.0])[:, None].expand(4, DIM))
+    quantizer.usage.copy_(torch.tensor([10.0, 10.0, 0.1, 0.1]))
+    latents = noise(1, DIM, 20) * 0.1
+    learned(quantizer, latents)
+    assert quantizer.codebook[1].tolist() == pytest.approx([9.0] * DIM)  # alive though unused this time
+    for entry in (2, 3):
+        assert (rows_of(latents) == quantizer.codebook[entry]).all(dim=1).any()
+        usage = [0.9 * 10 + 0.1 * 20, 0.9 * 10, 0.09, 0.09]
+        assert quantizer.usage[entry].item() == pytest.approx(sum(usage) / 4)
+    again = quantizer.codebook.clone()
+    learned(quantizer, latents + 9)  # all choose entry 1; the restarted ones are given time
+    torch.testing.assert_close(quantizer.codebook[2:], again[2:])
+
+
+def test_entries_start_anew_as_different_rows_while_there_are_enough() -> None:
+    assert distinct(40, 40).sort().values.tolist() == list(range(40))
+    assert len(set(distinct(40, 7).tolist())) == 7
+    assert torch.bincount(distinct(3, 8), minlength=3).sort().values.tolist() == [2, 3, 3]
+    quantizer = VectorQuantizer(DIM, 16)
+    quantizer.usage[:15] = 0.0
+    quantizer.codebook[:15] = 50.0
+    latents = noise(1, DIM, 15)
+    learned(quantizer, latents)
+    rows = {tuple(row) for row in rows_of(latents).tolist()}
+    assert {tuple(entry) for entry in quantizer.codebook[:15].tolist()} == rows
+
+
+def test_parts_of_a_batch_teach_what_the_batch_does() -> None:
+    whole, parted, latents = started(), started(), noise(4, DIM, 20, seed=1)
+    books = torch.tensor([4, 1, 2, 3])
+    for quantizer in (whole, parted):
+        quantizer.stages[1].usage[2:5] = 0.0  # dead, so that rows are drawn
+    torch.manual_seed(5)
+    learned(whole, latents, books)
+    torch.manual_seed(5)
+    parted.learn([parted(latents[:3], books[:3]), parted(latents[3:], books[3:])])
+    for (name, ours), theirs in zip(whole.state_dict().items(), parted.state_dict().values(), strict=True):
+        torch.testing.assert_close(ours, theirs, msg=name)
+
+
+# k-means
+
+
+def slow_lloyd(rows: np.ndarray, entries: np.ndarray, iterations: int) -> np.ndarray:
+    for _ in range(iterations):
+        nearest = [int(np.argmin([np.sum((row - entry) ** 2) for entry in entries])) for row in rows]
+        assert set(nearest) == set(range(len(entries))), "choose another seed"
+        entries = np.stack(
+            [np.mean([row for row, n in zip(rows, nearest, strict=True) if n == k], axis=0) for k in set(nearest)]
+        )
+    return entries
+
+
+def test_the_start_is_lloyds_algorithm() -> None:
+    latents = noise(2, 2, 20)
+    rows = rows_of(latents)
+    torch.manual_seed(3)
+    picked = torch.randperm(40)[:5]
+    quantizer = VectorQuantizer(2, 5)
+    torch.manual_seed(3)
+    quantizer.start(latents, iterations=4)
+    expected = slow_lloyd(rows.double().numpy(), rows[picked].double().numpy(), iterations=4)
+    np.testing.assert_allclose(quantizer.codebook.numpy(), expected, rtol=1e-5, atol=1e-5)
+
+
+@lookups
+def test_the_start_beats_random_entries(lookup: Lookup) -> None:
+    torch.manual_seed(0)
+    latents = noise(4, DIM, 100)
+    if lookup == "cosine":
+        latents = F.normalize(latents, dim=1)
+    quantizer = VectorQuantizer(DIM, 16, lookup=lookup)
+    quantizer.codebook.copy_(rows_of(latents)[:16])
+    random = squares(quantizer.decode(quantizer.encode(latents)), latents)
+    quantizer.start(latents)
+    assert squares(quantizer.decode(quantizer.encode(latents)), latents) < 0.85 * random
+
+
+def test_the_start_may_have_fewer_frames_than_entries() -> None:
+    quantizer, latents = VectorQuantizer(DIM, 16), noise(1, DIM, 5)
+    quantizer.start(latents)
+    assert torch.equal(quantizer.decode(quantizer.encode(latents)), latents)
+
+
+def test_the_start_leaves_no_entry_without_data() -> None:
+    """Equal frames are picked twice, and only one of two equal entries is ever chosen."""
+    torch.manual_seed(0)
+    latents = (10 + noise(1, DIM, 10)).repeat(1, 1, 10)
+    quantizer = VectorQuantizer(DIM, 10)
+    quantizer.start(latents)
+    assert (quantizer.codebook > 5).all()
+
+
+# quantiser dropout
+
+
+@pytest.mark.parametrize("project", [None, 2])
+def test_an_item_with_fewer_books_decodes_its_codes(project: int | None) -> None:
+    quantizer, latents = started(project=project).eval(), noise(4, DIM, 20, seed=1)
+    quantized = quantizer(latents, torch.tensor([1, 2, 3, 4]))
+    for item in range(4):
+        codes = quantized.codes[item : item + 1]
+        assert torch.equal(codes[:, : item + 1], quantizer.encode(latents[item : item + 1], item + 1))
+        assert (codes[:, item + 1 :] == -1).all()
+        torch.testing.assert_close(quantized.latents[item], quantizer.decode(codes[:, : item + 1])[0])
+
+
+def test_books_an_item_does_not_use_add_no_loss() -> None:
+    """Commitment in closed form: squares of what each used book leaves, over all numbers of the batch."""
+    quantizer, latents = started().eval(), noise(4, DIM, 20, seed=1)
+    quantized = quantizer(latents, torch.tensor([1, 2, 3, 4]))
+    left = [
+        latents[item] - quantizer.decode(quantized.codes[item : item + 1, :books])[0]
+        for item in range(4)
+        for books in range(1, item + 2)
+    ]
+    torch.testing.assert_close(quantized.commitment, torch.stack(left).square().sum() / latents.numel())
+
+
+def test_unused_books_learn_nothing_from_an_item() -> None:
+    latents = noise(2, DIM, 20, seed=1)
+    both, first = started(), started()
+    learned(both, latents, torch.tensor([4, 2]))
+    learned(first, latents[:1], torch.tensor([4]))
+    for book in (2, 3):  # used by the first item only
+        torch.testing.assert_close(both.stages[book].usage, first.stages[book].usage)
+        torch.testing.assert_close(both.stages[book].codebook, first.stages[book].codebook)
+    assert not torch.allclose(both.stages[1].usage, first.stages[1].usage)
+    before = {name: value.clone() for name, value in both.stages[3].state_dict().items()}
+    learned(both, latents, torch.tensor([3, 1]))  # used by none
+    assert all(torch.equal(before[name], value) for name, value in both.stages[3].state_dict().items())
+
+
+def test_training_draws_every_depth() -> None:
+    recipe = Recipe(name="test")
+    drawn = torch.cat([dropped_books(12, step, recipe) for step in range(100)])
+    count = torch.bincount(drawn, minlength=recipe.model.books + 1)
+    expected = 1200 * recipe.train.quantizer_dropout / recipe.model.books
+    assert count[0] == 0
+    assert (count[1:-1] > 0.5 * expected).all()
+    assert (count[1:-1] < 1.5 * expected).all()
+    assert count[-1] > 1200 * (1 - recipe.train.quantizer_dropout) * 0.9
+
+
+# precision
+
+
+@pytest.mark.parametrize(
+    "quantizer",
+    [
+        started(),
+        started(lookup="cosine"),
+        started(project=2),
+        VectorQuantizer(DIM, 200),
+        Mixture(DIM, 200),
+        FSQ([9] * 4),
+    ],
+    ids=["residual", "cosine", "projected", "vector", "mixture", "scalar"],
+)
+def test_codebooks_are_float32_under_autocast(quantizer: Quantizer) -> None:
+    latents = noise(2, DIM, 200, seed=1)
+    quantizer.eval()
+    exact = quantizer(latents)
+    with torch.autocast("cpu", torch.bfloat16):
+        quantized = quantizer(latents)
+        assert torch.equal(quantizer.encode(latents), exact.codes)
+    assert len(quantized.seen) == len(exact.seen)
+    for mixed, full in zip([*quantized[:4], *quantized.seen], [*exact[:4], *exact.seen], strict=True):
+        assert mixed.dtype == full.dtype
+        assert torch.equal(mixed, full)
+    with torch.autocast("cpu", torch.bfloat16):
+        learned(quantizer, latents.bfloat16())
+    assert all(tensor.dtype == torch.float32 for tensor in quantizer.state_dict().values())
+
+
+# scalar
+
+
+LEVELS = (3, 2, 5, 4)
+
+
+def test_scalar_codes_go_there_and_back() -> None:
+    quantizer = FSQ(LEVELS)
+    assert quantizer.codebook_size == 120
+    codes = torch.arange(120)[None, None]
+    latents = quantizer.decode(codes)
+    grid = [np.linspace(-1, 1, count) for count in LEVELS]
+    expected = np.stack([axis.flatten(order="F") for axis in np.meshgrid(*grid, indexing="ij")])  # dimension 0 fastest
+    np.testing.assert_allclose(latents[0].numpy(), expected, atol=1e-6)
+    before_tanh = (latents * 0.999).atanh()
+    assert torch.equal(quantizer.encode(before_tanh), codes)
+
+
+def test_scalar_rounding_is_the_nearest_level_of_tanh() -> None:
+    quantizer, latents = FSQ(LEVELS), noise(2, 4, 50) * 2
+    quantized = quantizer(latents.requires_grad_())
+    for dimension, count in enumerate(LEVELS):
+        levels = np.linspace(-1, 1, count)
+        distance = np.abs(np.tanh(latents[:, dimension].detach().numpy())[..., None] - levels)
+        np.testing.assert_allclose(
+            quantized.latents[:, dimension].detach().numpy(), levels[distance.argmin(-1)], atol=1e-6
+        )
+    assert torch.equal(quantizer.encode(latents), quantized.codes)
+    torch.testing.assert_close(quantizer.decode(quantized.codes), quantized.latents)
+    quantized.latents.sum().backward()
+    assert latents.grad is not None
+    torch.testing.assert_close(latents.grad, 1 - latents.detach().tanh().square())  # rounding passes straight through
+    assert (quantized.commitment, quantized.codebook) == (0, 0)
+
+
+def test_the_example_of_scalar_quantisation() -> None:
+    quantized = FSQ((3, 2))(torch.tensor([0.8, -0.4])[None, :, None])
+    assert quantized.codes.item() == 2
+    assert quantized.latents.flatten().tolist() == pytest.approx([1, -1])
+
+
+# mixture
+
+
+def mixture(variance: Literal["shared", "each"], size: int = 6) -> Mixture:
+    torch.manual_seed(0)
+    quantizer = Mixture(DIM, size, variance=variance)
+    torch.nn.init.normal_(quantizer.logits)
+    torch.nn.init.normal_(quantizer.log_variance, std=0.5)
+    return quantizer
+
+
+variances = pytest.mark.parametrize("variance", ["shared", "each"])
+
+
+@variances
+def test_the_likelihood_is_scipys(variance: Literal["shared", "each"]) -> None:
+    quantizer, latents = mixture(variance), noise(2, DIM, 15)
+    weights = quantizer.logits.softmax(0).tolist()
+    spread = (quantizer.log_variance.exp() + quantizer.floor).expand(6).tolist()
+    rows = rows_of(latents).double().numpy()
+    joint = np.stack(
+        [
+            math.log(weight) + multivariate_normal(mean, v * np.eye(DIM)).logpdf(rows)
+            for weight, mean, v in zip(weights, quantizer.means.tolist(), spread, strict=True)
+        ]
+    )  # [components, rows]
+    expected = logsumexp(joint, axis=0)
+    np.testing.assert_allclose(quantizer.log_likelihood(latents).detach().flatten().numpy(), expected, rtol=1e-4)
+    quantized = quantizer(latents)
+    posterior = np.exp(joint - expected)
+    np.testing.assert_allclose(
+        rows_of(quantized.latents).detach().numpy(), posterior.T @ quantizer.means.detach().numpy(), atol=1e-5
+    )
+    assert quantized.codes.flatten().tolist() == joint.argmax(axis=0).tolist()
+    unit = 2 / DIM * np.mean(spread)
+    assert quantized.commitment.item() == pytest.approx(-unit * expected.mean(), rel=1e-4)
+    assert quantized.codebook.item() == pytest.approx(-unit * expected.mean(), rel=1e-4)
+
+
+@variances
+def test_without_variance_the_mixture_is_vector_quantisation(variance: Literal["shared", "each"]) -> None:
+    soft, hard = mixture(variance), VectorQuantizer(DIM, 6, learning="gradient")
+    hard.load_state_dict({"codebook": soft.means.detach()})
+    latents = noise(2, DIM, 30).requires_grad_()
+    expected = hard(latents)
+    (expected_gradient,) = torch.autograd.grad(expected.commitment, latents)
+    (expected_step,) = torch.autograd.grad(expected.codebook, hard.codebook)
+    errors = []
+    for log_variance in (-2.0, -5.0, -20.0):
+        torch.nn.init.constant_(soft.log_variance, log_variance)
+        quantized = soft(latents)
+        errors.append(squares(quantized.latents, expected.latents))
+    assert errors[0] > errors[1] > errors[2]
+    assert errors[2] < 1e-6
+    assert torch.equal(quantized.codes, expected.codes)
+    assert torch.equal(soft.encode(latents), hard.encode(latents))
+    torch.testing.assert_close(soft.decode(quantized.codes), hard.decode(expected.codes))
+    torch.testing.assert_close(quantized.commitment, expected.commitment, rtol=1e-3, atol=1e-4)
+    (gradient,) = torch.autograd.grad(quantized.commitment, latents, retain_graph=True)
+    (step,) = torch.autograd.grad(quantized.codebook, soft.means)
+    torch.testing.assert_close(gradient, expected_gradient, rtol=1e-3, atol=1e-5)
+    torch.testing.assert_close(step, expected_step, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize(("variance", "decoded"), [(1.0, 0.46), (0.25, 0.96), (0.01, 1.0)])
+def test_the_example_of_the_mixture(variance: float, decoded: float) -> None:
+    quantizer = Mixture(1, 2)
+    with torch.no_grad():
+        quantizer.means.copy_(torch.tensor([[-1.0], [1.0]]))
+        quantizer.log_variance.fill_(math.log(variance))
+    quantized = quantizer(torch.tensor([[[0.5]]]))
+    assert quantized.latents.item() == pytest.approx(decoded, abs=0.005)
+    assert quantized.latents.item() == pytest.approx(math.tanh(0.5 / variance), abs=1e-4)
+    assert quantized.codes.item() == 1
+
+
+def test_each_loss_of_the_mixture_moves_its_own() -> None:
+    quantizer, latents = mixture("each"), noise(1, DIM, 10).requires_grad_()
+    quantized = quantizer(latents)
+    quantized.commitment.backward(retain_graph=True)
+    assert all(parameter.grad is None for parameter in quantizer.parameters())
+    assert latents.grad is not None
+    assert latents.grad.any()
+    latents.grad = None
+    quantized.codebook.backward()
+    assert latents.grad is None
+    assert all(parameter.grad is not None and parameter.grad.any() for parameter in quantizer.parameters())
+
+
+@variances
+def test_the_mixture_fits_what_made_the_data(variance: Literal["shared", "each"]) -> None:
+    """Three quarters around (1, 1), one quarter around (-1, -1), standard deviations 0.1 and 0.3 (or 0.2 for both)."""
+    deviation = (0.2, 0.2) if variance == "shared" else (0.1, 0.3)
+    near = torch.arange(400) < 300
+    rows = (
+        torch.where(near, 1.0, -1.0)[:, None] + noise(400, 2) * torch.where(near, deviation[0], deviation[1])[:, None]
+    )
+    torch.manual_seed(0)
+    quantizer = Mixture(2, 2, variance=variance)
+    optimiser = torch.optim.Adam(quantizer.parameters(), lr=0.05)
+    for _ in range(250):
+        optimiser.zero_grad()
+        quantizer(rows.T.unsqueeze(0)).codebook.backward()
+        optimiser.step()
+    order = quantizer.means[:, 0].argsort(descending=True)
+    assert quantizer.means[order].flatten().tolist() == pytest.approx([1, 1, -1, -1], abs=0.1)
+    assert quantizer.logits.softmax(0)[order].tolist() == pytest.approx([0.75, 0.25], abs=0.02)
+    spread = quantizer.log_variance.exp().sqrt().expand(2)[order].tolist()
+    assert spread == pytest.approx(list(deviation), rel=0.1)
+
+
+@variances
+def test_the_start_of_a_mixture_is_likely(variance: Literal["shared", "each"]) -> None:
+    latents = noise(4, DIM, 100).sign() + 0.2 * noise(4, DIM, 100, seed=1)  # around the corners of a hypercube
+    quantizer = mixture(variance, size=16)
+    before = quantizer.log_likelihood(latents).mean()
+    quantizer.start(latents)
+    assert quantizer.log_likelihood(latents).mean() > before + 1
+    chosen = torch.bincount(quantizer.encode(latents).flatten(), minlength=16) / 400
+    assert (chosen - quantizer.logits.softmax(0)).abs().max() < 0.05
+    quantizer.start(latents[:1, :, :10])  # fewer frames than components: finite all the same
+    assert quantizer.log_likelihood(latents).isfinite().all()
+
+
+# none
+
+
+def test_the_plain_autoencoder_has_no_codes() -> None:
+    quantizer, latents = Unquantized(16), noise(2, DIM, 9)
+    quantized = quantizer(latents)
+    assert quantized.latents is latents
+    assert (quantized.codes == -1).all()
+    assert quantized.codes.shape == (2, 1, 9)
+    assert (quantized.commitment, quantized.codebook) == (0, 0)
+    with pytest.raises(UsageError, match='no codes: train one with quantizer = "residual"'):
+        quantizer.encode(latents)
+    with pytest.raises(UsageError, match='no codes: train one with quantizer = "residual"'):
+        quantizer.decode(quantized.codes)

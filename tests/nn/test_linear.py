@@ -1,0 +1,90 @@
+"""Weights of 16 bits: nothing is lost, and the layer stays what it was."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+import subprocess
+import sys
+
+import pytest
+import torch
+from torch import nn
+
+from codec.nn.linear import HalfLinear, replace_linears
+
+pytestmark = pytest.mark.skipif(
+    "fbgemm" not in torch.backends.quantized.supported_engines, reason="this processor has no such kernel"
+)
+
+
+def linear(bias: bool, *, outputs: int = 37) -> nn.Linear:
+    torch.manual_seed(0)
+    layer = nn.Linear(48, outputs, bias=bias)
+    layer.weight.data = layer.weight.data.half().float()
+    return layer
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_a_layer(bias: bool) -> None:
+    real = linear(bias)
+    real.weight.data[3] *= 1024
+    layer = HalfLinear(real)
+    x = torch.randn(2, 5, 48)
+    exact = x.double() @ real.weight.double().t() + (real.bias.double() if bias else 0)
+    with torch.no_grad():
+        y = layer(x)
+        assert torch.allclose(y, exact.float(), rtol=1e-5, atol=1e-5)
+        for row in range(2):
+            for step in range(5):
+                assert layer(x[row, step, None]).equal(y[row, step, None])
+        assert layer(x.transpose(0, 1)).equal(y.transpose(0, 1))
+        assert copy.deepcopy(layer)(x).equal(y)
+        assert pickle.loads(pickle.dumps(layer))(x).equal(y)
+        assert torch.allclose(copy.deepcopy(layer).double()(x.double()), exact)
+    assert list(layer.state_dict()) == list(real.state_dict())
+
+
+def test_without_the_name_that_will_go(monkeypatch: pytest.MonkeyPatch) -> None:
+    x = torch.randn(3, 48)
+    for bias in (True, False):
+        layer = HalfLinear(linear(bias))
+        with monkeypatch.context() as patch:
+            patch.delattr(torch, "fbgemm_pack_gemm_matrix_fp16")
+            other = HalfLinear(linear(bias))
+        with torch.no_grad():
+            assert other(x).equal(layer(x))
+
+
+def test_nothing_is_said_of_what_will_go() -> None:
+    """In a process of its own, as torch warns but once."""
+    code = "import torch; from codec.nn.linear import HalfLinear as Half; torch.set_grad_enabled(False)\n"
+    code += "Half(torch.nn.Linear(32, 8))(torch.randn(1, 32))"
+    done = subprocess.run([sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, check=True)
+    assert done.stderr == ""
+
+
+def test_gradients_of_its_input() -> None:
+    real = linear(True)
+    layer = HalfLinear(real)
+    x = torch.randn(3, 48, requires_grad=True)
+    layer(x).sum().backward()
+    assert x.grad is not None
+    assert torch.allclose(x.grad, real.weight.sum(dim=0).expand(3, -1), atol=1e-5)
+    assert not layer.weight.requires_grad
+
+
+def test_which_weights_fit() -> None:
+    weight = linear(False).weight
+    assert HalfLinear.fits(weight)
+    assert not HalfLinear.fits(weight + 1e-5)
+    assert not HalfLinear.fits(weight * 1e6)
+    assert not HalfLinear.fits(weight.to("meta"))
+
+
+def test_layers_of_torchs_transformers_stay() -> None:
+    layer = nn.TransformerEncoderLayer(48, 2, 48)
+    module = nn.ModuleDict({"first": linear(True), "then": nn.Sequential(linear(False)), "last": layer})
+    replace_linears(module, HalfLinear)
+    assert [type(found) for found in (module["first"], *module["then"].children())] == [HalfLinear, HalfLinear]
+    assert type(layer.linear1) is nn.Linear

@@ -1,0 +1,138 @@
+"""hub.py: names to files, and what to say when there is none."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
+from codec import pretrained
+from codec.checkpoint import read_card, save_lm, save_model
+from codec.errors import UnknownModel, WeightsMismatch
+from codec.lm import Prior
+from tests.lm.tiny import prior
+from tests.tiny import tiny_model
+
+CARD = {
+    "format": 1,
+    "family": "causal",
+    "config": {"hop": 320},
+    "frame_math": {"sample_rate": 24000, "hop": 320, "overlap": 320, "books": 8, "codebook_size": 1024},
+    "training": {"step": 5},
+}
+
+
+def write_model(path: Path) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    save_file({"x": np.zeros(3, np.float32)}, path, metadata={"codec": json.dumps(CARD)})
+    return path
+
+
+@pytest.fixture(autouse=True)
+def weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    folder = tmp_path / "weights"
+    monkeypatch.setattr(pretrained, "WEIGHTS", folder)
+    write_model(folder / "general-24k.safetensors")
+    write_model(folder / "another.safetensors")
+    return folder
+
+
+def test_shipped_models_are_listed_by_name() -> None:
+    cards = pretrained.shipped()
+    assert [card.name for card in cards] == ["another", "general-24k"]
+    assert cards[1].as_codec().frame_math.bitrate(8) == 6.0
+    assert cards[1].parameters == 3
+
+
+def test_a_name_a_file_and_a_run(tmp_path: Path, weights: Path) -> None:
+    assert pretrained.find("general-24k") == weights / "general-24k.safetensors"
+    run = write_model(tmp_path / "night" / "model.safetensors")
+    assert pretrained.find(run.parent) == run
+    assert pretrained.find(str(run)) == run
+    assert pretrained.describe(run.parent).name == "night"
+
+
+def test_a_shipped_name_comes_before_a_folder_of_that_name(
+    tmp_path: Path, weights: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    run = write_model(Path("general-24k/model.safetensors"))
+    assert pretrained.find("general-24k") == weights / "general-24k.safetensors"
+    assert pretrained.find("./general-24k") == run
+
+
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        ("general-24", "did you mean general-24k? There are another, general-24k;"),
+        ("zzz", "no model zzz: there are another, general-24k;"),
+        ("missing.safetensors", "no model missing.safetensors"),
+    ],
+)
+def test_an_unknown_name_lists_the_known(name: str, says: str) -> None:
+    with pytest.raises(UnknownModel) as error:
+        pretrained.load(name)
+    assert says in str(error.value)
+
+
+def test_a_folder_that_is_no_run(tmp_path: Path) -> None:
+    with pytest.raises(UnknownModel, match="folder of a training run"):
+        pretrained.load(tmp_path)
+
+
+def test_listing_models_needs_no_torch() -> None:
+    code = "import sys; from codec import hub; pretrained.shipped(); sys.exit('torch' in sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+# language models, and their codecs
+
+
+@pytest.fixture
+def lm(tmp_path: Path) -> Prior:
+    """A language model, loaded; the codec that it learnt is in learnt/model.safetensors."""
+    (tmp_path / "learnt").mkdir()
+    save_model(tmp_path / "learnt" / "model.safetensors", tiny_model(), training={})
+    made = prior()
+    digest = read_card(tmp_path / "learnt" / "model.safetensors").weights_hash
+    made.source = made.source.model_copy(update={"codec": "learnt", "weights_hash": digest})
+    save_lm(tmp_path / "words.safetensors", made, training={})
+    return pretrained.load_lm(tmp_path / "words.safetensors")
+
+
+def test_language_models_stand_beside_codecs(tmp_path: Path, weights: Path, lm: Prior) -> None:
+    (tmp_path / "words.safetensors").rename(weights / f"{pretrained.DEFAULT_LM}.safetensors")
+    assert pretrained.names() == ["another", "digits-8k-lm", "general-24k"]
+    assert [card.family for card in pretrained.shipped()] == ["causal", "transformer", "causal"]
+    loaded = pretrained.load_lm()
+    assert (loaded.name, loaded.weights_hash, loaded.training) == ("digits-8k-lm", lm.weights_hash, False)
+    with pytest.raises(UnknownModel, match="digits-8k-lm is a language model"):
+        pretrained.load("digits-8k-lm")
+    with pytest.raises(UnknownModel, match="another is a codec"):
+        pretrained.load_lm("another")
+
+
+def test_the_codec_of_a_language_model(
+    tmp_path: Path, weights: Path, lm: Prior, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(UnknownModel, match=f"words learnt the codes of learnt .{lm.source.weights_hash[:12]}.*--codec"):
+        pretrained.codec_of(lm)
+    monkeypatch.chdir(tmp_path)  # where a folder is called as the file says
+    assert pretrained.codec_of(lm).name == "learnt"
+    (tmp_path / "learnt" / "model.safetensors").rename(weights / "renamed.safetensors")
+    assert pretrained.codec_of(lm).name == "renamed"  # its weights are those
+    assert pretrained.codec_of(lm, weights / "renamed.safetensors").weights_hash == lm.source.weights_hash
+
+
+def test_another_codec_of_that_name(tmp_path: Path, lm: Prior, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    save_model(tmp_path / "learnt" / "model.safetensors", tiny_model(1), training={})
+    with pytest.raises(UnknownModel, match="not at hand: pass --codec with its file"):
+        pretrained.codec_of(lm)
+    with pytest.raises(WeightsMismatch, match=r"words learnt the codes of learnt .*, but learnt has other weights"):
+        pretrained.codec_of(lm, "learnt")
+    with pytest.raises(UnknownModel, match=r"^words is a language model.*name a codec here$"):
+        pretrained.codec_of(lm, "words.safetensors")

@@ -1,0 +1,210 @@
+"""Sessions against a model whose codes and audio can be told by hand."""
+
+import math
+from collections.abc import Callable
+from itertools import pairwise
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from codec.errors import UsageError
+from codec.models.base import Codec, CodecConfig
+from codec.streams import StreamDecoder, StreamEncoder
+from tests.tiny import tiny_model
+
+HOP = 4
+
+
+class Steps(Codec):
+    """Book 0 of a frame: mean of its samples in steps of 1/100. Book 1: that of the frame before.
+
+    The decoder holds the mean of book 0 for a hop, one hop late.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(CodecConfig(family="steps", sample_rate=100, hop=HOP, books=2, codebook_size=201), overlap=HOP)
+        self.anywhere = torch.nn.Parameter(torch.ones(1))  # a model is where its parameters are
+
+    def latents_step(self, audio: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+        raise NotImplementedError
+
+    def audio_step(self, latents: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+        raise NotImplementedError
+
+    def encoder_state(self, batch: int) -> Tensor:
+        return torch.full((batch, 1), 100)
+
+    def encode_step(self, audio: Tensor, state: Tensor, *, books: int | None = None) -> tuple[Tensor, Tensor]:
+        means = audio.reshape(len(audio), -1, HOP).mean(2)  # [batch, frames]
+        codes = (means * 100 + 100).round().long()
+        both = torch.stack([codes, torch.cat([state, codes[:, :-1]], dim=1)], dim=1)
+        return both[:, : self.check_books(books)], codes[:, -1:]
+
+    def decoder_state(self, batch: int) -> Tensor:
+        return torch.zeros(batch, 1, HOP)
+
+    def decode_step(self, codes: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+        self.check_codes(codes)
+        audio = torch.cat([state, ((codes[:, :1] - 100) / 100).repeat_interleave(HOP, dim=2)], dim=2)
+        return audio[:, :, :-HOP], audio[:, :, -HOP:]
+
+
+MODEL = Steps()
+
+
+def signal(batch: int, time: int) -> Tensor:
+    return torch.as_tensor(np.random.default_rng(time).uniform(-1, 1, (batch, 1, time)), dtype=torch.float32)
+
+
+def expected_codes(audio: Tensor) -> Tensor:
+    """One frame at a time, by hand: ceil(time / hop) frames, and one more."""
+    frames = -(-audio.shape[2] // HOP) + 1
+    padded = torch.zeros(len(audio), frames * HOP)
+    padded[:, : audio.shape[2]] = audio[:, 0]
+    steps = [torch.round(padded[:, t * HOP : (t + 1) * HOP].mean(1) * 100 + 100) for t in range(frames)]
+    return torch.stack([torch.stack(steps, 1), torch.stack([torch.full_like(steps[0], 100), *steps[:-1]], 1)], 1).long()
+
+
+def cut(signal: Tensor, pieces: list[int]) -> list[Tensor]:
+    ends = np.cumsum([0, *pieces, signal.shape[2]]).tolist()
+    return [signal[:, :, begin:end] for begin, end in pairwise(ends)]
+
+
+@settings(deadline=None)
+@given(batch=st.integers(1, 3), time=st.integers(1, 50), pieces=st.lists(st.integers(0, 15), max_size=8))
+def test_codes_and_audio_are_those_told_by_hand_however_cut(batch: int, time: int, pieces: list[int]) -> None:
+    audio = signal(batch, time)
+    expected = expected_codes(audio)
+    encoder = StreamEncoder(MODEL, batch=batch)
+    got = [encoder.push(piece) for piece in cut(audio, pieces)]
+    assert all(codes.dtype == torch.int64 and codes.shape[:2] == (batch, 2) for codes in got)
+    codes = torch.cat([*got, encoder.flush()], dim=2)
+    assert torch.equal(codes, expected)
+    assert (encoder.time, encoder.frames) == (time, expected.shape[2])
+
+    decoder = StreamDecoder(MODEL, batch=batch, length=time)
+    back = torch.cat([*(decoder.push(piece) for piece in cut(codes, pieces)), decoder.flush()], dim=2)
+    assert back.shape == (batch, 1, time)
+    assert decoder.time == time
+    torch.testing.assert_close(back[:, 0], ((expected[:, 0, :-1] - 100) / 100).repeat_interleave(HOP, 1)[:, :time])
+
+
+@settings(deadline=None, max_examples=30)
+@given(batch=st.integers(1, 2), time=st.integers(1, 500), pieces=st.lists(st.integers(0, 250), max_size=5))
+def test_a_session_equals_the_model_on_the_whole_signal(batch: int, time: int, pieces: list[int]) -> None:
+    model, audio = tiny_model(), signal(batch, time)
+    expected = model.encode(audio, books=2)
+    encoder = StreamEncoder(model, books=2, batch=batch)
+    codes = torch.cat([*(encoder.push(piece) for piece in cut(audio, pieces)), encoder.flush()], dim=2)
+    assert torch.equal(codes, expected)
+    decoder = StreamDecoder(model, batch=batch, length=time)
+    back = torch.cat([decoder.push(piece) for piece in cut(codes, pieces)], dim=2)
+    torch.testing.assert_close(back, model.decode(expected, length=time), rtol=0, atol=1e-5)
+
+
+def test_each_frame_comes_with_its_last_sample() -> None:
+    encoder, audio = StreamEncoder(MODEL), signal(1, 12)
+    counts = [encoder.push(audio[:, :, t : t + 1]).shape[2] for t in range(12)]
+    assert counts == [0, 0, 0, 1] * 3
+
+
+def test_without_a_length_the_last_frame_is_given_out_whole() -> None:
+    decoder = StreamDecoder(MODEL)
+    assert decoder.push(expected_codes(signal(1, 9))).shape == (1, 1, 12)
+    assert decoder.flush().shape == (1, 1, 0)
+
+
+def test_interleaved_sessions_are_sessions_alone() -> None:
+    one, two = signal(1, 30), signal(1, 31)
+    first, second = StreamEncoder(MODEL), StreamEncoder(MODEL)
+    codes: tuple[list[Tensor], list[Tensor]] = ([], [])
+    for t in range(0, 30, 5):
+        codes[0].append(first.push(one[:, :, t : t + 5]))
+        codes[1].append(second.push(two[:, :, t : t + 5]))
+    codes[1].append(second.push(two[:, :, 30:]))
+    assert torch.equal(torch.cat([*codes[0], first.flush()], 2), expected_codes(one))
+    assert torch.equal(torch.cat([*codes[1], second.flush()], 2), expected_codes(two))
+
+
+def test_nothing_pushed_gives_no_frames() -> None:
+    assert StreamEncoder(MODEL).flush().shape == (1, 2, 0)
+    assert StreamDecoder(MODEL, length=0).flush().shape == (1, 1, 0)
+
+
+def test_numpy_of_any_float_is_taken() -> None:
+    audio = signal(2, 9)
+    encoder = StreamEncoder(MODEL, batch=2)
+    codes = torch.cat([encoder.push(audio.numpy().astype(np.float64)), encoder.flush()], 2)
+    assert torch.equal(codes, expected_codes(audio))
+    assert StreamDecoder(MODEL, batch=2).push(codes.numpy()).shape == (2, 1, 12)
+
+
+def test_fewer_books() -> None:
+    encoder = StreamEncoder(MODEL, books=1)
+    audio = signal(1, 9)
+    codes = torch.cat([encoder.push(audio), encoder.flush()], 2)
+    assert torch.equal(codes, expected_codes(audio)[:, :1])
+    assert StreamDecoder(MODEL).push(codes).shape == (1, 1, 12)
+
+
+@pytest.mark.parametrize("books", [0, 3, -1])
+def test_books_the_model_lacks(books: int) -> None:
+    with pytest.raises(UsageError, match=f"books, not {books}"):
+        StreamEncoder(MODEL, books=books)
+
+
+@pytest.mark.parametrize(
+    "audio", [torch.zeros(1, 9), torch.zeros(1, 2, 9), torch.zeros(2, 1, 9), torch.zeros(1, 1, 9, dtype=torch.int16)]
+)
+def test_audio_of_another_kind(audio: Tensor) -> None:
+    with pytest.raises(UsageError, match="audio is"):
+        StreamEncoder(MODEL).push(audio)
+
+
+@pytest.mark.parametrize("sample", [math.nan, math.inf, -2e6])
+def test_samples_that_are_no_audio(sample: float) -> None:
+    session = StreamEncoder(MODEL)
+    with pytest.raises(UsageError, match="NaN, infinite or beyond"):
+        session.push(torch.full((1, 1, 9), sample))
+    assert session.time == 0
+
+
+@pytest.mark.parametrize("shape", [(), (1, 9), (1, 3, 9), (1, 3, 0), (1, 0, 9), (2, 2, 9)])
+def test_codes_of_another_kind(shape: tuple[int, ...]) -> None:
+    with pytest.raises(UsageError, match=r"codes are|books, not"):
+        StreamDecoder(MODEL).push(torch.zeros(shape, dtype=torch.int64))
+
+
+def test_flushed_sessions_are_closed() -> None:
+    encoder, decoder = StreamEncoder(MODEL), StreamDecoder(MODEL)
+    encoder.flush()
+    decoder.flush()
+    calls: list[Callable[[], Tensor]] = [
+        encoder.flush,
+        decoder.flush,
+        lambda: encoder.push(signal(1, 9)),
+        lambda: decoder.push(expected_codes(signal(1, 9))),
+    ]
+    for call in calls:
+        with pytest.raises(UsageError, match="flushed"):
+            call()
+
+
+@pytest.mark.parametrize("wrong", [{"batch": 0}, {"batch": -1}, {"length": -1}])
+def test_sizes_that_cannot_be(wrong: dict[str, int]) -> None:
+    with pytest.raises(UsageError, match="must be at least"):
+        StreamDecoder(MODEL, **wrong)
+    if "batch" in wrong:
+        with pytest.raises(UsageError, match="must be at least"):
+            StreamEncoder(MODEL, **wrong)
+
+
+def test_missing_frames_are_told() -> None:
+    decoder = StreamDecoder(MODEL, length=13)
+    decoder.push(expected_codes(signal(1, 12)))
+    with pytest.raises(UsageError, match="12 samples, not 13"):
+        decoder.flush()

@@ -1,0 +1,281 @@
+"""training/plan.py: what is told beforehand is what then comes."""
+
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from codec.checkpoint import save_model
+from codec.errors import ConfigError, InputNotFound
+from codec.io.audio import write_audio
+from codec.models.causal import CausalCodec, CausalConfig
+from codec.streams import StreamDecoder, StreamEncoder
+from codec.training.codec import dry_run as plans
+from codec.training.codec.dry_run import (
+    Plan,
+    flops,
+    hear,
+    kept_bytes,
+    peak_bytes,
+    plan,
+    receptive_field,
+    step_costs,
+    table,
+)
+from codec.training.codec.task import assemble
+from tests.tiny import CONFIG, tiny_model
+from tests.training.small import small_recipe, tones, write_recordings
+
+CPU = torch.device("cpu")
+HOP, RATE = CONFIG.hop, CONFIG.sample_rate
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="module")
+def judged() -> Plan:
+    """Of a training whose discriminators join at step 2 of 6."""
+    return plan(small_recipe(adversary={"start": 2}), device="cpu")
+
+
+def lively(config: CausalConfig) -> CausalCodec:
+    """A model whose every weight matters; fresh networks are silent."""
+    model = CausalCodec(config).eval()
+    for number, parameter in enumerate(model.parameters()):
+        nn.init.normal_(parameter, std=0.3, generator=torch.Generator().manual_seed(number))
+    return model
+
+
+def changed_steps(one: Tensor, other: Tensor) -> int:
+    """From the first to the last place along time where two signals [1, channels, time] differ."""
+    places = (one - other).abs().amax(dim=(0, 1)).nonzero()[:, 0]
+    return int(places[-1] - places[0]) + 1
+
+
+# the model
+
+
+def test_numbers_by_part_are_those_of_the_formulas(judged: Plan, tmp_path: Path) -> None:
+    def linear(inputs: int, outputs: int) -> int:
+        return inputs * outputs + outputs
+
+    def networks(inputs: int, width: int, *outputs: int) -> int:
+        """A map in, one block (depthwise kernel 3, norm, two maps, scale), a norm, maps out."""
+        block = width * 3 + width + 2 * width + linear(width, 2 * width) + linear(2 * width, width) + width
+        return linear(inputs, width) + block + 2 * width + sum(linear(width, each) for each in outputs)
+
+    def convolution(inputs: int, outputs: int, size: int) -> int:
+        return inputs * outputs * size + 2 * outputs  # with its bias, and the scale of weight norm
+
+    fine = linear(16, 2 * 12) + networks(12, 12, 3 * 41) - linear(12, 12)  # a map to two short frames of 12
+    widths = [2, 2, 2, 4, 4]
+    judge = sum(convolution(before, after, 27) for before, after in pairwise(widths))
+    judge += convolution(4, 4, 9) + convolution(4, 1, 9)
+    assert judged.numbers == {
+        "encoder": 80 * 8 + 1 + networks(160 + 5, 16, 8),
+        "quantiser": 15 * 5 + 2 * (20 * 8 + 20),  # envelopes of four bands and a gain; 5 codes are modes and silence
+        "decoder": 8 * 80 + 1 + networks(8 + 5, 16, 80) + fine,
+        "discriminators": 2 * judge,
+    }
+    save_model(tmp_path / "model.safetensors", tiny_model(), training={}, dtype=torch.float16)
+    assert 0 < (tmp_path / "model.safetensors").stat().st_size - judged.shipped < 6000
+
+
+@pytest.mark.parametrize(
+    ("kernel", "encoder_blocks", "decoder_blocks", "fine_blocks"),
+    [(1, 1, 1, 1), (3, 1, 1, 1), (5, 2, 1, 1), (4, 1, 3, 1), (4, 1, 1, 2), (3, 1, 1, 2)],
+)
+def test_the_receptive_field_is_what_a_change_reaches(
+    kernel: int, encoder_blocks: int, decoder_blocks: int, fine_blocks: int
+) -> None:
+    """A hop of audio changes as many latent frames as a frame knows hops; a frame changes as many hops of audio."""
+    sizes = {"encoder_blocks": encoder_blocks, "decoder_blocks": decoder_blocks, "fine_blocks": fine_blocks}
+    config = CausalConfig.from_data(CONFIG.model_dump() | {"kernel": kernel} | sizes)
+    model, frames = lively(config), 60
+    audio = torch.randn(1, 1, frames * HOP, generator=torch.Generator().manual_seed(1))
+    other = audio.clone()
+    other[..., 20 * HOP : 21 * HOP] += 0.5
+    with torch.no_grad():
+        latents, _ = model.latents_step(audio, model.encoder_state(1))
+        hops = changed_steps(latents, model.latents_step(other, model.encoder_state(1))[0])
+        changed = latents.clone()
+        changed[..., 20] += 0.5
+        ours, theirs = (model.audio_step(some, model.decoder_state(1))[0] for some in (latents, changed))
+    assert hops == receptive_field(config)[0]
+    samples = changed_steps(ours, theirs)
+    assert receptive_field(config)[1] * HOP - HOP < samples <= receptive_field(config)[1] * HOP
+
+
+def test_the_delay_is_that_of_a_stream(judged: Plan) -> None:
+    """Most samples, over all positions, from one that goes in to its coming out, pushed one by one."""
+    model = tiny_model()
+    encoder, decoder = StreamEncoder(model), StreamDecoder(model)
+    came, delays = 0, []
+    for pushed in range(1, 6 * HOP + 1):
+        audio = decoder.push(encoder.push(torch.zeros(1, 1, 1)))
+        delays += [pushed - place for place in range(came, came + audio.shape[-1])]
+        came += audio.shape[-1]
+    assert max(delays) == judged.delay == 2 * HOP
+
+
+def test_operations_are_those_of_the_matrix_products() -> None:
+    model = tiny_model()
+
+    def block(width: int) -> int:
+        return width * 3 + 2 * 2 * width * width
+
+    nearest, curve = 15 * 5, 4 * 80  # of the envelopes; from four bands to bins, or back
+    frame = {
+        "encoder": 160 * 160 + 2 * curve + nearest + 80 * 8 + (160 + 5) * 16 + block(16) + 16 * 8,
+        "quantiser": nearest + curve + 2 * 20 * 8,
+        "decoder": (8 + 5) * 16
+        + block(16)
+        + 16 * 80
+        + 16 * 2 * 12
+        + 2 * (block(12) + 12 * 3 * 41)
+        + curve
+        + 4 * 41
+        + 8 * 80
+        + 80 * 160,
+    }
+    assert flops(model) == {part: 2 * products * RATE / HOP for part, products in frame.items()}
+
+
+# the training
+
+
+def test_phases(judged: Plan) -> None:
+    assert [(phase.name, phase.steps) for phase in judged.phases] == [
+        ("without discriminators", 2),
+        ("with discriminators", 4),
+    ]
+    alone, both = judged.phases
+    assert both.memory > alone.memory
+    assert judged.hours == pytest.approx((2 * alone.seconds + 4 * both.seconds) / 3600)
+    assert judged.seen == pytest.approx(6 * 3 * 0.15)
+    for start, names in (
+        (None, ["without discriminators"]),
+        (9, ["without discriminators"]),
+        (0, ["with discriminators"]),
+    ):
+        found = plan(small_recipe(adversary={"start": start}), device="cpu")
+        assert [(phase.name, phase.steps) for phase in found.phases] == [(names[0], 6)]
+
+
+def test_a_batch_too_large_to_try_is_extrapolated(monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = plan(small_recipe(data={"batch": 16}), device="cpu")
+    monkeypatch.setattr(plans, "AUDIO", 8.5 * 0.15)
+    part = plan(small_recipe(data={"batch": 16}), device="cpu")
+    assert (whole.tried, part.tried, part.share) == (16, 8, 16)
+    assert part.phases[0].memory == pytest.approx(whole.phases[0].memory, rel=0.03)
+    assert "8 of 16 rows, in proportion" in table(part)
+    monkeypatch.setattr(plans, "AUDIO", 0.1)  # less than a crop
+    least = plan(small_recipe(data={"batch": 16}), device="cpu")
+    assert least.tried == 2
+    assert least.phases[0].memory == pytest.approx(whole.phases[0].memory, rel=0.1)
+
+
+def test_too_little_memory_is_told_as_what_to_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise torch.OutOfMemoryError("out of memory")
+
+    monkeypatch.setattr(plans, "train_step", full)
+    with pytest.raises(ConfigError, match=r"memory does not suffice for this training: set .*data\.crop = .* lower"):
+        plan(small_recipe(), device="cpu")
+
+
+def test_processes_share_the_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    found = plan(small_recipe(), device="cpu")
+    assert (found.processes, found.share, found.tried) == (2, 2, 2)
+    assert "2 in each of 2 processes" in table(found)
+    assert found.seen == pytest.approx(6 * 3 * 0.15)
+
+
+def test_what_stays_between_steps() -> None:
+    """Weights and their average, and two moments of each weight; buffers are in both."""
+    recipe = small_recipe(adversary={"start": 0})
+    players = assemble(recipe, CPU)
+    step_costs(players, recipe, 0, 3, 3)
+    weights = 4 * sum(p.numel() for p in players.model.parameters())
+    buffers = 4 * sum(b.numel() for b in players.model.buffers())
+    judges = 4 * sum(p.numel() for p in players.judges.parameters())
+    windows = 4 * (256 + 128)
+    steps = 4 * (len(list(players.model.parameters())) + len(list(players.judges.parameters())))
+    assert kept_bytes(players) == 4 * weights + 2 * buffers + 3 * judges + windows + steps
+
+
+def test_peak_bytes() -> None:
+    x = torch.zeros(1000)
+
+    def work() -> None:
+        x.add_(1)  # makes nothing
+        x.view(10, 100)
+        y = x * 2
+        z = y + 1
+        del y
+        z.exp()
+
+    assert peak_bytes(work, CPU) == 2 * 4000
+    weight = torch.ones(1000, requires_grad=True)
+
+    def held() -> None:
+        """exp keeps its result for the way back: one more is alive than Python names."""
+        a = weight.exp()
+        a = a.exp()
+        a = a * 1
+        a.detach_()
+
+    assert peak_bytes(held, CPU) == 3 * 4000
+
+
+# the data
+
+
+def test_audio_by_headers_and_by_manifest(tmp_path: Path) -> None:
+    write_recordings(tmp_path)
+    assert (heard := hear(tmp_path)).seconds == pytest.approx(1.5, abs=1e-3)
+    assert (heard.clips, heard.read, heard.bad) == (3, 3, 0)
+    lines = ['{"path": "a.wav", "seconds": 0.25}', '{"path": "b/c.flac", "split": "valid"}']
+    lines += ['{"path": "b/d.aiff", "start": 0.2}']
+    (tmp_path / "some.jsonl").write_text("\n".join(lines))
+    assert (heard := hear(tmp_path / "some.jsonl")).seconds == pytest.approx(0.55, abs=1e-3)
+    assert (heard.clips, heard.read) == (2, 1)
+    with pytest.raises(InputNotFound):
+        hear(tmp_path / "none")
+
+
+def test_of_many_files_a_sample_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for number in range(30):
+        write_audio(tmp_path / f"{number:02}.wav", tones(0.1 if number < 15 else 0.3, 8000, seed=0), 8000)
+    (tmp_path / "15.wav").write_bytes(b"no audio")
+    assert hear(tmp_path).seconds == pytest.approx(15 * 0.1 + 14 * 0.3)
+    assert hear(tmp_path).bad == 1
+    monkeypatch.setattr(plans, "HEADERS", 20)
+    heard = hear(tmp_path)
+    assert (heard.clips, heard.read) == (30, 20)
+    assert heard.seconds == pytest.approx(5.7, rel=0.25)  # the first twenty would say 4.2 or less
+
+
+def test_the_table(judged: Plan, tmp_path: Path) -> None:
+    text = table(judged)
+    for words in (
+        "model small",
+        "8000 Hz mono, 100 frames a second of 80 samples",
+        "160 samples (20.0 ms)",
+        "encoder 4 frames (40 ms), decoder 5 frames (50 ms)",
+        "0.5 1 1.5 kbit/s with 1 to 3 books",
+        "3 crops of 0.15 s",
+        "from step 2 on",
+        "cpu, 1 threads, float32, noise as audio, the whole batch",
+    ):
+        assert words in text, words
+    assert "data " not in text.split("measured")[0]
+    with_data = table(plan(small_recipe(), data=write_recordings(tmp_path), device="cpu"))
+    assert "0.00 h in 3 clips (by 3 of their headers): 1.8 times through" in with_data
+    assert max(map(len, with_data.splitlines())) <= 120

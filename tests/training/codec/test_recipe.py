@@ -1,0 +1,107 @@
+"""training/recipe.py: what a recipe may say, and what is refused before hours are spent on it."""
+
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from codec.config import load_toml
+from codec.errors import ConfigError
+from codec.io import bitstream
+from codec.models.base import CodecConfig
+from codec.training.codec.recipe import LossConfig, Recipe
+from tests.training.small import small_recipe
+
+RECIPES = sorted(Path(__file__).parents[2].glob("recipes/*/codec.toml"))
+
+
+def test_recipes_of_the_project_are_whole() -> None:
+    assert len(RECIPES) >= 1
+    names = [load_toml(path, Recipe).name for path in RECIPES]
+    assert len(set(names)) == len(names)
+
+
+def test_a_name_is_all_a_recipe_needs() -> None:
+    recipe = Recipe(name="plain")
+    assert (recipe.model.sample_rate, recipe.adversary.start) == (24000, None)
+    assert Recipe.from_data(recipe.model_dump(mode="json")) == recipe
+
+
+def test_overrides_reach_every_table(tmp_path: Path) -> None:
+    (tmp_path / "plain.toml").write_text('name = "plain"')
+    sets = [
+        "losses.mel=2.0",
+        "adversary.windows=[512]",
+        "train.precision=float32",
+        "model.books=4",
+        "adversary.start=3",
+    ]
+    recipe = load_toml(tmp_path / "plain.toml", Recipe, sets)
+    assert recipe.losses == LossConfig(mel=2.0)
+    assert (recipe.adversary.windows, recipe.adversary.start) == ((512,), 3)
+    assert (recipe.train.precision, recipe.model.books) == ("float32", 4)
+
+
+@pytest.mark.parametrize(
+    ("tables", "says"),
+    [
+        ({"data": {"batch": 0}}, "data.batch = 0"),
+        ({"data": {"held_out": 1.0}}, "data.held_out = 1.0"),
+        ({"losses": {"mel": -1.0}}, "losses.mel = -1.0"),
+        ({"losses": {"mel": 0.0, "noise": 0.0}}, "mel, phase and noise are all 0"),
+        ({"losses": {"mell": 1.0}}, "did you mean mel?"),
+        ({"optimiser": {"warmup": 0}}, "optimiser.warmup = 0"),
+        ({"adversary": {"windows": []}}, "adversary.windows"),
+        ({"train": {"precision": "float8"}}, "train.precision"),
+        ({"train": {"precision": "float16", "sharding": "full"}}, 'set "bfloat16"'),
+        ({"adversary": {"every": 0}}, "adversary.every = 0"),
+        ({"train": {"log_every": 0}}, "train.log_every = 0"),
+        ({"data": {"crop": math.inf}}, "data.crop = Infinity: must be a finite number"),
+        ({"data": {"crop": 1e308}}, "data.crop = 1e+308"),
+        ({"data": {"fit_seconds": math.inf}}, "data.fit_seconds = Infinity"),
+        ({"data": {"gain_db": [-math.inf, math.inf]}}, "data.gain_db.0 = -Infinity"),
+        ({"data": {"gain_db": [0.0, 1e300]}}, "data.gain_db.1 = 1e+300"),
+        ({"data": {"level_db": [math.nan, 1.0]}}, "data.level_db.0 = NaN"),
+        ({"data": {"workers": 10**6}}, "data.workers = 1000000"),
+        ({"adversary": {"crop": math.inf}}, "adversary.crop = Infinity"),
+        ({"adversary": {"windows": [3]}}, "adversary.windows.0 = 3"),
+        ({"adversary": {"windows": [18]}}, "adversary.windows.0 = 18: must be a multiple of 4"),
+        ({"optimiser": {"rate": math.inf}}, "optimiser.rate = Infinity"),
+        ({"optimiser": {"betas": [2, 3]}}, "optimiser.betas.0 = 2: must be less than 1"),
+        ({"train": {"seed": 2**64}}, "train.seed = 18446744073709551616"),
+        ({"train": {"steps": 2**32}}, "train.steps = 4294967296"),
+        ({"model": {"sample_rate": 0}}, "model.sample_rate = 0: must be greater than or equal to 1"),
+        ({"model": {"sample_rate": -8000}}, "model.sample_rate = -8000"),
+        ({"model": {"hop": 0}}, "model.hop = 0"),
+        ({"model": {"dim": 0}}, "model.dim = 0"),
+        ({"model": {"dim": 81}}, "dim = 81 is more than hop = 80"),
+        ({"model": {"books": 0}}, "model.books = 0"),
+        ({"model": {"codebook_size": 10**12}}, "model.codebook_size = 1000000000000"),
+        ({"model": {"encoder_width": 0}}, "model.encoder_width = 0"),
+        ({"model": {"kernel": 0}}, "model.kernel = 0"),
+        ({"model": {"companding": 0.0}}, "model.companding = 0.0"),
+        ({"data": {"crop": 0.128}}, "data.crop = 0.128 s is too short for windows of 2048 samples at 8000 Hz"),
+        ({"adversary": {"start": 0, "crop": 0.016}}, "adversary.crop = 0.016 s is too short for windows of 256"),
+    ],
+)
+def test_what_cannot_train_is_refused(tables: dict[str, Any], says: str) -> None:
+    with pytest.raises(ConfigError) as refused:
+        small_recipe(**tables)
+    assert says in str(refused.value)
+
+
+@pytest.mark.parametrize("name", ["sample_rate", "hop", "books", "codebook_size"])
+def test_models_are_what_a_codec_file_can_say(name: str) -> None:
+    least, most = bitstream._BOUNDS[name]
+    sizes = {"family": "any", "sample_rate": 8000, "hop": 80, "books": 3, "codebook_size": 20}
+    for value in (least, most):
+        CodecConfig.from_data(sizes | {name: value})
+    for value in (least - 1, most + 1):
+        with pytest.raises(ConfigError, match=f"{name} = {value}"):
+            CodecConfig.from_data(sizes | {name: value})
+
+
+def test_crops_just_long_enough() -> None:
+    small_recipe(data={"crop": 0.1282}, adversary={"start": 0, "crop": 0.0162})
+    small_recipe(adversary={"crop": 0.001})  # no discriminators, so no matter

@@ -1,0 +1,500 @@
+"""training/lm_loop.py: the step is right, and a run can stop anywhere and go on as if it had not."""
+
+import json
+import math
+import os
+import shutil
+import signal
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file
+from torch import Tensor
+
+from codec import pretrained
+from codec.checkpoint import load_state, save_model
+from codec.data.token_store import TokenStore
+from codec.errors import ConfigError, InputNotFound, UnknownModel, UsageError, WeightsMismatch
+from codec.lm import build
+from codec.lm.base import Conditions, Prior
+from codec.models.base import Codec
+from codec.training.lm import task as lm_loop
+from codec.training.lm.crops import Batch, LMData, soften
+from codec.training.lm.recipe import LMRecipe
+from codec.training.lm.task import (
+    Learner,
+    asked,
+    assemble,
+    cross_entropy,
+    laid_out,
+    learn_by_heart,
+    train,
+    train_step,
+    validate,
+)
+from codec.training.optimizer import schedule
+from tests.lm.test_models import MODELS
+from tests.lm.tiny import SIZE, prior, told
+from tests.tiny import tiny_model
+from tests.training.codec.test_task import same
+from tests.training.small import small_lm_recipe, write_codec, write_store
+from tests.training.test_logger import events, rows
+
+CPU = torch.device("cpu")
+LIVELY: dict[str, Any] = {"losses": {"soft": 0.2, "stochastic": 0.1}, "model": {"dropout": 0.1}}
+
+PIXELCNN = {"family": "pixelcnn", "width": 16, "layers": 4, "context": 16}
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the tiny codec is, and a store of its codes."""
+    folder = tmp_path_factory.mktemp("store")
+    write_store(folder, write_codec(folder))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def codec(folder: Path) -> Codec:
+    return pretrained.load(folder / "tiny.safetensors")
+
+
+@pytest.fixture(scope="module")
+def store(folder: Path) -> TokenStore:
+    return TokenStore(folder / "store")
+
+
+def run(
+    folder: Path, out: Path, *, resume: bool = False, steps: int | None = None, **tables: Mapping[str, Any]
+) -> Path:
+    """Train on the store below `folder`."""
+    recipe = small_lm_recipe(**(LIVELY | tables))
+    where = {"data": folder / "store", "codec": folder / "tiny.safetensors"}
+    return train(recipe, out=out, resume=resume, steps=steps, device="cpu", **where)
+
+
+def stepped(
+    store: TokenStore, codec: Codec, *, steps: int = 1, **tables: Mapping[str, Any]
+) -> tuple[Learner, dict[str, Tensor]]:
+    """A learner after some steps, and what the last one told."""
+    recipe = small_lm_recipe(**tables)
+    learner, lessons, _ = assemble(recipe, store, codec, CPU)
+    numbers: dict[str, Tensor] = {}
+    for step in range(steps):
+        numbers = train_step(learner, lessons.batch(step, 0, 4), step, recipe)
+    return learner, numbers
+
+
+# a step
+
+
+def slowly(model: Prior, codes: Tensor, targets: Tensor, conditions: Conditions, soft: Tensor | None) -> Tensor:
+    """Nats of each book [books], cell by cell, each from columns that stop where it is decided."""
+    totals = torch.zeros(targets.shape[1])
+    holes = torch.full((1, targets.shape[1], targets.shape[2]), model.hole)
+    for row in range(len(codes)):
+        known = holes.clone()
+        known[0, :, : codes.shape[2]] = torch.where(codes[row] < 0, model.hole, codes[row])
+        columns = model.pattern.lay_out(known, model.hole)
+        cells = model.pattern.cells(0, columns.shape[2])
+        logits = model(columns, Conditions(*(part[row : row + 1] for part in conditions)))[0]
+        for book, frame in (targets[row] >= 0).nonzero().tolist():
+            (step,) = (cells[book] == frame).nonzero()[:, 0].tolist()
+            likely = torch.exp(logits[book, step].double())
+            likely /= likely.sum()
+            target = int(targets[row, book, frame])
+            if soft is None or target == SIZE:
+                totals[book] -= math.log(likely[target])
+            else:
+                for code in range(SIZE):
+                    totals[book] -= float(soft[row, book, frame, code]) * math.log(likely[code])
+    return totals
+
+
+@pytest.mark.parametrize("softly", [False, True])
+@pytest.mark.parametrize("name", MODELS)
+def test_the_loss_is_that_of_every_cell_that_counts(name: str, softly: bool) -> None:
+    model = prior(**MODELS[name])
+    rng = torch.Generator().manual_seed(0)
+    codes = torch.randint(SIZE, (3, 3, 7), generator=rng)
+    targets = torch.cat([codes, torch.full((3, 3, 1), -1)], dim=2)
+    targets[0, 0, 7] = SIZE  # ends with the longest
+    codes[1, :, 4:], targets[1, :, 4:], targets[1, 0, 4] = -1, -1, SIZE  # ends before
+    targets[2, :, 0] = -1  # begins and ends anywhere
+    soft = torch.rand(3, 3, 7, SIZE, generator=rng).softmax(dim=-1) if softly else None
+    with torch.no_grad():
+        columns, places = laid_out(codes, model)
+        ours = cross_entropy(model(columns, told(model, 3)), targets, places, soft)
+        torch.testing.assert_close(ours, slowly(model, codes, targets, told(model, 3), soft), rtol=1e-4, atol=1e-3)
+
+
+def test_a_step_tells_bits_per_code(store: TokenStore, codec: Codec) -> None:
+    recipe = small_lm_recipe(losses={"book_weights": [3.0, 1.0, 0.0], "condition_dropout": 0.0})
+    learner, lessons, _ = assemble(recipe, store, codec, CPU)
+    batch = lessons.batch(0, 0, 4)
+    expected = validate(learner.model, [batch])
+    numbers = train_step(learner, batch, 0, recipe)
+    assert [float(numbers[f"bits/{book}"]) for book in range(3)] == pytest.approx(expected, rel=1e-4)
+    mean = (3 * expected[0] + expected[1]) / 4 * math.log(2)
+    assert float(numbers["cross-entropy"]) == pytest.approx(mean, rel=1e-4)
+    assert float(numbers["codes"]) == int((batch.targets >= 0).sum())
+    assert float(numbers["rate/model"]) == pytest.approx(0.5e-2)
+
+
+def test_books_count_by_their_weights(store: TokenStore, codec: Codec) -> None:
+    """A book of weight 0 has no gradient; the others' does not depend on the weights' sum."""
+    learners = [
+        stepped(store, codec, losses={"book_weights": weights}, optimiser={"clip": 1e9})[0].model
+        for weights in ([1.0, 0.0, 2.0], [2.0, 0.0, 4.0])
+    ]
+    one, other = ([weight.grad for weight in model.parameters()] for model in learners)
+    for ours, theirs in zip(one, other, strict=True):
+        assert ours is not None
+        assert theirs is not None
+        torch.testing.assert_close(ours, theirs)
+    heads = dict(learners[0].named_parameters())["heads.weight"].grad
+    assert heads is not None
+    by_book = heads.view(3, 21, -1).abs().amax(dim=(1, 2))
+    assert by_book[1] == 0
+    assert (by_book[::2] > 0).all()
+
+
+def test_accumulating_over_parts_is_the_same_training(store: TokenStore, codec: Codec) -> None:
+    """Though parts have different numbers of codes."""
+    calm = {"optimiser": {"rate": 1e-4, "warmup": 2}}
+    (whole, numbers), (parted, same_numbers) = (
+        stepped(store, codec, steps=3, train={"accumulate": parts}, losses=LIVELY["losses"], **calm) for parts in (1, 4)
+    )
+    for name, ours in whole.model.state_dict().items():
+        torch.testing.assert_close(ours, parted.model.state_dict()[name], rtol=1e-4, atol=2e-6, msg=name)
+    for name in numbers:
+        torch.testing.assert_close(numbers[name], same_numbers[name], rtol=1e-3, atol=1e-5, msg=name)
+
+
+def test_soft_targets_know_of_all_stored_books(store: TokenStore, codec: Codec) -> None:
+    """Also of those that are not learnt."""
+    recipe = small_lm_recipe(**LIVELY, data={"books": 2})
+    learner, lessons, _ = assemble(recipe, store, codec, CPU)
+    batch = lessons.batch(0, 0, 4)
+    codes, targets, likely = asked(batch, learner.vectors, recipe)
+    vectors = codec.quantizer.vectors()
+    assert vectors is not None
+    expected = soften(batch.codes, vectors, 2, soft=0.2, stochastic=0.1, draws=batch.draws)
+    known = batch.codes[:, :2] >= 0
+    assert codes.equal(torch.where(known, expected[0], -1))
+    assert likely is not None
+    assert expected[1] is not None
+    assert likely.equal(expected[1])
+    assert (targets == 20).equal(batch.targets == 20)
+    assert (targets >= 0).equal(batch.targets >= 0)
+    taught = (batch.targets[..., :-1] >= 0) & (batch.targets[..., :-1] < 20)
+    assert targets[..., :-1][taught].equal(codes[taught])
+    assert not targets.equal(batch.targets)
+    assert train_step(learner, batch, 0, recipe)["cross-entropy"].isfinite()
+
+
+def test_only_matrices_decay(store: TokenStore, codec: Codec) -> None:
+    learner, _ = stepped(store, codec, optimiser={"decay": 0.25})
+    decays = {
+        id(weight): group["weight_decay"] for group in learner.optimiser.param_groups for weight in group["params"]
+    }
+    assert len(decays) == len(list(learner.model.parameters()))
+    for name, weight in learner.model.named_parameters():
+        assert decays[id(weight)] == (0.0 if "norm" in name else 0.25), name
+
+
+def test_the_codecs_vectors_are_what_codes_look_like(store: TokenStore, codec: Codec) -> None:
+    learner, _ = stepped(store, codec, steps=2, data={"books": 2})
+    entries = codec.quantizer.vectors()
+    assert entries is not None
+    ours = learner.model.vectors.entries
+    assert entries.shape[2] == learner.model.source.dim == 8 + 5  # the residual beside four bands and the gain
+    length = entries[0].square().sum(dim=-1).mean().sqrt()  # of the first book
+    torch.testing.assert_close(ours, entries[:2] / length * 13**0.5)
+    assert learner.model.source.books == 2
+    assert learner.model.source.level_db is None
+    assert learner.model.source.weights_hash == codec.weights_hash
+
+
+def test_the_model_knows_the_level_of_its_recordings(tmp_path: Path) -> None:
+    codec_file = write_codec(tmp_path)
+    write_store(tmp_path, codec_file, level_db=-20.0)
+    learner, _, _ = assemble(small_lm_recipe(), TokenStore(tmp_path / "store"), pretrained.load(codec_file), CPU)
+    assert learner.model.source.level_db == -20.0
+
+
+def test_dropout_depends_on_the_step_alone(store: TokenStore, codec: Codec) -> None:
+    recipe = small_lm_recipe(model={"dropout": 0.5}, optimiser={"rate": 1e-12, "warmup": 1})
+    learner, lessons, _ = assemble(recipe, store, codec, CPU)
+    batch = lessons.batch(0, 0, 4)
+    one, other, again = (float(train_step(learner, batch, step, recipe)["cross-entropy"]) for step in (1, 2, 1))
+    assert one == again != other
+
+
+def test_what_is_not_finite_is_named(store: TokenStore, codec: Codec) -> None:
+    recipe = small_lm_recipe()
+    learner, lessons, _ = assemble(recipe, store, codec, CPU)
+    with torch.no_grad():
+        dict(learner.model.named_parameters())["heads.weight"][21:42] = math.nan
+    with pytest.raises(ConfigError, match=r"^in step 7 bits/1 became nan: lower optimiser\.rate = 0\.01 or set"):
+        train_step(learner, lessons.batch(0, 0, 4), 7, recipe)
+
+
+def test_bfloat16_learns_too(store: TokenStore, codec: Codec) -> None:
+    exact = stepped(store, codec, steps=2)[1]
+    rough = stepped(store, codec, steps=2, train={"precision": "bfloat16"})[1]
+    assert float(exact["cross-entropy"]) == pytest.approx(float(rough["cross-entropy"]), rel=0.02)
+    assert float(exact["cross-entropy"]) != float(rough["cross-entropy"])
+
+
+@pytest.mark.parametrize("model", [{"width": 32}, {"width": 32, "pattern": {"kind": "parallel"}}, PIXELCNN])
+def test_a_batch_is_learnt_by_heart(model: dict[str, Any], folder: Path) -> None:
+    tables = small_lm_recipe(**LIVELY).model_dump(mode="json", exclude_unset=True)
+    tables["model"] = {**({} if "family" in model else tables["model"]), **model, "dropout": 0.5}
+    recipe = LMRecipe.from_data(tables)
+    before = sorted(folder.rglob("*"))
+    told = list(learn_by_heart(recipe, data=folder / "store", codec=folder / "tiny.safetensors", device="cpu"))
+    done, bits, learnt = told[-1]
+    assert learnt
+    assert done == len(told) < 300
+    assert bits < 0.1 * math.log2(20)
+    assert not any(learnt for *_, learnt in told[:-1])
+    assert told[0][1] > 3
+    assert sorted(folder.rglob("*")) == before
+
+
+# what there is to learn from
+
+
+def test_codecs_without_vectors(store: TokenStore, codec: Codec, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(type(codec.quantizer), "vectors", lambda _: None)
+    with pytest.raises(ConfigError, match=r'no vectors of their own: set model\.vectors = "learnt"$'):
+        assemble(small_lm_recipe(), store, codec, CPU)
+    with pytest.raises(ConfigError, match=r"no vectors of their own: leave out losses\.soft"):
+        assemble(small_lm_recipe(**LIVELY | {"model": {"vectors": "learnt"}}), store, codec, CPU)
+    learner, _ = stepped(store, codec, model={"vectors": "learnt"})
+    assert learner.model.vectors.entries.requires_grad
+    assert learner.model.source.dim == 8 + 5 + 1 + 80  # all that codes decode to
+
+
+@pytest.mark.parametrize(
+    ("tables", "says"),
+    [
+        ({"data": {"books": 4}}, r"data\.books = 4: .* has 3"),
+        ({"losses": {"book_weights": [1.0]}}, r"losses\.book_weights are 1, for 3 books"),
+        ({"model": {"pattern": {"delays": [0, 1]}}}, r"delays = \[0, 1\] is for 2 books, not 3"),
+    ],
+)
+def test_recipes_that_ask_for_what_is_not_there(
+    tables: dict[str, Any], says: str, store: TokenStore, codec: Codec
+) -> None:
+    with pytest.raises(ConfigError, match=says):
+        assemble(small_lm_recipe(**tables), store, codec, CPU)
+
+
+def test_wrong_data_says_what_to_do(folder: Path, tmp_path: Path) -> None:
+    def attempt(data: Path, codec: Path | None = folder / "tiny.safetensors") -> None:
+        train(small_lm_recipe(), data=data, out=tmp_path / "run", codec=codec, device="cpu")
+
+    with pytest.raises(InputNotFound, match="audio is no token store: tokenize it first: codec tokenize "):
+        attempt(folder / "audio")
+    with pytest.raises(InputNotFound, match=r"manifest\.jsonl is no token store: tokenize it first"):
+        attempt(folder / "manifest.jsonl")
+    with pytest.raises(InputNotFound, match="there is no such token store"):
+        attempt(tmp_path / "none")
+    with pytest.raises(UnknownModel, match="was made by the codec tiny, and there is none of that name here: pass"):
+        attempt(folder / "store", None)
+    save_model(tmp_path / "other.safetensors", tiny_model(seed=5), training={})
+    with pytest.raises(WeightsMismatch, match=r"was made by tiny .* not by other"):
+        attempt(folder / "store", tmp_path / "other.safetensors")
+    unfinished = shutil.copytree(folder / "store", tmp_path / "unfinished")
+    facts = (unfinished / "store.json").read_text()
+    (unfinished / "store.json").write_text(facts.replace('"index"', '"later"'))
+    with pytest.raises(UsageError, match="is not finished"):
+        attempt(unfinished)
+    assert not (tmp_path / "run").exists()
+
+
+# a run
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory, folder: Path) -> Path:
+    """The folder of an uninterrupted run of six steps."""
+    out = tmp_path_factory.mktemp("run") / "six"
+    assert run(folder, out) == out / "model.safetensors"
+    return out
+
+
+def test_an_interrupted_run_goes_on_as_if_it_had_not_been(
+    interrupt: signal.Signals, finished: Path, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def step(learner: Learner, batch: Batch, step: int, recipe: LMRecipe) -> dict[str, Tensor]:
+        if step == 2:
+            os.kill(os.getpid(), interrupt)
+        return train_step(learner, batch, step, recipe)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(lm_loop, "train_step", step)
+        with pytest.raises(KeyboardInterrupt):
+            run(folder, tmp_path / "six")
+    assert load_state(tmp_path / "six/state.pt")["step"] == 3
+    torch.manual_seed(99)  # whatever went on in between
+    run(folder, tmp_path / "six", resume=True)
+    assert same(load_state(tmp_path / "six/state.pt"), load_state(finished / "state.pt"))
+    assert (tmp_path / "six/model.safetensors").read_bytes() == (finished / "model.safetensors").read_bytes()
+    ours, theirs = ([row for row in rows(out) if row[1][:5] != "speed"] for out in (tmp_path / "six", finished))
+    assert ours == theirs
+
+
+def test_a_run_may_stop_early_and_later_be_longer(folder: Path, finished: Path, tmp_path: Path) -> None:
+    run(folder, tmp_path, steps=2)
+    assert load_state(tmp_path / "state.pt")["step"] == 2
+    run(folder, tmp_path, resume=True, steps=4)
+    run(folder, tmp_path, resume=True)
+    assert same(load_state(tmp_path / "state.pt"), load_state(finished / "state.pt"))
+    run(folder, tmp_path, resume=True, train={"steps": 7})
+    assert load_state(tmp_path / "state.pt")["step"] == 7
+
+
+def test_what_may_not_be_resumed(folder: Path, finished: Path, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="is the store to learn from: choose another --out"):
+        run(folder, folder / "store")
+    before = (finished / "state.pt").read_bytes()
+    with pytest.raises(ConfigError, match="holds a training already: add --resume"):
+        run(folder, finished)
+    with pytest.raises(ConfigError) as refused:
+        run(folder, finished, resume=True, losses={"soft": 0.5, "stochastic": 0.1}, data={"batch": 2})
+    assert "data.batch (4 then, 2 now), losses.soft (0.2 then, 0.5 now); resume with" in str(refused.value)
+    write_store(tmp_path, folder / "tiny.safetensors", split=["train"] * 6 + ["valid"] * 3)
+    shutil.copy(folder / "tiny.safetensors", tmp_path)
+    with pytest.raises(ConfigError, match="is not the store that this training began with"):
+        run(tmp_path, finished, resume=True)
+    with pytest.raises(InputNotFound, match="no training to resume there"):
+        run(folder, tmp_path / "new", resume=True)
+    assert (finished / "state.pt").read_bytes() == before
+
+
+def test_the_model_is_the_average_and_complete(finished: Path, folder: Path) -> None:
+    state = load_state(finished / "state.pt")
+    assert not same(dict(state["average"]), dict(state["model"]))
+    assert same(load_file(finished / "model.safetensors"), dict(state["average"]))
+    with safe_open(finished / "model.safetensors", framework="pt") as file:
+        card = json.loads(file.metadata()["codec"])
+    model = build(card["config"]["model"], card["config"]["source"])
+    model.load_state_dict(state["average"])
+    assert model.source.classes == {"label": ("no", "yes"), "speaker": ("anna", "ben", "cleo")}
+    assert model.source.weights_hash == TokenStore(folder / "store").weights_hash
+    assert card["training"]["step"] == 6
+    assert LMRecipe.from_data(card["training"]["recipe"]) == small_lm_recipe(**LIVELY)
+
+
+def test_the_record_is_complete(finished: Path, store: TokenStore) -> None:
+    found = events(finished)
+    curves = {name: [event.step for event in found.Scalars(name)] for name in found.Tags()["scalars"]}
+    each = [f"{kind}/{book}" for kind in ("bits", "perplexity") for book in range(3)]
+    rates = ["bits/mean", "bits/per second", "bits/share of the raw rate"]
+    trained = [*each, *rates, "bits/guessing", *(f"bits/{book} unigram" for book in range(3)), "loss/cross-entropy"]
+    trained += ["gradient/model", "rate/model", "speed/codes per second", "speed/steps per second"]
+    assert {name: curves[name] for name in trained} == {name: [1, 2, 3, 4, 5, 6] for name in trained}
+    validated = [f"valid/{name}" for name in (*each, *rates)]
+    assert {name: curves[name] for name in validated} == {name: [3, 6] for name in validated}
+    numbers = {(int(step), name): float(value) for step, name, value in rows(finished)}
+    bits = [numbers[6, f"bits/{book}"] for book in range(3)]
+    assert numbers[6, "perplexity/1"] == pytest.approx(2 ** bits[1], rel=1e-4)
+    assert numbers[6, "bits/per second"] == pytest.approx(100 * sum(bits), rel=1e-4)  # frames of 10 ms
+    assert numbers[6, "bits/share of the raw rate"] == pytest.approx(sum(bits) / 3 / math.log2(20), rel=1e-4)
+    assert numbers[6, "bits/guessing"] == pytest.approx(math.log2(20), rel=1e-4)
+    shares = [numbers[step + 1, "rate/model"] for step in range(6)]
+    optimiser = small_lm_recipe().optimiser
+    assert shares == pytest.approx([1e-2 * schedule(step, 6, optimiser) for step in range(6)], rel=1e-4)
+    assert numbers[6, "valid/bits/mean"] < numbers[3, "valid/bits/mean"]
+
+
+def test_what_is_validated_is_the_average(finished: Path, store: TokenStore, codec: Codec) -> None:
+    learner, _, valid = assemble(small_lm_recipe(**LIVELY), store, codec, CPU)
+    learner.average.load_state_dict(load_state(finished / "state.pt")["average"])
+    numbers = {(int(step), name): float(value) for step, name, value in rows(finished)}
+    for book, bits in enumerate(validate(learner.average, valid.validation())):
+        assert numbers[6, f"valid/bits/{book}"] == pytest.approx(bits, rel=1e-5)
+
+
+def test_it_says_what_to_expect(folder: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    run(folder, tmp_path, train={"expected": 3.25})
+    out, err = capfd.readouterr()
+    assert out == ""
+    amount, expectation, *validations = err.splitlines()
+    assert amount == "train on 7 clips (0.0 min, 366 codes), validate on 2"
+    assert expectation.startswith("bits per code: 4.32 by guessing, ")
+    assert expectation.endswith(
+        " by how often each code occurs, 3.25 at the end as measured on the audio of its README"
+    )
+    assert [line.partition(":")[0] for line in validations] == ["step 3", "step 6"]
+    assert all("bits per code of validation clips (" in line for line in validations)
+
+
+def test_it_says_where_a_context_is_too_short(folder: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    run(folder, tmp_path, model={"pattern": {"kind": "flatten"}, "context": 30}, train={"steps": 1})
+    line = capfd.readouterr().err.splitlines()[2]
+    frames = small_lm_recipe().data.frames
+    assert line == f"model.context = 30 steps are 10 frames, crops have {frames}: {3 * frames} steps would see them all"
+
+
+def test_validation_and_samples_touch_nothing(
+    finished: Path, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[Any] = []
+
+    def generate_clips(
+        lm: Prior, codec: Codec, seeds: Any, conditions: Conditions, *, most_seconds: float
+    ) -> list[Tensor]:
+        torch.manual_seed(1)
+        np.random.seed(1)  # noqa: NPY002 (whatever it may draw by)
+        asked.append((lm.training, list(seeds), conditions.classes.tolist()))
+        return [torch.zeros(1, 0), *(torch.rand(1, 400) for _ in seeds[1:])]
+
+    module = ModuleType("codec.generation")
+    module.generate_clips = generate_clips  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "codec.generation", module)
+    run(folder, tmp_path, train={"samples": 3, "validate_every": 1})
+    ours, theirs = load_state(tmp_path / "state.pt"), load_state(finished / "state.pt")
+    for name in ("model", "average", "optimiser"):
+        assert same(ours[name], theirs[name]), name
+    assert asked == [(False, [0, 1, 2], [[0, 0], [1, 1], [0, 2]])] * 6
+    tags = events(tmp_path).Tags()
+    assert tags["audio"] == tags["images"] == ["generated 1/0", "generated 2/0"]  # the first one has ended at once
+
+
+def test_samples_are_generated_by_the_model_itself(folder: Path, tmp_path: Path) -> None:
+    run(folder, tmp_path, train={"samples": 2, "steps": 2, "validate_every": 2})
+    heard = events(tmp_path)
+    clips = [heard.Audio(tag)[0] for tag in heard.Tags()["audio"]]
+    assert clips  # those that did not end at once
+    assert all(clip.sample_rate == 8000 and clip.length_frames > 0 for clip in clips)
+
+
+def test_validation_is_of_the_average_in_rest(store: TokenStore, codec: Codec) -> None:
+    """By hand: the mean over all cells, no dropout, everything told."""
+    learner, _ = stepped(store, codec, model={"dropout": 0.5})
+    valid = LMData(store, small_lm_recipe(data={"batch": 2}), np.arange(5), learner.model)
+    bits = validate(learner.average, valid.validation())
+    nats, counted = torch.zeros(3), torch.zeros(3)
+    with torch.no_grad():
+        for batch in valid.validation():
+            columns, places = laid_out(batch.codes, learner.average)
+            nats += cross_entropy(learner.average(columns, batch.conditions), batch.targets, places)
+            counted += (batch.targets >= 0).sum(dim=(0, 2))
+    assert bits == pytest.approx((nats / counted / math.log(2)).tolist(), rel=1e-5)
+    assert bits == validate(learner.average, valid.validation())

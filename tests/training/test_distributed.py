@@ -1,0 +1,258 @@
+"""Two processes train what one does with the joined batch. Run as a program, this file is one of the two."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from time import sleep
+from typing import Any
+from unittest.mock import patch
+
+import pytest
+import torch
+from torch import Tensor
+from torch import distributed as dist
+
+from codec.checkpoint import load_state
+from codec.errors import ConfigError
+from codec.nn import distributed as processes
+from codec.nn.quantize.residual import Quantized, ResidualVQ
+from codec.training.codec.recipe import Recipe
+from codec.training.codec.task import train
+from codec.training.lm import task as lm_loop
+from tests.training.small import options, small_lm_recipe, small_recipe, write_codec, write_recordings, write_store
+from tests.training.test_logger import rows
+
+ROOT = Path(__file__).parents[2]
+OPTIONS: dict[str, dict[str, Any]] = {
+    "ema": {"adversary": {"start": 1, "every": 2, "rate": 1e-5}, "train": {"accumulate": 2}},
+    "sharded": {
+        "adversary": {"start": 1, "rate": 1e-5},
+        "train": {"accumulate": 2, "sharding": "full", "checkpoint_activations": True},
+    },
+    "gradient": {"model": {"learning": "gradient"}, "losses": {"balance": True, "codebook": 0.0}},
+}
+
+
+def recipe_of(name: str) -> Recipe:
+    """Three steps on a batch of four; at a rate that keeps Adam from making much of rounding."""
+    tables: dict[str, dict[str, Any]] = {
+        "data": {"batch": 4},
+        "optimiser": {"rate": 1e-4, "warmup": 8},
+        "train": {"steps": 3, "log_every": 1, "validate_every": 3, "save_every": 3, "reencoded": 0.5},
+    }
+    given = OPTIONS[name]
+    return small_recipe(**{key: {**tables.get(key, {}), **given.get(key, {})} for key in tables | given})
+
+
+def learn(first: int, last: int) -> tuple[dict[str, Tensor], list[Tensor]]:
+    """A residual quantiser after three steps on items of a batch of six in parts; the second makes entries dead."""
+    torch.manual_seed(0)
+    quantizer = ResidualVQ(4, 3, 8)
+    quantizer.start(torch.randn(6, 4, 40))
+    restarted = []
+    for step in range(3):
+        latents = torch.randn(6, 4, 10, generator=torch.Generator().manual_seed(step))
+        books = torch.tensor([1, 1, 3, 2, 1, 2])  # the last book is used by one process only
+        if step == 1:
+            for stage in quantizer.stages:
+                stage.usage[3:6] = 0.0
+        parts: list[Quantized] = [
+            quantizer(latents[item : item + 1], books[item : item + 1]) for item in range(first, last)
+        ]
+        quantizer.learn(parts)
+        if step == 1:
+            restarted = [stage.codebook[3:6].clone() for stage in quantizer.stages]
+    return quantizer.state_dict(), restarted
+
+
+def train_lm(folder: Path, out: Path, *, accumulate: int) -> None:
+    """Three steps of a language model on a batch of eight."""
+    recipe = small_lm_recipe(
+        data={"batch": 8},
+        losses={"soft": 0.2, "stochastic": 0.1},
+        optimiser={"rate": 1e-4, "warmup": 8},
+        train={"steps": 3, "accumulate": accumulate},
+    )
+    lm_loop.train(recipe, data=folder / "store", codec=folder / "tiny.safetensors", out=out, device="cpu")
+
+
+def exchange() -> None:
+    """Sums through memory, beside those of gloo, which also adds what does not go through it."""
+    for shared in (False, True):
+        assert processes.share_memory(1000 * shared) == shared
+        for size in (1, 2, 7, 999, 1000, 1001):
+            own = torch.randn(size, generator=torch.Generator().manual_seed(processes.rank()))
+            theirs = own.clone()
+            dist.all_reduce(theirs)
+            assert torch.equal(processes.summed(own.clone()), theirs)
+            assert torch.equal(processes.averaged(own.clone()), theirs / 2)
+            assert processes.summed(own.double()).allclose(theirs.double())
+    processes.share_memory(0)
+    with patch.object(os, "memfd_create", side_effect=OSError):
+        assert not processes.share_memory(10)
+    with patch.object(Path, "readlink", (lambda path: path) if processes.rank() else Path.readlink):
+        assert not processes.share_memory(10)  # what one cannot reach none uses
+
+
+def main(folder: Path) -> None:
+    """What each of the two processes does."""
+    torch.set_num_threads(1)
+    processes.MUCH = 1
+    dist.init_process_group("gloo")
+    rank = processes.rank()
+    learned = learn(3 * rank, 3 * rank + 3)
+    torch.save(learned, folder / f"learned-{rank}.pt")
+    joined = processes.joined(torch.full((1 + 2 * rank, 2), float(rank)))
+    assert joined[:, 0].tolist() == [0, 1, 1, 1]
+    assert processes.any_of(rank == 1, torch.device("cpu"))
+    assert not processes.any_of(False, torch.device("cpu"))
+    exchange()
+    with pytest.raises(ConfigError, match=r"data\.batch = 3 does not divide into 2 processes"):
+        train(small_recipe(), data=folder / "data", out=folder / "odd")
+    shared: dict[str, list[bool]] = {name: [] for name in OPTIONS}
+    share_memory = processes.share_memory
+    for name in OPTIONS:
+        stops = name != "gradient"
+        if stops:
+            train(recipe_of(name), data=folder / "data", out=folder / name, steps=2)
+
+        def way(numbers: int, name: str = name) -> bool:
+            through_memory = share_memory(numbers if name != "gradient" else 0)
+            if numbers:
+                shared[name].append(through_memory)
+            return through_memory
+
+        with patch.object(processes, "share_memory", way):
+            train(recipe_of(name), data=folder / "data", out=folder / name, resume=stops)
+    assert shared == {"ema": [True, True], "sharded": [True], "gradient": [False, False]}
+    train_lm(folder, folder / "lm", accumulate=2)
+    dist.destroy_process_group()
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where two processes have left what they learnt."""
+    folder = tmp_path_factory.mktemp("two")
+    write_recordings(folder / "data")
+    write_store(folder, write_codec(folder))
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    settings = {"MASTER_ADDR": "localhost", "MASTER_PORT": str(port), "WORLD_SIZE": "2", "OMP_NUM_THREADS": "1"}
+    running = [
+        subprocess.Popen(
+            [sys.executable, "-m", "tests.training.test_processes", str(folder)],
+            cwd=ROOT,
+            env=os.environ | settings | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+    try:
+        said = [process.communicate(timeout=600)[1] for process in running]
+    finally:
+        for process in running:
+            process.kill()
+    assert [process.returncode for process in running] == [0, 0], "\n".join(said)
+    (folder / "said-0").write_text(said[0])
+    (folder / "said-1").write_text(said[1])
+    return folder
+
+
+def assert_close(ours: Any, theirs: Any, place: str = "") -> int:
+    """Equal up to rounding, through dicts and lists; how many tensors there were."""
+    if isinstance(ours, Tensor):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=5e-6, msg=lambda text: f"{place}: {text}")
+        return 1
+    if isinstance(ours, dict):
+        assert ours.keys() == theirs.keys(), place
+        return sum(assert_close(ours[key], theirs[key], f"{place}.{key}") for key in ours)
+    if isinstance(ours, list | tuple):
+        assert len(ours) == len(theirs), place
+        return sum(assert_close(*pair, place) for pair in zip(ours, theirs, strict=True))
+    assert ours == pytest.approx(theirs), place
+    return 0
+
+
+def test_two_processes_learn_the_codebooks_of_one(folder: Path) -> None:
+    alone, restarted = learn(0, 6)
+    for rank in range(2):
+        theirs, theirs_restarted = torch.load(folder / f"learned-{rank}.pt")
+        assert_close(theirs, alone)
+        for ours, entries in zip(restarted, theirs_restarted, strict=True):
+            torch.testing.assert_close(entries, ours)  # copies of rows, of whichever process
+
+
+@pytest.mark.parametrize("name", OPTIONS)
+def test_two_processes_train_what_one_does(name: str, folder: Path, tmp_path: Path) -> None:
+    recipe = recipe_of(name)
+    plain = {"sharding": "none", "checkpoint_activations": False, "accumulate": 1}
+    tables = recipe.model_dump(mode="json")
+    alone = Recipe.from_data({**tables, "train": {**tables["train"], **plain}})
+    train(alone, data=folder / "data", out=tmp_path)
+    ours, theirs = load_state(tmp_path / "state.pt"), load_state(folder / name / "state.pt")
+    for key in ("model", "judges", "average", "averages", "optimiser", "judges_optimiser"):
+        compared = assert_close(theirs[key], ours[key], key)
+        assert compared > 0 or (name, key) == ("gradient", "judges_optimiser")  # which has no judges
+    groups = ("loss", "gradient", "perplexity")
+    numbers = [
+        {(step, number): float(value) for step, number, value in rows(run) if number.startswith(groups)}
+        for run in (tmp_path, folder / name)
+    ]
+    assert len(numbers[0]) > 20
+    assert numbers[0].keys() == numbers[1].keys()
+    for place, value in numbers[0].items():
+        assert numbers[1][place] == pytest.approx(value, rel=1e-3, abs=1e-4), place
+
+
+def test_two_processes_train_the_language_model_of_one(folder: Path, tmp_path: Path) -> None:
+    train_lm(folder, tmp_path, accumulate=1)
+    ours, theirs = load_state(tmp_path / "state.pt"), load_state(folder / "lm/state.pt")
+    for key in ("model", "average", "optimiser"):
+        assert assert_close(theirs[key], ours[key], key) > 0
+    numbers = [
+        {(step, number): float(value) for step, number, value in rows(run) if not number.startswith("speed")}
+        for run in (tmp_path, folder / "lm")
+    ]
+    assert len(numbers[0]) > 20
+    assert numbers[1] == pytest.approx(numbers[0], rel=1e-3, abs=1e-4)
+
+
+def test_a_launcher_that_is_told_to_stop_leaves_a_training_that_goes_on(tmp_path: Path) -> None:
+    """`torchrun` and `codec train` as in the README, and SIGTERM as a cluster sends it."""
+    data = write_recordings(tmp_path / "data")
+    (tmp_path / "small.toml").write_text('name = "small"')
+    sets = options(small_recipe(data={"batch": 4}, train={"steps": 10**6, "save_every": 10**6}))
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    command = [*launch, "-m", "codec", "train", "small.toml", *sets, "--data", str(data), "--out", "run"]
+    settings = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    record = tmp_path / "run/record.csv"
+    with subprocess.Popen(command, cwd=tmp_path, env=settings, stderr=subprocess.PIPE, text=True) as running:
+        assert running.stderr
+        while running.poll() is None and not (record.is_file() and record.stat().st_size > 1000):
+            sleep(0.1)
+        running.send_signal(signal.SIGTERM)
+        said = running.stderr.read()
+    assert (tmp_path / "run/state.pt").is_file(), said
+    steps = load_state(tmp_path / "run/state.pt")["step"]
+    assert f"stopped after step {steps}, which is saved in run: --resume goes on from there" in said
+    assert said.count("stopped after step") == 1
+    more = [*command, "--resume", "--steps", str(steps + 2)]
+    subprocess.run(more, cwd=tmp_path, env=settings, check=True, capture_output=True, timeout=300)
+    assert load_state(tmp_path / "run/state.pt")["step"] == steps + 2
+
+
+def test_one_process_speaks_and_writes(folder: Path) -> None:
+    assert "mel of the validation clips" in (folder / "said-0").read_text()
+    assert (folder / "said-1").read_text() == ""
+    assert len(list((folder / "gradient/events").iterdir())) == 1
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
