@@ -32,19 +32,21 @@ def compress(
     sample_rate: int | None = None,
     model: Model = pretrained.DEFAULT,
     bitrate: float | None = None,
-    books: int | None = None,
+    num_codebooks: int | None = None,
     device: str = "auto",
 ) -> bytes:
     """The content of a .codec file, of that of an audio file in any format libsndfile reads (WAV, FLAC, MP3, Ogg, ...).
 
     Or of an array [time] or [channels, time] in floating point, full scale 1, with its `sample_rate` in Hz. Any number
-    of channels and any rate: both are restored. `model`, `bitrate`, `books` and `device` as in `encode_file`.
+    of channels and any rate: both are restored. `model`, `bitrate`, `num_codebooks` and `device` as in `encode_file`.
 
     Raises UsageError, UnsupportedAudio, UnknownModel.
     """
     file = io.BytesIO()
     with audio.open_reader(_content(data, sample_rate)) as reader:
-        compression.compress_into(reader, file, model=model, books=books, bitrate=bitrate, device=device)
+        compression.compress_into(
+            reader, file, model=model, num_codebooks=num_codebooks, bitrate=bitrate, device=device
+        )
     return file.getvalue()
 
 
@@ -75,14 +77,14 @@ def encode_file(
     *,
     model: Model = pretrained.DEFAULT,
     bitrate: float | None = None,
-    books: int | None = None,
+    num_codebooks: int | None = None,
     device: str = "auto",
     force: bool = False,
 ) -> Report:
     """Compress a recording to a .codec file, in memory that does not grow with its length; as `codec encode`.
 
     `output` is a file or a folder, None stands for beside the source. `bitrate` asks for the most codebooks within so
-    many kbit/s per channel, `books` for that many; all if both are None. `model` is a name, a file, a training run's
+    many kbit/s per channel, `num_codebooks` for that many; all if both are None. `model` is a name, a file, a training run's
     folder or a model at hand; `device` is where one given by name runs, "auto" a GPU where there is one. `force`
     replaces an output that exists.
 
@@ -92,7 +94,7 @@ def encode_file(
         source,
         compression.target_of(source, output, ".codec"),
         model=model,
-        books=books,
+        num_codebooks=num_codebooks,
         bitrate=bitrate,
         force=force,
         device=device,
@@ -126,7 +128,7 @@ def evaluate(
     *,
     model: Model = pretrained.DEFAULT,
     bitrate: float | None = None,
-    books: int | Sequence[int] | Literal["all"] | None = None,
+    num_codebooks: int | Sequence[int] | Literal["all"] | None = None,
     speech: bool | None = None,
     visqol: bool = False,
     dnsmos: bool = False,
@@ -138,7 +140,7 @@ def evaluate(
 ) -> Evaluation:
     """Compress and restore the recordings of the folder `data`, and measure what comes back; as `codec evaluate`.
 
-    `books` is a number of codebooks to score, or several, or "all" from 1 to the model's; `bitrate` asks for the most
+    `num_codebooks` is a number of codebooks to score, or several, or "all" from 1 to the model's; `bitrate` asks for the most
     within so many kbit/s; the model's number if both are None. `baseline` names reference encoders with commas between:
     "opus:6,original". The result prints as a table; `rows` and `as_json()` have everything. The other options, and what
     is raised, as in `codec.evaluation.signal.evaluate`.
@@ -148,17 +150,17 @@ def evaluate(
 
     loaded = compression.cached_model(model, device)
     if bitrate is not None:
-        if books is not None:
-            raise UsageError(f"books = {books} and {bitrate:g} kbit/s: ask for one of the two")
-        books = loaded.books_for(bitrate=bitrate)
-    if books == "all":
-        books = range(1, loaded.num_codebooks + 1)
-    elif isinstance(books, str):
-        raise UsageError(f'books = {books!r}: give a number, several as [1, 2, 4], or "all"')
+        if num_codebooks is not None:
+            raise UsageError(f"codebooks = {num_codebooks} and {bitrate:g} kbit/s: ask for one of the two")
+        num_codebooks = loaded.codebooks_for(bitrate=bitrate)
+    if num_codebooks == "all":
+        num_codebooks = range(1, loaded.num_codebooks + 1)
+    elif isinstance(num_codebooks, str):
+        raise UsageError(f'codebooks = {num_codebooks!r}: give a number, several as [1, 2, 4], or "all"')
     return evaluate(
         loaded,
         Path(data),
-        books=[books] if isinstance(books, int) else books,
+        num_codebooks=[num_codebooks] if isinstance(num_codebooks, int) else num_codebooks,
         speech=speech,
         bands=bands,
         visqol=visqol,

@@ -1,7 +1,7 @@
 """One safetensors file is one model: weights, family, configuration and what it was trained on.
 
-The metadata entry "codec" is JSON: {"format": 1, "family", "config", "frame_math", "training"}. That of a language
-model has no frame_math, and a config of two parts: {"model", "source"}. A training run keeps its resumable state in a
+The metadata entry "codec" is JSON: {"format": 1, "family", "config", "frame_spec", "training"}. That of a language
+model has no frame_spec, and a config of two parts: {"model", "source"}. A training run keeps its resumable state in a
 second file beside the model.
 """
 
@@ -17,20 +17,28 @@ from textwrap import shorten
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from codec.errors import ConfigError, InputNotFound, UnknownModel, UsageError
-from codec.frames import FrameMath
+from codec.frames import FrameSpec
 
 if TYPE_CHECKING:
     import torch
 
-    from codec.lm.base import Prior
+    from codec.lm.base import CodecLM
     from codec.models.base import Codec
 
 FORMAT = 1
+HASHED_AS = {  # the names of release 0.1.0 count in the hash, so that .codec files of the same weights still decode
+    "num_codebooks": "books",
+    "beam_size": "search",
+    "distance": "lookup",
+    "codebook_dim": "project",
+    "codebook_update": "learning",
+    "cluster_size": "usage",
+}
 RUN_MODEL = "model.safetensors"  # the model file in the folder of a training run
 RUN_STATE = "state.pt"  # beside it, what the training goes on from
 STATE_MAGIC = b"codec state 1\n"  # then the SHA-256 of the rest, which is what torch.save makes
 
-Model = TypeVar("Model", "Codec", "Prior")
+Model = TypeVar("Model", "Codec", "CodecLM")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,7 +76,7 @@ class ModelCard:
 class CodecCard(ModelCard):
     """That of a codec."""
 
-    frame_math: FrameMath
+    frame_spec: FrameSpec
 
     def as_codec(self) -> "CodecCard":
         return self
@@ -76,7 +84,7 @@ class CodecCard(ModelCard):
 
 @dataclass(frozen=True, kw_only=True)
 class LMCard(ModelCard):
-    """That of a language model; `source` is whose codes it learnt, as `codec.lm.base.Source`."""
+    """That of a language model; `source` is whose codes it learned, as `codec.lm.base.Source`."""
 
     source: dict[str, Any]
 
@@ -100,13 +108,13 @@ def save_model(
         StorageError: the file cannot be written.
         UsageError: weights are infinite or no numbers, perhaps because they are out of the range of `dtype`.
     """
-    config, math = model.config.model_dump(mode="json"), asdict(model.frame_math)
-    _save(path, model, {"config": config, "frame_math": math, "training": dict(training)}, dtype)
+    config, math = model.config.model_dump(mode="json"), asdict(model.frame_spec)
+    _save(path, model, {"config": config, "frame_spec": math, "training": dict(training)}, dtype)
 
 
 def save_lm(
     path: str | Path,
-    lm: "Prior",
+    lm: "CodecLM",
     *,
     training: Mapping[str, Any],
     dtype: "torch.dtype | None" = None,
@@ -152,8 +160,8 @@ def read_card(path: str | Path) -> ModelCard:
             "family": card["family"],
             "training": card["training"],
         }
-        if "frame_math" in card:
-            return CodecCard(**facts, config=config, frame_math=FrameMath(**card["frame_math"]))
+        if "frame_spec" in card:
+            return CodecCard(**facts, config=config, frame_spec=FrameSpec(**card["frame_spec"]))
         return LMCard(**facts, config=dict(config["model"]), source=dict(config["source"]))
     except (KeyError, TypeError, ValueError, RecursionError, ConfigError) as error:
         raise UnknownModel(
@@ -171,17 +179,17 @@ def load_model(path: str | Path, device: "str | torch.device" = "cpu") -> "Codec
 
     card = read_card(path).as_codec()
     model = _load(card, lambda: models.build(card.family, card.config), device)
-    if model.frame_math != card.frame_math:
+    if model.frame_spec != card.frame_spec:
         raise UnknownModel(f"{path} contradicts itself about its frames: fetch or train it again")
     return model
 
 
-def load_lm(path: str | Path, device: "str | torch.device" = "cpu") -> "Prior":
+def load_lm(path: str | Path, device: "str | torch.device" = "cpu") -> "CodecLM":
     """Build the language model a file describes, as `load_model` does a codec, laid out in memory for generation."""
     from codec import lm
 
     card = read_card(path).as_lm()
-    return _load(card, lambda: lm.build(card.config, card.source), device).for_steps()
+    return _load(card, lambda: lm.build(card.config, card.source), device).prepare_for_inference()
 
 
 def save_state(path: str | Path, state: Mapping[str, Any]) -> None:
@@ -225,7 +233,7 @@ def load_state(path: str | Path, device: "str | torch.device" = "cpu") -> dict[s
     return state
 
 
-def _save(path: str | Path, model: "Codec | Prior", card: Mapping[str, Any], dtype: "torch.dtype | None") -> None:
+def _save(path: str | Path, model: "Codec | CodecLM", card: Mapping[str, Any], dtype: "torch.dtype | None") -> None:
     from safetensors.torch import save
 
     from codec.io.audio import atomic_output
@@ -280,11 +288,23 @@ def _digest(path: Path, config: Mapping[str, Any]) -> tuple[str, int]:
         header_size = int.from_bytes(file.read(8), "little")
         header = json.loads(file.read(header_size))
         header.pop("__metadata__")
-        for name, entry in sorted(header.items()):
+        for name, entry in sorted(header.items(), key=lambda item: _hashed_name(item[0])):
             begin, end = entry["data_offsets"]
             file.seek(8 + header_size + begin)
-            digest.update(json.dumps([name, entry["dtype"], entry["shape"]]).encode())
+            digest.update(json.dumps([_hashed_name(name), entry["dtype"], entry["shape"]]).encode())
             digest.update(file.read(end - begin))
             numbers += math.prod(entry["shape"])
-    digest.update(json.dumps(config, sort_keys=True).encode())
+    digest.update(json.dumps(_hashed_keys(config), sort_keys=True).encode())
     return digest.hexdigest(), numbers
+
+
+def _hashed_name(name: str) -> str:
+    """Name of a tensor in the hash, part by part."""
+    return ".".join(HASHED_AS.get(part, part) for part in name.split("."))
+
+
+def _hashed_keys(config: Any) -> Any:
+    """A configuration with the names of its keys in the hash."""
+    if isinstance(config, Mapping):
+        return {HASHED_AS.get(key, key): _hashed_keys(value) for key, value in config.items()}
+    return config

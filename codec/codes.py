@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from codec.errors import UsageError
-from codec.frames import FrameMath
+from codec.frames import FrameSpec
 
 
 @dataclass(frozen=True, eq=False)
@@ -25,17 +25,17 @@ class Codes:
     """Codes of a model, with what its frames mean; `Codec.codes` makes it, `Codec.decode` takes it.
 
     `codes` is int64 [batch, codebooks, frames], not a copy. `length` is how many samples at the model's rate `decode`
-    makes of them; frames hold `frame_math.time(frames)` samples at most.
+    makes of them; frames hold `frame_spec.time(frames)` samples at most.
     """
 
     codes: Tensor
-    frame_math: FrameMath
+    frame_spec: FrameSpec
     length: int
 
     def __post_init__(self) -> None:
         if self.codes.ndim != 3:
             raise UsageError(f"codes are {list(self.codes.shape)}; give [batch, codebooks, frames]")
-        if not 0 <= self.length <= (holds := self.frame_math.time(self.frames)):
+        if not 0 <= self.length <= (holds := self.frame_spec.time(self.frames)):
             raise UsageError(f"{self.frames} frames hold 0 to {holds} samples, not {self.length}")
 
     @property
@@ -51,12 +51,12 @@ class Codes:
     @property
     def seconds(self) -> float:
         """Duration of the audio that `Codec.decode` makes of them."""
-        return self.frame_math.seconds(self.length)
+        return self.frame_spec.seconds(self.length)
 
     @property
     def bitrate(self) -> float:
         """Rate of the codes in kbit/s per row, at fixed width (10 bits for a codebook of 1024), without a container."""
-        return self.frame_math.bitrate(self.num_codebooks)
+        return self.frame_spec.bitrate(self.num_codebooks)
 
     def numpy(self) -> NDArray[np.int64]:
         """The codes as an int64 array [batch, codebooks, frames] on the CPU."""
@@ -81,11 +81,11 @@ class Codes:
                 f"{frames!r} is not in whole frames: write view[10:60], or between(0.2, 1.2) in seconds"
             ) from error
         last = max(first, last)
-        holds = self.frame_math.time(last - first)
+        holds = self.frame_spec.time(last - first)
         return Codes(
             self.codes[:, :, first:last],
-            self.frame_math,
-            min(holds, max(0, self.length - first * self.frame_math.hop)),
+            self.frame_spec,
+            min(holds, max(0, self.length - first * self.frame_spec.hop)),
         )
 
     def between(self, start: float, stop: float) -> Codes:
@@ -95,7 +95,7 @@ class Codes:
         """
         if not 0 <= start <= stop <= self.seconds:
             raise UsageError(f"{start:g} to {stop:g} s is not within these codes' {self.seconds:g} s")
-        math = self.frame_math
+        math = self.frame_spec
         end = min(math.samples(stop), self.length)
         first = math.whole_frames(math.samples(start))
         time = max(0, end - first * math.hop)

@@ -49,7 +49,7 @@ class Report:
     channels: int
     rate: int
     time: int
-    books: int
+    num_codebooks: int
     compressed_bytes: int
     elapsed: float
 
@@ -88,14 +88,14 @@ def compress(
     target: str | Path,
     *,
     model: Model = pretrained.DEFAULT,
-    books: int | None = None,
+    num_codebooks: int | None = None,
     bitrate: float | None = None,
     force: bool = False,
     device: str = "cpu",
 ) -> Report:
     """Compress a recording; "-" is standard input or output.
 
-    `bitrate` asks for the most books within so many kbit/s per channel, `books` for that many; all books if both are
+    `bitrate` asks for the most codebooks within so many kbit/s per channel, `num_codebooks` for that many; all codebooks if both are
     None. `force` replaces a target that exists. `device` is where a model given by name runs: "auto" takes CUDA if it
     is there.
 
@@ -103,7 +103,9 @@ def compress(
     """
     began = perf_counter()
     with audio.open_reader(source) as reader, audio.atomic_output(_apart(source, target), force=force) as file:
-        time, books = compress_into(reader, file, model=model, books=books, bitrate=bitrate, device=device)
+        time, num_codebooks = compress_into(
+            reader, file, model=model, num_codebooks=num_codebooks, bitrate=bitrate, device=device
+        )
         size = file.tell()
     return Report(
         source=reader.label,
@@ -111,24 +113,24 @@ def compress(
         channels=reader.channels,
         rate=reader.rate,
         time=time,
-        books=books,
+        num_codebooks=num_codebooks,
         compressed_bytes=size,
         elapsed=perf_counter() - began,
     )
 
 
 def compress_into(
-    reader: AudioReader, file: BinaryIO, *, model: Model, books: int | None, bitrate: float | None, device: str
+    reader: AudioReader, file: BinaryIO, *, model: Model, num_codebooks: int | None, bitrate: float | None, device: str
 ) -> tuple[int, int]:
-    """Compress an open recording to a .codec file that can seek; its samples per channel, and the books used."""
+    """Compress an open recording to a .codec file that can seek; its samples per channel, and the codebooks used."""
     if reader.rate > bitstream.MAX_RATE:
         raise UnsupportedAudio(
             f"{reader.label} has {reader.rate} samples a second: resample it to {bitstream.MAX_RATE} Hz or less"
         )
     codec = cached_model(model, device)
-    math = codec.frame_math
-    encoder = StreamEncoder(codec, books=codec.books_for(books, bitrate), batch=reader.channels)
-    writer = Writer(file, _header(codec, reader.rate, reader.channels, encoder.books))
+    math = codec.frame_spec
+    encoder = StreamEncoder(codec, num_codebooks=codec.codebooks_for(num_codebooks, bitrate), batch=reader.channels)
+    writer = Writer(file, _header(codec, reader.rate, reader.channels, encoder.num_codebooks))
     resampler = Resampler(reader.rate, math.sample_rate, reader.channels)
 
     def encode(block: Block) -> None:
@@ -141,7 +143,7 @@ def compress_into(
     encode(resampler.flush())
     writer.write(encoder.flush().cpu().numpy())
     writer.close(time=time)
-    return time, encoder.books
+    return time, encoder.num_codebooks
 
 
 def decompress(
@@ -182,7 +184,7 @@ def decompress(
         channels=header.channels,
         rate=rate,
         time=time,
-        books=header.books,
+        num_codebooks=header.num_codebooks,
         compressed_bytes=reader.offset,
         elapsed=perf_counter() - began,
     )
@@ -230,7 +232,7 @@ def compress_tree(
     target: str | Path | None = None,
     *,
     model: str | Path = pretrained.DEFAULT,
-    books: int | None = None,
+    num_codebooks: int | None = None,
     bitrate: float | None = None,
     force: bool = False,
     device: str = "cpu",
@@ -247,10 +249,12 @@ def compress_tree(
     Raises InputNotFound: no folder, or no recordings in it. UsageError, UnknownModel, MissingDependency: no file could
     be compressed so.
     """
-    cached_model(model, device).books_for(books, bitrate)  # what is wrong for every file is told once, before the first
+    cached_model(model, device).codebooks_for(
+        num_codebooks, bitrate
+    )  # what is wrong for every file is told once, before the first
     return _run(
         _pairs(source, target, audio.AUDIO_SUFFIXES, ".codec"),
-        partial(compress, model=model, books=books, bitrate=bitrate, force=force, device=device),
+        partial(compress, model=model, num_codebooks=num_codebooks, bitrate=bitrate, force=force, device=device),
         is_done=partial(_is_compressed, force=force),
         jobs=jobs,
         engine=engine,
@@ -327,13 +331,15 @@ def model_of(reader: Reader, model: Model | None, device: str) -> Codec:
             f"(weights {(codec.weights_hash or 'unknown')[:12]}): "
             f"{way}pass --model with the file of the model that made it"
         )
-    if header.frame_math != replace(codec.frame_math, books=min(header.books, codec.frame_math.books)):
+    if header.frame_spec != replace(
+        codec.frame_spec, num_codebooks=min(header.num_codebooks, codec.frame_spec.num_codebooks)
+    ):
         raise DamagedFile(reader.label, offset=0, reason="its header contradicts the model it was made by")
     return codec
 
 
-def _header(model: Codec, rate: int, channels: int, books: int) -> Header:
-    math = model.frame_math
+def _header(model: Codec, rate: int, channels: int, num_codebooks: int) -> Header:
+    math = model.frame_spec
     if model.weights_hash is None:
         raise UsageError("this model was never saved, so no file could name its weights: save and load it first")
     return Header(
@@ -343,10 +349,10 @@ def _header(model: Codec, rate: int, channels: int, books: int) -> Header:
         channels=channels,
         sample_rate=math.sample_rate,
         hop=math.hop,
-        overlap=math.overlap,
-        books=books,
+        decoder_delay=math.decoder_delay,
+        num_codebooks=num_codebooks,
         codebook_size=math.codebook_size,
-        frames_per_packet=max(1, min(math.frames_per_packet(), bitstream.MAX_CODES // (channels * books))),
+        frames_per_packet=max(1, min(math.frames_per_packet(), bitstream.MAX_CODES // (channels * num_codebooks))),
     )
 
 
@@ -361,7 +367,7 @@ def _restored(reader: Reader, model: Codec, rate: int) -> Iterator[Block]:
     resampler = Resampler(header.sample_rate, rate, header.channels)
     damage = None
     try:
-        for codes in _pieces(reader, header.frame_math.frames_per_packet(BLOCK_SECONDS / header.channels)):
+        for codes in _pieces(reader, header.frame_spec.frames_per_packet(BLOCK_SECONDS / header.channels)):
             yield resampler.push(decoder.push(codes)[:, 0].cpu().numpy())
         yield resampler.push(decoder.flush()[:, 0].cpu().numpy())
     except DamagedFile as error:
@@ -373,7 +379,7 @@ def _restored(reader: Reader, model: Codec, rate: int) -> Iterator[Block]:
 
 def _pieces(reader: Reader, frames: int) -> Iterator[Codes]:
     """The codes in pieces of `frames`, the last one of what is left: 4 s at once decode a quarter faster than 1 s."""
-    rest: Codes = np.empty((reader.header.channels, reader.header.books, 0), np.int64)
+    rest: Codes = np.empty((reader.header.channels, reader.header.num_codebooks, 0), np.int64)
     try:
         for codes in reader.packets():
             rest = np.concatenate([rest, codes], axis=2)

@@ -1,4 +1,4 @@
-"""The only place that converts seconds, samples, frames, books and bit rates."""
+"""The only place that converts seconds, samples, frames, codebooks and bit rates."""
 
 from dataclasses import dataclass
 
@@ -6,10 +6,10 @@ from codec.errors import ConfigError
 
 
 @dataclass(frozen=True)
-class FrameMath:
+class FrameSpec:
     """Conversions of one model.
 
-    Example: 24000 Hz, hop 320, overlap 320, 8 books of 1024: 75 frames/s, 10 bits per code, 6 kbit/s; one second (24000
+    Example: 24000 Hz, hop 320, overlap 320, 8 codebooks of 1024: 75 frames/s, 10 bits per code, 6 kbit/s; one second (24000
     samples) takes 75 + 1 frames, and 76 frames hold 24000 samples.
 
     `hop` and `overlap` are in samples; `overlap` is how late the decoder's output is. Raises ConfigError for sizes that
@@ -18,12 +18,18 @@ class FrameMath:
 
     sample_rate: int
     hop: int
-    overlap: int
-    books: int
+    decoder_delay: int
+    num_codebooks: int
     codebook_size: int
 
     def __post_init__(self) -> None:
-        for name, least in (("sample_rate", 1), ("hop", 1), ("overlap", 0), ("books", 1), ("codebook_size", 2)):
+        for name, least in (
+            ("sample_rate", 1),
+            ("hop", 1),
+            ("decoder_delay", 0),
+            ("num_codebooks", 1),
+            ("codebook_size", 2),
+        ):
             if (value := getattr(self, name)) < least:
                 raise ConfigError(f"{name} is {value}: it must be at least {least}")
 
@@ -39,7 +45,7 @@ class FrameMath:
 
     def frames(self, time: int) -> int:
         """Frames that hold `time` samples, with those that bring out the decoder's late end; 0 samples need none."""
-        return _ceil_div(time + self.overlap, self.hop) if time > 0 else 0
+        return _ceil_div(time + self.decoder_delay, self.hop) if time > 0 else 0
 
     def whole_frames(self, time: int) -> int:
         """Frames whose every sample is among the first `time`."""
@@ -47,7 +53,7 @@ class FrameMath:
 
     def time(self, frames: int) -> int:
         """Samples of the longest signal that `frames` frames hold."""
-        return max(0, frames * self.hop - self.overlap)
+        return max(0, frames * self.hop - self.decoder_delay)
 
     def seconds(self, time: int) -> float:
         """Duration of `time` samples at the model's rate."""
@@ -61,16 +67,18 @@ class FrameMath:
         """Frames nearest to `seconds`, at least one."""
         return max(1, round(seconds * self.frame_rate))
 
-    def bitrate(self, books: int) -> float:
-        """Rate of the codes of `books` books, in kbit/s per channel, container not counted."""
-        return books * self.bits_per_code * self.sample_rate / (1000 * self.hop)
+    def bitrate(self, num_codebooks: int) -> float:
+        """Rate of the codes of `num_codebooks` codebooks, in kbit/s per channel, container not counted."""
+        return num_codebooks * self.bits_per_code * self.sample_rate / (1000 * self.hop)
 
-    def books_for_bitrate(self, kbps: float) -> int:
-        """Largest number of books whose rate is at most `kbps` kbit/s, never more than the model has.
+    def codebooks_for_bitrate(self, kbps: float) -> int:
+        """Largest number of codebooks whose rate is at most `kbps` kbit/s, never more than the model has.
 
-        Raises ConfigError where one book alone needs more.
+        Raises ConfigError where one codebook alone needs more.
         """
-        fitting = [books for books in range(1, self.books + 1) if self.bitrate(books) <= kbps]
+        fitting = [
+            num_codebooks for num_codebooks in range(1, self.num_codebooks + 1) if self.bitrate(num_codebooks) <= kbps
+        ]
         if not fitting:
             lowest = _ceil_div(self.bits_per_code * self.sample_rate, self.hop) / 1000
             raise ConfigError(f"{kbps} kbit/s is below this model's lowest rate: ask for {lowest:.12g} kbit/s or more")

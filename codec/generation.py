@@ -1,4 +1,4 @@
-"""Audio from a language model and the codec whose codes it learnt, block by block while it is being made."""
+"""Audio from a language model and the codec whose codes it learned, block by block while it is being made."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from codec import pretrained
 from codec.errors import UsageError, WeightsMismatch
 from codec.io.level import gain_to
 from codec.lm import sampling as drawing
-from codec.lm.base import Conditions, Prior
+from codec.lm.base import CodecLM, Conditioning
 from codec.lm.sampling import Sampling
 from codec.models.base import Codec
 from codec.nn.int8 import to_int8
@@ -26,7 +26,7 @@ AFTER_SECONDS = 1.0  # what comes after a gap, as far as its filling is judged b
 
 
 def generate(
-    lm: Prior | str | Path = pretrained.DEFAULT_LM,
+    lm: CodecLM | str | Path = pretrained.DEFAULT_LM,
     codec: Codec | str | Path | None = None,
     *,
     seed: int | Sequence[int] = 0,
@@ -41,7 +41,7 @@ def generate(
 ) -> Iterator[Audio]:
     """Audio blocks [batch, 1, time] at the codec's rate, the first as soon as the first frame is whole.
 
-    `lm` is a language model or its name or file, `codec` the one whose codes it learnt, found by itself if it is
+    `lm` is a language model or its name or file, `codec` the one whose codes it learned, found by itself if it is
     shipped. There is a row for each `seed`; what it is `told`, as label="7" or text="yes", and the `prompt` [batch or
     1, 1, time] at the codec's rate are for all. The prompt's whole frames come out again at the beginning, as the codec
     restores them, at the level of the recordings that the model was trained on if those were brought to one
@@ -56,7 +56,7 @@ def generate(
 
     Raises UnknownModel, WeightsMismatch, UsageError before the first block.
     """
-    if int8 and isinstance(lm, Prior):
+    if int8 and isinstance(lm, CodecLM):
         raise UsageError("int8 would change the language model: give its name, or round it with codec.nn.int8.to_int8")
     lm, codec = together(lm, codec, device)
     if int8:
@@ -65,7 +65,7 @@ def generate(
     drawing.check_seeds(seeds)
     if not 0 < block_seconds < math.inf:
         raise UsageError(f"blocks of {block_seconds:g} s cannot be made: ask for more than none, and for an end")
-    math_ = codec.frame_math
+    math_ = codec.frame_spec
     length = None if seconds is None or seconds == math.inf else _length(codec, seconds)
     frames = None if seconds == math.inf else math_.frames(_length(codec, MOST_SECONDS) if length is None else length)
     given = None if prompt is None else prompt_codes(lm, codec, prompt, rows=len(seeds))
@@ -89,10 +89,10 @@ def generate(
 
 
 def generate_clips(
-    lm: Prior,
+    lm: CodecLM,
     codec: Codec,
     seeds: Sequence[int],
-    conditions: Conditions | None = None,
+    conditions: Conditioning | None = None,
     *,
     guidance: float | None = None,
     sampling: Sampling | None = None,
@@ -103,7 +103,7 @@ def generate_clips(
     A clip has no samples where the model ends it at once. Raises as `generate`.
     """
     lm, codec = together(lm, codec)
-    math_ = codec.frame_math
+    math_ = codec.frame_spec
     pieces = drawing.generate_frames(
         lm,
         seeds=seeds,
@@ -112,20 +112,22 @@ def generate_clips(
         sampling=sampling,
         frames=math_.frames(_length(codec, most_seconds)),
     )
-    codes = torch.cat([torch.zeros(len(seeds), lm.source.books, 0, dtype=torch.int64, device=lm.device), *pieces], 2)
+    codes = torch.cat(
+        [torch.zeros(len(seeds), lm.source.num_codebooks, 0, dtype=torch.int64, device=lm.device), *pieces], 2
+    )
     audio = codec.decode(codes.clamp(min=0).to(codec.device))
     times = [math_.time(frames) for frames in _frames_of(codes).tolist()]
     return [clip[:, :time] for clip, time in zip(audio, times, strict=True)]
 
 
 def infill(
-    lm: Prior,
+    lm: CodecLM,
     codec: Codec,
     audio: Audio,
     gap: tuple[float, float],
     *,
     seed: int = 0,
-    conditions: Conditions | None = None,
+    conditions: Conditioning | None = None,
     guidance: float | None = None,
     sampling: Sampling | None = None,
     candidates: int = 16,
@@ -137,7 +139,7 @@ def infill(
     recording.
     """
     lm, codec = together(lm, codec)
-    math_ = codec.frame_math
+    math_ = codec.frame_spec
     codec.check_audio(audio)
     begin, end = gap
     if not 0 <= begin < end <= math_.seconds(audio.shape[2]):
@@ -146,7 +148,7 @@ def infill(
         )
     known = torch.cat([audio[..., : math_.samples(begin)], audio[..., math_.samples(end) :]], dim=2)
     audio = audio * _gains(lm, codec, known)
-    codes = codec.encode(audio, books=lm.source.books)
+    codes = codec.encode(audio, num_codebooks=lm.source.num_codebooks)
     first = math_.whole_frames(math_.samples(begin))
     last = math_.frames(math_.samples(end))
     most = drawing.longest_prompt(lm)
@@ -166,27 +168,27 @@ def infill(
 
 
 def together(
-    lm: Prior | str | Path, codec: Codec | str | Path | None = None, device: str | torch.device = "cpu"
-) -> tuple[Prior, Codec]:
+    lm: CodecLM | str | Path, codec: Codec | str | Path | None = None, device: str | torch.device = "cpu"
+) -> tuple[CodecLM, Codec]:
     """A language model and its codec, loaded where they are given by name.
 
-    Raises UnknownModel, and WeightsMismatch where the codec is not the one whose codes the language model learnt.
+    Raises UnknownModel, and WeightsMismatch where the codec is not the one whose codes the language model learned.
     """
-    if not isinstance(lm, Prior):
+    if not isinstance(lm, CodecLM):
         lm = pretrained.load_lm(lm, device)
     if not isinstance(codec, Codec):
         return lm, pretrained.codec_of(lm, codec, lm.device)
     if codec.weights_hash != lm.source.weights_hash:
         raise WeightsMismatch(
-            f"{lm.name or 'this language model'} learnt the codes of {lm.source.codec or 'a codec without a name'} "
+            f"{lm.name or 'this language model'} learned the codes of {lm.source.codec or 'a codec without a name'} "
             f"(weights {lm.source.weights_hash[:12]}), not of {codec.name or 'a codec without a name'} "
             f"(weights {(codec.weights_hash or 'unknown')[:12]}): give the codec that made them"
         )
     return lm, codec
 
 
-def prompt_codes(lm: Prior, codec: Codec, prompt: Audio, *, rows: int) -> Codes:
-    """Codes [rows, the model's books, frames] of a prompt's whole frames: none that has silence for an end.
+def prompt_codes(lm: CodecLM, codec: Codec, prompt: Audio, *, rows: int) -> Codes:
+    """Codes [rows, the model's codebooks, frames] of a prompt's whole frames: none that has silence for an end.
 
     Each row is brought to the level of the recordings that the model was trained on, if those were brought to one.
 
@@ -195,9 +197,9 @@ def prompt_codes(lm: Prior, codec: Codec, prompt: Audio, *, rows: int) -> Codes:
     codec.check_audio(prompt)
     if len(prompt) not in (1, rows):
         raise UsageError(f"there are {rows} seeds and prompts of {len(prompt)} rows: give one for all, or one for each")
-    math_ = codec.frame_math
+    math_ = codec.frame_spec
     prompt = (prompt * _gains(lm, codec, prompt)).to(codec.device)
-    codes = StreamEncoder(codec, books=lm.source.books, batch=len(prompt)).push(prompt)
+    codes = StreamEncoder(codec, num_codebooks=lm.source.num_codebooks, batch=len(prompt)).push(prompt)
     if not codes.shape[2]:
         raise UsageError(
             f"a prompt of {prompt.shape[2]} samples is shorter than a frame: give at least {math_.hop} samples"
@@ -211,19 +213,19 @@ def prompt_codes(lm: Prior, codec: Codec, prompt: Audio, *, rows: int) -> Codes:
     return codes.expand(rows, -1, -1)
 
 
-def _gains(lm: Prior, codec: Codec, audio: Audio) -> Tensor:
+def _gains(lm: CodecLM, codec: Codec, audio: Audio) -> Tensor:
     """Gains [batch, 1, 1] that bring recordings to the level of those that the model was trained on."""
     if lm.source.level_db is None:
         return torch.ones(1, 1, 1, device=audio.device)
     codec.check_samples(audio)
-    rate = codec.frame_math.sample_rate
+    rate = codec.frame_spec.sample_rate
     gains = [float(gain_to(row.cpu().numpy(), lm.source.level_db, rate=rate)) for row in audio]
     return torch.tensor(gains, device=audio.device)[:, None, None]
 
 
 def _length(codec: Codec, seconds: float) -> int:
     """Samples of so many seconds."""
-    if not seconds > 0 or math.isinf(seconds) or not (length := codec.frame_math.samples(seconds)):
+    if not seconds > 0 or math.isinf(seconds) or not (length := codec.frame_spec.samples(seconds)):
         raise UsageError(f"{seconds:g} s of audio cannot be made: ask for at least one sample, or for inf")
     return length
 
@@ -250,7 +252,7 @@ def _heard(codec: Codec, pieces: Iterator[Codes], *, batch: int, length: int | N
         before = decoder.time
         audio = decoder.push(codes.clamp(min=0))
         frames += _frames_of(codes)
-        ends = torch.tensor([codec.frame_math.time(row) for row in frames.tolist()], device=codec.device)
+        ends = torch.tensor([codec.frame_spec.time(row) for row in frames.tolist()], device=codec.device)
         sounds = torch.arange(before, decoder.time, device=codec.device) < ends[:, None]  # [batch, time]
         if audio.shape[2]:
             with torch.inference_mode(False):

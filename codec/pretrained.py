@@ -13,7 +13,7 @@ from codec.errors import InputNotFound, UnknownModel, WeightsMismatch
 if TYPE_CHECKING:
     import torch
 
-    from codec.lm.base import Prior
+    from codec.lm.base import CodecLM
     from codec.models.base import Codec
 
 WEIGHTS = Path(__file__).parent / "weights"
@@ -36,20 +36,20 @@ def load(name_or_path: str | Path = DEFAULT, device: "str | torch.device" = "aut
     return load_model(find(name_or_path), device)
 
 
-def load_lm(name_or_path: str | Path = DEFAULT_LM, device: "str | torch.device" = "auto") -> "Prior":
+def load_lm(name_or_path: str | Path = DEFAULT_LM, device: "str | torch.device" = "auto") -> "CodecLM":
     """Load a language model, as `load` does a codec."""
     return checkpoint.load_lm(find(name_or_path), device)
 
 
-def codec_of(lm: "Prior", model: str | Path | None = None, device: "str | torch.device" = "cpu") -> "Codec":
-    """Load the codec whose codes a language model learnt: `model`, or else a shipped one, or what its file names.
+def codec_of(lm: "CodecLM", model: str | Path | None = None, device: "str | torch.device" = "cpu") -> "Codec":
+    """Load the codec whose codes a language model learned: `model`, or else a shipped one, or what its file names.
 
     Raises:
         WeightsMismatch: `model` has other weights.
         UnknownModel: there is no such model, or none with the right weights was found.
     """
     source = lm.source
-    learnt = f"{lm.name or 'this language model'} learnt the codes of {source.codec} ({source.weights_hash[:12]})"
+    learnt = f"{lm.name or 'this language model'} learned the codes of {source.codec} ({source.weights_hash[:12]})"
     if model is not None:
         codec = load(model, device)
         if codec.weights_hash != source.weights_hash:

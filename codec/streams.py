@@ -29,13 +29,13 @@ Array: TypeAlias = Tensor | np.ndarray[Any, Any]
 class StreamEncoder:
     """Turns audio that comes in pieces into codes. `time` counts the samples taken, `frames` those given out.
 
-    `batch` is the number of signals side by side; `books` the books of every frame, all if None. Raises UsageError for
-    books the model does not have.
+    `batch` is the number of signals side by side; `num_codebooks` the codebooks of every frame, all if None. Raises UsageError for
+    codebooks the model does not have.
     """
 
-    def __init__(self, model: Codec, *, books: int | None = None, batch: int = 1) -> None:
+    def __init__(self, model: Codec, *, num_codebooks: int | None = None, batch: int = 1) -> None:
         _must_be_at_least("batch", batch, 1)
-        self.books = model.check_books(books)
+        self.num_codebooks = model.check_codebooks(num_codebooks)
         self.time = 0
         self.frames = 0
         self._model = model
@@ -44,7 +44,7 @@ class StreamEncoder:
         self._rest = torch.zeros(batch, 1, 0, device=model.device)  # less than a hop, waiting for the samples to come
 
     def push(self, audio: Array) -> Tensor:
-        """Take audio [batch, 1, time] in [-1, 1] at the model's rate; give the codes [batch, books, frames] now whole.
+        """Take audio [batch, 1, time] in [-1, 1] at the model's rate; give the codes [batch, codebooks, frames] now whole.
 
         Frame t comes with sample (t + 1) · hop. Raises UsageError for audio of another shape, for samples that are no
         numbers, and after `flush`.
@@ -63,18 +63,18 @@ class StreamEncoder:
     def flush(self) -> Tensor:
         """End the signal: pad it with silence and give the frames still missing. The session is closed then."""
         _must_be_open(self._open)
-        math = self._model.frame_math
+        math = self._model.frame_spec
         missing = (math.frames(self.time) - self.frames) * math.hop - self._rest.shape[2]
         codes = self._encode(functional.pad(self._rest, (0, missing)))
         self._open = False
         return codes
 
     def _encode(self, audio: Tensor) -> Tensor:
-        whole = audio.shape[2] - audio.shape[2] % self._model.frame_math.hop
+        whole = audio.shape[2] - audio.shape[2] % self._model.frame_spec.hop
         self._rest = audio[:, :, whole:].clone()  # a view would keep all of `audio` alive
         if not whole:
-            return torch.zeros(len(audio), self.books, 0, dtype=torch.int64, device=audio.device)
-        codes, self._state = self._model.encode_step(audio[:, :, :whole], self._state, books=self.books)
+            return torch.zeros(len(audio), self.num_codebooks, 0, dtype=torch.int64, device=audio.device)
+        codes, self._state = self._model.encode_step(audio[:, :, :whole], self._state, num_codebooks=self.num_codebooks)
         self.frames += codes.shape[2]
         return codes
 
@@ -96,17 +96,17 @@ class StreamDecoder:
         self._batch = batch
         self._length = length
         self._state = model.decoder_state(batch)
-        self._late = model.frame_math.overlap  # samples still to come that lie before the signal
+        self._late = model.frame_spec.decoder_delay  # samples still to come that lie before the signal
 
     def push(self, codes: Array) -> Tensor:
-        """Take codes [batch, books, frames] of any number of books; give the audio [batch, 1, time] now whole.
+        """Take codes [batch, codebooks, frames] of any number of codebooks; give the audio [batch, 1, time] now whole.
 
         Raises UsageError for codes that are not the model's, of another batch, and after `flush`.
         """
         _must_be_open(self._open)
         codes = torch.as_tensor(codes, device=self._model.device)
         if codes.ndim != 3 or len(codes) != self._batch:
-            raise UsageError(f"codes are {list(codes.shape)}: this session takes [{self._batch}, books, frames]")
+            raise UsageError(f"codes are {list(codes.shape)}: this session takes [{self._batch}, codebooks, frames]")
         if not codes.shape[-1]:
             self._model.check_codes(codes)
             return torch.zeros(self._batch, 1, 0, device=codes.device)

@@ -60,9 +60,9 @@ def test_arrays_are_compressed_as_files_of_them() -> None:
     soundfile.write("float.wav", NOISE.T, RATE, subtype="FLOAT")
     expected = codec.compress(Path("float.wav").read_bytes(), bitrate=1.0)
     assert codec.compress(NOISE, sample_rate=RATE, bitrate=1.0) == expected
-    assert codec.compress(NOISE.astype(np.float64), sample_rate=RATE, books=2) == expected
+    assert codec.compress(NOISE.astype(np.float64), sample_rate=RATE, num_codebooks=2) == expected
     with bitstream.open_reader(codec.compress(NOISE[0], sample_rate=RATE)) as reader:
-        assert (reader.header.channels, reader.header.time, reader.header.books) == (1, TIME, 3)
+        assert (reader.header.channels, reader.header.time, reader.header.num_codebooks) == (1, TIME, 3)
 
 
 def test_a_model_at_hand() -> None:
@@ -89,7 +89,7 @@ def test_a_model_at_hand() -> None:
         (NOISE.T, {"sample_rate": RATE}, UsageError, r"an array \[11201, 2\] at 16000 Hz is no audio"),
         (b"RIFF", {"sample_rate": RATE}, UsageError, "an audio file knows its own rate"),
         (NOISE, {"sample_rate": RATE, "bitrate": 0.1}, ConfigError, "below this model's lowest rate"),
-        (NOISE, {"sample_rate": RATE, "bitrate": 1.0, "books": 1}, UsageError, "ask for one of the two"),
+        (NOISE, {"sample_rate": RATE, "bitrate": 1.0, "num_codebooks": 1}, UsageError, "ask for one of the two"),
         (NOISE, {"sample_rate": RATE, "model": "general-24"}, UnknownModel, "did you mean general-24k"),
     ],
 )
@@ -112,10 +112,10 @@ def test_what_cannot_be_decompressed() -> None:
 
 def test_files_are_those_of_the_commands(here: Path) -> None:
     report = codec.encode_file("in.wav", bitrate=1.0)
-    assert (report.target, report.books, report.time) == ("in.codec", 2, TIME)
+    assert (report.target, report.num_codebooks, report.time) == ("in.codec", 2, TIME)
     with pytest.raises(StorageError, match="exists: pass --force"):
         codec.encode_file("in.wav")
-    again = codec.encode_file(here / "in.wav", here / "in.codec", books=2, force=True)
+    again = codec.encode_file(here / "in.wav", here / "in.codec", num_codebooks=2, force=True)
     assert again.compressed_bytes == report.compressed_bytes
     Path("out").mkdir()
     assert codec.decode_file("in.codec", "out").target == "out/in.wav"
@@ -144,13 +144,20 @@ def test_evaluation() -> None:
     Path("data").mkdir()
     soundfile.write("data/a.wav", NOISE[0], RATE)
     result = codec.evaluate("data", bitrate=1.0)
-    assert [row.books for row in result.rows] == [2, 2]
-    assert str(result).splitlines()[0].split()[:2] == str(codec.evaluate("data", books=2)).splitlines()[0].split()[:2]
-    assert {row.books for row in codec.evaluate("data", books=[1, 3]).rows} == {1, 3}
-    assert {row.books for row in codec.evaluate("data", books="all", model=codec.load()).rows} == {1, 2, 3}
+    assert [row.num_codebooks for row in result.rows] == [2, 2]
+    assert (
+        str(result).splitlines()[0].split()[:2]
+        == str(codec.evaluate("data", num_codebooks=2)).splitlines()[0].split()[:2]
+    )
+    assert {row.num_codebooks for row in codec.evaluate("data", num_codebooks=[1, 3]).rows} == {1, 3}
+    assert {row.num_codebooks for row in codec.evaluate("data", num_codebooks="all", model=codec.load()).rows} == {
+        1,
+        2,
+        3,
+    }
     wrongs: list[tuple[dict[str, Any], str]] = [
-        ({"books": 1, "bitrate": 1}, "ask for one of the two"),
-        ({"books": "1,2"}, "give a number"),
+        ({"num_codebooks": 1, "bitrate": 1}, "ask for one of the two"),
+        ({"num_codebooks": "1,2"}, "give a number"),
     ]
     for wrong, message in wrongs:
         with pytest.raises(UsageError, match=message):

@@ -36,7 +36,7 @@ def test_a_file_is_the_whole_model(tmp_path: Path, tiny: CausalCodec) -> None:
     card = read_card(path).as_codec()
     assert (card.name, card.family, card.config) == ("small", "causal", CONFIG.model_dump(mode="json"))
     assert card.training == {"data": "somewhere", "step": 7}
-    assert card.frame_math == tiny.frame_math
+    assert card.frame_spec == tiny.frame_spec
     assert card.parameters == sum(tensor.numel() for tensor in tiny.state_dict().values())
     assert card.size == path.stat().st_size
     assert json.loads(json.dumps(card.as_data()))["weights_hash"] == card.weights_hash == loaded.weights_hash
@@ -153,7 +153,7 @@ def test_weights_that_do_not_fit_the_config(tmp_path: Path, tiny: CausalCodec) -
         ("config", {"dim": 10**12}, "do not fit"),
         ("config", {"dim": "x"}, "do not fit"),
         ("config", {"unheard": 1}, "do not fit"),
-        ("frame_math", {"hop": 77}, "contradicts itself"),
+        ("frame_spec", {"hop": 77}, "contradicts itself"),
     ],
 )
 def test_cards_that_do_not_fit_the_weights(
@@ -187,7 +187,7 @@ LMS: dict[str, dict[str, Any]] = {
     "flatten": {"pattern": {"kind": "flatten"}},
     "coarse first": {"pattern": {"kind": "coarse_first", "block": 4}},
     "depth": {"pattern": {"kind": "parallel"}, "depth": {"width": 12, "layers": 1, "heads": 2}},
-    "text": {"text": True, "vectors": "learnt"},
+    "text": {"text": True, "vectors": "learned"},
 }
 
 

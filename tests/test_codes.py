@@ -9,10 +9,10 @@ import torch
 
 from codec.codes import Codes
 from codec.errors import UsageError
-from codec.frames import FrameMath
+from codec.frames import FrameSpec
 from tests.tiny import tiny_model
 
-MATH = FrameMath(sample_rate=24000, hop=480, overlap=480, books=12, codebook_size=1024)
+MATH = FrameSpec(sample_rate=24000, hop=480, decoder_delay=480, num_codebooks=12, codebook_size=1024)
 CODES = torch.arange(12 * 51).view(1, 12, 51)
 VIEW = Codes(CODES, MATH, 24000)
 
@@ -101,4 +101,4 @@ def test_what_is_no_view() -> None:
 def test_views_pickle() -> None:
     copy = pickle.loads(pickle.dumps(VIEW))
     assert torch.equal(copy.codes, CODES)
-    assert (copy.frame_math, copy.length) == (MATH, 24000)
+    assert (copy.frame_spec, copy.length) == (MATH, 24000)

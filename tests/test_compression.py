@@ -120,18 +120,18 @@ def test_another_rate_and_format(tmp_path: Path) -> None:
     assert report.rate == 16000
 
 
-def test_books_by_number_and_by_bitrate(tmp_path: Path) -> None:
-    source, rate = tones(tmp_path / "a.wav"), MODEL.frame_math.bitrate(2)
-    one = compress(source, tmp_path / "one.codec", model=MODEL, books=1)
+def test_codebooks_by_number_and_by_bitrate(tmp_path: Path) -> None:
+    source, rate = tones(tmp_path / "a.wav"), MODEL.frame_spec.bitrate(2)
+    one = compress(source, tmp_path / "one.codec", model=MODEL, num_codebooks=1)
     two = compress(source, tmp_path / "two.codec", model=MODEL, bitrate=rate)
-    assert (one.books, two.books) == (1, 2)
+    assert (one.num_codebooks, two.num_codebooks) == (1, 2)
     all_codes = MODEL.encode(torch.from_numpy(samples(source))[:, None])
     np.testing.assert_array_equal(codes_in(tmp_path / "two.codec")[1], all_codes[:, :2])
-    assert decompress(tmp_path / "one.codec", tmp_path / "one.wav", model=MODEL).books == 1
+    assert decompress(tmp_path / "one.codec", tmp_path / "one.wav", model=MODEL).num_codebooks == 1
     with pytest.raises(UsageError, match="one of the two"):
-        compress(source, tmp_path / "x.codec", model=MODEL, books=1, bitrate=rate)
+        compress(source, tmp_path / "x.codec", model=MODEL, num_codebooks=1, bitrate=rate)
     with pytest.raises(UsageError, match="4"):
-        compress(source, tmp_path / "x.codec", model=MODEL, books=4)
+        compress(source, tmp_path / "x.codec", model=MODEL, num_codebooks=4)
     with pytest.raises(ConfigError, match="lowest rate"):
         compress(source, tmp_path / "x.codec", model=MODEL, bitrate=0.1)
 
@@ -229,7 +229,7 @@ def test_everything_before_damage_is_restored(tmp_path: Path, rate: int) -> None
     compress(tones(tmp_path / "a.wav", time=rate * 4, rate=rate, channels=2), target, model=MODEL)
     decompress(target, tmp_path / "whole.wav", model=MODEL)
     data = target.read_bytes()
-    packet = 20 + 100 * 2 * 3 * 5 // 8  # 100 frames of 10 ms, 2 channels, 3 books, 5 bits
+    packet = 20 + 100 * 2 * 3 * 5 // 8  # 100 frames of 10 ms, 2 channels, 3 codebooks, 5 bits
     start = data.index(b"PCKT")
     altered = bytearray(data)
     altered[start + 2 * packet + 30] ^= 1  # in the third second
@@ -270,7 +270,9 @@ def test_weights_of_an_earlier_release_name_it(tmp_path: Path) -> None:
         decompress(tmp_path / "a.codec", tmp_path / "b.wav", model=MODEL)
 
 
-@pytest.mark.parametrize("changes", [{"books": 3, "codebook_size": 32}, {"hop": 40, "overlap": 40, "time": 1}])
+@pytest.mark.parametrize(
+    "changes", [{"num_codebooks": 3, "codebook_size": 32}, {"hop": 40, "decoder_delay": 40, "time": 1}]
+)
 def test_a_header_that_contradicts_its_model_is_damage(tmp_path: Path, changes: dict[str, int]) -> None:
     compress(tones(tmp_path / "a.wav"), tmp_path / "a.codec", model=MODEL)
     rewritten(tmp_path / "a.codec", **changes)

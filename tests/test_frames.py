@@ -9,15 +9,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from codec.errors import ConfigError
-from codec.frames import FrameMath, resampled_length
+from codec.frames import FrameSpec, resampled_length
 
-MATH = FrameMath(sample_rate=24000, hop=320, overlap=320, books=8, codebook_size=1024)
+MATH = FrameSpec(sample_rate=24000, hop=320, decoder_delay=320, num_codebooks=8, codebook_size=1024)
 maths = st.builds(
-    FrameMath,
+    FrameSpec,
     sample_rate=st.integers(1, 200_000),
     hop=st.integers(1, 700),
-    overlap=st.integers(0, 1500),
-    books=st.integers(1, 20),
+    decoder_delay=st.integers(0, 1500),
+    num_codebooks=st.integers(1, 20),
     codebook_size=st.integers(2, 5000),
 )
 
@@ -27,7 +27,7 @@ def test_numbers_by_hand() -> None:
     assert MATH.bits_per_code == 10
     assert [MATH.frames(time) for time in (0, 1, 320, 321, 640, 24000)] == [0, 2, 2, 3, 3, 76]
     assert [MATH.time(frames) for frames in (0, 1, 2, 3, 76)] == [0, 0, 320, 640, 24000]
-    assert [MATH.bitrate(books) for books in (1, 2, 8)] == [0.75, 1.5, 6.0]
+    assert [MATH.bitrate(num_codebooks) for num_codebooks in (1, 2, 8)] == [0.75, 1.5, 6.0]
     assert MATH.seconds(36000) == 1.5
     assert MATH.samples(1.5) == 36000
     assert MATH.frames_per_packet() == 75
@@ -35,9 +35,9 @@ def test_numbers_by_hand() -> None:
 
 
 @given(math_=maths, time=st.integers(1, 3000))
-def test_frames_are_the_fewest_that_hold_the_signal(math_: FrameMath, time: int) -> None:
+def test_frames_are_the_fewest_that_hold_the_signal(math_: FrameSpec, time: int) -> None:
     count = 0
-    while count * math_.hop - math_.overlap < time:
+    while count * math_.hop - math_.decoder_delay < time:
         count += 1
     assert math_.frames(time) == count
     assert math_.time(math_.frames(time)) >= time
@@ -45,7 +45,7 @@ def test_frames_are_the_fewest_that_hold_the_signal(math_: FrameMath, time: int)
 
 
 @given(math_=maths, frames=st.integers(0, 10**9))
-def test_time_is_the_longest_signal(math_: FrameMath, frames: int) -> None:
+def test_time_is_the_longest_signal(math_: FrameSpec, frames: int) -> None:
     longest = math_.time(frames)
     assert math_.frames(longest) <= frames
     assert math_.frames(longest + 1) > frames
@@ -53,53 +53,55 @@ def test_time_is_the_longest_signal(math_: FrameMath, frames: int) -> None:
 
 @pytest.mark.parametrize("size", [2, 3, 4, 5, 1000, 1024, 1025, 4096])
 def test_bits_tell_all_codes_apart(size: int) -> None:
-    bits = FrameMath(24000, 320, 320, 8, size).bits_per_code
+    bits = FrameSpec(24000, 320, 320, 8, size).bits_per_code
     assert 2 ** (bits - 1) < size <= 2**bits
 
 
 @given(math_=maths, time=st.integers(0, 10**13))
-def test_whole_frames_have_all_their_samples(math_: FrameMath, time: int) -> None:
+def test_whole_frames_have_all_their_samples(math_: FrameSpec, time: int) -> None:
     whole = math_.whole_frames(time)
     assert whole * math_.hop <= time < (whole + 1) * math_.hop
 
 
 @given(math_=maths, kbps=st.floats(0.001, 500))
-def test_books_for_bitrate_is_the_largest_that_fits(math_: FrameMath, kbps: float) -> None:
-    per_book = Fraction(math_.bits_per_code * math_.sample_rate, math_.hop * 1000)
-    fitting = math.floor(Fraction(kbps) / per_book)
-    if math.isclose(kbps, float(fitting * per_book)) or math.isclose(kbps, float((fitting + 1) * per_book)):
+def test_codebooks_for_bitrate_is_the_largest_that_fits(math_: FrameSpec, kbps: float) -> None:
+    per_codebook = Fraction(math_.bits_per_code * math_.sample_rate, math_.hop * 1000)
+    fitting = math.floor(Fraction(kbps) / per_codebook)
+    if math.isclose(kbps, float(fitting * per_codebook)) or math.isclose(kbps, float((fitting + 1) * per_codebook)):
         return  # decided by rounding; the next test looks at exact rates
     if fitting == 0:
         with pytest.raises(ConfigError):
-            math_.books_for_bitrate(kbps)
+            math_.codebooks_for_bitrate(kbps)
     else:
-        assert math_.books_for_bitrate(kbps) == min(fitting, math_.books)
+        assert math_.codebooks_for_bitrate(kbps) == min(fitting, math_.num_codebooks)
 
 
 @given(math_=maths, data=st.data())
-def test_a_models_own_rate_gives_its_books(math_: FrameMath, data: st.DataObject) -> None:
-    books = data.draw(st.integers(1, math_.books))
-    assert math_.books_for_bitrate(math_.bitrate(books)) == books
+def test_a_models_own_rate_gives_its_codebooks(math_: FrameSpec, data: st.DataObject) -> None:
+    num_codebooks = data.draw(st.integers(1, math_.num_codebooks))
+    assert math_.codebooks_for_bitrate(math_.bitrate(num_codebooks)) == num_codebooks
 
 
 def test_rates_as_people_write_them() -> None:
-    thirds = FrameMath(sample_rate=24000, hop=360, overlap=360, books=12, codebook_size=1024)  # 2/3 kbit/s per book
-    assert thirds.books_for_bitrate(2.0) == 3
-    assert thirds.books_for_bitrate(float("inf")) == 12
-    assert thirds.books_for_bitrate(99) == 12
+    thirds = FrameSpec(
+        sample_rate=24000, hop=360, decoder_delay=360, num_codebooks=12, codebook_size=1024
+    )  # 2/3 kbit/s per codebook
+    assert thirds.codebooks_for_bitrate(2.0) == 3
+    assert thirds.codebooks_for_bitrate(float("inf")) == 12
+    assert thirds.codebooks_for_bitrate(99) == 12
 
 
 @given(math_=maths)
-def test_the_lowest_rate_in_the_message_is_accepted(math_: FrameMath) -> None:
+def test_the_lowest_rate_in_the_message_is_accepted(math_: FrameSpec) -> None:
     with pytest.raises(ConfigError, match="lowest rate") as caught:
-        math_.books_for_bitrate(0)
+        math_.codebooks_for_bitrate(0)
     advice = Decimal(str(caught.value).split("ask for ")[1].split()[0])
-    assert math_.books_for_bitrate(float(advice)) >= 1
+    assert math_.codebooks_for_bitrate(float(advice)) >= 1
 
 
 def test_nan_is_no_bitrate() -> None:
     with pytest.raises(ConfigError, match="nan"):
-        MATH.books_for_bitrate(float("nan"))
+        MATH.codebooks_for_bitrate(float("nan"))
 
 
 @given(
@@ -113,9 +115,10 @@ def test_resampled_length_is_exact(time: int, from_rate: int, to_rate: int) -> N
 
 
 @pytest.mark.parametrize(
-    ("field", "value"), [("sample_rate", 0), ("hop", 0), ("overlap", -1), ("books", 0), ("codebook_size", 1)]
+    ("field", "value"),
+    [("sample_rate", 0), ("hop", 0), ("decoder_delay", -1), ("num_codebooks", 0), ("codebook_size", 1)],
 )
 def test_impossible_sizes(field: str, value: int) -> None:
-    sizes = {"sample_rate": 24000, "hop": 320, "overlap": 320, "books": 8, "codebook_size": 1024}
+    sizes = {"sample_rate": 24000, "hop": 320, "decoder_delay": 320, "num_codebooks": 8, "codebook_size": 1024}
     with pytest.raises(ConfigError, match=f"{field} is {value}"):
-        FrameMath(**{**sizes, field: value})
+        FrameSpec(**{**sizes, field: value})

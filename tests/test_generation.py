@@ -19,7 +19,7 @@ from codec import generation, pretrained
 from codec.errors import UsageError, WeightsMismatch
 from codec.generation import generate, generate_clips, infill, prompt_codes
 from codec.io.level import gain_to
-from codec.lm import Prior
+from codec.lm import CodecLM
 from codec.lm.sampling import generate_frames
 from codec.models.base import Codec
 from tests.lm.tiny import prior
@@ -28,11 +28,11 @@ from tests.tiny import tiny_model
 HOP, RATE = 80, 8000
 
 
-def lm_of(model: Codec, books: int = 3, *, level_db: float | None = None, **config: Any) -> Prior:
+def lm_of(model: Codec, num_codebooks: int = 3, *, level_db: float | None = None, **config: Any) -> CodecLM:
     """A small language model of the codec's codes."""
     size, dim = model.config.codebook_size, 8
     source = {"codec": model.name, "weights_hash": model.weights_hash, "codebook_size": size, "dim": dim}
-    return prior(books, source=source | {"level_db": level_db}, **config)
+    return prior(num_codebooks, source=source | {"level_db": level_db}, **config)
 
 
 @pytest.fixture
@@ -41,7 +41,7 @@ def model() -> Codec:
 
 
 @pytest.fixture
-def lm(model: Codec) -> Prior:
+def lm(model: Codec) -> CodecLM:
     return lm_of(model)
 
 
@@ -49,7 +49,7 @@ def noise(time: int, seed: int = 0) -> Tensor:
     return torch.from_numpy(np.random.default_rng(seed).uniform(-0.5, 0.5, (1, 1, time)).astype(np.float32))
 
 
-def codes_of(lm: Prior, **options: Any) -> Tensor:
+def codes_of(lm: CodecLM, **options: Any) -> Tensor:
     return torch.cat(list(generate_frames(lm, **options)), dim=2)
 
 
@@ -61,7 +61,7 @@ def close(one: Tensor, other: Tensor) -> bool:
     return one.shape == other.shape and torch.allclose(one, other, rtol=0, atol=1e-5)
 
 
-def test_blocks_are_the_decoded_codes(lm: Prior, model: Codec) -> None:
+def test_blocks_are_the_decoded_codes(lm: CodecLM, model: Codec) -> None:
     conditions = lm.conditions([{"label": "yes"}] * 2)
     codes = codes_of(lm, seeds=[1, 2], conditions=conditions, frames=50, stop=False)
     expected = model.decode(codes)
@@ -74,23 +74,23 @@ def test_blocks_are_the_decoded_codes(lm: Prior, model: Codec) -> None:
 
 
 def test_the_first_block_comes_with_the_first_frame_that_sounds(
-    lm: Prior, model: Codec, monkeypatch: pytest.MonkeyPatch
+    lm: CodecLM, model: Codec, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    advance = Mock(side_effect=lm.advance)
-    monkeypatch.setattr(lm, "advance", advance)
+    forward_step = Mock(side_effect=lm.forward_step)
+    monkeypatch.setattr(lm, "forward_step", forward_step)
     blocks = generate(lm, model, seconds=math.inf, block_seconds=0.1)
     assert next(blocks).shape == (1, 1, HOP)
-    assert advance.call_count == lm.pattern.steps(model.frame_math.frames(1))
+    assert forward_step.call_count == lm.pattern.steps(model.frame_spec.frames(1))
     assert next(blocks).shape == (1, 1, 10 * HOP)
-    assert advance.call_count == lm.pattern.steps(model.frame_math.frames(1) + 10)
+    assert forward_step.call_count == lm.pattern.steps(model.frame_spec.frames(1) + 10)
 
 
 @pytest.mark.parametrize("seconds", [1 / RATE, 0.01, 0.1234, 0.5])
-def test_lengths_are_exact(lm: Prior, model: Codec, seconds: float) -> None:
+def test_lengths_are_exact(lm: CodecLM, model: Codec, seconds: float) -> None:
     assert joined(generate(lm, model, seconds=seconds)).shape == (1, 1, round(seconds * RATE))
 
 
-def test_without_a_length_rows_end_by_themselves(lm: Prior, model: Codec) -> None:
+def test_without_a_length_rows_end_by_themselves(lm: CodecLM, model: Codec) -> None:
     seeds = [0, 1, 2, 3]
     codes = codes_of(lm, seeds=seeds)
     frames = (codes[:, 0] >= 0).sum(dim=1).tolist()
@@ -106,7 +106,7 @@ def test_without_a_length_rows_end_by_themselves(lm: Prior, model: Codec) -> Non
         assert not together[row, :, clip.shape[1] :].any()
 
 
-def test_clips_that_go_on_are_cut(lm: Prior, model: Codec, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_clips_that_go_on_are_cut(lm: CodecLM, model: Codec, monkeypatch: pytest.MonkeyPatch) -> None:
     lengths = [clip.shape[1] for clip in generate_clips(lm, model, range(8), most_seconds=0.03)]
     assert max(lengths) == 240
     assert min(lengths) < 240
@@ -114,7 +114,7 @@ def test_clips_that_go_on_are_cut(lm: Prior, model: Codec, monkeypatch: pytest.M
     assert joined(generate(lm, model, seed=range(8))).shape == (8, 1, 240)
 
 
-def test_what_ends_at_once_has_no_samples(lm: Prior, model: Codec) -> None:
+def test_what_ends_at_once_has_no_samples(lm: CodecLM, model: Codec) -> None:
     heads = torch.nn.Linear(16, 3 * 21)
     torch.nn.init.zeros_(heads.weight)
     heads.bias.data[20] = 100  # the end
@@ -123,7 +123,7 @@ def test_what_ends_at_once_has_no_samples(lm: Prior, model: Codec) -> None:
     assert list(generate(lm, model)) == []
 
 
-def test_without_an_end_memory_does_not_grow(lm: Prior, model: Codec) -> None:
+def test_without_an_end_memory_does_not_grow(lm: CodecLM, model: Codec) -> None:
     def tensors() -> int:
         return sum(type(thing) is Tensor for thing in gc.get_objects())
 
@@ -136,12 +136,12 @@ def test_without_an_end_memory_does_not_grow(lm: Prior, model: Codec) -> None:
     assert counts[2] <= counts[1] + 5
 
 
-@pytest.mark.parametrize("config", [{}, {"pattern": {"kind": "flatten"}}, {"books": 2}])
+@pytest.mark.parametrize("config", [{}, {"pattern": {"kind": "flatten"}}, {"num_codebooks": 2}])
 def test_a_prompt_is_kept_and_goes_on(model: Codec, config: dict[str, Any]) -> None:
     lm = lm_of(model, **({"context": 90} | config))
     prompt = noise(1000)  # 12 whole frames and a half
     given = prompt_codes(lm, model, prompt, rows=1)
-    assert given.equal(model.encode(prompt, books=lm.source.books)[:, :, :12])
+    assert given.equal(model.encode(prompt, num_codebooks=lm.source.num_codebooks)[:, :, :12])
     codes = codes_of(lm, seeds=[4], given=given, frames=31, stop=False)
     assert codes[:, :, :12].equal(given)
     audio = joined(generate(lm, model, seed=4, prompt=prompt, seconds=0.3))
@@ -160,17 +160,17 @@ def test_a_gap_is_filled(model: Codec, context: int) -> None:
     before = model.decode(model.encode(recording), length=4100)
     after = infill(lm, model, recording, (0.2, 0.3), seed=3, candidates=2)
     assert after.shape == before.shape
-    begin, end = 1600 - model.frame_math.overlap, 2400 + model.frame_math.overlap
+    begin, end = 1600 - model.frame_spec.decoder_delay, 2400 + model.frame_spec.decoder_delay
     assert close(after[:, :, :begin], before[:, :, :begin])
     assert not close(after[:, :, begin:end], before[:, :, begin:end])
     assert close(infill(lm, model, recording, (0.2, 0.3), seed=3, candidates=2), after)
     assert not close(infill(lm, model, recording, (0.2, 0.3), seed=4, candidates=2), after)
 
 
-def test_a_gap_is_that_of_its_samples(lm: Prior, model: Codec, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_gap_is_that_of_its_samples(lm: CodecLM, model: Codec, monkeypatch: pytest.MonkeyPatch) -> None:
     unknown: list[int] = []
 
-    def fill(lm: Prior, given: Tensor, *, after: int, **_: Any) -> Tensor:
+    def fill(lm: CodecLM, given: Tensor, *, after: int, **_: Any) -> Tensor:
         assert after == 100  # frames of a second
         unknown.extend((given[0, 0] < 0).nonzero()[:, 0].tolist())
         return given.clamp(min=0)
@@ -178,7 +178,7 @@ def test_a_gap_is_that_of_its_samples(lm: Prior, model: Codec, monkeypatch: pyte
     monkeypatch.setattr("codec.lm.sampling.infill", fill)
     infill(lm, model, noise(4100), (0.201, 0.299))
     # samples 1608 to 2392 are of the frames 20 to 29; the decoder is a frame late
-    assert unknown == list(range(20, 30 + model.frame_math.overlap // HOP))
+    assert unknown == list(range(20, 30 + model.frame_spec.decoder_delay // HOP))
 
 
 def test_prompts_are_brought_to_the_level_of_the_model(model: Codec) -> None:
@@ -209,7 +209,7 @@ def test_what_surrounds_a_gap_is_brought_to_the_level_of_the_model(model: Codec)
         infill(lm, model, torch.full((1, 1, 800), math.nan), (0.0, 0.05))
 
 
-def test_models_are_found_by_name(lm: Prior, model: Codec, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_models_are_found_by_name(lm: CodecLM, model: Codec, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
         pretrained, "load_lm", lambda name, device: lm if (name, device) == ("words", "auto") else None, raising=False
     )
@@ -223,9 +223,9 @@ def test_models_are_found_by_name(lm: Prior, model: Codec, monkeypatch: pytest.M
     assert close(joined(codec.generate(lm, seed=5, label="no", seconds=0.2)), expected)
 
 
-def test_another_codec(lm: Prior) -> None:
+def test_another_codec(lm: CodecLM) -> None:
     other = tiny_model(1)
-    with pytest.raises(WeightsMismatch, match=r"learnt the codes of tiny-0 \(weights \w{12}\), not of tiny-1"):
+    with pytest.raises(WeightsMismatch, match=r"learned the codes of tiny-0 \(weights \w{12}\), not of tiny-1"):
         generate(lm, other)
     with pytest.raises(WeightsMismatch):
         generate_clips(lm, other, [0])
@@ -246,22 +246,22 @@ def test_another_codec(lm: Prior) -> None:
         ({"prompt": torch.zeros(1, 1, 8000)}, r"prompt of 1\.00 s .* give its last 0\.62 s"),
         ({"prompt": torch.zeros(1, 1, 4000), "seconds": 0.1}, r"0\.1 s are asked for, and the prompt has 0\.50 s"),
         ({"label": "maybe"}, "knows no label maybe"),
-        ({"colour": "red"}, "takes no colour"),
+        ({"color": "red"}, "takes no color"),
     ],
 )
-def test_what_cannot_be_generated(lm: Prior, model: Codec, wrong: dict[str, Any], says: str) -> None:
+def test_what_cannot_be_generated(lm: CodecLM, model: Codec, wrong: dict[str, Any], says: str) -> None:
     with pytest.raises(UsageError, match=says):
         generate(lm, model, **wrong)  # at once, not with the first block
 
 
 @pytest.mark.parametrize("gap", [(-0.1, 0.05), (0.05, 0.05), (0.05, 0.2), (math.nan, 0.05)])
-def test_gaps_outside_the_recording(lm: Prior, model: Codec, gap: tuple[float, float]) -> None:
+def test_gaps_outside_the_recording(lm: CodecLM, model: Codec, gap: tuple[float, float]) -> None:
     with pytest.raises(UsageError, match=r"not within the recording's 0\.1 s"):
         infill(lm, model, noise(800), gap)
 
 
 @pytest.mark.parametrize("ambient", [torch.enable_grad, torch.inference_mode])
-def test_what_is_generated_can_enter_a_loss(lm: Prior, model: Codec, ambient: Any) -> None:
+def test_what_is_generated_can_enter_a_loss(lm: CodecLM, model: Codec, ambient: Any) -> None:
     with ambient():
         made = [*generate(lm, model, seconds=0.1, block_seconds=0.02), *generate_frames(lm, seeds=[0], frames=3)]
         made += [infill(lm, model, noise(800), (0.02, 0.05))]
@@ -271,7 +271,7 @@ def test_what_is_generated_can_enter_a_loss(lm: Prior, model: Codec, ambient: An
     made[0].mul_(2)  # in place
 
 
-def test_nothing_is_decoded_twice(model: Codec, lm: Prior, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nothing_is_decoded_twice(model: Codec, lm: CodecLM, monkeypatch: pytest.MonkeyPatch) -> None:
     decode_step, pieces = model.decode_step, list[int]()
 
     def counted(codes: Tensor, state: Any) -> Any:
@@ -282,7 +282,7 @@ def test_nothing_is_decoded_twice(model: Codec, lm: Prior, monkeypatch: pytest.M
     time = joined(generate(lm, model, seconds=0.6, block_seconds=0.05)).shape[2]
     assert time == round(0.6 * RATE)
     assert len(pieces) > 5
-    assert sum(pieces) == model.frame_math.frames(time)
+    assert sum(pieces) == model.frame_spec.frames(time)
 
 
 def test_the_shipped_models_belong_together_and_speak() -> None:
@@ -308,10 +308,10 @@ def test_the_shipped_model_says_what_it_is_told() -> None:
         pieces = generate_frames(lm, seeds=[3], conditions=lm.conditions([{"label": label}]), frames=100)
         codes = torch.cat(list(pieces), dim=2)
         codes = codes[:, :, : int((codes >= 0).all(dim=1).sum())]
-        columns = lm.pattern.lay_out(codes, lm.hole).expand(len(labels), -1, -1)
+        columns = lm.pattern.lay_out(codes, lm.special_token).expand(len(labels), -1, -1)
         logits = lm(columns, lm.conditions([{"label": name} for name in labels]))
         likely = logits.log_softmax(dim=-1).gather(3, columns[..., None])[..., 0]
-        scores = torch.where(columns == lm.hole, 0.0, likely).sum(dim=(1, 2))
+        scores = torch.where(columns == lm.special_token, 0.0, likely).sum(dim=(1, 2))
         right += labels[int(scores.argmax())] == label
     assert right >= 9
 

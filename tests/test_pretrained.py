@@ -12,7 +12,7 @@ from safetensors.numpy import save_file
 from codec import pretrained
 from codec.checkpoint import read_card, save_lm, save_model
 from codec.errors import UnknownModel, WeightsMismatch
-from codec.lm import Prior
+from codec.lm import CodecLM
 from tests.lm.tiny import prior
 from tests.tiny import tiny_model
 
@@ -20,7 +20,7 @@ CARD = {
     "format": 1,
     "family": "causal",
     "config": {"hop": 320},
-    "frame_math": {"sample_rate": 24000, "hop": 320, "overlap": 320, "books": 8, "codebook_size": 1024},
+    "frame_spec": {"sample_rate": 24000, "hop": 320, "decoder_delay": 320, "num_codebooks": 8, "codebook_size": 1024},
     "training": {"step": 5},
 }
 
@@ -43,7 +43,7 @@ def weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_shipped_models_are_listed_by_name() -> None:
     cards = pretrained.shipped()
     assert [card.name for card in cards] == ["another", "general-24k"]
-    assert cards[1].as_codec().frame_math.bitrate(8) == 6.0
+    assert cards[1].as_codec().frame_spec.bitrate(8) == 6.0
     assert cards[1].parameters == 3
 
 
@@ -92,18 +92,18 @@ def test_listing_models_needs_no_torch() -> None:
 
 
 @pytest.fixture
-def lm(tmp_path: Path) -> Prior:
-    """A language model, loaded; the codec that it learnt is in learnt/model.safetensors."""
-    (tmp_path / "learnt").mkdir()
-    save_model(tmp_path / "learnt" / "model.safetensors", tiny_model(), training={})
+def lm(tmp_path: Path) -> CodecLM:
+    """A language model, loaded; the codec that it learned is in learned/model.safetensors."""
+    (tmp_path / "learned").mkdir()
+    save_model(tmp_path / "learned" / "model.safetensors", tiny_model(), training={})
     made = prior()
-    digest = read_card(tmp_path / "learnt" / "model.safetensors").weights_hash
-    made.source = made.source.model_copy(update={"codec": "learnt", "weights_hash": digest})
+    digest = read_card(tmp_path / "learned" / "model.safetensors").weights_hash
+    made.source = made.source.model_copy(update={"codec": "learned", "weights_hash": digest})
     save_lm(tmp_path / "words.safetensors", made, training={})
     return pretrained.load_lm(tmp_path / "words.safetensors")
 
 
-def test_language_models_stand_beside_codecs(tmp_path: Path, weights: Path, lm: Prior) -> None:
+def test_language_models_stand_beside_codecs(tmp_path: Path, weights: Path, lm: CodecLM) -> None:
     (tmp_path / "words.safetensors").rename(weights / f"{pretrained.DEFAULT_LM}.safetensors")
     assert pretrained.names() == ["another", "digits-8k-lm", "general-24k"]
     assert [card.family for card in pretrained.shipped()] == ["causal", "transformer", "causal"]
@@ -116,23 +116,25 @@ def test_language_models_stand_beside_codecs(tmp_path: Path, weights: Path, lm: 
 
 
 def test_the_codec_of_a_language_model(
-    tmp_path: Path, weights: Path, lm: Prior, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, weights: Path, lm: CodecLM, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with pytest.raises(UnknownModel, match=f"words learnt the codes of learnt .{lm.source.weights_hash[:12]}.*--codec"):
+    with pytest.raises(
+        UnknownModel, match=f"words learned the codes of learned .{lm.source.weights_hash[:12]}.*--codec"
+    ):
         pretrained.codec_of(lm)
     monkeypatch.chdir(tmp_path)  # where a folder is called as the file says
-    assert pretrained.codec_of(lm).name == "learnt"
-    (tmp_path / "learnt" / "model.safetensors").rename(weights / "renamed.safetensors")
+    assert pretrained.codec_of(lm).name == "learned"
+    (tmp_path / "learned" / "model.safetensors").rename(weights / "renamed.safetensors")
     assert pretrained.codec_of(lm).name == "renamed"  # its weights are those
     assert pretrained.codec_of(lm, weights / "renamed.safetensors").weights_hash == lm.source.weights_hash
 
 
-def test_another_codec_of_that_name(tmp_path: Path, lm: Prior, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_another_codec_of_that_name(tmp_path: Path, lm: CodecLM, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    save_model(tmp_path / "learnt" / "model.safetensors", tiny_model(1), training={})
+    save_model(tmp_path / "learned" / "model.safetensors", tiny_model(1), training={})
     with pytest.raises(UnknownModel, match="not at hand: pass --codec with its file"):
         pretrained.codec_of(lm)
-    with pytest.raises(WeightsMismatch, match=r"words learnt the codes of learnt .*, but learnt has other weights"):
-        pretrained.codec_of(lm, "learnt")
+    with pytest.raises(WeightsMismatch, match=r"words learned the codes of learned .*, but learned has other weights"):
+        pretrained.codec_of(lm, "learned")
     with pytest.raises(UnknownModel, match=r"^words is a language model.*name a codec here$"):
         pretrained.codec_of(lm, "words.safetensors")

@@ -20,13 +20,15 @@ HOP = 4
 
 
 class Steps(Codec):
-    """Book 0 of a frame: mean of its samples in steps of 1/100. Book 1: that of the frame before.
+    """Codebook 0 of a frame: mean of its samples in steps of 1/100. Codebook 1: that of the frame before.
 
-    The decoder holds the mean of book 0 for a hop, one hop late.
+    The decoder holds the mean of codebook 0 for a hop, one hop late.
     """
 
     def __init__(self) -> None:
-        super().__init__(CodecConfig(family="steps", sample_rate=100, hop=HOP, books=2, codebook_size=201), overlap=HOP)
+        super().__init__(
+            CodecConfig(family="steps", sample_rate=100, hop=HOP, num_codebooks=2, codebook_size=201), decoder_delay=HOP
+        )
         self.anywhere = torch.nn.Parameter(torch.ones(1))  # a model is where its parameters are
 
     def latents_step(self, audio: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
@@ -38,11 +40,11 @@ class Steps(Codec):
     def encoder_state(self, batch: int) -> Tensor:
         return torch.full((batch, 1), 100)
 
-    def encode_step(self, audio: Tensor, state: Tensor, *, books: int | None = None) -> tuple[Tensor, Tensor]:
+    def encode_step(self, audio: Tensor, state: Tensor, *, num_codebooks: int | None = None) -> tuple[Tensor, Tensor]:
         means = audio.reshape(len(audio), -1, HOP).mean(2)  # [batch, frames]
         codes = (means * 100 + 100).round().long()
         both = torch.stack([codes, torch.cat([state, codes[:, :-1]], dim=1)], dim=1)
-        return both[:, : self.check_books(books)], codes[:, -1:]
+        return both[:, : self.check_codebooks(num_codebooks)], codes[:, -1:]
 
     def decoder_state(self, batch: int) -> Tensor:
         return torch.zeros(batch, 1, HOP)
@@ -97,8 +99,8 @@ def test_codes_and_audio_are_those_told_by_hand_however_cut(batch: int, time: in
 @given(batch=st.integers(1, 2), time=st.integers(1, 500), pieces=st.lists(st.integers(0, 250), max_size=5))
 def test_a_session_equals_the_model_on_the_whole_signal(batch: int, time: int, pieces: list[int]) -> None:
     model, audio = tiny_model(), signal(batch, time)
-    expected = model.encode(audio, books=2)
-    encoder = StreamEncoder(model, books=2, batch=batch)
+    expected = model.encode(audio, num_codebooks=2)
+    encoder = StreamEncoder(model, num_codebooks=2, batch=batch)
     codes = torch.cat([*(encoder.push(piece) for piece in cut(audio, pieces)), encoder.flush()], dim=2)
     assert torch.equal(codes, expected)
     decoder = StreamDecoder(model, batch=batch, length=time)
@@ -143,18 +145,18 @@ def test_numpy_of_any_float_is_taken() -> None:
     assert StreamDecoder(MODEL, batch=2).push(codes.numpy()).shape == (2, 1, 12)
 
 
-def test_fewer_books() -> None:
-    encoder = StreamEncoder(MODEL, books=1)
+def test_fewer_codebooks() -> None:
+    encoder = StreamEncoder(MODEL, num_codebooks=1)
     audio = signal(1, 9)
     codes = torch.cat([encoder.push(audio), encoder.flush()], 2)
     assert torch.equal(codes, expected_codes(audio)[:, :1])
     assert StreamDecoder(MODEL).push(codes).shape == (1, 1, 12)
 
 
-@pytest.mark.parametrize("books", [0, 3, -1])
-def test_books_the_model_lacks(books: int) -> None:
-    with pytest.raises(UsageError, match=f"books, not {books}"):
-        StreamEncoder(MODEL, books=books)
+@pytest.mark.parametrize("num_codebooks", [0, 3, -1])
+def test_codebooks_the_model_lacks(num_codebooks: int) -> None:
+    with pytest.raises(UsageError, match=f"codebooks, not {num_codebooks}"):
+        StreamEncoder(MODEL, num_codebooks=num_codebooks)
 
 
 @pytest.mark.parametrize(
@@ -175,7 +177,7 @@ def test_samples_that_are_no_audio(sample: float) -> None:
 
 @pytest.mark.parametrize("shape", [(), (1, 9), (1, 3, 9), (1, 3, 0), (1, 0, 9), (2, 2, 9)])
 def test_codes_of_another_kind(shape: tuple[int, ...]) -> None:
-    with pytest.raises(UsageError, match=r"codes are|books, not"):
+    with pytest.raises(UsageError, match=r"codes are|codebooks, not"):
         StreamDecoder(MODEL).push(torch.zeros(shape, dtype=torch.int64))
 
 

@@ -75,12 +75,21 @@ def test_rates_are_plotted_with_baselines_and_published_numbers(
 ) -> None:
     (tool,) = (tool for tool in TOOLS if tool.stem == "plot_rates")
 
-    def row(group: str, codec: str, kbps: float, pesq: float | None, books: int | None) -> dict[str, object]:
+    def row(group: str, codec: str, kbps: float, pesq: float | None, num_codebooks: int | None) -> dict[str, object]:
         measures = {"payload_kbps": kbps, "file_kbps": kbps + 0.3, "pesq_wb": pesq, "mel_dac": 2.0, "stft_dac": None}
         name = {"all": "all", "domain": "speech", "set": "digits"}[group]
-        return {"group": group, "name": name, "codec": codec, "measures": measures, "codebooks": [{}] * (books or 0)}
+        return {
+            "group": group,
+            "name": name,
+            "codec": codec,
+            "measures": measures,
+            "codebooks": [{}] * (num_codebooks or 0),
+        }
 
-    rows = [row("domain", "mine", 0.5 * books, 1 + 0.1 * books, books) for books in (12, 1, 6)]
+    rows = [
+        row("domain", "mine", 0.5 * num_codebooks, 1 + 0.1 * num_codebooks, num_codebooks)
+        for num_codebooks in (12, 1, 6)
+    ]
     rows += [row("domain", f"opus:{kbps} (libopus 1.3.1)", kbps * 0.95, 2.0, None) for kbps in (6, 12)]
     rows += [row("domain", "original", 384.0, 4.64, None), row("set", "mine", 0.5, None, 1)]
     Path(tmp_path, "a.json").write_text(json.dumps({"model": "mine", "rows": rows}))

@@ -10,7 +10,7 @@ CONFIG = CausalConfig(
     sample_rate=8000,
     hop=80,
     dim=8,
-    books=3,
+    num_codebooks=3,
     codebook_size=20,
     encoder_width=16,
     encoder_blocks=1,
@@ -26,7 +26,7 @@ CONFIG = CausalConfig(
 
 
 def tiny_model(seed: int = 0) -> CausalCodec:
-    """8 kHz, 10 ms frames, 3 books of 20; untrained, with a name and a made-up hash, ready for use."""
+    """8 kHz, 10 ms frames, 3 codebooks of 20; untrained, with a name and a made-up hash, ready for use."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         model = CausalCodec(CONFIG)

@@ -48,7 +48,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Speed and memory of encoding and decoding.")
     parser.add_argument("--model", default=hub.DEFAULT, help="shipped name, .safetensors file or training run")
     parser.add_argument("--untrained", action="store_true", help="random weights instead of --model")
-    parser.add_argument("--books", type=int, help="books to use; all by default")
+    parser.add_argument("--books", type=int, help="codebooks to use; all by default")
     parser.add_argument("--seconds", type=float, default=10, help="length of the signal that is timed (default 10)")
     parser.add_argument("--rounds", type=int, default=7, help="rounds of the timing (default 7)")
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2], help="numbers of threads (default 1 2)")
@@ -59,7 +59,7 @@ def main() -> None:
     arguments = parser.parse_args()
 
     if arguments.worker:
-        work(*arguments.worker, model=arguments.model, books=arguments.books)
+        work(*arguments.worker, model=arguments.model, num_codebooks=arguments.num_codebooks)
         return
     with tempfile.TemporaryDirectory() as folder:
         if arguments.untrained:
@@ -67,18 +67,20 @@ def main() -> None:
             arguments.model = str(Path(folder, "untrained.safetensors"))
             checkpoint.save_model(arguments.model, models.build("causal", {}), training={})
         if not arguments.no_speed:
-            report_speed(arguments.model, arguments.books, arguments.seconds, arguments.rounds, arguments.threads)
+            report_speed(
+                arguments.model, arguments.num_codebooks, arguments.seconds, arguments.rounds, arguments.threads
+            )
         if not arguments.no_memory:
-            report_memory(arguments.model, arguments.books, arguments.minutes, Path(folder))
+            report_memory(arguments.model, arguments.num_codebooks, arguments.minutes, Path(folder))
 
 
 # Speed
 
 
-def report_speed(model: str, books: int | None, seconds: float, rounds: int, threads: Sequence[int]) -> None:
+def report_speed(model: str, num_codebooks: int | None, seconds: float, rounds: int, threads: Sequence[int]) -> None:
     """Print the table of real-time factors."""
     audio = torch.from_numpy(sound(0, round(seconds * RATE)))[None, None]  # [batch, channels, time]
-    systems = ours(model, books, audio)
+    systems = ours(model, num_codebooks, audio)
     try:
         systems.append(encodec(audio))
     except (ImportError, OSError) as error:  # OSError: a torchaudio that does not fit the torch beside it
@@ -99,15 +101,15 @@ def report_speed(model: str, books: int | None, seconds: float, rounds: int, thr
     print()
 
 
-def ours(name: str, books: int | None, audio: torch.Tensor) -> list[System]:
+def ours(name: str, num_codebooks: int | None, audio: torch.Tensor) -> list[System]:
     """Our model on the whole signal, and as files take it: in a session, a second at a time."""
     model = hub.load(name, "cpu")
-    codes = model.encode(audio, books=books)
-    second = model.frame_math.frames_per_packet()
+    codes = model.encode(audio, num_codebooks=num_codebooks)
+    second = model.frame_spec.frames_per_packet()
 
     def stream_encode() -> None:
-        session = sessions.StreamEncoder(model, books=books)
-        for block in torch.split(audio, model.frame_math.sample_rate, dim=2):
+        session = sessions.StreamEncoder(model, num_codebooks=num_codebooks)
+        for block in torch.split(audio, model.frame_spec.sample_rate, dim=2):
             session.push(block)
         session.flush()
 
@@ -119,7 +121,9 @@ def ours(name: str, books: int | None, audio: torch.Tensor) -> list[System]:
 
     label = model.name or "model"
     return [
-        System(f"{label}, whole", lambda: model.encode(audio, books=books), lambda: model.decode(codes)),
+        System(
+            f"{label}, whole", lambda: model.encode(audio, num_codebooks=num_codebooks), lambda: model.decode(codes)
+        ),
         System(f"{label}, session", stream_encode, stream_decode),
     ]
 
@@ -147,7 +151,7 @@ def timed(run: Callable[[], object]) -> float:
 # Memory
 
 
-def report_memory(model: str, books: int | None, minutes: Sequence[float], folder: Path) -> None:
+def report_memory(model: str, num_codebooks: int | None, minutes: Sequence[float], folder: Path) -> None:
     """Print the table of peak memory of whole compression, one fresh process each."""
     print(f"files of mono at {RATE} Hz, 16 bit: peak resident set and speed of a process of its own, one thread")
     print(f"{'minutes':>8}{'compress':>14}{'× real time':>13}{'decompress':>14}{'× real time':>13}{'kbit/s':>9}")
@@ -157,8 +161,8 @@ def report_memory(model: str, books: int | None, minutes: Sequence[float], folde
         with soundfile.SoundFile(source, "w", RATE, 1, subtype="PCM_16") as file:
             for start in range(0, time, BLOCK * RATE):
                 file.write(sound(start, min(BLOCK * RATE, time - start)))
-        compressed = in_process("compress", source, coded, model, books)
-        decompressed = in_process("decompress", coded, restored, model, books)
+        compressed = in_process("compress", source, coded, model, num_codebooks)
+        decompressed = in_process("decompress", coded, restored, model, num_codebooks)
         with bitstream.open_reader(coded) as reader:
             rate = coded.stat().st_size * 8 / 1000 / reader.header.seconds
         print(
@@ -170,23 +174,23 @@ def report_memory(model: str, books: int | None, minutes: Sequence[float], folde
             path.unlink()
 
 
-def in_process(job: str, source: Path, target: Path, model: str, books: int | None) -> tuple[float, float]:
+def in_process(job: str, source: Path, target: Path, model: str, num_codebooks: int | None) -> tuple[float, float]:
     """Peak memory in MiB and seconds of one job in a fresh process."""
     command = [sys.executable, __file__, "--model", model, "--worker", job, str(source), str(target)]
-    if books:
-        command += ["--books", str(books)]
+    if num_codebooks:
+        command += ["--books", str(num_codebooks)]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
     printed = subprocess.run(command, check=True, capture_output=True, text=True, env=environment).stdout
     memory, seconds = map(float, printed.split())
     return memory, seconds
 
 
-def work(job: str, source: str, target: str, *, model: str, books: int | None) -> None:
+def work(job: str, source: str, target: str, *, model: str, num_codebooks: int | None) -> None:
     """The body of such a process: prints MiB and seconds."""
     loaded = hub.load(model, "cpu")
     started = perf_counter()
     if job == "compress":
-        compression.compress(Path(source), Path(target), model=loaded, books=books)
+        compression.compress(Path(source), Path(target), model=loaded, num_codebooks=num_codebooks)
     else:
         compression.decompress(Path(source), Path(target), model=loaded)
     took = perf_counter() - started

@@ -30,7 +30,7 @@ from torch import Tensor, nn
 from codec import pretrained
 from codec.errors import CodecError, MissingDependency, UsageError
 from codec.generation import generate
-from codec.lm.base import Source
+from codec.lm.base import CodebookSpec
 from codec.lm.patterns import PatternConfig
 from codec.lm.sampling import generate_frames
 from codec.lm.transformer import DepthConfig, TokenLM, TransformerConfig
@@ -95,8 +95,8 @@ def main() -> None:
         for batch in arguments.batch
         for row in measured(
             systems,
-            model.source.books,
-            codec.frame_math.frame_rate,
+            model.source.num_codebooks,
+            codec.frame_spec.frame_rate,
             threads=threads,
             batch=batch,
             frames=arguments.frames,
@@ -117,10 +117,10 @@ def chosen(arguments: argparse.Namespace) -> tuple[TokenLM, Codec]:
         return model, pretrained.codec_of(model, arguments.codec)
     codec = pretrained.load(arguments.codec or pretrained.DEFAULT, "cpu")
     vectors = codec.quantizer.vectors()
-    source = Source(
+    source = CodebookSpec(
         codec=codec.name or "",
         weights_hash=codec.weights_hash or "",
-        books=codec.check_books(arguments.books),
+        num_codebooks=codec.check_codebooks(arguments.num_codebooks),
         codebook_size=codec.config.codebook_size,
         dim=64 if vectors is None else vectors.shape[2],
     )
@@ -129,7 +129,7 @@ def chosen(arguments: argparse.Namespace) -> tuple[TokenLM, Codec]:
 
 
 def variants(config: TransformerConfig) -> dict[str, TransformerConfig]:
-    """The same sizes with each way to decide the books."""
+    """The same sizes with each way to decide the codebooks."""
     delay, depth = config.pattern, config.depth
     if delay.kind != "delay" or depth:
         delay = PatternConfig()
@@ -140,13 +140,13 @@ def variants(config: TransformerConfig) -> dict[str, TransformerConfig]:
     }
 
 
-def untrained(config: TransformerConfig, source: Source) -> TokenLM:
+def untrained(config: TransformerConfig, source: CodebookSpec) -> TokenLM:
     """Random weights, rounded as those of a shipped model."""
     torch.manual_seed(0)
     model = TokenLM(config, source).eval()
     for weight in model.parameters():
         weight.data = weight.data.half().float()
-    return model.for_steps()
+    return model.prepare_for_inference()
 
 
 # Systems
@@ -157,16 +157,18 @@ def system(name: str, model: TokenLM) -> System:
 
     def run(batch: int, frames: int) -> None:
         steps = model.pattern.steps(frames)
-        holes = (model.pattern.cells(0, steps) < 0).T  # [steps, books]
+        holes = (model.pattern.cells(0, steps) < 0).T  # [steps, codebooks]
         state = model.initial_state(model.conditions([{}] * batch))
-        column = torch.full((batch, model.source.books), model.hole)
-        for hole in holes:
+        column = torch.full((batch, model.source.num_codebooks), model.special_token)
+        for special_token in holes:
 
-            def pick(logits: Tensor, first: int, hole: Tensor = hole) -> Tensor:
-                return torch.where(hole[first : first + logits.shape[1]], model.hole, logits[..., :-1].argmax(dim=-1))
+            def pick(logits: Tensor, first: int, special_token: Tensor = special_token) -> Tensor:
+                return torch.where(
+                    special_token[first : first + logits.shape[1]], model.special_token, logits[..., :-1].argmax(dim=-1)
+                )
 
-            context, state = model.advance(column, state)
-            column = model.decide(context, pick)
+            context, state = model.forward_step(column, state)
+            column = model.decode_step(context, pick)
 
     return System(name, *weights_read(model), model.pattern.steps, run)
 
@@ -192,7 +194,7 @@ def heard(model: TokenLM, codec: Codec) -> System:
     """Audio of a language model, by way of the sampler, the codec's decoder and sessions."""
 
     def run(batch: int, frames: int) -> None:
-        seconds = frames / codec.frame_math.frame_rate
+        seconds = frames / codec.frame_spec.frame_rate
         for _ in generate(model, codec, seed=range(batch), seconds=seconds):
             pass
 
@@ -219,7 +221,7 @@ def musicgen(weights: int, like: TokenLM) -> list[System]:
             num_hidden_layers=config.layers,
             num_attention_heads=config.heads,
             ffn_dim=hidden,
-            num_codebooks=source.books,
+            num_codebooks=source.num_codebooks,
             pad_token_id=source.codebook_size,
             bos_token_id=source.codebook_size,
         )
@@ -230,8 +232,8 @@ def musicgen(weights: int, like: TokenLM) -> list[System]:
     model.generation_config.decoder_start_token_id = source.codebook_size
 
     def run(batch: int, frames: int) -> None:
-        start = torch.full((batch * source.books, 1), source.codebook_size)
-        steps = frames + source.books - 1
+        start = torch.full((batch * source.num_codebooks, 1), source.codebook_size)
+        steps = frames + source.num_codebooks - 1
         codes, pattern = model.build_delay_pattern_mask(start, source.codebook_size, max_length=steps + 1)
         known = cache(config=model.config)
         for _ in range(steps):
@@ -240,13 +242,13 @@ def musicgen(weights: int, like: TokenLM) -> list[System]:
             codes = torch.cat([codes, out.logits[:, -1:].argmax(dim=-1)], dim=1)
 
     def drive(batch: int, frames: int) -> None:
-        start = torch.full((batch * source.books, 1), source.codebook_size)
+        start = torch.full((batch * source.num_codebooks, 1), source.codebook_size)
         there = torch.ones(batch, 1, dtype=torch.int64)
-        length = {"max_new_tokens": frames + source.books - 1, "num_return_sequences": 1}
+        length = {"max_new_tokens": frames + source.num_codebooks - 1, "num_return_sequences": 1}
         model.generate(start, attention_mask=there, do_sample=True, **length)
 
     return [
-        System(name, *weights_read(model), lambda frames: frames + source.books - 1, one)
+        System(name, *weights_read(model), lambda frames: frames + source.num_codebooks - 1, one)
         for name, one in (("MusicGen", run), ("MusicGen, drawn", drive))
     ]
 
@@ -268,7 +270,14 @@ def weights_read(model: nn.Module) -> tuple[int, int]:
 
 @torch.inference_mode()
 def measured(
-    systems: Iterable[System], books: int, frame_rate: float, *, threads: int, batch: int, frames: int, rounds: int
+    systems: Iterable[System],
+    num_codebooks: int,
+    frame_rate: float,
+    *,
+    threads: int,
+    batch: int,
+    frames: int,
+    rounds: int,
 ) -> list[Row]:
     """A row for each system."""
     torch.set_num_threads(threads)
@@ -300,7 +309,7 @@ def measured(
                 step_ms=1000 * clip / steps,
                 step_cpu_ms=1000 * clip_cpu / steps,
                 floor_ms=1000 * statistics.median(wall[f"copy for {one.name}"]) / 2,
-                tokens_per_second=batch * books * frames / clip,
+                tokens_per_second=batch * num_codebooks * frames / clip,
                 real_time=frames / frame_rate / clip,
                 real_time_by_cpu=frames / frame_rate / clip_cpu,
             )

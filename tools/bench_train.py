@@ -159,7 +159,7 @@ def train(arguments: argparse.Namespace, variant: Variant, data: Path, out: Path
     """One run in processes of its own."""
     steps = arguments.steps
     settings = {
-        "adversary.start": 0 if variant.judged else NEVER,
+        "discriminator.start": 0 if variant.judged else NEVER,
         "data.batch": variant.batch,
         "data.fit_seconds": 30.0,
         "train.steps": NEVER,
@@ -248,7 +248,7 @@ def timed(step: Callable[[], object], count: int) -> float:
 
 def our_step(recipe: Recipe, audio: Tensor) -> tuple[int, Callable[[], object]]:
     """Our weights and our step."""
-    judged = recipe.model_copy(update={"adversary": recipe.adversary.model_copy(update={"start": 0})})
+    judged = recipe.model_copy(update={"discriminator": recipe.discriminator.model_copy(update={"start": 0})})
     players = codec_loop.assemble(judged, audio.device)
     players.model.fit(audio)
     spectral = SpectralLoss(recipe.model.sample_rate).to(audio.device)
@@ -259,8 +259,8 @@ def our_step(recipe: Recipe, audio: Tensor) -> tuple[int, Callable[[], object]]:
 def dac_step(recipe: Recipe, audio: Tensor) -> tuple[int, Callable[[], object]]:
     """DAC's weights and its step at our size: its 24 kHz layout (rates 2, 4, 5, 8), as wide as makes as many weights.
 
-    Losses, weights of the losses, clipping and optimisers are those of its published training of the 24 kHz model,
-    float32 as there; the books are as many as ours.
+    Losses, weights of the losses, clipping and optimizers are those of its published training of the 24 kHz model,
+    float32 as there; the codebooks are as many as ours.
     """
     try:
         dac, signals = import_module("dac"), import_module("audiotools").AudioSignal
@@ -274,7 +274,7 @@ def dac_step(recipe: Recipe, audio: Tensor) -> tuple[int, Callable[[], object]]:
             encoder_rates=[2, 4, 5, 8],
             decoder_dim=24 * width,
             decoder_rates=[8, 5, 4, 2],
-            n_codebooks=recipe.model.books,
+            n_codebooks=recipe.model.num_codebooks,
             codebook_size=recipe.model.codebook_size,
             quantizer_dropout=0.5,
             sample_rate=rate,
@@ -282,8 +282,8 @@ def dac_step(recipe: Recipe, audio: Tensor) -> tuple[int, Callable[[], object]]:
 
     width = min(range(8, 97, 4), key=lambda width: abs(weights_of(build(width)) - wanted))
     model = build(width).to(audio.device).train()
-    judges = dac.model.Discriminator(sample_rate=rate).to(audio.device).train()
-    optimisers = [torch.optim.AdamW(side.parameters(), lr=1e-4, betas=(0.8, 0.99)) for side in (model, judges)]
+    discriminators = dac.model.Discriminator(sample_rate=rate).to(audio.device).train()
+    optimizers = [torch.optim.AdamW(side.parameters(), lr=1e-4, betas=(0.8, 0.99)) for side in (model, discriminators)]
     windows = [32, 64, 128, 256, 512, 1024, 2048]
     none: Sequence[Any] = [None] * len(windows)
     mel = dac.nn.loss.MelSpectrogramLoss(
@@ -295,33 +295,33 @@ def dac_step(recipe: Recipe, audio: Tensor) -> tuple[int, Callable[[], object]]:
         mag_weight=0.0,
     )
     stft, waveform = dac.nn.loss.MultiScaleSTFTLoss(), dac.nn.loss.L1Loss()  # it computes these two and weighs them 0
-    game = dac.nn.loss.GANLoss(judges)
+    game = dac.nn.loss.GANLoss(discriminators)
 
     def step() -> None:
         out = model(audio, rate)
         decoded = signals(out["audio"], rate)
         true = signals(audio[..., : decoded.audio_data.shape[-1]], rate)
         loss = game.discriminator_loss(decoded, true)
-        descend(optimisers[1], loss, judges, 10.0)
+        descend(optimizers[1], loss, discriminators, 10.0)
         stft(decoded, true), waveform(decoded, true)
         adversarial, features = game.generator_loss(decoded, true)
         loss = 15 * mel(decoded, true) + 2 * features + adversarial
         loss = loss + 0.25 * out["vq/commitment_loss"] + out["vq/codebook_loss"]
-        descend(optimisers[0], loss, model, 1e3)
+        descend(optimizers[0], loss, model, 1e3)
 
     return weights_of(model), step
 
 
-def descend(optimiser: torch.optim.Optimizer, loss: Tensor, module: torch.nn.Module, most: float) -> None:
+def descend(optimizer: torch.optim.Optimizer, loss: Tensor, module: torch.nn.Module, most: float) -> None:
     """One step down a loss, the gradient clipped to `most`."""
-    optimiser.zero_grad()
+    optimizer.zero_grad()
     loss.backward()  # type: ignore[no-untyped-call]
     torch.nn.utils.clip_grad_norm_(module.parameters(), most)
-    optimiser.step()
+    optimizer.step()
 
 
 def weights_of(module: torch.nn.Module) -> int:
-    """Trained and stored numbers: parameters, and the books where they are buffers."""
+    """Trained and stored numbers: parameters, and the codebooks where they are buffers."""
     return sum(tensor.numel() for tensor in module.state_dict().values())
 
 

@@ -31,7 +31,7 @@ def main() -> None:
     arguments = parser.parse_args()
 
     model = codec.load(arguments.model, "cpu")
-    rate, codebooks = model.frame_math.sample_rate, model.frame_math.books
+    rate, codebooks = model.frame_spec.sample_rate, model.frame_spec.num_codebooks
     recordings = read_recordings(arguments.data, rate=rate, quick=arguments.quick) if arguments.data else None
     counts = f"full = {codebooks}, half = {max(1, codebooks // 2)}, quarter = {max(1, codebooks // 4)} codebooks"
     print(f"{arguments.model}: {counts}; output minus input; ! misses its aim")

@@ -1,4 +1,4 @@
-"""How to model several codes a frame: orders, models and sizes side by side, and one large book against several.
+"""How to model several codes a frame: orders, models and sizes side by side, and one large codebook against several.
 
     python tools/compare_lms.py MANIFEST --out FOLDER                          all of it: three tables and two plots
     python tools/compare_lms.py MANIFEST --out FOLDER --minutes 4 --jobs 2     minutes of training for each model
@@ -6,7 +6,7 @@
 
 MANIFEST names labelled clips with the splits train and valid. Every language model has as many weights as the others,
 but for the last table, and trains as long, on one thread: what a step costs is part of what is compared. Bits are of
-the valid split; "accuracy" is how often the classifier of `codec evaluate-lm`, which learnt from real recordings, hears
+the valid split; "accuracy" is how often the classifier of `codec evaluate-lm`, which learned from real recordings, hears
 in generated clips the label they were asked for. FOLDER keeps what is done, and the same command goes on from there.
 """
 
@@ -42,7 +42,7 @@ from codec.evaluation import lm as lm_evaluation
 from codec.evaluation import signal as metrics
 from codec.generation import generate_clips
 from codec.lm import build
-from codec.lm.base import Source
+from codec.lm.base import CodebookSpec
 from codec.models.base import Codec
 from codec.training.codec import task as codec_loop
 from codec.training.codec.recipe import Recipe
@@ -67,11 +67,11 @@ MODELS: dict[str, dict[str, Any]] = {
     "depth": TRANSFORMER | {"pattern": PARALLEL, "depth": {"width": 96, "layers": 2, "heads": 4}},
     "PixelCNN": {"family": "pixelcnn", "pattern": PARALLEL, "layers": 10},
 }
-OF_ONE_BOOK = ("parallel", "PixelCNN")  # where there is one book, the others are "parallel"
+OF_ONE_BOOK = ("parallel", "PixelCNN")  # where there is one codebook, the others are "parallel"
 CODECS: dict[str, dict[str, Any]] = {  # 12 bits a frame each
-    "VQ 1 × 4096": {"quantizer": "vector", "books": 1, "codebook_size": 4096},
-    "RVQ 2 × 64": {"books": 2, "codebook_size": 64},
-    "RVQ 4 × 8": {"books": 4, "codebook_size": 8},
+    "VQ 1 × 4096": {"quantizer": "vector", "num_codebooks": 1, "codebook_size": 4096},
+    "RVQ 2 × 64": {"num_codebooks": 2, "codebook_size": 64},
+    "RVQ 4 × 8": {"num_codebooks": 4, "codebook_size": 8},
 }
 
 
@@ -80,14 +80,14 @@ class Job:
     """A language model to train and measure: of the codec that was given, or of one of `CODECS`."""
 
     model: str
-    books: int
+    num_codebooks: int
     codec: str | None = None
     size: float = WEIGHTS
 
     @property
     def name(self) -> str:
         size = "" if self.size == WEIGHTS else f", {self.size / 1e6:g} M"
-        return f"{self.codec or 'given codec'}, {self.model}, {self.books} books{size}"
+        return f"{self.codec or 'given codec'}, {self.model}, {self.num_codebooks} codebooks{size}"
 
 
 class Comparison:
@@ -98,16 +98,19 @@ class Comparison:
         self.out: Path = arguments.out
         self.parts = {
             "patterns": [
-                Job(model, books) for books in arguments.books for model in MODELS if books > 1 or model in OF_ONE_BOOK
+                Job(model, num_codebooks)
+                for num_codebooks in arguments.num_codebooks
+                for model in MODELS
+                if num_codebooks > 1 or model in OF_ONE_BOOK
             ],
             "codecs": [
-                Job(model, sizes["books"], name)
+                Job(model, sizes["num_codebooks"], name)
                 for name, sizes in CODECS.items()
-                for model in (["parallel"] if sizes["books"] == 1 else ["delay", "depth"])
+                for model in (["parallel"] if sizes["num_codebooks"] == 1 else ["delay", "depth"])
             ],
             "sizes": [
-                Job("delay" if books > 1 else "parallel", books, size=size)
-                for books in (min(arguments.books), max(arguments.books))
+                Job("delay" if num_codebooks > 1 else "parallel", num_codebooks, size=size)
+                for num_codebooks in (min(arguments.num_codebooks), max(arguments.num_codebooks))
                 for size in SIZES
             ],
         }
@@ -141,7 +144,9 @@ class Comparison:
         if name is not None:
             overrides = [f"model.{key}={json.dumps(value)}" for key, value in CODECS[name].items()]
             recipe = load_toml(RECIPES / "codec.toml", Recipe, [*overrides, "data.workers=0"])
-            recipe = recipe.model_copy(update={"adversary": recipe.adversary.model_copy(update={"start": None})})
+            recipe = recipe.model_copy(
+                update={"discriminator": recipe.discriminator.model_copy(update={"start": None})}
+            )
             for_time(codec_loop.train, recipe, self.arguments.manifest, folder, self.arguments.codec_minutes)
         tokenize(self.arguments.manifest, self.store(name), model=self.codec_file(name))
         codec = pretrained.load(self.codec_file(name), "cpu")
@@ -149,14 +154,17 @@ class Comparison:
         wanted = [str(clip.label) for clip in held_out]
         rate = codec.config.sample_rate
         found: dict[int, dict[str, float]] = {}
-        for books in self.arguments.books if name is None else [codec.config.books]:
+        for num_codebooks in self.arguments.num_codebooks if name is None else [codec.config.num_codebooks]:
             distances, heard = list[float](), list[Tensor]()
             for audio, _ in classifier.recordings(held_out, rate):
-                back = lm_evaluation.reconstructed(codec, audio, books=books)
+                back = lm_evaluation.reconstructed(codec, audio, num_codebooks=num_codebooks)
                 pairs = zip(audio, back, strict=True)
                 distances += [metrics.mel_dac(one[0].numpy(), other[0].numpy(), rate=rate) for one, other in pairs]
                 heard += back
-            found[books] = {"mel": float(np.mean(distances)), "accuracy": float(self.right(heard, wanted).mean())}
+            found[num_codebooks] = {
+                "mel": float(np.mean(distances)),
+                "accuracy": float(self.right(heard, wanted).mean()),
+            }
         folder.joinpath("result.json").write_text(json.dumps(found, indent=1))
 
     def make_lm(self, job: Job) -> None:
@@ -190,8 +198,8 @@ class Comparison:
             "weights": weights_of(model),
             "trained": read_card(folder / "run" / "model.safetensors").training["step"],
             "bits": record["valid/bits/per second"],
-            "raw": codec.frame_math.bitrate(job.books) * 1000,
-            "steps": per_frame * codec.frame_math.frame_rate,
+            "raw": codec.frame_spec.bitrate(job.num_codebooks) * 1000,
+            "steps": per_frame * codec.frame_spec.frame_rate,
             "speed": speed,
             "accuracy": right / arguments.samples,
         }
@@ -202,13 +210,13 @@ class Comparison:
         data = load_toml(RECIPES / "lm.toml", LMRecipe).model_dump(mode="json", exclude_unset=True)
         sizes = dict(MODELS[job.model])
         if sizes["pattern"].get("delays"):
-            sizes["pattern"] = {"kind": "delay", "delays": [0, *(1,) * (job.books - 1)]}
+            sizes["pattern"] = {"kind": "delay", "delays": [0, *(1,) * (job.num_codebooks - 1)]}
         vectors = codec.quantizer.vectors()
         assert vectors is not None
-        source = Source(
+        source = CodebookSpec(
             codec="",
             weights_hash="",
-            books=job.books,
+            num_codebooks=job.num_codebooks,
             codebook_size=vectors.shape[1],
             dim=vectors.shape[2],
             classes={"label": store.labels, "speaker": store.speakers},
@@ -219,7 +227,7 @@ class Comparison:
             key=lambda width: abs(weights_of(build(sizes | {"width": width}, source)) - job.size),
         )
         data["model"] = sizes | {"width": width}
-        data["data"]["books"] = job.books
+        data["data"]["num_codebooks"] = job.num_codebooks
         data["train"] |= {"samples": 0, "expected": None}
         return LMRecipe.from_data(data)
 
@@ -249,8 +257,8 @@ def for_time(train: Callable[..., Path], recipe: Any, data: Path, folder: Path, 
 
     def of(steps: int) -> Any:
         train = recipe.train.model_copy(update={**settings, "steps": steps})
-        optimiser = recipe.optimiser.model_copy(update={"warmup": min(recipe.optimiser.warmup, max(1, steps // 10))})
-        return recipe.model_copy(update={"train": train, "optimiser": optimiser})
+        optimizer = recipe.optimizer.model_copy(update={"warmup": min(recipe.optimizer.warmup, max(1, steps // 10))})
+        return recipe.model_copy(update={"train": train, "optimizer": optimizer})
 
     shutil.rmtree(folder / "probe", ignore_errors=True)
     shutil.rmtree(folder / "run", ignore_errors=True)
@@ -316,7 +324,7 @@ def alone(name: str) -> None:
 
 def table_of_models(rows: Sequence[dict[str, Any]]) -> str:
     """Markdown."""
-    lines = ["| books | model | weights | training steps | bit/s | of raw | steps a second | speed | accuracy |"]
+    lines = ["| codebooks | model | weights | training steps | bit/s | of raw | steps a second | speed | accuracy |"]
     lines += ["|---:|---|---:|---:|---:|---:|---:|---:|---:|"]
     for row in rows:
         lines.append(
@@ -332,7 +340,7 @@ def table_of_codecs(rows: Sequence[dict[str, Any]], codecs: dict[str, Any]) -> s
     lines = ["| codec | mel | accuracy of reconstructions | model | bit/s | of raw | accuracy |"]
     lines += ["|---|---:|---:|---|---:|---:|---:|"]
     for row in rows:
-        codec = codecs[row["codec"]][str(row["books"])]
+        codec = codecs[row["codec"]][str(row["num_codebooks"])]
         lines.append(
             f"| {row['codec']} | {codec['mel']:.2f} | {codec['accuracy']:.1%} | {row['model']} | {row['bits']:.0f} | "
             f"{row['bits'] / row['raw']:.0%} | {row['accuracy']:.1%} |"
@@ -341,7 +349,7 @@ def table_of_codecs(rows: Sequence[dict[str, Any]], codecs: dict[str, Any]) -> s
 
 
 def plot(rows: Sequence[dict[str, Any]], out: Path) -> None:
-    """`bits.svg`, of what is learnt; `accuracy.svg`, of what is heard, against how fast it is made."""
+    """`bits.svg`, of what is learned; `accuracy.svg`, of what is heard, against how fast it is made."""
     import matplotlib
 
     matplotlib.use("svg")
@@ -349,13 +357,13 @@ def plot(rows: Sequence[dict[str, Any]], out: Path) -> None:
     from matplotlib import pyplot
     from matplotlib.ticker import LogLocator, NullFormatter, PercentFormatter
 
-    counts = sorted({row["books"] for row in rows})
+    counts = sorted({row["num_codebooks"] for row in rows})
     figure, axes = pyplot.subplots(figsize=(7, 4), layout="constrained")
     for number, name in enumerate(MODELS):
         own = [row for row in rows if row["model"] == name]
-        places = [counts.index(row["books"]) + (number - (len(MODELS) - 1) / 2) * 0.14 for row in own]
+        places = [counts.index(row["num_codebooks"]) + (number - (len(MODELS) - 1) / 2) * 0.14 for row in own]
         axes.bar(places, [1 - row["bits"] / row["raw"] for row in own], 0.12, label=name)
-    axes.set_xticks(range(len(counts)), [f"{count} book{'s' * (count > 1)}" for count in counts])
+    axes.set_xticks(range(len(counts)), [f"{count} codebook{'s' * (count > 1)}" for count in counts])
     axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
     axes.set(title="Bits a second that a model saves on clips held out", ylabel="share of the raw rate")
     axes.spines[["top", "right"]].set_visible(False)
@@ -367,14 +375,14 @@ def plot(rows: Sequence[dict[str, Any]], out: Path) -> None:
         own = [row for row in rows if row["model"] == name]
         speeds, heard = [row["speed"] for row in own], [row["accuracy"] for row in own]
         axes.plot(speeds, heard, label=name, color=f"C{number}", linewidth=3, alpha=0.5)
-        axes.scatter(speeds, heard, [40 * (1 + counts.index(row["books"])) for row in own], color=f"C{number}")
+        axes.scatter(speeds, heard, [40 * (1 + counts.index(row["num_codebooks"])) for row in own], color=f"C{number}")
     axes.set_xscale("log")
     axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axes.xaxis.set_major_formatter("{x:g} ×")
     axes.xaxis.set_minor_formatter(NullFormatter())
     axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
     axes.set(xlabel="real time, one clip at a time on one core", ylabel="accuracy of generated digits")
-    axes.set_title(f"What is heard, and how fast it is made (larger dots: {', '.join(map(str, counts))} books)")
+    axes.set_title(f"What is heard, and how fast it is made (larger dots: {', '.join(map(str, counts))} codebooks)")
     axes.spines[["top", "right"]].set_visible(False)
     figure.legend(loc="outside lower center", ncols=len(MODELS), fontsize="small", frameon=False)
     figure.savefig(out / "accuracy.svg", metadata={"Date": None})

@@ -14,7 +14,7 @@ import torch
 from codec.checkpoint import CodecCard, load_lm, load_model, read_card, save_lm, save_model
 from codec.pretrained import find
 
-BOOKS = (3, 6, 11, 12)  # numbers of books whose measures are kept
+NUM_CODEBOOKS = (3, 6, 11, 12)  # numbers of codebooks whose measures are kept
 
 
 def main() -> None:
@@ -32,11 +32,11 @@ def main() -> None:
     if arguments.numbers:
         rows = json.loads(arguments.numbers.read_text())["rows"]
         training["numbers"] = {
-            f"{row['name']}, {row['books']} books": {
+            f"{row['name']}, {row['books']} codebooks": {
                 name: round(value, 4) for name, value in row["measures"].items() if value is not None
             }
             for row in rows
-            if row["group"] != "set" and row["books"] in BOOKS
+            if row["group"] != "set" and row["num_codebooks"] in NUM_CODEBOOKS
         }
     if isinstance(card, CodecCard):
         save_model(arguments.target, load_model(card.path), training=training, dtype=torch.float16)

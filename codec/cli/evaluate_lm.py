@@ -20,15 +20,15 @@ def evaluate_lm(
         str, typer.Argument(metavar="LM", help="A shipped language model's name, its file or its run's folder.")
     ],
     data: Annotated[
-        Path, typer.Option(help="A manifest with labels: what the model learnt, and as split valid what it did not.")
+        Path, typer.Option(help="A manifest with labels: what the model learned, and as split valid what it did not.")
     ],
     samples: Annotated[int, typer.Option(min=2, help="Clips to generate, each label equally often.")] = 2048,
     seed: Annotated[int, typer.Option(min=0, help="Of the clips.")] = 0,
     guidance: Annotated[
-        float | None, typer.Option(min=0.0, max=1e3, help="Of the label; 1 is as learnt.", show_default="the model's")
+        float | None, typer.Option(min=0.0, max=1e3, help="Of the label; 1 is as learned.", show_default="the model's")
     ] = None,
     temperature: Annotated[
-        float | None, typer.Option(min=0.0, help="Of the sampling; 1 is as learnt.", show_default="the model's")
+        float | None, typer.Option(min=0.0, help="Of the sampling; 1 is as learned.", show_default="the model's")
     ] = None,
     classifier: Annotated[
         Path | None,
@@ -39,7 +39,7 @@ def evaluate_lm(
         ),
     ] = None,
     codec: Annotated[
-        str | None, typer.Option(help="The codec whose codes it learnt.", show_default="found by its weights")
+        str | None, typer.Option(help="The codec whose codes it learned.", show_default="found by its weights")
     ] = None,
     out: Annotated[Path | None, typer.Option(metavar="JSON", help="Also write all as JSON.")] = None,
     device: DeviceOption = "auto",
@@ -62,7 +62,12 @@ def evaluate_lm(
     if not known:
         raise UsageError(f"{lm} knows no labels, and clips of none cannot be judged: train it on a store with labels")
     if sampling:  # which is checked before the minutes that all else takes
-        Sampler(sampling, books=model.source.books, codebook_size=model.source.codebook_size, device=model.device)
+        Sampler(
+            sampling,
+            num_codebooks=model.source.num_codebooks,
+            codebook_size=model.source.codebook_size,
+            device=model.device,
+        )
     corpus = lm_evaluation.sides(clips(data), known=known)
 
     def generate(asked: Sequence[tuple[int, str]]) -> "list[Tensor]":
@@ -94,7 +99,7 @@ def evaluate_lm(
                 judge,
                 samples=samples,
                 seed=seed,
-                books=model.source.books,
+                num_codebooks=model.source.num_codebooks,
                 level_db=model.source.level_db,
                 progress=show,
             )

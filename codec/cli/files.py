@@ -49,7 +49,7 @@ def encode(
         float | None,
         typer.Option(metavar="KBPS", help="At most so many kbit/s per channel.", show_default="the model's full rate"),
     ] = None,
-    books: Annotated[int | None, typer.Option(min=1, help="So many codebooks, instead of --bitrate.")] = None,
+    num_codebooks: Annotated[int | None, typer.Option(min=1, help="So many codebooks, instead of --bitrate.")] = None,
     device: DeviceOption = "auto",
     jobs: JobsOption = 1,
     engine: EngineOption = "local",
@@ -64,7 +64,7 @@ def encode(
                 source,
                 output,
                 model=model,
-                books=books,
+                num_codebooks=num_codebooks,
                 bitrate=bitrate,
                 force=force,
                 device=device,
@@ -75,7 +75,11 @@ def encode(
         _tell_folder(outcomes)
     else:
         target = _target(source, output, ".codec")
-        _tell(compress(source, target, model=model, books=books, bitrate=bitrate, force=force, device=device))
+        _tell(
+            compress(
+                source, target, model=model, num_codebooks=num_codebooks, bitrate=bitrate, force=force, device=device
+            )
+        )
 
 
 def decode(
@@ -151,7 +155,7 @@ def _recording(file: str) -> dict[str, Any]:
         header = reader.header
     facts = asdict(header) | {
         "seconds": header.seconds,
-        "codes_kbps": header.frame_math.bitrate(header.books) * header.channels,
+        "codes_kbps": header.frame_spec.bitrate(header.num_codebooks) * header.channels,
     }
     if file != "-" and header.time:
         size = Path(file).stat().st_size

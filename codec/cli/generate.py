@@ -15,7 +15,7 @@ from codec.errors import StorageError, UsageError
 
 if TYPE_CHECKING:
     from codec.io.audio import Block
-    from codec.lm.base import Prior
+    from codec.lm.base import CodecLM
     from codec.lm.sampling import Sampling
 
 
@@ -57,11 +57,11 @@ def generate(
     min_p: Annotated[
         str | None, typer.Option(metavar="N[,N...]", help="Of those so probable beside the most probable.")
     ] = None,
-    repetition_share: Annotated[
+    repetition_threshold: Annotated[
         float | None,
-        typer.Option(help="Draw a code of book 0 anew that was more than this share of its last ones, as 0.1."),
+        typer.Option(help="Draw a code of codebook 0 anew that was more than this share of its last ones, as 0.1."),
     ] = None,
-    repetition_window: Annotated[int, typer.Option(help="So many last codes of book 0 count for that.")] = 10,
+    repetition_window: Annotated[int, typer.Option(help="So many last codes of codebook 0 count for that.")] = 10,
     codec: Annotated[
         str | None, typer.Option(help="The codec of the model's codes.", show_default="the one that it names")
     ] = None,
@@ -72,7 +72,7 @@ def generate(
     force: ForceOption = False,
     raw: Annotated[bool, typer.Option("--raw", help="To standard output without a header: signed 16 bits.")] = False,
 ) -> None:
-    """Make new audio with a language model of codes; numbers for sampling are one for all books, or one,for,each."""
+    """Make new audio with a language model of codes; numbers for sampling are one for all codebooks, or one,for,each."""
     _check(output, endless=seconds == math.inf, count=count, raw=raw)
     span = _span(infill, gap, prompt=prompt, seconds=seconds)
     first = secrets.randbelow(2**32) if seed is None else seed
@@ -90,7 +90,7 @@ def generate(
     rate = decoder.config.sample_rate
     source = prompt if infill is None else infill
     heard = None if source is None else torch.from_numpy(read_audio(source, rate=rate, mono=True)[0])[None]
-    repetition = {"repetition_share": repetition_share, "repetition_window": repetition_window}
+    repetition = {"repetition_share": repetition_threshold, "repetition_window": repetition_window}
     sampling = _sampling(model, repetition, temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p)
     told = {"label": label, "speaker": speaker, "text": text}
     for number, target in targets.items():
@@ -159,7 +159,7 @@ def _target(output: str, seed: int, count: int, *, force: bool) -> str:
     return target
 
 
-def _sampling(model: "Prior", repetition: dict[str, float | None], **texts: str | None) -> "Sampling":
+def _sampling(model: "CodecLM", repetition: dict[str, float | None], **texts: str | None) -> "Sampling":
     from codec.lm.sampling import Sampling
 
     values: dict[str, object] = {"temperature": model.config.temperature, **repetition}
@@ -171,7 +171,7 @@ def _sampling(model: "Prior", repetition: dict[str, float | None], **texts: str 
             numbers = [number(part) for part in text.split(",")]
         except ValueError as error:
             raise UsageError(
-                f"--{name.replace('_', '-')} {text}: write one number, or as many as books: 1,2,3"
+                f"--{name.replace('_', '-')} {text}: write one number, or as many as codebooks: 1,2,3"
             ) from error
         values[name] = numbers if len(numbers) > 1 else numbers[0]
     return Sampling.from_data(values, source="options")

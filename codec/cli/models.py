@@ -23,23 +23,25 @@ def models(
     from rich.console import Console
     from rich.table import Table
 
-    codecs = Table("name", "rate", "frames", "books", "bit rates", "parameters", "size", box=None, pad_edge=False)
+    codecs = Table(
+        "name", "rate", "frames", "num_codebooks", "bit rates", "parameters", "size", box=None, pad_edge=False
+    )
     lms = Table("language model", "of the codes of", "knows", "parameters", "size", box=None, pad_edge=False)
     for card in cards:
         size = f"{card.parameters / 1e6:.1f} M", f"{card.size / 1e6:.1f} MB"
         match card:
-            case CodecCard(frame_math=math):
+            case CodecCard(frame_spec=math):
                 codecs.add_row(
                     card.name,
                     f"{math.sample_rate} Hz",
                     f"{math.frame_rate:g} Hz",
-                    f"{math.books} × {math.codebook_size}",
-                    f"{math.bitrate(1):g} to {math.bitrate(math.books):g} kbit/s",
+                    f"{math.num_codebooks} × {math.codebook_size}",
+                    f"{math.bitrate(1):g} to {math.bitrate(math.num_codebooks):g} kbit/s",
                     *size,
                 )
             case LMCard(source=source):
                 known = ", ".join(f"{len(names)} {kind}s" for kind, names in source["classes"].items())
-                lms.add_row(card.name, f"{source['codec']}, {source['books']} books", known, *size)
+                lms.add_row(card.name, f"{source['codec']}, {source['books']} codebooks", known, *size)
     console = Console(highlight=False)
     console.print(codecs)
     if lms.rows:
@@ -50,9 +52,9 @@ def models(
 def evaluate(
     data: Annotated[Path, typer.Option(help="Folder of recordings.")],
     model: ModelOption = pretrained.DEFAULT,
-    books: Annotated[
+    num_codebooks: Annotated[
         str | None,
-        typer.Option(help='Numbers of books to score: "1,2,4", or "all".', show_default="those of the model"),
+        typer.Option(help='Numbers of codebooks to score: "1,2,4", or "all".', show_default="those of the model"),
     ] = None,
     speech: Annotated[
         bool | None,
@@ -90,13 +92,13 @@ def evaluate(
     from codec.io.audio import atomic_output
 
     loaded = pretrained.load(model, device)
-    numbers = _book_numbers(books, loaded.config.books)
+    numbers = _codebook_numbers(num_codebooks, loaded.config.num_codebooks)
     encoders = find_baselines(baseline) if baseline is not None else ()
     with progress_bar("evaluating") as show:
         result = evaluate(
             loaded,
             data,
-            books=numbers,
+            num_codebooks=numbers,
             speech=speech,
             bands=bands,
             visqol=visqol,
@@ -113,7 +115,7 @@ def evaluate(
         raise typer.Exit(1)
 
 
-def _book_numbers(text: str | None, most: int) -> list[int] | None:
+def _codebook_numbers(text: str | None, most: int) -> list[int] | None:
     if text is None:
         return None
     if text == "all":

@@ -12,7 +12,7 @@ from codec.errors import UsageError
 if TYPE_CHECKING:
     from codec.training.lm.recipe import LMRecipe
 
-TOLD_EVERY = 25  # steps of a batch that is learnt by heart
+TOLD_EVERY = 25  # steps of a batch that is learned by heart
 
 
 def train(
@@ -116,14 +116,14 @@ def _tell(model: Path) -> None:
 
 
 def _learn_by_heart(recipe: "LMRecipe", source: Path, codec: str | None, device: str | None, steps: int | None) -> None:
-    """Say how it goes; exit status 1 where the batch is not learnt."""
+    """Say how it goes; exit status 1 where the batch is not learned."""
     from codec.training.lm import task as lm_loop
 
     for done, bits, learnt in lm_loop.learn_by_heart(recipe, data=source, codec=codec, device=device, steps=steps):
         if learnt:
-            say(f"learnt by heart: {bits:.3f} bits per code after {done} steps")
+            say(f"learned by heart: {bits:.3f} bits per code after {done} steps")
             return
         if done % TOLD_EVERY == 0 or done == 1:
             say(f"step {done}: {bits:.3f} bits per code")
-    say(f"not learnt: {bits:.3f} bits per code after {done} steps; try another optimiser.rate or a larger model")
+    say(f"not learned: {bits:.3f} bits per code after {done} steps; try another optimizer.rate or a larger model")
     raise typer.Exit(1)

@@ -1,10 +1,10 @@
 """Token stores: a corpus as codes on disk, bound to the codec that made them, read without decoding any audio.
 
-    store.json           what made it: the model's hash and frames, books, the level of the recordings if they were
+    store.json           what made it: the model's hash and frames, codebooks, the level of the recordings if they were
                          brought to one, digests of the corpus and of its files' sizes, all labels and speakers; and,
                          once the store is whole, the size of the index
     index.bin            one record per clip (RECORD): where its codes are, how long it is, its label and speaker
-    shard-00000.codes    integers [frames, books], little endian, clip after clip
+    shard-00000.codes    integers [frames, codebooks], little endian, clip after clip
     shard-00000.jsonl    a line per clip with all that is known of it, or with the error where it could not be read;
                          then a line that ends the shard and has the checksum of those before it
     clips.jsonl          while the store is being made: the corpus, for the processes that work on it
@@ -46,7 +46,7 @@ from codec.errors import (
     UsageError,
     WeightsMismatch,
 )
-from codec.frames import FrameMath
+from codec.frames import FrameSpec
 from codec.io.audio import AudioReader, Block, Resampler, alone, atomic_output, open_reader
 from codec.io.level import LevelMeter, check_level, gain_to
 from codec.models.base import Codec
@@ -78,8 +78,8 @@ DTYPES = ("uint16", "uint32")
 FACTS: dict[str, type] = {  # of store.json
     **dict.fromkeys(("model", "weights_hash", "dtype", "corpus"), str),
     **dict.fromkeys(("shards", *LISTS.values()), list),
-    "frame_math": dict,
-    "books": int,
+    "frame_spec": dict,
+    "num_codebooks": int,
 }
 Progress: TypeAlias = Callable[[int, int], None]
 """Called after each shard with the number of shards finished, and that of all."""
@@ -112,7 +112,7 @@ class Failure:
 
 
 class Tokens(NamedTuple):
-    """Codes [books, frames] of a clip from its frame `start` on, and what is known of the clip."""
+    """Codes [codebooks, frames] of a clip from its frame `start` on, and what is known of the clip."""
 
     codes: Tensor
     row: Row
@@ -120,7 +120,7 @@ class Tokens(NamedTuple):
 
 
 class Crops(NamedTuple):
-    """Codes [count, books, frames], and the number of each one's clip and its first frame there [count]."""
+    """Codes [count, codebooks, frames], and the number of each one's clip and its first frame there [count]."""
 
     codes: Tensor
     clips: NDArray[np.int64]
@@ -169,7 +169,7 @@ def tokenize(
     target: str | Path,
     *,
     model: str | Path = pretrained.DEFAULT,
-    books: int | None = None,
+    num_codebooks: int | None = None,
     level_db: float | None = None,
     force: bool = False,
     device: str = "cpu",
@@ -186,21 +186,21 @@ def tokenize(
 
     Raises:
         InputNotFound, ConfigError: as `corpus.clips`; two clips have the same id; another is at work in `target`.
-        UnknownModel, UsageError: no such model, not so many books, or a level out of range.
+        UnknownModel, UsageError: no such model, not so many codebooks, or a level out of range.
         WeightsMismatch: `target` was made by other weights.
-        StorageError: `target` has other books or another level, is of another corpus (a file that was encoded has
+        StorageError: `target` has other codebooks or another level, is of another corpus (a file that was encoded has
             another size now) or no store, or cannot be written.
         DamagedFile: its store.json is not what was written.
     """
     began = perf_counter()
     folder = Path(target)
     card = pretrained.describe(model).as_codec()
-    books = _check_books(card, books)
+    num_codebooks = _check_codebooks(card, num_codebooks)
     level_db = check_level(level_db)
     with _prepared(folder):
         with atomic_output(folder / "clips.jsonl", force=True) as file:
             told, count, seconds = _list_clips(Path(source), file)
-            facts = _describe(card, books, level_db) | told
+            facts = _describe(card, num_codebooks, level_db) | told
             if force:
                 _empty(folder)
             cuts = _cuts_before(folder, facts, count, file)  # raises before anything is written
@@ -217,7 +217,7 @@ def tokenize(
             with atomic_output(folder / "store.json", force=True) as file:
                 file.write(json.dumps(facts).encode())
             lost = False
-            work = partial(_make_shard, folder, model, card.weights_hash, books, level_db, device)
+            work = partial(_make_shard, folder, model, card.weights_hash, num_codebooks, level_db, device)
             for span, result in each(work, spans, jobs=jobs, engine=engine, gpu=device == "cuda"):
                 if isinstance(result, CodecError):
                     lost = True
@@ -238,12 +238,12 @@ def tokenize(
     )
 
 
-def _check_books(card: CodecCard, books: int | None) -> int:
-    most = card.frame_math.books
-    books = most if books is None else books
-    if not 1 <= books <= most:
-        raise UsageError(f"{card.name} has 1 to {most} books, not {books}")
-    return books
+def _check_codebooks(card: CodecCard, num_codebooks: int | None) -> int:
+    most = card.frame_spec.num_codebooks
+    num_codebooks = most if num_codebooks is None else num_codebooks
+    if not 1 <= num_codebooks <= most:
+        raise UsageError(f"{card.name} has 1 to {most} codebooks, not {num_codebooks}")
+    return num_codebooks
 
 
 @contextmanager
@@ -326,15 +326,15 @@ def _spans(folder: Path, cuts: list[int] | None, seconds: float) -> list[_Span]:
     return [*spans, _Span(len(spans), offset, count)]
 
 
-def _describe(card: CodecCard, books: int, level_db: float | None) -> dict[str, Any]:
+def _describe(card: CodecCard, num_codebooks: int, level_db: float | None) -> dict[str, Any]:
     facts = {
         "format": FORMAT,
         "model": card.name,
         "weights_hash": card.weights_hash,
         "family": card.family,
-        "frame_math": asdict(card.frame_math),
-        "books": books,
-        "dtype": DTYPES[card.frame_math.codebook_size > 1 << 16],
+        "frame_spec": asdict(card.frame_spec),
+        "num_codebooks": num_codebooks,
+        "dtype": DTYPES[card.frame_spec.codebook_size > 1 << 16],
     }
     return facts if level_db is None else facts | {"level_db": level_db}  # stores without one stay as they were
 
@@ -353,8 +353,8 @@ def _cuts_before(folder: Path, facts: dict[str, Any], count: int, listed: Binary
             f"{folder} was made by {there['model']} (weights {there['weights_hash'][:12]}), "
             f"not by {facts['model']} (weights {facts['weights_hash'][:12]}): {way}"
         )
-    if there["books"] != facts["books"]:
-        raise StorageError(f"{folder} holds {there['books']} books, not {facts['books']}: {way}")
+    if there["num_codebooks"] != facts["num_codebooks"]:
+        raise StorageError(f"{folder} holds {there['books']} codebooks, not {facts['books']}: {way}")
     if there.get("level_db") != facts.get("level_db"):
         before, now = (_level_of(some) for some in (there, facts))
         raise StorageError(f"{folder} has recordings {before}, not {now}: {way}")
@@ -392,7 +392,7 @@ def _make_shard(
     folder: Path,
     model: str | Path,
     weights_hash: str,
-    books: int,
+    num_codebooks: int,
     level_db: float | None,
     device: str,
     span: _Span,
@@ -401,7 +401,7 @@ def _make_shard(
     path = _shard(folder, span.shard)
     dtype = np.dtype(_read_facts(folder)["dtype"]).newbyteorder("<")
     todo = _clips_of(folder, span)
-    before = _rows_before(path, [clip.id for clip, _ in todo], books * dtype.itemsize)
+    before = _rows_before(path, [clip.id for clip, _ in todo], num_codebooks * dtype.itemsize)
     if before and not any(isinstance(row, Failure) for row in before):
         return _Made(span.clips, 0, 0.0, ())
     codec = cached_model(model, device)
@@ -409,11 +409,11 @@ def _make_shard(
         raise WeightsMismatch(f"{model} has changed since this was begun: begin anew with --force")
     old = path.read_bytes() if before else b""
     with atomic_output(path, force=True) as file:
-        shard = _ShardWriter(file, codec, books, dtype, level_db=level_db)
+        shard = _ShardWriter(file, codec, num_codebooks, dtype, level_db=level_db)
         for (clip, _), row in zip(todo, before or repeat(None, len(todo)), strict=True):
             if isinstance(row, Row):
-                first = row.first * books * dtype.itemsize
-                shard.keep(row, old[first : first + row.frames * books * dtype.itemsize])
+                first = row.first * num_codebooks * dtype.itemsize
+                shard.keep(row, old[first : first + row.frames * num_codebooks * dtype.itemsize])
             else:
                 shard.add(clip)
         shard.flush()
@@ -426,7 +426,7 @@ def _make_shard(
         file.write(data + _line({"end": len(shard.rows), "crc": zlib.crc32(data)}))
     failures = tuple(row for row in shard.rows if isinstance(row, Failure))
     there = sum(isinstance(row, Row) for row in before or [])
-    seconds = codec.frame_math.seconds(shard.samples)
+    seconds = codec.frame_spec.seconds(shard.samples)
     return _Made(there, len(shard.rows) - len(failures) - there, seconds, failures)
 
 
@@ -449,7 +449,7 @@ def _is_whole(folder: Path, facts: dict[str, Any], spans: list[_Span]) -> bool:
         _read_index(folder / "index.bin", clips=sum(span.clips for span in spans), crc=index["crc"])
     except (DamagedFile, TypeError, KeyError):
         return False
-    frame_bytes = facts["books"] * np.dtype(facts["dtype"]).itemsize
+    frame_bytes = facts["num_codebooks"] * np.dtype(facts["dtype"]).itemsize
     return all(
         _rows_before(_shard(folder, span.shard), [clip.id for clip, _ in _clips_of(folder, span)], frame_bytes)
         for span in spans
@@ -506,18 +506,18 @@ class _ShardWriter:
     """
 
     def __init__(
-        self, file: BinaryIO, model: Codec, books: int, dtype: np.dtype[Any], *, level_db: float | None
+        self, file: BinaryIO, model: Codec, num_codebooks: int, dtype: np.dtype[Any], *, level_db: float | None
     ) -> None:
         self.rows: list[Row | Failure] = []
         self.samples = 0
         self._file = file
         self._model = model
-        self._books = books
+        self._codebooks = num_codebooks
         self._level_db = level_db
         self._dtype = dtype
         self._frames = 0
         self._batch: list[tuple[Clip, Block]] = []
-        self._most = model.frame_math.samples(BATCH_SECONDS[model.device.type])
+        self._most = model.frame_spec.samples(BATCH_SECONDS[model.device.type])
 
     def keep(self, row: Row, data: bytes) -> None:
         """A clip that was encoded before."""
@@ -528,7 +528,7 @@ class _ShardWriter:
 
     def add(self, clip: Clip) -> None:
         """A clip to encode, or to tell as failed."""
-        rate = self._model.frame_math.sample_rate
+        rate = self._model.frame_spec.sample_rate
         blocks = _blocks(clip, rate)
         held: list[Block] = []
         try:
@@ -564,17 +564,19 @@ class _ShardWriter:
         for row, (_, audio) in zip(padded, self._batch, strict=True):
             row[:, : audio.shape[1]] = audio
         codes = self._model.encode(
-            torch.from_numpy(padded).to(self._model.device), books=self._books, lengths=torch.tensor(lengths)
+            torch.from_numpy(padded).to(self._model.device),
+            num_codebooks=self._codebooks,
+            lengths=torch.tensor(lengths),
         )
         for item, length, (clip, _) in zip(codes, lengths, self._batch, strict=True):
-            data = self._bytes(item[:, : self._model.frame_math.frames(length)])
+            data = self._bytes(item[:, : self._model.frame_spec.frames(length)])
             self._file.write(data)
             self._told(clip, length, zlib.crc32(data))
         self._batch.clear()
 
     def _stream(self, clip: Clip, blocks: Iterable[Block]) -> None:
         begin = self._file.tell()
-        encoder = StreamEncoder(self._model, books=self._books)
+        encoder = StreamEncoder(self._model, num_codebooks=self._codebooks)
         crc = 0
         try:
             for codes in chain((encoder.push(block[None]) for block in blocks), (encoder.flush() for _ in "1")):
@@ -588,10 +590,10 @@ class _ShardWriter:
         self._told(clip, encoder.time, crc)
 
     def _bytes(self, codes: Tensor) -> bytes:
-        return codes.T.cpu().numpy().astype(self._dtype).tobytes()  # [frames, books]
+        return codes.T.cpu().numpy().astype(self._dtype).tobytes()  # [frames, codebooks]
 
     def _told(self, clip: Clip, samples: int, crc: int) -> None:
-        frames = self._model.frame_math.frames(samples)
+        frames = self._model.frame_spec.frames(samples)
         known = {name: getattr(clip, name) for name in ("id", *TEXTS)}
         self.rows.append(Row(first=self._frames, frames=frames, samples=samples, crc=crc, **known))
         self._frames += frames
@@ -723,10 +725,10 @@ class TokenStore:
         store = TokenStore("tokens", model)
         audio = model.decode(store[0].codes[None], length=store[0].row.samples)
         last, first_two = store[-1], store[0:2]  # clips count as in any sequence; a slice is a list
-        batch = store.crops(16, 250, np.random.default_rng(step)).codes  # [16, books, 250]
+        batch = store.crops(16, 250, np.random.default_rng(step)).codes  # [16, codebooks, 250]
 
     `index` has one record per clip (RECORD); its numbers of splits, speakers and labels count in the lists of those
-    names, -1 where a clip has none. `books` is how many are stored, `model_name` the name of the model that made them,
+    names, -1 where a clip has none. `num_codebooks` is how many are stored, `model_name` the name of the model that made them,
     `level_db` the level in dBFS that the recordings were brought to, None if they were not.
 
     Raises InputNotFound: no store there. UsageError: it is not finished. DamagedFile; WeightsMismatch as `check`.
@@ -737,7 +739,7 @@ class TokenStore:
         facts = _read_facts(self.path)
         if "index" not in facts:
             raise UsageError(f"{self.path} is not finished: give the command that began it again, and it goes on")
-        self.books: int = facts["books"]
+        self.num_codebooks: int = facts["num_codebooks"]
         self.level_db: float | None = facts.get("level_db")
         self.weights_hash: str = facts["weights_hash"]
         self.splits: tuple[str, ...] = tuple(facts["splits"])
@@ -748,10 +750,10 @@ class TokenStore:
         self.model_name = facts["model"]
         self._dtype = np.dtype(facts["dtype"]).newbyteorder("<")
         try:
-            self.frame_math = FrameMath(**facts["frame_math"])
+            self.frame_spec = FrameSpec(**facts["frame_spec"])
             size = {key: int(facts["index"][key]) for key in ("clips", "crc")}
         except (TypeError, KeyError, ValueError, ConfigError) as error:
-            raise _no_facts(self.path, "frame_math or index is not what was written") from error
+            raise _no_facts(self.path, "frame_spec or index is not what was written") from error
         self.index = _read_index(self.path / "index.bin", **size)
         self._mapped = lru_cache(OPEN_SHARDS)(self._map)
         self._ends = lru_cache(4)(self._count_crops)
@@ -769,8 +771,8 @@ class TokenStore:
                 f"{model.name or 'a model without a name'} (weights {(model.weights_hash or 'unknown')[:12]}): "
                 "load the model that made it, or make it anew with `codec tokenize`"
             )
-        if model.frame_math != self.frame_math:
-            raise _no_facts(self.path, "its frame_math is not that of the model that made it")
+        if model.frame_spec != self.frame_spec:
+            raise _no_facts(self.path, "its frame_spec is not that of the model that made it")
 
     def __len__(self) -> int:
         return len(self.index)
@@ -798,12 +800,12 @@ class TokenStore:
         row = self.row(clip)
         codes = self._codes(clip, 0, row.frames)
         if zlib.crc32(codes.tobytes()) != row.crc:
-            frame_bytes = self.books * self._dtype.itemsize
+            frame_bytes = self.num_codebooks * self._dtype.itemsize
             raise _damaged(self._shard(clip), row.first * frame_bytes, f"the checksum of {row.id} is another")
         return Tokens(_tensor(codes), row)
 
     def part(self, clip: SupportsIndex, start: int, frames: int) -> Tensor:
-        """Codes [books, frames] of a clip from its frame `start` on, as they lie there, without their checksum.
+        """Codes [codebooks, frames] of a clip from its frame `start` on, as they lie there, without their checksum.
 
         Raises BadIndex where the clip has no such frames; DamagedFile naming the shard.
         """
@@ -884,7 +886,7 @@ class TokenStore:
         return np.cumsum(places)
 
     def _codes(self, clip: int, start: int, frames: int) -> NDArray[Any]:
-        """Codes [frames, books] as they are stored."""
+        """Codes [frames, codebooks] as they are stored."""
         record = self.index[clip]
         first = int(record["first"]) + start
         return self._mapped(int(record["shard"]))[first : first + frames]
@@ -894,9 +896,9 @@ class TokenStore:
         last = self.index[np.searchsorted(self.index["shard"], shard, side="right") - 1]
         frames = int(last["first"] + last["frames"])
         size = path.stat().st_size if path.exists() else 0
-        if size != frames * self.books * self._dtype.itemsize:
-            raise _damaged(path, size, f"it should have {frames * self.books * self._dtype.itemsize} bytes")
-        return np.memmap(path, self._dtype, "r", shape=(frames, self.books))
+        if size != frames * self.num_codebooks * self._dtype.itemsize:
+            raise _damaged(path, size, f"it should have {frames * self.num_codebooks * self._dtype.itemsize} bytes")
+        return np.memmap(path, self._dtype, "r", shape=(frames, self.num_codebooks))
 
     def _shard(self, clip: int) -> Path:
         return _shard(self.path, int(self.index[clip]["shard"]))
@@ -913,4 +915,4 @@ def _read_index(path: Path, *, clips: int, crc: int) -> NDArray[Any]:
 
 
 def _tensor(codes: NDArray[Any]) -> Tensor:
-    return torch.from_numpy(codes.T.astype(np.int64))  # [books, frames]
+    return torch.from_numpy(codes.T.astype(np.int64))  # [codebooks, frames]

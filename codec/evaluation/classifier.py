@@ -36,7 +36,7 @@ FEATURES = 64
 BATCH = 64
 STEPS = 1500
 RATE, DECAY = 3e-3, 0.05  # of AdamW, at its highest
-MOST_CLIPS = 2**14  # of a corpus that are learnt from and compared with
+MOST_CLIPS = 2**14  # of a corpus that are learned from and compared with
 METADATA = "codec classifier"
 
 Report = Callable[[int, int], None]
@@ -169,16 +169,16 @@ def train(
         spectrograms = torch.cat([model.spectrograms(audio) for audio, _ in recordings(clips, sample_rate)])
         numbers = torch.tensor([labels.index(str(clip.label)) for clip in clips])
         generator = torch.Generator().manual_seed(seed)
-        optimiser = torch.optim.AdamW(model.parameters(), lr=RATE, weight_decay=DECAY)
-        schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, RATE, total_steps=steps, pct_start=0.2)
+        optimizer = torch.optim.AdamW(model.parameters(), lr=RATE, weight_decay=DECAY)
+        schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, RATE, total_steps=steps, pct_start=0.2)
         network: Any = model  # whose `to` not every torch gives types for layouts
         network.to(memory_format=torch.channels_last)
         for step in range(steps):
             rows = torch.randint(len(clips), (BATCH,), generator=generator)
             _, logits = model(augment(spectrograms[rows], generator))
-            optimiser.zero_grad()
+            optimizer.zero_grad()
             F.cross_entropy(logits, numbers[rows]).backward()  # type: ignore[no-untyped-call]
-            optimiser.step()
+            optimizer.step()
             schedule.step()
             if report:
                 report(step + 1, steps)
@@ -239,7 +239,7 @@ def load(path: Path, *, learnt_from: str) -> Classifier:
 
     Raises:
         UnknownModel: the file holds no classifier.
-        ConfigError: it learnt from other recordings, perhaps from those held out here.
+        ConfigError: it learned from other recordings, perhaps from those held out here.
     """
     try:
         with safetensors.safe_open(path, framework="pt") as file:
@@ -253,7 +253,7 @@ def load(path: Path, *, learnt_from: str) -> Classifier:
         ) from error
     if card["learnt_from"] != learnt_from:
         raise ConfigError(
-            f"{path} learnt from other recordings or at another rate: name a file that does not exist yet"
+            f"{path} learned from other recordings or at another rate: name a file that does not exist yet"
         )
     return model.eval()
 

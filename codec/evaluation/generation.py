@@ -73,7 +73,7 @@ def balance(found: ArrayLike, expected: ArrayLike) -> float:
 def nearest_distances(places: ArrayLike, others: ArrayLike, *, same: bool = False) -> Doubles:
     """Euclidean distance [clips] of each place [clips, dim] to the nearest of the others.
 
-    With `same` the two are one set, and a clip is not its own neighbour.
+    With `same` the two are one set, and a clip is not its own neighbor.
     """
     # Relative to a middle and in float32: places differ by far less than they lie from zero.
     there = np.asarray(others)

@@ -87,7 +87,7 @@ class Sides:
 
 
 def sides(corpus: Iterable[Clip], *, known: Sequence[str]) -> Sides:
-    """Divide a corpus as it says itself, and check its labels; clips that are of no split are learnt from.
+    """Divide a corpus as it says itself, and check its labels; clips that are of no split are learned from.
 
     Raises:
         InputNotFound: there are no clips to learn from.
@@ -120,13 +120,13 @@ def evaluate(
     *,
     samples: int = 2048,
     seed: int = 0,
-    books: int | None = None,
+    num_codebooks: int | None = None,
     level_db: float | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> LMEvaluation:
     """Judge `samples` clips, of each class as many, as they come from the generator, beside the corpus's own.
 
-    `books` is how many of the codec's the model speaks, so that many make the reconstructions; recordings are brought
+    `num_codebooks` is how many of the codec's the model speaks, so that many make the reconstructions; recordings are brought
     to `level_db` first, as `tokens.tokenize` does it. Sample i has the seed `seed * samples + i`. `progress` gets
     (clips judged, clips in all).
 
@@ -163,7 +163,7 @@ def evaluate(
                     part * float(clip_gain(clip, level_db, rate=rate))
                     for part, clip in zip(beginnings, whole, strict=True)
                 ]
-                both.append((judge(audio), judge(reconstructed(codec, audio, books=books))))
+                both.append((judge(audio), judge(reconstructed(codec, audio, num_codebooks=num_codebooks))))
             theirs = numbers(clip.label for clip in clips)
             for kind, parts in zip((name, f"{name}, reconstructed"), zip(*both, strict=True), strict=True):
                 kinds[kind] = joined(parts), theirs
@@ -202,11 +202,11 @@ def evaluate(
     return LMEvaluation(tuple(rows), tuple(notes))
 
 
-def reconstructed(codec: Codec, clips: Sequence[Tensor], *, books: int | None) -> list[Tensor]:
+def reconstructed(codec: Codec, clips: Sequence[Tensor], *, num_codebooks: int | None) -> list[Tensor]:
     """What the codec makes of clips [1, time], each as long as it was."""
     lengths = [clip.shape[1] for clip in clips]
     audio = torch.stack([F.pad(clip, (0, max(1, *lengths) - clip.shape[1])) for clip in clips])
-    codes = codec.encode(audio.to(codec.device), books=books)
+    codes = codec.encode(audio.to(codec.device), num_codebooks=num_codebooks)
     decoded = codec.decode(codes, length=audio.shape[2]).cpu()
     return [row[:, :length] for row, length in zip(decoded, lengths, strict=True)]
 

@@ -41,7 +41,7 @@ from codec.models.base import Codec
 Floats = NDArray[np.float32]
 Counts = NDArray[np.int64]
 Group: TypeAlias = Literal["all", "domain", "set"]
-_Key: TypeAlias = tuple[Group, str, str, int | None]  # group, name, codec, books
+_Key: TypeAlias = tuple[Group, str, str, int | None]  # group, name, codec, codebooks
 
 SPEECH_RATE = 16_000  # Hz, at which PESQ-wb is defined and STOI taken
 PESQ_PIECE = 20  # s; the ITU code writes past its 50 utterances, which take at least 0.4 s each
@@ -421,8 +421,8 @@ def _eval_package(name: str) -> Any:
 
 
 @dataclass(frozen=True)
-class BookUse:
-    """How one book is used: share of its codes that occur, entropy in bits per code, perplexity = 2 ** entropy."""
+class CodebookUse:
+    """How one codebook is used: share of its codes that occur, entropy in bits per code, perplexity = 2 ** entropy."""
 
     used: float
     entropy: float
@@ -430,19 +430,19 @@ class BookUse:
 
 
 def code_counts(codes: NDArray[np.int64], codebook_size: int) -> Counts:
-    """How often each code occurs: [..., books, frames] -> [books, codebook_size]."""
-    books = codes.shape[-2]
-    shifted = codes + codebook_size * np.arange(books)[:, None]
-    return np.bincount(shifted.ravel(), minlength=books * codebook_size).reshape(books, codebook_size)
+    """How often each code occurs: [..., codebooks, frames] -> [codebooks, codebook_size]."""
+    num_codebooks = codes.shape[-2]
+    shifted = codes + codebook_size * np.arange(num_codebooks)[:, None]
+    return np.bincount(shifted.ravel(), minlength=num_codebooks * codebook_size).reshape(num_codebooks, codebook_size)
 
 
-def codebook_use(counts: Counts) -> tuple[BookUse, ...]:
-    """Use of every book from `code_counts`. The entropy of fewer codes than some ten per entry comes out too low."""
+def codebook_use(counts: Counts) -> tuple[CodebookUse, ...]:
+    """Use of every codebook from `code_counts`. The entropy of fewer codes than some ten per entry comes out too low."""
     uses = []
     for row in counts:
         occurring = row[row > 0] / max(1, row.sum())
         entropy = float(-(occurring * np.log2(occurring)).sum()) + 0.0  # one code alone gives -0.0
-        uses.append(BookUse(used=len(occurring) / len(row), entropy=entropy, perplexity=2**entropy))
+        uses.append(CodebookUse(used=len(occurring) / len(row), entropy=entropy, perplexity=2**entropy))
     return tuple(uses)
 
 
@@ -453,7 +453,7 @@ class CodedFile:
     file_kbps: float
     payload_kbps: float
     seconds: float
-    counts: Counts  # [books, codebook_size]
+    counts: Counts  # [codebooks, codebook_size]
 
 
 def coded_file(path: Path) -> CodedFile:
@@ -461,9 +461,9 @@ def coded_file(path: Path) -> CodedFile:
     with bitstream.open_reader(path) as reader:
         header = reader.header
         payload = 0  # bytes; every packet fills its last one
-        counts = np.zeros((header.books, header.codebook_size), np.int64)
+        counts = np.zeros((header.num_codebooks, header.codebook_size), np.int64)
         for codes in reader.packets():
-            payload += math.ceil(codes.size * header.frame_math.bits_per_code / 8)
+            payload += math.ceil(codes.size * header.frame_spec.bits_per_code / 8)
             counts += code_counts(codes, header.codebook_size)
     return CodedFile(
         file_kbps=path.stat().st_size * 8 / header.seconds / 1000,
@@ -532,7 +532,7 @@ _ON_REQUEST = ("visqol_speech", "visqol_audio", "dnsmos")
 
 @dataclass(frozen=True)
 class FileScore:
-    """One file through one codec: the model at one number of books, or a baseline (`books` is None, speeds are NaN).
+    """One file through one codec: the model at one number of codebooks, or a baseline (`num_codebooks` is None, speeds are NaN).
 
     Speeds are real-time factors: seconds of audio per second of work. `si_sdr_bands` is empty where not asked for.
     """
@@ -541,7 +541,7 @@ class FileScore:
     set: str
     domain: str
     codec: str
-    books: int | None
+    num_codebooks: int | None
     seconds: float
     encode_speed: float
     decode_speed: float
@@ -557,7 +557,7 @@ class Row:
     group: Group
     name: str
     codec: str
-    books: int | None
+    num_codebooks: int | None
     files: int
     seconds: float
     encode_speed: float
@@ -565,7 +565,7 @@ class Row:
     measures: Measures
     hop_periodicity: tuple[BandPeriodicity, ...]
     si_sdr_bands: tuple[BandRatio, ...]
-    codebooks: tuple[BookUse, ...]  # empty for a baseline
+    codebooks: tuple[CodebookUse, ...]  # empty for a baseline
 
 
 @dataclass(frozen=True)
@@ -600,7 +600,7 @@ class Evaluation:
             for name in _HEADINGS
             if name not in _ON_REQUEST or not all(math.isnan(getattr(row.measures, name)) for row in self.rows)
         ]
-        headings = ["", "codec", "books", "files", "s", *(_HEADINGS[name][0] for name in shown)]
+        headings = ["", "codec", "num_codebooks", "files", "s", *(_HEADINGS[name][0] for name in shown)]
         headings += ["enc ×", "dec ×", "used", "bits/code"]
         lines = []
         for row in self._rows(finest):
@@ -619,9 +619,9 @@ class Evaluation:
         if not self.rows or not self.rows[0].si_sdr_bands:
             return None
         rows = self._rows(finest)
-        ratios = ["SI-SDR, kHz", "codec", "books", *(_band(band) for band in self.rows[0].si_sdr_bands)]
+        ratios = ["SI-SDR, kHz", "codec", "num_codebooks", *(_band(band) for band in self.rows[0].si_sdr_bands)]
         ratio_lines = [[*_names(row), *(_cell(band.si_sdr, 2) for band in row.si_sdr_bands)] for row in rows]
-        periods = ["hop per., kHz", "codec", "books", *(_band(band) for band in self.rows[0].hop_periodicity)]
+        periods = ["hop per., kHz", "codec", "num_codebooks", *(_band(band) for band in self.rows[0].hop_periodicity)]
         period_lines = [
             [
                 *_names(row),
@@ -653,7 +653,7 @@ _GROUPS: tuple[Group, ...] = ("all", "domain", "set")
 
 
 def _names(row: Row) -> list[str]:
-    return [row.name, row.codec, "-" if row.books is None else str(row.books)]
+    return [row.name, row.codec, "-" if row.num_codebooks is None else str(row.num_codebooks)]
 
 
 def _band(band: BandRatio | BandPeriodicity) -> str:
@@ -676,7 +676,7 @@ def evaluate(
     model: Codec,
     folder: Path,
     *,
-    books: Sequence[int] | None = None,
+    num_codebooks: Sequence[int] | None = None,
     speech: bool | None = None,
     bands: bool = False,
     visqol: bool = False,
@@ -688,7 +688,7 @@ def evaluate(
     """Compress and restore every audio file below `folder` through files on disk, and score what comes back.
 
     The files are those of `compress` and `decompress`, WAV of 16 bits as users get it. Scores are taken at the model's
-    rate on the mean of the channels. `books` lists the numbers of books to score (None: all books at once). `speech`
+    rate on the mean of the channels. `num_codebooks` lists the numbers of codebooks to score (None: all codebooks at once). `speech`
     True takes PESQ and STOI of every file, False of none, None of what the manifest calls speech. `jobs` > 1 works in
     that many processes. `progress` gets (files done, files in all). Files that cannot be coded become `failures`.
 
@@ -702,15 +702,15 @@ def evaluate(
 
     Raises:
         InputNotFound: no audio below `folder`.
-        ConfigError: numbers of books the model does not have, or a manifest that is no JSON.
+        ConfigError: numbers of codebooks the model does not have, or a manifest that is no JSON.
         UsageError: a model that was never saved, so that files cannot name its weights, or DNSMOS without speech.
         MissingDependency: speech, ViSQOL or DNSMOS to score without the extra `eval`.
     """
-    books = tuple(sorted(set(books if books is not None else [model.config.books])))
-    if not books or books[0] < 1 or books[-1] > model.config.books:
-        raise ConfigError(f"books {list(books)}: this model has 1 to {model.config.books}")
+    num_codebooks = tuple(sorted(set(num_codebooks if num_codebooks is not None else [model.config.num_codebooks])))
+    if not num_codebooks or num_codebooks[0] < 1 or num_codebooks[-1] > model.config.num_codebooks:
+        raise ConfigError(f"codebooks {list(num_codebooks)}: this model has 1 to {model.config.num_codebooks}")
     clips = _find_clips(Path(folder), speech)
-    plan = _Plan(books, tuple(baselines), bands=bands, visqol=visqol, dnsmos=dnsmos)
+    plan = _Plan(num_codebooks, tuple(baselines), bands=bands, visqol=visqol, dnsmos=dnsmos)
     _check_packages(clips, plan)  # before the work, not after it
 
     scores: list[FileScore] = []
@@ -745,7 +745,7 @@ def _model_name(model: Codec) -> str:
 
 @dataclass(frozen=True)
 class _Plan:
-    books: tuple[int, ...]
+    num_codebooks: tuple[int, ...]
     baselines: tuple[Baseline, ...]
     bands: bool
     visqol: bool
@@ -853,8 +853,8 @@ def _score_clip(model: Codec, clip: _Clip, plan: _Plan) -> _Result:
     failure = None
     scores: list[tuple[FileScore, Counts | None]] = []
     try:
-        reference = read_audio(clip.path, rate=model.frame_math.sample_rate, mono=True)[0][0]
-        scores += [_score_file(model, clip, plan, reference, count) for count in plan.books]
+        reference = read_audio(clip.path, rate=model.frame_spec.sample_rate, mono=True)[0][0]
+        scores += [_score_file(model, clip, plan, reference, count) for count in plan.num_codebooks]
         scores += [(_score_baseline(model, clip, plan, reference, baseline), None) for baseline in plan.baselines]
     except UsageError:
         raise  # not the file's fault
@@ -863,16 +863,18 @@ def _score_clip(model: Codec, clip: _Clip, plan: _Plan) -> _Result:
     return _Result(tuple(scores), failure, peak_memory())
 
 
-def _score_file(model: Codec, clip: _Clip, plan: _Plan, reference: Floats, books: int) -> tuple[FileScore, Counts]:
+def _score_file(
+    model: Codec, clip: _Clip, plan: _Plan, reference: Floats, num_codebooks: int
+) -> tuple[FileScore, Counts]:
     with tempfile.TemporaryDirectory() as name:
         coded, restored = Path(name, "coded.codec"), Path(name, "restored.wav")
         started = perf_counter()
-        files.compress(clip.path, coded, model=model, books=books)
+        files.compress(clip.path, coded, model=model, num_codebooks=num_codebooks)
         encoded = perf_counter()
         files.decompress(coded, restored, model=model)
         decoded = perf_counter()
         content = coded_file(coded)
-        degraded = read_audio(restored, rate=model.frame_math.sample_rate, mono=True)[0][0]
+        degraded = read_audio(restored, rate=model.frame_spec.sample_rate, mono=True)[0][0]
     score = _score(
         model,
         clip,
@@ -880,7 +882,7 @@ def _score_file(model: Codec, clip: _Clip, plan: _Plan, reference: Floats, books
         reference,
         degraded,
         codec=_model_name(model),
-        books=books,
+        num_codebooks=num_codebooks,
         seconds=content.seconds,
         speeds=(content.seconds / (encoded - started), content.seconds / (decoded - encoded)),
         kbps=(content.file_kbps, content.payload_kbps),
@@ -889,8 +891,8 @@ def _score_file(model: Codec, clip: _Clip, plan: _Plan, reference: Floats, books
 
 
 def _score_baseline(model: Codec, clip: _Clip, plan: _Plan, reference: Floats, baseline: Baseline) -> FileScore:
-    decoded = baseline.round_trip(reference, rate=model.frame_math.sample_rate)
-    seconds = model.frame_math.seconds(len(reference))
+    decoded = baseline.round_trip(reference, rate=model.frame_spec.sample_rate)
+    seconds = model.frame_spec.seconds(len(reference))
     return _score(
         model,
         clip,
@@ -898,7 +900,7 @@ def _score_baseline(model: Codec, clip: _Clip, plan: _Plan, reference: Floats, b
         reference,
         decoded.audio,
         codec=baseline.label,
-        books=None,
+        num_codebooks=None,
         seconds=seconds,
         speeds=(math.nan, math.nan),  # of programs that are started for each file
         kbps=(decoded.file_bytes * 8 / seconds / 1000, decoded.payload_bytes * 8 / seconds / 1000),
@@ -913,14 +915,14 @@ def _score(
     degraded: Floats,
     *,
     codec: str,
-    books: int | None,
+    num_codebooks: int | None,
     seconds: float,
     speeds: tuple[float, float],
     kbps: tuple[float, float],
 ) -> FileScore:
-    rate = model.frame_math.sample_rate
+    rate = model.frame_spec.sample_rate
     pair = reference, degraded
-    periodicity = hop_periodicity(*pair, rate=rate, hop=model.frame_math.hop)
+    periodicity = hop_periodicity(*pair, rate=rate, hop=model.frame_spec.hop)
     mode = _visqol_mode(clip) if plan.visqol else None
     measures = Measures(
         file_kbps=kbps[0],
@@ -942,7 +944,7 @@ def _score(
         set=clip.set,
         domain=clip.domain,
         codec=codec,
-        books=books,
+        num_codebooks=num_codebooks,
         seconds=seconds,
         encode_speed=speeds[0],
         decode_speed=speeds[1],
@@ -964,11 +966,11 @@ def _rows(scores: Sequence[FileScore], counts: Mapping[_Key, Counts]) -> Iterato
             members.setdefault(key, []).append(score)
 
     def place(key: _Key) -> tuple[int, str, int, int]:
-        group, name, codec, books = key
-        return _GROUPS.index(group), name, codecs.index(codec), books or 0
+        group, name, codec, num_codebooks = key
+        return _GROUPS.index(group), name, codecs.index(codec), num_codebooks or 0
 
     for key in sorted(members, key=place):
-        group, name, codec, books = key
+        group, name, codec, num_codebooks = key
         of_key = members[key]
         if group == "domain" and {score.set for score in of_key} == {name}:
             continue  # the same files as the set's row
@@ -977,7 +979,7 @@ def _rows(scores: Sequence[FileScore], counts: Mapping[_Key, Counts]) -> Iterato
             group=group,
             name=name,
             codec=codec,
-            books=books,
+            num_codebooks=num_codebooks,
             files=len(of_key),
             seconds=seconds,
             encode_speed=seconds / sum(score.seconds / score.encode_speed for score in of_key),
@@ -1001,7 +1003,7 @@ def _rows(scores: Sequence[FileScore], counts: Mapping[_Key, Counts]) -> Iterato
 
 
 def _keys(score: FileScore) -> tuple[_Key, ...]:
-    codec = score.codec, score.books
+    codec = score.codec, score.num_codebooks
     return ("all", "all", *codec), ("domain", score.domain, *codec), ("set", score.set, *codec)
 
 

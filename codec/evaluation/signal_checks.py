@@ -24,7 +24,7 @@ from torch import Tensor
 from codec.data import clips as corpus
 from codec.errors import InputNotFound
 from codec.evaluation.signal import pesq_wb
-from codec.frames import FrameMath
+from codec.frames import FrameSpec
 from codec.io import synth as sample
 from codec.io.audio import Resampler, read_audio, write_audio
 
@@ -44,10 +44,10 @@ class CodecLike(Protocol):
     """What the checks need of a codec; `codec.models.base.Codec` is one."""
 
     @property
-    def frame_math(self) -> FrameMath:
+    def frame_spec(self) -> FrameSpec:
         """Rates and sizes."""
 
-    def encode(self, audio: Tensor, *, books: int | None = None) -> Tensor:
+    def encode(self, audio: Tensor, *, num_codebooks: int | None = None) -> Tensor:
         """Codes [batch, codebooks, frames] of audio [batch, 1, time]."""
 
     def decode(self, codes: Tensor, *, length: int | None = None) -> Tensor:
@@ -208,14 +208,14 @@ def check_all(coder: CodecLike, recordings: Recordings, *, quick: bool = False) 
 def sines(coder: CodecLike, *, quick: bool = False) -> list[Result]:
     """Levels of steady sines at their own frequency, over their steady middle, with all, half, a quarter of the
     codebooks."""
-    spec = coder.frame_math
+    spec = coder.frame_spec
     frequencies, levels = tone_frequencies(spec, quick=quick), (-6, -20, -40)
     seconds, steady = (0.6, (0.25, 0.56)) if quick else (0.8, (0.3, 0.75))
     cases = list(product(levels, frequencies))
     audio = np.stack([_tone(spec, frequency, level, seconds) for level, frequency in cases])
     results = []
     for name, codebooks in (("full", 1), ("half", 2), ("quarter", 4)):
-        decoded = through(coder, audio, max(1, spec.books // codebooks))
+        decoded = through(coder, audio, max(1, spec.num_codebooks // codebooks))
         differences = np.array(
             [
                 _amplitude_difference(original, output, frequency, spec, steady)
@@ -238,10 +238,10 @@ def sines(coder: CodecLike, *, quick: bool = False) -> list[Result]:
     return results
 
 
-def tone_frequencies(frame_math: FrameMath, *, quick: bool = False) -> list[float]:
+def tone_frequencies(frame_spec: FrameSpec, *, quick: bool = False) -> list[float]:
     """60 Hz to 10 kHz at 24 kHz: log-spaced, MDCT bin centers, bin edges, and multiples of the frame rate."""
     logarithmic, others = (12, 4) if quick else (48, 16)
-    highest, frame_rate = HIGHEST * frame_math.sample_rate, frame_math.frame_rate
+    highest, frame_rate = HIGHEST * frame_spec.sample_rate, frame_spec.frame_rate
     spaced = np.geomspace(60, highest, others) / frame_rate
     centers = 0.25 + 0.5 * np.arange(others) % 1  # of bins half a frame rate wide, even and odd ones
     on_grid = [np.maximum(shift, np.round(spaced - shift) + shift) for shift in (centers, 0.5, 0.0)]
@@ -258,7 +258,7 @@ DTMF_COLUMNS = (1209, 1336, 1477, 1633)
 
 def dtmf(coder: CodecLike) -> list[Result]:
     """Levels of both tones of all 16 keys, 0.2 s at -12 dBFS each, and the share that a Goertzel detector reads."""
-    spec = coder.frame_math
+    spec = coder.frame_spec
     keys = list(product(range(4), range(4)))
     pair = {key: (DTMF_ROWS[key[0]], DTMF_COLUMNS[key[1]]) for key in keys}
     audio = np.stack([sum(_beep(spec, f, -12, 0.2) for f in pair[key]) for key in keys])
@@ -305,7 +305,7 @@ def sweep(coder: CodecLike) -> list[Result]:
     The level is that of the output within some 50 Hz of the gliding frequency: demodulated, and smoothed by a Hann
     window of 20 ms (6 dB down at 50 Hz).
     """
-    rate = coder.frame_math.sample_rate
+    rate = coder.frame_spec.sample_rate
     seconds, low, high = 4.0, 100.0, HIGHEST * rate
     time = np.arange(round(seconds * rate)) / rate
     octaves = math.log(high / low)
@@ -326,7 +326,7 @@ def sweep(coder: CodecLike) -> list[Result]:
 
 def beeps(coder: CodecLike) -> list[Result]:
     """Levels of beeps of 0.2 s at -12 dBFS in silence, at their own frequency, over their middle."""
-    spec = coder.frame_math
+    spec = coder.frame_spec
     frequencies = [125, 250, 440, 800, 1000, 1013.7, 1700, 2500, 3150, 4000, 5210, 6300, 8000, 9400]
     frequencies = [frequency for frequency in frequencies if frequency <= HIGHEST * spec.sample_rate]
     audio = np.stack([_beep(spec, frequency, -12, 0.2) for frequency in frequencies])
@@ -346,7 +346,7 @@ def beeps(coder: CodecLike) -> list[Result]:
 def clicks(coder: CodecLike) -> list[Result]:
     """A single sample of 0.5 at every 20th position of a frame: its peak, and its energy within 2.5 ms against all
     other; levels of pulse trains of 37 and 100 a second."""
-    spec = coder.frame_math
+    spec = coder.frame_spec
     near = spec.samples(0.0025)
     places = [10 * spec.hop + place for place in range(0, spec.hop, 20)]
     audio = np.zeros((len(places), 20 * spec.hop))
@@ -371,7 +371,7 @@ def clicks(coder: CodecLike) -> list[Result]:
 
 
 def _pulse_trains(coder: CodecLike) -> Result:
-    spec = coder.frame_math
+    spec = coder.frame_spec
     rates = (37, 100)
     audio = np.zeros((len(rates), spec.samples(1.2)))
     for row, rate in zip(audio, rates, strict=True):
@@ -392,7 +392,7 @@ def speech_levels(coder: CodecLike, recordings: Recordings) -> list[Result]:
 
     PESQ is taken of signals amplified back to a peak of 0 dBFS, so its own resolution does not matter.
     """
-    rate = coder.frame_math.sample_rate
+    rate = coder.frame_spec.sample_rate
     speech = recordings.speech / np.abs(recordings.speech).max(axis=1, keepdims=True)
     peaks = range(-60, 1, 10)
     means, worst_clips, scores = [], [], []
@@ -416,7 +416,7 @@ def speech_levels(coder: CodecLike, recordings: Recordings) -> list[Result]:
 
 def noise_levels(coder: CodecLike, *, quick: bool = False) -> list[Result]:
     """White and pink noise from -70 to -10 dBFS RMS: levels of octaves from 125 Hz up, and of the whole."""
-    spec = coder.frame_math
+    spec = coder.frame_spec
     levels = range(-70, -9, 10)
     seconds = 1.5 if quick else 3.0
     centers = [
@@ -448,7 +448,7 @@ def noise_levels(coder: CodecLike, *, quick: bool = False) -> list[Result]:
 
 def noisy_pauses(coder: CodecLike, recordings: Recordings) -> list[Result]:
     """Level in the pauses of speech with white and pink noise at an SNR of 10 dB; worst clip and mean."""
-    spec = coder.frame_math
+    spec = coder.frame_spec
     rate, frame = spec.sample_rate, spec.samples(0.02)
     differences = []
     for number, color in enumerate(("white", "pink")):
@@ -487,7 +487,7 @@ BANDS = ((100, 1000), (1000, 3000), (3000, 6000), (6000, 11_000))  # Hz
 
 def periodicity(coder: CodecLike, recordings: Recordings, *, quick: bool = False) -> list[Result]:
     """Autocorrelation at the hop, in bands, minus that of the original: of white noise, rain and fricatives."""
-    spec = coder.frame_math
+    spec = coder.frame_spec
     white = noise(spec.samples(6 if quick else 12), rate=spec.sample_rate, color="white", seed=3).reshape(3, -1) / 10
     results = [_periodicity(coder, "white noise", white, None)]
     if len(recordings.rain):
@@ -497,7 +497,7 @@ def periodicity(coder: CodecLike, recordings: Recordings, *, quick: bool = False
 
 
 def _periodicity(coder: CodecLike, name: str, audio: Signal, chosen: NDArray[np.bool_] | None) -> Result:
-    spec = coder.frame_math
+    spec = coder.frame_spec
     decoded = through(coder, audio)
     figures: dict[str, float] = {}
     for low, high in BANDS:
@@ -528,7 +528,7 @@ def hop_correlation(audio: Signal, hop: int, chosen: NDArray[np.bool_] | None = 
     return float(products.sum() / norms.sum()) if norms.sum() > 0 else math.nan
 
 
-def _fricatives(clip: Signal, spec: FrameMath) -> NDArray[np.bool_]:
+def _fricatives(clip: Signal, spec: FrameSpec) -> NDArray[np.bool_]:
     """Which frames [frames] are loud enough (40 dB below the loudest) and have 70 % of their energy above 3 kHz, or
     the upper three quarters of the spectrum where that is less."""
     hop = spec.hop
@@ -541,7 +541,7 @@ def _fricatives(clip: Signal, spec: FrameMath) -> NDArray[np.bool_]:
 def stripes(coder: CodecLike, *, quick: bool = False) -> list[Result]:
     """Lines at the frame rate and twice and three times it in the spectrum of the power envelope of decoded white noise
     (-20 dBFS), in dB over its surroundings; whole band and top octave."""
-    spec = coder.frame_math
+    spec = coder.frame_spec
     frames = 50  # in a segment, so that the frame rate is bin 50 of its spectrum
     segments = 5 if quick else 12
     size = frames * spec.hop
@@ -575,7 +575,7 @@ def stripes(coder: CodecLike, *, quick: bool = False) -> list[Result]:
 
 def silence(coder: CodecLike, recordings: Recordings) -> list[Result]:
     """RMS level out of 2 s of zeros, and of the zeros after loud speech from 0.25 s after its end on; worst clip."""
-    spec = coder.frame_math
+    spec = coder.frame_spec
     zeros = through(coder, np.zeros((1, spec.samples(2))))[0]
     loud = 0.9 * recordings.speech / np.abs(recordings.speech).max(axis=1, keepdims=True)
     audio = np.pad(loud, ((0, 0), (0, spec.samples(1))))
@@ -586,7 +586,7 @@ def silence(coder: CodecLike, recordings: Recordings) -> list[Result]:
 def overshoot(coder: CodecLike, recordings: Recordings) -> list[Result]:
     """Peaks over 1.0 from full-scale square waves, sines and clipped speech, and samples of the output that differ
     from the clipped signal after a 16-bit WAV file."""
-    spec = coder.frame_math
+    spec = coder.frame_spec
     time = np.arange(spec.samples(0.6)) / spec.sample_rate
     tones = np.stack([np.sin(2 * np.pi * frequency * time) for frequency in (60, 100, 441, 1000, 3000)])
     groups = {
@@ -620,7 +620,7 @@ def generations(coder: CodecLike, recordings: Recordings, *, count: int = 10) ->
     4 kHz, or a quarter of the sample rate where that is less). PESQ is that of the last over that of the first
     generation. Shares are of codes of the second generation that equal the first's.
     """
-    rate = coder.frame_math.sample_rate
+    rate = coder.frame_spec.sample_rate
     kinds = [clips for clips in (recordings.speech, recordings.music) if len(clips)]
     equal_first, equal_all = [], []
     levels, highs, ratio = [], [], math.nan
@@ -697,19 +697,19 @@ def encoded(coder: CodecLike, audio: Signal, codebooks: int | None = None) -> Co
 
 def decoded_audio(coder: CodecLike, codes: CodeArray, time: int) -> Signal:
     """Audio [batch, time] of codes [batch, codebooks, frames]."""
-    rows = max(1, int(BATCH_SECONDS * coder.frame_math.sample_rate / time))
+    rows = max(1, int(BATCH_SECONDS * coder.frame_spec.sample_rate / time))
     starts = range(0, len(codes), rows)
     return np.concatenate([_decode(coder, torch.from_numpy(codes[start : start + rows]), time) for start in starts])
 
 
 def _parts(coder: CodecLike, audio: Signal) -> Iterator[Signal]:
-    rows = max(1, int(BATCH_SECONDS * coder.frame_math.sample_rate / audio.shape[1]))
+    rows = max(1, int(BATCH_SECONDS * coder.frame_spec.sample_rate / audio.shape[1]))
     for start in range(0, len(audio), rows):
         yield audio[start : start + rows]
 
 
 def _encode(coder: CodecLike, audio: Signal, codebooks: int | None) -> Tensor:
-    return coder.encode(torch.from_numpy(audio.astype(np.float32))[:, None], books=codebooks)
+    return coder.encode(torch.from_numpy(audio.astype(np.float32))[:, None], num_codebooks=codebooks)
 
 
 def _decode(coder: CodecLike, codes: Tensor, time: int) -> Signal:
@@ -735,13 +735,13 @@ def to_16_bit(audio: Signal) -> Signal:
     return np.clip(np.rint(audio * 32768), -32768, 32767) / 32768
 
 
-def _tone(spec: FrameMath, frequency: float, level: float, seconds: float) -> Signal:
+def _tone(spec: FrameSpec, frequency: float, level: float, seconds: float) -> Signal:
     time = np.arange(spec.samples(seconds)) / spec.sample_rate
     ramp = np.minimum(1, time / 0.01)
     return 10 ** (level / 20) * ramp * np.sin(2 * np.pi * frequency * time)
 
 
-def _beep(spec: FrameMath, frequency: float, level: float, seconds: float) -> Signal:
+def _beep(spec: FrameSpec, frequency: float, level: float, seconds: float) -> Signal:
     """A tone with ramps of 5 ms at both ends, with 0.1 s of silence on both sides."""
     time = np.arange(spec.samples(seconds)) / spec.sample_rate
     ramp = np.minimum(1, np.minimum(time, seconds - time) / 0.005)
@@ -753,14 +753,14 @@ def _beep(spec: FrameMath, frequency: float, level: float, seconds: float) -> Si
 
 
 def _amplitude_difference(
-    original: Signal, output: Signal, frequency: float, spec: FrameMath, steady: tuple[float, float]
+    original: Signal, output: Signal, frequency: float, spec: FrameSpec, steady: tuple[float, float]
 ) -> float:
     (before,), (after,) = (_amplitudes(signal, (frequency,), spec, steady) for signal in (original, output))
     return _decibels(after**2, before**2)
 
 
 def _amplitudes(
-    signal: Signal, frequencies: Sequence[float], spec: FrameMath, steady: tuple[float, float]
+    signal: Signal, frequencies: Sequence[float], spec: FrameSpec, steady: tuple[float, float]
 ) -> list[float]:
     """Amplitudes of sines of these frequencies between two times in s: a least-squares fit under a Hann window."""
     begin, end = map(spec.samples, steady)

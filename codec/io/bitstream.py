@@ -16,7 +16,7 @@ All numbers are little endian. The header, for a model name of n bytes:
         76      4  codebook size
         80      4  frames per packet
         84      2  channels
-        86      2  books
+        86      2  codebooks
         88      1  n
         89      n  name of the model, UTF-8; none for a model that has no name
       89+n      4  CRC-32 of everything before it
@@ -32,9 +32,9 @@ apart. Then packets of `frames per packet` frames each, the last one of what is 
         16      p  payload
       16+p      4  CRC-32 of everything before it in this packet
 
-The payload holds the codes frame by frame, in a frame channel by channel, in a channel book by book (coarsest first),
+The payload holds the codes frame by frame, in a frame channel by channel, in a channel codebook by codebook (coarsest first),
 each in ceil(log2(codebook size)) bits, most significant bit first; zero bits fill the last byte. Example: one channel,
-two books of 8, frames (5, 1) and (2, 7): 101 001 | 010 111 -> 10100101 0111_0000 -> A5 70.
+two codebooks of 8, frames (5, 1) and (2, 7): 101 001 | 010 111 -> 10100101 0111_0000 -> A5 70.
 
 Nothing may follow the end packet, and a file without one has been cut off.
 """
@@ -53,7 +53,7 @@ import numpy as np
 import numpy.typing as npt
 
 from codec.errors import ConfigError, DamagedFile, InputNotFound, UnsupportedAudio, UsageError
-from codec.frames import FrameMath, resampled_length
+from codec.frames import FrameSpec, resampled_length
 
 VERSION = 1
 MAX_CHANNELS = 1024  # as libsndfile
@@ -72,11 +72,11 @@ _BOUNDS = {
     "source_rate": (1, MAX_RATE),
     "sample_rate": (1, MAX_RATE),
     "hop": (1, 1 << 20),
-    "overlap": (0, 1 << 20),
+    "decoder_delay": (0, 1 << 20),
     "codebook_size": (2, 1 << 24),
     "frames_per_packet": (1, MAX_CODES),
     "channels": (1, MAX_CHANNELS),
-    "books": (1, 1024),
+    "num_codebooks": (1, 1024),
 }
 
 Codes = npt.NDArray[np.int64]
@@ -96,8 +96,8 @@ class Header:
     channels: int
     sample_rate: int
     hop: int
-    overlap: int
-    books: int
+    decoder_delay: int
+    num_codebooks: int
     codebook_size: int
     frames_per_packet: int
     time: int = 0
@@ -107,7 +107,7 @@ class Header:
         for name, (least, most) in _BOUNDS.items():
             if not least <= (value := getattr(self, name)) <= most:
                 raise ConfigError(f"{name} is {value}: a .codec file holds {least} to {most}")
-        if (codes := self.channels * self.books * self.frames_per_packet) > MAX_CODES:
+        if (codes := self.channels * self.num_codebooks * self.frames_per_packet) > MAX_CODES:
             raise ConfigError(f"{codes} codes in a packet: at most {MAX_CODES}, take fewer frames per packet")
         if len(self.model.encode()) > 255 or not self.model.isprintable():
             raise ConfigError(f"{self.model!r} cannot name a model: take at most 255 bytes of printable text")
@@ -115,13 +115,13 @@ class Header:
             raise ConfigError(f"{self.weights_hash!r} is no weights hash: it must be 64 hexadecimal digits")
 
     @property
-    def frame_math(self) -> FrameMath:
-        """Conversions of the model as far as this file uses it: `books` are those in the file."""
-        return FrameMath(
+    def frame_spec(self) -> FrameSpec:
+        """Conversions of the model as far as this file uses it: `num_codebooks` are those in the file."""
+        return FrameSpec(
             sample_rate=self.sample_rate,
             hop=self.hop,
-            overlap=self.overlap,
-            books=self.books,
+            decoder_delay=self.decoder_delay,
+            num_codebooks=self.num_codebooks,
             codebook_size=self.codebook_size,
         )
 
@@ -144,11 +144,11 @@ class Header:
             self.source_rate,
             self.sample_rate,
             self.hop,
-            self.overlap,
+            self.decoder_delay,
             self.codebook_size,
             self.frames_per_packet,
             self.channels,
-            self.books,
+            self.num_codebooks,
             len(name),
         )
         return _sealed(_START.pack(_MAGIC, VERSION, len(fields) + len(name)) + fields + name)
@@ -158,9 +158,20 @@ class Header:
         """Undo `_to_bytes`, given the bytes between the length and the checksum; ValueError or ConfigError if wrong."""
         if len(fields) < _FIELDS.size or len(fields) != _FIELDS.size + fields[_FIELDS.size - 1]:
             raise ValueError(f"{len(fields)} bytes of fields do not fit the length of the name")
-        weights, time, frames, source_rate, sample_rate, hop, overlap, size, per_packet, channels, books, _ = (
-            _FIELDS.unpack_from(fields)
-        )
+        (
+            weights,
+            time,
+            frames,
+            source_rate,
+            sample_rate,
+            hop,
+            decoder_delay,
+            size,
+            per_packet,
+            channels,
+            num_codebooks,
+            _,
+        ) = _FIELDS.unpack_from(fields)
         return cls(
             model=fields[_FIELDS.size :].decode(),
             weights_hash=weights.hex(),
@@ -168,8 +179,8 @@ class Header:
             channels=channels,
             sample_rate=sample_rate,
             hop=hop,
-            overlap=overlap,
-            books=books,
+            decoder_delay=decoder_delay,
+            num_codebooks=num_codebooks,
             codebook_size=size,
             frames_per_packet=per_packet,
             time=time,
@@ -185,11 +196,11 @@ class Writer:
         self._file = file
         self._start = file.tell()
         self._packets = 0
-        self._pending: Codes = np.empty((header.channels, header.books, 0), np.int64)
+        self._pending: Codes = np.empty((header.channels, header.num_codebooks, 0), np.int64)
         file.write(self.header._to_bytes())
 
     def write(self, codes: Codes) -> None:
-        """Append codes [channels, books, frames], any number of frames. Raises UsageError for codes of other shapes
+        """Append codes [channels, codebooks, frames], any number of frames. Raises UsageError for codes of other shapes
         or outside 0 to `codebook_size` - 1."""
         if codes.ndim != 3 or codes.shape[:2] != self._pending.shape[:2]:
             raise UsageError(f"codes are {codes.shape}: this file takes {(*self._pending.shape[:2], 'frames')}")
@@ -215,7 +226,7 @@ class Writer:
 
     def _write_packet(self, marker: bytes, codes: Codes) -> None:
         frames = codes.shape[2]
-        payload = _pack(codes, self.header.frame_math.bits_per_code)
+        payload = _pack(codes, self.header.frame_spec.bits_per_code)
         self._file.write(_sealed(_PACKET.pack(marker, self._packets, frames, len(payload)) + payload))
         self._packets += 1
         self.header = replace(self.header, frames=self.header.frames + frames)
@@ -236,16 +247,16 @@ class Reader:
         self.header = self._read_header()
 
     def packets(self) -> Iterator[Codes]:
-        """Yield the codes [channels, books, frames] packet by packet, once.
+        """Yield the codes [channels, codebooks, frames] packet by packet, once.
 
         Raises DamagedFile at the first damage, after everything before it has been yielded.
         """
         header = self.header
-        bits = header.frame_math.bits_per_code
+        bits = header.frame_spec.bits_per_code
         number = 0
         while True:
             frames = min(header.frames_per_packet, header.frames - self._frames_read)
-            count = header.channels * header.books * frames
+            count = header.channels * header.num_codebooks * frames
             size = _bytes_for(count * bits)
             start = self.offset
             # The header tells what each packet must look like: no length is taken from the packet itself.
@@ -261,7 +272,9 @@ class Reader:
                 raise self._damaged(start, f"packet {number} has codes beyond the codebook's {header.codebook_size}")
             self._frames_read += frames
             number += 1
-            yield flat.reshape(frames, header.channels, header.books).transpose(1, 2, 0)  # [channels, books, frames]
+            yield flat.reshape(frames, header.channels, header.num_codebooks).transpose(
+                1, 2, 0
+            )  # [channels, codebooks, frames]
         if self._file.read(1):
             raise self._damaged(self.offset, "more bytes follow the end of the recording")
 
@@ -284,7 +297,7 @@ class Reader:
             header = Header._from_fields(fields[: -_CRC.size])
         except (ConfigError, ValueError) as error:
             raise self._damaged(_START.size, f"impossible header, {error}") from error
-        if header.frame_math.time(header.frames) < header.model_time:
+        if header.frame_spec.time(header.frames) < header.model_time:
             raise self._damaged(
                 _START.size, f"{header.frames} frames do not hold {header.time} samples, as the header says"
             )
@@ -300,7 +313,7 @@ class Reader:
     def _damaged(self, offset: int, reason: str) -> DamagedFile:
         seconds = None
         if self._frames_read:
-            math = self.header.frame_math
+            math = self.header.frame_spec
             seconds = min(math.seconds(math.time(self._frames_read)), self.header.seconds)
         return DamagedFile(self.label, offset=offset, reason=reason, seconds_decoded=seconds or None)
 
@@ -337,7 +350,7 @@ def _bytes_for(bits: int) -> int:
 
 
 def _pack(codes: Codes, bits: int) -> bytes:
-    flat = codes.transpose(2, 0, 1).ravel().astype(">u4")  # frame by frame, channel by channel, book by book
+    flat = codes.transpose(2, 0, 1).ravel().astype(">u4")  # frame by frame, channel by channel, codebook by codebook
     return np.packbits(np.unpackbits(flat.view(np.uint8).reshape(-1, 4), axis=1)[:, 32 - bits :]).tobytes()
 
 

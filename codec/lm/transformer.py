@@ -1,9 +1,9 @@
-"""The default language model: a transformer over steps, and if wanted a small one over the books of each step.
+"""The default language model: a transformer over steps, and if wanted a small one over the codebooks of each step.
 
-    column of the step before -> vectors of its codes, all books together -> Transformer over time
+    column of the step before -> vectors of its codes, all codebooks together -> Transformer over time
                                                                                      |
-        heads: every book from what time knows alone <------------------------------ + -----> depth: a Transformer over
-        (with a pattern that tells books apart)                                                the books of this step
+        heads: every codebook from what time knows alone <------------------------------ + -----> depth: a Transformer over
+        (with a pattern that tells codebooks apart)                                                the codebooks of this step
 
 The depth transformer sees the sum of the vectors chosen so far, which is the recording as far as it is decided (Lee et
 al. 2022, section 3.2.2; Moshi, Défossez et al. 2024, section 3.4).
@@ -21,7 +21,16 @@ from torch import Tensor, nn
 
 from codec.config import Config
 from codec.errors import ConfigError
-from codec.lm.base import Classes, CodeVectors, Column, Conditions, Pick, Prior, PriorConfig, Source
+from codec.lm.base import (
+    ClassConditioner,
+    CodebookSpec,
+    CodecLM,
+    CodecLMConfig,
+    CodeEmbedding,
+    Conditioning,
+    SampleFn,
+    StepTokens,
+)
 from codec.nn.attention import Memory, Transformer, TransformerState
 from codec.nn.shapes import Codes, Logits
 
@@ -29,17 +38,17 @@ BYTES = 256
 
 
 class DepthConfig(Config):
-    """The transformer over the books of a step."""
+    """The transformer over the codebooks of a step."""
 
     width: int = Field(128, ge=2)
     layers: int = Field(2, ge=1)
     heads: int = Field(4, ge=1)
     cumulative: bool = True
-    """Each book sees the sum of the vectors before it; otherwise the last one, and the others through attention."""
+    """Each codebook sees the sum of the vectors before it; otherwise the last one, and the others through attention."""
 
 
-class TransformerConfig(PriorConfig):
-    """A transformer over steps, with one head per book, or with a depth transformer where `depth` is given."""
+class TransformerConfig(CodecLMConfig):
+    """A transformer over steps, with one head per codebook, or with a depth transformer where `depth` is given."""
 
     family: Literal["transformer"] = "transformer"
     width: int = Field(256, ge=2)
@@ -54,41 +63,41 @@ class TransformerConfig(PriorConfig):
 
 
 class LMState(NamedTuple):
-    """Where it is in time, what it was told, and the rings in which each step decides its books."""
+    """Where it is in time, what it was told, and the rings in which each step decides its codebooks."""
 
     time: TransformerState
     told: Tensor
-    books: TransformerState | None
+    num_codebooks: TransformerState | None
 
 
 class Known(NamedTuple):
-    """What is known of a step before its first book is decided [batch, width], and the rings to decide them in."""
+    """What is known of a step before its first codebook is decided [batch, width], and the rings to decide them in."""
 
     known: Tensor
-    books: TransformerState | None
+    num_codebooks: TransformerState | None
 
 
-class TokenLM(Prior):
+class TokenLM(CodecLM):
     """A GPT over the columns of a pattern. Raises ConfigError for a configuration that makes none."""
 
     config: TransformerConfig
     added: Tensor | None
-    """What each code adds to the input of a step [books * (codebook_size + 1), width], known after `for_steps`."""
+    """What each code adds to the input of a step [codebooks * (codebook_size + 1), width], known after `for_steps`."""
     first_rows: Tensor
-    """Where the codes of each book begin there [books, 1]."""
+    """Where the codes of each codebook begin there [codebooks, 1]."""
 
-    def __init__(self, config: TransformerConfig, source: Source) -> None:
+    def __init__(self, config: TransformerConfig, source: CodebookSpec) -> None:
         super().__init__(config, source)
         if config.depth and self.pattern.per_frame > 1:
             raise ConfigError(
-                f'model.depth decides all books of a step one by one, pattern kind = "{config.pattern.kind}" does so '
+                f'model.depth decides all codebooks of a step one by one, pattern kind = "{config.pattern.kind}" does so '
                 "too: take away one of them"
             )
-        books, dim, width = source.books, source.dim, config.width
+        num_codebooks, dim, width = source.num_codebooks, source.dim, config.width
         classes = source.codebook_size + 1
-        self.vectors = CodeVectors(source, config.vectors)
-        self.listen = nn.Linear(books * dim, width, bias=False)
-        self.told = Classes(source, width, std=0.5)
+        self.vectors = CodeEmbedding(source, config.vectors)
+        self.listen = nn.Linear(num_codebooks * dim, width, bias=False)
+        self.told = ClassConditioner(source, width, std=0.5)
         self.phase = nn.Embedding(self.pattern.period, width) if self.pattern.period > 1 else None
         self.time = Transformer(
             width,
@@ -100,55 +109,57 @@ class TokenLM(Prior):
         )
         self.text = TextEncoder(width, heads=config.heads, dropout=config.dropout) if config.text else None
         self.depth = Depth(config.depth, source, width, config.dropout) if config.depth else None
-        self.heads = None if config.depth else nn.Linear(width, books * classes, bias=False)
+        self.heads = None if config.depth else nn.Linear(width, num_codebooks * classes, bias=False)
         self.register_buffer("added", None, persistent=False)
-        self.register_buffer("first_rows", classes * torch.arange(books)[:, None], persistent=False)
+        self.register_buffer("first_rows", classes * torch.arange(num_codebooks)[:, None], persistent=False)
         if self.phase:
             nn.init.normal_(self.phase.weight, std=0.5)
-        nn.init.normal_(self.listen.weight, std=(books * dim) ** -0.5)
+        nn.init.normal_(self.listen.weight, std=(num_codebooks * dim) ** -0.5)
         if self.heads:
             nn.init.normal_(self.heads.weight, std=0.02)
 
-    def forward(self, columns: Codes, conditions: Conditions) -> Logits:
+    def forward(self, columns: Codes, conditions: Conditioning) -> Logits:
         x = self.heard(self.shifted(columns), 0, self.told(conditions))
         known = self.time(x, self.memory(conditions))
         if self.depth:
             return self.without_end(self.depth(known, self.vectors(columns)))
         assert self.heads
         logits = rearrange(
-            self.heads(known), "batch steps (books code) -> batch books steps code", books=columns.shape[1]
+            self.heads(known),
+            "batch steps (codebooks code) -> batch codebooks steps code",
+            num_codebooks=columns.shape[1],
         )
         return self.without_end(logits)
 
-    def initial_state(self, conditions: Conditions) -> LMState:
+    def initial_state(self, conditions: Conditioning) -> LMState:
         told = self.told(conditions)
-        books = self.depth.net.initial_state(told) if self.depth else None
-        return LMState(self.time.initial_state(told, self.memory(conditions)), told, books)
+        num_codebooks = self.depth.net.initial_state(told) if self.depth else None
+        return LMState(self.time.initial_state(told, self.memory(conditions)), told, num_codebooks)
 
-    def advance(self, column: Column, state: LMState) -> tuple[Known, LMState]:
+    def forward_step(self, column: StepTokens, state: LMState) -> tuple[Known, LMState]:
         x = self.heard(column[:, :, None], state.time.seen, state.told)
-        known, time = self.time.advance(x, state.time)
-        return Known(known[:, 0], state.books), state._replace(time=time)
+        known, time = self.time.forward_step(x, state.time)
+        return Known(known[:, 0], state.num_codebooks), state._replace(time=time)
 
-    def decide(self, context: Known, pick: Pick) -> Column:
-        known, books = context
+    def decode_step(self, context: Known, sample_fn: SampleFn) -> StepTokens:
+        known, num_codebooks = context
         if self.depth:
-            assert books
-            return self.depth.decide(known, pick, self.vectors, books)
+            assert num_codebooks
+            return self.depth.decode_step(known, sample_fn, self.vectors, num_codebooks)
         assert self.heads
-        logits = self.heads(known).view(len(known), self.source.books, -1)  # [batch, books, classes]
-        return pick(self.without_end(logits), 0)
+        logits = self.heads(known).view(len(known), self.source.num_codebooks, -1)  # [batch, codebooks, classes]
+        return sample_fn(self.without_end(logits), 0)
 
     @torch.no_grad()
-    def for_steps(self) -> Self:
-        books, classes = self.source.books, self.source.codebook_size + 1
-        every = torch.arange(classes, device=self.device).expand(1, books, -1)
-        vectors = self.vectors.alike(every)[0].view(classes, books, -1)
-        weight = self.listen.weight.view(self.config.width, books, -1)
+    def prepare_for_inference(self) -> Self:
+        num_codebooks, classes = self.source.num_codebooks, self.source.codebook_size + 1
+        every = torch.arange(classes, device=self.device).expand(1, num_codebooks, -1)
+        vectors = self.vectors.alike(every)[0].view(classes, num_codebooks, -1)
+        weight = self.listen.weight.view(self.config.width, num_codebooks, -1)
         self.added = torch.einsum("cbd,wbd->bcw", vectors, weight).flatten(0, 1)
         if self.depth:
             self.depth.added = self.depth.listen(self.vectors(every)[0])
-        return super().for_steps()
+        return super().prepare_for_inference()
 
     # the parts of a step
 
@@ -164,56 +175,58 @@ class TokenLM(Prior):
             x = x + self.phase(phases)
         return x
 
-    def memory(self, conditions: Conditions) -> Memory | None:
+    def memory(self, conditions: Conditioning) -> Memory | None:
         """The text as the layers see it."""
         return None if self.text is None else self.time.remember(*self.text(conditions.text))
 
 
 class Depth(nn.Module):
-    """A transformer over the books of a step: what time knows comes first, then book after book."""
+    """A transformer over the codebooks of a step: what time knows comes first, then codebook after codebook."""
 
     added: Tensor | None
-    """What each code adds to the input of the next book [books, codebook_size + 1, width], known for steps."""
+    """What each code adds to the input of the next codebook [codebooks, codebook_size + 1, width], known for steps."""
 
-    def __init__(self, config: DepthConfig, source: Source, width: int, dropout: float) -> None:
+    def __init__(self, config: DepthConfig, source: CodebookSpec, width: int, dropout: float) -> None:
         super().__init__()
-        self.books = source.books
+        self.num_codebooks = source.num_codebooks
         self.cumulative = config.cumulative
         self.known = nn.Linear(width, config.width, bias=False)
         self.listen = nn.Linear(source.dim, config.width, bias=False)
-        self.book = nn.Parameter(0.02 * torch.randn(source.books, config.width))
+        self.codebook = nn.Parameter(0.02 * torch.randn(source.num_codebooks, config.width))
         self.net = Transformer(
-            config.width, layers=config.layers, heads=config.heads, context=source.books, dropout=dropout
+            config.width, layers=config.layers, heads=config.heads, context=source.num_codebooks, dropout=dropout
         )
-        self.heads = nn.Parameter(0.02 * torch.randn(source.books, config.width, source.codebook_size + 1))
+        self.heads = nn.Parameter(0.02 * torch.randn(source.num_codebooks, config.width, source.codebook_size + 1))
         self.register_buffer("added", None, persistent=False)
         nn.init.normal_(self.known.weight, std=width**-0.5)
         nn.init.normal_(self.listen.weight, std=source.dim**-0.5)
 
     def forward(self, known: Tensor, vectors: Tensor) -> Logits:
-        """Logits, given what time knows [batch, steps, width] and the columns' vectors [batch, books, steps, dim]."""
+        """Logits, given what time knows [batch, steps, width] and the columns' vectors [batch, codebooks, steps, dim]."""
         batch, steps, _ = known.shape
         above = torch.zeros_like(vectors)
         above[:, 1:] = (vectors.cumsum(dim=1) if self.cumulative else vectors)[:, :-1]
-        x = self.known(known)[:, :, None] + self.listen(above).transpose(1, 2) + self.book
-        x = self.net(x.flatten(0, 1)).view(batch, steps, self.books, -1)
+        x = self.known(known)[:, :, None] + self.listen(above).transpose(1, 2) + self.codebook
+        x = self.net(x.flatten(0, 1)).view(batch, steps, self.num_codebooks, -1)
         return torch.einsum("bsqw,qwc->bqsc", x, self.heads)
 
-    def decide(self, context: Tensor, pick: Pick, vectors: CodeVectors, state: TransformerState) -> Column:
-        """A column, book by book, given what time knows [batch, width]; in the rings of an initial state."""
-        known = self.known(context)[:, None] + self.book  # [batch, books, width]
+    def decode_step(
+        self, context: Tensor, sample_fn: SampleFn, vectors: CodeEmbedding, state: TransformerState
+    ) -> StepTokens:
+        """A column, codebook by codebook, given what time knows [batch, width]; in the rings of an initial state."""
+        known = self.known(context)[:, None] + self.codebook  # [batch, codebooks, width]
         column: list[Tensor] = []
         heard = torch.zeros_like(known[:, 0])
-        for book in range(self.books):
-            y, state = self.net.advance((known[:, book] + heard)[:, None], state)
-            logits = y @ self.heads[book]  # [batch, 1, classes]
-            if book:
+        for codebook in range(self.num_codebooks):
+            y, state = self.net.forward_step((known[:, codebook] + heard)[:, None], state)
+            logits = y @ self.heads[codebook]  # [batch, 1, classes]
+            if codebook:
                 logits[..., -1] = -torch.inf
-            column.append(pick(logits, book))
+            column.append(sample_fn(logits, codebook))
             if self.added is None:
-                vector = self.listen(vectors(column[-1][:, :, None], book)[:, 0, 0])
+                vector = self.listen(vectors(column[-1][:, :, None], codebook)[:, 0, 0])
             else:
-                vector = F.embedding(column[-1][:, 0], self.added[book])
+                vector = F.embedding(column[-1][:, 0], self.added[codebook])
             heard = heard + vector if self.cumulative else vector
         return torch.cat(column, dim=1)
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from codec.codes import Codes as CodesView
 from codec.config import Config
 from codec.errors import UsageError
-from codec.frames import FrameMath, resampled_length
+from codec.frames import FrameSpec, resampled_length
 from codec.io.audio import LOUDEST
 from codec.nn.quantize.residual import Quantized, Quantizer
 from codec.nn.resample import resample
@@ -27,7 +27,7 @@ from codec.nn.streaming import State, ordinary
 # as much as a .codec file can say
 SampleRate = Annotated[int, Field(ge=1, le=2**22)]
 Hop = Annotated[int, Field(ge=1, le=2**20)]
-Books = Annotated[int, Field(ge=1, le=1024)]
+NumCodebooks = Annotated[int, Field(ge=1, le=1024)]
 CodebookSize = Annotated[int, Field(ge=2, le=2**24)]
 
 Array: TypeAlias = Tensor | np.ndarray[Any, Any]
@@ -41,12 +41,12 @@ class CodecConfig(Config):
     family: str
     sample_rate: SampleRate
     hop: Hop
-    books: Books
+    num_codebooks: NumCodebooks
     codebook_size: CodebookSize
 
 
-class Trained(NamedTuple):
-    """A training pass: the decoded audio, aligned with the input, and what the quantiser says."""
+class CodecOutput(NamedTuple):
+    """A training pass: the decoded audio, aligned with the input, and what the quantizer says."""
 
     audio: Audio
     latents: Latents
@@ -74,14 +74,14 @@ class Codec(nn.Module):
     limit: float = math.inf
     """Largest sample that comes out of `decode` and `decode_step`; what is beyond is clipped."""
 
-    def __init__(self, config: CodecConfig, *, overlap: int) -> None:
+    def __init__(self, config: CodecConfig, *, decoder_delay: int) -> None:
         super().__init__()
         self.config = config
-        self.frame_math = FrameMath(
+        self.frame_spec = FrameSpec(
             sample_rate=config.sample_rate,
             hop=config.hop,
-            overlap=overlap,
-            books=config.books,
+            decoder_delay=decoder_delay,
+            num_codebooks=config.num_codebooks,
             codebook_size=config.codebook_size,
         )
 
@@ -101,29 +101,29 @@ class Codec(nn.Module):
 
     @abstractmethod
     def audio_step(self, latents: Latents, state: State) -> tuple[Audio, State]:
-        """A hop of samples per frame, late by `frame_math.overlap` samples."""
+        """A hop of samples per frame, late by `frame_spec.overlap` samples."""
 
     # sizes
 
     @property
     def sample_rate(self) -> int:
         """Rate of the audio it takes and makes, in Hz."""
-        return self.frame_math.sample_rate
+        return self.frame_spec.sample_rate
 
     @property
     def frame_rate(self) -> float:
         """Frames per second of audio, in Hz."""
-        return self.frame_math.frame_rate
+        return self.frame_spec.frame_rate
 
     @property
     def num_codebooks(self) -> int:
         """Codes per frame, at most."""
-        return self.frame_math.books
+        return self.frame_spec.num_codebooks
 
     @property
     def codebook_size(self) -> int:
         """Entries of each codebook; codes run from 0 to one less."""
-        return self.frame_math.codebook_size
+        return self.frame_spec.codebook_size
 
     @property
     def channels(self) -> int:
@@ -136,19 +136,19 @@ class Codec(nn.Module):
 
         A hop until its frame is whole, then what the decoder is late.
         """
-        return self.frame_math.hop + self.frame_math.overlap
+        return self.frame_spec.hop + self.frame_spec.decoder_delay
 
     # streaming
 
-    def encode_step(self, audio: Audio, state: State, *, books: int | None = None) -> tuple[Codes, State]:
+    def encode_step(self, audio: Audio, state: State, *, num_codebooks: int | None = None) -> tuple[Codes, State]:
         """Codes of a chunk [batch, 1, time] whose time is a multiple of hop, and the state after it."""
         with self._inference():
             latents, state = self.latents_step(audio, state)
-            codes = self.quantizer.encode(latents, self.check_books(books))
+            codes = self.quantizer.encode(latents, self.check_codebooks(num_codebooks))
         return ordinary((codes, state))
 
     def decode_step(self, codes: Codes, state: State) -> tuple[Audio, State]:
-        """Audio of a chunk of frames, late by `frame_math.overlap` samples, and the state after it."""
+        """Audio of a chunk of frames, late by `frame_spec.overlap` samples, and the state after it."""
         with self._inference():
             self.check_codes(codes)
             audio, state = self.audio_step(self.quantizer.decode(codes), state)
@@ -162,7 +162,7 @@ class Codec(nn.Module):
         self,
         audio: Audio,
         *,
-        books: int | None = None,
+        num_codebooks: int | None = None,
         bitrate: float | None = None,
         lengths: Lengths | None = None,
         sample_rate: int | None = None,
@@ -173,7 +173,7 @@ class Codec(nn.Module):
         self,
         audio: Sequence[Array],
         *,
-        books: int | None = None,
+        num_codebooks: int | None = None,
         bitrate: float | None = None,
         lengths: None = None,
         sample_rate: int | None = None,
@@ -183,15 +183,15 @@ class Codec(nn.Module):
         self,
         audio: Audio | Sequence[Array],
         *,
-        books: int | None = None,
+        num_codebooks: int | None = None,
         bitrate: float | None = None,
         lengths: Lengths | None = None,
         sample_rate: int | None = None,
     ) -> Codes | PaddedCodes:
         """Codes, int64 [batch, codebooks, frames], of audio float32 [batch, 1, time] in [-1, 1].
 
-        They are on the model's device, `frame_math.frames(time)` frames, float32 arithmetic under any autocast, and
-        ordinary tensors without a gradient. `books` is how many codebooks to use, index 0 the coarsest; `bitrate` asks
+        They are on the model's device, `frame_spec.frames(time)` frames, float32 arithmetic under any autocast, and
+        ordinary tensors without a gradient. `num_codebooks` is how many codebooks to use, index 0 the coarsest; `bitrate` asks
         for the most of them within so many kbit/s instead; all if both are None. `sample_rate` in Hz is the audio's
         where it is not the model's: it is resampled then, on a CPU by soxr, on another device by torchaudio if that
         can be imported.
@@ -207,33 +207,33 @@ class Codec(nn.Module):
 
         Raises:
             UsageError: audio is of another shape or type, or has samples that are NaN, infinite or beyond 120 dB over
-                full scale; `lengths` are not one per item, or not within the audio; `books` are more than there are,
-                or `books` and `bitrate` are both given; the sample rate is not a whole number.
+                full scale; `lengths` are not one per item, or not within the audio; `num_codebooks` are more than there are,
+                or `num_codebooks` and `bitrate` are both given; the sample rate is not a whole number.
             ConfigError: `bitrate` is below that of one codebook.
             MissingDependency: soxr is needed to resample and cannot be imported.
         """
-        books = self.books_for(books, bitrate)
+        num_codebooks = self.codebooks_for(num_codebooks, bitrate)
         if sample_rate is not None and (not isinstance(sample_rate, int) or sample_rate < 1):
             raise UsageError(f"a sample rate of {sample_rate!r} cannot be: give Hz as an int, as 48000")
         if isinstance(audio, list | tuple):
             if lengths is not None:
                 raise UsageError("a list of recordings has its own lengths: leave lengths out")
             padded, ends = self._side_by_side(audio)
-            codes, frames = self._encode(padded, ends, books, sample_rate)
+            codes, frames = self._encode(padded, ends, num_codebooks, sample_rate)
             with torch.inference_mode(False):
                 return PaddedCodes(codes, torch.tensor(frames, device=codes.device))
         audio = cast(Tensor, audio)
         self.check_audio(audio)
         batch, _, time = audio.shape
         times = None if lengths is None else _lengths(lengths, batch, most=time, holder="the audio has")
-        return self._encode(audio, times, books, sample_rate)[0]
+        return self._encode(audio, times, num_codebooks, sample_rate)[0]
 
     @overload
     def codes(
         self,
         audio: Audio,
         *,
-        books: int | None = None,
+        num_codebooks: int | None = None,
         bitrate: float | None = None,
         sample_rate: int | None = None,
     ) -> CodesView: ...
@@ -243,7 +243,7 @@ class Codec(nn.Module):
         self,
         audio: Sequence[Array],
         *,
-        books: int | None = None,
+        num_codebooks: int | None = None,
         bitrate: float | None = None,
         sample_rate: int | None = None,
     ) -> list[CodesView]: ...
@@ -252,7 +252,7 @@ class Codec(nn.Module):
         self,
         audio: Audio | Sequence[Array],
         *,
-        books: int | None = None,
+        num_codebooks: int | None = None,
         bitrate: float | None = None,
         sample_rate: int | None = None,
     ) -> CodesView | list[CodesView]:
@@ -263,15 +263,15 @@ class Codec(nn.Module):
         """
         from_rate = self.sample_rate if sample_rate is None else sample_rate
         if isinstance(audio, list | tuple):
-            padded = self.encode(audio, books=books, bitrate=bitrate, sample_rate=sample_rate)
+            padded = self.encode(audio, num_codebooks=num_codebooks, bitrate=bitrate, sample_rate=sample_rate)
             times = [resampled_length(_time(item), from_rate, self.sample_rate) for item in audio]
             return [
-                CodesView(padded.codes[row : row + 1, :, :frames], self.frame_math, time)
+                CodesView(padded.codes[row : row + 1, :, :frames], self.frame_spec, time)
                 for row, (frames, time) in enumerate(zip(padded.frames.tolist(), times, strict=True))
             ]
         audio = cast(Tensor, audio)
-        codes = self.encode(audio, books=books, bitrate=bitrate, sample_rate=sample_rate)
-        return CodesView(codes, self.frame_math, resampled_length(audio.shape[-1], from_rate, self.sample_rate))
+        codes = self.encode(audio, num_codebooks=num_codebooks, bitrate=bitrate, sample_rate=sample_rate)
+        return CodesView(codes, self.frame_spec, resampled_length(audio.shape[-1], from_rate, self.sample_rate))
 
     def decode(
         self,
@@ -301,14 +301,14 @@ class Codec(nn.Module):
             self.check_codes(codes)  # says what is wrong
         codes = codes.to(self.device)
         batch, _, frames = codes.shape
-        holds = self.frame_math.time(frames)
+        holds = self.frame_spec.time(frames)
         times = None
         if lengths is not None:
             if length is not None:
                 raise UsageError("length and lengths are both given: lengths alone tell how long each item is")
             times = _lengths(lengths, batch, most=holds, holder=f"{frames} frames hold")
             length = max(times, default=0)
-            own = torch.tensor([self.frame_math.frames(time) for time in times], device=codes.device)
+            own = torch.tensor([self.frame_spec.frames(time) for time in times], device=codes.device)
             codes = torch.where(torch.arange(frames, device=codes.device) < own[:, None, None], codes, 0)
         self.check_codes(codes)
         length = self._checked_length(length, frames)
@@ -319,8 +319,8 @@ class Codec(nn.Module):
                 audio = audio.clamp(-self.limit, self.limit)
         else:
             audio = self.decode_step(codes, self.decoder_state(batch))[0]
-        overlap = self.frame_math.overlap
-        audio = audio[..., overlap : overlap + length]
+        decoder_delay = self.frame_spec.decoder_delay
+        audio = audio[..., decoder_delay : decoder_delay + length]
         if times is None:
             return audio
         with torch.inference_mode(False):
@@ -341,11 +341,11 @@ class Codec(nn.Module):
         length = self._checked_length(length, frames)
         with self._float32():
             audio, _ = self.audio_step(latents.to(self.device, torch.float32), self.decoder_state(batch))
-        overlap = self.frame_math.overlap
-        return audio[..., overlap : overlap + length]
+        decoder_delay = self.frame_spec.decoder_delay
+        return audio[..., decoder_delay : decoder_delay + length]
 
     def _encode(
-        self, audio: Audio, times: list[int] | None, books: int, sample_rate: int | None
+        self, audio: Audio, times: list[int] | None, num_codebooks: int, sample_rate: int | None
     ) -> tuple[Codes, list[int]]:
         """Codes of audio that was checked, and the frames of each item; `times` are the items' samples."""
         with torch.no_grad():
@@ -359,9 +359,9 @@ class Codec(nn.Module):
                     times = [resampled_length(time, sample_rate, self.sample_rate) for time in times]
                     audio = torch.where(_inside(audio, times), audio, 0.0)
             time = audio.shape[-1]
-            audio = F.pad(audio, (0, self.frame_math.frames(time) * self.config.hop - time))
-        codes, _ = self.encode_step(audio, self.encoder_state(len(audio)), books=books)
-        return codes, [self.frame_math.frames(time) for time in times or [time] * len(audio)]
+            audio = F.pad(audio, (0, self.frame_spec.frames(time) * self.config.hop - time))
+        codes, _ = self.encode_step(audio, self.encoder_state(len(audio)), num_codebooks=num_codebooks)
+        return codes, [self.frame_spec.frames(time) for time in times or [time] * len(audio)]
 
     def _side_by_side(self, audios: Sequence[Array]) -> tuple[Audio, list[int]]:
         """Recordings [time] or [1, time], padded to [batch, 1, time of the longest], and their samples."""
@@ -383,7 +383,7 @@ class Codec(nn.Module):
         return nn.utils.rnn.pad_sequence(rows, batch_first=True)[:, None], [len(row) for row in rows]
 
     def _checked_length(self, length: int | None, frames: int) -> int:
-        holds = self.frame_math.time(frames)
+        holds = self.frame_spec.time(frames)
         if length is None:
             return holds
         if not 0 <= length <= holds:
@@ -408,15 +408,15 @@ class Codec(nn.Module):
 
     # training
 
-    def forward(self, audio: Audio, books: Tensor | None = None) -> Trained:
-        """Encode, quantise and decode audio [batch, 1, time] with gradients; `books` [batch] as in `Quantizer`."""
+    def forward(self, audio: Audio, num_codebooks: Tensor | None = None) -> CodecOutput:
+        """Encode, quantize and decode audio [batch, 1, time] with gradients; `num_codebooks` [batch] as in `Quantizer`."""
         time = audio.shape[-1]
-        padded = F.pad(audio, (0, self.frame_math.frames(time) * self.config.hop - time))
+        padded = F.pad(audio, (0, self.frame_spec.frames(time) * self.config.hop - time))
         latents, _ = self.latents_step(padded, self.encoder_state(len(audio)))
-        quantized = self.quantizer(latents, books)
+        quantized = self.quantizer(latents, num_codebooks)
         decoded, _ = self.audio_step(quantized.latents, self.decoder_state(len(audio)))
-        overlap = self.frame_math.overlap
-        return Trained(decoded[..., overlap : overlap + time], latents, quantized)
+        decoder_delay = self.frame_spec.decoder_delay
+        return CodecOutput(decoded[..., decoder_delay : decoder_delay + time], latents, quantized)
 
     # checks
 
@@ -445,21 +445,23 @@ class Codec(nn.Module):
         """Raises UsageError, as `to`."""
         return self.to(torch.float64)
 
-    def books_for(self, books: int | None = None, bitrate: float | None = None) -> int:
+    def codebooks_for(self, num_codebooks: int | None = None, bitrate: float | None = None) -> int:
         """Codebooks for a call that asks for so many, or for at most so many kbit/s, or for neither: all.
 
         Raises UsageError for both, or for more than there are; ConfigError for a rate below that of one codebook.
         """
-        if books is not None and bitrate is not None:
-            raise UsageError(f"{books} books and {bitrate:g} kbit/s: ask for one of the two")
-        return self.check_books(books) if bitrate is None else self.frame_math.books_for_bitrate(bitrate)
+        if num_codebooks is not None and bitrate is not None:
+            raise UsageError(f"{num_codebooks} codebooks and {bitrate:g} kbit/s: ask for one of the two")
+        return (
+            self.check_codebooks(num_codebooks) if bitrate is None else self.frame_spec.codebooks_for_bitrate(bitrate)
+        )
 
-    def check_books(self, books: int | None) -> int:
-        """`books` if the model has that many, all of them for None; `UsageError` otherwise."""
-        books = self.config.books if books is None else books
-        if not 1 <= books <= self.config.books:
-            raise UsageError(f"this model has 1 to {self.config.books} books, not {books}")
-        return books
+    def check_codebooks(self, num_codebooks: int | None) -> int:
+        """`num_codebooks` if the model has that many, all of them for None; `UsageError` otherwise."""
+        num_codebooks = self.config.num_codebooks if num_codebooks is None else num_codebooks
+        if not 1 <= num_codebooks <= self.config.num_codebooks:
+            raise UsageError(f"this model has 1 to {self.config.num_codebooks} codebooks, not {num_codebooks}")
+        return num_codebooks
 
     def check_audio(self, audio: Audio) -> None:
         """`UsageError` unless audio is float32 [batch, 1, time >= 1]."""
@@ -478,11 +480,11 @@ class Codec(nn.Module):
             raise UsageError(f"audio has samples that are NaN, infinite or beyond {LOUDEST:g}; full scale is 1")
 
     def check_codes(self, codes: Codes) -> None:
-        """`UsageError` unless codes are [batch, books, frames] within the codebooks."""
+        """`UsageError` unless codes are [batch, codebooks, frames] within the codebooks."""
         if not isinstance(codes, Tensor) or codes.ndim != 3 or codes.dtype != torch.int64:
             kind = f"{codes.dtype} {list(codes.shape)}" if isinstance(codes, Tensor) else type(codes).__name__
-            raise UsageError(f"codes are {kind}; give an int64 tensor [batch, books, frames]")
-        self.check_books(codes.shape[1])
+            raise UsageError(f"codes are {kind}; give an int64 tensor [batch, codebooks, frames]")
+        self.check_codebooks(codes.shape[1])
         if codes.numel() and not 0 <= int(codes.min()) <= int(codes.max()) < self.config.codebook_size:
             raise UsageError(
                 f"codes run from {int(codes.min())} to {int(codes.max())}; "

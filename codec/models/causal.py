@@ -28,7 +28,7 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from codec.errors import UsageError
-from codec.models.base import Books, CodebookSize, Codec, CodecConfig, Hop, SampleRate, Trained
+from codec.models.base import CodebookSize, Codec, CodecConfig, CodecOutput, Hop, NumCodebooks, SampleRate
 from codec.nn.conv import ConvNeXtBlock
 from codec.nn.quantize.gain_shape import GainShapeVQ, Parts
 from codec.nn.quantize.residual import FSQ, Mixture, Quantizer, ResidualVQ, Unquantized, VectorQuantizer
@@ -51,7 +51,7 @@ class CausalConfig(CodecConfig):
     """20 ms at 24 kHz: 50 frames a second, 0.5 kbit/s a codebook."""
     dim: Size = 128
     """Principal components of the spectrum, so `hop` at most."""
-    books: Books = 12
+    num_codebooks: NumCodebooks = 12
     codebook_size: CodebookSize = 1024
     encoder_width: Size = 352
     encoder_blocks: Size = 5
@@ -73,12 +73,12 @@ class CausalConfig(CodecConfig):
     """Entries of codebook 0 that stand for the gain of a tone or click instead of an envelope."""
     quantizer: Literal["residual", "vector", "mixture", "scalar", "none"] = "residual"
     """All but "residual" have one codebook and no envelope; "none" makes a plain autoencoder, which has no codes."""
-    lookup: Literal["l2", "cosine"] = "l2"
+    distance: Literal["l2", "cosine"] = "l2"
     """Of "residual" and "vector", like the two below."""
-    project: Size | None = None
+    codebook_dim: Size | None = None
     """Dimensions in which entries are looked up; `dim` when absent."""
-    learning: Literal["ema", "gradient"] = "ema"
-    search: int = Field(1, ge=1)
+    codebook_update: Literal["ema", "gradient"] = "ema"
+    beam_size: int = Field(1, ge=1)
     """Of "residual": beams that encoding follows through the codebooks; 1 takes each codebook's nearest entry."""
     levels: tuple[Annotated[int, Field(ge=2)], ...] = ()
     """Of "scalar": as many as `dim`, and their product is `codebook_size`."""
@@ -96,12 +96,12 @@ class CausalConfig(CodecConfig):
 
     @model_validator(mode="after")
     def check_quantizer(self) -> CausalConfig:
-        """The sizes are those the quantizer has, so that whoever reads books and rates reads the truth."""
+        """The sizes are those the quantizer has, so that whoever reads codebooks and rates reads the truth."""
         kind = self.quantizer
-        if kind != "residual" and (self.books, self.envelope_bands) != (1, 0):
+        if kind != "residual" and (self.num_codebooks, self.envelope_bands) != (1, 0):
             raise ValueError(
-                f'quantizer "{kind}" has one codebook and no envelope: set books = 1 and envelope_bands = 0, not '
-                f"{self.books} and {self.envelope_bands}"
+                f'quantizer "{kind}" has one codebook and no envelope: set codebooks = 1 and envelope_bands = 0, not '
+                f"{self.num_codebooks} and {self.envelope_bands}"
             )
         if kind != "scalar" and self.levels:
             raise ValueError(f'quantizer "{kind}" has no levels: leave them out, or set quantizer = "scalar"')
@@ -111,12 +111,16 @@ class CausalConfig(CodecConfig):
                 f"codebook_size {self.codebook_size}: give one number of levels per dimension, "
                 "and their product as codebook_size"
             )
-        if kind not in ("residual", "vector") and (self.lookup, self.project, self.learning) != ("l2", None, "ema"):
+        if kind not in ("residual", "vector") and (self.distance, self.codebook_dim, self.codebook_update) != (
+            "l2",
+            None,
+            "ema",
+        ):
             raise ValueError(
-                f'lookup, project and learning are for "residual" and "vector", not "{kind}": leave them out'
+                f'distance, codebook_dim and codebook_update are for "residual" and "vector", not "{kind}": leave them out'
             )
-        if kind != "residual" and self.search != 1:
-            raise ValueError(f'search is for "residual", not "{kind}": leave it out')
+        if kind != "residual" and self.beam_size != 1:
+            raise ValueError(f'beam_size is for "residual", not "{kind}": leave it out')
         return self
 
     @model_validator(mode="after")
@@ -124,8 +128,8 @@ class CausalConfig(CodecConfig):
         """The envelope has a codebook of its own, bins in every band, and entries beside its modes."""
         if not self.envelope_bands:
             return self
-        if self.books < 2:
-            raise ValueError("the envelope takes codebook 0: set books = 2 or more, or envelope_bands = 0")
+        if self.num_codebooks < 2:
+            raise ValueError("the envelope takes codebook 0: set codebooks = 2 or more, or envelope_bands = 0")
         if self.envelope_bands > self.hop // 4:
             raise ValueError(f"envelope_bands = {self.envelope_bands}: {self.hop} bins make {self.hop // 4} at most")
         if self.modes > self.codebook_size // 4:
@@ -361,12 +365,12 @@ def quantizer(config: CausalConfig) -> Quantizer:
         case "residual":
             residual = ResidualVQ(
                 config.dim,
-                config.books - (config.envelope_bands > 0),
+                config.num_codebooks - (config.envelope_bands > 0),
                 config.codebook_size,
-                lookup=config.lookup,
-                project=config.project,
-                learning=config.learning,
-                search=config.search,
+                distance=config.distance,
+                codebook_dim=config.codebook_dim,
+                codebook_update=config.codebook_update,
+                beam_size=config.beam_size,
             )
             if not config.envelope_bands:
                 return residual
@@ -383,9 +387,9 @@ def quantizer(config: CausalConfig) -> Quantizer:
             return VectorQuantizer(
                 config.dim,
                 config.codebook_size,
-                lookup=config.lookup,
-                project=config.project,
-                learning=config.learning,
+                distance=config.distance,
+                codebook_dim=config.codebook_dim,
+                codebook_update=config.codebook_update,
             )
         case "mixture":
             return Mixture(config.dim, config.codebook_size)
@@ -402,7 +406,7 @@ class CausalCodec(Codec):
     limit = 1.05  # 0.4 dB above full scale: clipped recordings come back with other phases, so with higher peaks
 
     def __init__(self, config: CausalConfig) -> None:
-        super().__init__(config, overlap=config.hop)
+        super().__init__(config, decoder_delay=config.hop)
         self.encoder = Encoder(config)
         self.quantizer = quantizer(config)
         self.decoder = Decoder(config)
@@ -412,9 +416,9 @@ class CausalCodec(Codec):
         """The quantizer, where it has an envelope."""
         return self.quantizer if isinstance(self.quantizer, GainShapeVQ) else None
 
-    def forward(self, audio: Audio, books: Tensor | None = None) -> Trained:
+    def forward(self, audio: Audio, num_codebooks: Tensor | None = None) -> CodecOutput:
         """As of any codec; `latents` are the residual's, which the encoder makes."""
-        trained = super().forward(audio, books)
+        trained = super().forward(audio, num_codebooks)
         return trained._replace(latents=trained.latents[:, : self.config.dim])
 
     def encoder_state(self, batch: int) -> EncoderState:

@@ -161,9 +161,9 @@ class Transformer(Stateful):
         return Memory(keys, values, there[:, None, None])
 
     def step(self, x: Tensor, state: TransformerState) -> tuple[Tensor, TransformerState]:
-        return self.advance(x, state._replace(rings=state.rings.clone()))
+        return self.forward_step(x, state._replace(rings=state.rings.clone()))
 
-    def advance(self, x: Tensor, state: TransformerState) -> tuple[Tensor, TransformerState]:
+    def forward_step(self, x: Tensor, state: TransformerState) -> tuple[Tensor, TransformerState]:
         """As `step`, but the given state is used up: its rings become those of the new one."""
         seen, steps, context = state.seen, x.shape[1], self.context
         rotation = self.rotation(seen, steps, x)

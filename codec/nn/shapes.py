@@ -10,5 +10,5 @@ from torch import Tensor
 
 Audio: TypeAlias = Float[Tensor, "batch channels time"]
 Latents: TypeAlias = Float[Tensor, "batch dim frames"]
-Codes: TypeAlias = Int[Tensor, "batch books frames"]
-Logits: TypeAlias = Float[Tensor, "batch books frames codebook_size"]
+Codes: TypeAlias = Int[Tensor, "batch codebooks frames"]
+Logits: TypeAlias = Float[Tensor, "batch codebooks frames codebook_size"]

@@ -110,7 +110,7 @@ def join(accelerator: Accelerator, network: nn.Module) -> nn.Module:
     """The network as all processes train it: each backward pass averages its gradients over them."""
     joint: nn.Module = accelerator.prepare(network)
     if isinstance(joint, DistributedDataParallel):
-        joint.broadcast_buffers = False  # codebooks are the same already, learnt from what all saw
+        joint.broadcast_buffers = False  # codebooks are the same already, learned from what all saw
         weights = [weight for weight in network.parameters() if weight.requires_grad]
         on_processors = all(weight.device.type == "cpu" and weight.dtype == torch.float32 for weight in weights)
         if on_processors and processes.share_memory(sum(weight.numel() for weight in weights)):
@@ -125,8 +125,8 @@ def at_hand(value: T) -> torch.futures.Future[T]:
     return future
 
 
-def shard(network: nn.Module, optimiser: torch.optim.Optimizer | None = None) -> None:
-    """Leave each process its part of the weights, their gradients and what the optimiser keeps of them (FSDP2).
+def shard(network: nn.Module, optimizer: torch.optim.Optimizer | None = None) -> None:
+    """Leave each process its part of the weights, their gradients and what the optimizer keeps of them (FSDP2).
 
     The weights come together in a block's own pass, and for the rest of the network in the whole one's.
     """
@@ -139,14 +139,14 @@ def shard(network: nn.Module, optimiser: torch.optim.Optimizer | None = None) ->
             fully_shard(block, mesh=mesh)
             register_fsdp_forward_method(block, "step")
     fully_shard(network, mesh=mesh)
-    if optimiser is None:
+    if optimizer is None:
         return
-    (group,) = optimiser.param_groups
+    (group,) = optimizer.param_groups
     group["params"] = list(network.parameters())
     for old, new in zip(before, group["params"], strict=True):
-        kept = optimiser.state.pop(old, {})
+        kept = optimizer.state.pop(old, {})
         if kept:
-            optimiser.state[new] = {
+            optimizer.state[new] = {
                 name: distribute_tensor(value, mesh, new.placements) if value.shape == old.shape else value
                 for name, value in kept.items()
             }

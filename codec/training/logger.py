@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 SPEED = "speed/steps per second"
 REAL_TIME = "speed/audio seconds per second"
 WAITING = "speed/share waiting for data"
-USE = "perplexity/mean share of a book"
+USE = "perplexity/mean share of a codebook"
 BITS = "bits/mean"
 BAD = "data/bad files"
 MAIN_LOSSES = ("mel", "phase", "features", "discriminator")  # the ones to watch; the record has all
@@ -40,7 +40,7 @@ MAIN_LOSSES = ("mel", "phase", "features", "discriminator")  # the ones to watch
 BANDS = 128
 """Rows of a spectrogram; each is two pixels high."""
 RANGE = 80.0
-"""dB from black to the lightest colour."""
+"""dB from black to the lightest color."""
 COLOURS = np.array([(0, 0, 0), (70, 20, 110), (190, 50, 90), (250, 150, 20), (255, 255, 200)])
 
 T = TypeVar("T")
@@ -108,7 +108,7 @@ def events(folder: Path, step: int) -> SummaryWriter | None:
 def picture(panels: Mapping[str, Tensor], sample_rate: int) -> np.ndarray:
     """Spectrograms of clips [time] by name, one below the other, as an image [height, width, 3].
 
-    Mel frequencies from below, 5 ms a frame, two pixels each; colours from 80 dB below the loudest of the first clip,
+    Mel frequencies from below, 5 ms a frame, two pixels each; colors from 80 dB below the loudest of the first clip,
     so that the others can be compared with it.
     """
     from PIL import Image, ImageDraw  # comes with TensorBoard
@@ -148,7 +148,7 @@ def decibels(clip: Tensor, sample_rate: int) -> np.ndarray:
 class Tally:
     """Gathers what the steps return; nothing waits for the device until `numbers`.
 
-    Each step is of so many `seconds` of audio; `codebook_size` is for the usage of books.
+    Each step is of so many `seconds` of audio; `codebook_size` is for the usage of codebooks.
     """
 
     def __init__(self, seconds: float = 0.0, codebook_size: int = 1) -> None:
@@ -175,7 +175,7 @@ class Tally:
         self.began += clock.perf_counter() - before
 
     def add(self, losses: Mapping[str, Tensor]) -> None:
-        """Take in one step's losses, and the `usage` of the books."""
+        """Take in one step's losses, and the `usage` of the codebooks."""
         self.steps.append(losses)
 
     def left_out(self, bad: Iterable[tuple[str, str]]) -> list[tuple[str, str]]:
@@ -194,9 +194,9 @@ class Tally:
         for name in dict.fromkeys(name for losses in self.steps for name in losses):
             mean = torch.stack([losses[name] for losses in self.steps if name in losses]).mean(dim=0)
             if name == "usage":
-                books = perplexity(mean).tolist()
-                numbers |= {f"perplexity/{book}": value for book, value in enumerate(books)}
-                numbers[USE] = sum(books) / len(books) / self.codebook_size
+                num_codebooks = perplexity(mean).tolist()
+                numbers |= {f"perplexity/{codebook}": value for codebook, value in enumerate(num_codebooks)}
+                numbers[USE] = sum(num_codebooks) / len(num_codebooks) / self.codebook_size
             else:
                 numbers[name if "/" in name else f"loss/{name}"] = float(mean)
         now = clock.perf_counter()  # the device is done by now
@@ -222,7 +222,7 @@ def live(console: Console, name: str, first: int, last: int) -> Iterator[Callabl
 
 
 def summary(numbers: Mapping[str, float]) -> str:
-    """The numbers to watch: 2.31 steps/s  28 × real time  mel 1.23 phase 0.50  books 61 % used."""
+    """The numbers to watch: 2.31 steps/s  28 × real time  mel 1.23 phase 0.50  codebooks 61 % used."""
     parts = [f"{numbers[SPEED]:.2f} steps/s  {numbers[REAL_TIME]:.0f} × real time"] if SPEED in numbers else []
     if numbers.get(WAITING, 0) >= 0.05:
         parts.append(f"{numbers[WAITING]:.0%} waiting for data")
@@ -231,24 +231,24 @@ def summary(numbers: Mapping[str, float]) -> str:
     if BITS in numbers:
         parts.append(f"{numbers[BITS]:.2f} bits per code")
     if USE in numbers:
-        parts.append(f"books {numbers[USE]:.0%} used")
+        parts.append(f"codebooks {numbers[USE]:.0%} used")
     if numbers.get(BAD):
         parts.append(f"{numbers[BAD]:.0f} bad files")
     return "  ".join(parts)
 
 
 def usage(codes: Tensor, codebook_size: int) -> Tensor:
-    """How often each entry was chosen [books, codebook_size], by codes [batch, books, frames]; -1 does not count."""
-    books = codes.shape[1]
-    counts = torch.zeros(books, codebook_size + 1, device=codes.device)
+    """How often each entry was chosen [codebooks, codebook_size], by codes [batch, codebooks, frames]; -1 does not count."""
+    num_codebooks = codes.shape[1]
+    counts = torch.zeros(num_codebooks, codebook_size + 1, device=codes.device)
     rows = codes.transpose(0, 1).flatten(1) % (codebook_size + 1)  # -1 is last
     return counts.scatter_add_(1, rows, torch.ones_like(rows, dtype=counts.dtype))[:, :-1].contiguous()
 
 
 def perplexity(usage: Tensor) -> Tensor:
-    """Perplexity [books] of what `usage` counted: as many entries in equal use would be as hard to guess.
+    """Perplexity [codebooks] of what `usage` counted: as many entries in equal use would be as hard to guess.
 
-    A book that nothing used has perplexity 1.
+    A codebook that nothing used has perplexity 1.
     """
     share = usage / usage.sum(dim=-1, keepdim=True).clamp(min=1e-12)
     return torch.exp(-(share * share.clamp(min=1e-12).log()).sum(dim=-1))

@@ -10,10 +10,10 @@ from torch import Tensor, nn
 
 from codec.nn import distributed
 from codec.training import engine
-from codec.training.codec.recipe import OptimiserConfig
+from codec.training.codec.recipe import OptimizerConfig
 
 
-def schedule(step: int, steps: int, config: OptimiserConfig) -> float:
+def schedule(step: int, steps: int, config: OptimizerConfig) -> float:
     """Share of the learning rate: a line up over `warmup` steps, then half a cosine down to `final` at `steps`."""
     if step < config.warmup:
         return (step + 1) / config.warmup
@@ -32,12 +32,12 @@ def autocast_dtype(precision: str, device: torch.device) -> torch.dtype:
     return {"bfloat16": torch.bfloat16, "float16": torch.float16}.get(precision, torch.float32)
 
 
-def clip(optimiser: torch.optim.Optimizer, rate: float, scaler: torch.amp.GradScaler, most: float) -> Tensor:
-    """Make an optimiser ready for a step at this rate, its gradient's norm `most` at most; the norm before that."""
-    for group in optimiser.param_groups:
+def clip(optimizer: torch.optim.Optimizer, rate: float, scaler: torch.amp.GradScaler, most: float) -> Tensor:
+    """Make an optimizer ready for a step at this rate, its gradient's norm `most` at most; the norm before that."""
+    for group in optimizer.param_groups:
         group["lr"] = rate
-    scaler.unscale_(optimiser)
-    weights = [weight for group in optimiser.param_groups for weight in group["params"]]
+    scaler.unscale_(optimizer)
+    weights = [weight for group in optimizer.param_groups for weight in group["params"]]
     norm: Tensor = engine.whole(nn.utils.clip_grad_norm_(weights, most))
     return norm
 

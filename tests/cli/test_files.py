@@ -28,7 +28,7 @@ def test_there_and_back(cli: Cli, recording: Path) -> None:
 
 def test_the_command_line_writes_what_the_library_writes(cli: Cli, recording: Path) -> None:
     cli("encode", recording, "--books", 2)
-    compress(recording, "direct.codec", model="general-24k", books=2)
+    compress(recording, "direct.codec", model="general-24k", num_codebooks=2)
     assert Path("in.codec").read_bytes() == Path("direct.codec").read_bytes()
 
 
@@ -52,13 +52,14 @@ def test_a_model_file(cli: Cli, recording: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("option", "value", "books"), [("--books", 1, 1), ("--bitrate", 1.2, 2), ("--bitrate", 99, 3), ("--books", 3, 3)]
+    ("option", "value", "num_codebooks"),
+    [("--books", 1, 1), ("--bitrate", 1.2, 2), ("--bitrate", 99, 3), ("--books", 3, 3)],
 )
-def test_the_rate_is_chosen(cli: Cli, recording: Path, option: str, value: float, books: int) -> None:
+def test_the_rate_is_chosen(cli: Cli, recording: Path, option: str, value: float, num_codebooks: int) -> None:
     assert cli("encode", recording, option, value).code == 0
     facts = json.loads(cli("info", "in.codec", "--json").out)
-    assert facts["books"] == books
-    assert facts["codes_kbps"] == 2 * books * 0.5  # two channels, 100 frames per second, 5 bits per code
+    assert facts["num_codebooks"] == num_codebooks
+    assert facts["codes_kbps"] == 2 * num_codebooks * 0.5  # two channels, 100 frames per second, 5 bits per code
 
 
 @pytest.mark.parametrize(
@@ -205,7 +206,7 @@ def test_info_of_a_recording(cli: Cli, recording: Path) -> None:
         "channels": 2,
         "time": 11_200,
         "seconds": 0.7,
-        "books": 3,
+        "num_codebooks": 3,
     }
     assert {name: facts[name] for name in expected} == expected
     assert facts["file_bytes"] == Path("in.codec").stat().st_size
@@ -218,9 +219,9 @@ def test_info_of_a_recording(cli: Cli, recording: Path) -> None:
 
 def test_info_of_a_model(cli: Cli) -> None:
     facts = json.loads(cli("info", "general-24k", "--json").out)
-    assert (facts["family"], facts["frame_math"]["books"], facts["training"]) == ("causal", 3, {"step": 3})
+    assert (facts["family"], facts["frame_spec"]["num_codebooks"], facts["training"]) == ("causal", 3, {"step": 3})
     save_model("a.safetensors", tiny_model(), training={})
-    assert "frame_math.books          3\n" in cli("info", "a.safetensors").out.decode()
+    assert "frame_spec.codebooks          3\n" in cli("info", "a.safetensors").out.decode()
     save_model("a.safetensors", tiny_model(), training={"a_name_past_the_column": 1})
     assert "training.a_name_past_the_column  1\n" in cli("info", "a.safetensors").out.decode()
 

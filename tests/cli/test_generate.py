@@ -15,7 +15,7 @@ import torch
 from codec import pretrained
 from codec.generation import generate, infill
 from codec.io.audio import read_audio, write_audio
-from codec.lm import Prior
+from codec.lm import CodecLM
 from codec.lm.sampling import Sampling
 from codec.models.base import Codec
 from codec.nn.int8 import Int8Linear
@@ -27,10 +27,10 @@ MODEL = tiny_model()
 
 
 @pytest.fixture
-def lm(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> Prior:
+def lm(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> CodecLM:
     """What the names find; another name or codec is a KeyError."""
     lm = lm_of(MODEL)
-    found: dict[str, Prior] = {pretrained.DEFAULT_LM: lm}
+    found: dict[str, CodecLM] = {pretrained.DEFAULT_LM: lm}
     codecs: dict[str | None, Codec] = {None: MODEL, "mine": MODEL}
     monkeypatch.setattr(pretrained, "load_lm", lambda name, device: found[name], raising=False)
     monkeypatch.setattr(pretrained, "codec_of", lambda lm, name, device: codecs[name], raising=False)
@@ -43,11 +43,11 @@ def quantized(audio: torch.Tensor) -> np.ndarray[Any, Any]:
     return samples
 
 
-def expected(lm: Prior, **options: Any) -> np.ndarray[Any, Any]:
+def expected(lm: CodecLM, **options: Any) -> np.ndarray[Any, Any]:
     return quantized(torch.cat(list(generate(lm, MODEL, **options)), dim=2))
 
 
-def test_a_file(cli: Cli, lm: Prior) -> None:
+def test_a_file(cli: Cli, lm: CodecLM) -> None:
     result = cli("generate", "--label", "yes", "--seed", 4, "--device", "cpu")
     assert (result.code, result.out) == (0, b"")
     samples, rate = soundfile.read("generated.wav", dtype="int16", always_2d=True)
@@ -59,7 +59,7 @@ def test_a_file(cli: Cli, lm: Prior) -> None:
     assert result.err.endswith(" × real time, seed 4\n")
 
 
-def test_every_option_counts(cli: Cli, lm: Prior) -> None:
+def test_every_option_counts(cli: Cli, lm: CodecLM) -> None:
     arguments = ["--speaker", "cleo", "--seconds", "0.2", "--guidance", "2", "--temperature", "0.9,1,1.1"]
     arguments += ["--top-k", "9", "--top-p", "0.9,0.8,0.7", "--min-p", "0.01", "--seed", "3", "--codec", "mine"]
     assert cli("generate", pretrained.DEFAULT_LM, *arguments, "-o", "a.flac").code == 0
@@ -70,14 +70,14 @@ def test_every_option_counts(cli: Cli, lm: Prior) -> None:
     assert np.array_equal(samples, wanted)
 
 
-def test_weights_of_8_bits(cli: Cli, lm: Prior) -> None:
+def test_weights_of_8_bits(cli: Cli, lm: CodecLM) -> None:
     assert cli("generate", "--seed", 4, "--seconds", "0.1", "--int8", "--device", "cpu").code == 0
     samples, _ = soundfile.read("generated.wav", dtype="int16", always_2d=True)
     assert any(isinstance(layer, Int8Linear) for layer in lm.modules())
     assert np.array_equal(samples, expected(lm, seconds=0.1, seed=4))  # which is the same model, changed
 
 
-def test_several_files(cli: Cli, lm: Prior) -> None:
+def test_several_files(cli: Cli, lm: CodecLM) -> None:
     result = cli("generate", "-o", "a.wav", "--seconds", "0.1", "--count", "3", "--seed", "8")
     assert (result.code, len(result.err.splitlines())) == (0, 3)
     for seed in (8, 9, 10):
@@ -89,7 +89,7 @@ def test_several_files(cli: Cli, lm: Prior) -> None:
     assert cli("generate", "-o", "a.wav", "--count", "2", "--seed", "10", "--seconds", "0.1", "--force").code == 0
 
 
-def test_without_a_seed_it_differs_and_tells(cli: Cli, lm: Prior) -> None:
+def test_without_a_seed_it_differs_and_tells(cli: Cli, lm: CodecLM) -> None:
     seeds = []
     for name in ("a.wav", "b.wav"):
         result = cli("generate", "-o", name, "--seconds", "0.1")
@@ -99,7 +99,7 @@ def test_without_a_seed_it_differs_and_tells(cli: Cli, lm: Prior) -> None:
     assert seeds[0] != seeds[1]
 
 
-def test_standard_output(cli: Cli, lm: Prior) -> None:
+def test_standard_output(cli: Cli, lm: CodecLM) -> None:
     wanted = expected(lm, seconds=0.2, seed=1)
     wav = cli("generate", "-o", "-", "--seconds", "0.2", "--seed", "1")
     assert wav.code == 0
@@ -146,14 +146,14 @@ def recording(cli: Cli) -> Path:
     return Path("in.wav")
 
 
-def test_a_prompt(cli: Cli, lm: Prior, recording: Path) -> None:
+def test_a_prompt(cli: Cli, lm: CodecLM, recording: Path) -> None:
     assert cli("generate", "--prompt", recording, "--seconds", "0.5", "--seed", "2").code == 0
     prompt = torch.from_numpy(read_audio(recording, rate=8000, mono=True)[0])[None]
     samples, _ = soundfile.read("generated.wav", dtype="int16", always_2d=True)
     assert np.array_equal(samples, expected(lm, prompt=prompt, seconds=0.5, seed=2))
 
 
-def test_a_gap(cli: Cli, lm: Prior, recording: Path) -> None:
+def test_a_gap(cli: Cli, lm: CodecLM, recording: Path) -> None:
     assert cli("generate", "--infill", recording, "--gap", "0.1:0.15", "--label", "no", "--seed", "2").code == 0
     audio = torch.from_numpy(read_audio(recording, rate=8000, mono=True)[0])[None]
     filled = infill(lm, MODEL, audio, (0.1, 0.15), seed=2, conditions=lm.conditions([{"label": "no"}]))
@@ -188,24 +188,24 @@ def test_a_gap(cli: Cli, lm: Prior, recording: Path) -> None:
         (["--temperature", "nan"], 2, "temperature"),
         (["--top-k", "1.5"], 2, "--top-k 1.5"),
         (["--top-k", "21"], 2, "top_k = 21 is not within 1 to 20"),
-        (["--top-p", "0.5,0.5"], 2, "top_p has 2 values, the model 3 books"),
+        (["--top-p", "0.5,0.5"], 2, "top_p has 2 values, the model 3 codebooks"),
     ],
 )
-def test_what_cannot_be(cli: Cli, lm: Prior, recording: Path, arguments: list[str], code: int, says: str) -> None:
+def test_what_cannot_be(cli: Cli, lm: CodecLM, recording: Path, arguments: list[str], code: int, says: str) -> None:
     result = cli("generate", *arguments)
     assert (result.code, result.out, result.err.count("\n")) == (code, b"", 1)
     assert says in result.err
     assert sorted(path.name for path in Path.cwd().iterdir()) == ["in.wav"]
 
 
-def test_no_data_for_a_terminal(cli: Cli, lm: Prior, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_data_for_a_terminal(cli: Cli, lm: CodecLM, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
     result = cli("generate", "-o", "-")
     assert (result.code, result.out) == (2, b"")
     assert "terminal" in result.err
 
 
-def test_nothing_is_no_file(cli: Cli, lm: Prior) -> None:
+def test_nothing_is_no_file(cli: Cli, lm: CodecLM) -> None:
     heads = torch.nn.Linear(16, 3 * 21)
     torch.nn.init.zeros_(heads.weight)
     heads.bias.data[20] = 100  # the end

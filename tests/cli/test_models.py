@@ -32,9 +32,9 @@ def test_language_models_are_listed_after_them(cli: Cli) -> None:
     save_lm(pretrained.WEIGHTS / "words.safetensors", prior(), training={})
     lines = cli("models").out.decode().splitlines()
     assert [line.split()[:1] for line in lines] == [["name"], ["general-24k"], [], ["language"], ["words"]]
-    assert " ".join(lines[-1].split()).startswith("words tiny, 3 books 2 labels, 3 speakers 0.0 M")
+    assert " ".join(lines[-1].split()).startswith("words tiny, 3 codebooks 2 labels, 3 speakers 0.0 M")
     first, second = json.loads(cli("models", "--json").out)
-    assert (first["frame_math"]["hop"], second["source"]["books"]) == (80, 3)
+    assert (first["frame_spec"]["hop"], second["source"]["num_codebooks"]) == (80, 3)
     assert "source.weights_hash" in cli("info", "words").out.decode()
     refused = cli("evaluate", "--model", "words", "--data", ".")
     assert (refused.code, refused.err) == (
@@ -55,7 +55,7 @@ def test_evaluate_prints_and_writes(cli: Cli, folder: Path) -> None:
     result = cli("evaluate", "--data", folder, "--books", "1,3", "--json", "out.json")
     assert result.code == 0, result.err
     rows = json.loads(Path("out.json").read_text())["rows"]
-    assert {row["books"] for row in rows} == {1, 3}
+    assert {row["num_codebooks"] for row in rows} == {1, 3}
     assert "noise" in result.out.decode()
 
 
@@ -66,9 +66,9 @@ def test_evaluate_takes_speech_measures_if_asked(cli: Cli, folder: Path, option:
     assert (row["measures"]["stoi"] is not None) == taken
 
 
-def test_evaluate_takes_all_books(cli: Cli, folder: Path) -> None:
+def test_evaluate_takes_all_codebooks(cli: Cli, folder: Path) -> None:
     assert cli("evaluate", "--data", folder, "--books", "all", "--json", "out.json").code == 0
-    assert {row["books"] for row in json.loads(Path("out.json").read_text())["rows"]} == {1, 2, 3}
+    assert {row["num_codebooks"] for row in json.loads(Path("out.json").read_text())["rows"]} == {1, 2, 3}
 
 
 def test_evaluate_goes_on_after_a_bad_file(cli: Cli, folder: Path) -> None:
@@ -98,7 +98,9 @@ def test_evaluate_takes_the_folders_of_librispeech(cli: Cli, librispeech: Path) 
     result = cli("evaluate", "--data", librispeech, *arguments.split())
     assert result.code == 0, result.err
     evaluation = json.loads(Path("out.json").read_text())
-    assert [(row["name"], row["books"], row["files"]) for row in evaluation["rows"] if row["group"] == "all"] == [
+    assert [
+        (row["name"], row["num_codebooks"], row["files"]) for row in evaluation["rows"] if row["group"] == "all"
+    ] == [
         ("all", 1, 3),
         ("all", 3, 3),
     ]

@@ -36,7 +36,7 @@ def test_defaults(cli: Cli, recipe: Path, calls: list[Any]) -> None:
     result = cli("train", recipe, "--data", "sounds")
     assert (result.code, result.out, result.err) == (0, b"", "the model is runs/night/model.safetensors\n")
     ((loaded, options),) = calls
-    assert (loaded.name, loaded.model.books) == ("night", 4)
+    assert (loaded.name, loaded.model.num_codebooks) == ("night", 4)
     expected = {"data": Path("sounds"), "out": Path("runs/night"), "resume": False, "steps": None, "device": None}
     assert options == expected
 
@@ -64,11 +64,11 @@ def test_shipped_recipes_by_name(cli: Cli, calls: list[Any], lm_calls: list[Any]
 
 
 def test_every_option(cli: Cli, recipe: Path, calls: list[Any]) -> None:
-    arguments = ["--set", "model.books=2", "--set", "name=day", "--out", "here", "--resume", "--steps", "9"]
+    arguments = ["--set", "model.num_codebooks=2", "--set", "name=day", "--out", "here", "--resume", "--steps", "9"]
     arguments += ["--device", "cpu"]
     assert cli("train", recipe, "--data", "sounds", *arguments).code == 0
     ((loaded, options),) = calls
-    assert (loaded.name, loaded.model.books) == ("day", 2)
+    assert (loaded.name, loaded.model.num_codebooks) == ("day", 2)
     expected = {"data": Path("sounds"), "out": Path("here"), "resume": True, "steps": 9, "device": "cpu"}
     assert options == expected
 
@@ -76,12 +76,12 @@ def test_every_option(cli: Cli, recipe: Path, calls: list[Any]) -> None:
 @pytest.mark.parametrize(
     ("arguments", "code", "says"),
     [
-        (["small.toml", "--set", "model.book=2"], 2, "did you mean books?"),
-        (["small.toml", "--set", "modle.books=2"], 2, "unknown key modle; did you mean model?"),
+        (["small.toml", "--set", "model.codebook=2"], 2, "did you mean codebooks?"),
+        (["small.toml", "--set", "modle.num_codebooks=2"], 2, "unknown key modle; did you mean model?"),
         (["small.toml", "--set", "train.steps=many"], 2, 'train.steps = "many": must be a valid integer'),
         (["small.toml", "--set", "losses.mel=-1"], 2, "losses.mel = -1: must be greater than or equal to 0"),
         (["small.toml", "--set", "name.first=x"], 2, "name is a value, not a table"),
-        (["small.toml", "--set", "books"], 2, "KEY=VALUE"),
+        (["small.toml", "--set", "num_codebooks"], 2, "KEY=VALUE"),
         (["small.toml", "--steps", "20001"], 2, "past the end of the schedule, train.steps = 20000: add --set"),
         (["none.toml"], 3, "none.toml"),
         (["genral"], 2, "unknown recipe genral; did you mean general?"),
@@ -208,7 +208,7 @@ def test_a_dry_run_of_a_language_model(cli: Cli, lm_recipe: Path, store: Path) -
     lines = dict(line.strip().split("  ", 1) for line in result.out.decode().splitlines() if line[:2] == "  ")
     told = {name: value.strip() for name, value in lines.items()}
     assert result.out.decode().startswith("language model talk\n")
-    assert told["codes"] == "3 books of 20, 100 frames a second"
+    assert told["codes"] == "3 codebooks of 20, 100 frames a second"
     assert told["pattern"] == "delay, a frame is whole 2 frames later"
     assert told["context"] == "512 frames (5.1 s)"
     assert told["told"] == "label"
@@ -227,19 +227,19 @@ def test_a_dry_run_of_a_language_model(cli: Cli, lm_recipe: Path, store: Path) -
 def test_a_batch_learnt_by_heart(cli: Cli, lm_recipe: Path, store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     before = sorted(Path().rglob("*"))
     arguments = ["--data", store, "--codec", "corpus/tiny.safetensors", *SMALL, "--overfit-batch", "--device", "cpu"]
-    result = cli("train", lm_recipe, *arguments, "--set", "optimiser.rate=0.01")
+    result = cli("train", lm_recipe, *arguments, "--set", "optimizer.rate=0.01")
     assert (result.code, result.out) == (0, b"")
     first, *_, last = result.err.splitlines()
     assert first.startswith("step 1: 4.")
-    assert last.startswith("learnt by heart: 0.")
-    result = cli("train", lm_recipe, *arguments, "--steps", 2, "--set", "optimiser.rate=1e-9")
+    assert last.startswith("learned by heart: 0.")
+    result = cli("train", lm_recipe, *arguments, "--steps", 2, "--set", "optimizer.rate=1e-9")
     assert result.code == 1
-    assert "not learnt: 4." in result.err.splitlines()[-1]
+    assert "not learned: 4." in result.err.splitlines()[-1]
     assert "after 2 steps" in result.err
     monkeypatch.setattr(lm_loop, "HEART", 3)
-    result = cli("train", lm_recipe, *arguments, "--set", "optimiser.rate=1e-9")
+    result = cli("train", lm_recipe, *arguments, "--set", "optimizer.rate=1e-9")
     assert result.code == 1
-    assert "not learnt: 4." in result.err.splitlines()[-1]
+    assert "not learned: 4." in result.err.splitlines()[-1]
     assert sorted(Path().rglob("*")) == before
 
 

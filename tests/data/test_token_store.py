@@ -91,7 +91,7 @@ def test_a_clip_has_the_codes_of_its_audio(
     assert (report.clips, report.there, report.failures) == (6, 0, ())
     assert report.seconds == pytest.approx((1 + 79 + 1633 + 80_000 + 2500 + 81) / 8000)
     store = TokenStore(tmp_path / "store", load_model(model_file))
-    assert (len(store), store.books, store.splits) == (6, 3, ("train", "valid"))
+    assert (len(store), store.num_codebooks, store.splits) == (6, 3, ("train", "valid"))
     names = ["train/a/0.wav", "train/a/1.wav", "train/a/2.flac", "train/a/3.wav", "train/a/4.wav", "valid/b/5.wav"]
     assert [clip.row.id for clip in store] == names
     assert [clip.row.samples for clip in store] == [1, 79, 1633, 80_000, 2500, 81]
@@ -103,8 +103,8 @@ def test_a_clip_has_the_codes_of_its_audio(
 
 
 def test_a_clip_has_the_codes_of_its_compressed_file(tmp_path: Path, corpus: Path, model_file: Path) -> None:
-    tokenize(corpus, tmp_path / "store", model=model_file, books=2)
-    compress(corpus / "train/a/3.wav", tmp_path / "3.codec", model=model_file, books=2)
+    tokenize(corpus, tmp_path / "store", model=model_file, num_codebooks=2)
+    compress(corpus / "train/a/3.wav", tmp_path / "3.codec", model=model_file, num_codebooks=2)
     with bitstream.open_reader(tmp_path / "3.codec") as reader:
         codes = np.concatenate(list(reader.packets()), axis=2)[0]
     assert torch.equal(TokenStore(tmp_path / "store")[3].codes, torch.from_numpy(codes))
@@ -274,20 +274,20 @@ def test_a_fault_of_ours_costs_its_shard(
 
 def test_what_does_not_belong_together(tmp_path: Path, corpus: Path, model_file: Path) -> None:
     store = tmp_path / "store"
-    tokenize(corpus, store, model=model_file, books=2)
+    tokenize(corpus, store, model=model_file, num_codebooks=2)
     before = contents(store)
     save_model(tmp_path / "other.safetensors", tiny_model(1), training={})
     with pytest.raises(WeightsMismatch, match=r"made by tiny .*not by other .*--force"):
-        tokenize(corpus, store, model=tmp_path / "other.safetensors", books=2)
-    with pytest.raises(StorageError, match="holds 2 books, not 3"):
+        tokenize(corpus, store, model=tmp_path / "other.safetensors", num_codebooks=2)
+    with pytest.raises(StorageError, match="holds 2 codebooks, not 3"):
         tokenize(corpus, store, model=model_file)
-    with pytest.raises(UsageError, match="1 to 3 books, not 4"):
-        tokenize(corpus, store, model=model_file, books=4)
+    with pytest.raises(UsageError, match="1 to 3 codebooks, not 4"):
+        tokenize(corpus, store, model=model_file, num_codebooks=4)
     with pytest.raises(WeightsMismatch, match="load the model that made it"):
         TokenStore(store, load_model(tmp_path / "other.safetensors"))
     noise(corpus / "train" / "a" / "6.wav")
     with pytest.raises(StorageError, match="another corpus"):
-        tokenize(corpus, store, model=model_file, books=2)
+        tokenize(corpus, store, model=model_file, num_codebooks=2)
     with pytest.raises(InputNotFound):
         tokenize(tmp_path / "nothing", store, model=model_file, force=True)
     with pytest.raises(InputNotFound):
@@ -295,7 +295,7 @@ def test_what_does_not_belong_together(tmp_path: Path, corpus: Path, model_file:
     assert not (tmp_path / "new").exists()
     assert contents(store) == before
     assert tokenize(corpus, store, model=model_file, force=True).clips == 7
-    assert TokenStore(store).books == 3
+    assert TokenStore(store).num_codebooks == 3
     with pytest.raises(StorageError, match="other files"):
         tokenize(corpus, corpus, model=model_file)
     with pytest.raises(StorageError, match="cannot be written"):
@@ -336,7 +336,7 @@ def test_facts_that_are_missing_or_wrong(tmp_path: Path, corpus: Path, model_fil
     assert set(tokens.FACTS) | {"format", "family", "sizes", "index"} == set(facts)
     wrong = [{key: value for key, value in facts.items() if key != gone} for gone in ("format", *tokens.FACTS)]
     wrong += [facts | {key: None} for key in tokens.FACTS] + [facts | {"dtype": "float32"}]
-    reading = [{"frame_math": {}}, {"frame_math": facts["frame_math"] | {"hop": 0}}, {"index": 1}, {"index": {}}]
+    reading = [{"frame_spec": {}}, {"frame_spec": facts["frame_spec"] | {"hop": 0}}, {"index": 1}, {"index": {}}]
     reading += [{"labels": [7]}, {"splits": [None]}]
     making = [{"shards": [1]}, {"shards": [*facts["shards"], 1]}, {"shards": ["6"]}, {"shards": []}]
     for changed in (*wrong, [], *({**facts, **some} for some in reading)):
@@ -347,7 +347,7 @@ def test_facts_that_are_missing_or_wrong(tmp_path: Path, corpus: Path, model_fil
         (store / "store.json").write_text(json.dumps(changed))
         with pytest.raises(DamagedFile, match=r"store\.json .*--force"):
             tokenize(corpus, store, model=model_file)
-    (store / "store.json").write_text(json.dumps(facts | {"frame_math": facts["frame_math"] | {"codebook_size": 4}}))
+    (store / "store.json").write_text(json.dumps(facts | {"frame_spec": facts["frame_spec"] | {"codebook_size": 4}}))
     with pytest.raises(DamagedFile, match=r"store\.json .* is not that of the model"):
         TokenStore(store, load_model(model_file))
     tokenize(corpus, store, model=model_file, force=True)
@@ -440,7 +440,7 @@ def test_codebooks_beyond_16_bits(tmp_path: Path) -> None:
         CONFIG.model_dump()
         | {
             "quantizer": "scalar",
-            "books": 1,
+            "num_codebooks": 1,
             "envelope_bands": 0,
             "dim": 3,
             "levels": (50, 40, 35),

@@ -115,7 +115,7 @@ def libritts(folder: Path) -> Rows:
         ("test-clean", "1089", "134686", "test"),
     ):
         place = f"LibriTTS/{part}/{speaker}/{chapter}"
-        told, book = [], []
+        told, codebook = [], []
         for number in (0, 1):
             name = f"{speaker}_{chapter}_000007_00000{number}"
             audio(folder / place / f"{name}.wav", 24000)
@@ -123,10 +123,10 @@ def libritts(folder: Path) -> Rows:
             text(folder / place / f"{name}.original.txt", f"Mr. {name}.")
             text(folder / place / f"{name}.normalized.txt", spoken)
             told.append(f"{name}\tMr. {name}.\t{spoken}")
-            book.append(f"{name}\tMr. {name}.\t27.5")
+            codebook.append(f"{name}\tMr. {name}.\t27.5")
             rows[f"{place}/{name}.wav"] = {"set": part, "split": split, "speaker": speaker, "transcript": spoken}
         text(folder / place / f"{speaker}_{chapter}.trans.tsv", *told)
-        text(folder / place / f"{speaker}_{chapter}.book.tsv", *book)
+        text(folder / place / f"{speaker}_{chapter}.codebook.tsv", *codebook)
         text(folder / place / f"._{name}.wav", "left by another system")
     return rows
 

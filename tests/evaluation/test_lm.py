@@ -21,7 +21,7 @@ from codec.evaluation.classifier import Classifier
 from codec.evaluation.lm import COPY, LMEvaluation, Row, Sides, evaluate, reconstructed, sides
 from codec.generation import generate_clips
 from codec.io.audio import read_audio
-from codec.lm.base import Source
+from codec.lm.base import CodebookSpec
 from codec.lm.sampling import Sampling
 from codec.lm.transformer import TokenLM, TransformerConfig
 from codec.models.base import Codec
@@ -115,7 +115,7 @@ def test_a_generator_that_repeats_what_it_learnt(corpus: Sides, judge: Classifie
 
     def parrot(asked: Asked) -> list[Tensor]:
         (batch,) = [audio for audio, _ in classifier.recordings([known[label] for _, label in asked], RATE)]
-        return reconstructed(tiny, batch, books=None)
+        return reconstructed(tiny, batch, num_codebooks=None)
 
     made = row(evaluate(parrot, tiny, corpus, judge, samples=9), "generated")
     assert made.copies == 1
@@ -125,16 +125,18 @@ def test_a_generator_that_repeats_what_it_learnt(corpus: Sides, judge: Classifie
 
 def test_reconstructions_are_those_of_each_clip_alone(tiny: Codec) -> None:
     audio = [torch.from_numpy(word("up", seed=seed, seconds=0.1 + 0.05 * seed)) for seed in range(3)]
-    together = reconstructed(tiny, [*audio, torch.zeros(1, 0)], books=2)
+    together = reconstructed(tiny, [*audio, torch.zeros(1, 0)], num_codebooks=2)
     for clip, made in zip(audio, together, strict=False):
-        codes = tiny.encode(clip[None], books=2)
+        codes = tiny.encode(clip[None], num_codebooks=2)
         assert torch.allclose(made, tiny.decode(codes, length=clip.shape[1])[0], atol=1e-5)
     assert together[3].shape == (1, 0)
 
 
-def test_reconstructions_are_of_the_books_that_the_model_speaks(corpus: Sides, judge: Classifier, tiny: Codec) -> None:
+def test_reconstructions_are_of_the_codebooks_that_the_model_speaks(
+    corpus: Sides, judge: Classifier, tiny: Codec
+) -> None:
     of_all, of_three, of_one = (
-        evaluate(speaker, tiny, corpus, judge, samples=3, books=books) for books in (None, 3, 1)
+        evaluate(speaker, tiny, corpus, judge, samples=3, num_codebooks=num_codebooks) for num_codebooks in (None, 3, 1)
     )
     for name in ("train, reconstructed", "held-out, reconstructed"):
         assert row(of_all, name) == row(of_three, name) != row(of_one, name)
@@ -231,14 +233,14 @@ def test_recordings_differ_by_more_than_copies(corpus: Sides, judge: Classifier)
 
 
 def write_lm(codec: str, weights_hash: str | None, classes: dict[str, tuple[str, ...]]) -> None:
-    """lm.safetensors, an untrained language model of two books of a codec, as if it had `weights_hash` if given."""
+    """lm.safetensors, an untrained language model of two codebooks of a codec, as if it had `weights_hash` if given."""
     learnt = pretrained.load(codec)
     vectors = learnt.quantizer.vectors()
     assert vectors is not None
-    source = Source(
+    source = CodebookSpec(
         codec="general-24k",
         weights_hash=weights_hash or str(learnt.weights_hash),
-        books=2,
+        num_codebooks=2,
         codebook_size=vectors.shape[1],
         dim=vectors.shape[2],
         classes=classes,

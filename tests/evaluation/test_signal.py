@@ -449,11 +449,11 @@ def test_missing_packages_are_named(
 
 
 def test_code_counts_count() -> None:
-    codes = np.random.default_rng(0).integers(0, 7, (2, 3, 50))  # [channels, books, frames]
+    codes = np.random.default_rng(0).integers(0, 7, (2, 3, 50))  # [channels, codebooks, frames]
     counts = metrics.code_counts(codes, 7)
-    for book in range(3):
-        expected = Counter(codes[:, book].ravel().tolist())
-        assert counts[book].tolist() == [expected[code] for code in range(7)]
+    for codebook in range(3):
+        expected = Counter(codes[:, codebook].ravel().tolist())
+        assert counts[codebook].tolist() == [expected[code] for code in range(7)]
 
 
 def test_codebook_use_has_closed_forms() -> None:
@@ -466,8 +466,8 @@ def test_codebook_use_has_closed_forms() -> None:
 
 def test_coded_file_tells_its_real_rates(tmp_path: Path) -> None:
     header = bitstream.Header(
-        model="test", weights_hash="0" * 64, source_rate=48_000, channels=2, sample_rate=RATE, hop=320, overlap=320,
-        books=3, codebook_size=1000, frames_per_packet=75,
+        model="test", weights_hash="0" * 64, source_rate=48_000, channels=2, sample_rate=RATE, hop=320, decoder_delay=320,
+        num_codebooks=3, codebook_size=1000, frames_per_packet=75,
     )  # fmt: skip
     codes = np.random.default_rng(0).integers(0, 1000, (2, 3, 151))
     path = tmp_path / "a.codec"
@@ -506,28 +506,30 @@ assert metrics.peak_memory() >= before + (1 << 26) * 0.9, "forgotten"
 
 
 class Levels(Quantizer):
-    """Book b tells 16 levels apart in what book b - 1 left, so b books leave an error uniform within 16 ** -b."""
+    """Codebook b tells 16 levels apart in what codebook b - 1 left, so b codebooks leave an error uniform within 16 ** -b."""
 
-    def encode(self, latents: Tensor, books: int | None = None) -> Tensor:
+    def encode(self, latents: Tensor, num_codebooks: int | None = None) -> Tensor:
         rest, codes = latents[:, 0].double(), []
-        for _ in range(books or 3):
+        for _ in range(num_codebooks or 3):
             codes.append(((rest + 1) * 8).long().clamp(0, 15))
             rest = 16 * (rest - (codes[-1] - 7.5) / 8)
-        return torch.stack(codes, dim=1)  # [batch, books, frames]
+        return torch.stack(codes, dim=1)  # [batch, codebooks, frames]
 
     def decode(self, codes: Tensor) -> Tensor:
         scales = 16.0 ** -torch.arange(codes.shape[1], dtype=torch.float64)
         return (scales[:, None] * (codes - 7.5) / 8).sum(dim=1, keepdim=True).float()
 
-    def forward(self, latents: Tensor, books: Tensor | None = None) -> Quantized:
+    def forward(self, latents: Tensor, num_codebooks: Tensor | None = None) -> Quantized:
         raise NotImplementedError
 
 
 class Scalar(Codec):
-    """Codes every sample alone, so its quality is known: each book adds 24.1 dB and 96 kbit/s. A sample late."""
+    """Codes every sample alone, so its quality is known: each codebook adds 24.1 dB and 96 kbit/s. A sample late."""
 
     def __init__(self) -> None:
-        super().__init__(CodecConfig(family="scalar", sample_rate=RATE, hop=1, books=3, codebook_size=16), overlap=1)
+        super().__init__(
+            CodecConfig(family="scalar", sample_rate=RATE, hop=1, num_codebooks=3, codebook_size=16), decoder_delay=1
+        )
         self.quantizer = Levels()
         self.name = "scalar"
         self.weights_hash = "5" * 64
@@ -573,10 +575,12 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.usefixtures("_eval_extra")
 def test_evaluate_meets_the_closed_form(corpus: Path) -> None:
     steps: list[tuple[int, int]] = []
-    found = metrics.evaluate(Scalar(), corpus / "valid", books=[2, 1], progress=lambda *step: steps.append(step))
+    found = metrics.evaluate(
+        Scalar(), corpus / "valid", num_codebooks=[2, 1], progress=lambda *step: steps.append(step)
+    )
 
     assert steps == [(done, 6) for done in range(1, 7)]
-    assert [(row.group, row.name, row.books, row.files) for row in found.rows] == [
+    assert [(row.group, row.name, row.num_codebooks, row.files) for row in found.rows] == [
         ("all", "all", 1, 5),
         ("all", "all", 2, 5),
         ("domain", "speech", 1, 2),
@@ -590,26 +594,28 @@ def test_evaluate_meets_the_closed_form(corpus: Path) -> None:
         ("set", "reading", 1, 2),
         ("set", "reading", 2, 2),
     ]
-    scores = {(score.path, score.books): score for score in found.files}
+    scores = {(score.path, score.num_codebooks): score for score in found.files}
     source, _ = soundfile.read(corpus / "valid/hum/c.wav")
-    for books in (1, 2):
-        score = scores["hum/c.wav", books]
+    for num_codebooks in (1, 2):
+        score = scores["hum/c.wav", num_codebooks]
         assert score.seconds == 0.5
         assert score.encode_speed > 0
         assert score.decode_speed > 0
-        error = 16.0**-books  # uniform between ± error: its power is error² / 3
+        error = 16.0**-num_codebooks  # uniform between ± error: its power is error² / 3
         assert score.measures.si_sdr == pytest.approx(10 * math.log10(3 * source.var() / error**2), abs=0.3)
-        assert score.measures.payload_kbps == pytest.approx(96 * books, rel=1e-3)  # 24000 codes a second of 4 bits
+        assert score.measures.payload_kbps == pytest.approx(
+            96 * num_codebooks, rel=1e-3
+        )  # 24000 codes a second of 4 bits
         assert score.measures.payload_kbps < score.measures.file_kbps < score.measures.payload_kbps + 5
         assert math.isnan(score.measures.pesq_wb)  # a hum is no speech
-        assert scores["reading/a.wav", books].measures.pesq_wb > 1
+        assert scores["reading/a.wav", num_codebooks].measures.pesq_wb > 1
     all_rows = found.rows[:2]
     assert all_rows[0].seconds == pytest.approx(3 * 0.7 + 0.5 + 0.6)
     assert len(all_rows[1].codebooks) == 2
     assert all_rows[1].codebooks[1].used == 1
     assert all_rows[0].measures.mel_dac > all_rows[1].measures.mel_dac
     mean = sum(scores[f"reading/{name}.wav", 2].measures.stoi for name in "ab") / 2
-    assert next(row for row in found.rows if (row.name, row.books) == ("speech", 2)).measures.stoi == mean
+    assert next(row for row in found.rows if (row.name, row.num_codebooks) == ("speech", 2)).measures.stoi == mean
     assert [failure.path for failure in found.failures] == ["hum/broken.wav"]
     assert found.peak_memory > 0
 
@@ -618,7 +624,7 @@ def test_evaluate_meets_the_closed_form(corpus: Path) -> None:
 def test_evaluation_prints_and_dumps(corpus: Path) -> None:
     found = metrics.evaluate(Scalar(), corpus / "valid")
     headings, lines = found.table()
-    assert len(lines) == len(found.rows) == 6  # all, two domains, three sets; all 3 books at once
+    assert len(lines) == len(found.rows) == 6  # all, two domains, three sets; all 3 codebooks at once
     assert {len(line) for line in lines} == {len(headings)}
     assert not {"ViSQOL speech", "ViSQOL audio", "DNSMOS"} & set(headings)  # not asked for
     # Training imitates PESQ and STOI; so they never stand without what it does not.
@@ -637,15 +643,15 @@ def test_evaluation_prints_and_dumps(corpus: Path) -> None:
 
 @pytest.mark.usefixtures("_eval_extra")
 def test_speech_can_be_asked_for_or_left_out(corpus: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (asked,) = metrics.evaluate(Scalar(), corpus / "valid/reading", books=[1], speech=True).files[:1]
-    (hum, *_) = metrics.evaluate(Scalar(), corpus / "valid/hum", books=[1], speech=True).files
+    (asked,) = metrics.evaluate(Scalar(), corpus / "valid/reading", num_codebooks=[1], speech=True).files[:1]
+    (hum, *_) = metrics.evaluate(Scalar(), corpus / "valid/hum", num_codebooks=[1], speech=True).files
     assert asked.measures.stoi > 0
     assert (hum.set, hum.domain) == ("hum", "hum")
     assert not math.isnan(hum.measures.stoi)
     monkeypatch.setitem(sys.modules, "pesq", None)
     with pytest.raises(MissingDependency):
         metrics.evaluate(Scalar(), corpus / "valid")
-    left_out = metrics.evaluate(Scalar(), corpus / "valid/reading", books=[1], speech=False)
+    left_out = metrics.evaluate(Scalar(), corpus / "valid/reading", num_codebooks=[1], speech=False)
     assert math.isnan(left_out.rows[0].measures.pesq_wb)
 
 
@@ -679,7 +685,7 @@ def test_slow_measures_are_taken_on_request(tmp_path: Path, monkeypatch: pytest.
 
 
 def test_bands_are_tables_of_their_own(corpus: Path) -> None:
-    found = metrics.evaluate(Scalar(), corpus / "valid", books=[1, 2], speech=False, bands=True)
+    found = metrics.evaluate(Scalar(), corpus / "valid", num_codebooks=[1, 2], speech=False, bands=True)
     tables = found.band_tables("all")
     assert tables
     for (headings, lines), names in zip(tables, (metrics.SI_SDR_BANDS, metrics.HOP_BANDS), strict=True):
@@ -687,7 +693,7 @@ def test_bands_are_tables_of_their_own(corpus: Path) -> None:
         assert [line[:3] for line in lines] == [["all", "scalar", "1"], ["all", "scalar", "2"]]
         assert {len(line) for line in lines} == {len(headings)}
     row = found.rows[0]
-    scores = [score for score in found.files if score.books == 1]
+    scores = [score for score in found.files if score.num_codebooks == 1]
     assert row.si_sdr_bands[-1].si_sdr == pytest.approx(np.nanmean([score.si_sdr_bands[-1].si_sdr for score in scores]))
     # Between 8 and 12 kHz lies nothing but noise in the voices, and the error of a scalar quantizer is white.
     assert row.si_sdr_bands[0].si_sdr > row.si_sdr_bands[-1].si_sdr
@@ -704,11 +710,11 @@ def test_bands_are_tables_of_their_own(corpus: Path) -> None:
 def test_baselines_have_rows_beside_the_model(tmp_path: Path) -> None:
     for name in ("a", "b"):
         soundfile.write(tmp_path / f"{name}.wav", np.stack([voice(0.7), 0.5 * voice(0.7)], axis=1), RATE)
-    found = metrics.evaluate(Scalar(), tmp_path, books=[1, 2], baselines=find_baselines("original"))
-    assert [(row.group, row.codec, row.books) for row in found.rows] == [
-        (group, codec, books)
+    found = metrics.evaluate(Scalar(), tmp_path, num_codebooks=[1, 2], baselines=find_baselines("original"))
+    assert [(row.group, row.codec, row.num_codebooks) for row in found.rows] == [
+        (group, codec, num_codebooks)
         for group in ("all", "set")
-        for codec, books in (("scalar", 1), ("scalar", 2), ("original", None))
+        for codec, num_codebooks in (("scalar", 1), ("scalar", 2), ("original", None))
     ]
     original = found.rows[2]
     assert (original.files, original.codebooks) == (2, ())
@@ -718,7 +724,13 @@ def test_baselines_have_rows_beside_the_model(tmp_path: Path) -> None:
     assert found.notes[0] in str(found)
     headings, lines = found.table()
     line = dict(zip(headings, lines[2], strict=True))
-    assert [line[name] for name in ("codec", "books", "used", "bits/code", "enc ×")] == ["original", "-", "-", "-", "-"]
+    assert [line[name] for name in ("codec", "num_codebooks", "used", "bits/code", "enc ×")] == [
+        "original",
+        "-",
+        "-",
+        "-",
+        "-",
+    ]
     json.loads(found.as_json())
 
 
@@ -727,7 +739,7 @@ def test_without_manifest_folders_name_sets_and_domains(tmp_path: Path) -> None:
         path = tmp_path / "field" / name
         path.parent.mkdir(parents=True, exist_ok=True)
         soundfile.write(path, noise(0.1), RATE)
-    found = metrics.evaluate(Scalar(), tmp_path / "field", books=[1])
+    found = metrics.evaluate(Scalar(), tmp_path / "field", num_codebooks=[1])
     assert [(row.group, row.name) for row in found.rows] == [
         ("all", "all"),
         ("set", "birds"),
@@ -740,9 +752,9 @@ def test_without_manifest_folders_name_sets_and_domains(tmp_path: Path) -> None:
 def test_evaluate_refuses_what_cannot_be(corpus: Path, tmp_path: Path) -> None:
     with pytest.raises(InputNotFound, match="no audio files below"):
         metrics.evaluate(Scalar(), tmp_path)
-    for books in ([], [0], [1, 4]):
+    for num_codebooks in ([], [0], [1, 4]):
         with pytest.raises(ConfigError, match="1 to 3"):
-            metrics.evaluate(Scalar(), corpus, books=books)
+            metrics.evaluate(Scalar(), corpus, num_codebooks=num_codebooks)
     unsaved = Scalar()
     unsaved.weights_hash = None
     with pytest.raises(UsageError, match="never saved"):
@@ -756,7 +768,7 @@ def test_evaluate_refuses_what_cannot_be(corpus: Path, tmp_path: Path) -> None:
 def test_a_worker_process_finds_the_same(corpus: Path) -> None:
     small = {
         "dim": 8,
-        "books": 2,
+        "num_codebooks": 2,
         "codebook_size": 16,
         "envelope_bands": 0,
         "encoder_width": 16,

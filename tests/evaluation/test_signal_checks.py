@@ -13,7 +13,7 @@ from torch import Tensor
 from codec.errors import InputNotFound
 from codec.evaluation import signal_checks
 from codec.evaluation.signal_checks import AIMS, Aim, Recordings, Result, Signal
-from codec.frames import FrameMath
+from codec.frames import FrameSpec
 from codec.io.audio import write_audio
 
 RATE, HOP = 24_000, 480
@@ -26,16 +26,16 @@ EXACT = 0.02  # dB
 class KnownSystem:
     """A lossless codec of 24 bits with 480 codebooks of a sample each, whose decoder changes the signal."""
 
-    frame_math = FrameMath(sample_rate=RATE, hop=HOP, overlap=0, books=12, codebook_size=2**24)
+    frame_spec = FrameSpec(sample_rate=RATE, hop=HOP, decoder_delay=0, num_codebooks=12, codebook_size=2**24)
 
     def __init__(self, change: Callable[[Signal], Signal] = lambda audio: audio) -> None:
         self.change = change
         self.codebooks_seen: list[int | None] = []
 
-    def encode(self, audio: Tensor, *, books: int | None = None) -> Tensor:
-        self.codebooks_seen.append(books)
+    def encode(self, audio: Tensor, *, num_codebooks: int | None = None) -> Tensor:
+        self.codebooks_seen.append(num_codebooks)
         time = audio.shape[-1]
-        padded = F.pad(audio.double(), (0, self.frame_math.frames(time) * HOP - time))
+        padded = F.pad(audio.double(), (0, self.frame_spec.frames(time) * HOP - time))
         codes = torch.round(padded * 2**23).long()
         return codes.reshape(len(audio), -1, HOP).transpose(1, 2)  # [batch, codebooks, frames]
 
@@ -105,7 +105,7 @@ def test_a_codec_without_highs_loses_what_is_high() -> None:
     full = signal_checks.sines(muffled, quick=True)[0].figures
     assert full["median_below_2_khz_db"] == pytest.approx(0, abs=0.1)
     assert full["median_above_2_khz_db"] < -60
-    frequencies = signal_checks.tone_frequencies(KnownSystem.frame_math, quick=True)
+    frequencies = signal_checks.tone_frequencies(KnownSystem.frame_spec, quick=True)
     kept = sum(frequency < 2000 for frequency in frequencies) / len(frequencies)
     assert full["within_3_db_share"] == pytest.approx(kept, abs=0.05)
     sweep = only(signal_checks.sweep(muffled))
@@ -121,7 +121,7 @@ def test_tones_are_measured_at_three_numbers_of_codebooks() -> None:
 
 
 def test_tones_are_log_spaced_and_on_centers_edges_and_multiples_of_the_frame_rate() -> None:
-    frequencies = signal_checks.tone_frequencies(KnownSystem.frame_math)
+    frequencies = signal_checks.tone_frequencies(KnownSystem.frame_spec)
     assert len(frequencies) == 96
     assert min(frequencies) >= 12.5
     assert max(frequencies) <= 10_050
@@ -191,8 +191,8 @@ def test_drift_adds_up_over_generations() -> None:
 
 def test_stable_codes_are_counted() -> None:
     class Deaf(KnownSystem):
-        def encode(self, audio: Tensor, *, books: int | None = None) -> Tensor:
-            return super().encode(audio, books=books) * 0
+        def encode(self, audio: Tensor, *, num_codebooks: int | None = None) -> Tensor:
+            return super().encode(audio, num_codebooks=num_codebooks) * 0
 
     assert all(set(r.figures.values()) == {1.0} for r in signal_checks.stability(Deaf(), RECORDINGS))
     softer, inverted, delayed, noisy = signal_checks.stability(KnownSystem(), RECORDINGS)

@@ -72,9 +72,9 @@ def test_resampler_equals_one_shot(from_rate: int, to_rate: int) -> None:
     array = noise(2, 9001)
     expected = array.T if from_rate == to_rate else soxr.resample(array.T, from_rate, to_rate, quality="VHQ")
     result = resample(array, from_rate, to_rate, [4000, 1, 0, 3000])
-    overlap = min(len(expected), result.shape[1])
+    decoder_delay = min(len(expected), result.shape[1])
     assert abs(len(expected) - result.shape[1]) <= 1  # soxr rounds to the nearest, we round up
-    np.testing.assert_allclose(result[:, :overlap], expected[:overlap].T, atol=1e-6)
+    np.testing.assert_allclose(result[:, :decoder_delay], expected[:decoder_delay].T, atol=1e-6)
 
 
 @in_tmp

@@ -23,8 +23,8 @@ HEADER = Header(
     channels=2,
     sample_rate=8000,
     hop=80,
-    overlap=80,
-    books=3,
+    decoder_delay=80,
+    num_codebooks=3,
     codebook_size=1000,
     frames_per_packet=4,
 )
@@ -32,7 +32,7 @@ HEADER = Header(
 
 def random_codes(header: Header, frames: int, seed: int = 0) -> Codes:
     generator = np.random.default_rng(seed)
-    return generator.integers(0, header.codebook_size, (header.channels, header.books, frames))
+    return generator.integers(0, header.codebook_size, (header.channels, header.num_codebooks, frames))
 
 
 def written(header: Header, *pieces: Codes, time: int | None = None) -> bytes:
@@ -42,7 +42,7 @@ def written(header: Header, *pieces: Codes, time: int | None = None) -> bytes:
     for piece in pieces:
         writer.write(piece)
     frames = sum(piece.shape[2] for piece in pieces)
-    held = header.frame_math.time(frames) * header.source_rate // header.sample_rate
+    held = header.frame_spec.time(frames) * header.source_rate // header.sample_rate
     writer.close(time=held if time is None else time)
     return file.getvalue()
 
@@ -54,7 +54,7 @@ def read(data: bytes) -> tuple[Codes, CodecError | None]:
         reader = Reader(io.BytesIO(data), label="x.codec")
     except CodecError as error:
         return np.empty((0, 0, 0), np.int64), error
-    packets.append(np.empty((reader.header.channels, reader.header.books, 0), np.int64))
+    packets.append(np.empty((reader.header.channels, reader.header.num_codebooks, 0), np.int64))
     try:
         for codes in reader.packets():
             packets.append(codes)
@@ -66,8 +66,8 @@ def read(data: bytes) -> tuple[Codes, CodecError | None]:
 def test_a_file_of_version_1_is_read_forever() -> None:
     """Written by the first program that knew the format; never make it anew."""
     golden = (Path(__file__).parent / "golden/version-1.codec").read_bytes()
-    channel, book, frame = np.ogrid[:2, :3, :9]
-    expected = (channel * 331 + book * 77 + frame * frame * 13) % 1000
+    channel, codebook, frame = np.ogrid[:2, :3, :9]
+    expected = (channel * 331 + codebook * 77 + frame * frame * 13) % 1000
     codes, damage = read(golden)
     assert damage is None
     np.testing.assert_array_equal(codes, expected)
@@ -85,7 +85,7 @@ def resealed(data: bytes, offset: int, value: bytes) -> bytes:
 
 
 def test_payload_is_the_one_in_the_docstring() -> None:
-    header = replace(HEADER, channels=1, books=2, codebook_size=8)
+    header = replace(HEADER, channels=1, num_codebooks=2, codebook_size=8)
     data = written(header, np.array([[[5, 2], [1, 7]]]))
     start = len(written(header)) - 20  # where the end packet of an empty file stands
     assert data[start : start + 4] == b"PCKT"
@@ -95,20 +95,24 @@ def test_payload_is_the_one_in_the_docstring() -> None:
 @settings(deadline=None)
 @given(
     channels=st.integers(1, 3),
-    books=st.integers(1, 4),
+    num_codebooks=st.integers(1, 4),
     codebook_size=st.integers(2, 1 << 24),
     frames=st.integers(0, 9),
     seed=st.integers(0, 1000),
 )
-def test_payload_equals_packing_as_text(channels: int, books: int, codebook_size: int, frames: int, seed: int) -> None:
-    header = replace(HEADER, channels=channels, books=books, codebook_size=codebook_size, frames_per_packet=9)
+def test_payload_equals_packing_as_text(
+    channels: int, num_codebooks: int, codebook_size: int, frames: int, seed: int
+) -> None:
+    header = replace(
+        HEADER, channels=channels, num_codebooks=num_codebooks, codebook_size=codebook_size, frames_per_packet=9
+    )
     codes = random_codes(header, frames, seed)
     bits = len(bin(codebook_size - 1)) - 2
     text = "".join(
-        format(codes[channel, book, frame], f"0{bits}b")
+        format(codes[channel, codebook, frame], f"0{bits}b")
         for frame in range(frames)
         for channel in range(channels)
-        for book in range(books)
+        for codebook in range(num_codebooks)
     )
     payload = bytes(int(text[i : i + 8].ljust(8, "0"), 2) for i in range(0, len(text), 8))
     expected = struct.pack("<4sIII", b"PCKT", 0, frames, len(payload)) + payload
@@ -118,16 +122,20 @@ def test_payload_equals_packing_as_text(channels: int, books: int, codebook_size
 @settings(deadline=None)
 @given(
     channels=st.integers(1, 5),
-    books=st.integers(1, 12),
+    num_codebooks=st.integers(1, 12),
     codebook_size=st.sampled_from([2, 3, 255, 256, 257, 1000, 1024, 65536, 1 << 24]) | st.integers(2, 1 << 24),
     frames_per_packet=st.integers(1, 50),
     pieces=st.lists(st.integers(0, 40), max_size=6),
 )
 def test_codes_come_back_however_they_are_cut(
-    channels: int, books: int, codebook_size: int, frames_per_packet: int, pieces: list[int]
+    channels: int, num_codebooks: int, codebook_size: int, frames_per_packet: int, pieces: list[int]
 ) -> None:
     header = replace(
-        HEADER, channels=channels, books=books, codebook_size=codebook_size, frames_per_packet=frames_per_packet
+        HEADER,
+        channels=channels,
+        num_codebooks=num_codebooks,
+        codebook_size=codebook_size,
+        frames_per_packet=frames_per_packet,
     )
     codes = random_codes(header, sum(pieces))
     cut = np.split(codes, np.cumsum(pieces)[:-1], axis=2) if pieces else []
@@ -147,7 +155,7 @@ def test_codes_come_back_however_they_are_cut(
 )
 def test_header_comes_back(model: str, source_rate: int, time: int) -> None:
     header = replace(HEADER, model=model, source_rate=source_rate, weights_hash="0123456789abcdef" * 4)
-    frames = header.frame_math.frames(replace(header, time=time).model_time)
+    frames = header.frame_spec.frames(replace(header, time=time).model_time)
     back = Reader(io.BytesIO(written(header, random_codes(header, frames), time=time)), label="x").header
     assert back == replace(header, time=time, frames=frames)
     assert back.seconds == time / source_rate
@@ -247,7 +255,7 @@ def test_a_file_that_was_never_closed_is_seen() -> None:
         (80, b"\xff" * 4),
         (84, b"\0" * 2),  # channels
         (84, b"\xff" * 2),
-        (86, b"\0" * 2),  # books
+        (86, b"\0" * 2),  # codebooks
         (86, b"\xff" * 2),
         (80, struct.pack("<IHH", 1 << 20, 1024, 1024)),
         (88, b"\xff"),  # length of the name

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from codec.errors import ConfigError, UnknownModel, UsageError
 from codec.lm import build
-from codec.lm.base import CodeVectors, Conditions, Source
+from codec.lm.base import CodebookSpec, CodeEmbedding, Conditioning
 from codec.nn.linear import HalfLinear
 from codec.nn.streaming import State
 from tests.lm.tiny import DIM, SIZE, columns_of, prior, step_by_step, told
@@ -28,7 +28,7 @@ MODELS: dict[str, dict[str, Any]] = {name: {"pattern": pattern} for name, patter
     "depth": {"pattern": {"kind": "parallel"}, "depth": SMALL},
     "depth of the last": {"pattern": {"kind": "parallel"}, "depth": SMALL | {"cumulative": False}},
     "depth with delays": {"pattern": {"delays": [0, 1, 1]}, "depth": SMALL},
-    "learnt vectors": {"vectors": "learnt"},
+    "learned vectors": {"vectors": "learned"},
     "text": {"text": True},
     "pixelcnn": {"family": "pixelcnn", "layers": 6},
 }
@@ -58,16 +58,16 @@ def test_what_a_cell_may_know(name: str) -> None:
     bookwise = "depth" in MODELS[name] or name == "pixelcnn"
     with torch.no_grad():
         before = model(columns, conditions)
-        for book, step in (columns[0] != model.hole).nonzero().tolist():
+        for codebook, step in (columns[0] != model.special_token).nonzero().tolist():
             other = columns.clone()
-            other[0, book, step] = (other[0, book, step] + 1) % SIZE
+            other[0, codebook, step] = (other[0, codebook, step] + 1) % SIZE
             changed = (model(other, conditions) != before)[0, :, :, 0]
             assert not changed[:, :step].any()
-            assert not changed[: book + 1 if bookwise else None, step].any()
+            assert not changed[: codebook + 1 if bookwise else None, step].any()
             if step + 1 < columns.shape[2]:
                 assert changed[:, step + 1].all()
-            if bookwise and book + 1 < model.source.books:
-                assert changed[book + 1 :, step].all()
+            if bookwise and codebook + 1 < model.source.num_codebooks:
+                assert changed[codebook + 1 :, step].all()
 
 
 @pytest.mark.parametrize("name", ["delay", "depth", "text", "pixelcnn"])
@@ -90,8 +90,8 @@ def test_conditions_that_are_not_known() -> None:
     assert model.conditions([{}, {"speaker": "ben"}]).classes.tolist() == [[-1, -1], [-1, 1]]
     with pytest.raises(UsageError, match="no label yess: did you mean yes"):
         model.conditions([{"label": "yess"}])
-    with pytest.raises(UsageError, match=r"takes no colour; it can be given label, speaker$"):
-        model.conditions([{"colour": "red"}])
+    with pytest.raises(UsageError, match=r"takes no color; it can be given label, speaker$"):
+        model.conditions([{"color": "red"}])
     with pytest.raises(UsageError, match="there are no rows"):
         model.conditions([])
     with pytest.raises(UsageError, match="the text is none that UTF-8 can write"):
@@ -102,9 +102,9 @@ def test_conditions_that_are_not_known() -> None:
 
 
 def test_vectors_are_the_codecs() -> None:
-    source = Source(codec="", weights_hash="", books=2, codebook_size=SIZE, dim=DIM, classes={})
-    vectors = CodeVectors(source, "codebook")
-    entries = torch.randn(3, SIZE, DIM)  # a codec with a book more
+    source = CodebookSpec(codec="", weights_hash="", num_codebooks=2, codebook_size=SIZE, dim=DIM, classes={})
+    vectors = CodeEmbedding(source, "codebook")
+    entries = torch.randn(3, SIZE, DIM)  # a codec with a codebook more
     entries[1] *= 0.1
     vectors.start(entries)
     codes = torch.tensor([[[0, 5], [3, SIZE]]])
@@ -113,21 +113,21 @@ def test_vectors_are_the_codecs() -> None:
     ratio = found[0, 0, 1] / entries[0, 5]
     assert torch.allclose(ratio, ratio[:1].expand(DIM), rtol=1e-4)
     assert torch.allclose(found[0, 1, 0] / entries[1, 3], ratio, rtol=1e-4)  # sums stay in proportion
-    assert found[0, 1, 1].equal(vectors.hole[1])
+    assert found[0, 1, 1].equal(vectors.special_token[1])
     assert not vectors.entries.requires_grad
-    assert CodeVectors(source, "learnt").entries.requires_grad
+    assert CodeEmbedding(source, "learned").entries.requires_grad
     every = torch.arange(SIZE).expand(1, 2, SIZE)
     lengths = vectors.alike(every).view(SIZE, 2, DIM).square().sum(-1).mean(0).sqrt()
     assert torch.allclose(lengths, torch.full((2,), DIM**0.5), rtol=1e-4)
 
 
 def test_configurations_that_make_none() -> None:
-    with pytest.raises(ConfigError, match="decides all books of a step one by one"):
+    with pytest.raises(ConfigError, match="decides all codebooks of a step one by one"):
         prior(pattern={"kind": "flatten"}, depth=SMALL)
     for text in (False, True):
         with pytest.raises(ConfigError, match="does not divide into 3 heads"):
             prior(text=text, heads=3)
-    with pytest.raises(ConfigError, match="is for 3 books, not 2"):
+    with pytest.raises(ConfigError, match="is for 3 codebooks, not 2"):
         prior(2, pattern={"delays": [0, 1, 2]})
     for wrong in (
         {"guidance": 1001.0},
@@ -140,7 +140,10 @@ def test_configurations_that_make_none() -> None:
     with pytest.raises(ConfigError, match="unknown key layer; did you mean layers"):
         prior(layer=3)
     with pytest.raises(UnknownModel, match="'rnn': the families are"):
-        build({"family": "rnn"}, Source(codec="", weights_hash="", books=1, codebook_size=2, dim=1).model_dump())
+        build(
+            {"family": "rnn"},
+            CodebookSpec(codec="", weights_hash="", num_codebooks=1, codebook_size=2, dim=1).model_dump(),
+        )
 
 
 def test_no_conditions_is_a_row_of_nothing() -> None:
@@ -149,7 +152,7 @@ def test_no_conditions_is_a_row_of_nothing() -> None:
     assert nothing.classes.equal(torch.tensor([[-1, -1]]))
     assert nothing.text.shape == (1, 0)
     columns = columns_of(model, 1, 3)
-    padded = Conditions(nothing.classes, torch.full((1, 4), -1))
+    padded = Conditioning(nothing.classes, torch.full((1, 4), -1))
     with torch.no_grad():
         assert torch.allclose(model(columns, nothing), model(columns, padded), atol=1e-5)
 
@@ -159,13 +162,13 @@ def test_no_conditions_is_a_row_of_nothing() -> None:
 def test_gradients_of_fresh_models(name: str, classes: dict[str, list[str]]) -> None:
     """Also deep ones that are told nothing, whose first step hears holes alone."""
     config = {"width": 32, "layers": 12, "context": 64} | MODELS[name]
-    sizes = {"codec": "", "weights_hash": "", "books": 3, "codebook_size": SIZE, "dim": DIM, "classes": classes}
+    sizes = {"codec": "", "weights_hash": "", "num_codebooks": 3, "codebook_size": SIZE, "dim": DIM, "classes": classes}
     torch.manual_seed(0)
     model = build({"family": "transformer"} | config, sizes)
     model.vectors.start(torch.randn(3, SIZE, DIM) * torch.tensor([1.0, 0.5, 0.1])[:, None, None])
     columns = columns_of(model, 2, 7)
     logits = model(columns, model.conditions([{}] * 2))
-    decided = (columns != model.hole).nonzero(as_tuple=True)
+    decided = (columns != model.special_token).nonzero(as_tuple=True)
     loss = torch.nn.functional.cross_entropy(logits[decided], columns[decided])
     gradients = torch.autograd.grad(loss, list(model.parameters()), allow_unused=True)
     lengths = [float(gradient.norm()) for gradient in gradients if gradient is not None]
@@ -183,7 +186,7 @@ def test_laid_out_for_steps_it_is_the_same_model(shipped: bool, name: str) -> No
     with torch.no_grad():
         before = model(columns, conditions)
         state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-        assert torch.allclose(model.for_steps()(columns, conditions), before, atol=1e-5)
+        assert torch.allclose(model.prepare_for_inference()(columns, conditions), before, atol=1e-5)
     assert all(tensor.equal(state[name]) for name, tensor in model.state_dict().items())
     assert isinstance(model.listen, HalfLinear if shipped else nn.Linear)
     assert model.listen.weight.t().is_contiguous() is not shipped
@@ -205,6 +208,6 @@ def test_a_state_takes_the_same_memory_for_ever(name: str) -> None:
     assert len(before) > 1
     with torch.no_grad():
         for column in columns_of(model, 2, 9).unbind(dim=2):
-            context, state = model.advance(column, state)
-            model.decide(context, lambda logits, first: logits[..., :-1].argmax(dim=-1))
+            context, state = model.forward_step(column, state)
+            model.decode_step(context, lambda logits, first: logits[..., :-1].argmax(dim=-1))
             assert places(state) == before

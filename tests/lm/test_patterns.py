@@ -29,8 +29,8 @@ def pattern(request: pytest.FixtureRequest) -> Pattern:
 
 
 def test_the_table_of_the_module() -> None:
-    lines = [line for line in (patterns.__doc__ or "").splitlines() if line.strip().startswith("book")]
-    blocks = [re.findall(r"book \d +([\d. ]+?)(?:   +|$)", line) for line in lines]
+    lines = [line for line in (patterns.__doc__ or "").splitlines() if line.strip().startswith("codebook")]
+    blocks = [re.findall(r"codebook \d +([\d. ]+?)(?:   +|$)", line) for line in lines]
     configs = [PatternConfig(kind="parallel"), PatternConfig(), PatternConfig(kind="flatten")]
     configs.append(PatternConfig(kind="coarse_first", block=2))
     assert [len(block) for block in blocks] == [4, 4, 4]
@@ -41,26 +41,26 @@ def test_the_table_of_the_module() -> None:
 
 @st.composite
 def any_pattern(draw: st.DrawFn) -> Pattern:
-    books = draw(st.integers(1, 6))
-    later = st.lists(st.integers(0, 9), min_size=books - 1, max_size=books - 1)
+    num_codebooks = draw(st.integers(1, 6))
+    later = st.lists(st.integers(0, 9), min_size=num_codebooks - 1, max_size=num_codebooks - 1)
     match draw(st.sampled_from(["parallel", "delay", "flatten", "coarse_first"])):
         case "delay":
             config = PatternConfig(kind="delay", delays=(0, *draw(later)))
         case "flatten":
             groups = [0]
-            for more in draw(st.lists(st.booleans(), min_size=books - 1, max_size=books - 1)):
+            for more in draw(st.lists(st.booleans(), min_size=num_codebooks - 1, max_size=num_codebooks - 1)):
                 groups.append(groups[-1] + more)
             config = PatternConfig(kind="flatten", groups=tuple(groups))
         case "coarse_first":
             config = PatternConfig(kind="coarse_first", block=draw(st.integers(1, 9)))
         case _:
             config = PatternConfig(kind="parallel")
-    return Pattern(config, books)
+    return Pattern(config, num_codebooks)
 
 
 @given(any_pattern(), st.integers(0, 40), st.integers(0, 40))
 def test_any_pattern_goes_there_and_back(pattern: Pattern, frames: int, steps: int) -> None:
-    codes = torch.arange(pattern.books * frames).reshape(1, pattern.books, frames)
+    codes = torch.arange(pattern.num_codebooks * frames).reshape(1, pattern.num_codebooks, frames)
     columns = pattern.lay_out(codes, -1)
     assert columns.shape[2] == pattern.steps(frames)
     assert pattern.read_back(columns, frames).equal(codes)
@@ -105,7 +105,7 @@ def test_whole_frames(pattern: Pattern) -> None:
 
 
 def test_latency(pattern: Pattern) -> None:
-    """By counting: how many frames the coarsest book is ahead when a frame is whole, at most."""
+    """By counting: how many frames the coarsest codebook is ahead when a frame is whole, at most."""
     places = pattern.places(0, 200)
     done = places.max(dim=0).values[:100]
     ahead = [(int((places[0] <= step).sum()) - 1) - frame for frame, step in enumerate(done.tolist())]
@@ -115,7 +115,7 @@ def test_latency(pattern: Pattern) -> None:
 @given(any_pattern())
 def test_frames_become_whole_one_by_one(pattern: Pattern) -> None:
     """What generation relies on: never two at a step, and no more begun than `latency_frames` and one."""
-    last = pattern.cells(0, 120).cummax(dim=1).values  # [books, steps]
+    last = pattern.cells(0, 120).cummax(dim=1).values  # [codebooks, steps]
     whole = [pattern.whole_frames(step + 1) for step in range(120)]
     assert whole == (last.amin(dim=0) + 1).tolist()
     assert all(after - before in (0, 1) for before, after in pairwise([0, *whole]))
@@ -124,7 +124,7 @@ def test_frames_become_whole_one_by_one(pattern: Pattern) -> None:
 
 
 def test_published_sizes() -> None:
-    """Steps for 1500 frames of 4 books (Copet et al. 2023, table 1; the delay's tail counts here)."""
+    """Steps for 1500 frames of 4 codebooks (Copet et al. 2023, table 1; the delay's tail counts here)."""
     steps = {name: Pattern(config, 4).steps(1500) for name, config in {
         "parallel": PatternConfig(kind="parallel"),
         "delay": PatternConfig(),
@@ -146,7 +146,7 @@ def test_published_sizes() -> None:
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        (PatternConfig(delays=(0, 1)), "is for 2 books, not 3"),
+        (PatternConfig(delays=(0, 1)), "is for 2 codebooks, not 3"),
         (PatternConfig(delays=(1, 1, 2)), "must begin at 0"),
         (PatternConfig(delays=(1, 0, 0)), "must begin at 0"),
         (PatternConfig(kind="flatten", groups=(0, 2, 2)), "leave out a step"),

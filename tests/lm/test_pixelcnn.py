@@ -14,18 +14,18 @@ from codec.lm.pixelcnn import PixelCNN, PixelCNNConfig
 from tests.lm.tiny import columns_of, prior, told
 
 
-def seen(model: PixelCNN, frames: int, book: int, frame: int) -> Tensor:
-    """Which cells [books, frames] the logits of one depend on, by gradients; each cell has a vector of its own."""
+def seen(model: PixelCNN, frames: int, codebook: int, frame: int) -> Tensor:
+    """Which cells [codebooks, frames] the logits of one depend on, by gradients; each cell has a vector of its own."""
     model.zero_grad()
-    columns = torch.arange(frames).expand(1, model.source.books, frames)
-    model(columns, model.conditions([{}]))[0, book, frame, :-1].sum().backward()
+    columns = torch.arange(frames).expand(1, model.source.num_codebooks, frames)
+    model(columns, model.conditions([{}]))[0, codebook, frame, :-1].sum().backward()
     gradient = model.vectors.entries.grad
     assert gradient is not None
     return gradient[:, :frames].abs().sum(dim=-1) > 0
 
 
 @pytest.mark.parametrize(
-    ("books", "sizes"),
+    ("num_codebooks", "sizes"),
     [
         (4, {"layers": 3, "context": 8}),
         (4, {"layers": 3, "context": 7}),
@@ -35,18 +35,18 @@ def seen(model: PixelCNN, frames: int, book: int, frame: int) -> Tensor:
         (1, {"layers": 2, "context": 3, "kernel": 1}),
     ],
 )
-def test_the_field_has_no_hole_and_ends_where_it_should(books: int, sizes: dict[str, Any]) -> None:
+def test_the_field_has_no_hole_and_ends_where_it_should(num_codebooks: int, sizes: dict[str, Any]) -> None:
     frames = 14
-    source = {"codec": "", "weights_hash": "", "books": books, "codebook_size": frames, "dim": 3}
+    source = {"codec": "", "weights_hash": "", "num_codebooks": num_codebooks, "codebook_size": frames, "dim": 3}
     torch.manual_seed(0)
-    model = build({"family": "pixelcnn", "width": 8, "vectors": "learnt"} | sizes, source).double()
+    model = build({"family": "pixelcnn", "width": 8, "vectors": "learned"} | sizes, source).double()
     assert isinstance(model, PixelCNN)
     frame = frames - 1
-    for book in range(books):
-        expected = torch.zeros(books, frames, dtype=torch.bool)
+    for codebook in range(num_codebooks):
+        expected = torch.zeros(num_codebooks, frames, dtype=torch.bool)
         expected[:, frame - sizes["context"] : frame] = True
-        expected[:book, frame] = True
-        assert seen(model, frames, book, frame).equal(expected)
+        expected[:codebook, frame] = True
+        assert seen(model, frames, codebook, frame).equal(expected)
 
 
 def test_dilations() -> None:
@@ -74,10 +74,10 @@ def test_it_is_its_definition() -> None:
     columns, conditions = columns_of(model, 1, 7), told(model, 1)
     with torch.no_grad():
         logits = model(columns, conditions)
-        _, books, frames = columns.shape
-        hole = torch.full((1, books, 1), model.hole)
-        heard = torch.cat([hole, columns], dim=2)  # the frame before the first is of holes
-        vectors = model.vectors(heard)[0] / model.vectors.scale[:, None, None]  # [books, frames + 1, dim]
+        _, num_codebooks, frames = columns.shape
+        special_token = torch.full((1, num_codebooks, 1), model.special_token)
+        heard = torch.cat([special_token, columns], dim=2)  # the frame before the first is of holes
+        vectors = model.vectors(heard)[0] / model.vectors.scale[:, None, None]  # [codebooks, frames + 1, dim]
         numbers = [row % len(table.weight) for row, table in zip(conditions.classes[0], model.told, strict=True)]
         biases = sum(table.weight[number] for number, table in zip(numbers, model.told, strict=True))
         nothing = torch.zeros(4, dtype=torch.float64)
@@ -85,9 +85,11 @@ def test_it_is_its_definition() -> None:
         def gate(both: Tensor) -> Tensor:
             return both[:4].tanh() * both[4:].sigmoid()
 
-        cells = [(f, q) for f in range(frames) for q in range(books)]
-        down = {(f, q): model.listen_down(vectors[q, f]) + model.book[0, q] for f, q in cells}
-        over = {(f, q): (model.listen_across(vectors[q - 1, f + 1]) if q else 0) + model.book[1, q] for f, q in cells}
+        cells = [(f, q) for f in range(frames) for q in range(num_codebooks)]
+        down = {(f, q): model.listen_down(vectors[q, f]) + model.codebook[0, q] for f, q in cells}
+        over = {
+            (f, q): (model.listen_across(vectors[q - 1, f + 1]) if q else 0) + model.codebook[1, q] for f, q in cells
+        }
         for number, (layer, dilation) in enumerate(zip(model.layers, model.config.dilations, strict=True)):
             bias_down, bias_over = biases.view(3, 2, 8)[number]
             weight = layer.vertical.weight
@@ -115,7 +117,7 @@ def test_the_state_holds_what_the_layers_look_back_on() -> None:
     shapes = [ring.shape for ring in state.rings]
     with torch.no_grad():
         for column in columns_of(model, 2, 9).unbind(dim=2):
-            _, state = model.advance(column, state)
+            _, state = model.forward_step(column, state)
             assert [ring.shape for ring in state.rings] == shapes
     assert sum(shape[1] for shape in shapes) == 5
 
@@ -123,7 +125,7 @@ def test_the_state_holds_what_the_layers_look_back_on() -> None:
 def test_gates_stay_gates() -> None:
     """Fresh weights neither let the vertical stack die away nor saturate it: it has no residual connections."""
     torch.manual_seed(0)
-    source = {"codec": "", "weights_hash": "", "books": 8, "codebook_size": 64, "dim": 16}
+    source = {"codec": "", "weights_hash": "", "num_codebooks": 8, "codebook_size": 64, "dim": 16}
     model = build({"family": "pixelcnn", "width": 64, "layers": 10, "context": 64}, source)
     assert isinstance(model, PixelCNN)
     with torch.no_grad():
@@ -139,7 +141,7 @@ def test_gates_stay_gates() -> None:
     [
         ({"kernel": 4}, "kernel = 4 has no middle"),
         ({"context": 65}, "layers = 6, which see at most 64: give it 7 layers"),
-        ({"layers": 1, "context": 2}, "see 1 books to either side, not all of 3"),
+        ({"layers": 1, "context": 2}, "see 1 codebooks to either side, not all of 3"),
         ({"pattern": {}}, 'kind = "delay" does so too: take pattern.kind = "parallel"'),
         ({"heads": 2}, "unknown key heads"),
     ],

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from codec.errors import UsageError
-from codec.lm import Prior
-from codec.lm.base import Column, Conditions, Pick, PriorConfig, Source
+from codec.lm import CodecLM
+from codec.lm.base import CodebookSpec, CodecLMConfig, Conditioning, SampleFn, StepTokens
 from codec.lm.patterns import PatternConfig
 from codec.lm.sampling import Sampler, Sampling, generate_frames, infill, longest_prompt
 from codec.nn.shapes import Codes, Logits
@@ -34,7 +34,7 @@ def p_value(found: Tensor, expected: Tensor) -> float:
 def allowed(
     logits: Tensor, *, temperature: float, top_k: int | None, top_p: float | None, min_p: float | None
 ) -> Tensor:
-    """The probabilities of one book, the obvious way: the list of codes from the most probable on, cut three times."""
+    """The probabilities of one codebook, the obvious way: the list of codes from the most probable on, cut three times."""
     shares = (logits.double() / temperature).exp()
     kept = shares.argsort(descending=True).tolist()
     if top_k is not None:
@@ -70,17 +70,17 @@ def allowed(
 def test_draws_have_the_probabilities_of_the_filters(settings: dict[str, Any]) -> None:
     rng = torch.Generator().manual_seed(0)
     logits = 1.5 * torch.randn(2, 12, generator=rng)
-    sampler = Sampler(Sampling(**settings), books=2, codebook_size=12, device=torch.device("cpu"))
+    sampler = Sampler(Sampling(**settings), num_codebooks=2, codebook_size=12, device=torch.device("cpu"))
     uniform = torch.rand(20_000, 3, generator=rng)
     drawn = sampler.draw(logits.expand(20_000, -1, -1), 0, uniform)
     second = sampler.draw(logits[1:].expand(20_000, -1, -1), 1, uniform)
     assert second.equal(drawn[:, 1:])  # asked for one by one, as a depth transformer does
-    for book in range(2):
-        of_book: dict[str, Any] = {"temperature": 1.0, "top_k": None, "top_p": None, "min_p": None}
+    for codebook in range(2):
+        of_codebook: dict[str, Any] = {"temperature": 1.0, "top_k": None, "top_p": None, "min_p": None}
         for name, value in settings.items():
-            of_book[name] = value[book] if isinstance(value, tuple) else value
-        expected = allowed(logits[book], **of_book)
-        found = drawn[:, book].bincount(minlength=12)
+            of_codebook[name] = value[codebook] if isinstance(value, tuple) else value
+        expected = allowed(logits[codebook], **of_codebook)
+        found = drawn[:, codebook].bincount(minlength=12)
         there = expected > 0
         assert found[there].sum() == 20_000
         assert there.sum() == 1 or p_value(found[there], expected[there]) > 1e-3
@@ -90,7 +90,7 @@ def test_the_ends_of_the_uniform_numbers() -> None:
     logits = torch.full((2, 1, 5), -torch.inf)
     logits[:, 0, 1], logits[:, 0, 3] = 0.3, 0.1
     uniform = torch.tensor([[0.0, 0.0], [1 - 2**-24, 0.0]])
-    sampler = Sampler(Sampling(), books=1, codebook_size=4, device=torch.device("cpu"))
+    sampler = Sampler(Sampling(), num_codebooks=1, codebook_size=4, device=torch.device("cpu"))
     assert sampler.draw(logits, 0, uniform).tolist() == [[1], [3]]
 
 
@@ -98,9 +98,9 @@ def test_the_ends_of_the_uniform_numbers() -> None:
 
 
 def slow(
-    model: Prior,
+    model: CodecLM,
     seed: int,
-    conditions: list[Conditions],
+    conditions: list[Conditioning],
     *,
     guidance: float = 1.0,
     frames: int = 1000,
@@ -109,46 +109,46 @@ def slow(
     repetition: tuple[float, int] | None = None,
 ) -> list[list[int]]:
     """One row, cell by cell, the whole model anew for each. `conditions` are what is told, and nothing for guidance."""
-    books, hole = model.source.books, model.hole
+    num_codebooks, special_token = model.source.num_codebooks, model.special_token
     rng = np.random.default_rng(seed)
     codes: dict[tuple[int, int], int] = {}
     columns: list[list[int]] = []
     end, recent = 10**9, [-1] * (repetition[1] if repetition else 0)
     known = {}
     if given is not None:
-        known = {(book, frame): int(given[book, frame]) for book, frame in (given >= 0).nonzero().tolist()}
-    while any((book, frame) not in codes for book in range(books) for frame in range(min(end, frames))):
+        known = {(codebook, frame): int(given[codebook, frame]) for codebook, frame in (given >= 0).nonzero().tolist()}
+    while any((codebook, frame) not in codes for codebook in range(num_codebooks) for frame in range(min(end, frames))):
         step = len(columns)
-        columns.append([hole] * books)
-        uniform = rng.random(books + 1, np.float32)
-        for book, frame in enumerate(model.pattern.cells(step, step + 1)[:, 0].tolist()):
+        columns.append([special_token] * num_codebooks)
+        uniform = rng.random(num_codebooks + 1, np.float32)
+        for codebook, frame in enumerate(model.pattern.cells(step, step + 1)[:, 0].tolist()):
             if frame < 0 or frame >= end:
                 continue
-            if (book, frame) in known:
-                code = known[book, frame]
+            if (codebook, frame) in known:
+                code = known[codebook, frame]
             else:
                 so_far = torch.tensor(columns).T[None]
                 with torch.no_grad():
-                    logits = [model(so_far, one)[0, book, -1] for one in conditions]
+                    logits = [model(so_far, one)[0, codebook, -1] for one in conditions]
                 mixed = logits[-1] + guidance * (logits[0] - logits[-1]) if guidance != 1 else logits[0]
                 last_known = max((f for _, f in known), default=-1)
-                if book > 0 or not stop or frame <= last_known:
-                    mixed[hole] = -torch.inf
+                if codebook > 0 or not stop or frame <= last_known:
+                    mixed[special_token] = -torch.inf
                 sums = np.cumsum(mixed.double().softmax(-1).numpy())
-                code = int(np.argmax(sums > uniform[book]))
-                if book == 0 and repetition and recent.count(code) / len(recent) > repetition[0]:
-                    code = int(np.argmax(sums > uniform[books]))
-                if code == hole:
+                code = int(np.argmax(sums > uniform[codebook]))
+                if codebook == 0 and repetition and recent.count(code) / len(recent) > repetition[0]:
+                    code = int(np.argmax(sums > uniform[num_codebooks]))
+                if code == special_token:
                     end = frame
                     continue
-            columns[-1][book] = codes[book, frame] = code
-            if book == 0:
+            columns[-1][codebook] = codes[codebook, frame] = code
+            if codebook == 0:
                 recent = [*recent, code][1:]
-    return [[codes[book, frame] for frame in range(min(end, frames))] for book in range(books)]
+    return [[codes[codebook, frame] for frame in range(min(end, frames))] for codebook in range(num_codebooks)]
 
 
-def whole(model: Prior, *, seeds: Sequence[int], **options: Any) -> Codes:
-    none = torch.zeros(len(seeds), model.source.books, 0, dtype=torch.int64)
+def whole(model: CodecLM, *, seeds: Sequence[int], **options: Any) -> Codes:
+    none = torch.zeros(len(seeds), model.source.num_codebooks, 0, dtype=torch.int64)
     return torch.cat([none, *generate_frames(model, seeds=seeds, **options)], dim=2)
 
 
@@ -159,7 +159,7 @@ def rows(codes: Codes) -> list[list[list[int]]]:
     return [row[:, :length].tolist() for row, length in zip(codes, lengths, strict=True)]
 
 
-def loud(**config: Any) -> Prior:
+def loud(**config: Any) -> CodecLM:
     """A model whose draws depend on what it sees, so that seeing something else is noticed."""
     model = prior(**config)
     for name, parameter in model.named_parameters():
@@ -168,8 +168,8 @@ def loud(**config: Any) -> Prior:
     return model
 
 
-def part(conditions: Conditions, row: int) -> Conditions:
-    return Conditions(*(one[row : row + 1] for one in conditions))
+def part(conditions: Conditioning, row: int) -> Conditioning:
+    return Conditioning(*(one[row : row + 1] for one in conditions))
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -181,22 +181,22 @@ def test_rows_end_as_in_a_plain_loop(name: str) -> None:
     assert len({len(row[0]) for row in expected}) >= 2  # or not much would be tested
     assert rows(whole(model, seeds=seeds, conditions=conditions, frames=14)) == expected
     assert rows(whole(model, seeds=seeds[1:2], conditions=part(conditions, 1), frames=14)) == expected[1:2]
-    capped = [[book[:2] for book in row] for row in expected]
+    capped = [[codebook[:2] for codebook in row] for row in expected]
     assert rows(whole(model, seeds=seeds, conditions=conditions, frames=2)) == capped
 
 
-@pytest.mark.parametrize("name", [*MODELS, "two books at once"])
+@pytest.mark.parametrize("name", [*MODELS, "two codebooks at once"])
 def test_up_to_its_end_a_row_looks_as_in_training(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What the model sees is what it wrote, laid out: at an end too, beside which other books may have been decided."""
-    model = loud(**(MODELS | {"two books at once": {"pattern": {"delays": [0, 0, 3]}}})[name])
-    seen = Mock(side_effect=model.advance)
-    monkeypatch.setattr(model, "advance", seen)
+    """What the model sees is what it wrote, laid out: at an end too, beside which other codebooks may have been decided."""
+    model = loud(**(MODELS | {"two codebooks at once": {"pattern": {"delays": [0, 0, 3]}}})[name])
+    seen = Mock(side_effect=model.forward_step)
+    monkeypatch.setattr(model, "forward_step", seen)
     for seed in range(3, 6):
         seen.reset_mock()
         codes = whole(model, seeds=[seed], frames=60)
         columns = torch.stack([call.args[0] for call in seen.call_args_list], dim=2)[:, :, 1:]
         if codes.shape[2] < 60:
-            assert columns.equal(model.pattern.lay_out(codes, model.hole)[:, :, : columns.shape[2]])
+            assert columns.equal(model.pattern.lay_out(codes, model.special_token)[:, :, : columns.shape[2]])
 
 
 @pytest.mark.parametrize("guidance", [-1.0, 0.0, 3.0])
@@ -220,8 +220,8 @@ def test_no_guidance_is_unconditional() -> None:
 GAPS = {
     "a prompt": [[[5, 2, 0, -1, -1], [0, 4, 1, -1, -1], [3, 3, 2, -1, -1]]],
     "a gap": [[[5, -1, -1, 2, 1], [0, -1, -1, 2, 2], [1, -1, -1, 0, 0]]],
-    "less and less books": [[[5, 2, 0, 1], [0, 4, -1, -1], [3, -1, -1, -1]]],
-    "one book": [[[5, 2, 0, 1]]],
+    "less and less codebooks": [[[5, 2, 0, 1], [0, 4, -1, -1], [3, -1, -1, -1]]],
+    "one codebook": [[[5, 2, 0, 1]]],
 }
 
 
@@ -246,30 +246,36 @@ def test_generation_sees_what_teacher_forcing_sees(name: str, context: int, monk
     model = loud(**MODELS[name], context=context)
     conditions = told(model, 2)
     for frames in (0, 1, longest_prompt(model) or 0):
-        before: list[Column] = []
+        before: list[StepTokens] = []
         asked: dict[int, Tensor] = {}
         with monkeypatch.context() as patched:
-            advance, decide = model.advance, model.decide
+            forward_step, decode_step = model.forward_step, model.decode_step
 
-            def recording(column: Column, state: Any, before: Any = before, advance: Any = advance) -> Any:
+            def recording(
+                column: StepTokens, state: Any, before: Any = before, forward_step: Any = forward_step
+            ) -> Any:
                 before.append(column)
-                return advance(column, state)
+                return forward_step(column, state)
 
             def asking(
-                context: Tensor, pick: Pick, before: Any = before, asked: Any = asked, decide: Any = decide
-            ) -> Column:
+                context: Tensor,
+                sample_fn: SampleFn,
+                before: Any = before,
+                asked: Any = asked,
+                decode_step: Any = decode_step,
+            ) -> StepTokens:
                 logits: list[Tensor] = []
 
                 def seen(some: Tensor, first: int) -> Tensor:
                     logits.append(some)
-                    return pick(some, first)
+                    return sample_fn(some, first)
 
-                column: Column = decide(context, seen)
+                column: StepTokens = decode_step(context, seen)
                 asked[len(before) - 1] = torch.cat(logits, dim=1)
                 return column
 
-            patched.setattr(model, "advance", recording)
-            patched.setattr(model, "decide", asking)
+            patched.setattr(model, "forward_step", recording)
+            patched.setattr(model, "decode_step", asking)
             given = torch.randint(SIZE, (2, 3, frames), generator=torch.Generator().manual_seed(1))
             whole(model, seeds=[5, 6], conditions=conditions, given=given, frames=frames + 12, stop=False)
         assert 12 <= len(asked) <= len(before)
@@ -283,23 +289,23 @@ def test_generation_sees_what_teacher_forcing_sees(name: str, context: int, monk
 
 def test_columns_that_are_given_are_not_decided(monkeypatch: pytest.MonkeyPatch) -> None:
     model = prior()  # with delays 0, 1, 2: six frames take 8 steps, of which the first 6 have no unknown cell
-    decide = Mock(side_effect=model.decide)
-    monkeypatch.setattr(model, "decide", decide)
+    decode_step = Mock(side_effect=model.decode_step)
+    monkeypatch.setattr(model, "decode_step", decode_step)
     whole(model, seeds=[0], given=torch.zeros(1, 3, 6, dtype=torch.int64), frames=6)
-    assert decide.call_count == 2
+    assert decode_step.call_count == 2
 
 
 def test_frames_come_as_early_as_the_pattern_allows(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, first, then in (("parallel", 1, 1), ("delay", 3, 1), ("flatten", 3, 3), ("coarse first", 5, 1)):
         model = loud(**MODELS[name])
-        advance = Mock(side_effect=model.advance)
-        monkeypatch.setattr(model, "advance", advance)
+        forward_step = Mock(side_effect=model.forward_step)
+        monkeypatch.setattr(model, "forward_step", forward_step)
         frames = generate_frames(model, seeds=[0, 1], stop=False)
-        assert not advance.call_count
+        assert not forward_step.call_count
         assert next(frames).shape == (2, 3, 1)
-        assert advance.call_count == first
+        assert forward_step.call_count == first
         assert next(frames).shape == (2, 3, 1)
-        assert advance.call_count == first + then
+        assert forward_step.call_count == first + then
 
 
 @pytest.mark.parametrize("name", ["delay", "coarse first", "depth"])
@@ -326,36 +332,36 @@ def test_what_is_forced_changes_no_other_draw() -> None:
 def test_repetitions_are_drawn_again() -> None:
     model = Chain(torch.tensor([[4.0, 1, 1, 1, 0]]).repeat(5, 1))
     for share, window in ((0.5, 4), (0.0, 1), (0.25, 10)):
-        sampling = Sampling(repetition_share=share, repetition_window=window)
+        sampling = Sampling(repetition_threshold=share, repetition_window=window)
         expected = slow(model, 5, [model.conditions([{}])], repetition=(share, window))
         assert len(expected[0]) > 3
         assert rows(whole(model, seeds=[5], sampling=sampling)) == [expected]
     best = whole(model, seeds=[5], sampling=Sampling(top_k=1), frames=20)
     assert (best == 0).all()
-    aware = Sampling(top_k=1, repetition_share=0.5, repetition_window=4)
+    aware = Sampling(top_k=1, repetition_threshold=0.5, repetition_window=4)
     again = whole(model, seeds=[5], sampling=aware, frames=60, stop=False)
     assert set(again.flatten().tolist()) == {0, 1, 2, 3}  # what top_k leaves out too
 
 
-class Chain(Prior):
-    """A Markov chain of one book, its logits given as a table [codes and start, codes and end]."""
+class Chain(CodecLM):
+    """A Markov chain of one codebook, its logits given as a table [codes and start, codes and end]."""
 
     def __init__(self, table: Tensor) -> None:
-        source = Source(codec="", weights_hash="", books=1, codebook_size=len(table) - 1, dim=1)
-        super().__init__(PriorConfig(family="chain", pattern=PatternConfig(kind="parallel")), source)
+        source = CodebookSpec(codec="", weights_hash="", num_codebooks=1, codebook_size=len(table) - 1, dim=1)
+        super().__init__(CodecLMConfig(family="chain", pattern=PatternConfig(kind="parallel")), source)
         self.table = torch.nn.Parameter(table)
 
-    def forward(self, columns: Codes, conditions: Conditions) -> Logits:
+    def forward(self, columns: Codes, conditions: Conditioning) -> Logits:
         return self.table[self.shifted(columns)]
 
-    def initial_state(self, conditions: Conditions) -> int:
+    def initial_state(self, conditions: Conditioning) -> int:
         return 0
 
-    def advance(self, column: Column, state: int) -> tuple[Tensor, int]:
+    def forward_step(self, column: StepTokens, state: int) -> tuple[Tensor, int]:
         return self.table[column], state + 1
 
-    def decide(self, context: Tensor, pick: Pick) -> Column:
-        return pick(context, 0)
+    def decode_step(self, context: Tensor, sample_fn: SampleFn) -> StepTokens:
+        return sample_fn(context, 0)
 
 
 def test_a_gap_is_filled_with_what_leads_on() -> None:
@@ -389,7 +395,7 @@ def test_filled_gaps_have_their_probabilities() -> None:
 
 
 @pytest.mark.parametrize("name", ["delay", "flatten", "coarse first", "depth"])
-def test_gaps_of_several_books(name: str) -> None:
+def test_gaps_of_several_codebooks(name: str) -> None:
     model = loud(**MODELS[name])
     codes = whole(model, seeds=[0, 1], frames=14, stop=False)
     given = codes.clone()
@@ -414,7 +420,7 @@ def test_gaps_of_several_books(name: str) -> None:
         ({"top_p": 1.5}, r"top_p = 1\.5"),
         ({"min_p": -0.1}, r"min_p = -0\.1"),
         ({"min_p": 1.1}, r"min_p = 1\.1"),
-        ({"top_k": (1, 2)}, "top_k has 2 values, the model 3 books"),
+        ({"top_k": (1, 2)}, "top_k has 2 values, the model 3 codebooks"),
         ({"temperature": (1.0,)}, "temperature has 1 values"),
         ({"repetition_window": 0}, "repetition_window = 0"),
         ({"repetition_window": 10**12}, "repetition_window = 1000000000000 is not within 1 to 65536"),
@@ -438,12 +444,15 @@ def zeros(*shape: int) -> Tensor:
         ({"frames": 0}, "0 frames"),
         ({"guidance": float("nan")}, "guidance of nan"),
         ({"conditions": lambda model: model.conditions([{}, {}, {}])}, "2 seeds and conditions of 3 rows"),
-        ({"conditions": lambda model: Conditions(torch.tensor([[2, 0]] * 2), zeros(2, 0))}, "each label are 0 to 1"),
-        ({"conditions": lambda model: Conditions(torch.tensor([[0, -2]] * 2), zeros(2, 0))}, "each speaker are 0 to 2"),
+        ({"conditions": lambda model: Conditioning(torch.tensor([[2, 0]] * 2), zeros(2, 0))}, "each label are 0 to 1"),
+        (
+            {"conditions": lambda model: Conditioning(torch.tensor([[0, -2]] * 2), zeros(2, 0))},
+            "each speaker are 0 to 2",
+        ),
         ({"given": zeros(3, 4)}, "int64 .* give int64"),
         ({"given": torch.zeros(2, 3, 4)}, "float32 .* give int64"),
         ({"given": zeros(1, 3, 4)}, "2 seeds and given codes of 1 rows"),
-        ({"given": zeros(2, 4, 4)}, "have 4 books, the model 3"),
+        ({"given": zeros(2, 4, 4)}, "have 4 codebooks, the model 3"),
         ({"given": zeros(2, 3, 4) + SIZE}, "run from 6 to 6; the model's run from 0 to 5"),
         ({"given": zeros(2, 3, 4) - 2}, "run from -2"),
         ({"given": zeros(2, 3, 4), "frames": 3}, "4 frames are given and 3 asked for"),
@@ -474,7 +483,9 @@ def test_too_few_candidates() -> None:
         infill(prior(), zeros(1, 3, 4), seeds=[0], conditions=prior().conditions([{}, {}]))
 
 
-@pytest.mark.parametrize(("bad", "says"), [(float("nan"), "step 2, book 0: "), (float("inf"), "step 2, book 0: ")])
+@pytest.mark.parametrize(
+    ("bad", "says"), [(float("nan"), "step 2, codebook 0: "), (float("inf"), "step 2, codebook 0: ")]
+)
 def test_logits_that_are_no_numbers(bad: float, says: str) -> None:
     table = torch.full((4, 4), -30.0)
     table[3, 0], table[0, 1], table[1] = 0.0, 0.0, bad  # 0, then 1, then nothing

@@ -7,19 +7,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from codec.lm import Prior, build
-from codec.lm.base import Conditions
+from codec.lm import CodecLM, build
+from codec.lm.base import Conditioning
 
 SIZE, DIM = 6, 5
 
 
-def prior(books: int = 3, *, seed: int = 0, source: dict[str, Any] | None = None, **config: Any) -> Prior:
+def prior(num_codebooks: int = 3, *, seed: int = 0, source: dict[str, Any] | None = None, **config: Any) -> CodecLM:
     """A model with random weights, loud enough that its logits differ; `source` is what differs from the usual one."""
     torch.manual_seed(seed)
     learnt = {
         "codec": "tiny",
         "weights_hash": "0" * 64,
-        "books": books,
+        "num_codebooks": num_codebooks,
         "codebook_size": SIZE,
         "dim": DIM,
         "classes": {"label": ["no", "yes"], "speaker": ["anna", "ben", "cleo"]},
@@ -34,14 +34,14 @@ def prior(books: int = 3, *, seed: int = 0, source: dict[str, Any] | None = None
     return model
 
 
-def columns_of(model: Prior, batch: int, frames: int, seed: int = 0) -> Tensor:
+def columns_of(model: CodecLM, batch: int, frames: int, seed: int = 0) -> Tensor:
     """Random codes, laid out."""
     rng = torch.Generator().manual_seed(seed)
-    codes = torch.randint(SIZE, (batch, model.source.books, frames), generator=rng)
-    return model.pattern.lay_out(codes, model.hole)
+    codes = torch.randint(SIZE, (batch, model.source.num_codebooks, frames), generator=rng)
+    return model.pattern.lay_out(codes, model.special_token)
 
 
-def told(model: Prior, batch: int) -> Conditions:
+def told(model: CodecLM, batch: int) -> Conditioning:
     """Every row told something else."""
     text = ["", "ja", "nein"] if getattr(model.config, "text", False) else [""] * 3
     rows = [{"label": "yes", "text": text[0]}, {"speaker": "cleo", "text": text[1]}, {"text": text[2]}]
@@ -49,21 +49,21 @@ def told(model: Prior, batch: int) -> Conditions:
 
 
 @torch.no_grad()
-def step_by_step(model: Prior, columns: Tensor, conditions: Conditions) -> Tensor:
-    """The logits [batch, books, steps, classes] that generation asks for when it is made to choose `columns`."""
+def step_by_step(model: CodecLM, columns: Tensor, conditions: Conditioning) -> Tensor:
+    """The logits [batch, codebooks, steps, classes] that generation asks for when it is made to choose `columns`."""
     state = model.initial_state(conditions)
-    before = torch.full_like(columns[:, :, 0], model.hole)
+    before = torch.full_like(columns[:, :, 0], model.special_token)
     steps = []
     for column in columns.unbind(dim=2):
         asked: list[Tensor] = []
 
-        def pick(logits: Tensor, first: int, column: Tensor = column, asked: list[Tensor] = asked) -> Tensor:
+        def sample_fn(logits: Tensor, first: int, column: Tensor = column, asked: list[Tensor] = asked) -> Tensor:
             assert sum(part.shape[1] for part in asked) == first
             asked.append(logits)
             return column[:, first : first + logits.shape[1]]
 
-        context, state = model.advance(before, state)
-        before = model.decide(context, pick)
+        context, state = model.forward_step(before, state)
+        before = model.decode_step(context, sample_fn)
         assert before.equal(column)
         steps.append(torch.cat(asked, dim=1))
     return torch.stack(steps, dim=2)

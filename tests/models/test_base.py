@@ -234,8 +234,8 @@ def test_recordings_that_cannot_be(items: Any, message: str) -> None:
 
 
 def test_a_view_knows_its_audio() -> None:
-    view = MODEL.codes(AUDIO[..., :1234], books=2)
-    assert torch.equal(view.codes, MODEL.encode(AUDIO[..., :1234], books=2))
+    view = MODEL.codes(AUDIO[..., :1234], num_codebooks=2)
+    assert torch.equal(view.codes, MODEL.encode(AUDIO[..., :1234], num_codebooks=2))
     assert (view.frames, view.length, view.num_codebooks) == (17, 1234, 2)
     assert view.seconds == 1234 / RATE
     assert torch.equal(MODEL.decode(view), MODEL.decode(view.codes, length=1234))
@@ -270,18 +270,18 @@ def test_delay_is_what_a_live_stream_is_late() -> None:
 
 
 @pytest.mark.parametrize(
-    ("asked", "books"), [({"bitrate": 1.0}, 2), ({"bitrate": 1.49}, 2), ({"bitrate": 9.0}, 3), ({}, 3)]
+    ("asked", "num_codebooks"), [({"bitrate": 1.0}, 2), ({"bitrate": 1.49}, 2), ({"bitrate": 9.0}, 3), ({}, 3)]
 )
-def test_a_bit_rate_chooses_codebooks(asked: dict[str, Any], books: int) -> None:
-    assert torch.equal(MODEL.encode(AUDIO, **asked), CODES[:, :books])  # 5 bits, 100 frames/s: 0.5 kbit/s each
-    assert MODEL.codes(AUDIO, **asked).bitrate == 0.5 * books
+def test_a_bit_rate_chooses_codebooks(asked: dict[str, Any], num_codebooks: int) -> None:
+    assert torch.equal(MODEL.encode(AUDIO, **asked), CODES[:, :num_codebooks])  # 5 bits, 100 frames/s: 0.5 kbit/s each
+    assert MODEL.codes(AUDIO, **asked).bitrate == 0.5 * num_codebooks
 
 
 def test_bit_rates_that_cannot_be() -> None:
     with pytest.raises(ConfigError, match="below this model's lowest rate"):
         MODEL.encode(AUDIO, bitrate=0.1)
     with pytest.raises(UsageError, match="ask for one of the two"):
-        MODEL.encode(AUDIO, bitrate=1, books=1)
+        MODEL.encode(AUDIO, bitrate=1, num_codebooks=1)
 
 
 # one precision
@@ -328,7 +328,7 @@ def test_audio_of_another_rate_is_resampled() -> None:
         for rate in (16000, 44100):
             other = 0.3 * tone(440, rate, seconds)
             codes = MODEL.encode(other[None, None], sample_rate=rate)
-            assert codes.shape[2] == MODEL.frame_math.frames(math.ceil(len(other) * RATE / rate))
+            assert codes.shape[2] == MODEL.frame_spec.frames(math.ceil(len(other) * RATE / rate))
             expected = MODEL.encode(at_rate[None, None])
             share = (codes[0, 0, 2:-3] == expected[0, 0, 2 : codes.shape[2] - 3]).float().mean()
             assert seconds < 0.1 or share > 0.8
@@ -338,7 +338,7 @@ def test_audio_of_another_rate_is_resampled() -> None:
 def test_unequal_lengths_of_another_rate() -> None:
     items = [tone(300, 16000, 0.1), tone(500, 16000, 0.25)[:3001]]
     codes, frames = MODEL.encode(items, sample_rate=16000)
-    assert frames.tolist() == [MODEL.frame_math.frames(800), MODEL.frame_math.frames(1501)]
+    assert frames.tolist() == [MODEL.frame_spec.frames(800), MODEL.frame_spec.frames(1501)]
     for row, item in enumerate(items):
         assert torch.equal(codes[row : row + 1, :, : frames[row]], MODEL.encode(item[None, None], sample_rate=16000))
     padded = nn.utils.rnn.pad_sequence(items, batch_first=True)[:, None]

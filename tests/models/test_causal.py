@@ -1,4 +1,4 @@
-"""The causal family: laws of streaming and length, its transform, its closed-form start, its quantisers."""
+"""The causal family: laws of streaming and length, its transform, its closed-form start, its quantizers."""
 
 import math
 from itertools import accumulate, pairwise
@@ -29,7 +29,7 @@ from codec.models.causal import (
 from codec.nn.streaming import State
 from tests.tiny import CONFIG, tiny_model
 
-HOP, RATE, BOOKS = CONFIG.hop, CONFIG.sample_rate, CONFIG.books
+HOP, RATE, NUM_CODEBOOKS = CONFIG.hop, CONFIG.sample_rate, CONFIG.num_codebooks
 
 
 def noise(*shape: int, seed: int = 0) -> Tensor:
@@ -100,9 +100,9 @@ def assert_same(actual: Tensor, expected: Tensor) -> None:
 
 
 def test_the_model_under_test_is_lively() -> None:
-    """Every book and most codes are used, and the sound is not lost in what the networks add."""
-    for book in CODES.transpose(0, 1):
-        assert len(set(book.flatten().tolist())) > 5
+    """Every codebook and most codes are used, and the sound is not lost in what the networks add."""
+    for codebook in CODES.transpose(0, 1):
+        assert len(set(codebook.flatten().tolist())) > 5
     assert 0.05 < MODEL.decode(CODES).std() < 5
 
 
@@ -125,7 +125,7 @@ def test_codes_do_not_depend_on_chunks(case: Case, hops: list[int]) -> None:
     model, state, made = case.model, case.model.encoder_state(2), []
     for chunk in cut(case.audio, [size * HOP for size in hops]):
         codes, state = model.encode_step(chunk, state)
-        assert codes.shape == (2, BOOKS, chunk.shape[-1] // HOP)
+        assert codes.shape == (2, NUM_CODEBOOKS, chunk.shape[-1] // HOP)
         made.append(codes)
     assert torch.equal(torch.cat(made, dim=-1), case.codes[..., : sum(hops)])
 
@@ -233,10 +233,10 @@ def test_nothing_comes_out_far_beyond_full_scale() -> None:
 
 
 @pytest.mark.parametrize("book_count", [None, 1])
-def test_every_length_is_exact(book_count: int | None) -> None:
+def test_every_length_is_exact(codebook_count: int | None) -> None:
     for time in [*range(1, 3 * HOP + 1), 12_345, 54_321]:
-        codes = MODEL.encode(F.pad(AUDIO[:1], (0, 60_000))[..., :time], books=book_count)
-        assert codes.shape == (1, book_count or BOOKS, math.ceil(time / HOP) + 1)
+        codes = MODEL.encode(F.pad(AUDIO[:1], (0, 60_000))[..., :time], num_codebooks=codebook_count)
+        assert codes.shape == (1, codebook_count or NUM_CODEBOOKS, math.ceil(time / HOP) + 1)
         assert MODEL.decode(codes, length=time).shape == (1, 1, time)
         assert MODEL.decode(codes).shape[-1] == math.ceil(time / HOP) * HOP
 
@@ -283,7 +283,7 @@ def test_the_transform_is_the_textbooks_double_sum() -> None:
 
 @pytest.mark.parametrize("hop", [4, 30, 480])
 def test_the_transform_reconstructs_and_keeps_the_energy(hop: int) -> None:
-    """Aliasing of neighbours cancels (TDAC), from the MDCT's half of the spectrum alone."""
+    """Aliasing of neighbors cancels (TDAC), from the MDCT's half of the spectrum alone."""
     mdct, audio, silence = MDCT(hop), noise(2, 8 * hop), torch.zeros(2, hop)
     spectrum, _ = mdct.analyze(F.pad(audio, (0, hop)), silence)
     bins = spectrum[..., :hop]
@@ -334,7 +334,7 @@ def test_expand_is_the_inverse_of_compand(exponent: float) -> None:
 
 
 def chord(seconds: float = 4.0) -> Tensor:
-    """Two rows of decaying harmonics [2, 1, time] that no book alone describes."""
+    """Two rows of decaying harmonics [2, 1, time] that no codebook alone describes."""
     time = torch.arange(int(seconds * RATE)) / RATE
     rows = []
     for seed in (0, 1):
@@ -349,12 +349,14 @@ def snr(decoded: Tensor, audio: Tensor) -> float:
     return 10 * math.log10(float(audio.square().sum() / (decoded - audio).square().sum()))
 
 
-def test_fit_makes_a_codec_that_every_book_improves() -> None:
+def test_fit_makes_a_codec_that_every_codebook_improves() -> None:
     torch.manual_seed(0)
     model, audio = tiny_model(), chord()
     model.fit(audio)
     codes = model.encode(audio)
-    decibels = [snr(model.decode(codes[:, :books], length=audio.shape[-1]), audio) for books in (1, 2, 3)]
+    decibels = [
+        snr(model.decode(codes[:, :num_codebooks], length=audio.shape[-1]), audio) for num_codebooks in (1, 2, 3)
+    ]
     assert decibels[0] < 0, "codebook 0 has no waveform, only the envelope of noise"
     assert decibels[1] > decibels[0] + 0.5
     assert decibels[2] > decibels[1] + 0.5
@@ -416,8 +418,10 @@ def test_the_training_pass_is_encode_and_decode(case: Case) -> None:
     assert_same(trained.audio, model.decode(codes, length=audio.shape[-1]))
     for depths in ((1, 2), (2, 1), (3, 2)):
         some = model(audio, torch.tensor(depths))
-        for row, books in enumerate(depths):
-            alone = model.decode(model.encode(audio[row : row + 1], books=books), length=audio.shape[-1])
+        for row, num_codebooks in enumerate(depths):
+            alone = model.decode(
+                model.encode(audio[row : row + 1], num_codebooks=num_codebooks), length=audio.shape[-1]
+            )
             assert_same(some.audio[row : row + 1], alone)
 
 
@@ -437,19 +441,19 @@ def test_the_default_model_is_small() -> None:
     state = CausalCodec(CausalConfig()).state_dict()
     assert sum(tensor.numel() for tensor in state.values()) <= 12e6  # codebooks and axes with it
     assert {name for name in state if name.startswith("quantizer")} == {"quantizer.envelopes"} | {
-        f"quantizer.residual.stages.{book}.{part}" for book in range(11) for part in ("codebook", "usage")
+        f"quantizer.residual.stages.{codebook}.{part}" for codebook in range(11) for part in ("codebook", "cluster_size")
     }
 
 
-# the choice of quantiser
+# the choice of quantizer
 
-ALONE: dict[str, Any] = {"books": 1, "envelope_bands": 0}
+ALONE: dict[str, Any] = {"num_codebooks": 1, "envelope_bands": 0}
 CHOICES: dict[str, dict[str, Any]] = {
-    "residual with a search": {"search": 3},
-    "residual by gradient": {"learning": "gradient", "lookup": "cosine", "project": 4},
+    "residual with a search": {"beam_size": 3},
+    "residual by gradient": {"codebook_update": "gradient", "distance": "cosine", "codebook_dim": 4},
     "residual without an envelope": {"envelope_bands": 0},
     "vector": {"quantizer": "vector", **ALONE},
-    "vector, projected": {"quantizer": "vector", **ALONE, "project": 3, "lookup": "cosine"},
+    "vector, projected": {"quantizer": "vector", **ALONE, "codebook_dim": 3, "distance": "cosine"},
     "mixture": {"quantizer": "mixture", **ALONE},
     "scalar": {"quantizer": "scalar", **ALONE, "dim": 4, "levels": (5, 4, 3, 2), "codebook_size": 120},
 }
@@ -462,7 +466,7 @@ def chosen(**settings: Any) -> CausalConfig:
 def test_a_search_streams_and_fits_better() -> None:
     found = lively_model()
     latents, _ = found.latents_step(AUDIO, found.encoder_state(len(AUDIO)))
-    found.quantizer = quantizer(chosen(search=4))
+    found.quantizer = quantizer(chosen(beam_size=4))
     found.quantizer.load_state_dict(MODEL.quantizer.state_dict())
     whole = found.encode(AUDIO)
     state, parts = found.encoder_state(len(AUDIO)), []
@@ -477,16 +481,16 @@ def test_a_search_streams_and_fits_better() -> None:
 
 
 @pytest.mark.parametrize("settings", CHOICES.values(), ids=CHOICES)
-def test_every_quantiser_codes_and_trains(settings: dict[str, Any]) -> None:
+def test_every_quantizer_codes_and_trains(settings: dict[str, Any]) -> None:
     torch.manual_seed(0)
     model, audio = CausalCodec(chosen(**settings)), chord(1.0)
     model.fit(audio)
     codes = model.eval().encode(audio)
-    assert codes.shape[1] == model.config.books
+    assert codes.shape[1] == model.config.num_codebooks
     assert 0 <= codes.min() <= codes.max() < model.config.codebook_size
     assert len(set(codes.flatten().tolist())) > 5
     assert model.decode(codes, length=audio.shape[-1]).shape == audio.shape
-    trained = model.train()(audio, torch.full((2,), min(2, model.config.books)))
+    trained = model.train()(audio, torch.full((2,), min(2, model.config.num_codebooks)))
     (trained.audio.square().mean() + trained.quantized.commitment + trained.quantized.codebook).backward()
     assert all(parameter.grad is not None for parameter in model.quantizer.parameters())
     gradient = model.encoder.out_proj.bias.grad
@@ -508,10 +512,10 @@ def test_the_plain_autoencoder_trains_and_says_why_it_cannot_code() -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"quantizer": "vector"}, r'"vector" has one codebook and no envelope: set books = 1 .* = 0, not 3 and 4'),
-        ({"quantizer": "mixture", "books": 1}, r'"mixture" has one codebook and no envelope'),
+        ({"quantizer": "vector"}, r'"vector" has one codebook and no envelope: set codebooks = 1 .* = 0, not 3 and 4'),
+        ({"quantizer": "mixture", "num_codebooks": 1}, r'"mixture" has one codebook and no envelope'),
         ({"quantizer": "none", "envelope_bands": 0}, r'"none" has one codebook'),
-        ({"books": 1}, "the envelope takes codebook 0: set books = 2 or more, or envelope_bands = 0"),
+        ({"num_codebooks": 1}, "the envelope takes codebook 0: set codebooks = 2 or more, or envelope_bands = 0"),
         ({"envelope_bands": 21}, "80 bins make 20 at most"),
         ({"modes": 6}, "modes = 6 leave too few of 20 entries for envelopes: set 5 at most"),
         ({"hop": 81}, "hop = 81 is odd"),
@@ -523,13 +527,13 @@ def test_the_plain_autoencoder_trains_and_says_why_it_cannot_code() -> None:
             r"levels = \[20, 1\]: must be greater than or equal to 2",
         ),
         ({"levels": (5, 4)}, r'"residual" has no levels'),
-        ({"quantizer": "vector", **ALONE, "search": 2}, r'search is for "residual"'),
-        ({"quantizer": "mixture", **ALONE, "project": 4}, r'not "mixture": leave them out'),
-        ({"project": 0}, "project = 0"),
+        ({"quantizer": "vector", **ALONE, "beam_size": 2}, r'beam_size is for "residual"'),
+        ({"quantizer": "mixture", **ALONE, "codebook_dim": 4}, r'not "mixture": leave them out'),
+        ({"codebook_dim": 0}, "project = 0"),
         ({"quantizer": "product"}, "quantizer"),
     ],
 )
-def test_sizes_that_the_quantiser_has_not_are_refused(settings: dict[str, Any], message: str) -> None:
+def test_sizes_that_the_quantizer_has_not_are_refused(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         chosen(**settings)
 
@@ -543,7 +547,7 @@ def test_a_configuration_from_before_the_choice_still_loads() -> None:
     old = {
         key: value
         for key, value in CONFIG.model_dump().items()
-        if key in {"family", "sample_rate", "hop", "dim", "books", "kernel", "expansion", "companding"}
+        if key in {"family", "sample_rate", "hop", "dim", "num_codebooks", "kernel", "expansion", "companding"}
     }
     assert CausalConfig.from_data(old).quantizer == "residual"
 
@@ -587,10 +591,10 @@ def test_lengths_are_one_per_item() -> None:
         MODEL.encode(torch.zeros(2, 1, 100), lengths=torch.tensor([1, 2, 3]))
 
 
-@pytest.mark.parametrize("books", [-1, 0, 4])
-def test_books_the_model_has_not_are_refused(books: int) -> None:
-    with pytest.raises(UsageError, match=f"1 to 3 books, not {books}"):
-        MODEL.encode(AUDIO, books=books)
+@pytest.mark.parametrize("num_codebooks", [-1, 0, 4])
+def test_codebooks_the_model_has_not_are_refused(num_codebooks: int) -> None:
+    with pytest.raises(UsageError, match=f"1 to 3 codebooks, not {num_codebooks}"):
+        MODEL.encode(AUDIO, num_codebooks=num_codebooks)
 
 
 @pytest.mark.parametrize(
@@ -599,8 +603,8 @@ def test_books_the_model_has_not_are_refused(books: int) -> None:
         (torch.zeros(1, 3, dtype=torch.int64), r"torch.int64 \[1, 3\]"),
         (torch.zeros(1, 3, 4), r"torch.float32 \[1, 3, 4\]; give an int64 tensor"),
         (torch.zeros(1, 3, 4, dtype=torch.int32), "torch.int32"),
-        (torch.zeros(1, 4, 4, dtype=torch.int64), "1 to 3 books, not 4"),
-        (torch.zeros(1, 0, 4, dtype=torch.int64), "1 to 3 books, not 0"),
+        (torch.zeros(1, 4, 4, dtype=torch.int64), "1 to 3 codebooks, not 4"),
+        (torch.zeros(1, 0, 4, dtype=torch.int64), "1 to 3 codebooks, not 0"),
         (torch.full((1, 3, 4), 20), "from 20 to 20; this model's run from 0 to 19"),
         (torch.full((1, 3, 4), -1), "from -1 to -1"),
     ],

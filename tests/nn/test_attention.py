@@ -79,7 +79,7 @@ def test_a_state_is_a_value() -> None:
         model.step(x[:, :5], state)  # another future
         again, _ = model.step(x[:, 7:], state)
         assert once.equal(again)
-        owned, _ = model.advance(x[:, 7:], state)  # which uses it up
+        owned, _ = model.forward_step(x[:, 7:], state)  # which uses it up
         assert owned.equal(once)
 
 

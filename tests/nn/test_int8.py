@@ -74,7 +74,7 @@ def test_after_weights_of_16_bits() -> None:
     model = prior(width=64)
     for parameter in model.parameters():
         parameter.data = parameter.data.half().float()
-    other = copy.deepcopy(model).for_steps()
+    other = copy.deepcopy(model).prepare_for_inference()
     to_int8(model)
     to_int8(other)
     columns, conditions = columns_of(model, 1, 4), told(model, 1)

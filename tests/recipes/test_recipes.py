@@ -24,7 +24,7 @@ FOLDERS = sorted(path for path in (ROOT / "recipes").iterdir() if path.is_dir() 
 NAMES = [folder.name for folder in FOLDERS]
 SMALL = [
     "model.dim=8",
-    "model.books=2",
+    "model.num_codebooks=2",
     "model.codebook_size=8",
     "model.modes=0",
     "model.encoder_width=8",
@@ -35,9 +35,9 @@ SMALL = [
     "data.batch=2",
     "data.fit_seconds=0.4",
     "data.workers=0",
-    "adversary.start=1",
-    "adversary.channels=2",
-    "adversary.crop=0.1",
+    "discriminator.start=1",
+    "discriminator.channels=2",
+    "discriminator.crop=0.1",
     "train.precision=float32",
 ]
 
@@ -104,15 +104,20 @@ def test_a_miniature_trains(name: str, tmp_path: Path) -> None:
 def test_a_recipe_makes_fifty_frames_a_second_and_switches_its_discriminators_on(name: str) -> None:
     recipe = load_toml(ROOT / "recipes" / name / "codec.toml", Recipe)
     assert recipe.model.sample_rate == 50 * recipe.model.hop
-    assert recipe.adversary.start is not None
-    assert recipe.adversary.start < recipe.train.steps
+    assert recipe.discriminator.start is not None
+    assert recipe.discriminator.start < recipe.train.steps
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_language_model_sees_all_of_the_longest_crop(name: str) -> None:
     codec = load_toml(ROOT / "recipes" / name / "codec.toml", Recipe).model
     recipe = load_toml(ROOT / "recipes" / name / "lm.toml", LMRecipe)
-    source = {"codec": "", "weights_hash": "", "books": codec.books, "codebook_size": codec.codebook_size}
+    source = {
+        "codec": "",
+        "weights_hash": "",
+        "num_codebooks": codec.num_codebooks,
+        "codebook_size": codec.codebook_size,
+    }
     with torch.device("meta"):
         model = build(recipe.model.model_dump(), source | {"dim": codec.dim})
     assert recipe.model.context >= model.pattern.steps(recipe.data.frames)

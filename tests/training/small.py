@@ -19,8 +19,8 @@ from tests.tiny import CONFIG, tiny_model
 TABLES: dict[str, dict[str, Any]] = {
     "model": CONFIG.model_dump(),
     "data": {"crop": 0.15, "batch": 3, "fit_seconds": 2.0, "workers": 0},
-    "optimiser": {"warmup": 2},
-    "adversary": {"windows": [256, 128], "channels": 2, "crop": 0.1},
+    "optimizer": {"warmup": 2},
+    "discriminator": {"windows": [256, 128], "channels": 2, "crop": 0.1},
     "train": {"steps": 6, "precision": "float32", "log_every": 1, "validate_every": 3, "save_every": 2},
 }
 
@@ -70,7 +70,7 @@ def write_recordings(folder: Path) -> Path:
 LM_TABLES: dict[str, dict[str, Any]] = {
     "model": {"family": "transformer", "width": 16, "layers": 1, "heads": 2, "context": 32},
     "data": {"frames": 16, "batch": 4, "classes": ["label", "speaker"]},
-    "optimiser": {"warmup": 2, "rate": 1e-2},
+    "optimizer": {"warmup": 2, "rate": 1e-2},
     "train": {"steps": 6, "precision": "float32", "log_every": 1, "validate_every": 3, "save_every": 2, "samples": 0},
 }
 LENGTHS = (5, 8, 12, 16, 17, 24, 40, 9, 11)

@@ -29,12 +29,12 @@ from tests.training.test_logger import rows
 
 ROOT = Path(__file__).parents[2]
 OPTIONS: dict[str, dict[str, Any]] = {
-    "ema": {"adversary": {"start": 1, "every": 2, "rate": 1e-5}, "train": {"accumulate": 2}},
+    "ema": {"discriminator": {"start": 1, "every": 2, "rate": 1e-5}, "train": {"accumulate": 2}},
     "sharded": {
-        "adversary": {"start": 1, "rate": 1e-5},
+        "discriminator": {"start": 1, "rate": 1e-5},
         "train": {"accumulate": 2, "sharding": "full", "checkpoint_activations": True},
     },
-    "gradient": {"model": {"learning": "gradient"}, "losses": {"balance": True, "codebook": 0.0}},
+    "gradient": {"model": {"codebook_update": "gradient"}, "losses": {"balance": True, "codebook": 0.0}},
 }
 
 
@@ -42,7 +42,7 @@ def recipe_of(name: str) -> Recipe:
     """Three steps on a batch of four; at a rate that keeps Adam from making much of rounding."""
     tables: dict[str, dict[str, Any]] = {
         "data": {"batch": 4},
-        "optimiser": {"rate": 1e-4, "warmup": 8},
+        "optimizer": {"rate": 1e-4, "warmup": 8},
         "train": {"steps": 3, "log_every": 1, "validate_every": 3, "save_every": 3, "reencoded": 0.5},
     }
     given = OPTIONS[name]
@@ -50,19 +50,19 @@ def recipe_of(name: str) -> Recipe:
 
 
 def learn(first: int, last: int) -> tuple[dict[str, Tensor], list[Tensor]]:
-    """A residual quantiser after three steps on items of a batch of six in parts; the second makes entries dead."""
+    """A residual quantizer after three steps on items of a batch of six in parts; the second makes entries dead."""
     torch.manual_seed(0)
     quantizer = ResidualVQ(4, 3, 8)
     quantizer.start(torch.randn(6, 4, 40))
     restarted = []
     for step in range(3):
         latents = torch.randn(6, 4, 10, generator=torch.Generator().manual_seed(step))
-        books = torch.tensor([1, 1, 3, 2, 1, 2])  # the last book is used by one process only
+        num_codebooks = torch.tensor([1, 1, 3, 2, 1, 2])  # the last codebook is used by one process only
         if step == 1:
             for stage in quantizer.stages:
-                stage.usage[3:6] = 0.0
+                stage.cluster_size[3:6] = 0.0
         parts: list[Quantized] = [
-            quantizer(latents[item : item + 1], books[item : item + 1]) for item in range(first, last)
+            quantizer(latents[item : item + 1], num_codebooks[item : item + 1]) for item in range(first, last)
         ]
         quantizer.learn(parts)
         if step == 1:
@@ -75,7 +75,7 @@ def train_lm(folder: Path, out: Path, *, accumulate: int) -> None:
     recipe = small_lm_recipe(
         data={"batch": 8},
         losses={"soft": 0.2, "stochastic": 0.1},
-        optimiser={"rate": 1e-4, "warmup": 8},
+        optimizer={"rate": 1e-4, "warmup": 8},
         train={"steps": 3, "accumulate": accumulate},
     )
     lm_loop.train(recipe, data=folder / "store", codec=folder / "tiny.safetensors", out=out, device="cpu")
@@ -136,7 +136,7 @@ def main(folder: Path) -> None:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where two processes have left what they learnt."""
+    """Where two processes have left what they learned."""
     folder = tmp_path_factory.mktemp("two")
     write_recordings(folder / "data")
     write_store(folder, write_codec(folder))
@@ -197,7 +197,7 @@ def test_two_processes_train_what_one_does(name: str, folder: Path, tmp_path: Pa
     alone = Recipe.from_data({**tables, "train": {**tables["train"], **plain}})
     train(alone, data=folder / "data", out=tmp_path)
     ours, theirs = load_state(tmp_path / "state.pt"), load_state(folder / name / "state.pt")
-    for key in ("model", "judges", "average", "averages", "optimiser", "judges_optimiser"):
+    for key in ("model", "judges", "average", "averages", "optimizer", "judges_optimiser"):
         compared = assert_close(theirs[key], ours[key], key)
         assert compared > 0 or (name, key) == ("gradient", "judges_optimiser")  # which has no judges
     groups = ("loss", "gradient", "perplexity")
@@ -214,7 +214,7 @@ def test_two_processes_train_what_one_does(name: str, folder: Path, tmp_path: Pa
 def test_two_processes_train_the_language_model_of_one(folder: Path, tmp_path: Path) -> None:
     train_lm(folder, tmp_path, accumulate=1)
     ours, theirs = load_state(tmp_path / "state.pt"), load_state(folder / "lm/state.pt")
-    for key in ("model", "average", "optimiser"):
+    for key in ("model", "average", "optimizer"):
         assert assert_close(theirs[key], ours[key], key) > 0
     numbers = [
         {(step, number): float(value) for step, number, value in rows(run) if not number.startswith("speed")}

@@ -125,17 +125,17 @@ def test_spectrograms_have_mel_bands_and_frames_of_5_ms() -> None:
 def test_what_came_back_is_drawn_below_the_original_on_its_scale(tmp_path: Path) -> None:
     noise = 0.1 * torch.randn(1, 1, 8000, generator=torch.Generator().manual_seed(0))
     with Record(tmp_path) as record:
-        record.clips(1, "3 books", 0.01 * noise, 8000, original=noise)
+        record.clips(1, "3 codebooks", 0.01 * noise, 8000, original=noise)
     found = events(tmp_path)
-    assert found.Tags()["images"] == ["3 books/0"]
-    image = np.asarray(Image.open(io.BytesIO(found.Images("3 books/0")[0].encoded_image_string)).convert("L"))
+    assert found.Tags()["images"] == ["3 codebooks/0"]
+    image = np.asarray(Image.open(io.BytesIO(found.Images("3 codebooks/0")[0].encoded_image_string)).convert("L"))
     assert image.shape == (512, 402)
     above, below = (half[40:, 100:300].astype(float).mean() for half in (image[:256], image[256:]))
     assert above - below > 50  # 40 dB of 80
     alone = picture({"original": noise[0, 0]}, 8000)
-    both = picture({"original": noise[0, 0], "3 books": 0.01 * noise[0, 0]}, 8000)
+    both = picture({"original": noise[0, 0], "3 codebooks": 0.01 * noise[0, 0]}, 8000)
     assert (both[:250] == alone[:250]).all()
-    same = picture({"original": noise[0, 0], "3 books": noise[0, 0]}, 8000)[:, 100:300]
+    same = picture({"original": noise[0, 0], "3 codebooks": noise[0, 0]}, 8000)[:, 100:300]
     assert (same[30:250] == same[256 + 30 : 256 + 250]).all()
 
 
@@ -146,7 +146,7 @@ def test_silence_and_clipping_are_drawn_too(tmp_path: Path) -> None:
 
 
 def test_tally_means() -> None:
-    tally = Tally(codebook_size=20)  # of 3 books
+    tally = Tally(codebook_size=20)  # of 3 codebooks
     one = torch.eye(20)[:3] * 4
     tally.add({"mel": torch.tensor(1.0), "gradient/model": torch.tensor(2.0), "usage": one})
     tally.add({"mel": torch.tensor(3.0), "gradient/model": torch.tensor(4.0), "usage": one.roll(1, 1)})
@@ -155,7 +155,7 @@ def test_tally_means() -> None:
     assert numbers["loss/mel"] == 3
     assert numbers["loss/features"] == 0.5
     assert numbers["gradient/model"] == 3
-    assert [numbers[f"perplexity/{book}"] for book in range(3)] == pytest.approx([2, 2, 2])  # over both steps
+    assert [numbers[f"perplexity/{codebook}"] for codebook in range(3)] == pytest.approx([2, 2, 2])  # over both steps
     assert numbers[USE] == pytest.approx(0.1)
     tally.add({"mel": torch.tensor(7.0)})
     assert tally.numbers()["loss/mel"] == 7
@@ -209,7 +209,7 @@ def test_the_bar_is_one_line_on_a_terminal_and_nothing_elsewhere() -> None:
         last = Text.from_ansi(written.split("\r")[-1]).plain
         assert "night" in last
         assert "4/8" in last
-        assert "3.21 steps/s  38 × real time  mel 1.23 phase 0.50  books 61% used" in last
+        assert "3.21 steps/s  38 × real time  mel 1.23 phase 0.50  codebooks 61% used" in last
         assert "gradient" not in last
 
 

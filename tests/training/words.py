@@ -42,7 +42,7 @@ def write_words(folder: Path, *, train: int = 30, valid: int = 9) -> Path:
 
 @cache
 def knows_words() -> classifier.Classifier:
-    """A classifier that learnt from those of split train."""
+    """A classifier that learned from those of split train."""
     with TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
         patch.setattr(classifier, "BATCH", 16)
         corpus = [clip for clip in clips(write_words(Path(folder))) if clip.split == "train"]

@@ -249,13 +249,13 @@ class GainShapeVQ(Quantizer):
         modes: int,
     ) -> None:
         super().__init__()
-        self.books = residual.books + 1
+        self.num_codebooks = residual.num_codebooks + 1
         self.codebook_size = residual.codebook_size
         self.sizes = (dim, bands + 1, 1, hop)
         self.modes = Modes(
             hop=hop,
             sample_rate=sample_rate,
-            num_codebooks=residual.books,
+            num_codebooks=residual.num_codebooks,
             codebook_size=self.codebook_size,
             steps=modes,
         )
@@ -283,30 +283,30 @@ class GainShapeVQ(Quantizer):
         batch, _, frames = parts.envelope.shape
         envelope, bins = (part.transpose(1, 2).flatten(0, 1).float() for part in (parts.envelope, parts.bins))
         code = self.nearest(envelope)
-        codes = torch.zeros(batch * frames, self.residual.books, dtype=torch.int64, device=code.device)
+        codes = torch.zeros(batch * frames, self.residual.num_codebooks, dtype=torch.int64, device=code.device)
         if len(self.modes):
             shape = envelope[:, :-1] @ self.envelope.curve
             mode, codes = self.modes.find(bins, (-0.5 * shape).exp())
             code = torch.where(mode >= 0, self.silence + 1 + mode, code)
         silent = self.envelope.log_gain(envelope)[:, 0] < math.log(SILENCE)
         code = torch.where(silent, self.silence, code).view(batch, frames)
-        return code, codes.view(batch, frames, self.residual.books).transpose(1, 2)
+        return code, codes.view(batch, frames, self.residual.num_codebooks).transpose(1, 2)
 
-    def encode(self, latents: Latents, books: int | None = None) -> Codes:
-        books = books or self.books
+    def encode(self, latents: Latents, num_codebooks: int | None = None) -> Codes:
+        num_codebooks = num_codebooks or self.num_codebooks
         with torch.autocast(latents.device.type, enabled=False):
             parts = self.split(latents)
             code, others = self.first_codes(parts)
-            if books == 1:
+            if num_codebooks == 1:
                 return code[:, None]
-            residual = self.residual.encode(parts.residual, books - 1)
+            residual = self.residual.encode(parts.residual, num_codebooks - 1)
             fixed = (code >= self.silence)[:, None]
-            others = torch.where((code > self.silence)[:, None], others[:, : books - 1], 0)
+            others = torch.where((code > self.silence)[:, None], others[:, : num_codebooks - 1], 0)
             return torch.cat([code[:, None], torch.where(fixed, others, residual)], dim=1)
 
     def decode(self, codes: Codes) -> Latents:
         residual = self.residual.decode(codes[:, 1:]) if codes.shape[1] > 1 else None
-        return self.joined(codes, residual, (codes.shape[1] - 1) / self.residual.books)
+        return self.joined(codes, residual, (codes.shape[1] - 1) / self.residual.num_codebooks)
 
     def joined(self, codes: Codes, residual: Tensor | None, share: float | Tensor) -> Latents:
         """Decoded latents of codes [batch, codebooks, frames] and the residual's part of them; `share` [batch] or one
@@ -336,21 +336,24 @@ class GainShapeVQ(Quantizer):
             dim=1,
         )
 
-    def forward(self, latents: Latents, books: Tensor | None = None) -> Quantized:
-        if books is None:
-            books = torch.full((len(latents),), self.books, device=latents.device)
+    def forward(self, latents: Latents, num_codebooks: Tensor | None = None) -> Quantized:
+        if num_codebooks is None:
+            num_codebooks = torch.full((len(latents),), self.num_codebooks, device=latents.device)
         with torch.autocast(latents.device.type, enabled=False):
             parts = self.split(latents.float())
             code, others = self.first_codes(parts)
             learned = code < self.silence  # [batch, frames]
-            residual: Quantized = self.residual(parts.residual, torch.where(learned, books[:, None] - 1, 0))
-            kept = books[:, None, None] - 1 > torch.arange(self.residual.books, device=code.device)[:, None]
+            residual: Quantized = self.residual(parts.residual, torch.where(learned, num_codebooks[:, None] - 1, 0))
+            kept = (
+                num_codebooks[:, None, None] - 1
+                > torch.arange(self.residual.num_codebooks, device=code.device)[:, None]
+            )
             fixed = torch.where(kept, others, -1)
             shown = torch.where(learned[:, None], residual.codes, -1)  # modes use no entry of the residual codebooks
             decoded = self.joined(
                 torch.cat([code[:, None], torch.where(learned[:, None], residual.codes.clamp(min=0), fixed)], dim=1),
                 residual.latents,
-                (books - 1) / self.residual.books,
+                (num_codebooks - 1) / self.residual.num_codebooks,
             )
         return residual._replace(latents=decoded, codes=torch.cat([code[:, None], shown], dim=1))
 

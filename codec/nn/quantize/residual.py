@@ -1,13 +1,13 @@
-"""Quantisers: latents to integers and back.
+"""Quantizers: latents to integers and back.
 
-Residual vector quantisation with two books of two entries each, on the number 5.3:
+Residual vector quantization with two codebooks of two entries each, on the number 5.3:
 
-    book 0 holds {-4, 4}:   4 is nearest   code 1   what is left: 1.3
-    book 1 holds {-1, 1}:   1 is nearest   code 1   what is left: 0.3
+    codebook 0 holds {-4, 4}:   4 is nearest   code 1   what is left: 1.3
+    codebook 1 holds {-1, 1}:   1 is nearest   code 1   what is left: 0.3
 
     codes (1, 1) decode to 4 + 1 = 5; the first code alone decodes to 4.
 
-Every quantiser maps latents [batch, dim, frames] to codes [batch, books, frames] and back, and its `forward` gives the
+Every quantizer maps latents [batch, dim, frames] to codes [batch, codebooks, frames] and back, and its `forward` gives the
 decoder something whose gradient reaches the encoder (van den Oord et al. 2017, section 3.2).
 """
 
@@ -32,16 +32,16 @@ TILE = 128  # frames that are searched at once on a CPU: their distances stay in
 
 
 class Quantized(NamedTuple):
-    """What a quantiser gives while training."""
+    """What a quantizer gives while training."""
 
     latents: Latents
     """What the decoder sees, with a gradient to the encoder."""
     codes: Codes
-    """-1 where an item does not use a book (quantiser dropout)."""
+    """-1 where an item does not use a codebook (quantizer dropout)."""
     commitment: Tensor
     """Mean square distance of what each stage was given from its entry, summed over stages; moves the encoder."""
     codebook: Tensor
-    """The same distance, moving the entries; zero for books learned by moving averages."""
+    """The same distance, moving the entries; zero for codebooks learned by moving averages."""
     seen: tuple[Tensor, ...] = ()
     """Rows [batch * frames, dim] in which each stage learned by moving averages looked for its entries; for `learn`."""
 
@@ -49,25 +49,25 @@ class Quantized(NamedTuple):
 class Quantizer(nn.Module):
     """Latents <-> codes."""
 
-    books: int
+    num_codebooks: int
     codebook_size: int
 
     @abstractmethod
-    def encode(self, latents: Latents, books: int | None = None) -> Codes:
-        """Codes of the first `books` books (all when None)."""
+    def encode(self, latents: Latents, num_codebooks: int | None = None) -> Codes:
+        """Codes of the first `num_codebooks` codebooks (all when None)."""
 
     @abstractmethod
     def decode(self, codes: Codes) -> Latents:
-        """Latents of as many books as `codes` has."""
+        """Latents of as many codebooks as `codes` has."""
 
     @abstractmethod
-    def forward(self, latents: Latents, books: Tensor | None = None) -> Quantized:
-        """Training pass; `books` [batch] says how many books each item uses (all when None). Changes nothing."""
+    def forward(self, latents: Latents, num_codebooks: Tensor | None = None) -> Quantized:
+        """Training pass; `num_codebooks` [batch] says how many codebooks each item uses (all when None). Changes nothing."""
 
     def vectors(self) -> Tensor | None:
-        """What every code of every book stands for [books, codebook_size, dim]; latents are sums of them.
+        """What every code of every codebook stands for [codebooks, codebook_size, dim]; latents are sums of them.
 
-        None where a book's codes mean nothing by themselves.
+        None where a codebook's codes mean nothing by themselves.
         """
         return None
 
@@ -78,7 +78,7 @@ class Quantizer(nn.Module):
         """
 
     def start(self, latents: Latents) -> None:
-        """Set the entries from data before training; nothing to do for quantisers that hold none."""
+        """Set the entries from data before training; nothing to do for quantizers that hold none."""
 
 
 class Scoring(NamedTuple):
@@ -104,53 +104,53 @@ def version_of(tensor: Tensor) -> int | None:
 class VectorQuantizer(Quantizer):
     """One codebook: each frame becomes the index of its nearest entry.
 
-    `lookup` "cosine" compares directions only (Yu et al. 2021, section 3.2). `project` looks entries up in that many
+    `distance` "cosine" compares directions only (Yu et al. 2021, section 3.2). `codebook_dim` looks entries up in that many
     dimensions, through learned maps in and out (the "factorised codes" of DAC, section 3.2).
 
-    `learning` "ema" moves every entry towards the mean of what it was chosen for (`learn`; van den Oord et al. 2017,
+    `codebook_update` "ema" moves every entry towards the mean of what it was chosen for (`learn`; van den Oord et al. 2017,
     appendix A.1) and restarts entries that are hardly chosen from the latents at hand (Dhariwal et al. 2020, section
     3.1); "gradient" trains them by the codebook loss. Distances and entries are float32 under any autocast.
     """
 
     codebook: Tensor
-    usage: Tensor
+    cluster_size: Tensor
 
     def __init__(
         self,
         dim: int,
         codebook_size: int,
         *,
-        lookup: Literal["l2", "cosine"] = "l2",
-        project: int | None = None,
-        learning: Literal["ema", "gradient"] = "ema",
+        distance: Literal["l2", "cosine"] = "l2",
+        codebook_dim: int | None = None,
+        codebook_update: Literal["ema", "gradient"] = "ema",
         decay: float = 0.99,
-        restart_below: float = 0.1,
+        dead_code_threshold: float = 0.1,
     ) -> None:
         super().__init__()
-        self.books = 1
+        self.num_codebooks = 1
         self.codebook_size = codebook_size
-        self.lookup = lookup
-        self.learning = learning
+        self.distance = distance
+        self.codebook_update = codebook_update
         self.decay = decay
-        self.restart_below = restart_below
-        inner = project or dim
-        self.project_in = nn.Linear(dim, inner) if project else nn.Identity()
-        self.project_out = nn.Linear(inner, dim) if project else nn.Identity()
-        self.projected = project is not None
+        self.dead_code_threshold = dead_code_threshold
+        inner = codebook_dim or dim
+        self.project_in = nn.Linear(dim, inner) if codebook_dim else nn.Identity()
+        self.project_out = nn.Linear(inner, dim) if codebook_dim else nn.Identity()
+        self.projected = codebook_dim is not None
         self.kept: Scoring | None = None
         entries = torch.randn(codebook_size, inner) * inner**-0.5
-        if learning == "ema":
+        if codebook_update == "ema":
             self.register_buffer("codebook", entries)
-            # Mean number of choices per step. With it, usage * codebook is the moving sum of what was chosen for,
+            # Mean number of choices per step. With it, cluster_size * codebook is the moving sum of what was chosen for,
             # so no second table is kept.
-            self.register_buffer("usage", torch.ones(codebook_size))
+            self.register_buffer("cluster_size", torch.ones(codebook_size))
         else:
             self.codebook = nn.Parameter(entries)
 
     def distances(self, x: Tensor) -> Tensor:
         """Squared distances [rows, codebook_size] of x [rows, inner] from all entries, less |x|², which ranks alike."""
         table = self.codebook
-        if self.lookup == "cosine":
+        if self.distance == "cosine":
             x, table = F.normalize(x, dim=-1), F.normalize(table, dim=-1)
         # |x - c|² = |x|² - 2 x.c + |c|²
         return torch.addmm(table.square().sum(dim=-1), x, table.T, alpha=-2)
@@ -184,11 +184,11 @@ class VectorQuantizer(Quantizer):
 
     def entries(self, codes: Tensor) -> Tensor:
         """Entries [..., dim] of codes [...], projected out."""
-        table = F.normalize(self.codebook, dim=-1) if self.lookup == "cosine" else self.codebook
+        table = F.normalize(self.codebook, dim=-1) if self.distance == "cosine" else self.codebook
         out: Tensor = self.project_out(F.embedding(codes, table))
         return out
 
-    def encode(self, latents: Latents, books: int | None = None) -> Codes:
+    def encode(self, latents: Latents, num_codebooks: int | None = None) -> Codes:
         batch = len(latents)
         with torch.autocast(latents.device.type, enabled=False):
             rows = rearrange(latents.float(), "batch dim frames -> (batch frames) dim")
@@ -205,19 +205,19 @@ class VectorQuantizer(Quantizer):
         """
         inner = self.project_in(rows)
         codes = self.nearest(inner.detach())
-        table = F.normalize(self.codebook, dim=-1) if self.lookup == "cosine" else self.codebook
+        table = F.normalize(self.codebook, dim=-1) if self.distance == "cosine" else self.codebook
         chosen = F.embedding(codes, table)
-        target = F.normalize(inner, dim=-1) if self.lookup == "cosine" else inner
+        target = F.normalize(inner, dim=-1) if self.distance == "cosine" else inner
         commitment = (target - chosen.detach()).square().mean(dim=-1)
         codebook = (target.detach() - chosen).square().mean(dim=-1)
-        if self.learning == "ema":
+        if self.codebook_update == "ema":
             codebook = torch.zeros_like(codebook)
         if self.projected:
             # the map inwards learns from the reconstruction too, so the gradient passes through the stage
             return self.project_out(inner + (chosen - inner).detach()), codes, commitment, codebook, target.detach()
         return chosen.detach(), codes, commitment, codebook, target.detach()
 
-    def forward(self, latents: Latents, books: Tensor | None = None) -> Quantized:
+    def forward(self, latents: Latents, num_codebooks: Tensor | None = None) -> Quantized:
         batch = len(latents)
         with torch.autocast(latents.device.type, enabled=False):
             rows = rearrange(latents.float(), "batch dim frames -> (batch frames) dim")
@@ -226,7 +226,7 @@ class VectorQuantizer(Quantizer):
         if not self.projected:
             decoded = decoded + (latents - latents.detach())
         codes = rearrange(codes, "(batch frames) -> batch 1 frames", batch=batch)
-        seen = (inner,) if self.learning == "ema" else ()
+        seen = (inner,) if self.codebook_update == "ema" else ()
         return Quantized(decoded, codes, commitment.mean(), codebook.mean(), seen)
 
     @torch.no_grad()
@@ -239,20 +239,20 @@ class VectorQuantizer(Quantizer):
     def move(self, sums: Tensor, chosen: Tensor) -> Tensor:
         """Move the entries by sums [codebook_size, dim] and numbers of the rows that chose them; which are dead now."""
         used = chosen.sum() > 0
-        before = self.decay * self.usage
-        usage = before + (1 - self.decay) * chosen
-        moves = used & (usage > 1e-8)
-        share = torch.where(moves, before / usage, 1.0)
-        weight = torch.where(moves, (1 - self.decay) / usage, 0.0)
+        before = self.decay * self.cluster_size
+        cluster_size = before + (1 - self.decay) * chosen
+        moves = used & (cluster_size > 1e-8)
+        share = torch.where(moves, before / cluster_size, 1.0)
+        weight = torch.where(moves, (1 - self.decay) / cluster_size, 0.0)
         self.codebook.mul_(share[:, None]).addcmul_(sums, weight[:, None])
-        self.usage.copy_(torch.where(used, usage, self.usage))
-        return (self.usage < self.restart_below * self.usage.mean()) & used
+        self.cluster_size.copy_(torch.where(used, cluster_size, self.cluster_size))
+        return (self.cluster_size < self.dead_code_threshold * self.cluster_size.mean()) & used
 
     @torch.no_grad()
     def start(self, latents: Latents, iterations: int = 10) -> None:
         """k-means (Lloyd) on the frames of `latents`, from entries picked at random."""
         rows = self.project_in(rearrange(latents, "batch dim frames -> (batch frames) dim"))
-        if self.lookup == "cosine":
+        if self.distance == "cosine":
             rows = F.normalize(rows, dim=-1)
         picked = torch.randperm(len(rows), device=rows.device)[: self.codebook_size]
         self.codebook[: len(picked)] = rows[picked]
@@ -299,23 +299,25 @@ def pick_lowest(values: Tensor, count: int) -> Tensor:
 def move(stages: Sequence[VectorQuantizer], parts: Sequence[Quantized]) -> None:
     """A step of the moving averages of all stages, by what all processes saw; entries hardly chosen start anew.
 
-    An entry starts anew as one of the rows of the step, with the mean usage. A stage that no item used stays as it is.
+    An entry starts anew as one of the rows of the step, with the mean cluster_size. A stage that no item used stays as it is.
     """
-    if stages[0].learning != "ema":
+    if stages[0].codebook_update != "ema":
         return
     size, dim = stages[0].codebook.shape
-    rows = [torch.cat([part.seen[book] for part in parts]) for book in range(len(stages))]
-    codes = [torch.cat([part.codes[:, book].flatten() for part in parts]) for book in range(len(stages))]
-    statistics = rows[0].new_zeros(len(stages), size + 1, dim + 1)  # the last row is of items that do not use the book
+    rows = [torch.cat([part.seen[codebook] for part in parts]) for codebook in range(len(stages))]
+    codes = [torch.cat([part.codes[:, codebook].flatten() for part in parts]) for codebook in range(len(stages))]
+    statistics = rows[0].new_zeros(
+        len(stages), size + 1, dim + 1
+    )  # the last row is of items that do not use the codebook
     for table, given, code in zip(statistics, rows, codes, strict=True):
         table.index_add_(0, code % (size + 1), F.pad(given, (0, 1), value=1.0))
-    sums, chosen = summed(statistics)[:, :size].tensor_split([-1], dim=-1)  # [books, codebook_size, dim and 1]
+    sums, chosen = summed(statistics)[:, :size].tensor_split([-1], dim=-1)  # [codebooks, codebook_size, dim and 1]
     dead = torch.stack([stage.move(*of) for stage, *of in zip(stages, sums, chosen[..., 0], strict=True)])
     if dead.any():
         for stage, entries, given, code in zip(stages, dead, rows, codes, strict=True):
             if entries.any():
                 stage.codebook[entries] = drawn(given[code >= 0], int(entries.sum()))
-                stage.usage[entries] = stage.usage.mean()
+                stage.cluster_size[entries] = stage.cluster_size.mean()
 
 
 def distinct(rows: int, number: int) -> Tensor:
@@ -335,13 +337,13 @@ def drawn(rows: Tensor, number: int) -> Tensor:
 
 
 class ResidualVQ(Quantizer):
-    """A stack of vector quantisers, each of which quantises what the ones before it left (SoundStream, section III-C).
+    """A stack of vector quantizers, each of which quantizes what the ones before it left (SoundStream, section III-C).
 
-    Codes of the first n books are a coarser description by themselves, so one model serves every bit rate; training
-    with a random number of books per item (quantiser dropout, section III-C) makes the coarse ones good.
+    Codes of the first n codebooks are a coarser description by themselves, so one model serves every bit rate; training
+    with a random number of codebooks per item (quantizer dropout, section III-C) makes the coarse ones good.
 
-    The nearest entry is not always on the way to the nearest sum. `encode` keeps the `search` best ways through the
-    books so far (beam search); 1 takes the nearest entry of each book in turn, as training does. On 3 with books
+    The nearest entry is not always on the way to the nearest sum. `encode` keeps the `beam_size` best ways through the
+    codebooks so far (beam search); 1 takes the nearest entry of each codebook in turn, as training does. On 3 with codebooks
     {0, 4} and {-3, 3}: one way takes 4, is left with -1 and ends at 1; two ways find 0 + 3.
     """
 
@@ -350,47 +352,47 @@ class ResidualVQ(Quantizer):
     def __init__(
         self,
         dim: int,
-        books: int,
+        num_codebooks: int,
         codebook_size: int,
         *,
-        lookup: Literal["l2", "cosine"] = "l2",
-        project: int | None = None,
-        learning: Literal["ema", "gradient"] = "ema",
+        distance: Literal["l2", "cosine"] = "l2",
+        codebook_dim: int | None = None,
+        codebook_update: Literal["ema", "gradient"] = "ema",
         decay: float = 0.99,
-        restart_below: float = 0.1,
-        search: int = 1,
+        dead_code_threshold: float = 0.1,
+        beam_size: int = 1,
     ) -> None:
         super().__init__()
-        self.books = books
+        self.num_codebooks = num_codebooks
         self.codebook_size = codebook_size
-        self.search = search
+        self.beam_size = beam_size
         stages = nn.ModuleList(
             VectorQuantizer(
                 dim,
                 codebook_size,
-                lookup=lookup,
-                project=project,
-                learning=learning,
+                distance=distance,
+                codebook_dim=codebook_dim,
+                codebook_update=codebook_update,
                 decay=decay,
-                restart_below=restart_below,
+                dead_code_threshold=dead_code_threshold,
             )
-            for _ in range(books)
+            for _ in range(num_codebooks)
         )
         self.stages = cast(Sequence[VectorQuantizer], stages)
 
     @torch.no_grad()
-    def encode(self, latents: Latents, books: int | None = None) -> Codes:
-        stages = list(self.stages)[: books or self.books]
-        direct = stages[0].lookup == "l2" and not stages[0].projected
+    def encode(self, latents: Latents, num_codebooks: int | None = None) -> Codes:
+        stages = list(self.stages)[: num_codebooks or self.num_codebooks]
+        direct = stages[0].distance == "l2" and not stages[0].projected
         search = self.search_distances if direct else self.search_ranked
         with torch.autocast(latents.device.type, enabled=False):
             rows = latents.float().transpose(1, 2).flatten(0, 1)  # [batch * frames, dim]
             parts = torch.split(rows, TILE) if latents.device.type == "cpu" else [rows]
             codes = torch.cat([search(part, stages) for part in parts])
-        return rearrange(codes, "(batch frames) books -> batch books frames", batch=len(latents))
+        return rearrange(codes, "(batch frames) codebooks -> batch codebooks frames", batch=len(latents))
 
     def search_distances(self, rows: Tensor, stages: Sequence[VectorQuantizer]) -> Tensor:
-        """Codes [rows, books] of `rows` [rows, dim] where the distance to an entry is the error that it leaves.
+        """Codes [rows, codebooks] of `rows` [rows, dim] where the distance to an entry is the error that it leaves.
 
         The best candidates of all beams are then those of the lowest errors, and only they are followed.
         """
@@ -399,10 +401,12 @@ class ResidualVQ(Quantizer):
         state = torch.cat([rows, rows.new_ones(count, 1), rows.new_zeros(count, 1)], dim=1)
         row = torch.arange(count, device=rows.device)
         beams, steps = 1, []
-        for left, stage in zip(reversed(range(len(stages))), stages, strict=True):  # how many books are left after it
+        for left, stage in zip(
+            reversed(range(len(stages))), stages, strict=True
+        ):  # how many codebooks are left after it
             size = stage.codebook_size
             errors = state.mm(stage.scoring()).view(count, beams * size)
-            best = lowest(errors, min(self.search, beams * size) if left else 1)  # [rows, beams]
+            best = lowest(errors, min(self.beam_size, beams * size) if left else 1)  # [rows, beams]
             beam = torch.floor_divide(best, size)
             entries = torch.sub(best, beam, alpha=size).view(-1)
             parents = torch.add(beam, row[:, None], alpha=beams).view(-1)
@@ -420,52 +424,52 @@ class ResidualVQ(Quantizer):
         return torch.stack(codes[::-1], dim=1)
 
     def search_ranked(self, rows: Tensor, stages: Sequence[VectorQuantizer]) -> Tensor:
-        """Codes [rows, books] of `rows` [rows, dim] by any lookup: its best candidates, then the errors they leave."""
+        """Codes [rows, codebooks] of `rows` [rows, dim] by any lookup: its best candidates, then the errors they leave."""
         left = rows[:, None]  # [rows, beams, dim]
-        codes = torch.empty(len(rows), 1, 0, dtype=torch.int64, device=rows.device)  # [rows, beams, books]
+        codes = torch.empty(len(rows), 1, 0, dtype=torch.int64, device=rows.device)  # [rows, beams, codebooks]
         for stage in stages:
             beams = left.shape[1]
-            count = min(self.search, stage.codebook_size)
+            count = min(self.beam_size, stage.codebook_size)
             candidates = rearrange(
                 stage.ranked(left.flatten(0, 1), count), "(rows beams) count -> rows (beams count)", beams=beams
             )
             left = left.repeat_interleave(count, dim=1) - stage.entries(candidates)  # [rows, beams * count, dim]
             codes = torch.cat([codes.repeat_interleave(count, dim=1), candidates[..., None]], dim=-1)
-            if left.shape[1] > self.search:
-                best = left.square().sum(dim=-1).topk(self.search, largest=False).indices[..., None]
+            if left.shape[1] > self.beam_size:
+                best = left.square().sum(dim=-1).topk(self.beam_size, largest=False).indices[..., None]
                 left, codes = left.take_along_dim(best, dim=1), codes.take_along_dim(best, dim=1)
         best = left.square().sum(dim=-1).argmin(dim=1)[:, None, None]
         return codes.take_along_dim(best, dim=1)[:, 0]
 
     def decode(self, codes: Codes) -> Latents:
-        decoded = [stage.entries(codes[:, book]) for book, stage in enumerate(self.stages[: codes.shape[1]])]
+        decoded = [stage.entries(codes[:, codebook]) for codebook, stage in enumerate(self.stages[: codes.shape[1]])]
         return torch.stack(decoded).sum(dim=0).transpose(1, 2)  # [batch, dim, frames]
 
-    def forward(self, latents: Latents, books: Tensor | None = None) -> Quantized:
+    def forward(self, latents: Latents, num_codebooks: Tensor | None = None) -> Quantized:
         batch, _, frames = latents.shape
-        if books is None:
-            books = torch.full((batch,), self.books, device=latents.device)
+        if num_codebooks is None:
+            num_codebooks = torch.full((batch,), self.num_codebooks, device=latents.device)
         with torch.autocast(latents.device.type, enabled=False):
             rows = rearrange(latents.float(), "batch dim frames -> (batch frames) dim")
-            depth = books[:, None].expand(batch, frames) if books.ndim == 1 else books
+            depth = num_codebooks[:, None].expand(batch, frames) if num_codebooks.ndim == 1 else num_codebooks
             left, total = rows, torch.zeros_like(rows)
-            commitment, codebook = rows.new_zeros(()), rows.new_zeros(())
+            commitment, codebook_loss = rows.new_zeros(()), rows.new_zeros(())
             codes, seen = [], []
-            for book, stage in enumerate(self.stages):
-                active = (depth > book).flatten()  # [rows]
+            for codebook, stage in enumerate(self.stages):
+                active = (depth > codebook).flatten()  # [rows]
                 decoded, chosen, committed, learned, inner = stage.train_rows(left)
-                if stage.learning == "ema":
+                if stage.codebook_update == "ema":
                     seen.append(inner)
                 decoded = torch.where(active[:, None], decoded, 0.0)
                 total = total + decoded
                 left = left - decoded
                 commitment = commitment + torch.where(active, committed, 0.0).mean()
-                codebook = codebook + torch.where(active, learned, 0.0).mean()
+                codebook_loss = codebook_loss + torch.where(active, learned, 0.0).mean()
                 codes.append(rearrange(torch.where(active, chosen, -1), "(batch frames) -> batch frames", batch=batch))
             out = rearrange(total, "(batch frames) dim -> batch dim frames", batch=batch)
         if not self.stages[0].projected:
             out = out + (latents - latents.detach())
-        return Quantized(out, torch.stack(codes, dim=1), commitment, codebook, tuple(seen))
+        return Quantized(out, torch.stack(codes, dim=1), commitment, codebook_loss, tuple(seen))
 
     def vectors(self) -> Tensor:
         return torch.cat([stage.vectors() for stage in self.stages])
@@ -475,7 +479,7 @@ class ResidualVQ(Quantizer):
 
     @torch.no_grad()
     def start(self, latents: Latents, iterations: int = 10) -> None:
-        """k-means for every book in turn, on what the books before it left of `latents`."""
+        """k-means for every codebook in turn, on what the codebooks before it left of `latents`."""
         left = latents
         for stage in self.stages:
             stage.start(left, iterations)
@@ -483,7 +487,7 @@ class ResidualVQ(Quantizer):
 
 
 class FSQ(Quantizer):
-    """Finite scalar quantisation: every dimension is squashed into (-1, 1) and rounded (Mentzer et al. 2023).
+    """Finite scalar quantization: every dimension is squashed into (-1, 1) and rounded (Mentzer et al. 2023).
 
     With `levels` (3, 2) dimension 0 knows -1, 0, 1 and dimension 1 knows -1, 1. The latent (0.8, -0.4):
 
@@ -501,7 +505,7 @@ class FSQ(Quantizer):
 
     def __init__(self, levels: Sequence[int]) -> None:
         super().__init__()
-        self.books = 1
+        self.num_codebooks = 1
         self.codebook_size = math.prod(levels)
         columns = torch.tensor(levels)[:, None]  # [dim, 1]
         self.register_buffer("levels", columns, persistent=False)
@@ -511,14 +515,14 @@ class FSQ(Quantizer):
         """The nearest level's number [batch, dim, frames] of tanh(latents)."""
         return ((bounded + 1) / 2 * (self.levels - 1)).round().long()
 
-    def encode(self, latents: Latents, books: int | None = None) -> Codes:
+    def encode(self, latents: Latents, num_codebooks: int | None = None) -> Codes:
         return (self.digits(latents.float().tanh()) * self.radix).sum(dim=1, keepdim=True)
 
     def decode(self, codes: Codes) -> Latents:
         digits = codes // self.radix % self.levels  # [batch, dim, frames]
         return 2 * digits / (self.levels - 1) - 1
 
-    def forward(self, latents: Latents, books: Tensor | None = None) -> Quantized:
+    def forward(self, latents: Latents, num_codebooks: Tensor | None = None) -> Quantized:
         codes = self.encode(latents)
         bounded = latents.float().tanh()
         decoded = bounded + (self.decode(codes) - bounded).detach()
@@ -535,7 +539,7 @@ class Mixture(Quantizer):
         variance 0.25    p = (0.02, 0.98)    decoded 0.96
         variance 0.01    p = (0.00, 1.00)    decoded 1.00, the nearest mean
 
-    So the limit of zero variance is vector quantisation, and until then the gradient of the decoded latents is their
+    So the limit of zero variance is vector quantization, and until then the gradient of the decoded latents is their
     own, with nothing passed straight through. A code is the likeliest component, and decodes to its mean: the smaller
     the variance, the less this differs from what the decoder was trained on.
 
@@ -549,7 +553,7 @@ class Mixture(Quantizer):
 
     def __init__(self, dim: int, codebook_size: int, *, variance: Literal["shared", "each"] = "shared") -> None:
         super().__init__()
-        self.books = 1
+        self.num_codebooks = 1
         self.codebook_size = codebook_size
         self.means = nn.Parameter(torch.randn(codebook_size, dim) * dim**-0.5)
         self.log_variance = nn.Parameter(torch.full((1 if variance == "shared" else codebook_size,), -math.log(dim)))
@@ -570,7 +574,7 @@ class Mixture(Quantizer):
             likelihood = self.joint(rows, **dict(self.named_parameters())).logsumexp(dim=-1)
         return rearrange(likelihood, "(batch frames) -> batch frames", batch=len(latents))
 
-    def encode(self, latents: Latents, books: int | None = None) -> Codes:
+    def encode(self, latents: Latents, num_codebooks: int | None = None) -> Codes:
         batch = len(latents)
         with torch.autocast(latents.device.type, enabled=False):
             rows = rearrange(latents.float(), "batch dim frames -> (batch frames) dim")
@@ -580,7 +584,7 @@ class Mixture(Quantizer):
     def decode(self, codes: Codes) -> Latents:
         return F.embedding(codes[:, 0], self.means).transpose(1, 2)  # [batch, dim, frames]
 
-    def forward(self, latents: Latents, books: Tensor | None = None) -> Quantized:
+    def forward(self, latents: Latents, num_codebooks: Tensor | None = None) -> Quantized:
         batch, dim, _ = latents.shape
         mixture = dict(self.named_parameters())
         fixed = {name: parameter.detach() for name, parameter in mixture.items()}
@@ -616,25 +620,25 @@ class Mixture(Quantizer):
 
 
 class Unquantized(Quantizer):
-    """No quantiser: a plain autoencoder, the bound of what quantised ones can reach. It trains, but has no codes."""
+    """No quantizer: a plain autoencoder, the bound of what quantized ones can reach. It trains, but has no codes."""
 
     def __init__(self, codebook_size: int) -> None:
         super().__init__()
-        self.books = 1
+        self.num_codebooks = 1
         self.codebook_size = codebook_size
 
-    def encode(self, latents: Latents, books: int | None = None) -> Codes:
+    def encode(self, latents: Latents, num_codebooks: int | None = None) -> Codes:
         raise UsageError(NO_CODES)
 
     def decode(self, codes: Codes) -> Latents:
         raise UsageError(NO_CODES)
 
-    def forward(self, latents: Latents, books: Tensor | None = None) -> Quantized:
+    def forward(self, latents: Latents, num_codebooks: Tensor | None = None) -> Quantized:
         batch, _, frames = latents.shape
         codes = torch.full((batch, 1, frames), -1, device=latents.device)
         return Quantized(latents, codes, latents.new_zeros(()), latents.new_zeros(()))
 
 
 NO_CODES = (
-    'this model does not quantise, so it has no codes: train one with quantizer = "residual", or call its forward'
+    'this model does not quantize, so it has no codes: train one with quantizer = "residual", or call its forward'
 )

@@ -14,7 +14,7 @@ from torch.nn.utils.parametrizations import weight_norm
 from codec.nn.shapes import Audio
 
 
-class Judged(NamedTuple):
+class DiscriminatorOutput(NamedTuple):
     """Scores and inner layers, one entry per discriminator."""
 
     scores: list[Tensor]
@@ -61,8 +61,8 @@ class Discriminators(nn.Module):
 
     def __init__(self, windows: Sequence[int], channels: int) -> None:
         super().__init__()
-        self.judges = nn.ModuleList(SpectrumDiscriminator(window, channels) for window in windows)
+        self.discriminators = nn.ModuleList(SpectrumDiscriminator(window, channels) for window in windows)
 
-    def forward(self, audio: Audio) -> Judged:
-        judged = [judge(audio) for judge in self.judges]
-        return Judged([score for score, _ in judged], [features for _, features in judged])
+    def forward(self, audio: Audio) -> DiscriminatorOutput:
+        judged = [judge(audio) for judge in self.discriminators]
+        return DiscriminatorOutput([score for score, _ in judged], [features for _, features in judged])

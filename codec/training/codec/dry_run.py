@@ -22,7 +22,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from codec.data.clips import Clip, clips
 from codec.errors import CodecError
-from codec.frames import FrameMath
+from codec.frames import FrameSpec
 from codec.io.audio import open_reader
 from codec.models.base import Codec
 from codec.models.causal import CausalConfig
@@ -57,7 +57,7 @@ class Phase:
     steps: int
     seconds: float
     memory: float
-    """Bytes of all tensors when they are most: weights, averages, optimisers, gradients, activations."""
+    """Bytes of all tensors when they are most: weights, averages, optimizers, gradients, activations."""
 
 
 @dataclass(frozen=True)
@@ -65,9 +65,9 @@ class Plan:
     """All that is known beforehand."""
 
     recipe: Recipe
-    frame_math: FrameMath
+    frame_spec: FrameSpec
     numbers: Mapping[str, int]
-    """What is stored of the encoder, quantiser and decoder, and the discriminators' weights."""
+    """What is stored of the encoder, quantizer and decoder, and the discriminators' weights."""
     receptive_field: tuple[int, int]
     flops: Mapping[str, float]
     """By part, for a second of audio; a multiplication and an addition are two."""
@@ -83,12 +83,12 @@ class Plan:
     @property
     def delay(self) -> int:
         """Samples from one that enters a stream to its leaving it: its frame fills up, and the overlap comes after."""
-        return self.frame_math.hop + self.frame_math.overlap
+        return self.frame_spec.hop + self.frame_spec.decoder_delay
 
     @property
     def shipped(self) -> int:
         """Bytes of the weights as float16; a file has its header more, some kilobytes."""
-        return 2 * sum(self.numbers[part] for part in ("encoder", "quantiser", "decoder"))
+        return 2 * sum(self.numbers[part] for part in ("encoder", "quantizer", "decoder"))
 
     @property
     def hours(self) -> float:
@@ -113,7 +113,7 @@ def plan(recipe: Recipe, *, data: Path | None = None, device: str | None = None)
     share = -(-recipe.data.batch // processes)
     tried = min(share, max(2, int(AUDIO / recipe.data.crop)))  # two tell what one more takes
     steps = recipe.train.steps
-    start = steps if recipe.adversary.start is None else min(recipe.adversary.start, steps)
+    start = steps if recipe.discriminator.start is None else min(recipe.discriminator.start, steps)
     with torch.random.fork_rng(), engine.within_memory(*ways(recipe)):
         players = assemble(recipe, place)
         kinds = (("without discriminators", 0, start), ("with discriminators", start, steps))
@@ -123,14 +123,14 @@ def plan(recipe: Recipe, *, data: Path | None = None, device: str | None = None)
             if first < last
         )
     model = players.model
-    parts = {"encoder": model.encoder, "quantiser": model.quantizer, "decoder": model.decoder}
+    parts = {"encoder": model.encoder, "quantizer": model.quantizer, "decoder": model.decoder}
     numbers = {name: sum(tensor.numel() for tensor in part.state_dict().values()) for name, part in parts.items()}
-    numbers["discriminators"] = sum(weight.numel() for weight in players.judges.parameters())
+    numbers["discriminators"] = sum(weight.numel() for weight in players.discriminators.parameters())
     threads = f"{torch.get_num_threads()} threads, " if place.type == "cpu" else ""
     dtype = str(autocast_dtype(recipe.train.precision, place)).removeprefix("torch.")
     return Plan(
         recipe,
-        model.frame_math,
+        model.frame_spec,
         numbers,
         receptive_field(recipe.model),
         flops(players.average),
@@ -164,11 +164,11 @@ def flops(model: Codec, frames: int = 100) -> dict[str, float]:
     counts["encoder"] = counter.get_total_flops()
     with FlopCounterMode(display=False) as counter:
         quantized = model.quantizer(latents)
-    counts["quantiser"] = counter.get_total_flops()
+    counts["quantizer"] = counter.get_total_flops()
     with FlopCounterMode(display=False) as counter:
         model.audio_step(quantized.latents, model.decoder_state(1))
     counts["decoder"] = counter.get_total_flops()
-    return {part: count / frames * model.frame_math.frame_rate for part, count in counts.items()}
+    return {part: count / frames * model.frame_spec.frame_rate for part, count in counts.items()}
 
 
 def step_costs(players: Players, recipe: Recipe, step: int, share: int, tried: int) -> tuple[float, float]:
@@ -177,8 +177,8 @@ def step_costs(players: Players, recipe: Recipe, step: int, share: int, tried: i
     time = round(recipe.data.crop * recipe.model.sample_rate)
 
     def run(rows: int) -> float:
-        for optimiser in (players.optimiser, players.judges_optimiser):
-            optimiser.zero_grad()  # of the step before
+        for optimizer in (players.optimizer, players.discriminators_optimizer):
+            optimizer.zero_grad()  # of the step before
         audio = 0.1 * torch.randn(rows, 1, time, device=players.model.device)
         began = perf_counter()
         losses = train_step(players, spectral, audio, step, recipe)
@@ -186,7 +186,7 @@ def step_costs(players: Players, recipe: Recipe, step: int, share: int, tried: i
         return perf_counter() - began
 
     fewer = max(1, tried // 4)
-    run(fewer)  # the first one is slower, and makes what the optimisers keep
+    run(fewer)  # the first one is slower, and makes what the optimizers keep
     peaks = {rows: peak_bytes(partial(run, rows), players.model.device) for rows in (fewer, tried)}
     a_row = (peaks[tried] - peaks[fewer]) / max(1, tried - fewer)
     took = [run(tried)]
@@ -196,12 +196,12 @@ def step_costs(players: Players, recipe: Recipe, step: int, share: int, tried: i
 
 
 def kept_bytes(players: Players) -> int:
-    """Bytes that stay between steps: weights, averages and what the optimisers remember; gradients belong to a step."""
-    modules = (players.model, players.average, players.judges)
+    """Bytes that stay between steps: weights, averages and what the optimizers remember; gradients belong to a step."""
+    modules = (players.model, players.average, players.discriminators)
     tensors = [tensor for module in modules for tensor in (*module.parameters(), *module.buffers())]
-    for optimiser in (players.optimiser, players.judges_optimiser):
+    for optimizer in (players.optimizer, players.discriminators_optimizer):
         tensors += [
-            value for state in optimiser.state.values() for value in state.values() if isinstance(value, Tensor)
+            value for state in optimizer.state.values() for value in state.values() if isinstance(value, Tensor)
         ]
     return sum(tensor.nbytes for tensor in tensors)
 
@@ -279,27 +279,29 @@ def hear(source: Path) -> Heard:
 
 def table(plan: Plan) -> str:
     """A plan to read, in aligned lines."""
-    recipe, frames = plan.recipe, plan.frame_math
+    recipe, frames = plan.recipe, plan.frame_spec
     encoder, decoder = (f"{count} frames ({1000 * count / frames.frame_rate:.0f} ms)" for count in plan.receptive_field)
-    rates = " ".join(f"{frames.bitrate(books):.4g}" for books in range(1, frames.books + 1))
-    coding = (plan.flops["encoder"] + plan.flops["quantiser"]) / 1e9
-    parts = ("encoder", "quantiser", "decoder")
+    rates = " ".join(f"{frames.bitrate(num_codebooks):.4g}" for num_codebooks in range(1, frames.num_codebooks + 1))
+    coding = (plan.flops["encoder"] + plan.flops["quantizer"]) / 1e9
+    parts = ("encoder", "quantizer", "decoder")
     model = [
         ("size", f"{plan.shipped / 2e6:.2f} million numbers, {plan.shipped / 1e6:.1f} MB shipped as float16"),
         *((f"  {part}", f"{plan.numbers[part] / 1e6:.2f} million") for part in parts),
         ("audio", f"{frames.sample_rate} Hz mono, {frames.frame_rate:g} frames a second of {frames.hop} samples"),
         ("delay", f"{plan.delay} samples ({1000 * frames.seconds(plan.delay):.1f} ms)"),
         ("receptive field", f"encoder {encoder}, decoder {decoder}; no future"),
-        ("bit rate", f"{rates} kbit/s with 1 to {frames.books} books"),
+        ("bit rate", f"{rates} kbit/s with 1 to {frames.num_codebooks} codebooks"),
         ("work", f"{coding:.2f} GFLOP to encode a second of audio, {plan.flops['decoder'] / 1e9:.2f} to decode it"),
     ]
     batch = f"{recipe.data.batch} crops of {recipe.data.crop:g} s"
     if plan.processes > 1:
         batch += f", {plan.share} in each of {plan.processes} processes"
-    judges = f"{plan.numbers['discriminators'] / 1e6:.2f} million numbers, from step {recipe.adversary.start} on"
+    discriminators = (
+        f"{plan.numbers['discriminators'] / 1e6:.2f} million numbers, from step {recipe.discriminator.start} on"
+    )
     training = [
         ("batch", batch),
-        ("discriminators", "none" if recipe.adversary.start is None else judges),
+        ("discriminators", "none" if recipe.discriminator.start is None else discriminators),
         ("audio heard", f"{plan.seen / 3600:.1f} h in {recipe.train.steps} steps, repetitions counted"),
     ]
     if plan.heard is not None:

@@ -272,7 +272,7 @@ def size_of(layer: Tensor) -> Tensor:
     return layer.abs().flatten(1).mean(dim=1)
 
 
-class Averages:
+class EMA:
     """Moving averages by name, of equal weight at first: decay 0.9 makes (9 a + 10 b) / 19 of a, then b.
 
     `state_dict` and `load_state_dict` are as a module's.
@@ -304,7 +304,7 @@ class Averages:
         self.sums, self.weights = dict(state["sums"]), dict(state["weights"])
 
 
-def balanced(weights: Mapping[str, float | Tensor], norms: Averages) -> dict[str, float | Tensor]:
+def loss_balancer_weights(weights: Mapping[str, float | Tensor], norms: EMA) -> dict[str, float | Tensor]:
     """Weights that make each loss's gradient, seen from the decoded audio, as large as its share (EnCodec, eq. 4).
 
     `norms` are the average norms of those gradients so far; a loss that has none yet is left out, to be measured.

@@ -104,7 +104,7 @@ class LossConfig(Config):
         return self
 
 
-class OptimiserConfig(Config):
+class OptimizerConfig(Config):
     """AdamW with warm-up and a cosine to `final` times the rate."""
 
     rate: Positive = 1e-3
@@ -118,7 +118,7 @@ class OptimiserConfig(Config):
     """Decay of the moving average of the weights, which is what is saved and validated."""
 
 
-class AdversaryConfig(Config):
+class DiscriminatorConfig(Config):
     """The discriminators, and when they join."""
 
     start: int | None = Field(None, ge=0)
@@ -155,11 +155,11 @@ class TrainConfig(RunConfig):
     checkpoint_activations: bool = False
     """Compute what is within a network's blocks again in the backward pass: the same training in less memory."""
     sharding: Literal["none", "full"] = "none"
-    """Where several processes train, "full" leaves each only a part of the model and of what its optimiser keeps."""
+    """Where several processes train, "full" leaves each only a part of the model and of what its optimizer keeps."""
     compile: bool = False
     """Run the networks through torch.compile."""
     quantizer_dropout: Share = 0.5
-    """Share of the items that train with a random number of books."""
+    """Share of the items that train with a random number of codebooks."""
     reencoded: Share = 0.15
     """Share of the crops that are coded and decoded once to four times first, so that generations stay alike."""
 
@@ -178,16 +178,16 @@ class Recipe(Config):
     model: CausalConfig = CausalConfig()
     data: DataConfig = DataConfig()
     losses: LossConfig = LossConfig()
-    optimiser: OptimiserConfig = OptimiserConfig()
-    adversary: AdversaryConfig = AdversaryConfig()
+    optimizer: OptimizerConfig = OptimizerConfig()
+    discriminator: DiscriminatorConfig = DiscriminatorConfig()
     train: TrainConfig = TrainConfig()
 
     @model_validator(mode="after")
     def check_crops(self) -> Self:
         """Crops hold more than half of the longest window, which is mirrored at their ends."""
         windows = {"data": max(window for _, window in SCALES)}
-        if self.adversary.start is not None:
-            windows["adversary"] = max(self.adversary.windows)
+        if self.discriminator.start is not None:
+            windows["discriminator"] = max(self.discriminator.windows)
         for table, window in windows.items():
             crop, shortest = getattr(self, table).crop, window / 2 / self.model.sample_rate
             if round(crop * self.model.sample_rate) <= window // 2:

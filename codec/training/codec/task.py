@@ -27,16 +27,16 @@ from codec.training import engine
 from codec.training.codec.crops import Crops, batches, material
 from codec.training.codec.discriminators import Discriminators
 from codec.training.codec.losses import (
-    Averages,
+    EMA,
     Spectral,
     SpectralLoss,
-    balanced,
     band_level_loss,
     discriminator_loss,
     feature_loss,
     generator_loss,
     hop_modulation_loss,
     hop_periodicity_loss,
+    loss_balancer_weights,
 )
 from codec.training.codec.recipe import Recipe
 from codec.training.logger import Record, Tally, live, usage
@@ -48,8 +48,8 @@ FREE = (  # what a resumed training may have changed: how it runs, and what keep
     "train.validate_every",
     "train.save_every",
     "train.precision",
-    "optimiser.rate",
-    "adversary.rate",
+    "optimizer.rate",
+    "discriminator.rate",
     "train.accumulate",
     "train.checkpoint_activations",
     "train.sharding",
@@ -68,19 +68,19 @@ class Players:
     model: CausalCodec
     average: CausalCodec
     """Moving average of the model's weights."""
-    optimiser: torch.optim.Optimizer
-    judges: Discriminators
-    judges_optimiser: torch.optim.Optimizer
-    averages: Averages
+    optimizer: torch.optim.Optimizer
+    discriminators: Discriminators
+    discriminators_optimizer: torch.optim.Optimizer
+    averages: EMA
     """Of the latents' power and, for balance, of the norms of the losses' gradients."""
     scaler: torch.amp.GradScaler
     """Keeps both sides' gradients within the range of float16."""
-    joint_model: nn.Module
+    ddp_model: nn.Module
     """The model, averaging its gradients over all processes; alone, the model itself."""
-    joint_judges: nn.Module
+    ddp_discriminators: nn.Module
 
 
-TRAINED = ("model", "average", "optimiser", "judges", "judges_optimiser", "averages", "scaler")  # what a state holds
+TRAINED = ("model", "average", "optimizer", "judges", "judges_optimiser", "averages", "scaler")  # what a state holds
 
 
 def train_step(players: Players, spectral: SpectralLoss, audio: Audio, step: int, recipe: Recipe) -> dict[str, Tensor]:
@@ -91,49 +91,49 @@ def train_step(players: Players, spectral: SpectralLoss, audio: Audio, step: int
     """
     torch.manual_seed(int(np.random.default_rng((recipe.train.seed, step, 3)).integers(2**63)))
     parts, scaler, weights = recipe.train.accumulate, players.scaler, weights_at(step, recipe)
-    since = -1 if recipe.adversary.start is None else step - recipe.adversary.start
-    judged, taught = since >= 0, since >= 0 and since % recipe.adversary.every == 0
+    since = -1 if recipe.discriminator.start is None else step - recipe.discriminator.start
+    judged, taught = since >= 0, since >= 0 and since % recipe.discriminator.every == 0
     dtype = autocast_dtype(recipe.train.precision, audio.device)
     autocast = partial(torch.autocast, audio.device.type, dtype, enabled=dtype != torch.float32)
     # what the stages left counts relative to the latents, so that its weight means the same at every scale
     power = players.averages["latents"].clamp(min=1e-6) if "latents" in players.averages else 1.0  # as `fit` makes it
     shares: Mapping[str, float | Tensor] = {name: weights[name] for name in AUDIBLE if name in weights}
     if recipe.losses.balance:
-        shares = balanced(shares, players.averages)
+        shares = loss_balancer_weights(shares, players.averages)
 
     measures, seen = [], []
-    players.optimiser.zero_grad(set_to_none=True)
-    players.judges_optimiser.zero_grad(set_to_none=True)
-    depths = own_books(len(audio), step, recipe).to(audio.device)
+    players.optimizer.zero_grad(set_to_none=True)
+    players.discriminators_optimizer.zero_grad(set_to_none=True)
+    depths = own_codebooks(len(audio), step, recipe).to(audio.device)
     audio, entries = reencoded(players.model, audio, step, recipe)
     known_mean = distributed.summed((~entries.isnan()).sum().float()) / parts / distributed.count()  # of a part
-    for number, (rows, books, known) in enumerate(
+    for number, (rows, num_codebooks, known) in enumerate(
         zip(audio.chunk(parts), depths.chunk(parts), entries.chunk(parts), strict=True)
     ):
-        engine.exchange_gradients(number == parts - 1, players.joint_model, players.joint_judges)
+        engine.exchange_gradients(number == parts - 1, players.ddp_model, players.ddp_discriminators)
         with autocast():
-            decoded, latents, quantized = players.joint_model(rows, books)
+            decoded, latents, quantized = players.ddp_model(rows, num_codebooks)
         heard = decoded.detach().requires_grad_()  # what the losses ask of the audio is handed to the model in one pass
         losses: dict[str, Tensor] = spectral(heard, rows, half=step % 2)._asdict()
         for name, of_hops in HOP_LOSSES.items():
             losses[name] = of_hops(heard, rows, sample_rate=recipe.model.sample_rate, hop=recipe.model.hop)
         losses["idempotence"] = idempotence(latents, known, known_mean) / power
-        losses["commitment"] = quantized.commitment / power / recipe.model.books
-        losses["codebook"] = quantized.codebook / power / recipe.model.books
+        losses["commitment"] = quantized.commitment / power / recipe.model.num_codebooks
+        losses["codebook"] = quantized.codebook / power / recipe.model.num_codebooks
 
         if judged:
             first, last = judged_part(audio.shape[-1], step, recipe)
-            judges = players.joint_judges if taught else players.judges
+            discriminators = players.ddp_discriminators if taught else players.discriminators
             with autocast():
-                fake = judges(heard[..., first:last])
+                fake = discriminators(heard[..., first:last])
                 with torch.set_grad_enabled(taught):
-                    real = judges(rows[..., first:last])
+                    real = discriminators(rows[..., first:last])
             losses["adversarial"] = generator_loss(fake.scores)
             losses["features"] = feature_loss(real.features, fake.features)
             if taught:
                 losses["discriminator"] = discriminator_loss(real.scores, fake.scores)
                 loss = scaler.scale(losses["discriminator"] / parts)
-                torch.autograd.backward(loss, inputs=list(players.judges.parameters()), retain_graph=True)
+                torch.autograd.backward(loss, inputs=list(players.discriminators.parameters()), retain_graph=True)
 
         scale = scaler.get_scale() / parts
         asked, squares = audio_gradient(losses, shares, heard, scale, balance=recipe.losses.balance)
@@ -148,20 +148,20 @@ def train_step(players: Players, spectral: SpectralLoss, audio: Audio, step: int
     averaged = {"latents": losses.pop("latents")}
     for name in squares:  # a part's loss is a mean of its own rows, which are not all there are
         averaged[name] = (losses.pop(f"square of {name}") / parts / distributed.count()).sqrt()
-    sides = {"model": (players.optimiser, recipe.optimiser.rate * schedule(step, recipe.train.steps, recipe.optimiser))}
+    sides = {"model": (players.optimizer, recipe.optimizer.rate * schedule(step, recipe.train.steps, recipe.optimizer))}
     if taught:
         sides["discriminators"] = (
-            players.judges_optimiser,
-            recipe.adversary.rate * min(warmth(step, recipe), schedule(step, recipe.train.steps, recipe.optimiser)),
+            players.discriminators_optimizer,
+            recipe.discriminator.rate * min(warmth(step, recipe), schedule(step, recipe.train.steps, recipe.optimizer)),
         )
-    for name, (optimiser, rate) in sides.items():
+    for name, (optimizer, rate) in sides.items():
         losses[f"rate/{name}"] = torch.tensor(rate)
-        losses[f"gradient/{name}"] = clip(optimiser, rate, scaler, recipe.optimiser.clip)
+        losses[f"gradient/{name}"] = clip(optimizer, rate, scaler, recipe.optimizer.clip)
     if can_step(losses, step, recipe, scaler):
-        for optimiser, _ in sides.values():
-            scaler.step(optimiser)
+        for optimizer, _ in sides.values():
+            scaler.step(optimizer)
         players.model.quantizer.learn(seen)
-        follow(players.average, players.model, decay=recipe.optimiser.average, step=step)
+        follow(players.average, players.model, decay=recipe.optimizer.average, step=step)
         players.averages.add(averaged)
     scaler.update()
     codes = torch.cat([quantized.codes for quantized in seen])
@@ -211,16 +211,20 @@ def can_step(losses: Mapping[str, Tensor], step: int, recipe: Recipe, scaler: to
         return False
     wrong = to_blame(losses, [*weights_at(step, recipe), "discriminator"])
     of_judges = not wrong.keys() - {"adversarial", "features", "discriminator", "gradient/discriminators"}
-    rate = f"adversary.rate = {recipe.adversary.rate}" if of_judges else f"optimiser.rate = {recipe.optimiser.rate}"
+    rate = (
+        f"discriminator.rate = {recipe.discriminator.rate}"
+        if of_judges
+        else f"optimizer.rate = {recipe.optimizer.rate}"
+    )
     raise ConfigError(
         f"in step {step} {' and '.join(f'{name} became {value}' for name, value in wrong.items())}: "
         f"lower {rate} or set train.precision = float32, and resume"
     )
 
 
-def own_books(rows: int, step: int, recipe: Recipe) -> Tensor:
+def own_codebooks(rows: int, step: int, recipe: Recipe) -> Tensor:
     """`dropped_books` of the rows that this process has of the batch."""
-    return dropped_books(rows * distributed.count(), step, recipe)[distributed.rank() * rows :][:rows]
+    return dropped_codebooks(rows * distributed.count(), step, recipe)[distributed.rank() * rows :][:rows]
 
 
 @torch.no_grad()
@@ -229,7 +233,7 @@ def reencoded(model: CausalCodec, audio: Audio, step: int, recipe: Recipe) -> tu
 
     Also the entries [rows, dim, frames] that these were decoded from last, NaN where there are none.
     """
-    dim, frames = recipe.model.dim, model.frame_math.frames(audio.shape[-1])
+    dim, frames = recipe.model.dim, model.frame_spec.frames(audio.shape[-1])
     entries = torch.full((len(audio), dim, frames), torch.nan, device=audio.device)
     times = [generations(step, row, recipe) for row in range(len(audio) * distributed.count())]
     shares = [times[first : first + len(audio)] for first in range(0, len(times), len(audio))]
@@ -267,24 +271,28 @@ def idempotence(latents: Tensor, entries: Tensor, count: Tensor) -> Tensor:
 
 def warmth(step: int, recipe: Recipe) -> float:
     """How much the discriminators matter: a line from 0 before they join to 1 after `warmup` steps."""
-    start = recipe.adversary.start
-    return 0.0 if start is None else min(1.0, max(0.0, (step - start + 1) / recipe.optimiser.warmup))
+    start = recipe.discriminator.start
+    return 0.0 if start is None else min(1.0, max(0.0, (step - start + 1) / recipe.optimizer.warmup))
 
 
-def dropped_books(batch: int, step: int, recipe: Recipe) -> Tensor:
-    """Books [batch] that each item trains with: all, or for a share of the items a random number.
+def dropped_codebooks(batch: int, step: int, recipe: Recipe) -> Tensor:
+    """Codebooks [batch] that each item trains with: all, or for a share of the items a random number.
 
     That number is log-uniform, because one codebook more matters most where there are few.
     """
     rng = np.random.default_rng((recipe.train.seed, step, 1))
-    books = np.exp(rng.random(batch) * math.log(recipe.model.books + 1)).astype(np.int64).clip(1, recipe.model.books)
+    num_codebooks = (
+        np.exp(rng.random(batch) * math.log(recipe.model.num_codebooks + 1))
+        .astype(np.int64)
+        .clip(1, recipe.model.num_codebooks)
+    )
     whole = rng.random(batch) >= recipe.train.quantizer_dropout
-    return torch.from_numpy(np.where(whole, recipe.model.books, books))
+    return torch.from_numpy(np.where(whole, recipe.model.num_codebooks, num_codebooks))
 
 
 def judged_part(time: int, step: int, recipe: Recipe) -> tuple[int, int]:
     """(first, last) samples of the part of every crop that the discriminators see in this step."""
-    length = min(time, round(recipe.adversary.crop * recipe.model.sample_rate))
+    length = min(time, round(recipe.discriminator.crop * recipe.model.sample_rate))
     first = int(np.random.default_rng((recipe.train.seed, step, 2)).integers(0, time - length + 1))
     return first, first + length
 
@@ -327,10 +335,10 @@ def train(
             first = engine.restore(players, state, TRAINED)
         if recipe.train.sharding == "full" and distributed.count() > 1:
             engine.shard(players.average)
-            engine.shard(players.model, players.optimiser)
+            engine.shard(players.model, players.optimizer)
         else:
-            players.joint_model = engine.join(accelerator, players.model)
-        players.joint_judges = engine.join(accelerator, players.judges)
+            players.ddp_model = engine.join(accelerator, players.model)
+        players.ddp_discriminators = engine.join(accelerator, players.discriminators)
         last = min(steps or recipe.train.steps, recipe.train.steps)
         if first >= last:
             console.print(f"{first} steps are done already: nothing is left up to step {last}")
@@ -369,7 +377,7 @@ def train(
                     with tally.aside():
                         valid_numbers = validate(average, spectral, clips, record, done)
                     mel = (f"{valid_numbers[name]:.2f} ({name.split()[1]})" for name in valid_numbers if "/mel" in name)
-                    console.print(f"step {done}: mel of the validation clips (books) {', '.join(mel)}")
+                    console.print(f"step {done}: mel of the validation clips (codebooks) {', '.join(mel)}")
                 if saving:
                     states = state_of(players, done, recipe) | {"audio": crops.index.key}
                     if main:
@@ -399,18 +407,20 @@ def assemble(recipe: Recipe, place: torch.device) -> Players:
     """Both sides with fresh weights, the same in every process."""
 
     def adamw(module: nn.Module) -> torch.optim.Optimizer:
-        settings = recipe.optimiser
+        settings = recipe.optimizer
         return torch.optim.AdamW(module.parameters(), betas=settings.betas, weight_decay=settings.decay, fused=True)
 
     torch.manual_seed(recipe.train.seed)
     model = CausalCodec(recipe.model).to(place).train()
-    judges = Discriminators(recipe.adversary.windows, recipe.adversary.channels).to(place)
+    discriminators = Discriminators(recipe.discriminator.windows, recipe.discriminator.channels).to(place)
     average = copy.deepcopy(model).eval().requires_grad_(False)
     engine.equip(model, recipe.train)
-    engine.equip(judges, recipe.train)
+    engine.equip(discriminators, recipe.train)
     half = autocast_dtype(recipe.train.precision, place) == torch.float16
     scaler = torch.amp.GradScaler(place.type, enabled=half)
-    return Players(model, average, adamw(model), judges, adamw(judges), Averages(0.99), scaler, model, judges)
+    return Players(
+        model, average, adamw(model), discriminators, adamw(discriminators), EMA(0.99), scaler, model, discriminators
+    )
 
 
 def begin(players: Players, crops: Crops, recipe: Recipe) -> int:
@@ -422,7 +432,7 @@ def begin(players: Players, crops: Crops, recipe: Recipe) -> int:
         known = pretrained.load(recipe.train.start_from, "cpu")
         old, new = (config.model_dump() for config in (known.config, recipe.model))
         changes = [
-            f"{key} ({old.get(key)}, not {new[key]})" for key in new if key != "search" and old.get(key) != new[key]
+            f"{key} ({old.get(key)}, not {new[key]})" for key in new if key != "beam_size" and old.get(key) != new[key]
         ]
         if changes:
             raise ConfigError(
@@ -457,18 +467,20 @@ def whole_average(players: Players) -> CausalCodec:
 
 @torch.no_grad()
 def validate(model: CausalCodec, spectral: SpectralLoss, clips: Audio, record: Record, step: int) -> dict[str, float]:
-    """Record how fixed clips come back at one book, a quarter, half and all of them; the spectral distances."""
+    """Record how fixed clips come back at one codebook, a quarter, half and all of them; the spectral distances."""
     config = model.config
     numbers: dict[str, float] = {}
-    for books in sorted({1, max(1, config.books // 4), max(1, config.books // 2), config.books}):
+    for num_codebooks in sorted(
+        {1, max(1, config.num_codebooks // 4), max(1, config.num_codebooks // 2), config.num_codebooks}
+    ):
         if config.quantizer == "none":  # which has no codes
             decoded = model(clips).audio
         else:
-            decoded = model.decode(model.encode(clips, books=books), length=clips.shape[-1])
+            decoded = model.decode(model.encode(clips, num_codebooks=num_codebooks), length=clips.shape[-1])
         for name, value in spectral(decoded, clips)._asdict().items():
-            numbers[f"valid/{name} {books} books"] = float(value)
-        if books in (1, config.books):
-            record.clips(step, f"{books} books", decoded[:8], config.sample_rate, original=clips[:8])
+            numbers[f"valid/{name} {num_codebooks} codebooks"] = float(value)
+        if num_codebooks in (1, config.num_codebooks):
+            record.clips(step, f"{num_codebooks} codebooks", decoded[:8], config.sample_rate, original=clips[:8])
     record.numbers(step, numbers)
     return numbers
 

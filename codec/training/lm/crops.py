@@ -26,7 +26,7 @@ from torch import Tensor
 
 from codec.data.token_store import LISTS, TokenStore
 from codec.errors import ConfigError, UsageError
-from codec.lm.base import Conditions, Prior
+from codec.lm.base import CodecLM, Conditioning
 from codec.nn.shapes import Codes
 from codec.training.lm.recipe import LMRecipe
 
@@ -39,17 +39,17 @@ Numbers = NDArray[np.int64]
 class Batch(NamedTuple):
     """Rows of a batch, as they lie in the store.
 
-    `codes` are those of all stored books, -1 after a row's last frame. `targets` are those of the books to learn and a
+    `codes` are those of all stored codebooks, -1 after a row's last frame. `targets` are those of the codebooks to learn and a
     frame more, with what a model should say of each: a code, codebook_size for the end, -1 where nothing counts.
     """
 
     codes: Codes
     targets: Codes
-    conditions: Conditions
-    draws: Float[Tensor, "batch books frames"] | None
+    conditions: Conditioning
+    draws: Float[Tensor, "batch codebooks frames"] | None
     """Numbers in [0, 1) that decide on stochastic codes."""
-    counted: Float[Tensor, " books"]
-    """Targets of each book in the whole batch, whoever has its rows."""
+    counted: Float[Tensor, " codebooks"]
+    """Targets of each codebook in the whole batch, whoever has its rows."""
 
     def to(self, device: torch.device) -> Batch:
         """The same, elsewhere."""
@@ -62,7 +62,7 @@ class Batch(NamedTuple):
         lengths = (self.codes[:, 0] >= 0).sum(dim=1)
         for rows in lengths.argsort(stable=True).chunk(count):
             longest = int(lengths[rows].max())
-            conditions = Conditions(*(told[rows] for told in self.conditions))
+            conditions = Conditioning(*(told[rows] for told in self.conditions))
             draws = None if self.draws is None else self.draws[rows, :, :longest]
             codes, targets = self.codes[rows, :, :longest], self.targets[rows, :, : longest + 1]
             yield Batch(codes, targets, conditions, draws, self.counted)
@@ -81,12 +81,12 @@ class Crop(NamedTuple):
 class LMData:
     """The clips `rows` of a token store as batches for a model."""
 
-    def __init__(self, store: TokenStore, recipe: LMRecipe, rows: Numbers, model: Prior) -> None:
+    def __init__(self, store: TokenStore, recipe: LMRecipe, rows: Numbers, model: CodecLM) -> None:
         self.store = store
         self.recipe = recipe
         self.rows = rows
         self.model = model
-        self.books = model.source.books
+        self.num_codebooks = model.source.num_codebooks
         self.lengths = store.index["frames"][rows].astype(np.int64)
         self.ends = np.cumsum(np.maximum(self.lengths, recipe.data.frames))  # of what each clip may be drawn by
 
@@ -101,9 +101,9 @@ class LMData:
         batch = self.joined(mine, told, crops)
         if losses.stochastic is None:
             return batch
-        draws = torch.zeros(len(mine), self.books, batch.codes.shape[-1])
+        draws = torch.zeros(len(mine), self.num_codebooks, batch.codes.shape[-1])
         for row, crop, rng in zip(draws, mine, rngs, strict=True):
-            row[:, : crop.frames] = torch.from_numpy(rng.random((self.books, crop.frames)))
+            row[:, : crop.frames] = torch.from_numpy(rng.random((self.num_codebooks, crop.frames)))
         return batch._replace(draws=draws)
 
     def validation(self, most: int = VALID) -> Iterator[Batch]:
@@ -150,16 +150,16 @@ class LMData:
     def joined(self, crops: Sequence[Crop], told: Sequence[dict[str, str]], batch: Sequence[Crop]) -> Batch:
         """A batch of these crops, which are some of a whole `batch`; short ones are padded to the longest."""
         longest = max(crop.frames for crop in crops)
-        codes = torch.full((len(crops), self.store.books, longest), -1)
-        targets = torch.full((len(crops), self.books, longest + 1), -1)
+        codes = torch.full((len(crops), self.store.num_codebooks, longest), -1)
+        targets = torch.full((len(crops), self.num_codebooks, longest + 1), -1)
         for number, crop in enumerate(crops):
             codes[number, :, : crop.frames] = self.store.part(crop.clip, crop.start, crop.frames)
-            targets[number, :, : crop.frames] = codes[number, : self.books, : crop.frames]
+            targets[number, :, : crop.frames] = codes[number, : self.num_codebooks, : crop.frames]
             if crop.ends:
                 targets[number, 0, crop.frames] = self.model.source.codebook_size
             if crop.start:
                 targets[number, :, 0] = -1  # which would teach that recordings begin like this
-        counted = torch.full((self.books,), float(sum(crop.frames - (crop.start > 0) for crop in batch)))
+        counted = torch.full((self.num_codebooks,), float(sum(crop.frames - (crop.start > 0) for crop in batch)))
         counted[0] += sum(crop.ends for crop in batch)
         return Batch(codes, targets, self.model.conditions(told), None, counted)
 
@@ -208,59 +208,67 @@ def names_of(store: TokenStore, rows: Numbers, kinds: Sequence[str]) -> dict[str
     return classes
 
 
-def unigram(store: TokenStore, rows: Numbers, books: int, codebook_size: int) -> Tensor:
-    """Entropy [books] in bits of how often each code occurs in these clips: the cost of a model that knows no more.
+def unigram(store: TokenStore, rows: Numbers, num_codebooks: int, codebook_size: int) -> Tensor:
+    """Entropy [codebooks] in bits of how often each code occurs in these clips: the cost of a model that knows no more.
 
     Raises DamagedFile for a clip whose codes are not those of its checksum.
     """
-    counts = np.zeros(books * codebook_size, np.int64)
-    offsets = codebook_size * torch.arange(books)[:, None]
+    counts = np.zeros(num_codebooks * codebook_size, np.int64)
+    offsets = codebook_size * torch.arange(num_codebooks)[:, None]
     for row in rows[:: -(-len(rows) // COUNTED)]:
-        codes = store[int(row)].codes[:books]
+        codes = store[int(row)].codes[:num_codebooks]
         counts += np.bincount((codes + offsets).flatten().numpy(), minlength=len(counts))
-    shares = torch.from_numpy(counts).view(books, codebook_size).double()
+    shares = torch.from_numpy(counts).view(num_codebooks, codebook_size).double()
     shares /= shares.sum(dim=1, keepdim=True)
     return -(shares * shares.clamp(min=1e-300).log2()).sum(dim=1).float()
 
 
 @torch.no_grad()
 def soften(
-    codes: Codes, vectors: Tensor, books: int, *, soft: float | None, stochastic: float | None, draws: Tensor | None
+    codes: Codes,
+    vectors: Tensor,
+    num_codebooks: int,
+    *,
+    soft: float | None,
+    stochastic: float | None,
+    draws: Tensor | None,
 ) -> tuple[Codes, Tensor | None]:
-    """Codes of the first `books` books drawn anew, and soft targets [batch, books, frames, codebook_size] of them.
+    """Codes of the first `num_codebooks` codebooks drawn anew, and soft targets [batch, codebooks, frames, codebook_size] of them.
 
-    As Lee et al. 2022, section 3.2.3: a book's code is softmax(-|left - entry|² / temperature), where `left` is what
+    As Lee et al. 2022, section 3.2.3: a codebook's code is softmax(-|left - entry|² / temperature), where `left` is what
     the codes taken so far leave of the latent. There the latent is the encoder's own. A token store has none, so here
-    it is what all stored `codes` stand for together, by a codec's `vectors` [books, codebook_size, dim]: the latent
-    itself up to what the last book left. So the last book that is stored has always its own code for the nearest.
+    it is what all stored `codes` stand for together, by a codec's `vectors` [codebooks, codebook_size, dim]: the latent
+    itself up to what the last codebook left. So the last codebook that is stored has always its own code for the nearest.
 
-    Temperatures count in the mean squared distance between two entries of the book. `draws` are what decides, uniform
-    in [0, 1); where `stochastic` is None the codes stay. A code of -1 gives whatever it gives. A code of the first book
+    Temperatures count in the mean squared distance between two entries of the codebook. `draws` are what decides, uniform
+    in [0, 1); where `stochastic` is None the codes stay. A code of -1 gives whatever it gives. A code of the first codebook
     that stands for no vector but 0 (a mode of `gain_shape`) is never drawn, and its frame stays as it is.
     """
     stored = codes.clamp(min=0)
     void = ~vectors[0].any(dim=-1)  # [codebook_size]
     last = int((~void).nonzero()[-1])
     fixed = void[stored[:, 0]]  # [batch, frames]
-    left = torch.stack([F.embedding(stored[:, book], vectors[book]) for book in range(stored.shape[1])]).sum(dim=0)
+    left = torch.stack(
+        [F.embedding(stored[:, codebook], vectors[codebook]) for codebook in range(stored.shape[1])]
+    ).sum(dim=0)
     taken, targets = [], []
-    for book in range(books):
-        entries = vectors[book]
-        chosen = entries[~void] if book == 0 else entries
+    for codebook in range(num_codebooks):
+        entries = vectors[codebook]
+        chosen = entries[~void] if codebook == 0 else entries
         size = len(chosen)
         unit = 2 * size / (size - 1) * (chosen - chosen.mean(dim=0)).square().sum(dim=-1).mean()
         distances = entries.square().sum(dim=-1) - 2 * left @ entries.T  # less |left|², which changes no softmax
-        if book == 0:
+        if codebook == 0:
             distances = distances.masked_fill(void, torch.inf)
         if soft is not None:
             likely = (-distances / (soft * unit)).softmax(dim=-1)
-            targets.append(torch.where(fixed[..., None], F.one_hot(stored[:, book], len(entries)), likely))
+            targets.append(torch.where(fixed[..., None], F.one_hot(stored[:, codebook], len(entries)), likely))
         if stochastic is None:
-            taken.append(stored[:, book])
+            taken.append(stored[:, codebook])
         else:
             assert draws is not None
             below = (-distances / (stochastic * unit)).softmax(dim=-1).cumsum(dim=-1)
-            drawn = (below <= draws[:, book, :, None]).sum(dim=-1).clamp(max=last if book == 0 else size - 1)
-            taken.append(torch.where(fixed, stored[:, book], drawn))
+            drawn = (below <= draws[:, codebook, :, None]).sum(dim=-1).clamp(max=last if codebook == 0 else size - 1)
+            taken.append(torch.where(fixed, stored[:, codebook], drawn))
         left = left - F.embedding(taken[-1], entries)
     return torch.stack(taken, dim=1), torch.stack(targets, dim=1) if targets else None

@@ -35,7 +35,7 @@ def table(recipe: LMRecipe, *, data: Path, codec: str | Path | None = None, devi
             seconds.append(perf_counter() - began)
             seen.append(int((batch.codes[:, 0] >= 0).sum()))
     model = learner.model
-    pace, rate = median(seconds[1:]), store.frame_math.frame_rate
+    pace, rate = median(seconds[1:]), store.frame_spec.frame_rate
     context = getattr(recipe.model, "context", 0) // model.pattern.per_frame
     passes = recipe.train.steps * sum(seen) / TIMED / int(lessons.lengths.sum())
     threads = f"{torch.get_num_threads()} threads, " if place.type == "cpu" else ""
@@ -43,7 +43,10 @@ def table(recipe: LMRecipe, *, data: Path, codec: str | Path | None = None, devi
     sections = {
         f"language model {recipe.name}": [
             ("weights", f"{sum(weight.numel() for weight in model.parameters()) / 1e6:.2f} million"),
-            ("codes", f"{model.source.books} books of {model.source.codebook_size}, {rate:g} frames a second"),
+            (
+                "codes",
+                f"{model.source.num_codebooks} codebooks of {model.source.codebook_size}, {rate:g} frames a second",
+            ),
             *([("level", f"recordings at {store.level_db:g} dBFS")] if store.level_db is not None else []),
             ("pattern", f"{recipe.model.pattern.kind}, a frame is whole {model.pattern.latency_frames} frames later"),
             *([("context", f"{context} frames ({context / rate:.1f} s){told.short_sight()}")] if context else []),
@@ -56,7 +59,7 @@ def table(recipe: LMRecipe, *, data: Path, codec: str | Path | None = None, devi
             ("bits per code", told.expectation()),
         ],
         f"measured here: {place.type}, {threads}{dtype}": [
-            ("step", f"{pace:.3g} s, {sum(seen) / TIMED * model.source.books / pace:.0f} codes a second"),
+            ("step", f"{pace:.3g} s, {sum(seen) / TIMED * model.source.num_codebooks / pace:.0f} codes a second"),
             ("in all", f"{pace * recipe.train.steps / 3600:.3g} h on a machine like this"),
         ],
     }

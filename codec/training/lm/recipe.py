@@ -10,7 +10,7 @@ from pydantic import Field, model_validator
 from codec.config import Config
 from codec.lm.pixelcnn import PixelCNNConfig
 from codec.lm.transformer import TransformerConfig
-from codec.training.codec.recipe import Count, Decay, OptimiserConfig, Positive, RunConfig, Share, Weight
+from codec.training.codec.recipe import Count, Decay, OptimizerConfig, Positive, RunConfig, Share, Weight
 
 ModelConfig: TypeAlias = Annotated[TransformerConfig | PixelCNNConfig, Field(discriminator="family")]
 """Of any family, which has to be named."""
@@ -25,8 +25,8 @@ class LMDataConfig(Config):
     """Frames of the longest crop; shorter clips are taken whole."""
     batch: Count = 16
     """Crops of each step, over all processes."""
-    books: Count | None = None
-    """The first so many books of the store, or all."""
+    num_codebooks: Count | None = None
+    """The first so many codebooks of the store, or all."""
     classes: tuple[Literal["label", "speaker"], ...] = ()
     """What the model is told of each clip."""
     held_out: float = Field(0.02, gt=0, lt=1)
@@ -36,8 +36,8 @@ class LMDataConfig(Config):
 class LMLossConfig(Config):
     """What is asked of the predictions."""
 
-    book_weights: tuple[Weight, ...] | None = None
-    """How much each book counts, or all alike; their sum does not matter."""
+    codebook_weights: tuple[Weight, ...] | None = None
+    """How much each codebook counts, or all alike; their sum does not matter."""
     soft: Positive | None = None
     """Temperature of soft targets, or the stored codes alone; see `lm_data.soften`."""
     stochastic: Positive | None = None
@@ -47,13 +47,13 @@ class LMLossConfig(Config):
 
     @model_validator(mode="after")
     def check_something_trains(self) -> Self:
-        """There is a book that counts."""
-        if self.book_weights is not None and not sum(self.book_weights):
-            raise ValueError("book_weights are all 0: raise one, or leave them out")
+        """There is a codebook that counts."""
+        if self.codebook_weights is not None and not sum(self.codebook_weights):
+            raise ValueError("codebook_weights are all 0: raise one, or leave them out")
         return self
 
 
-class LMOptimiserConfig(OptimiserConfig):
+class LMOptimizerConfig(OptimizerConfig):
     """As a codec's; the weight decay is of matrices alone."""
 
     rate: Positive = 1e-3
@@ -78,7 +78,7 @@ class LMRecipe(Config):
     model: ModelConfig
     data: LMDataConfig = LMDataConfig()
     losses: LMLossConfig = LMLossConfig()
-    optimiser: LMOptimiserConfig = LMOptimiserConfig()
+    optimizer: LMOptimizerConfig = LMOptimizerConfig()
     train: LMRunConfig = LMRunConfig()
 
     @property

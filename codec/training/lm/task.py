@@ -21,7 +21,7 @@ from codec.checkpoint import RUN_MODEL, RUN_STATE, save_lm, save_state
 from codec.data.token_store import TokenStore
 from codec.errors import ConfigError, InputNotFound, UnknownModel, UsageError
 from codec.io.audio import alone
-from codec.lm.base import Prior, Source
+from codec.lm.base import CodebookSpec, CodecLM
 from codec.models.base import Codec
 from codec.nn import distributed
 from codec.nn.shapes import Codes
@@ -33,10 +33,10 @@ from codec.training.optimizer import autocast_dtype, clip, finite, follow, left_
 
 FREE = (  # as codec_loop's
     *("train.steps", "train.log_every", "train.validate_every", "train.save_every", "train.precision"),
-    *("train.accumulate", "train.samples", "train.expected", "optimiser.rate", "data.store"),
+    *("train.accumulate", "train.samples", "train.expected", "optimizer.rate", "data.store"),
 )
 LONGEST_SAMPLE = 10.0  # s
-LEARNT = 0.1  # of what guessing costs: a batch that is learnt by heart costs less
+LEARNT = 0.1  # of what guessing costs: a batch that is learned by heart costs less
 HEART = 500  # steps to learn a batch by heart at most
 
 
@@ -44,10 +44,10 @@ HEART = 500  # steps to learn a batch by heart at most
 class Learner:
     """A model, and what trains it."""
 
-    model: Prior
-    average: Prior
+    model: CodecLM
+    average: CodecLM
     """Moving average of the model's weights."""
-    optimiser: torch.optim.Optimizer
+    optimizer: torch.optim.Optimizer
     scaler: torch.amp.GradScaler
     """Keeps the gradients within the range of float16."""
     vectors: Tensor | None
@@ -56,29 +56,29 @@ class Learner:
     """The model, averaging its gradients over all processes; alone, the model itself."""
 
 
-TRAINED = ("model", "average", "optimiser", "scaler")  # what a state holds
+TRAINED = ("model", "average", "optimizer", "scaler")  # what a state holds
 
 
 def train_step(learner: Learner, batch: Batch, step: int, recipe: LMRecipe) -> dict[str, Tensor]:
     """One step on this process's rows of the batch.
 
-    Gives the bits per code of each book (against soft targets where they are, so they do not go to 0), the loss in
+    Gives the bits per code of each codebook (against soft targets where they are, so they do not go to 0), the loss in
     nats, the learning rate, the gradient's norm before clipping and the number of codes, all of the whole batch.
     """
     torch.manual_seed(int(np.random.default_rng((recipe.train.seed, step, distributed.rank())).integers(2**63)))
     parts, losses, device = recipe.train.accumulate, recipe.losses, batch.codes.device
     dtype = autocast_dtype(recipe.train.precision, device)
-    weights = torch.tensor(losses.book_weights or (1.0,) * len(batch.counted), device=device)
+    weights = torch.tensor(losses.codebook_weights or (1.0,) * len(batch.counted), device=device)
 
     bits = torch.zeros_like(batch.counted)
-    learner.optimiser.zero_grad(set_to_none=True)
+    learner.optimizer.zero_grad(set_to_none=True)
     for number, part in enumerate(batch.parts(parts)):
         engine.exchange_gradients(number == parts - 1, learner.joint)
         codes, targets, soft = asked(part, learner.vectors, recipe)
         columns, places = laid_out(codes, learner.model)
         with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
             logits = learner.joint(columns, part.conditions)
-        nats = cross_entropy(logits, targets, places, soft) / batch.counted  # [books]
+        nats = cross_entropy(logits, targets, places, soft) / batch.counted  # [codebooks]
         loss = (weights * nats).sum() / weights.sum()
         torch.autograd.backward(
             learner.scaler.scale(loss * distributed.count())
@@ -86,13 +86,13 @@ def train_step(learner: Learner, batch: Batch, step: int, recipe: LMRecipe) -> d
         bits += nats.detach() / math.log(2)
 
     bits = distributed.summed(bits)
-    rate = recipe.optimiser.rate * schedule(step, recipe.train.steps, recipe.optimiser)
-    told = {f"bits/{book}": of_it for book, of_it in enumerate(bits)}
+    rate = recipe.optimizer.rate * schedule(step, recipe.train.steps, recipe.optimizer)
+    told = {f"bits/{codebook}": of_it for codebook, of_it in enumerate(bits)}
     told["cross-entropy"] = (weights * bits).sum() / weights.sum() * math.log(2)
-    told["gradient/model"] = clip(learner.optimiser, rate, learner.scaler, recipe.optimiser.clip)
+    told["gradient/model"] = clip(learner.optimizer, rate, learner.scaler, recipe.optimizer.clip)
     if can_step(told, step, recipe, learner.scaler):
-        learner.scaler.step(learner.optimiser)
-        follow(learner.average, learner.model, decay=recipe.optimiser.average, step=step)
+        learner.scaler.step(learner.optimizer)
+        follow(learner.average, learner.model, decay=recipe.optimizer.average, step=step)
     learner.scaler.update()
     return told | {"rate/model": torch.tensor(rate), "codes": batch.counted.sum()}
 
@@ -103,36 +103,36 @@ def train_step(learner: Learner, batch: Batch, step: int, recipe: LMRecipe) -> d
 def asked(batch: Batch, vectors: Tensor | None, recipe: LMRecipe) -> tuple[Codes, Codes, Tensor | None]:
     """What a model sees of a batch, what it should say, and how likely each code is where the targets are soft."""
     soft, stochastic = recipe.losses.soft, recipe.losses.stochastic
-    books = batch.targets.shape[1]
+    num_codebooks = batch.targets.shape[1]
     if soft is None and stochastic is None:
-        return batch.codes[:, :books], batch.targets, None
+        return batch.codes[:, :num_codebooks], batch.targets, None
     assert vectors is not None
-    codes, likely = soften(batch.codes, vectors, books, soft=soft, stochastic=stochastic, draws=batch.draws)
-    codes = torch.where(batch.codes[:, :books] < 0, -1, codes)
+    codes, likely = soften(batch.codes, vectors, num_codebooks, soft=soft, stochastic=stochastic, draws=batch.draws)
+    codes = torch.where(batch.codes[:, :num_codebooks] < 0, -1, codes)
     is_code = (batch.targets >= 0) & (batch.targets < vectors.shape[1])
     return codes, torch.where(is_code, F.pad(codes, (0, 1), value=-1), batch.targets), likely
 
 
-def laid_out(codes: Codes, model: Prior) -> tuple[Codes, Tensor]:
-    """Columns [batch, books, steps] of codes, -1 for none; the step [books, frames + 1] that decides each of them.
+def laid_out(codes: Codes, model: CodecLM) -> tuple[Codes, Tensor]:
+    """Columns [batch, codebooks, steps] of codes, -1 for none; the step [codebooks, frames + 1] that decides each of them.
 
-    The frame more is where the end may come, which only the first book says.
+    The frame more is where the end may come, which only the first codebook says.
     """
     frames = codes.shape[-1]
     places = model.pattern.places(0, frames + 1)
     steps = max(model.pattern.steps(frames), int(places[0, -1]) + 1)
-    holes = F.pad(torch.where(codes < 0, model.hole, codes), (0, 1), value=model.hole)
-    return model.pattern.lay_out(holes, model.hole)[..., :steps], places.clamp(max=steps - 1).to(codes.device)
+    holes = F.pad(torch.where(codes < 0, model.special_token, codes), (0, 1), value=model.special_token)
+    return model.pattern.lay_out(holes, model.special_token)[..., :steps], places.clamp(max=steps - 1).to(codes.device)
 
 
 def cross_entropy(logits: Tensor, targets: Codes, places: Tensor, soft: Tensor | None = None) -> Tensor:
-    """Sum over each book's targets [books] of their cross-entropy in nats; -1 does not count.
+    """Sum over each codebook's targets [codebooks] of their cross-entropy in nats; -1 does not count.
 
-    `logits` [batch, books, steps, codebook_size + 1] decide the targets [batch, books, frames + 1] at the steps
-    `places`. Where `soft` [batch, books, frames, codebook_size] is given, it stands for the targets that are codes.
+    `logits` [batch, codebooks, steps, codebook_size + 1] decide the targets [batch, codebooks, frames + 1] at the steps
+    `places`. Where `soft` [batch, codebooks, frames, codebook_size] is given, it stands for the targets that are codes.
     """
-    books, end = torch.arange(targets.shape[1], device=targets.device)[:, None], logits.shape[-1] - 1
-    decided = logits[:, books, places].float()  # [batch, books, frames + 1, classes]
+    num_codebooks, end = torch.arange(targets.shape[1], device=targets.device)[:, None], logits.shape[-1] - 1
+    decided = logits[:, num_codebooks, places].float()  # [batch, codebooks, frames + 1, classes]
     nats = F.cross_entropy(decided.flatten(0, 2), targets.flatten(), ignore_index=-1, reduction="none").view_as(targets)
     if soft is not None:
         softly = -(soft * decided[:, :, :-1].log_softmax(dim=-1)[..., :-1]).sum(dim=-1)
@@ -144,7 +144,7 @@ def cross_entropy(logits: Tensor, targets: Codes, places: Tensor, soft: Tensor |
 def can_step(told: Mapping[str, Tensor], step: int, recipe: LMRecipe, scaler: torch.amp.GradScaler) -> bool:
     """Whether the gradients are finite; in float16 steps are left out until their scale fits.
 
-    Raises ConfigError: they are not, and no scale would help; the message names the books to blame.
+    Raises ConfigError: they are not, and no scale would help; the message names the codebooks to blame.
     """
     if finite(told):
         return True
@@ -153,7 +153,7 @@ def can_step(told: Mapping[str, Tensor], step: int, recipe: LMRecipe, scaler: to
     wrong = to_blame(told, [name for name in told if name.startswith("bits/")])
     raise ConfigError(
         f"in step {step} {' and '.join(f'{name} became {value}' for name, value in wrong.items())}: "
-        f"lower optimiser.rate = {recipe.optimiser.rate} or set train.precision = float32, and resume"
+        f"lower optimizer.rate = {recipe.optimizer.rate} or set train.precision = float32, and resume"
     )
 
 
@@ -285,30 +285,30 @@ def assemble(recipe: LMRecipe, store: TokenStore, codec: Codec, place: torch.dev
 
     Raises ConfigError: the store or the codec lacks what the recipe asks for. UsageError: a side of the store is empty.
     """
-    books = recipe.data.books or store.books
-    if books > store.books:
-        raise ConfigError(f"data.books = {books}: {store.path} has {store.books}")
-    if recipe.losses.book_weights is not None and len(recipe.losses.book_weights) != books:
+    num_codebooks = recipe.data.num_codebooks or store.num_codebooks
+    if num_codebooks > store.num_codebooks:
+        raise ConfigError(f"data.codebooks = {num_codebooks}: {store.path} has {store.num_codebooks}")
+    if recipe.losses.codebook_weights is not None and len(recipe.losses.codebook_weights) != num_codebooks:
         raise ConfigError(
-            f"losses.book_weights are {len(recipe.losses.book_weights)}, for {books} books: give each one"
+            f"losses.codebook_weights are {len(recipe.losses.codebook_weights)}, for {num_codebooks} codebooks: give each one"
         )
     vectors = codec.quantizer.vectors()
     if vectors is None:
-        needs = 'set model.vectors = "learnt"' if recipe.model.vectors == "codebook" else ""
+        needs = 'set model.vectors = "learned"' if recipe.model.vectors == "codebook" else ""
         if recipe.losses.soft is not None or recipe.losses.stochastic is not None:
             needs = needs + " and " * bool(needs) + "leave out losses.soft and losses.stochastic"
         if needs:
             raise ConfigError(f"the codes of {codec.name} stand for no vectors of their own: {needs}")
     if vectors is None:
-        dim = codec.quantizer.decode(torch.zeros(1, codec.quantizer.books, 1, dtype=torch.int64)).shape[1]
+        dim = codec.quantizer.decode(torch.zeros(1, codec.quantizer.num_codebooks, 1, dtype=torch.int64)).shape[1]
     else:
         dim = vectors.shape[2]
     train_rows, valid_rows = sides(store, recipe.data.held_out)
-    source = Source(
+    source = CodebookSpec(
         codec=codec.name or store.model_name,
         weights_hash=store.weights_hash,
-        books=books,
-        codebook_size=store.frame_math.codebook_size,
+        num_codebooks=num_codebooks,
+        codebook_size=store.frame_spec.codebook_size,
         dim=dim,
         classes=names_of(store, train_rows, recipe.data.classes),
         level_db=store.level_db,
@@ -319,15 +319,15 @@ def assemble(recipe: LMRecipe, store: TokenStore, codec: Codec, place: torch.dev
         assert vectors is not None
         model.vectors.start(vectors)
     average = copy.deepcopy(model).eval().requires_grad_(False)
-    settings = recipe.optimiser
+    settings = recipe.optimizer
     groups = [
         {"params": [weight for weight in model.parameters() if weight.ndim >= 2], "weight_decay": settings.decay},
         {"params": [weight for weight in model.parameters() if weight.ndim < 2], "weight_decay": 0.0},
     ]
-    optimiser = torch.optim.AdamW([group for group in groups if group["params"]], betas=settings.betas, fused=True)
+    optimizer = torch.optim.AdamW([group for group in groups if group["params"]], betas=settings.betas, fused=True)
     half = autocast_dtype(recipe.train.precision, place) == torch.float16
-    guide = None if vectors is None else vectors[: store.books].float().to(place)
-    learner = Learner(model, average, optimiser, torch.amp.GradScaler(place.type, enabled=half), guide, model)
+    guide = None if vectors is None else vectors[: store.num_codebooks].float().to(place)
+    learner = Learner(model, average, optimizer, torch.amp.GradScaler(place.type, enabled=half), guide, model)
     lessons, valid = (LMData(store, recipe, rows, model) for rows in (train_rows, valid_rows))
     return learner, lessons, valid
 
@@ -342,24 +342,24 @@ class Told:
         source, store = lessons.model.source, lessons.store
         self.recipe = recipe
         self.lessons, self.valid = lessons, valid
-        self.books = source.books
-        self.frame_rate = store.frame_math.frame_rate
+        self.num_codebooks = source.num_codebooks
+        self.frame_rate = store.frame_spec.frame_rate
         self.guess = math.log2(source.codebook_size)
-        self.unigram = unigram(store, lessons.rows, source.books, source.codebook_size).tolist()
+        self.unigram = unigram(store, lessons.rows, source.num_codebooks, source.codebook_size).tolist()
 
     def amount(self) -> str:
         """What there is to learn from."""
         frames = int(self.lessons.lengths.sum())
         return (
             f"train on {len(self.lessons.rows)} clips ({frames / self.frame_rate / 60:.1f} min, "
-            f"{frames * self.books} codes), validate on {len(self.valid.rows)}"
+            f"{frames * self.num_codebooks} codes), validate on {len(self.valid.rows)}"
         )
 
     def expectation(self) -> str:
         """Bits per code that need no model, and those that the recipe was measured to end with."""
         ends = self.recipe.train.expected
         then = "" if ends is None else f", {ends:.2f} at the end as measured on the audio of its README"
-        return f"{self.guess:.2f} by guessing, {sum(self.unigram) / self.books:.2f} by how often each code occurs{then}"
+        return f"{self.guess:.2f} by guessing, {sum(self.unigram) / self.num_codebooks:.2f} by how often each code occurs{then}"
 
     def short_sight(self) -> str:
         """A line more where the model does not see all of a crop: of a frame that takes several steps it sees fewer."""
@@ -371,54 +371,54 @@ class Told:
         return f"\n{seen}, crops have {frames}: {needed} steps would see them all"
 
     def rates(self, bits: list[float], group: str) -> dict[str, float]:
-        """What bits per code of each book mean."""
+        """What bits per code of each codebook mean."""
         per_second = self.frame_rate * sum(bits)
-        perplexities = {f"{group}perplexity/{book}": 2.0**of_it for book, of_it in enumerate(bits)}
+        perplexities = {f"{group}perplexity/{codebook}": 2.0**of_it for codebook, of_it in enumerate(bits)}
         return perplexities | {
-            f"{group}{BITS}": sum(bits) / self.books,
+            f"{group}{BITS}": sum(bits) / self.num_codebooks,
             f"{group}bits/per second": per_second,
-            f"{group}bits/share of the raw rate": per_second / (self.frame_rate * self.books * self.guess),
+            f"{group}bits/share of the raw rate": per_second / (self.frame_rate * self.num_codebooks * self.guess),
         }
 
     def numbers(self, numbers: dict[str, float]) -> dict[str, float]:
         """What to record of `Tally.numbers`."""
         codes = numbers.pop("loss/codes")
         numbers["speed/codes per second"] = codes * numbers[SPEED]
-        numbers[REAL_TIME] = codes * numbers[SPEED] / self.books / self.frame_rate
-        numbers |= {f"bits/{book} unigram": of_it for book, of_it in enumerate(self.unigram)}
+        numbers[REAL_TIME] = codes * numbers[SPEED] / self.num_codebooks / self.frame_rate
+        numbers |= {f"bits/{codebook} unigram": of_it for codebook, of_it in enumerate(self.unigram)}
         return numbers | {"bits/guessing": self.guess} | self.rates(self._bits(numbers), "")
 
     def _bits(self, numbers: Mapping[str, float]) -> list[float]:
-        return [numbers[f"bits/{book}"] for book in range(self.books)]
+        return [numbers[f"bits/{codebook}"] for codebook in range(self.num_codebooks)]
 
     def validated(self, bits: list[float]) -> dict[str, float]:
         """What to record of a validation."""
-        numbers = {f"valid/bits/{book}": of_it for book, of_it in enumerate(bits)}
+        numbers = {f"valid/bits/{codebook}": of_it for codebook, of_it in enumerate(bits)}
         return numbers | self.rates(bits, "valid/")
 
     def line(self, bits: list[float]) -> str:
         """A validation on one line."""
         rate = self.frame_rate * sum(bits) / 1000
-        of_raw = sum(bits) / self.books / self.guess
+        of_raw = sum(bits) / self.num_codebooks / self.guess
         each = " ".join(f"{of_it:.2f}" for of_it in bits)
-        mean = sum(bits) / self.books
+        mean = sum(bits) / self.num_codebooks
         return f"{mean:.3f} bits per code of validation clips ({each}), {rate:.2f} kbit/s, {of_raw:.0%} of the raw rate"
 
 
 @torch.no_grad()
-def validate(model: Prior, batches: Iterable[Batch]) -> list[float]:
-    """Bits per code of each book."""
-    nats, counted = torch.zeros(2, model.source.books, dtype=torch.float64)
+def validate(model: CodecLM, batches: Iterable[Batch]) -> list[float]:
+    """Bits per code of each codebook."""
+    nats, counted = torch.zeros(2, model.source.num_codebooks, dtype=torch.float64)
     for batch in batches:
         batch = batch.to(model.device)
-        columns, places = laid_out(batch.codes[:, : model.source.books], model)
+        columns, places = laid_out(batch.codes[:, : model.source.num_codebooks], model)
         nats += cross_entropy(model(columns, batch.conditions), batch.targets, places).double().cpu()
         counted += batch.counted.double().cpu()
     bits: list[float] = (nats / counted / math.log(2)).tolist()
     return bits
 
 
-def speak(model: Prior, codec: Codec, valid: LMData, record: Record, step: int, recipe: LMRecipe) -> None:
+def speak(model: CodecLM, codec: Codec, valid: LMData, record: Record, step: int, recipe: LMRecipe) -> None:
     """Record clips that the model makes when told what it is told of validation clips, and classes it knows."""
     if not recipe.train.samples:
         return
@@ -447,7 +447,7 @@ def learn_by_heart(
     device: str | None = None,
     steps: int | None = None,
 ) -> Iterator[tuple[int, float, bool]]:
-    """Train on one batch alone; (steps done, bits per code, whether it is learnt) after each step, until it is.
+    """Train on one batch alone; (steps done, bits per code, whether it is learned) after each step, until it is.
 
     A check that model, data and losses fit together: whatever can learn at all learns this in a few hundred steps.
     Nothing is written. Nothing is left to chance either: no dropout, and the rate is the recipe's all the time.
@@ -456,7 +456,7 @@ def learn_by_heart(
     tables = recipe.model_dump(mode="json")
     tables["losses"] |= calm
     tables["model"] |= {"dropout": 0.0}
-    tables["optimiser"] |= {"warmup": 1, "final": 1.0, "decay": 0.0}
+    tables["optimizer"] |= {"warmup": 1, "final": 1.0, "decay": 0.0}
     calmly = LMRecipe.from_data(tables)
     with engine.launched(device) as accelerator, engine.within_memory(*ways(recipe)):
         store, made_by = material(data, codec)
@@ -464,7 +464,9 @@ def learn_by_heart(
         batch = lessons.batch(0, 0, recipe.data.batch).to(accelerator.device)
         for step in range(HEART if steps is None else steps):
             told = train_step(learner, batch, step, calmly)
-            bits = float(torch.stack([told[f"bits/{book}"] for book in range(learner.model.source.books)]).mean())
+            bits = float(
+                torch.stack([told[f"bits/{codebook}"] for codebook in range(learner.model.source.num_codebooks)]).mean()
+            )
             learnt = bits < LEARNT * math.log2(learner.model.source.codebook_size)
             yield step + 1, bits, learnt
             if learnt:

@@ -28,7 +28,7 @@ from codec.nn.quantize.gain_shape import (
 )
 from codec.nn.quantize.residual import ResidualVQ
 
-HOP, RATE, BANDS, DIM, BOOKS, SIZE, MODES = 40, 8000, 5, 6, 5, 80, 16
+HOP, RATE, BANDS, DIM, NUM_CODEBOOKS, SIZE, MODES = 40, 8000, 5, 6, 5, 80, 16
 FAR = 700.0  # Hz, where mel turns from linear to logarithmic
 
 
@@ -285,9 +285,9 @@ class Frames(NamedTuple):
     kinds: list[str]
 
 
-def quantizer(modes: int = MODES, *, search: int = 1, seed: int = 0) -> GainShapeVQ:
+def quantizer(modes: int = MODES, *, beam_size: int = 1, seed: int = 0) -> GainShapeVQ:
     torch.manual_seed(seed)
-    residual = ResidualVQ(DIM, BOOKS - 1, SIZE, search=search)
+    residual = ResidualVQ(DIM, NUM_CODEBOOKS - 1, SIZE, beam_size=beam_size)
     made = GainShapeVQ(residual, dim=DIM, hop=HOP, bands=BANDS, sample_rate=RATE, exponent=0.25, modes=modes)
     made.envelopes[:, :BANDS] = 0.4 * noise(made.silence, BANDS, seed=seed)
     return made.eval()
@@ -296,7 +296,7 @@ def quantizer(modes: int = MODES, *, search: int = 1, seed: int = 0) -> GainShap
 VQ = quantizer()
 
 
-def frames(batch: int = BOOKS, count: int = 24, *, seed: int = 0) -> Frames:
+def frames(batch: int = NUM_CODEBOOKS, count: int = 24, *, seed: int = 0) -> Frames:
     """Noise of every level, tones, clicks and silence in turn; the same kinds in every item."""
     levels = 10 ** (-3.5 * torch.rand(batch, count, 1, generator=torch.Generator().manual_seed(seed)))
     bins = noise(batch, count, HOP, seed=seed) * levels
@@ -321,7 +321,7 @@ BY_KIND = {kind: torch.tensor([kind == other for other in KINDS]) for kind in ("
 
 
 def test_codebook_0_says_what_a_frame_is() -> None:
-    assert CODES.shape == (BOOKS, BOOKS, 24)
+    assert CODES.shape == (NUM_CODEBOOKS, NUM_CODEBOOKS, 24)
     assert 0 <= CODES.min() <= CODES.max() < SIZE
     assert VQ.silence == SIZE - 1 - MODES
     first, clicks = CODES[:, 0], VQ.silence + 1 + VQ.modes.tones
@@ -335,7 +335,7 @@ def test_codebook_0_says_what_a_frame_is() -> None:
 def test_noise_is_the_nearest_envelope_and_the_residual_of_the_others() -> None:
     parts, decoded = VQ.split(LATENTS), VQ.split(VQ.decode(CODES))
     some = BY_KIND["noise"]
-    for item in range(BOOKS):
+    for item in range(NUM_CODEBOOKS):
         for frame in some.nonzero()[:, 0].tolist():
             distances = (VQ.envelopes - parts.envelope[item, :, frame]).square().sum(dim=1)
             assert CODES[item, 0, frame] == distances.argmin()
@@ -379,23 +379,23 @@ def test_silence_begins_at_100_db_below_full_scale(decibels: int) -> None:
     assert (VQ.encode(latents)[:, 0] == VQ.silence).all() == (decibels < -100)
 
 
-@pytest.mark.parametrize("books", range(1, BOOKS + 1))
-def test_any_number_of_codebooks_decodes(books: int) -> None:
-    assert VQ.encode(LATENTS, books).equal(CODES[:, :books])
-    some, every = VQ.split(VQ.decode(CODES[:, :books])), VQ.split(VQ.decode(CODES))
+@pytest.mark.parametrize("num_codebooks", range(1, NUM_CODEBOOKS + 1))
+def test_any_number_of_codebooks_decodes(num_codebooks: int) -> None:
+    assert VQ.encode(LATENTS, num_codebooks).equal(CODES[:, :num_codebooks])
+    some, every = VQ.split(VQ.decode(CODES[:, :num_codebooks])), VQ.split(VQ.decode(CODES))
     assert some.envelope.equal(every.envelope)
-    assert (some.learned[..., BY_KIND["noise"]] == (books - 1) / (BOOKS - 1)).all()
+    assert (some.learned[..., BY_KIND["noise"]] == (num_codebooks - 1) / (NUM_CODEBOOKS - 1)).all()
     assert (some.learned[..., ~BY_KIND["noise"]] == -1).all()
     mode = CODES[:, 0] > VQ.silence
-    atoms = VQ.modes.decode(CODES[:, 0][mode] - VQ.silence - 1, CODES[:, 1:books].transpose(1, 2)[mode])
+    atoms = VQ.modes.decode(CODES[:, 0][mode] - VQ.silence - 1, CODES[:, 1:num_codebooks].transpose(1, 2)[mode])
     assert some.bins.transpose(1, 2)[mode].equal(atoms)
-    if books == 1:
+    if num_codebooks == 1:
         assert (some.residual == 0).all()
         assert (some.bins == 0).all()
 
 
 def test_items_alone_are_rows_of_the_batch() -> None:
-    for item in range(BOOKS):
+    for item in range(NUM_CODEBOOKS):
         assert VQ.encode(LATENTS[item : item + 1])[0].equal(CODES[item])
         torch.testing.assert_close(VQ.decode(CODES[item : item + 1])[0], VQ.decode(CODES)[item])
 
@@ -407,14 +407,14 @@ def test_the_training_pass_is_decode_of_encode(modes: int) -> None:
     quantized = made(LATENTS)
     codes = made.encode(LATENTS)
     torch.testing.assert_close(quantized.latents, made.decode(codes))
-    depths = torch.arange(1, BOOKS + 1)
+    depths = torch.arange(1, NUM_CODEBOOKS + 1)
     quantized = made(LATENTS, depths)
-    for item, books in enumerate(depths.tolist()):
+    for item, num_codebooks in enumerate(depths.tolist()):
         alone = LATENTS[item : item + 1]
-        torch.testing.assert_close(quantized.latents[item : item + 1], made.decode(made.encode(alone, books)))
+        torch.testing.assert_close(quantized.latents[item : item + 1], made.decode(made.encode(alone, num_codebooks)))
         learned = codes[item, 0] < made.silence
-        assert quantized.codes[item, :books, learned].equal(codes[item, :books, learned])
-        assert (quantized.codes[item, books:] == -1).all()
+        assert quantized.codes[item, :num_codebooks, learned].equal(codes[item, :num_codebooks, learned])
+        assert (quantized.codes[item, num_codebooks:] == -1).all()
         assert quantized.codes[item, 0].equal(codes[item, 0])
         assert (quantized.codes[item, 1:, ~learned] == -1).all()  # modes use no entry of the residual codebooks
 
@@ -440,7 +440,7 @@ def test_no_frames_and_one() -> None:
     for latents in (LATENTS[..., :0], LATENTS[..., :1]):
         batch, dim, count = latents.shape
         codes = VQ.encode(latents)
-        assert codes.shape == (batch, BOOKS, count)
+        assert codes.shape == (batch, NUM_CODEBOOKS, count)
         assert VQ.decode(codes).shape == (batch, dim, count)
         assert VQ(latents).latents.shape == (batch, dim, count)
         assert VQ.decode(codes[:, :1]).shape == (batch, dim, count)
@@ -449,8 +449,8 @@ def test_no_frames_and_one() -> None:
 def test_vectors_add_up_to_the_latents() -> None:
     """Of the residual and the envelope, where a frame is no mode."""
     vectors = VQ.vectors()
-    assert vectors.shape == (BOOKS, SIZE, DIM + BANDS + 1)
-    total = sum(vectors[book][CODES[:, book]] for book in range(BOOKS))
+    assert vectors.shape == (NUM_CODEBOOKS, SIZE, DIM + BANDS + 1)
+    total = sum(vectors[codebook][CODES[:, codebook]] for codebook in range(NUM_CODEBOOKS))
     assert isinstance(total, Tensor)
     some = BY_KIND["noise"]
     torch.testing.assert_close(total.transpose(1, 2)[..., some], VQ.decode(CODES)[:, : DIM + BANDS + 1, some])
@@ -514,7 +514,7 @@ def test_the_envelopes_start_as_means_of_what_is_near() -> None:
 
 
 def test_a_search_takes_the_same_first_codes() -> None:
-    searching = quantizer(search=4)
+    searching = quantizer(beam_size=4)
     searching.load_state_dict(VQ.state_dict())
     codes = searching.encode(LATENTS)
     assert codes[:, 0].equal(CODES[:, 0])

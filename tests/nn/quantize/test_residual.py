@@ -1,4 +1,4 @@
-"""Quantisers against brute force, closed forms and slow textbook versions."""
+"""Quantizers against brute force, closed forms and slow textbook versions."""
 
 import copy
 import math
@@ -27,10 +27,10 @@ from codec.nn.quantize.residual import (
     lowest,
 )
 from codec.training.codec.recipe import Recipe
-from codec.training.codec.task import dropped_books
+from codec.training.codec.task import dropped_codebooks
 
 Lookup = Literal["l2", "cosine"]
-lookups = pytest.mark.parametrize("lookup", ["l2", "cosine"])
+lookups = pytest.mark.parametrize("distance", ["l2", "cosine"])
 DIM = 4
 
 
@@ -47,17 +47,19 @@ def squares(x: Tensor, y: Tensor) -> float:
     return (x - y).square().mean().item()
 
 
-def started(books: int = 4, size: int = 8, *, lookup: Lookup = "l2", project: int | None = None) -> ResidualVQ:
-    """A residual quantiser after k-means on noise."""
+def started(
+    num_codebooks: int = 4, size: int = 8, *, distance: Lookup = "l2", codebook_dim: int | None = None
+) -> ResidualVQ:
+    """A residual quantizer after k-means on noise."""
     torch.manual_seed(0)
-    quantizer = ResidualVQ(DIM, books, size, lookup=lookup, project=project)
+    quantizer = ResidualVQ(DIM, num_codebooks, size, distance=distance, codebook_dim=codebook_dim)
     quantizer.start(noise(4, DIM, 100))
     return quantizer
 
 
-def learned(quantizer: Quantizer, latents: Tensor, books: Tensor | None = None) -> Tensor:
-    """Codes of a training pass that the quantiser has learned from."""
-    quantized = quantizer(latents, books)
+def learned(quantizer: Quantizer, latents: Tensor, num_codebooks: Tensor | None = None) -> Tensor:
+    """Codes of a training pass that the quantizer has learned from."""
+    quantized = quantizer(latents, num_codebooks)
     quantizer.learn([quantized])
     codes: Tensor = quantized.codes
     return codes
@@ -67,14 +69,14 @@ def learned(quantizer: Quantizer, latents: Tensor, books: Tensor | None = None) 
 
 
 @lookups
-@pytest.mark.parametrize("project", [None, 2])
-def test_the_lookup_is_brute_force(lookup: Lookup, project: int | None) -> None:
+@pytest.mark.parametrize("codebook_dim", [None, 2])
+def test_the_lookup_is_brute_force(distance: Lookup, codebook_dim: int | None) -> None:
     torch.manual_seed(0)
-    quantizer = VectorQuantizer(DIM, 30, lookup=lookup, project=project)
+    quantizer = VectorQuantizer(DIM, 30, distance=distance, codebook_dim=codebook_dim)
     latents = noise(2, DIM, 50)
     x = quantizer.project_in(rows_of(latents)).detach().double().numpy()
     table = quantizer.codebook.double().numpy()
-    if lookup == "cosine":
+    if distance == "cosine":
         expected = [max(range(30), key=lambda k: (row @ table[k]) / np.linalg.norm(table[k])) for row in x]
     else:
         expected = [min(range(30), key=lambda k: np.linalg.norm(row - table[k])) for row in x]
@@ -82,7 +84,7 @@ def test_the_lookup_is_brute_force(lookup: Lookup, project: int | None) -> None:
     assert codes.flatten().tolist() == expected
     assert codes.shape == (2, 1, 50)
     entry = table[codes[1, 0, 7]]
-    entry = entry / np.linalg.norm(entry) if lookup == "cosine" else entry
+    entry = entry / np.linalg.norm(entry) if distance == "cosine" else entry
     decoded = quantizer.project_out(torch.tensor(entry).float())
     torch.testing.assert_close(quantizer.decode(codes)[1, :, 7], decoded)
 
@@ -103,50 +105,50 @@ def test_the_example_of_the_module() -> None:
     assert quantizer.decode(codes[:, :1]).item() == 4
 
 
-# residual books
+# residual codebooks
 
 
-def test_every_book_lowers_the_error() -> None:
+def test_every_codebook_lowers_the_error() -> None:
     quantizer, latents = started(), noise(4, DIM, 100)
     codes = quantizer.encode(latents)
-    errors = [squares(quantizer.decode(codes[:, :books]), latents) for books in (1, 2, 3, 4)]
+    errors = [squares(quantizer.decode(codes[:, :num_codebooks]), latents) for num_codebooks in (1, 2, 3, 4)]
     ratios = [after / before for before, after in zip([float(latents.square().mean()), *errors], errors, strict=False)]
     assert max(ratios) < 0.7
 
 
 @lookups
-@pytest.mark.parametrize("project", [None, 2])
-def test_fewer_books_are_the_first_of_all_books(lookup: Lookup, project: int | None) -> None:
-    quantizer, latents = started(lookup=lookup, project=project), noise(2, DIM, 30, seed=1)
+@pytest.mark.parametrize("codebook_dim", [None, 2])
+def test_fewer_codebooks_are_the_first_of_all_codebooks(distance: Lookup, codebook_dim: int | None) -> None:
+    quantizer, latents = started(distance=distance, codebook_dim=codebook_dim), noise(2, DIM, 30, seed=1)
     codes = quantizer.encode(latents)
     left = latents
-    for book, stage in enumerate(quantizer.stages):  # one stage after the other, by hand
-        assert torch.equal(quantizer.encode(latents, book + 1), codes[:, : book + 1])
-        assert torch.equal(stage.encode(left), codes[:, book : book + 1])
-        left = left - stage.decode(codes[:, book : book + 1])
+    for codebook, stage in enumerate(quantizer.stages):  # one stage after the other, by hand
+        assert torch.equal(quantizer.encode(latents, codebook + 1), codes[:, : codebook + 1])
+        assert torch.equal(stage.encode(left), codes[:, codebook : codebook + 1])
+        left = left - stage.decode(codes[:, codebook : codebook + 1])
     torch.testing.assert_close(quantizer.decode(codes), latents - left)
 
 
 def test_the_example_of_the_search() -> None:
-    for search, found in ((1, [1, 0]), (2, [0, 1])):
-        quantizer = ResidualVQ(1, 2, 2, search=search)
+    for beam_size, found in ((1, [1, 0]), (2, [0, 1])):
+        quantizer = ResidualVQ(1, 2, 2, beam_size=beam_size)
         for stage, entries in zip(quantizer.stages, ([0.0, 4.0], [-3.0, 3.0]), strict=True):
             stage.codebook.copy_(torch.tensor(entries)[:, None])
         assert quantizer.encode(torch.tensor([[[3.0]]])).flatten().tolist() == found
 
 
 @lookups
-@pytest.mark.parametrize("project", [None, 2])
-def test_a_search_of_all_ways_finds_the_best_codes_there_are(lookup: Lookup, project: int | None) -> None:
-    quantizer, latents = started(3, 5, lookup=lookup, project=project), noise(2, DIM, 20, seed=1)
-    every = torch.cartesian_prod(*[torch.arange(5)] * 3)  # [125, books]
+@pytest.mark.parametrize("codebook_dim", [None, 2])
+def test_a_search_of_all_ways_finds_the_best_codes_there_are(distance: Lookup, codebook_dim: int | None) -> None:
+    quantizer, latents = started(3, 5, distance=distance, codebook_dim=codebook_dim), noise(2, DIM, 20, seed=1)
+    every = torch.cartesian_prod(*[torch.arange(5)] * 3)  # [125, codebooks]
     sums = quantizer.decode(every.T[None])[0].T  # [125, dim]
     best = every[torch.cdist(rows_of(latents), sums).argmin(dim=-1)]
-    quantizer.search = 25
+    quantizer.beam_size = 25
     torch.testing.assert_close(quantizer.encode(latents).transpose(1, 2).flatten(0, 1), best)
     errors = []
-    for search in (1, 2, 4, 25):
-        quantizer.search = search
+    for beam_size in (1, 2, 4, 25):
+        quantizer.beam_size = beam_size
         errors.append(squares(quantizer.decode(quantizer.encode(latents)), latents))
     assert errors == sorted(errors, reverse=True)
     assert errors[-1] < 0.97 * errors[0]
@@ -156,43 +158,45 @@ def test_a_search_of_all_ways_finds_the_best_codes_there_are(lookup: Lookup, pro
 # beam search
 
 
-def slow_beam_search(quantizer: ResidualVQ, latents: Tensor, books: int) -> Tensor:
-    """Codes [batch, books, frames] in float64: all candidates of all beams in order of error, then beam, then entry."""
+def slow_beam_search(quantizer: ResidualVQ, latents: Tensor, num_codebooks: int) -> Tensor:
+    """Codes [batch, codebooks, frames] in float64: all candidates of all beams in order of error, then beam, then entry."""
     codes = []
     for row in rows_of(latents).double().numpy():
         beams: list[tuple[float, list[int]]] = [(0.0, [])]
-        for book in range(books):
+        for codebook in range(num_codebooks):
             candidates = []
             for _, path in beams:
                 left = row - sum(quantizer.stages[k].codebook[code].double().numpy() for k, code in enumerate(path))
-                errors = np.square(left - quantizer.stages[book].codebook.double().numpy()).sum(axis=1)
+                errors = np.square(left - quantizer.stages[codebook].codebook.double().numpy()).sum(axis=1)
                 candidates += [(error, [*path, code]) for code, error in enumerate(errors.tolist())]
-            beams = sorted(candidates, key=lambda candidate: candidate[0])[: quantizer.search]  # a stable sort
+            beams = sorted(candidates, key=lambda candidate: candidate[0])[: quantizer.beam_size]  # a stable sort
         codes.append(beams[0][1])
-    return torch.tensor(codes).view(len(latents), -1, books).transpose(1, 2)
+    return torch.tensor(codes).view(len(latents), -1, num_codebooks).transpose(1, 2)
 
 
-@pytest.mark.parametrize("search", [1, 2, 4, 9])
+@pytest.mark.parametrize("beam_size", [1, 2, 4, 9])
 @pytest.mark.parametrize("size", [6, 20, 128])
-def test_beam_search_is_brute_force(search: int, size: int) -> None:
+def test_beam_search_is_brute_force(beam_size: int, size: int) -> None:
     quantizer, latents = started(size=size), noise(2, DIM, 90, seed=1)
     assert 90 < TILE < 180, "frames of both tiles should be of both items"
-    quantizer.search = search
-    for books in (1, 2, 4):
-        assert torch.equal(quantizer.encode(latents, books), slow_beam_search(quantizer, latents, books))
+    quantizer.beam_size = beam_size
+    for num_codebooks in (1, 2, 4):
+        assert torch.equal(
+            quantizer.encode(latents, num_codebooks), slow_beam_search(quantizer, latents, num_codebooks)
+        )
 
 
-@pytest.mark.parametrize("search", [1, 2, 3, 4])
-def test_beam_search_with_ties(search: int) -> None:
+@pytest.mark.parametrize("beam_size", [1, 2, 3, 4])
+def test_beam_search_with_ties(beam_size: int) -> None:
     """Every entry twice: equal candidates leave equal residuals, so the sums that are found do not depend on ties."""
     quantizer, latents = started(size=128), noise(1, DIM, 150, seed=1)
     for stage in quantizer.stages:
         stage.codebook[64:] = stage.codebook[:64]
-    quantizer.search = search
+    quantizer.beam_size = beam_size
     codes = quantizer.encode(latents)
     expected = slow_beam_search(quantizer, latents, 4)
     assert torch.equal(quantizer.decode(codes), quantizer.decode(expected))
-    if search == 1:
+    if beam_size == 1:
         assert torch.equal(codes, expected)
         assert codes.max() < 64
     frame_by_frame = torch.cat([quantizer.encode(frame) for frame in torch.split(latents, 1, dim=2)], dim=2)
@@ -200,8 +204,8 @@ def test_beam_search_with_ties(search: int) -> None:
 
 
 def test_beam_search_of_no_frames() -> None:
-    for search in (1, 4):
-        quantizer = ResidualVQ(DIM, 3, 128, search=search)
+    for beam_size in (1, 4):
+        quantizer = ResidualVQ(DIM, 3, 128, beam_size=beam_size)
         assert quantizer.encode(noise(2, DIM, 0)).shape == (2, 3, 0)
 
 
@@ -249,7 +253,7 @@ def replaced(quantizer: ResidualVQ) -> ResidualVQ:
     return quantizer
 
 
-def learning(quantizer: ResidualVQ) -> ResidualVQ:
+def codebook_update(quantizer: ResidualVQ) -> ResidualVQ:
     learned(quantizer, 1 + noise(4, DIM, 100, seed=2))
     return quantizer
 
@@ -268,21 +272,21 @@ def pickled(quantizer: ResidualVQ) -> ResidualVQ:
 
 
 @pytest.mark.parametrize("counted", [1, 2, 3])
-@pytest.mark.parametrize("search", [1, 4])
+@pytest.mark.parametrize("beam_size", [1, 4])
 @pytest.mark.parametrize(
-    "change", [scaled, scaled_while_inferring, loaded, assigned, replaced, learning, rounded, copied, pickled]
+    "change", [scaled, scaled_while_inferring, loaded, assigned, replaced, codebook_update, rounded, copied, pickled]
 )
 def test_what_encoding_keeps_follows_the_codebooks(
-    search: int, counted: int, change: Callable[[ResidualVQ], ResidualVQ]
+    beam_size: int, counted: int, change: Callable[[ResidualVQ], ResidualVQ]
 ) -> None:
-    quantizer, latents = ResidualVQ(DIM, 4, 8, search=search), noise(2, DIM, 200, seed=1)
+    quantizer, latents = ResidualVQ(DIM, 4, 8, beam_size=beam_size), noise(2, DIM, 200, seed=1)
     for _ in range(counted):
         quantizer.load_state_dict(started().state_dict())
     names, before = list(quantizer.state_dict()), quantizer.encode(latents)
     with torch.inference_mode():
         assert torch.equal(quantizer.encode(latents), before)
     changed = change(quantizer)
-    fresh = ResidualVQ(DIM, 4, 8, search=search)
+    fresh = ResidualVQ(DIM, 4, 8, beam_size=beam_size)
     fresh.load_state_dict(changed.state_dict())
     codes = changed.encode(latents)
     assert torch.equal(codes, fresh.encode(latents))
@@ -291,12 +295,12 @@ def test_what_encoding_keeps_follows_the_codebooks(
 
 
 def test_what_encoding_keeps_follows_an_optimizer() -> None:
-    quantizer, latents = ResidualVQ(DIM, 3, 8, learning="gradient", search=2), noise(2, DIM, 50)
+    quantizer, latents = ResidualVQ(DIM, 3, 8, codebook_update="gradient", beam_size=2), noise(2, DIM, 50)
     before = quantizer.encode(latents)
     optimizer = torch.optim.AdamW(quantizer.parameters(), lr=0.5)
     quantizer(latents).codebook.backward()
     optimizer.step()
-    fresh = ResidualVQ(DIM, 3, 8, learning="gradient", search=2)
+    fresh = ResidualVQ(DIM, 3, 8, codebook_update="gradient", beam_size=2)
     fresh.load_state_dict(quantizer.state_dict())
     codes = quantizer.encode(latents)
     assert torch.equal(codes, fresh.encode(latents))
@@ -318,18 +322,18 @@ def test_a_quantizer_made_while_inferring_encodes() -> None:
 
 
 @lookups
-def test_training_sees_what_decoding_gives(lookup: Lookup) -> None:
-    quantizer, latents = started(lookup=lookup).eval(), noise(3, DIM, 20, seed=1)
+def test_training_sees_what_decoding_gives(distance: Lookup) -> None:
+    quantizer, latents = started(distance=distance).eval(), noise(3, DIM, 20, seed=1)
     quantized = quantizer(latents)
     assert torch.equal(quantized.codes, quantizer.encode(latents))
     torch.testing.assert_close(quantized.latents, quantizer.decode(quantized.codes))
 
 
 @lookups
-@pytest.mark.parametrize("books", [1, 3])
-def test_the_straight_through_gradient_is_the_identity_once(lookup: Lookup, books: int) -> None:
+@pytest.mark.parametrize("num_codebooks", [1, 3])
+def test_the_straight_through_gradient_is_the_identity_once(distance: Lookup, num_codebooks: int) -> None:
     latents, gradient = noise(2, DIM, 9).requires_grad_(), noise(2, DIM, 9, seed=1)
-    for quantizer in (ResidualVQ(DIM, books, 8, lookup=lookup), VectorQuantizer(DIM, 8, lookup=lookup)):
+    for quantizer in (ResidualVQ(DIM, num_codebooks, 8, distance=distance), VectorQuantizer(DIM, 8, distance=distance)):
         latents.grad = None
         quantizer(latents).latents.backward(gradient)
         assert latents.grad is not None
@@ -345,7 +349,7 @@ def test_the_commitment_gradient_reaches_every_stage() -> None:
     quantized = quantizer(latents)
     quantized.commitment.backward()
     with torch.no_grad():
-        left = [latents - quantizer.decode(quantized.codes[:, : books + 1]) for books in range(4)]
+        left = [latents - quantizer.decode(quantized.codes[:, : num_codebooks + 1]) for num_codebooks in range(4)]
     expected_loss = torch.stack([rest.square().mean() for rest in left]).sum()
     torch.testing.assert_close(quantized.commitment, expected_loss)
     assert latents.grad is not None
@@ -355,7 +359,7 @@ def test_the_commitment_gradient_reaches_every_stage() -> None:
 def test_the_codebook_loss_moves_every_stage_to_what_chose_it() -> None:
     """Closed form for one entry: 2 (count entry - sum of rows) / numbers; nothing flows back to the latents."""
     torch.manual_seed(0)
-    quantizer = ResidualVQ(DIM, 3, 5, learning="gradient")
+    quantizer = ResidualVQ(DIM, 3, 5, codebook_update="gradient")
     latents = noise(2, DIM, 20, seed=1).requires_grad_()
     quantized = quantizer(latents)
     torch.testing.assert_close(quantized.codebook, quantized.commitment)  # the same distance
@@ -365,8 +369,8 @@ def test_the_codebook_loss_moves_every_stage_to_what_chose_it() -> None:
     quantized.codebook.backward()
     assert latents.grad is None or not latents.grad.any()
     left = rows_of(latents.detach())
-    for book, stage in enumerate(quantizer.stages):
-        chosen = F.one_hot(quantized.codes[:, book].flatten(), 5).float()  # [rows, entries]
+    for codebook, stage in enumerate(quantizer.stages):
+        chosen = F.one_hot(quantized.codes[:, codebook].flatten(), 5).float()  # [rows, entries]
         expected = 2 * (chosen.sum(dim=0)[:, None] * stage.codebook - chosen.T @ left) / left.numel()
         assert stage.codebook.grad is not None
         torch.testing.assert_close(stage.codebook.grad, expected)
@@ -374,8 +378,8 @@ def test_the_codebook_loss_moves_every_stage_to_what_chose_it() -> None:
 
 
 @lookups
-def test_projections_of_every_stage_learn(lookup: Lookup) -> None:
-    quantizer, latents = started(lookup=lookup, project=2), noise(2, DIM, 20, seed=1)
+def test_projections_of_every_stage_learn(distance: Lookup) -> None:
+    quantizer, latents = started(distance=distance, codebook_dim=2), noise(2, DIM, 20, seed=1)
     for loss in ("commitment", "latents"):
         quantizer.zero_grad()
         getattr(quantizer(latents), loss).square().mean().backward()
@@ -386,21 +390,21 @@ def test_projections_of_every_stage_learn(lookup: Lookup) -> None:
 
 
 @lookups
-def test_moving_averages_are_the_textbooks(lookup: Lookup) -> None:
+def test_moving_averages_are_the_textbooks(distance: Lookup) -> None:
     """van den Oord et al. 2017, appendix A.1, with its two tables: counts and sums."""
     torch.manual_seed(0)
-    quantizer = VectorQuantizer(DIM, 6, lookup=lookup, decay=0.9, restart_below=0.0)
+    quantizer = VectorQuantizer(DIM, 6, distance=distance, decay=0.9, dead_code_threshold=0.0)
     counts, sums = np.ones(6), quantizer.codebook.double().numpy().copy()
     for step in range(20):
         latents = noise(2, DIM, 10, seed=step)
         rows = rows_of(latents).double().numpy()
-        if lookup == "cosine":
+        if distance == "cosine":
             rows = rows / np.linalg.norm(rows, axis=1, keepdims=True)
         codes = learned(quantizer, latents).flatten().numpy()
         for entry in range(6):
             counts[entry] = 0.9 * counts[entry] + 0.1 * (codes == entry).sum()
             sums[entry] = 0.9 * sums[entry] + 0.1 * rows[codes == entry].sum(axis=0)
-    np.testing.assert_allclose(quantizer.usage.numpy(), counts, rtol=1e-4)
+    np.testing.assert_allclose(quantizer.cluster_size.numpy(), counts, rtol=1e-4)
     np.testing.assert_allclose(quantizer.codebook.numpy(), sums / counts[:, None], rtol=1e-4, atol=1e-5)
 
 
@@ -430,14 +434,14 @@ def test_a_collapsed_codebook_recovers() -> None:
 def test_a_dead_code_starts_anew_with_its_statistics() -> None:
     quantizer = VectorQuantizer(DIM, 4, decay=0.9)
     quantizer.codebook.copy_(torch.tensor([0.0, 9.0, 20.0, 30.0])[:, None].expand(4, DIM))
-    quantizer.usage.copy_(torch.tensor([10.0, 10.0, 0.1, 0.1]))
+    quantizer.cluster_size.copy_(torch.tensor([10.0, 10.0, 0.1, 0.1]))
     latents = noise(1, DIM, 20) * 0.1
     learned(quantizer, latents)
     assert quantizer.codebook[1].tolist() == pytest.approx([9.0] * DIM)  # alive though unused this time
     for entry in (2, 3):
         assert (rows_of(latents) == quantizer.codebook[entry]).all(dim=1).any()
-        usage = [0.9 * 10 + 0.1 * 20, 0.9 * 10, 0.09, 0.09]
-        assert quantizer.usage[entry].item() == pytest.approx(sum(usage) / 4)
+        cluster_size = [0.9 * 10 + 0.1 * 20, 0.9 * 10, 0.09, 0.09]
+        assert quantizer.cluster_size[entry].item() == pytest.approx(sum(cluster_size) / 4)
     again = quantizer.codebook.clone()
     learned(quantizer, latents + 9)  # all choose entry 1; the restarted ones are given time
     torch.testing.assert_close(quantizer.codebook[2:], again[2:])
@@ -448,7 +452,7 @@ def test_entries_start_anew_as_different_rows_while_there_are_enough() -> None:
     assert len(set(distinct(40, 7).tolist())) == 7
     assert torch.bincount(distinct(3, 8), minlength=3).sort().values.tolist() == [2, 3, 3]
     quantizer = VectorQuantizer(DIM, 16)
-    quantizer.usage[:15] = 0.0
+    quantizer.cluster_size[:15] = 0.0
     quantizer.codebook[:15] = 50.0
     latents = noise(1, DIM, 15)
     learned(quantizer, latents)
@@ -458,13 +462,13 @@ def test_entries_start_anew_as_different_rows_while_there_are_enough() -> None:
 
 def test_parts_of_a_batch_teach_what_the_batch_does() -> None:
     whole, parted, latents = started(), started(), noise(4, DIM, 20, seed=1)
-    books = torch.tensor([4, 1, 2, 3])
+    num_codebooks = torch.tensor([4, 1, 2, 3])
     for quantizer in (whole, parted):
-        quantizer.stages[1].usage[2:5] = 0.0  # dead, so that rows are drawn
+        quantizer.stages[1].cluster_size[2:5] = 0.0  # dead, so that rows are drawn
     torch.manual_seed(5)
-    learned(whole, latents, books)
+    learned(whole, latents, num_codebooks)
     torch.manual_seed(5)
-    parted.learn([parted(latents[:3], books[:3]), parted(latents[3:], books[3:])])
+    parted.learn([parted(latents[:3], num_codebooks[:3]), parted(latents[3:], num_codebooks[3:])])
     for (name, ours), theirs in zip(whole.state_dict().items(), parted.state_dict().values(), strict=True):
         torch.testing.assert_close(ours, theirs, msg=name)
 
@@ -495,12 +499,12 @@ def test_the_start_is_lloyds_algorithm() -> None:
 
 
 @lookups
-def test_the_start_beats_random_entries(lookup: Lookup) -> None:
+def test_the_start_beats_random_entries(distance: Lookup) -> None:
     torch.manual_seed(0)
     latents = noise(4, DIM, 100)
-    if lookup == "cosine":
+    if distance == "cosine":
         latents = F.normalize(latents, dim=1)
-    quantizer = VectorQuantizer(DIM, 16, lookup=lookup)
+    quantizer = VectorQuantizer(DIM, 16, distance=distance)
     quantizer.codebook.copy_(rows_of(latents)[:16])
     random = squares(quantizer.decode(quantizer.encode(latents)), latents)
     quantizer.start(latents)
@@ -522,12 +526,12 @@ def test_the_start_leaves_no_entry_without_data() -> None:
     assert (quantizer.codebook > 5).all()
 
 
-# quantiser dropout
+# quantizer dropout
 
 
-@pytest.mark.parametrize("project", [None, 2])
-def test_an_item_with_fewer_books_decodes_its_codes(project: int | None) -> None:
-    quantizer, latents = started(project=project).eval(), noise(4, DIM, 20, seed=1)
+@pytest.mark.parametrize("codebook_dim", [None, 2])
+def test_an_item_with_fewer_codebooks_decodes_its_codes(codebook_dim: int | None) -> None:
+    quantizer, latents = started(codebook_dim=codebook_dim).eval(), noise(4, DIM, 20, seed=1)
     quantized = quantizer(latents, torch.tensor([1, 2, 3, 4]))
     for item in range(4):
         codes = quantized.codes[item : item + 1]
@@ -536,27 +540,27 @@ def test_an_item_with_fewer_books_decodes_its_codes(project: int | None) -> None
         torch.testing.assert_close(quantized.latents[item], quantizer.decode(codes[:, : item + 1])[0])
 
 
-def test_books_an_item_does_not_use_add_no_loss() -> None:
-    """Commitment in closed form: squares of what each used book leaves, over all numbers of the batch."""
+def test_codebooks_an_item_does_not_use_add_no_loss() -> None:
+    """Commitment in closed form: squares of what each used codebook leaves, over all numbers of the batch."""
     quantizer, latents = started().eval(), noise(4, DIM, 20, seed=1)
     quantized = quantizer(latents, torch.tensor([1, 2, 3, 4]))
     left = [
-        latents[item] - quantizer.decode(quantized.codes[item : item + 1, :books])[0]
+        latents[item] - quantizer.decode(quantized.codes[item : item + 1, :num_codebooks])[0]
         for item in range(4)
-        for books in range(1, item + 2)
+        for num_codebooks in range(1, item + 2)
     ]
     torch.testing.assert_close(quantized.commitment, torch.stack(left).square().sum() / latents.numel())
 
 
-def test_unused_books_learn_nothing_from_an_item() -> None:
+def test_unused_codebooks_learn_nothing_from_an_item() -> None:
     latents = noise(2, DIM, 20, seed=1)
     both, first = started(), started()
     learned(both, latents, torch.tensor([4, 2]))
     learned(first, latents[:1], torch.tensor([4]))
-    for book in (2, 3):  # used by the first item only
-        torch.testing.assert_close(both.stages[book].usage, first.stages[book].usage)
-        torch.testing.assert_close(both.stages[book].codebook, first.stages[book].codebook)
-    assert not torch.allclose(both.stages[1].usage, first.stages[1].usage)
+    for codebook in (2, 3):  # used by the first item only
+        torch.testing.assert_close(both.stages[codebook].cluster_size, first.stages[codebook].cluster_size)
+        torch.testing.assert_close(both.stages[codebook].codebook, first.stages[codebook].codebook)
+    assert not torch.allclose(both.stages[1].cluster_size, first.stages[1].cluster_size)
     before = {name: value.clone() for name, value in both.stages[3].state_dict().items()}
     learned(both, latents, torch.tensor([3, 1]))  # used by none
     assert all(torch.equal(before[name], value) for name, value in both.stages[3].state_dict().items())
@@ -564,9 +568,9 @@ def test_unused_books_learn_nothing_from_an_item() -> None:
 
 def test_training_draws_every_depth() -> None:
     recipe = Recipe(name="test")
-    drawn = torch.cat([dropped_books(12, step, recipe) for step in range(100)])
-    count = torch.bincount(drawn, minlength=recipe.model.books + 1)
-    expected = 1200 * recipe.train.quantizer_dropout / recipe.model.books
+    drawn = torch.cat([dropped_codebooks(12, step, recipe) for step in range(100)])
+    count = torch.bincount(drawn, minlength=recipe.model.num_codebooks + 1)
+    expected = 1200 * recipe.train.quantizer_dropout / recipe.model.num_codebooks
     assert count[0] == 0
     assert (count[1:-1] > 0.5 * expected).all()
     assert (count[1:-1] < 1.5 * expected).all()
@@ -580,8 +584,8 @@ def test_training_draws_every_depth() -> None:
     "quantizer",
     [
         started(),
-        started(lookup="cosine"),
-        started(project=2),
+        started(distance="cosine"),
+        started(codebook_dim=2),
         VectorQuantizer(DIM, 200),
         Mixture(DIM, 200),
         FSQ([9] * 4),
@@ -686,7 +690,7 @@ def test_the_likelihood_is_scipys(variance: Literal["shared", "each"]) -> None:
 
 @variances
 def test_without_variance_the_mixture_is_vector_quantisation(variance: Literal["shared", "each"]) -> None:
-    soft, hard = mixture(variance), VectorQuantizer(DIM, 6, learning="gradient")
+    soft, hard = mixture(variance), VectorQuantizer(DIM, 6, codebook_update="gradient")
     hard.load_state_dict({"codebook": soft.means.detach()})
     latents = noise(2, DIM, 30).requires_grad_()
     expected = hard(latents)
@@ -744,11 +748,11 @@ def test_the_mixture_fits_what_made_the_data(variance: Literal["shared", "each"]
     )
     torch.manual_seed(0)
     quantizer = Mixture(2, 2, variance=variance)
-    optimiser = torch.optim.Adam(quantizer.parameters(), lr=0.05)
+    optimizer = torch.optim.Adam(quantizer.parameters(), lr=0.05)
     for _ in range(250):
-        optimiser.zero_grad()
+        optimizer.zero_grad()
         quantizer(rows.T.unsqueeze(0)).codebook.backward()
-        optimiser.step()
+        optimizer.step()
     order = quantizer.means[:, 0].argsort(descending=True)
     assert quantizer.means[order].flatten().tolist() == pytest.approx([1, 1, -1, -1], abs=0.1)
     assert quantizer.logits.softmax(0)[order].tolist() == pytest.approx([0.75, 0.25], abs=0.02)

@@ -11,13 +11,13 @@ from tests.training.small import batch
 
 
 @pytest.fixture
-def judges() -> Discriminators:
+def discriminators() -> Discriminators:
     torch.manual_seed(0)
     return Discriminators((256, 128), 2)
 
 
-def test_one_score_map_per_window_and_five_inner_layers(judges: Discriminators) -> None:
-    judged = judges(batch(time=1280))
+def test_one_score_map_per_window_and_five_inner_layers(discriminators: Discriminators) -> None:
+    judged = discriminators(batch(time=1280))
     assert [tuple(score.shape[:3]) for score in judged.scores] == [(3, 1, 21), (3, 1, 41)]  # hops of a quarter window
     assert [len(features) for features in judged.features] == [5, 5]
     for features in judged.features:
@@ -26,41 +26,41 @@ def test_one_score_map_per_window_and_five_inner_layers(judges: Discriminators) 
         assert all(after == (before + 1) // 2 for before, after in pairwise(bins[:4]))
 
 
-def test_every_weight_learns(judges: Discriminators) -> None:
-    torch.stack([score.square().mean() for score in judges(batch()).scores]).sum().backward()  # type: ignore[no-untyped-call]
-    for name, weight in judges.named_parameters():
+def test_every_weight_learns(discriminators: Discriminators) -> None:
+    torch.stack([score.square().mean() for score in discriminators(batch()).scores]).sum().backward()  # type: ignore[no-untyped-call]
+    for name, weight in discriminators.named_parameters():
         assert weight.grad is not None, name
         assert weight.grad.abs().sum() > 0, name
 
 
-def test_silence_gives_finite_gradients(judges: Discriminators) -> None:
+def test_silence_gives_finite_gradients(discriminators: Discriminators) -> None:
     audio = torch.zeros(1, 1, 1200, requires_grad=True)
-    torch.stack([score.mean() for score in judges(audio).scores]).sum().backward()  # type: ignore[no-untyped-call]
+    torch.stack([score.mean() for score in discriminators(audio).scores]).sum().backward()  # type: ignore[no-untyped-call]
     assert audio.grad is not None
     assert audio.grad.isfinite().all()
 
 
-def test_scores_are_float32_and_spectra_exact_under_autocast(judges: Discriminators) -> None:
+def test_scores_are_float32_and_spectra_exact_under_autocast(discriminators: Discriminators) -> None:
     audio = batch()
-    exact = judges(audio)
+    exact = discriminators(audio)
     with torch.autocast("cpu", torch.bfloat16):
-        judged = judges(audio)
+        judged = discriminators(audio)
     assert {score.dtype for score in judged.scores} == {torch.float32}
     assert {layer.dtype for features in judged.features for layer in features} == {torch.bfloat16}
     for score, expected in zip(judged.scores, exact.scores, strict=True):
         assert torch.allclose(score, expected, atol=0.05)
 
 
-def test_they_learn_to_tell_two_kinds_apart(judges: Discriminators) -> None:
-    optimiser = torch.optim.AdamW(judges.parameters(), lr=5e-3)
+def test_they_learn_to_tell_two_kinds_apart(discriminators: Discriminators) -> None:
+    optimizer = torch.optim.AdamW(discriminators.parameters(), lr=5e-3)
     losses = []
     for step in range(25):
         audio = batch(step)
         fake = 0.2 * torch.randn(audio.shape, generator=torch.Generator().manual_seed(step))
-        loss = discriminator_loss(judges(audio).scores, judges(fake).scores)
-        optimiser.zero_grad()
+        loss = discriminator_loss(discriminators(audio).scores, discriminators(fake).scores)
+        optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
-        optimiser.step()
+        optimizer.step()
         losses.append(loss.item())
     assert losses[0] == pytest.approx(2, abs=0.3)
     assert losses[-1] < 1

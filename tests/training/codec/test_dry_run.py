@@ -40,7 +40,7 @@ def one_thread() -> None:
 @pytest.fixture(scope="module")
 def judged() -> Plan:
     """Of a training whose discriminators join at step 2 of 6."""
-    return plan(small_recipe(adversary={"start": 2}), device="cpu")
+    return plan(small_recipe(discriminator={"start": 2}), device="cpu")
 
 
 def lively(config: CausalConfig) -> CausalCodec:
@@ -78,7 +78,7 @@ def test_numbers_by_part_are_those_of_the_formulas(judged: Plan, tmp_path: Path)
     judge += convolution(4, 4, 9) + convolution(4, 1, 9)
     assert judged.numbers == {
         "encoder": 80 * 8 + 1 + networks(160 + 5, 16, 8),
-        "quantiser": 15 * 5 + 2 * (20 * 8 + 20),  # envelopes of four bands and a gain; 5 codes are modes and silence
+        "quantizer": 15 * 5 + 2 * (20 * 8 + 20),  # envelopes of four bands and a gain; 5 codes are modes and silence
         "decoder": 8 * 80 + 1 + networks(8 + 5, 16, 80) + fine,
         "discriminators": 2 * judge,
     }
@@ -132,7 +132,7 @@ def test_operations_are_those_of_the_matrix_products() -> None:
     nearest, curve = 15 * 5, 4 * 80  # of the envelopes; from four bands to bins, or back
     frame = {
         "encoder": 160 * 160 + 2 * curve + nearest + 80 * 8 + (160 + 5) * 16 + block(16) + 16 * 8,
-        "quantiser": nearest + curve + 2 * 20 * 8,
+        "quantizer": nearest + curve + 2 * 20 * 8,
         "decoder": (8 + 5) * 16
         + block(16)
         + 16 * 80
@@ -163,7 +163,7 @@ def test_phases(judged: Plan) -> None:
         (9, ["without discriminators"]),
         (0, ["with discriminators"]),
     ):
-        found = plan(small_recipe(adversary={"start": start}), device="cpu")
+        found = plan(small_recipe(discriminator={"start": start}), device="cpu")
         assert [(phase.name, phase.steps) for phase in found.phases] == [(names[0], 6)]
 
 
@@ -199,15 +199,15 @@ def test_processes_share_the_batch(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_what_stays_between_steps() -> None:
     """Weights and their average, and two moments of each weight; buffers are in both."""
-    recipe = small_recipe(adversary={"start": 0})
+    recipe = small_recipe(discriminator={"start": 0})
     players = assemble(recipe, CPU)
     step_costs(players, recipe, 0, 3, 3)
     weights = 4 * sum(p.numel() for p in players.model.parameters())
     buffers = 4 * sum(b.numel() for b in players.model.buffers())
-    judges = 4 * sum(p.numel() for p in players.judges.parameters())
+    discriminators = 4 * sum(p.numel() for p in players.discriminators.parameters())
     windows = 4 * (256 + 128)
-    steps = 4 * (len(list(players.model.parameters())) + len(list(players.judges.parameters())))
-    assert kept_bytes(players) == 4 * weights + 2 * buffers + 3 * judges + windows + steps
+    steps = 4 * (len(list(players.model.parameters())) + len(list(players.discriminators.parameters())))
+    assert kept_bytes(players) == 4 * weights + 2 * buffers + 3 * discriminators + windows + steps
 
 
 def test_peak_bytes() -> None:
@@ -269,7 +269,7 @@ def test_the_table(judged: Plan, tmp_path: Path) -> None:
         "8000 Hz mono, 100 frames a second of 80 samples",
         "160 samples (20.0 ms)",
         "encoder 4 frames (40 ms), decoder 5 frames (50 ms)",
-        "0.5 1 1.5 kbit/s with 1 to 3 books",
+        "0.5 1 1.5 kbit/s with 1 to 3 codebooks",
         "3 crops of 0.15 s",
         "from step 2 on",
         "cpu, 1 threads, float32, noise as audio, the whole batch",

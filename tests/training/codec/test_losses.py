@@ -13,16 +13,16 @@ from torch import Tensor
 from codec.evaluation import signal as metrics
 from codec.io.synth import RATE, synthesize
 from codec.training.codec.losses import (
+    EMA,
     SCALES,
-    Averages,
     SpectralLoss,
-    balanced,
     band_level_loss,
     discriminator_loss,
     feature_loss,
     generator_loss,
     hop_modulation_loss,
     hop_periodicity_loss,
+    loss_balancer_weights,
 )
 from tests.training.small import batch
 
@@ -368,14 +368,14 @@ def test_the_feature_loss_of_a_batch_is_the_mean_of_its_items() -> None:
 
 
 def test_averages_by_hand() -> None:
-    averages = Averages(0.9)
+    averages = EMA(0.9)
     assert "a" not in averages
     averages.add({"a": torch.tensor(2.0)})
     assert float(averages["a"]) == 2
     averages.add({"a": torch.tensor(4.0), "b": torch.tensor(7.0)})
     assert float(averages["a"]) == pytest.approx((0.9 * 2 + 4) / 1.9)
     assert float(averages["b"]) == 7
-    other = Averages(0.9)
+    other = EMA(0.9)
     other.load_state_dict(averages.state_dict())
     for each in (averages, other):
         each.add({"a": torch.tensor(1.0)})
@@ -383,8 +383,8 @@ def test_averages_by_hand() -> None:
 
 
 def test_balanced_weights_by_hand() -> None:
-    norms = Averages(0.5)
+    norms = EMA(0.5)
     norms.add({"mel": torch.tensor(4.0), "phase": torch.tensor(0.1)})
-    weights = balanced({"mel": 3.0, "phase": 1.0, "features": 4.0}, norms)
+    weights = loss_balancer_weights({"mel": 3.0, "phase": 1.0, "features": 4.0}, norms)
     # EnCodec, eq. 4: shares 3/8 and 1/8 over average norms; features has no norm yet
     assert {name: float(weight) for name, weight in weights.items()} == pytest.approx({"mel": 3 / 32, "phase": 1.25})

@@ -24,7 +24,7 @@ def test_recipes_of_the_project_are_whole() -> None:
 
 def test_a_name_is_all_a_recipe_needs() -> None:
     recipe = Recipe(name="plain")
-    assert (recipe.model.sample_rate, recipe.adversary.start) == (24000, None)
+    assert (recipe.model.sample_rate, recipe.discriminator.start) == (24000, None)
     assert Recipe.from_data(recipe.model_dump(mode="json")) == recipe
 
 
@@ -32,15 +32,15 @@ def test_overrides_reach_every_table(tmp_path: Path) -> None:
     (tmp_path / "plain.toml").write_text('name = "plain"')
     sets = [
         "losses.mel=2.0",
-        "adversary.windows=[512]",
+        "discriminator.windows=[512]",
         "train.precision=float32",
-        "model.books=4",
-        "adversary.start=3",
+        "model.num_codebooks=4",
+        "discriminator.start=3",
     ]
     recipe = load_toml(tmp_path / "plain.toml", Recipe, sets)
     assert recipe.losses == LossConfig(mel=2.0)
-    assert (recipe.adversary.windows, recipe.adversary.start) == ((512,), 3)
-    assert (recipe.train.precision, recipe.model.books) == ("float32", 4)
+    assert (recipe.discriminator.windows, recipe.discriminator.start) == ((512,), 3)
+    assert (recipe.train.precision, recipe.model.num_codebooks) == ("float32", 4)
 
 
 @pytest.mark.parametrize(
@@ -51,11 +51,11 @@ def test_overrides_reach_every_table(tmp_path: Path) -> None:
         ({"losses": {"mel": -1.0}}, "losses.mel = -1.0"),
         ({"losses": {"mel": 0.0, "noise": 0.0}}, "mel, phase and noise are all 0"),
         ({"losses": {"mell": 1.0}}, "did you mean mel?"),
-        ({"optimiser": {"warmup": 0}}, "optimiser.warmup = 0"),
-        ({"adversary": {"windows": []}}, "adversary.windows"),
+        ({"optimizer": {"warmup": 0}}, "optimizer.warmup = 0"),
+        ({"discriminator": {"windows": []}}, "discriminator.windows"),
         ({"train": {"precision": "float8"}}, "train.precision"),
         ({"train": {"precision": "float16", "sharding": "full"}}, 'set "bfloat16"'),
-        ({"adversary": {"every": 0}}, "adversary.every = 0"),
+        ({"discriminator": {"every": 0}}, "discriminator.every = 0"),
         ({"train": {"log_every": 0}}, "train.log_every = 0"),
         ({"data": {"crop": math.inf}}, "data.crop = Infinity: must be a finite number"),
         ({"data": {"crop": 1e308}}, "data.crop = 1e+308"),
@@ -64,11 +64,11 @@ def test_overrides_reach_every_table(tmp_path: Path) -> None:
         ({"data": {"gain_db": [0.0, 1e300]}}, "data.gain_db.1 = 1e+300"),
         ({"data": {"level_db": [math.nan, 1.0]}}, "data.level_db.0 = NaN"),
         ({"data": {"workers": 10**6}}, "data.workers = 1000000"),
-        ({"adversary": {"crop": math.inf}}, "adversary.crop = Infinity"),
-        ({"adversary": {"windows": [3]}}, "adversary.windows.0 = 3"),
-        ({"adversary": {"windows": [18]}}, "adversary.windows.0 = 18: must be a multiple of 4"),
-        ({"optimiser": {"rate": math.inf}}, "optimiser.rate = Infinity"),
-        ({"optimiser": {"betas": [2, 3]}}, "optimiser.betas.0 = 2: must be less than 1"),
+        ({"discriminator": {"crop": math.inf}}, "discriminator.crop = Infinity"),
+        ({"discriminator": {"windows": [3]}}, "discriminator.windows.0 = 3"),
+        ({"discriminator": {"windows": [18]}}, "discriminator.windows.0 = 18: must be a multiple of 4"),
+        ({"optimizer": {"rate": math.inf}}, "optimizer.rate = Infinity"),
+        ({"optimizer": {"betas": [2, 3]}}, "optimizer.betas.0 = 2: must be less than 1"),
         ({"train": {"seed": 2**64}}, "train.seed = 18446744073709551616"),
         ({"train": {"steps": 2**32}}, "train.steps = 4294967296"),
         ({"model": {"sample_rate": 0}}, "model.sample_rate = 0: must be greater than or equal to 1"),
@@ -76,13 +76,16 @@ def test_overrides_reach_every_table(tmp_path: Path) -> None:
         ({"model": {"hop": 0}}, "model.hop = 0"),
         ({"model": {"dim": 0}}, "model.dim = 0"),
         ({"model": {"dim": 81}}, "dim = 81 is more than hop = 80"),
-        ({"model": {"books": 0}}, "model.books = 0"),
+        ({"model": {"num_codebooks": 0}}, "model.num_codebooks = 0"),
         ({"model": {"codebook_size": 10**12}}, "model.codebook_size = 1000000000000"),
         ({"model": {"encoder_width": 0}}, "model.encoder_width = 0"),
         ({"model": {"kernel": 0}}, "model.kernel = 0"),
         ({"model": {"companding": 0.0}}, "model.companding = 0.0"),
         ({"data": {"crop": 0.128}}, "data.crop = 0.128 s is too short for windows of 2048 samples at 8000 Hz"),
-        ({"adversary": {"start": 0, "crop": 0.016}}, "adversary.crop = 0.016 s is too short for windows of 256"),
+        (
+            {"discriminator": {"start": 0, "crop": 0.016}},
+            "discriminator.crop = 0.016 s is too short for windows of 256",
+        ),
     ],
 )
 def test_what_cannot_train_is_refused(tables: dict[str, Any], says: str) -> None:
@@ -91,10 +94,10 @@ def test_what_cannot_train_is_refused(tables: dict[str, Any], says: str) -> None
     assert says in str(refused.value)
 
 
-@pytest.mark.parametrize("name", ["sample_rate", "hop", "books", "codebook_size"])
+@pytest.mark.parametrize("name", ["sample_rate", "hop", "num_codebooks", "codebook_size"])
 def test_models_are_what_a_codec_file_can_say(name: str) -> None:
     least, most = bitstream._BOUNDS[name]
-    sizes = {"family": "any", "sample_rate": 8000, "hop": 80, "books": 3, "codebook_size": 20}
+    sizes = {"family": "any", "sample_rate": 8000, "hop": 80, "num_codebooks": 3, "codebook_size": 20}
     for value in (least, most):
         CodecConfig.from_data(sizes | {name: value})
     for value in (least - 1, most + 1):
@@ -103,5 +106,5 @@ def test_models_are_what_a_codec_file_can_say(name: str) -> None:
 
 
 def test_crops_just_long_enough() -> None:
-    small_recipe(data={"crop": 0.1282}, adversary={"start": 0, "crop": 0.0162})
-    small_recipe(adversary={"crop": 0.001})  # no discriminators, so no matter
+    small_recipe(data={"crop": 0.1282}, discriminator={"start": 0, "crop": 0.0162})
+    small_recipe(discriminator={"crop": 0.001})  # no discriminators, so no matter

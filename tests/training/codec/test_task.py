@@ -29,13 +29,13 @@ from codec.nn.conv import ConvNeXtBlock
 from codec.nn.quantize.gain_shape import GainShapeVQ
 from codec.training.codec import task as codec_loop
 from codec.training.codec.crops import Batch, Crops, batches
-from codec.training.codec.losses import Averages, Spectral, SpectralLoss, balanced, discriminator_loss
+from codec.training.codec.losses import EMA, Spectral, SpectralLoss, discriminator_loss, loss_balancer_weights
 from codec.training.codec.recipe import LossConfig, Recipe
 from codec.training.codec.task import (
     Players,
     assemble,
     audio_gradient,
-    dropped_books,
+    dropped_codebooks,
     generations,
     idempotence,
     judged_part,
@@ -101,7 +101,7 @@ def rustle(items: int = 3, time: int = 1200) -> Tensor:
 
 def test_a_few_steps_lower_the_loss(spectral: SpectralLoss) -> None:
     recipe = small_recipe(
-        losses={"phase": 1.0}, optimiser={"rate": 5e-3}, train={"quantizer_dropout": 0.0, "steps": 30}
+        losses={"phase": 1.0}, optimizer={"rate": 5e-3}, train={"quantizer_dropout": 0.0, "steps": 30}
     )
     players = assemble(recipe, CPU)
     audio = batch(7)
@@ -118,9 +118,9 @@ def test_the_losses_go_by_name(spectral: SpectralLoss) -> None:
     alone |= {"gradient/model", "rate/model", "usage"}
     assert set(stepped(small_recipe(), spectral)[1]) == alone
     both = alone | {"discriminator", "adversarial", "features", "gradient/discriminators", "rate/discriminators"}
-    assert set(stepped(small_recipe(adversary={"start": 1}), spectral, steps=1)[1]) == alone
-    assert set(stepped(small_recipe(adversary={"start": 1}), spectral, steps=2)[1]) == both
-    balanced_too = stepped(small_recipe(adversary={"start": 1}, losses={"balance": True}), spectral, steps=2)
+    assert set(stepped(small_recipe(discriminator={"start": 1}), spectral, steps=1)[1]) == alone
+    assert set(stepped(small_recipe(discriminator={"start": 1}), spectral, steps=2)[1]) == both
+    balanced_too = stepped(small_recipe(discriminator={"start": 1}, losses={"balance": True}), spectral, steps=2)
     assert set(balanced_too[1]) == both
     assert set(balanced_too[0].averages.sums) == {
         "latents",
@@ -137,32 +137,34 @@ def test_discriminators_leave_the_generators_step_alone(spectral: SpectralLoss) 
     """With weight 0 for what they say, the model's steps are those it makes without them."""
     without, _ = stepped(small_recipe(), spectral, steps=2)
     silent = {"adversarial": 0.0, "features": 0.0}
-    beside, _ = stepped(small_recipe(losses=silent, adversary={"start": 0}), spectral, steps=2)
+    beside, _ = stepped(small_recipe(losses=silent, discriminator={"start": 0}), spectral, steps=2)
     assert same(without.model.state_dict(), beside.model.state_dict())
-    assert same(without.optimiser.state_dict(), beside.optimiser.state_dict())
-    assert not same(without.judges.state_dict(), beside.judges.state_dict())
+    assert same(without.optimizer.state_dict(), beside.optimizer.state_dict())
+    assert not same(without.discriminators.state_dict(), beside.discriminators.state_dict())
 
 
 def test_the_generators_losses_leave_the_discriminators_step_alone(spectral: SpectralLoss) -> None:
     silent, loud = (
-        stepped(small_recipe(losses={"adversarial": w, "features": w}, adversary={"start": 0}), spectral)[0]
+        stepped(small_recipe(losses={"adversarial": w, "features": w}, discriminator={"start": 0}), spectral)[0]
         for w in (0.0, 100.0)
     )
-    assert same(silent.judges.state_dict(), loud.judges.state_dict())
+    assert same(silent.discriminators.state_dict(), loud.discriminators.state_dict())
     assert not same(silent.model.state_dict(), loud.model.state_dict())
 
 
 def test_the_discriminators_gradient_is_that_of_their_own_loss(spectral: SpectralLoss) -> None:
-    recipe = small_recipe(adversary={"start": 0}, optimiser={"clip": 1e9}, train={"quantizer_dropout": 0.0})
+    recipe = small_recipe(discriminator={"start": 0}, optimizer={"clip": 1e9}, train={"quantizer_dropout": 0.0})
     players = assemble(recipe, CPU)
-    judges, audio = copy.deepcopy(players.judges), batch()
+    discriminators, audio = copy.deepcopy(players.discriminators), batch()
     decoded = players.model(audio).audio.detach()
     players = assemble(recipe, CPU)
     train_step(players, spectral, audio, 0, recipe)
     part = slice(*judged_part(audio.shape[-1], 0, recipe))
-    loss = discriminator_loss(judges(audio[..., part]).scores, judges(decoded[..., part]).scores)
+    loss = discriminator_loss(discriminators(audio[..., part]).scores, discriminators(decoded[..., part]).scores)
     loss.backward()  # type: ignore[no-untyped-call]
-    for (name, ours), theirs in zip(players.judges.named_parameters(), judges.parameters(), strict=True):
+    for (name, ours), theirs in zip(
+        players.discriminators.named_parameters(), discriminators.parameters(), strict=True
+    ):
         assert ours.grad is not None
         assert theirs.grad is not None
         assert torch.allclose(ours.grad, theirs.grad, atol=1e-7), name
@@ -174,10 +176,10 @@ def test_every_weight_counts_in_proportion(name: str, spectral: SpectralLoss) ->
     gradients = []
     for weight in (0.0, 1.0, 2.0):
         recipe = small_recipe(
-            model={"learning": "gradient"},
+            model={"codebook_update": "gradient"},
             losses={other: 1e-3 if other in ("mel", "noise") else 0.0 for other in LOSSES} | {name: weight},
-            adversary={"start": 0},
-            optimiser={"clip": 1e9, "warmup": 1},
+            discriminator={"start": 0},
+            optimizer={"clip": 1e9, "warmup": 1},
             train={"reencoded": 1.0, "seed": 1},
         )
         players = assemble(recipe, CPU)
@@ -202,12 +204,12 @@ def test_a_loss_switched_off_does_not_flow_back(spectral: SpectralLoss) -> None:
     players, losses = stepped(small_recipe(losses={"phase": 0.0}), Broken(8000))
     assert losses["phase"].isinf()
     assert all(weight.isfinite().all() for weight in players.model.parameters())
-    with pytest.raises(ConfigError, match=r"in step 0 phase became inf: lower optimiser\.rate = 0\.001 or"):
+    with pytest.raises(ConfigError, match=r"in step 0 phase became inf: lower optimizer\.rate = 0\.001 or"):
         stepped(small_recipe(losses={"phase": 1.0}), Broken(8000))
 
 
 def test_the_gradient_is_clipped(spectral: SpectralLoss) -> None:
-    players, losses = stepped(small_recipe(optimiser={"clip": 0.01}), spectral)
+    players, losses = stepped(small_recipe(optimizer={"clip": 0.01}), spectral)
     assert losses["gradient/model"] > 0.1  # as it was before
     norm = torch.stack([p.grad.norm() for p in players.model.parameters() if p.grad is not None]).norm()
     assert float(norm) == pytest.approx(0.01, rel=1e-3)
@@ -222,10 +224,10 @@ def test_balanced_losses_pull_by_their_shares(spectral: SpectralLoss) -> None:
         return dict(spectral(heard, batch())._asdict())
 
     own = {name: torch.autograd.grad(loss, heard)[0] for name, loss in ((n, losses()[n]) for n in ("mel", "phase"))}
-    norms = Averages(0.99)
+    norms = EMA(0.99)
     norms.add({name: gradient.norm() for name, gradient in own.items()})
     weights = {name: weight for name, weight in weights_at(0, recipe).items() if name in own}
-    asked, squares = audio_gradient(losses(), balanced(weights, norms), heard, 8.0, balance=True)
+    asked, squares = audio_gradient(losses(), loss_balancer_weights(weights, norms), heard, 8.0, balance=True)
     expected = 0.75 * own["mel"] / own["mel"].norm() + 0.25 * own["phase"] / own["phase"].norm()
     assert torch.allclose(asked, 8.0 * expected, atol=1e-6)
     for name, gradient in own.items():
@@ -246,8 +248,8 @@ def test_balance_makes_scales_of_losses_meaningless(spectral: SpectralLoss) -> N
 
 @pytest.mark.parametrize("balance", [False, True])
 def test_accumulating_over_parts_is_the_same_training(balance: bool, spectral: SpectralLoss) -> None:
-    tables: dict[str, Any] = {"adversary": {"start": 1, "rate": 1e-5}, "losses": {"balance": balance}}
-    tables["optimiser"] = {"rate": 1e-4, "warmup": 2}
+    tables: dict[str, Any] = {"discriminator": {"start": 1, "rate": 1e-5}, "losses": {"balance": balance}}
+    tables["optimizer"] = {"rate": 1e-4, "warmup": 2}
     (whole, losses), (parted, same_losses) = (
         stepped(small_recipe(**tables, train={"accumulate": parts, "reencoded": 0.5}), spectral, steps=3)
         for parts in (1, 3)
@@ -312,20 +314,20 @@ def test_compiled_networks_take_the_same_steps() -> None:
 
 
 def test_discriminators_train_on_every_kth_step(spectral: SpectralLoss) -> None:
-    recipe = small_recipe(adversary={"start": 1, "every": 2})
+    recipe = small_recipe(discriminator={"start": 1, "every": 2})
     players = assemble(recipe, CPU)
     trained = []
     for step in range(5):
-        before = copy.deepcopy(players.judges.state_dict())
+        before = copy.deepcopy(players.discriminators.state_dict())
         losses = train_step(players, spectral, batch(step), step, recipe)
-        trained.append(not same(before, players.judges.state_dict()))
+        trained.append(not same(before, players.discriminators.state_dict()))
         assert ("adversarial" in losses, "discriminator" in losses) == (step >= 1, trained[-1])
-        assert all(weight.grad is None for weight in players.judges.parameters()) != trained[-1]
+        assert all(weight.grad is None for weight in players.discriminators.parameters()) != trained[-1]
     assert trained == [False, True, False, True, False]
 
 
 def test_float16_leaves_out_steps_that_overflow(spectral: SpectralLoss) -> None:
-    recipe = small_recipe(train={"precision": "float16"}, adversary={"start": 0})
+    recipe = small_recipe(train={"precision": "float16"}, discriminator={"start": 0})
     players = assemble(recipe, CPU)
     players.model.fit(batch(1))
     fitted = copy.deepcopy(players)
@@ -338,26 +340,26 @@ def test_float16_leaves_out_steps_that_overflow(spectral: SpectralLoss) -> None:
     losses = train_step(players, spectral, batch(), 0, recipe)
     assert not same(before, players.model.state_dict())
     assert players.scaler.get_scale() == 2.0**9
-    exact = train_step(fitted, spectral, batch(), 0, small_recipe(adversary={"start": 0}))
+    exact = train_step(fitted, spectral, batch(), 0, small_recipe(discriminator={"start": 0}))
     for name in ("gradient/model", "gradient/discriminators"):  # unscaled
         assert float(losses[name]) == pytest.approx(float(exact[name]), rel=0.05)
 
 
 def test_what_is_not_finite_is_named(spectral: SpectralLoss) -> None:
-    recipe = small_recipe(adversary={"start": 0, "every": 1}, train={"precision": "float16"})
+    recipe = small_recipe(discriminator={"start": 0, "every": 1}, train={"precision": "float16"})
     players = assemble(recipe, CPU)
     with torch.no_grad():
-        next(players.judges.parameters()).fill_(math.nan)
+        next(players.discriminators.parameters()).fill_(math.nan)
     players.scaler = torch.amp.GradScaler("cpu", init_scale=0.5)  # no scale will help
     with pytest.raises(ConfigError) as told:
         train_step(players, spectral, batch(), 7, recipe)
     message = str(told.value)
     assert "in step 7 adversarial became nan and features became nan and discriminator became nan" in message
-    assert "lower adversary.rate = 0.0003" in message
+    assert "lower discriminator.rate = 0.0003" in message
 
 
 def test_the_average_follows_the_weights(spectral: SpectralLoss) -> None:
-    recipe = small_recipe(optimiser={"average": 0.25})
+    recipe = small_recipe(optimizer={"average": 0.25})
     players = assemble(recipe, CPU)
     expected = {name: weight.clone() for name, weight in players.average.named_parameters()}
     for step in range(3):
@@ -373,7 +375,7 @@ def test_the_average_follows_the_weights(spectral: SpectralLoss) -> None:
 
 
 def test_codebooks_stay_float32_and_learn_under_bfloat16(spectral: SpectralLoss) -> None:
-    recipe = small_recipe(train={"precision": "bfloat16"}, adversary={"start": 0})
+    recipe = small_recipe(train={"precision": "bfloat16"}, discriminator={"start": 0})
     players = assemble(recipe, CPU)
     players.model.fit(batch(1))
     before = copy.deepcopy(players.model.quantizer)
@@ -389,10 +391,10 @@ def test_codebooks_stay_float32_and_learn_under_bfloat16(spectral: SpectralLoss)
     assert isinstance(quantizer, GainShapeVQ)
     assert isinstance(before, GainShapeVQ)
     assert quantizer.envelopes.equal(before.envelopes)
-    for book, (stage, old) in enumerate(zip(quantizer.residual.stages, before.residual.stages, strict=True)):
-        assert not stage.codebook.equal(old.codebook), book
+    for codebook, (stage, old) in enumerate(zip(quantizer.residual.stages, before.residual.stages, strict=True)):
+        assert not stage.codebook.equal(old.codebook), codebook
         moved = stage.codebook - old.codebook
-        assert not moved.equal(moved.bfloat16().float()), book  # steps finer than bfloat16 has them
+        assert not moved.equal(moved.bfloat16().float()), codebook  # steps finer than bfloat16 has them
 
 
 def test_precision() -> None:
@@ -402,9 +404,9 @@ def test_precision() -> None:
 
 
 def test_an_autoencoder_without_codes_trains_and_validates(tmp_path: Path, recordings: Path) -> None:
-    recipe = small_recipe(model={"quantizer": "none", "books": 1, "envelope_bands": 0}, train={"steps": 1})
+    recipe = small_recipe(model={"quantizer": "none", "num_codebooks": 1, "envelope_bands": 0}, train={"steps": 1})
     train(recipe, data=recordings, out=tmp_path)
-    assert "valid/mel 1 books" in {name for _, name, _ in rows(tmp_path)}
+    assert "valid/mel 1 codebooks" in {name for _, name, _ in rows(tmp_path)}
 
 
 # generations
@@ -437,7 +439,7 @@ def test_reencoded_crops_are_what_coding_makes_of_them() -> None:
     for step in range(4):
         found, entries = reencoded(model, audio, step, recipe)
         assert audio.equal(original)
-        assert entries.shape == (6, 8, model.frame_math.frames(1200))
+        assert entries.shape == (6, 8, model.frame_spec.frames(1200))
         assert not found.requires_grad
         for row in range(6):
             times = generations(step, row, recipe)
@@ -479,9 +481,9 @@ def test_reencoding_depends_on_the_step_and_the_row_of_the_whole_batch(monkeypat
 @pytest.mark.parametrize(
     "model",
     [
-        {"quantizer": "none", "books": 1, "envelope_bands": 0},
-        {"quantizer": "mixture", "books": 1, "envelope_bands": 0},
-        {"quantizer": "scalar", "books": 1, "envelope_bands": 0, "dim": 2, "levels": [5, 4]},
+        {"quantizer": "none", "num_codebooks": 1, "envelope_bands": 0},
+        {"quantizer": "mixture", "num_codebooks": 1, "envelope_bands": 0},
+        {"quantizer": "scalar", "num_codebooks": 1, "envelope_bands": 0, "dim": 2, "levels": [5, 4]},
     ],
 )
 def test_where_latents_are_no_sums_of_entries_nothing_is_asked_of_them(
@@ -512,39 +514,41 @@ def test_idempotence_by_hand() -> None:
 
 
 def test_the_learning_rate_rises_and_falls() -> None:
-    recipe = small_recipe(optimiser={"warmup": 4, "final": 0.1}, train={"steps": 24})
-    shares = [schedule(step, 24, recipe.optimiser) for step in range(30)]
+    recipe = small_recipe(optimizer={"warmup": 4, "final": 0.1}, train={"steps": 24})
+    shares = [schedule(step, 24, recipe.optimizer) for step in range(30)]
     assert shares[:5] == [0.25, 0.5, 0.75, 1, 1]
     assert shares[14] == pytest.approx(0.55)  # half way
     assert shares[24:] == pytest.approx([0.1] * 6)
     assert all(later <= earlier for earlier, later in pairwise(shares[4:]))
 
 
-def test_the_rate_reaches_the_optimisers(spectral: SpectralLoss) -> None:
+def test_the_rate_reaches_the_optimizers(spectral: SpectralLoss) -> None:
     recipe = small_recipe(
-        optimiser={"warmup": 4, "rate": 1e-3}, adversary={"start": 1, "every": 1, "rate": 1e-2}, train={"steps": 8}
+        optimizer={"warmup": 4, "rate": 1e-3}, discriminator={"start": 1, "every": 1, "rate": 1e-2}, train={"steps": 8}
     )
     players, _ = stepped(recipe, spectral, steps=3)
-    assert players.optimiser.param_groups[0]["lr"] == pytest.approx(0.75e-3)
-    assert players.judges_optimiser.param_groups[0]["lr"] == pytest.approx(0.5e-2)  # its second of four steps up
+    assert players.optimizer.param_groups[0]["lr"] == pytest.approx(0.75e-3)
+    assert players.discriminators_optimizer.param_groups[0]["lr"] == pytest.approx(
+        0.5e-2
+    )  # its second of four steps up
 
 
-def test_quantiser_dropout_draws_every_depth() -> None:
-    recipe = small_recipe(model={"books": 5}, train={"quantizer_dropout": 0.5})
-    books = torch.cat([dropped_books(8, step, recipe) for step in range(200)])
-    counts = torch.bincount(books, minlength=6)
+def test_quantizer_dropout_draws_every_depth() -> None:
+    recipe = small_recipe(model={"num_codebooks": 5}, train={"quantizer_dropout": 0.5})
+    num_codebooks = torch.cat([dropped_codebooks(8, step, recipe) for step in range(200)])
+    counts = torch.bincount(num_codebooks, minlength=6)
     assert counts[0] == 0
     expected = 800 * np.log(np.arange(2, 7) / np.arange(1, 6)) / np.log(6)  # of the 800 dropped, log-uniform
     expected[-1] += 800
     assert np.abs(counts[1:].numpy() - expected).max() < 50
-    assert dropped_books(8, 3, recipe).equal(dropped_books(8, 3, recipe))
-    assert (dropped_books(64, 0, small_recipe(train={"quantizer_dropout": 0.0})) == 3).all()
-    every = dropped_books(600, 0, small_recipe(train={"quantizer_dropout": 1.0}))
+    assert dropped_codebooks(8, 3, recipe).equal(dropped_codebooks(8, 3, recipe))
+    assert (dropped_codebooks(64, 0, small_recipe(train={"quantizer_dropout": 0.0})) == 3).all()
+    every = dropped_codebooks(600, 0, small_recipe(train={"quantizer_dropout": 1.0}))
     assert (torch.bincount(every)[1:] > 90).all()
 
 
 def test_discriminators_see_a_part_that_moves() -> None:
-    recipe = small_recipe(adversary={"crop": 0.1})
+    recipe = small_recipe(discriminator={"crop": 0.1})
     parts = [judged_part(1200, step, recipe) for step in range(100)]
     assert {last - first for first, last in parts} == {800}
     assert min(first for first, _ in parts) < 40
@@ -554,7 +558,7 @@ def test_discriminators_see_a_part_that_moves() -> None:
 
 # a run
 
-ADVERSARIAL: dict[str, Any] = {"adversary": {"start": 2}}
+ADVERSARIAL: dict[str, Any] = {"discriminator": {"start": 2}}
 
 
 @pytest.fixture(scope="module")
@@ -578,8 +582,8 @@ def test_resuming_equals_never_having_stopped(finished: Path, stopped: Path, rec
     train(small_recipe(**ADVERSARIAL), data=recordings, out=stopped, resume=True)
     ours, theirs = load_state(stopped / "state.pt"), load_state(finished / "state.pt")
     assert ours["step"] == 6
-    assert {"model", "average", "optimiser", "judges", "judges_optimiser", "averages"} <= ours.keys()
-    assert {"quantizer.envelopes", "quantizer.residual.stages.0.codebook", "quantizer.residual.stages.0.usage"} <= ours[
+    assert {"model", "average", "optimizer", "judges", "judges_optimiser", "averages"} <= ours.keys()
+    assert {"quantizer.envelopes", "quantizer.residual.stages.0.codebook", "quantizer.residual.stages.0.cluster_size"} <= ours[
         "model"
     ].keys()
     for key in ours:
@@ -592,19 +596,19 @@ def test_resuming_equals_never_having_stopped(finished: Path, stopped: Path, rec
 
 def test_entries_that_start_anew_depend_on_the_step_alone(spectral: SpectralLoss) -> None:
     """Not on what was drawn before, be it by data loaders or in another process before a resume."""
-    books = []
+    num_codebooks = []
     for seed, step in ((1, 5), (2, 5), (1, 6)):
         players = assemble(small_recipe(), CPU)
         quantizer = players.model.quantizer
         assert isinstance(quantizer, GainShapeVQ)
         stage = quantizer.residual.stages[0]
-        stage.usage[:5] = 0.0  # dead: the step draws rows for them
+        stage.cluster_size[:5] = 0.0  # dead: the step draws rows for them
         torch.manual_seed(seed)
         train_step(players, spectral, batch(), step, small_recipe())
-        assert (stage.usage[:5] > 0).all()
-        books.append(stage.codebook[:5])
-    assert books[0].equal(books[1])
-    assert not books[0].equal(books[2])
+        assert (stage.cluster_size[:5] > 0).all()
+        num_codebooks.append(stage.codebook[:5])
+    assert num_codebooks[0].equal(num_codebooks[1])
+    assert not num_codebooks[0].equal(num_codebooks[2])
 
 
 def test_the_model_is_complete(finished: Path, recordings: Path) -> None:
@@ -626,22 +630,22 @@ def test_the_record_is_complete(finished: Path) -> None:
     found = events(finished)
     scalars = found.Tags()["scalars"]
     losses = ("mel", "phase", "commitment", "codebook", "adversarial", "features", "discriminator")
-    wanted = {f"loss/{name}" for name in losses} | {f"perplexity/{book}" for book in range(3)}
+    wanted = {f"loss/{name}" for name in losses} | {f"perplexity/{codebook}" for codebook in range(3)}
     wanted |= {"rate/model", "rate/discriminators"}
     wanted |= {"gradient/model", "gradient/discriminators"}
     wanted |= {
         f"speed/{name}" for name in ("steps per second", "audio seconds per second", "share waiting for data")
-    } | {f"valid/{name} {books} books" for name in ("mel", "phase") for books in (1, 3)}
+    } | {f"valid/{name} {num_codebooks} codebooks" for name in ("mel", "phase") for num_codebooks in (1, 3)}
     assert wanted <= set(scalars)
     assert [event.step for event in found.Scalars("loss/mel")] == [1, 2, 3, 4, 5, 6]
     assert [event.step for event in found.Scalars("loss/features")] == [3, 4, 5, 6]
     for kind, read in (("audio", found.Audio), ("images", found.Images)):
-        for name, steps in (("original", [0]), ("1 books", [3, 6]), ("3 books", [3, 6])):
+        for name, steps in (("original", [0]), ("1 codebooks", [3, 6]), ("3 codebooks", [3, 6])):
             tags = [tag for tag in found.Tags()[kind] if tag.startswith(f"{name}/")]
             assert len(tags) == 8, (kind, name)
             assert [event.step for event in read(tags[0])] == steps
     rates = [float(value) for _, name, value in rows(finished) if name == "rate/model"]
-    assert rates == pytest.approx([1e-3 * schedule(step, 6, small_recipe().optimiser) for step in range(6)], rel=1e-4)
+    assert rates == pytest.approx([1e-3 * schedule(step, 6, small_recipe().optimizer) for step in range(6)], rel=1e-4)
 
 
 def test_only_validations_leave_lines(recordings: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
@@ -674,11 +678,11 @@ def test_resuming_another_recipe_is_refused(finished: Path, recordings: Path) ->
         train(other, data=recordings, out=finished, resume=True)
     message = str(refused.value)
     assert "model.kernel (3 then, 5 now), losses.mel (1.0 then, 2.0 now);" in message
-    assert "optimiser" not in message
+    assert "optimizer" not in message
 
 
 def test_what_runs_away_goes_on_as_the_message_says(stopped: Path, recordings: Path) -> None:
-    calm = small_recipe(adversary={"start": 2, "rate": 1e-5}, optimiser={"rate": 1e-4})
+    calm = small_recipe(discriminator={"start": 2, "rate": 1e-5}, optimizer={"rate": 1e-4})
     train(calm, data=recordings, out=stopped, resume=True)
     rates = [float(value) for _, name, value in rows(stopped) if name == "rate/model"]
     assert rates[-1] <= 1e-4 < rates[0]
@@ -697,7 +701,7 @@ def test_a_codecs_run_is_no_language_models(stopped: Path, recordings: Path) -> 
         (["scaler"], "it lacks scaler; begin anew in another --out"),
         (["model", "encoder.pca"], "of an older program or another model (model: "),
         (["averages", "sums"], "of an older program or another model (averages: 'sums')"),
-        (["optimiser", "param_groups"], "of an older program or another model (optimiser: "),
+        (["optimizer", "param_groups"], "of an older program or another model (optimizer: "),
     ],
 )
 def test_resuming_from_a_state_that_lacks_something(
@@ -866,7 +870,7 @@ def test_other_errors_pass_as_they_are(stopped: Path, recordings: Path, monkeypa
 
 
 def test_validation_touches_nothing(tmp_path: Path, spectral: SpectralLoss) -> None:
-    players, _ = stepped(small_recipe(adversary={"start": 0}), spectral)
+    players, _ = stepped(small_recipe(discriminator={"start": 0}), spectral)
     before = copy.deepcopy(state_of(players, 1, small_recipe())), torch.get_rng_state()
     with Record(tmp_path) as record:
         validate(players.average, spectral, batch(), record, 1)
@@ -900,10 +904,10 @@ def test_other_audio_is_refused_without_the_index_too(recordings: Path, tmp_path
 
 def test_a_training_may_start_from_a_model(recordings: Path, tmp_path: Path) -> None:
     first = train(small_recipe(), data=recordings, out=tmp_path / "first")
-    ours = small_recipe(model={"search": 2}, train={"start_from": str(first), "steps": 1}, optimiser={"rate": 1e-9})
+    ours = small_recipe(model={"beam_size": 2}, train={"start_from": str(first), "steps": 1}, optimizer={"rate": 1e-9})
     again = load_model(train(ours, data=recordings, out=tmp_path / "again"))
     for name, weight in load_model(first).state_dict().items():
-        if not name.startswith("quantizer"):  # whose books move at their own rate
+        if not name.startswith("quantizer"):  # whose codebooks move at their own rate
             torch.testing.assert_close(again.state_dict()[name], weight, rtol=1e-4, atol=1e-5)
     assert load_state(tmp_path / "again" / "state.pt")["averages"]["sums"]["latents"] > 0
     other = small_recipe(model={"dim": 4}, train={"start_from": str(first)})

@@ -47,7 +47,7 @@ def lessons(store: TokenStore, codec: Codec) -> LMData:
 
 
 def found(codes: Tensor, store: TokenStore) -> Crop:
-    """Where codes [books, frames] stand in the store."""
+    """Where codes [codebooks, frames] stand in the store."""
     frames = codes.shape[1]
     places = []
     for clip in range(len(store)):
@@ -213,8 +213,8 @@ def test_validation_is_fixed_and_spread(store: TokenStore, lessons: LMData) -> N
 
 def test_unigram_entropy(store: TokenStore) -> None:
     rows = np.array([0, 3, 6])
-    for book, entropy in enumerate(unigram(store, rows, 2, 20).tolist()):
-        counts = collections.Counter(code for row in rows for code in store[int(row)].codes[book].tolist())
+    for codebook, entropy in enumerate(unigram(store, rows, 2, 20).tolist()):
+        counts = collections.Counter(code for row in rows for code in store[int(row)].codes[codebook].tolist())
         shares = [count / counts.total() for count in counts.values()]
         assert entropy == pytest.approx(-sum(share * math.log2(share) for share in shares), rel=1e-5)
 
@@ -239,31 +239,33 @@ def test_soft_targets_and_stochastic_codes(soft: float | None, stochastic: float
     assert (targets is None) == (soft is None)
     for row in range(2):
         for frame in range(7):
-            left = sum(vectors[book, codes[row, book, frame]] for book in range(3))
-            for book in range(2):
-                pairs = [(a - b).square().sum() for a in vectors[book] for b in vectors[book]]
+            left = sum(vectors[codebook, codes[row, codebook, frame]] for codebook in range(3))
+            for codebook in range(2):
+                pairs = [(a - b).square().sum() for a in vectors[codebook] for b in vectors[codebook]]
                 unit = sum(pairs) / 30  # of 36 pairs, 6 are of an entry and itself
-                distances = torch.stack([(left - entry).square().sum() for entry in vectors[book]])
+                distances = torch.stack([(left - entry).square().sum() for entry in vectors[codebook]])
                 if soft is not None:
                     assert targets is not None
                     likely = torch.exp(-distances / (soft * unit))
-                    torch.testing.assert_close(targets[row, book, frame], likely / likely.sum(), rtol=1e-4, atol=1e-5)
-                code = int(codes[row, book, frame])
+                    torch.testing.assert_close(
+                        targets[row, codebook, frame], likely / likely.sum(), rtol=1e-4, atol=1e-5
+                    )
+                code = int(codes[row, codebook, frame])
                 if stochastic is not None:
                     likely = torch.exp(-distances / (stochastic * unit))
                     below, code = 0.0, -1
                     for number, share in enumerate((likely / likely.sum()).tolist()):
                         below += share
-                        if float(draws[row, book, frame]) < below:
+                        if float(draws[row, codebook, frame]) < below:
                             code = number
                             break
-                assert int(taken[row, book, frame]) == code
-                left = left - vectors[book, code]
+                assert int(taken[row, codebook, frame]) == code
+                left = left - vectors[codebook, code]
     if stochastic is not None:
         assert not taken.equal(codes[:, :2])
 
 
-def test_codes_of_the_first_book_without_a_vector_stay_with_their_frames() -> None:
+def test_codes_of_the_first_codebook_without_a_vector_stay_with_their_frames() -> None:
     """Modes and silence of `gain_shape`: they are never drawn, and the rest is as if they were not there."""
     rng = torch.Generator().manual_seed(0)
     vectors = torch.randn(3, 6, 4, generator=rng)
@@ -274,14 +276,14 @@ def test_codes_of_the_first_book_without_a_vector_stay_with_their_frames() -> No
     taken, targets = soften(codes, vectors, 3, soft=0.5, stochastic=0.5, draws=draws)
     assert targets is not None
     mode = codes[:, 0] >= 4
-    for book in range(3):
-        assert taken[:, book][mode].equal(codes[:, book][mode])
-        assert targets[:, book][mode].equal(F.one_hot(codes[:, book][mode], 6).float())
-        assert not taken[:, book][~mode].equal(codes[:, book][~mode])
+    for codebook in range(3):
+        assert taken[:, codebook][mode].equal(codes[:, codebook][mode])
+        assert targets[:, codebook][mode].equal(F.one_hot(codes[:, codebook][mode], 6).float())
+        assert not taken[:, codebook][~mode].equal(codes[:, codebook][~mode])
     assert (taken[:, 0][~mode] < 4).all()
     assert (targets[:, 0][~mode][:, 4:] == 0).all()
     with_room = [vectors[0, :4], *vectors[1:]]
-    left = torch.stack([vectors[book][codes[:, book]] for book in range(3)]).sum(dim=0)
+    left = torch.stack([vectors[codebook][codes[:, codebook]] for codebook in range(3)]).sum(dim=0)
     distances = (left[:, :, None] - with_room[0]).square().sum(dim=-1)
     unit = torch.pdist(with_room[0]).square().mean()
     expected = (-distances / (0.5 * unit)).softmax(dim=-1)

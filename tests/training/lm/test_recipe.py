@@ -16,7 +16,7 @@ LEAST: dict[str, Any] = {"kind": "lm", "name": "night", "model": {"family": "tra
 def test_a_name_and_a_family_suffice() -> None:
     recipe = LMRecipe.from_data(LEAST)
     assert recipe.model == TransformerConfig()
-    assert (recipe.optimiser.betas, recipe.optimiser.decay, recipe.optimiser.clip) == ((0.9, 0.95), 0.1, 1.0)
+    assert (recipe.optimizer.betas, recipe.optimizer.decay, recipe.optimizer.clip) == ((0.9, 0.95), 0.1, 1.0)
     assert recipe.losses.condition_dropout == 0.1
     assert not recipe.text
     assert LMRecipe.from_data(LEAST | {"model": {"family": "transformer", "text": True}}).text
@@ -29,7 +29,7 @@ def test_the_family_says_what_a_model_has() -> None:
 
 
 def test_a_recipe_survives_being_stored() -> None:
-    recipe = small_lm_recipe(model={"pattern": {"delays": [0, 1, 1]}}, losses={"book_weights": [2.0, 1.0, 0.0]})
+    recipe = small_lm_recipe(model={"pattern": {"delays": [0, 1, 1]}}, losses={"codebook_weights": [2.0, 1.0, 0.0]})
     assert LMRecipe.from_data(recipe.model_dump(mode="json")) == recipe
 
 
@@ -43,9 +43,9 @@ def test_a_recipe_survives_being_stored() -> None:
         ({"model": {"family": "pixelcnn", "witdh": 2}}, "unknown key model.witdh; did you mean width"),
         ({"model": {"family": "transformer", "layer": 2}}, "unknown key model.layer; did you mean layers"),
         ({"data": {"frames": 1}}, "data.frames = 1: must be greater than or equal to 2"),
-        ({"data": {"classes": ["colour"]}}, "must be 'label' or 'speaker'"),
+        ({"data": {"classes": ["color"]}}, "must be 'label' or 'speaker'"),
         ({"losses": {"soft": 0.0}}, "losses.soft = 0.0: must be greater than 0"),
-        ({"losses": {"book_weights": [0.0, 0.0]}}, "book_weights are all 0: raise one"),
+        ({"losses": {"codebook_weights": [0.0, 0.0]}}, "codebook_weights are all 0: raise one"),
         ({"train": {"quantizer_dropout": 0.5}}, "unknown key train.quantizer_dropout"),
     ],
 )

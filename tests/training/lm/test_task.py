@@ -23,7 +23,7 @@ from codec.checkpoint import load_state, save_model
 from codec.data.token_store import TokenStore
 from codec.errors import ConfigError, InputNotFound, UnknownModel, UsageError, WeightsMismatch
 from codec.lm import build
-from codec.lm.base import Conditions, Prior
+from codec.lm.base import CodecLM, Conditioning
 from codec.models.base import Codec
 from codec.training.lm import task as lm_loop
 from codec.training.lm.crops import Batch, LMData, soften
@@ -100,26 +100,26 @@ def stepped(
 # a step
 
 
-def slowly(model: Prior, codes: Tensor, targets: Tensor, conditions: Conditions, soft: Tensor | None) -> Tensor:
-    """Nats of each book [books], cell by cell, each from columns that stop where it is decided."""
+def slowly(model: CodecLM, codes: Tensor, targets: Tensor, conditions: Conditioning, soft: Tensor | None) -> Tensor:
+    """Nats of each codebook [codebooks], cell by cell, each from columns that stop where it is decided."""
     totals = torch.zeros(targets.shape[1])
-    holes = torch.full((1, targets.shape[1], targets.shape[2]), model.hole)
+    holes = torch.full((1, targets.shape[1], targets.shape[2]), model.special_token)
     for row in range(len(codes)):
         known = holes.clone()
-        known[0, :, : codes.shape[2]] = torch.where(codes[row] < 0, model.hole, codes[row])
-        columns = model.pattern.lay_out(known, model.hole)
+        known[0, :, : codes.shape[2]] = torch.where(codes[row] < 0, model.special_token, codes[row])
+        columns = model.pattern.lay_out(known, model.special_token)
         cells = model.pattern.cells(0, columns.shape[2])
-        logits = model(columns, Conditions(*(part[row : row + 1] for part in conditions)))[0]
-        for book, frame in (targets[row] >= 0).nonzero().tolist():
-            (step,) = (cells[book] == frame).nonzero()[:, 0].tolist()
-            likely = torch.exp(logits[book, step].double())
+        logits = model(columns, Conditioning(*(part[row : row + 1] for part in conditions)))[0]
+        for codebook, frame in (targets[row] >= 0).nonzero().tolist():
+            (step,) = (cells[codebook] == frame).nonzero()[:, 0].tolist()
+            likely = torch.exp(logits[codebook, step].double())
             likely /= likely.sum()
-            target = int(targets[row, book, frame])
+            target = int(targets[row, codebook, frame])
             if soft is None or target == SIZE:
-                totals[book] -= math.log(likely[target])
+                totals[codebook] -= math.log(likely[target])
             else:
                 for code in range(SIZE):
-                    totals[book] -= float(soft[row, book, frame, code]) * math.log(likely[code])
+                    totals[codebook] -= float(soft[row, codebook, frame, code]) * math.log(likely[code])
     return totals
 
 
@@ -141,22 +141,22 @@ def test_the_loss_is_that_of_every_cell_that_counts(name: str, softly: bool) -> 
 
 
 def test_a_step_tells_bits_per_code(store: TokenStore, codec: Codec) -> None:
-    recipe = small_lm_recipe(losses={"book_weights": [3.0, 1.0, 0.0], "condition_dropout": 0.0})
+    recipe = small_lm_recipe(losses={"codebook_weights": [3.0, 1.0, 0.0], "condition_dropout": 0.0})
     learner, lessons, _ = assemble(recipe, store, codec, CPU)
     batch = lessons.batch(0, 0, 4)
     expected = validate(learner.model, [batch])
     numbers = train_step(learner, batch, 0, recipe)
-    assert [float(numbers[f"bits/{book}"]) for book in range(3)] == pytest.approx(expected, rel=1e-4)
+    assert [float(numbers[f"bits/{codebook}"]) for codebook in range(3)] == pytest.approx(expected, rel=1e-4)
     mean = (3 * expected[0] + expected[1]) / 4 * math.log(2)
     assert float(numbers["cross-entropy"]) == pytest.approx(mean, rel=1e-4)
     assert float(numbers["codes"]) == int((batch.targets >= 0).sum())
     assert float(numbers["rate/model"]) == pytest.approx(0.5e-2)
 
 
-def test_books_count_by_their_weights(store: TokenStore, codec: Codec) -> None:
-    """A book of weight 0 has no gradient; the others' does not depend on the weights' sum."""
+def test_codebooks_count_by_their_weights(store: TokenStore, codec: Codec) -> None:
+    """A codebook of weight 0 has no gradient; the others' does not depend on the weights' sum."""
     learners = [
-        stepped(store, codec, losses={"book_weights": weights}, optimiser={"clip": 1e9})[0].model
+        stepped(store, codec, losses={"codebook_weights": weights}, optimizer={"clip": 1e9})[0].model
         for weights in ([1.0, 0.0, 2.0], [2.0, 0.0, 4.0])
     ]
     one, other = ([weight.grad for weight in model.parameters()] for model in learners)
@@ -166,14 +166,14 @@ def test_books_count_by_their_weights(store: TokenStore, codec: Codec) -> None:
         torch.testing.assert_close(ours, theirs)
     heads = dict(learners[0].named_parameters())["heads.weight"].grad
     assert heads is not None
-    by_book = heads.view(3, 21, -1).abs().amax(dim=(1, 2))
-    assert by_book[1] == 0
-    assert (by_book[::2] > 0).all()
+    by_codebook = heads.view(3, 21, -1).abs().amax(dim=(1, 2))
+    assert by_codebook[1] == 0
+    assert (by_codebook[::2] > 0).all()
 
 
 def test_accumulating_over_parts_is_the_same_training(store: TokenStore, codec: Codec) -> None:
     """Though parts have different numbers of codes."""
-    calm = {"optimiser": {"rate": 1e-4, "warmup": 2}}
+    calm = {"optimizer": {"rate": 1e-4, "warmup": 2}}
     (whole, numbers), (parted, same_numbers) = (
         stepped(store, codec, steps=3, train={"accumulate": parts}, losses=LIVELY["losses"], **calm) for parts in (1, 4)
     )
@@ -183,9 +183,9 @@ def test_accumulating_over_parts_is_the_same_training(store: TokenStore, codec: 
         torch.testing.assert_close(numbers[name], same_numbers[name], rtol=1e-3, atol=1e-5, msg=name)
 
 
-def test_soft_targets_know_of_all_stored_books(store: TokenStore, codec: Codec) -> None:
-    """Also of those that are not learnt."""
-    recipe = small_lm_recipe(**LIVELY, data={"books": 2})
+def test_soft_targets_know_of_all_stored_codebooks(store: TokenStore, codec: Codec) -> None:
+    """Also of those that are not learned."""
+    recipe = small_lm_recipe(**LIVELY, data={"num_codebooks": 2})
     learner, lessons, _ = assemble(recipe, store, codec, CPU)
     batch = lessons.batch(0, 0, 4)
     codes, targets, likely = asked(batch, learner.vectors, recipe)
@@ -206,9 +206,9 @@ def test_soft_targets_know_of_all_stored_books(store: TokenStore, codec: Codec) 
 
 
 def test_only_matrices_decay(store: TokenStore, codec: Codec) -> None:
-    learner, _ = stepped(store, codec, optimiser={"decay": 0.25})
+    learner, _ = stepped(store, codec, optimizer={"decay": 0.25})
     decays = {
-        id(weight): group["weight_decay"] for group in learner.optimiser.param_groups for weight in group["params"]
+        id(weight): group["weight_decay"] for group in learner.optimizer.param_groups for weight in group["params"]
     }
     assert len(decays) == len(list(learner.model.parameters()))
     for name, weight in learner.model.named_parameters():
@@ -216,14 +216,14 @@ def test_only_matrices_decay(store: TokenStore, codec: Codec) -> None:
 
 
 def test_the_codecs_vectors_are_what_codes_look_like(store: TokenStore, codec: Codec) -> None:
-    learner, _ = stepped(store, codec, steps=2, data={"books": 2})
+    learner, _ = stepped(store, codec, steps=2, data={"num_codebooks": 2})
     entries = codec.quantizer.vectors()
     assert entries is not None
     ours = learner.model.vectors.entries
     assert entries.shape[2] == learner.model.source.dim == 8 + 5  # the residual beside four bands and the gain
-    length = entries[0].square().sum(dim=-1).mean().sqrt()  # of the first book
+    length = entries[0].square().sum(dim=-1).mean().sqrt()  # of the first codebook
     torch.testing.assert_close(ours, entries[:2] / length * 13**0.5)
-    assert learner.model.source.books == 2
+    assert learner.model.source.num_codebooks == 2
     assert learner.model.source.level_db is None
     assert learner.model.source.weights_hash == codec.weights_hash
 
@@ -236,7 +236,7 @@ def test_the_model_knows_the_level_of_its_recordings(tmp_path: Path) -> None:
 
 
 def test_dropout_depends_on_the_step_alone(store: TokenStore, codec: Codec) -> None:
-    recipe = small_lm_recipe(model={"dropout": 0.5}, optimiser={"rate": 1e-12, "warmup": 1})
+    recipe = small_lm_recipe(model={"dropout": 0.5}, optimizer={"rate": 1e-12, "warmup": 1})
     learner, lessons, _ = assemble(recipe, store, codec, CPU)
     batch = lessons.batch(0, 0, 4)
     one, other, again = (float(train_step(learner, batch, step, recipe)["cross-entropy"]) for step in (1, 2, 1))
@@ -248,7 +248,7 @@ def test_what_is_not_finite_is_named(store: TokenStore, codec: Codec) -> None:
     learner, lessons, _ = assemble(recipe, store, codec, CPU)
     with torch.no_grad():
         dict(learner.model.named_parameters())["heads.weight"][21:42] = math.nan
-    with pytest.raises(ConfigError, match=r"^in step 7 bits/1 became nan: lower optimiser\.rate = 0\.01 or set"):
+    with pytest.raises(ConfigError, match=r"^in step 7 bits/1 became nan: lower optimizer\.rate = 0\.01 or set"):
         train_step(learner, lessons.batch(0, 0, 4), 7, recipe)
 
 
@@ -280,11 +280,11 @@ def test_a_batch_is_learnt_by_heart(model: dict[str, Any], folder: Path) -> None
 
 def test_codecs_without_vectors(store: TokenStore, codec: Codec, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(type(codec.quantizer), "vectors", lambda _: None)
-    with pytest.raises(ConfigError, match=r'no vectors of their own: set model\.vectors = "learnt"$'):
+    with pytest.raises(ConfigError, match=r'no vectors of their own: set model\.vectors = "learned"$'):
         assemble(small_lm_recipe(), store, codec, CPU)
     with pytest.raises(ConfigError, match=r"no vectors of their own: leave out losses\.soft"):
-        assemble(small_lm_recipe(**LIVELY | {"model": {"vectors": "learnt"}}), store, codec, CPU)
-    learner, _ = stepped(store, codec, model={"vectors": "learnt"})
+        assemble(small_lm_recipe(**LIVELY | {"model": {"vectors": "learned"}}), store, codec, CPU)
+    learner, _ = stepped(store, codec, model={"vectors": "learned"})
     assert learner.model.vectors.entries.requires_grad
     assert learner.model.source.dim == 8 + 5 + 1 + 80  # all that codes decode to
 
@@ -292,9 +292,9 @@ def test_codecs_without_vectors(store: TokenStore, codec: Codec, monkeypatch: py
 @pytest.mark.parametrize(
     ("tables", "says"),
     [
-        ({"data": {"books": 4}}, r"data\.books = 4: .* has 3"),
-        ({"losses": {"book_weights": [1.0]}}, r"losses\.book_weights are 1, for 3 books"),
-        ({"model": {"pattern": {"delays": [0, 1]}}}, r"delays = \[0, 1\] is for 2 books, not 3"),
+        ({"data": {"num_codebooks": 4}}, r"data\.codebooks = 4: .* has 3"),
+        ({"losses": {"codebook_weights": [1.0]}}, r"losses\.codebook_weights are 1, for 3 codebooks"),
+        ({"model": {"pattern": {"delays": [0, 1]}}}, r"delays = \[0, 1\] is for 2 codebooks, not 3"),
     ],
 )
 def test_recipes_that_ask_for_what_is_not_there(
@@ -404,22 +404,28 @@ def test_the_model_is_the_average_and_complete(finished: Path, folder: Path) -> 
 def test_the_record_is_complete(finished: Path, store: TokenStore) -> None:
     found = events(finished)
     curves = {name: [event.step for event in found.Scalars(name)] for name in found.Tags()["scalars"]}
-    each = [f"{kind}/{book}" for kind in ("bits", "perplexity") for book in range(3)]
+    each = [f"{kind}/{codebook}" for kind in ("bits", "perplexity") for codebook in range(3)]
     rates = ["bits/mean", "bits/per second", "bits/share of the raw rate"]
-    trained = [*each, *rates, "bits/guessing", *(f"bits/{book} unigram" for book in range(3)), "loss/cross-entropy"]
+    trained = [
+        *each,
+        *rates,
+        "bits/guessing",
+        *(f"bits/{codebook} unigram" for codebook in range(3)),
+        "loss/cross-entropy",
+    ]
     trained += ["gradient/model", "rate/model", "speed/codes per second", "speed/steps per second"]
     assert {name: curves[name] for name in trained} == {name: [1, 2, 3, 4, 5, 6] for name in trained}
     validated = [f"valid/{name}" for name in (*each, *rates)]
     assert {name: curves[name] for name in validated} == {name: [3, 6] for name in validated}
     numbers = {(int(step), name): float(value) for step, name, value in rows(finished)}
-    bits = [numbers[6, f"bits/{book}"] for book in range(3)]
+    bits = [numbers[6, f"bits/{codebook}"] for codebook in range(3)]
     assert numbers[6, "perplexity/1"] == pytest.approx(2 ** bits[1], rel=1e-4)
     assert numbers[6, "bits/per second"] == pytest.approx(100 * sum(bits), rel=1e-4)  # frames of 10 ms
     assert numbers[6, "bits/share of the raw rate"] == pytest.approx(sum(bits) / 3 / math.log2(20), rel=1e-4)
     assert numbers[6, "bits/guessing"] == pytest.approx(math.log2(20), rel=1e-4)
     shares = [numbers[step + 1, "rate/model"] for step in range(6)]
-    optimiser = small_lm_recipe().optimiser
-    assert shares == pytest.approx([1e-2 * schedule(step, 6, optimiser) for step in range(6)], rel=1e-4)
+    optimizer = small_lm_recipe().optimizer
+    assert shares == pytest.approx([1e-2 * schedule(step, 6, optimizer) for step in range(6)], rel=1e-4)
     assert numbers[6, "valid/bits/mean"] < numbers[3, "valid/bits/mean"]
 
 
@@ -427,8 +433,8 @@ def test_what_is_validated_is_the_average(finished: Path, store: TokenStore, cod
     learner, _, valid = assemble(small_lm_recipe(**LIVELY), store, codec, CPU)
     learner.average.load_state_dict(load_state(finished / "state.pt")["average"])
     numbers = {(int(step), name): float(value) for step, name, value in rows(finished)}
-    for book, bits in enumerate(validate(learner.average, valid.validation())):
-        assert numbers[6, f"valid/bits/{book}"] == pytest.approx(bits, rel=1e-5)
+    for codebook, bits in enumerate(validate(learner.average, valid.validation())):
+        assert numbers[6, f"valid/bits/{codebook}"] == pytest.approx(bits, rel=1e-5)
 
 
 def test_it_says_what_to_expect(folder: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
@@ -458,7 +464,7 @@ def test_validation_and_samples_touch_nothing(
     asked: list[Any] = []
 
     def generate_clips(
-        lm: Prior, codec: Codec, seeds: Any, conditions: Conditions, *, most_seconds: float
+        lm: CodecLM, codec: Codec, seeds: Any, conditions: Conditioning, *, most_seconds: float
     ) -> list[Tensor]:
         torch.manual_seed(1)
         np.random.seed(1)  # noqa: NPY002 (whatever it may draw by)
@@ -470,7 +476,7 @@ def test_validation_and_samples_touch_nothing(
     monkeypatch.setitem(sys.modules, "codec.generation", module)
     run(folder, tmp_path, train={"samples": 3, "validate_every": 1})
     ours, theirs = load_state(tmp_path / "state.pt"), load_state(finished / "state.pt")
-    for name in ("model", "average", "optimiser"):
+    for name in ("model", "average", "optimizer"):
         assert same(ours[name], theirs[name]), name
     assert asked == [(False, [0, 1, 2], [[0, 0], [1, 1], [0, 2]])] * 6
     tags = events(tmp_path).Tags()
