@@ -90,7 +90,7 @@ def generate(
     rate = decoder.config.sample_rate
     source = prompt if infill is None else infill
     heard = None if source is None else torch.from_numpy(read_audio(source, rate=rate, mono=True)[0])[None]
-    repetition = {"repetition_share": repetition_threshold, "repetition_window": repetition_window}
+    repetition = {"repetition_threshold": repetition_threshold, "repetition_window": repetition_window}
     sampling = _sampling(model, repetition, temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p)
     told = {"label": label, "speaker": speaker, "text": text}
     for number, target in targets.items():

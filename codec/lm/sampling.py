@@ -80,7 +80,7 @@ class Sampler:
         if not 1 <= self.window <= LONGEST_WINDOW:
             raise UsageError(f"repetition_window = {self.window} is not within 1 to {LONGEST_WINDOW} codes: change it")
         if self._share is not None and not 0 <= self._share <= 1:
-            raise UsageError(f"repetition_share = {self._share:g} is not within 0 to 1: change it, or leave it out")
+            raise UsageError(f"repetition_threshold = {self._share:g} is not within 0 to 1: change it, or leave it out")
 
     @property
     def looks_back(self) -> bool:

@@ -424,7 +424,7 @@ def test_gaps_of_several_codebooks(name: str) -> None:
         ({"temperature": (1.0,)}, "temperature has 1 values"),
         ({"repetition_window": 0}, "repetition_window = 0"),
         ({"repetition_window": 10**12}, "repetition_window = 1000000000000 is not within 1 to 65536"),
-        ({"repetition_share": 2.0}, "repetition_share = 2"),
+        ({"repetition_threshold": 2.0}, "repetition_threshold = 2"),
     ],
 )
 def test_settings_that_cannot_be(wrong: dict[str, Any], says: str) -> None:
