@@ -4,7 +4,7 @@
     python tools/plot_rates.py evaluation.json --out music.svg --domain music --measures visqol_audio mel_dac
     python tools/plot_rates.py new.json old.json --out both.svg       models beside each other
 
-The JSON is that of `codec evaluate --books all --visqol --baseline opus:6,opus:8,opus:12 --json evaluation.json`.
+The JSON is that of `codec evaluate --codebooks all --visqol --baseline opus:6,opus:8,opus:12 --json evaluation.json`.
 """
 
 from __future__ import annotations

@@ -49,7 +49,9 @@ def encode(
         float | None,
         typer.Option(metavar="KBPS", help="At most so many kbit/s per channel.", show_default="the model's full rate"),
     ] = None,
-    num_codebooks: Annotated[int | None, typer.Option(min=1, help="So many codebooks, instead of --bitrate.")] = None,
+    num_codebooks: Annotated[
+        int | None, typer.Option("--codebooks", min=1, help="Number of codebooks, instead of --bitrate.")
+    ] = None,
     device: DeviceOption = "auto",
     jobs: JobsOption = 1,
     engine: EngineOption = "local",

@@ -54,7 +54,11 @@ def evaluate(
     model: ModelOption = pretrained.DEFAULT,
     num_codebooks: Annotated[
         str | None,
-        typer.Option(help='Numbers of codebooks to score: "1,2,4", or "all".', show_default="those of the model"),
+        typer.Option(
+            "--codebooks",
+            help='Numbers of codebooks to evaluate: "1,2,4", or "all".',
+            show_default="the number that the model uses",
+        ),
     ] = None,
     speech: Annotated[
         bool | None,
@@ -123,4 +127,4 @@ def _codebook_numbers(text: str | None, most: int) -> list[int] | None:
     try:
         return [int(number) for number in text.split(",")]
     except ValueError as error:
-        raise UsageError(f'--books {text}: write numbers as 1,2,4, or "all"') from error
+        raise UsageError(f'--codebooks {text}: write numbers as 1,2,4, or "all"') from error

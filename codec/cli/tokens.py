@@ -24,7 +24,9 @@ def tokenize(
     source: Annotated[Path, typer.Argument(metavar="DIR", help="A folder of recordings, or a manifest of them.")],
     out: Annotated[Path, typer.Option(help="Folder of the token store; what is there already is kept.")],
     model: ModelOption = pretrained.DEFAULT,
-    num_codebooks: Annotated[int | None, typer.Option(min=1, help="So many codebooks.", show_default="all")] = None,
+    num_codebooks: Annotated[
+        int | None, typer.Option("--codebooks", min=1, help="Number of codebooks.", show_default="all")
+    ] = None,
     level: Annotated[
         float | None,
         typer.Option(

@@ -27,7 +27,7 @@ def test_there_and_back(cli: Cli, recording: Path) -> None:
 
 
 def test_the_command_line_writes_what_the_library_writes(cli: Cli, recording: Path) -> None:
-    cli("encode", recording, "--books", 2)
+    cli("encode", recording, "--codebooks", 2)
     compress(recording, "direct.codec", model="general-24k", num_codebooks=2)
     assert Path("in.codec").read_bytes() == Path("direct.codec").read_bytes()
 
@@ -53,7 +53,7 @@ def test_a_model_file(cli: Cli, recording: Path) -> None:
 
 @pytest.mark.parametrize(
     ("option", "value", "num_codebooks"),
-    [("--books", 1, 1), ("--bitrate", 1.2, 2), ("--bitrate", 99, 3), ("--books", 3, 3)],
+    [("--codebooks", 1, 1), ("--bitrate", 1.2, 2), ("--bitrate", 99, 3), ("--codebooks", 3, 3)],
 )
 def test_the_rate_is_chosen(cli: Cli, recording: Path, option: str, value: float, num_codebooks: int) -> None:
     assert cli("encode", recording, option, value).code == 0
@@ -65,9 +65,9 @@ def test_the_rate_is_chosen(cli: Cli, recording: Path, option: str, value: float
 @pytest.mark.parametrize(
     ("options", "code", "says"),
     [
-        (["--books", 4], 2, "4"),
+        (["--codebooks", 4], 2, "4"),
         (["--bitrate", 0.1], 2, "0.5 kbit/s"),
-        (["--books", 1, "--bitrate", 1], 2, "one of"),
+        (["--codebooks", 1, "--bitrate", 1], 2, "one of"),
         (["--model", "general-24"], 6, "did you mean general-24k?"),
     ],
 )

@@ -172,7 +172,7 @@ def test_a_gap(cli: Cli, lm: CodecLM, recording: Path) -> None:
         (["-o", "", "--count", "2"], 2, "is no file: name one"),
         (["--temperature", "1e-50"], 2, "is not within 0.001 to 1000"),
         (["--guidance", "1e39"], 2, "is not within -1000 to 1000"),
-        (["--repetition-share", "2"], 2, "repetition_threshold = 2"),
+        (["--repetition-threshold", "2"], 2, "repetition_threshold = 2"),
         (["-o", "a.txt"], 2, ".txt"),
         (["-o", "none/a.wav"], 8, "none/a.wav"),
         (["--infill", "in.wav"], 2, "belong together"),

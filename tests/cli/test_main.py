@@ -13,22 +13,22 @@ from codec.cli import main
 from tests.cli.conftest import Cli
 
 OPTIONS = {
-    "encode": "source output --model -m --bitrate --books --device --jobs -j --engine --force -f",
+    "encode": "source output --model -m --bitrate --codebooks --device --jobs -j --engine --force -f",
     "decode": "source output --model -m --rate --device --jobs -j --force -f",
     "info": "file --json",
     "sample": "output --force -f",
     "models": "--json",
     "evaluate": (
-        "--data --model -m --books --speech --visqol --dnsmos --bands --baseline --rows --json --device --jobs -j"
+        "--data --model -m --codebooks --speech --visqol --dnsmos --bands --baseline --rows --json --device --jobs -j"
     ),
     "prepare": "name folder --accept-license --no-download --parts",
     "recipes": "name",
-    "tokenize": "source --out --model -m --books --level --device --jobs -j --engine --force -f",
+    "tokenize": "source --out --model -m --codebooks --level --device --jobs -j --engine --force -f",
     "train": "recipe --data --out --set --resume --steps --device --dry-run --codec --overfit-batch",
     "evaluate-lm": "lm --data --samples --seed --guidance --temperature --classifier --codec --out --device",
     "generate": (
         "lm --output -o --label --speaker --text --seconds --seed --count --prompt --infill --gap --guidance "
-        "--temperature --top-k --top-p --min-p --repetition-share --repetition-window "
+        "--temperature --top-k --top-p --min-p --repetition-threshold --repetition-window "
         "--codec --int8 --device --force -f --raw"
     ),
 }
@@ -54,7 +54,9 @@ def test_help_names_every_command(cli: Cli) -> None:
     assert all(name in result.out.decode() for name in OPTIONS)
 
 
-@pytest.mark.parametrize("arguments", [["encode"], ["fly"], ["encode", "a", "--books", "x"], ["decode", "a", "--fast"]])
+@pytest.mark.parametrize(
+    "arguments", [["encode"], ["fly"], ["encode", "a", "--codebooks", "x"], ["decode", "a", "--fast"]]
+)
 def test_wrong_calls_end_with_status_2(cli: Cli, arguments: list[str]) -> None:
     result = cli(*arguments)
     assert (result.code, result.out) == (2, b"")

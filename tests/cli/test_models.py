@@ -52,7 +52,7 @@ def folder(cli: Cli) -> Path:
 
 
 def test_evaluate_prints_and_writes(cli: Cli, folder: Path) -> None:
-    result = cli("evaluate", "--data", folder, "--books", "1,3", "--json", "out.json")
+    result = cli("evaluate", "--data", folder, "--codebooks", "1,3", "--json", "out.json")
     assert result.code == 0, result.err
     rows = json.loads(Path("out.json").read_text())["rows"]
     assert {row["num_codebooks"] for row in rows} == {1, 3}
@@ -67,7 +67,7 @@ def test_evaluate_takes_speech_measures_if_asked(cli: Cli, folder: Path, option:
 
 
 def test_evaluate_takes_all_codebooks(cli: Cli, folder: Path) -> None:
-    assert cli("evaluate", "--data", folder, "--books", "all", "--json", "out.json").code == 0
+    assert cli("evaluate", "--data", folder, "--codebooks", "all", "--json", "out.json").code == 0
     assert {row["num_codebooks"] for row in json.loads(Path("out.json").read_text())["rows"]} == {1, 2, 3}
 
 
@@ -94,7 +94,7 @@ def librispeech(cli: Cli) -> Path:
 
 def test_evaluate_takes_the_folders_of_librispeech(cli: Cli, librispeech: Path) -> None:
     """The command of docs/evaluate.md."""
-    arguments = "--model general-24k --speech --books 1,3 --visqol --dnsmos --bands --rows all --json out.json"
+    arguments = "--model general-24k --speech --codebooks 1,3 --visqol --dnsmos --bands --rows all --json out.json"
     result = cli("evaluate", "--data", librispeech, *arguments.split())
     assert result.code == 0, result.err
     evaluation = json.loads(Path("out.json").read_text())
@@ -141,7 +141,7 @@ def test_evaluate_says_what_is_missing_in_one_line(
     ("arguments", "code"),
     [
         (["--data", "none"], 3),
-        (["--data", "set", "--books", "x"], 2),
+        (["--data", "set", "--codebooks", "x"], 2),
         (["--data", "set", "--baseline", "opus"], 2),
         (["--data", "set", "--dnsmos"], 2),
     ],

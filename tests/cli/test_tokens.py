@@ -19,13 +19,13 @@ def corpus(recording: Path) -> Path:
 
 
 def test_a_folder_becomes_a_store(cli: Cli, corpus: Path) -> None:
-    result = cli("tokenize", corpus, "--out", "store", "--books", 2)
+    result = cli("tokenize", corpus, "--out", "store", "--codebooks", 2)
     assert (result.code, result.out) == (0, b"")
     assert result.err.startswith("3 clips done (2.1 s of audio), 0 were there already, 0 failed; 1 shards, ")
     assert result.err.endswith(" s of audio a second\n")
     store = TokenStore("store")
     assert [(clip.row.set, clip.codes.shape) for clip in store] == [("a", (2, 71)), ("a", (2, 71)), ("b", (2, 71))]
-    again = cli("tokenize", corpus, "--out", "store", "--books", 2)
+    again = cli("tokenize", corpus, "--out", "store", "--codebooks", 2)
     assert again.err.startswith("0 clips done (0.0 s of audio), 3 were there already, 0 failed; ")
     refused = cli("tokenize", corpus, "--out", "store")
     assert (refused.code, refused.err.count("\n")) == (8, 1)

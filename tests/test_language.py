@@ -1,0 +1,164 @@
+"""The words of the tree are those of the field (docs/glossary.md), in US spelling."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+SUFFIXES = {".py", ".md", ".toml", ".sh", ".yml", ".html", ".js", ".css", ".cff"}
+HISTORY = {"docs/lab-notes.md", "CHANGELOG.md"}  # which keep the words of their time
+THIS = "tests/test_language.py"
+
+# Words that a reader of EnCodec, DAC, Moshi or nanochat would have to translate, each with what to write instead.
+# They match in prose and in identifiers, because an underscore does not count as a letter here.
+WORDS = {
+    r"told|untold|(?<!\.)(?<!def )tell(s|ing)?": "conditional, unconditional, says, what it is",
+    "heard|hear(s|ing)?": "decoded, embedded, prompt_audio",
+    "anew": "again",
+    "so many|so few": "N",
+    "who(m)?ever": "anyone who",
+    "for ever": "forever, without end",
+    "learnt|spelt|burnt": "trained on; the US form",
+    "learner(s)?|lesson(s)?|taught|by heart": "TrainState, train_data, overfit_one_batch",
+    "a training(?! (run|step|loop|state|set|split|crop|batch|process|recipe|example|clip|file))": "a training run",
+    "processor(s)?": "CPU",
+    "as it comes": "streamed",
+    "go(es|ing)? on|went on": "resume, continue",
+    "book(s)?": "codebook, num_codebooks",
+    "hole(s)?": "special_token",
+    "judge(s|d|ment|ments)?|judging|judgement(s)?": "discriminator; score, evaluate, assess",
+    "adversary|adversaries": "discriminator",
+    "player(s)?": "TrainState",
+    "frame_math|book_count|code_vectors|codevectors": "frame_spec, num_codebooks, CodeEmbedding",
+    "lapped": "MDCT",
+    "optimise(r|d)?|optimisation": "optimizer",
+    "(?<!there )(is|are|was|were|be|being) no(?! (longer|more|less|fewer|worse|better|later|earlier|other))": "is not",
+    "neighbour|colour|behaviour|licence|favour|honour|centre|grey": "the US form",
+}
+PATTERN = re.compile(rf"(?<![a-z])(?:{'|'.join(WORDS)})(?![a-z])", re.IGNORECASE)
+
+# Lines that keep such a word: file, a part of the line, reason.
+KEPT: list[tuple[str, str, str]] = []
+
+# Rooms whose words have not been reread yet.
+NOT_YET = {
+    "codec",
+    "codec/cli",
+    "codec/data",
+    "codec/datasets",
+    "codec/evaluation",
+    "codec/io",
+    "codec/lm",
+    "codec/models",
+    "codec/nn",
+    "codec/training",
+    "docs",
+    "recipes",
+    "tests",
+    "tests/cli",
+    "tests/data",
+    "tests/datasets",
+    "tests/evaluation",
+    "tests/io",
+    "tests/lm",
+    "tests/models",
+    "tests/nn",
+    "tests/recipes",
+    "tests/training",
+    "tools",
+}
+
+
+def room(name: str) -> str:
+    """The folder of a file, at most two levels deep; all recipes are one room."""
+    folders = name.split("/")[:-1]
+    return "/".join(folders[:1] if folders[:1] == ["recipes"] else folders[:2]) or "."
+
+
+def texts() -> dict[str, str]:
+    """Every text file of the tree that is not history, by its path."""
+    paths = [ROOT / "README.md", ROOT / "CONTRIBUTING.md"]
+    for folder in ("codec", "docs", "recipes", "tests", "tools"):
+        paths += [path for path in sorted((ROOT / folder).rglob("*")) if path.suffix in SUFFIXES]
+    names = [path.relative_to(ROOT).as_posix() for path in paths]
+    return {name: (ROOT / name).read_text("utf-8") for name in names if name not in HISTORY and name != THIS}
+
+
+TEXTS = texts()
+ROOMS = sorted({room(name) for name in TEXTS})
+
+
+def findings() -> list[tuple[str, int, str, str]]:
+    """File, line number, word and line of every unwanted word."""
+    return [
+        (name, number, match[0], line.strip())
+        for name, text in TEXTS.items()
+        for number, line in enumerate(text.splitlines(), 1)
+        for match in PATTERN.finditer(line)
+    ]
+
+
+FOUND = findings()
+
+
+def is_kept(name: str, line: str) -> bool:
+    return any(name == file and part in line for file, part, _ in KEPT)
+
+
+def test_every_text_is_read() -> None:
+    assert len(TEXTS) >= 200
+    assert set(ROOMS) >= NOT_YET
+
+
+@pytest.mark.parametrize("name", ROOMS)
+def test_words_are_those_of_the_field(name: str) -> None:
+    wrong = [
+        f"{file}:{number}: {word!r} in: {line[:120]}"
+        for file, number, word, line in FOUND
+        if room(file) == name and not is_kept(file, line)
+    ]
+    if name in NOT_YET and wrong:
+        pytest.skip(f"not reread yet: {len(wrong)} words")
+    assert wrong == []
+
+
+def test_each_kept_line_is_needed() -> None:
+    lines = [(name, line) for name, _, _, line in FOUND]
+    unused = [kept for kept in KEPT if not any(name == kept[0] and kept[1] in line for name, line in lines)]
+    assert unused == []
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "what it is told",
+        "heard_audio",
+        "so many codes",
+        "is no number",
+        "a training of",
+        "num_books = 3",
+        "as it Comes",
+    ],
+)
+def test_unwanted_words_are_found(text: str) -> None:
+    assert PATTERN.search(text)
+
+
+@pytest.mark.parametrize(
+    "text", ["there is no GPU", "is not a number", "a training run", "codebooks", "the whole file", "is no longer"]
+)
+def test_usual_words_are_not_found(text: str) -> None:
+    assert not PATTERN.search(text)
+
+
+def test_spelling() -> None:
+    """Typing errors and British forms, by codespell's dictionaries; exceptions are in pyproject.toml."""
+    pytest.importorskip("codespell_lib")
+    names = [name for name in TEXTS if room(name) not in NOT_YET]
+    result = subprocess.run(
+        [sys.executable, "-m", "codespell_lib", *names], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert (result.stdout, result.returncode) == ("", 0), result.stderr
