@@ -26,6 +26,32 @@ from pydantic_core import ErrorDetails
 
 from codec.errors import ConfigError, InputNotFound
 
+RENAMED = {
+    "adversary": "discriminator",
+    "data.batch_size": "data.batch_size",
+    "data.init_seconds": "data.init_seconds",
+    "data.num_workers": "data.num_workers",
+    "discriminator.update_every": "discriminator.update_every",
+    "discriminator.lr": "discriminator.lr",
+    "losses.stoi_like": "losses.stoi_like",
+    "losses.feature_matching": "losses.feature_matching",
+    "losses.pesq_like": "losses.pesq_like",
+    "losses.noise_to_mask": "losses.noise_to_mask",
+    "losses.complex_stft": "losses.complex_stft",
+    "model.books": "model.num_codebooks",
+    "model.learning": "model.codebook_update",
+    "model.lookup": "model.distance",
+    "model.project": "model.codebook_dim",
+    "model.search": "model.beam_size",
+    "optimiser": "optimizer",
+    "optimizer.average": "optimizer.ema_decay",
+    "optimizer.grad_clip": "optimizer.grad_clip",
+    "optimizer.weight_decay": "optimizer.weight_decay",
+    "optimizer.lr_min_ratio": "optimizer.lr_min_ratio",
+    "optimizer.lr": "optimizer.lr",
+}
+"""Recipe keys of release 0.1.0 and their names today; an old key is an error that names the new one."""
+
 
 class Config(BaseModel):
     """Base of every configuration: immutable, strict about types, finite numbers alone, no unknown keys."""
@@ -119,10 +145,13 @@ def _explain(cls: type[Config], data: Any, problem: ErrorDetails) -> str:
             classes = {one for one in classes if part in _tags(one)} or classes
     match problem["type"]:
         case "extra_forbidden":
+            key = ".".join([*path, str(name)])
+            if key in RENAMED:
+                return f"{key} is now {RENAMED[key]}"
             names = sorted({field for one in classes for field in one.model_fields})
             close = difflib.get_close_matches(str(name), names, n=1)
             hint = f"did you mean {close[0]}?" if close else f"known here: {', '.join(names)}"
-            return f"unknown key {'.'.join([*path, str(name)])}; {hint}"
+            return f"unknown key {key}; {hint}"
         case "missing":
             return f"{'.'.join([*path, str(name)])} is missing"
         case _:

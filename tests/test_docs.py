@@ -203,7 +203,7 @@ def keys(annotation: Any, prefix: str = "") -> set[str]:
 
 def test_recipe_keys_exist() -> None:
     known = keys(Recipe) | keys(LMRecipe)
-    assert {"train.steps", "model.pattern.kind", "data.batch"} <= known
+    assert {"train.steps", "model.pattern.kind", "data.batch_size"} <= known
     pages = [page for name, page in zip(NAMES, PAGES, strict=True) if name not in HISTORY]
     found = [(page, key) for page in pages for key in re.findall(r"--set '?([a-z][\w.]*)=", page.read_text("utf-8"))]
     tables = "|".join(sorted(Recipe.model_fields))

@@ -181,6 +181,7 @@ def test_launches_over_many_processes_divide_their_batch() -> None:
     assert len(launches) == 2
     for launch in launches:
         numbers = {
-            name: int(number) for name, number in re.findall(r"(nnodes|nproc-per-node|data\.batch)[ =](\d+)", launch)
+            name: int(number)
+            for name, number in re.findall(r"(nnodes|nproc-per-node|data\.batch_size)[ =](\d+)", launch)
         }
-        assert numbers["data.batch"] % (numbers.get("nnodes", 1) * numbers["nproc-per-node"]) == 0, launch
+        assert numbers["data.batch_size"] % (numbers.get("nnodes", 1) * numbers["nproc-per-node"]) == 0, launch

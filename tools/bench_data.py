@@ -34,7 +34,7 @@ def main() -> None:
     arguments = parser.parse_args()
 
     torch.set_num_threads(1)
-    data = {"crop": arguments.crop, "batch": arguments.batch, "held_out": 0.1}
+    data = {"crop": arguments.crop, "batch_size": arguments.batch, "held_out": 0.1}
     recipe = Recipe.from_data({"name": "bench", "data": data})
     print(f"crops of {arguments.crop} s at {recipe.model.sample_rate} Hz, × real time")
     print(f"{'corpus':<24}{'hours':>8}{'index s':>9}{'ms/crop':>9}{'in process':>12}{'of CPU':>9}{'worker':>9}")
@@ -66,13 +66,13 @@ def report(name: str, recipe: Recipe, folder: Path, out: Path, steps: int) -> No
     began = perf_counter()
     crops, _ = material(recipe, folder, out, report=lambda line: None)
     index = perf_counter() - began
-    seconds = steps * recipe.data.batch * recipe.data.crop
+    seconds = steps * recipe.data.batch_size * recipe.data.crop
     crops.batch(steps)  # warm: soxr's and libsndfile's first calls
     wall, cpu = perf_counter(), process_time()
     for step in range(steps):
         crops.batch(step)
     wall, cpu = perf_counter() - wall, process_time() - cpu
-    each = 1000 * cpu / (steps * recipe.data.batch)
+    each = 1000 * cpu / (steps * recipe.data.batch_size)
     speeds = f"{seconds / wall:>12.0f}{seconds / cpu:>9.0f}{seconds / from_worker(crops, steps):>9.0f}"
     print(f"{name:<24}{crops.index.seconds / 3600:>8.2f}{index:>9.2f}{each:>9.2f}{speeds}")
 

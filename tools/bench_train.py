@@ -3,7 +3,7 @@
     python tools/bench_train.py                      steps/s, audio-seconds/s and the share of time waiting for data
     python tools/bench_train.py --processes 2        two processes of one thread each against one
     python tools/bench_train.py --against dac        beside descript-audio-codec's training step, on a GPU
-    python tools/bench_train.py --set data.batch=4 --steps 5 --rounds 3 --json numbers.json
+    python tools/bench_train.py --set data.batch_size=4 --steps 5 --rounds 3 --json numbers.json
 
 Every number comes from the real loop, on FLAC files made on the spot, in fresh processes. All variants take turns and
 medians are shown, so that other load on the machine meets them alike; "cpu s" is the processor time of a step in all
@@ -100,7 +100,7 @@ def main() -> None:
 def ourselves(recipe: Recipe, arguments: argparse.Namespace) -> dict[str, Any]:
     """Print the table of our own variants; its numbers."""
     kinds = {"generator": False, "with discriminators": True}
-    batch, many = recipe.data.batch, arguments.processes
+    batch, many = recipe.data.batch_size, arguments.processes
     sizes = [(1, batch)] + ([(many, batch), (many, many * batch)] if many > 1 else [])
     variants = [Variant(kind, judged, n, arguments.threads, of) for kind, judged in kinds.items() for n, of in sizes]
     speeds: dict[Variant, list[Speed]] = {variant: [] for variant in variants}
@@ -160,8 +160,8 @@ def train(arguments: argparse.Namespace, variant: Variant, data: Path, out: Path
     steps = arguments.steps
     settings = {
         "discriminator.start": 0 if variant.judged else NEVER,
-        "data.batch": variant.batch,
-        "data.fit_seconds": 30.0,
+        "data.batch_size": variant.batch,
+        "data.init_seconds": 30.0,
         "train.steps": NEVER,
         "train.log_every": steps,
         "train.validate_every": NEVER,
@@ -213,7 +213,7 @@ def beside_dac(recipe: Recipe, device: str, steps: int, rounds: int) -> dict[str
     """Print our step beside DAC's, both with discriminators, on one batch of noise; the numbers."""
     if device == "cpu" and "--device" not in sys.argv:
         raise UsageError("the comparison is meant for a GPU, and there is none: pass --device cpu to make it here")
-    batch, time = recipe.data.batch, round(recipe.data.crop * recipe.model.sample_rate)
+    batch, time = recipe.data.batch_size, round(recipe.data.crop * recipe.model.sample_rate)
     audio = 0.1 * torch.randn(batch, 1, time, generator=torch.Generator().manual_seed(0)).to(device)
     systems = {"codec": our_step(recipe, audio), "dac": dac_step(recipe, audio)}
     took: dict[str, list[float]] = {name: [] for name in systems}

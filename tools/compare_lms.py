@@ -143,7 +143,7 @@ class Comparison:
         folder = self.folder(name or "given codec")
         if name is not None:
             overrides = [f"model.{key}={json.dumps(value)}" for key, value in CODECS[name].items()]
-            recipe = load_toml(RECIPES / "codec.toml", Recipe, [*overrides, "data.workers=0"])
+            recipe = load_toml(RECIPES / "codec.toml", Recipe, [*overrides, "data.num_workers=0"])
             recipe = recipe.model_copy(
                 update={"discriminator": recipe.discriminator.model_copy(update={"start": None})}
             )

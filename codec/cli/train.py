@@ -125,5 +125,5 @@ def _learn_by_heart(recipe: "LMRecipe", source: Path, codec: str | None, device:
             return
         if done % TOLD_EVERY == 0 or done == 1:
             say(f"step {done}: {bits:.3f} bits per code")
-    say(f"not learned: {bits:.3f} bits per code after {done} steps; try another optimizer.rate or a larger model")
+    say(f"not learned: {bits:.3f} bits per code after {done} steps; try another optimizer.lr or a larger model")
     raise typer.Exit(1)

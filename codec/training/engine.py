@@ -89,8 +89,8 @@ def share(batch: int, parts: int) -> tuple[int, int]:
     if batch % (count * parts):
         enough = -(-batch // (count * parts)) * count * parts
         raise ConfigError(
-            f"data.batch = {batch} does not divide into {count} processes times train.accumulate = {parts} parts: "
-            f"set data.batch = {enough}, or fewer parts"
+            f"data.batch_size = {batch} does not divide into {count} processes times train.accumulate = {parts} parts: "
+            f"set data.batch_size = {enough}, or fewer parts"
         )
     rows = batch // count
     return processes.rank() * rows, (processes.rank() + 1) * rows
@@ -233,7 +233,7 @@ def within_memory(*ways: str, workers: int = 0) -> Iterator[None]:
     except (RuntimeError, MemoryError) as error:  # torch.OutOfMemoryError is a RuntimeError; a CPU's has no class
         if str(error).startswith("DataLoader worker"):  # torch tells so in the middle of a step
             raise CodecError(
-                "a reader of the audio was killed, perhaps for want of memory: set data.workers = "
+                "a reader of the audio was killed, perhaps for want of memory: set data.num_workers = "
                 f"{workers} lower; --resume goes on from the last checkpoint"
             ) from error
         lacking = isinstance(error, MemoryError | torch.OutOfMemoryError)

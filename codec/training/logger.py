@@ -35,7 +35,7 @@ WAITING = "speed/share waiting for data"
 USE = "perplexity/mean share of a codebook"
 BITS = "bits/mean"
 BAD = "data/bad files"
-MAIN_LOSSES = ("mel", "phase", "features", "discriminator")  # the ones to watch; the record has all
+MAIN_LOSSES = ("mel", "complex_stft", "feature_matching", "discriminator")  # the ones to watch; the record has all
 
 BANDS = 128
 """Rows of a spectrogram; each is two pixels high."""
@@ -222,7 +222,7 @@ def live(console: Console, name: str, first: int, last: int) -> Iterator[Callabl
 
 
 def summary(numbers: Mapping[str, float]) -> str:
-    """The numbers to watch: 2.31 steps/s  28 × real time  mel 1.23 phase 0.50  codebooks 61 % used."""
+    """The numbers to watch: 2.31 steps/s  28 × real time  mel 1.23 complex_stft 0.50  codebooks 61 % used."""
     parts = [f"{numbers[SPEED]:.2f} steps/s  {numbers[REAL_TIME]:.0f} × real time"] if SPEED in numbers else []
     if numbers.get(WAITING, 0) >= 0.05:
         parts.append(f"{numbers[WAITING]:.0%} waiting for data")

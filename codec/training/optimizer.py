@@ -14,11 +14,11 @@ from codec.training.codec.recipe import OptimizerConfig
 
 
 def schedule(step: int, steps: int, config: OptimizerConfig) -> float:
-    """Share of the learning rate: a line up over `warmup` steps, then half a cosine down to `final` at `steps`."""
+    """Share of the learning rate: a line up over `warmup` steps, then half a cosine down to `lr_min_ratio` at `steps`."""
     if step < config.warmup:
         return (step + 1) / config.warmup
     done = min(1.0, (step - config.warmup) / max(1, steps - config.warmup))
-    return config.final + (1 - config.final) * 0.5 * (1 + math.cos(math.pi * done))
+    return config.lr_min_ratio + (1 - config.lr_min_ratio) * 0.5 * (1 + math.cos(math.pi * done))
 
 
 def autocast_dtype(precision: str, device: torch.device) -> torch.dtype:

@@ -28,7 +28,7 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Recipe, dict[str, Any]]
 
 @pytest.fixture
 def recipe(cli: Cli) -> Path:
-    Path("small.toml").write_text('name = "night"\n[model]\nbooks = 4\n')
+    Path("small.toml").write_text('name = "night"\n[model]\nnum_codebooks = 4\n')
     return Path("small.toml")
 
 
@@ -76,7 +76,7 @@ def test_every_option(cli: Cli, recipe: Path, calls: list[Any]) -> None:
 @pytest.mark.parametrize(
     ("arguments", "code", "says"),
     [
-        (["small.toml", "--set", "model.codebook=2"], 2, "did you mean codebooks?"),
+        (["small.toml", "--set", "model.num_codebook=2"], 2, "did you mean num_codebooks?"),
         (["small.toml", "--set", "modle.num_codebooks=2"], 2, "unknown key modle; did you mean model?"),
         (["small.toml", "--set", "train.steps=many"], 2, 'train.steps = "many": must be a valid integer'),
         (["small.toml", "--set", "losses.mel=-1"], 2, "losses.mel = -1: must be greater than or equal to 0"),
@@ -104,10 +104,10 @@ def test_a_dry_run_prints_and_leaves_nothing(cli: Cli, calls: list[Any]) -> None
     Path("sounds").mkdir()
     write_audio("sounds/a.wav", tones(0.5, 8000, seed=0), 8000)
     Path("small.toml").write_text(
-        'name = "night"\n[model]\nsample_rate = 8000\nhop = 80\ndim = 8\nbooks = 3\ncodebook_size = 20\n'
+        'name = "night"\n[model]\nsample_rate = 8000\nhop = 80\ndim = 8\nnum_codebooks = 3\ncodebook_size = 20\n'
         "envelope_bands = 4\nmodes = 4\n"
         "encoder_width = 16\nencoder_blocks = 1\ndecoder_width = 16\ndecoder_blocks = 1\n"
-        "[data]\ncrop = 0.15\nbatch = 2\n[train]\nsteps = 4\n"
+        "[data]\ncrop = 0.15\nbatch_size = 2\n[train]\nsteps = 4\n"
     )
     before = sorted(Path().rglob("*"))
     result = cli("train", "small.toml", "--dry-run", "--data", "sounds")
@@ -197,7 +197,7 @@ def store(cli: Cli) -> Path:
     return write_store(Path("corpus"), write_codec(Path("corpus")))
 
 
-SMALL = [f"--set={key}" for key in ("model.width=16", "model.layers=1", "model.heads=2", "data.batch=2")]
+SMALL = [f"--set={key}" for key in ("model.width=16", "model.layers=1", "model.heads=2", "data.batch_size=2")]
 
 
 def test_a_dry_run_of_a_language_model(cli: Cli, lm_recipe: Path, store: Path) -> None:
@@ -227,17 +227,17 @@ def test_a_dry_run_of_a_language_model(cli: Cli, lm_recipe: Path, store: Path) -
 def test_a_batch_learnt_by_heart(cli: Cli, lm_recipe: Path, store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     before = sorted(Path().rglob("*"))
     arguments = ["--data", store, "--codec", "corpus/tiny.safetensors", *SMALL, "--overfit-batch", "--device", "cpu"]
-    result = cli("train", lm_recipe, *arguments, "--set", "optimizer.rate=0.01")
+    result = cli("train", lm_recipe, *arguments, "--set", "optimizer.lr=0.01")
     assert (result.code, result.out) == (0, b"")
     first, *_, last = result.err.splitlines()
     assert first.startswith("step 1: 4.")
     assert last.startswith("learned by heart: 0.")
-    result = cli("train", lm_recipe, *arguments, "--steps", 2, "--set", "optimizer.rate=1e-9")
+    result = cli("train", lm_recipe, *arguments, "--steps", 2, "--set", "optimizer.lr=1e-9")
     assert result.code == 1
     assert "not learned: 4." in result.err.splitlines()[-1]
     assert "after 2 steps" in result.err
     monkeypatch.setattr(lm_loop, "HEART", 3)
-    result = cli("train", lm_recipe, *arguments, "--set", "optimizer.rate=1e-9")
+    result = cli("train", lm_recipe, *arguments, "--set", "optimizer.lr=1e-9")
     assert result.code == 1
     assert "not learned: 4." in result.err.splitlines()[-1]
     assert sorted(Path().rglob("*")) == before
@@ -250,10 +250,10 @@ def test_from_a_folder_of_recordings_to_a_codec_and_its_numbers(cli: Cli) -> Non
         write_audio(f"mine/{number}.wav", tones(1.0, 8000, seed=number), 8000)
     Path("small.toml").write_text(
         'name = "mine"\n'
-        "[model]\nsample_rate = 8000\nhop = 40\ndim = 8\nbooks = 2\ncodebook_size = 16\n"
+        "[model]\nsample_rate = 8000\nhop = 40\ndim = 8\nnum_codebooks = 2\ncodebook_size = 16\n"
         "envelope_bands = 4\nmodes = 4\n"
         "encoder_width = 8\nencoder_blocks = 1\ndecoder_width = 8\ndecoder_blocks = 1\n"
-        "[data]\ncrop = 0.3\nbatch = 2\nfit_seconds = 3\nworkers = 0\n[train]\nsteps = 3\n"
+        "[data]\ncrop = 0.3\nbatch_size = 2\ninit_seconds = 3\nnum_workers = 0\n[train]\nsteps = 3\n"
     )
     result = cli("train", "small.toml", "--data", "mine", "--out", "runs/mine")
     assert result.code == 0, result.err

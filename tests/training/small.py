@@ -18,7 +18,7 @@ from tests.tiny import CONFIG, tiny_model
 
 TABLES: dict[str, dict[str, Any]] = {
     "model": CONFIG.model_dump(),
-    "data": {"crop": 0.15, "batch": 3, "fit_seconds": 2.0, "workers": 0},
+    "data": {"crop": 0.15, "batch_size": 3, "init_seconds": 2.0, "num_workers": 0},
     "optimizer": {"warmup": 2},
     "discriminator": {"windows": [256, 128], "channels": 2, "crop": 0.1},
     "train": {"steps": 6, "precision": "float32", "log_every": 1, "validate_every": 3, "save_every": 2},
@@ -69,8 +69,8 @@ def write_recordings(folder: Path) -> Path:
 
 LM_TABLES: dict[str, dict[str, Any]] = {
     "model": {"family": "transformer", "width": 16, "layers": 1, "heads": 2, "context": 32},
-    "data": {"frames": 16, "batch": 4, "classes": ["label", "speaker"]},
-    "optimizer": {"warmup": 2, "rate": 1e-2},
+    "data": {"frames": 16, "batch_size": 4, "classes": ["label", "speaker"]},
+    "optimizer": {"warmup": 2, "lr": 1e-2},
     "train": {"steps": 6, "precision": "float32", "log_every": 1, "validate_every": 3, "save_every": 2, "samples": 0},
 }
 LENGTHS = (5, 8, 12, 16, 17, 24, 40, 9, 11)

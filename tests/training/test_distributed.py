@@ -29,9 +29,9 @@ from tests.training.test_logger import rows
 
 ROOT = Path(__file__).parents[2]
 OPTIONS: dict[str, dict[str, Any]] = {
-    "ema": {"discriminator": {"start": 1, "every": 2, "rate": 1e-5}, "train": {"accumulate": 2}},
+    "ema": {"discriminator": {"start": 1, "update_every": 2, "lr": 1e-5}, "train": {"accumulate": 2}},
     "sharded": {
-        "discriminator": {"start": 1, "rate": 1e-5},
+        "discriminator": {"start": 1, "lr": 1e-5},
         "train": {"accumulate": 2, "sharding": "full", "checkpoint_activations": True},
     },
     "gradient": {"model": {"codebook_update": "gradient"}, "losses": {"balance": True, "codebook": 0.0}},
@@ -41,8 +41,8 @@ OPTIONS: dict[str, dict[str, Any]] = {
 def recipe_of(name: str) -> Recipe:
     """Three steps on a batch of four; at a rate that keeps Adam from making much of rounding."""
     tables: dict[str, dict[str, Any]] = {
-        "data": {"batch": 4},
-        "optimizer": {"rate": 1e-4, "warmup": 8},
+        "data": {"batch_size": 4},
+        "optimizer": {"lr": 1e-4, "warmup": 8},
         "train": {"steps": 3, "log_every": 1, "validate_every": 3, "save_every": 3, "reencoded": 0.5},
     }
     given = OPTIONS[name]
@@ -73,9 +73,9 @@ def learn(first: int, last: int) -> tuple[dict[str, Tensor], list[Tensor]]:
 def train_lm(folder: Path, out: Path, *, accumulate: int) -> None:
     """Three steps of a language model on a batch of eight."""
     recipe = small_lm_recipe(
-        data={"batch": 8},
+        data={"batch_size": 8},
         losses={"soft": 0.2, "stochastic": 0.1},
-        optimizer={"rate": 1e-4, "warmup": 8},
+        optimizer={"lr": 1e-4, "warmup": 8},
         train={"steps": 3, "accumulate": accumulate},
     )
     lm_loop.train(recipe, data=folder / "store", codec=folder / "tiny.safetensors", out=out, device="cpu")
@@ -112,7 +112,7 @@ def main(folder: Path) -> None:
     assert processes.any_of(rank == 1, torch.device("cpu"))
     assert not processes.any_of(False, torch.device("cpu"))
     exchange()
-    with pytest.raises(ConfigError, match=r"data\.batch = 3 does not divide into 2 processes"):
+    with pytest.raises(ConfigError, match=r"data\.batch_size = 3 does not divide into 2 processes"):
         train(small_recipe(), data=folder / "data", out=folder / "odd")
     shared: dict[str, list[bool]] = {name: [] for name in OPTIONS}
     share_memory = processes.share_memory
@@ -146,7 +146,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     settings = {"MASTER_ADDR": "localhost", "MASTER_PORT": str(port), "WORLD_SIZE": "2", "OMP_NUM_THREADS": "1"}
     running = [
         subprocess.Popen(
-            [sys.executable, "-m", "tests.training.test_processes", str(folder)],
+            [sys.executable, "-m", "tests.training.test_distributed", str(folder)],
             cwd=ROOT,
             env=os.environ | settings | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
             stderr=subprocess.PIPE,
@@ -197,7 +197,7 @@ def test_two_processes_train_what_one_does(name: str, folder: Path, tmp_path: Pa
     alone = Recipe.from_data({**tables, "train": {**tables["train"], **plain}})
     train(alone, data=folder / "data", out=tmp_path)
     ours, theirs = load_state(tmp_path / "state.pt"), load_state(folder / name / "state.pt")
-    for key in ("model", "judges", "average", "averages", "optimizer", "judges_optimiser"):
+    for key in ("model", "discriminators", "average", "averages", "optimizer", "judges_optimiser"):
         compared = assert_close(theirs[key], ours[key], key)
         assert compared > 0 or (name, key) == ("gradient", "judges_optimiser")  # which has no judges
     groups = ("loss", "gradient", "perplexity")
@@ -228,7 +228,7 @@ def test_a_launcher_that_is_told_to_stop_leaves_a_training_that_goes_on(tmp_path
     """`torchrun` and `codec train` as in the README, and SIGTERM as a cluster sends it."""
     data = write_recordings(tmp_path / "data")
     (tmp_path / "small.toml").write_text('name = "small"')
-    sets = options(small_recipe(data={"batch": 4}, train={"steps": 10**6, "save_every": 10**6}))
+    sets = options(small_recipe(data={"batch_size": 4}, train={"steps": 10**6, "save_every": 10**6}))
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     command = [*launch, "-m", "codec", "train", "small.toml", *sets, "--data", str(data), "--out", "run"]
     settings = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}

@@ -150,10 +150,10 @@ def test_tally_means() -> None:
     one = torch.eye(20)[:3] * 4
     tally.add({"mel": torch.tensor(1.0), "gradient/model": torch.tensor(2.0), "usage": one})
     tally.add({"mel": torch.tensor(3.0), "gradient/model": torch.tensor(4.0), "usage": one.roll(1, 1)})
-    tally.add({"mel": torch.tensor(5.0), "features": torch.tensor(0.5)})
+    tally.add({"mel": torch.tensor(5.0), "feature_matching": torch.tensor(0.5)})
     numbers = tally.numbers()
     assert numbers["loss/mel"] == 3
-    assert numbers["loss/features"] == 0.5
+    assert numbers["loss/feature_matching"] == 0.5
     assert numbers["gradient/model"] == 3
     assert [numbers[f"perplexity/{codebook}"] for codebook in range(3)] == pytest.approx([2, 2, 2])  # over both steps
     assert numbers[USE] == pytest.approx(0.1)
@@ -195,7 +195,14 @@ def test_bad_files_are_counted_once_and_named() -> None:
 
 
 def test_the_bar_is_one_line_on_a_terminal_and_nothing_elsewhere() -> None:
-    numbers = {"loss/mel": 1.234, "loss/phase": 0.5, "loss/gradient": 7.0, SPEED: 3.21, REAL_TIME: 38.5, USE: 0.611}
+    numbers = {
+        "loss/mel": 1.234,
+        "loss/complex_stft": 0.5,
+        "loss/gradient": 7.0,
+        SPEED: 3.21,
+        REAL_TIME: 38.5,
+        USE: 0.611,
+    }
     for terminal in (True, False):
         console = Console(file=io.StringIO(), force_terminal=terminal, width=120)
         with live(console, "night", 2, 8) as show:
@@ -209,7 +216,7 @@ def test_the_bar_is_one_line_on_a_terminal_and_nothing_elsewhere() -> None:
         last = Text.from_ansi(written.split("\r")[-1]).plain
         assert "night" in last
         assert "4/8" in last
-        assert "3.21 steps/s  38 × real time  mel 1.23 phase 0.50  codebooks 61% used" in last
+        assert "3.21 steps/s  38 × real time  mel 1.23 complex_stft 0.50  codebooks 61% used" in last
         assert "gradient" not in last
 
 

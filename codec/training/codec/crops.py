@@ -347,12 +347,12 @@ class Crops:
         self.shares = shares({stretch.set: stretch.time for stretch in index.sets}, config)
 
     def batch(self, step: int, first: int = 0, last: int | None = None) -> Batch:
-        """Rows `first` to before `last` of a step's batch; all `data.batch` of them unless told.
+        """Rows `first` to before `last` of a step's batch; all `data.batch_size` of them unless told.
 
         Raises UnsupportedAudio when a hundred draws in a row fail.
         """
         bad: dict[str, str] = {}
-        rows = range(first, self.config.batch if last is None else last)
+        rows = range(first, self.config.batch_size if last is None else last)
         crops = [self.crop(np.random.default_rng((self.seed, step, row)), bad) for row in rows]
         return Batch(torch.from_numpy(np.stack(crops)[:, None]), tuple(bad.items()))
 
@@ -469,7 +469,7 @@ class Steps(Dataset[Batch | CodecError]):
 
     def __init__(self, crops: Crops, rows: tuple[int, int] | None) -> None:
         self.crops = crops
-        self.rows = rows or (0, crops.config.batch)
+        self.rows = rows or (0, crops.config.batch_size)
 
     def __getitem__(self, step: int) -> Batch | CodecError:
         try:

@@ -98,7 +98,7 @@ class Plan:
     @property
     def seen(self) -> float:
         """Seconds of audio in all steps, repetitions counted."""
-        return self.recipe.train.steps * self.recipe.data.batch * self.recipe.data.crop
+        return self.recipe.train.steps * self.recipe.data.batch_size * self.recipe.data.crop
 
 
 def plan(recipe: Recipe, *, data: Path | None = None, device: str | None = None) -> Plan:
@@ -110,7 +110,7 @@ def plan(recipe: Recipe, *, data: Path | None = None, device: str | None = None)
     place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     heard = None if data is None else hear(data)
     processes = int(os.environ.get("WORLD_SIZE", "1"))  # where torchrun or accelerate started this
-    share = -(-recipe.data.batch // processes)
+    share = -(-recipe.data.batch_size // processes)
     tried = min(share, max(2, int(AUDIO / recipe.data.crop)))  # two tell what one more takes
     steps = recipe.train.steps
     start = steps if recipe.discriminator.start is None else min(recipe.discriminator.start, steps)
@@ -293,7 +293,7 @@ def table(plan: Plan) -> str:
         ("bit rate", f"{rates} kbit/s with 1 to {frames.num_codebooks} codebooks"),
         ("work", f"{coding:.2f} GFLOP to encode a second of audio, {plan.flops['decoder'] / 1e9:.2f} to decode it"),
     ]
-    batch = f"{recipe.data.batch} crops of {recipe.data.crop:g} s"
+    batch = f"{recipe.data.batch_size} crops of {recipe.data.crop:g} s"
     if plan.processes > 1:
         batch += f", {plan.share} in each of {plan.processes} processes"
     discriminators = (

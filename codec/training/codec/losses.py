@@ -22,20 +22,20 @@ class Spectral(NamedTuple):
     """The distances of `SpectralLoss`."""
 
     mel: Tensor
-    phase: Tensor
-    noise: Tensor
-    loudness: Tensor
-    envelope: Tensor
+    complex_stft: Tensor
+    noise_to_mask: Tensor
+    pesq_like: Tensor
+    stoi_like: Tensor
 
 
 class SpectralLoss(nn.Module):
     """Distances of two signals through one set of short-time spectra.
 
-    `mel` is the sum over scales of mean |log10 mel - log10 mel'| (DAC, section 3.4). `phase` is the distance of the
+    `mel` is the sum over scales of mean |log10 mel - log10 mel'| (DAC, section 3.4). `complex_stft` is the distance of the
     complex spectra with magnitudes compressed to |S|^0.5, relative to the reference's own size (compression as in Braun
-    and Tashev 2020, eq. 5). `noise` is the root of the noise-to-signal ratio of each mel band and frame, at most 2: as
+    and Tashev 2020, eq. 5). `noise_to_mask` is the root of the noise-to-signal ratio of each mel band and frame, at most 2: as
     in hearing, what is loud hides noise in its own band only (the noise-to-mask ratio of Brandenburg 1987). These two
-    hear phase; they are means over the scales of 256 samples and more. `loudness` and `envelope` are `HearingLoss`.
+    hear phase; they are means over the scales of 256 samples and more. `pesq_like` and `stoi_like` are `HearingLoss`.
     """
 
     def __init__(self, sample_rate: int, scales: Sequence[tuple[int, int]] = SCALES, phase_from: int = 256) -> None:
@@ -57,7 +57,7 @@ class SpectralLoss(nn.Module):
         second (1) on. The two halves cost half the time each, and their mean is the whole.
         """
         scales = self.scales if half is None else self.scales[half::2]
-        mel, phase, noise = decoded.new_zeros(()), decoded.new_zeros(()), decoded.new_zeros(())
+        mel, complex_stft, noise_to_mask = decoded.new_zeros(()), decoded.new_zeros(()), decoded.new_zeros(())
         voices = sum(window >= self.phase_from for _, window in scales)
         for _, window in scales:
             hann, filters = self.get_buffer(f"window_{window}"), self.get_buffer(f"mel_{window}")
@@ -67,22 +67,27 @@ class SpectralLoss(nn.Module):
             distances = scale_distances(
                 ours, theirs, filters, self.filters[window], complex_too=window >= self.phase_from
             )
-            mel, phase, noise = mel + distances[0], phase + distances[1], noise + distances[2]
-        loudness, envelope = self.hearing(decoded, audio)
+            mel = mel + distances[0]
+            complex_stft, noise_to_mask = complex_stft + distances[1], noise_to_mask + distances[2]
+        pesq_like, stoi_like = self.hearing(decoded, audio)
         return Spectral(
-            mel if half is None else 2 * mel, phase / max(voices, 1), noise / max(voices, 1), loudness, envelope
+            mel if half is None else 2 * mel,
+            complex_stft / max(voices, 1),
+            noise_to_mask / max(voices, 1),
+            pesq_like,
+            stoi_like,
         )
 
 
 class HearingLoss(nn.Module):
     """Two distances that listeners' judgements were once fitted to, made differentiable, on spectra of 32 ms every 16.
 
-    `loudness` follows PESQ (ITU-T P.862, section 10.2): power in bands of half a Bark, loudness by Zwicker's law, what
+    `pesq_like` follows PESQ (ITU-T P.862, section 10.2): power in bands of half a Bark, loudness by Zwicker's law, what
     differs beyond a quarter of the softer one, added sound counted far more than missing sound; means that the worst
     frames rule, though none counts more than 45. It is what PESQ takes from 4.5, without its alignments in time, level
     and response.
 
-    `envelope` follows STOI (Taal et al. 2011, section II): 1 less the mean correlation of the envelopes of one-third
+    `stoi_like` follows STOI (Taal et al. 2011, section II): 1 less the mean correlation of the envelopes of one-third
     octave bands from 150 Hz over 384 ms, where something is heard.
     """
 
@@ -107,7 +112,7 @@ class HearingLoss(nn.Module):
         self.register_buffer("thirds", thirds[thirds.sum(dim=1) > 0].float(), persistent=False)
 
     def forward(self, decoded: Audio, audio: Audio) -> tuple[Tensor, Tensor]:
-        """`loudness` and `envelope` of [batch, 1, time] signals."""
+        """`pesq_like` and `stoi_like` of [batch, 1, time] signals."""
         hann, bark, thirds = (self.get_buffer(name) for name in ("hann", "bark", "thirds"))
         ours = short_time_spectra(decoded[:, 0].float(), hann, self.window // 2).square().sum(dim=0)
         with torch.no_grad():
@@ -115,9 +120,9 @@ class HearingLoss(nn.Module):
         reference = theirs.sum(dim=2).mean(dim=1)[:, None, None] + 1e-3  # of each item
         filters = torch.cat([bark, thirds]).T
         bands = torch.cat([ours @ filters / reference, theirs @ filters / reference]).mT  # [2 batch, bands, frames]
-        return self.loudness(bands[:, : len(bark)]), self.envelope(bands[:, len(bark) :])
+        return self.pesq_like(bands[:, : len(bark)]), self.stoi_like(bands[:, len(bark) :])
 
-    def loudness(self, bark_power: Tensor) -> Tensor:
+    def pesq_like(self, bark_power: Tensor) -> Tensor:
         """What PESQ takes from its 4.5 for power [2 batch, bands, frames], 1 a frame in the mean over all bins."""
         threshold = self.get_buffer("threshold")
         heard = bark_power * 10**7.9  # as if played at 79 dB
@@ -134,7 +139,7 @@ class HearingLoss(nn.Module):
         parts = [over_time((part / level).clamp(max=45)) for part in (symmetric, asymmetric)]
         return (0.1 * parts[0] + 0.0309 * parts[1]).mean()
 
-    def envelope(self, thirds_power: Tensor) -> Tensor:
+    def stoi_like(self, thirds_power: Tensor) -> Tensor:
         """1 less the mean correlation of band envelopes of power [2 batch, bands, frames]."""
         bands = (thirds_power + 1e-7).sqrt()
         parts = bands.unfold(-1, min(24, bands.shape[-1]), 3)  # [2 batch, bands, parts, frames of a part]

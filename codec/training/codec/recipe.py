@@ -38,7 +38,7 @@ class DataConfig(Config):
     """Where the audio lies, a folder or a manifest, unless --data says."""
     crop: Seconds = 1.5
     """Seconds of each crop."""
-    batch: Count = 8
+    batch_size: Count = 8
     """Crops of each step, over all processes."""
     weights: dict[str, Share] = Field({})
     """Shares of the crops by set (first-level folder, or as the manifest says); the other sets share what is left."""
@@ -58,9 +58,9 @@ class DataConfig(Config):
     """Share kept for validation, of the audio that no folder or manifest says to be train or valid."""
     split_by: Literal["file", "folder"] = "file"
     """What is kept whole on one side where no speaker is known; "folder" where a piece or a speaker has its own."""
-    fit_seconds: Seconds = 2000.0
+    init_seconds: Seconds = 2000.0
     """Audio for the closed-form start."""
-    workers: int = Field(2, ge=0, le=1024)
+    num_workers: int = Field(2, ge=0, le=1024)
     """Processes that read crops for each training process; 0 has it read them itself."""
 
     @model_validator(mode="after")
@@ -77,10 +77,10 @@ class LossConfig(Config):
     """Weight of every loss by name; 0 switches one off."""
 
     mel: Weight = 1.0
-    phase: Weight = 0.0
-    noise: Weight = 3.0
-    loudness: Weight = 1.5
-    envelope: Weight = 4.0
+    complex_stft: Weight = 0.0
+    noise_to_mask: Weight = 3.0
+    pesq_like: Weight = 1.5
+    stoi_like: Weight = 4.0
     periodicity: Weight = 20.0
     """Of what repeats itself every hop, beyond what the reference does."""
     level: Weight = 1.0
@@ -92,29 +92,31 @@ class LossConfig(Config):
     commitment: Weight = 4.0
     codebook: Weight = 1.0
     adversarial: Weight = 0.1
-    features: Weight = 0.5
+    feature_matching: Weight = 0.5
     balance: bool = False
     """Make the weights of all losses of the decoded audio shares of its gradient, whatever the losses' own scales."""
 
     @model_validator(mode="after")
     def check_something_trains(self) -> Self:
         """There is a loss whether or not the discriminators have joined."""
-        if self.mel == self.phase == self.noise == 0:
-            raise ValueError("mel, phase and noise are all 0, so nothing makes the output like the input: raise one")
+        if self.mel == self.complex_stft == self.noise_to_mask == 0:
+            raise ValueError(
+                "losses.mel, losses.complex_stft and losses.noise_to_mask are all 0, so no loss compares the output with the input: raise one"
+            )
         return self
 
 
 class OptimizerConfig(Config):
-    """AdamW with warm-up and a cosine to `final` times the rate."""
+    """AdamW with warm-up and a cosine decay to `lr * lr_min_ratio`."""
 
-    rate: Positive = 1e-3
-    final: Share = 0.02
+    lr: Positive = 1e-3
+    lr_min_ratio: Share = 0.02
     warmup: Count = 200
     betas: tuple[Decay, Decay] = (0.8, 0.99)
-    decay: Weight = 0.01
-    clip: Positive = 1.0
+    weight_decay: Weight = 0.01
+    grad_clip: Positive = 1.0
     """Largest norm of the gradient of all weights."""
-    average: Share = 0.999
+    ema_decay: Share = 0.999
     """Decay of the moving average of the weights, which is what is saved and validated."""
 
 
@@ -123,9 +125,9 @@ class DiscriminatorConfig(Config):
 
     start: int | None = Field(None, ge=0)
     """Step at which they join; never when absent."""
-    every: Count = 2
+    update_every: Count = 2
     """Steps from one training of theirs to the next; what they say moves the model in all."""
-    rate: Positive = 3e-4
+    lr: Positive = 3e-4
     """Follows the model's schedule, after a warm-up of its own."""
     windows: tuple[Window, ...] = Field((2048, 1024, 512), min_length=1)
     channels: Count = 16

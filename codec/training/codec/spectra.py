@@ -96,7 +96,7 @@ class BandFilters:
 def scale_distances(
     decoded: Tensor, audio: Tensor, filters: Tensor, groups: BandFilters, *, complex_too: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """`mel`, `phase` and `noise` of spectra [2, batch, frames, bins], the second ones without a gradient.
+    """`mel`, `complex_stft` and `noise_to_mask` of spectra [2, batch, frames, bins], the second ones without a gradient.
 
     Unless `complex_too`, only `mel`, and zeros.
     """
@@ -127,20 +127,20 @@ class _ScaleDistances(torch.autograd.Function):
         compression = (ours + 1e-7).rsqrt_().sqrt_()
         compressed = (decoded * compression).addcmul_(audio, their_compression, value=-1)
         distance = power(compressed).add_(1e-9).sqrt_()
-        phase = (distance.mean(dim=(1, 2)) / size).mean()
+        complex_stft = (distance.mean(dim=(1, 2)) / size).mean()
 
         signal = groups.apply(filters, theirs)
         audible = signal + 1e-4 * signal.mean(dim=(1, 2), keepdim=True) + 1e-7
         wrong = decoded - audio
         ratio = (groups.apply(filters, power(wrong)) / audible + 1e-6).sqrt_()
-        noise = ratio.clamp(max=2).mean()
+        noise_to_mask = ratio.clamp(max=2).mean()
         ctx.save_for_backward(*saved, ours, size, compression, compressed, distance, audible, wrong, ratio)
-        return difference.abs().mean(), phase, noise
+        return difference.abs().mean(), complex_stft, noise_to_mask
 
     @staticmethod
     @once_differentiable
     def backward(
-        ctx: Any, of_mel: Tensor | None, of_phase: Tensor | None, of_noise: Tensor | None
+        ctx: Any, of_mel: Tensor | None, of_complex_stft: Tensor | None, of_noise_to_mask: Tensor | None
     ) -> tuple[Tensor, None, None, None, None]:
         decoded, filters, magnitude, mel, difference, *others = ctx.saved_tensors
         weight, gradient = torch.zeros_like(magnitude), None  # the gradient is `weight * decoded + gradient`
@@ -148,15 +148,15 @@ class _ScaleDistances(torch.autograd.Function):
             scale = of_mel / (mel.numel() * math.log(10))
             of_bands = difference.sign() * (mel >= 1e-5) / mel.clamp(min=1e-5) * scale
             weight = ctx.groups.transposed(filters, of_bands).div_(magnitude)
-        if of_phase is not None and others:
+        if of_complex_stft is not None and others:
             ours, size, compression, compressed, distance, *_ = others
-            scale = of_phase / (len(size) * distance[0].numel()) / size  # [batch]
+            scale = of_complex_stft / (len(size) * distance[0].numel()) / size  # [batch]
             gradient = compressed * (compression / distance).mul_(scale[:, None, None])
             along = (decoded[0] * gradient[0]).addcmul_(decoded[1], gradient[1])
             weight.addcdiv_(along, ours + 1e-7, value=-0.5)
-        if of_noise is not None and others:
+        if of_noise_to_mask is not None and others:
             *_, audible, wrong, ratio = others
-            of_bands = (ratio <= 2) / (ratio * audible) * (of_noise / ratio.numel())
+            of_bands = (ratio <= 2) / (ratio * audible) * (of_noise_to_mask / ratio.numel())
             of_bins = ctx.groups.transposed(filters, of_bands)
             gradient = wrong * of_bins if gradient is None else gradient.addcmul_(wrong, of_bins)
         whole = decoded * weight if gradient is None else gradient.addcmul_(decoded, weight)

@@ -48,17 +48,17 @@ FREE = (  # what a resumed training may have changed: how it runs, and what keep
     "train.validate_every",
     "train.save_every",
     "train.precision",
-    "optimizer.rate",
-    "discriminator.rate",
+    "optimizer.lr",
+    "discriminator.lr",
     "train.accumulate",
     "train.checkpoint_activations",
     "train.sharding",
     "train.compile",
-    "data.workers",
+    "data.num_workers",
 )
 HOP_LOSSES = {"periodicity": hop_periodicity_loss, "level": band_level_loss, "modulation": hop_modulation_loss}
 # losses of the decoded audio; the others are of latents
-AUDIBLE = (*Spectral._fields, *HOP_LOSSES, "adversarial", "features")
+AUDIBLE = (*Spectral._fields, *HOP_LOSSES, "adversarial", "feature_matching")
 
 
 @dataclass
@@ -80,7 +80,15 @@ class Players:
     ddp_discriminators: nn.Module
 
 
-TRAINED = ("model", "average", "optimizer", "judges", "judges_optimiser", "averages", "scaler")  # what a state holds
+TRAINED = (
+    "model",
+    "average",
+    "optimizer",
+    "discriminators",
+    "discriminators_optimizer",
+    "averages",
+    "scaler",
+)  # what a state holds
 
 
 def train_step(players: Players, spectral: SpectralLoss, audio: Audio, step: int, recipe: Recipe) -> dict[str, Tensor]:
@@ -92,7 +100,7 @@ def train_step(players: Players, spectral: SpectralLoss, audio: Audio, step: int
     torch.manual_seed(int(np.random.default_rng((recipe.train.seed, step, 3)).integers(2**63)))
     parts, scaler, weights = recipe.train.accumulate, players.scaler, weights_at(step, recipe)
     since = -1 if recipe.discriminator.start is None else step - recipe.discriminator.start
-    judged, taught = since >= 0, since >= 0 and since % recipe.discriminator.every == 0
+    judged, taught = since >= 0, since >= 0 and since % recipe.discriminator.update_every == 0
     dtype = autocast_dtype(recipe.train.precision, audio.device)
     autocast = partial(torch.autocast, audio.device.type, dtype, enabled=dtype != torch.float32)
     # what the stages left counts relative to the latents, so that its weight means the same at every scale
@@ -129,7 +137,7 @@ def train_step(players: Players, spectral: SpectralLoss, audio: Audio, step: int
                 with torch.set_grad_enabled(taught):
                     real = discriminators(rows[..., first:last])
             losses["adversarial"] = generator_loss(fake.scores)
-            losses["features"] = feature_loss(real.features, fake.features)
+            losses["feature_matching"] = feature_loss(real.features, fake.features)
             if taught:
                 losses["discriminator"] = discriminator_loss(real.scores, fake.scores)
                 loss = scaler.scale(losses["discriminator"] / parts)
@@ -148,20 +156,20 @@ def train_step(players: Players, spectral: SpectralLoss, audio: Audio, step: int
     averaged = {"latents": losses.pop("latents")}
     for name in squares:  # a part's loss is a mean of its own rows, which are not all there are
         averaged[name] = (losses.pop(f"square of {name}") / parts / distributed.count()).sqrt()
-    sides = {"model": (players.optimizer, recipe.optimizer.rate * schedule(step, recipe.train.steps, recipe.optimizer))}
+    sides = {"model": (players.optimizer, recipe.optimizer.lr * schedule(step, recipe.train.steps, recipe.optimizer))}
     if taught:
         sides["discriminators"] = (
             players.discriminators_optimizer,
-            recipe.discriminator.rate * min(warmth(step, recipe), schedule(step, recipe.train.steps, recipe.optimizer)),
+            recipe.discriminator.lr * min(warmth(step, recipe), schedule(step, recipe.train.steps, recipe.optimizer)),
         )
     for name, (optimizer, rate) in sides.items():
-        losses[f"rate/{name}"] = torch.tensor(rate)
-        losses[f"gradient/{name}"] = clip(optimizer, rate, scaler, recipe.optimizer.clip)
+        losses[f"lr/{name}"] = torch.tensor(rate)
+        losses[f"gradient/{name}"] = clip(optimizer, rate, scaler, recipe.optimizer.grad_clip)
     if can_step(losses, step, recipe, scaler):
         for optimizer, _ in sides.values():
             scaler.step(optimizer)
         players.model.quantizer.learn(seen)
-        follow(players.average, players.model, decay=recipe.optimizer.average, step=step)
+        follow(players.average, players.model, decay=recipe.optimizer.ema_decay, step=step)
         players.averages.add(averaged)
     scaler.update()
     codes = torch.cat([quantized.codes for quantized in seen])
@@ -176,7 +184,7 @@ def weights_at(step: int, recipe: Recipe) -> dict[str, float]:
     """Weight of every loss that is not switched off; what the discriminators say comes in over the warm-up."""
     weights = {name: float(weight) for name, weight in recipe.losses if name != "balance"}
     weights["adversarial"] *= warmth(step, recipe)
-    weights["features"] *= warmth(step, recipe)
+    weights["feature_matching"] *= warmth(step, recipe)
     return {name: weight for name, weight in weights.items() if weight}
 
 
@@ -210,12 +218,8 @@ def can_step(losses: Mapping[str, Tensor], step: int, recipe: Recipe, scaler: to
     if left_out(losses, scaler):
         return False
     wrong = to_blame(losses, [*weights_at(step, recipe), "discriminator"])
-    of_judges = not wrong.keys() - {"adversarial", "features", "discriminator", "gradient/discriminators"}
-    rate = (
-        f"discriminator.rate = {recipe.discriminator.rate}"
-        if of_judges
-        else f"optimizer.rate = {recipe.optimizer.rate}"
-    )
+    of_judges = not wrong.keys() - {"adversarial", "feature_matching", "discriminator", "gradient/discriminators"}
+    rate = f"discriminator.lr = {recipe.discriminator.lr}" if of_judges else f"optimizer.lr = {recipe.optimizer.lr}"
     raise ConfigError(
         f"in step {step} {' and '.join(f'{name} became {value}' for name, value in wrong.items())}: "
         f"lower {rate} or set train.precision = float32, and resume"
@@ -315,11 +319,11 @@ def train(
         engine.launched(device) as accelerator,
         engine.storing(out),
         alone(out, "training") if accelerator.is_main_process else nullcontext(),
-        engine.within_memory(*ways(recipe), workers=recipe.data.workers),
+        engine.within_memory(*ways(recipe), workers=recipe.data.num_workers),
     ):
         main, place = accelerator.is_main_process, accelerator.device
         console = Console(stderr=True, soft_wrap=True, markup=False, highlight=False, quiet=not main)
-        rows = engine.share(recipe.data.batch, recipe.train.accumulate)
+        rows = engine.share(recipe.data.batch_size, recipe.train.accumulate)
         state = engine.resumable(out / RUN_STATE, recipe, needs=TRAINED, free=FREE) if resume else None
         if state is None and (out / RUN_STATE).exists():
             raise ConfigError(f"{out} holds a training already: add --resume to go on, or choose another --out")
@@ -328,8 +332,10 @@ def train(
             crops, valid = material(recipe, data, out, report=console.print, resumed=known)
         players = assemble(recipe, place)
         if state is None:
-            console.print(f"begin with {recipe.train.start_from or f'a fit to {recipe.data.fit_seconds:g} s of audio'}")
-            with engine.within_memory(f"data.fit_seconds = {recipe.data.fit_seconds:g} lower"):
+            console.print(
+                f"begin with {recipe.train.start_from or f'a fit to {recipe.data.init_seconds:g} s of audio'}"
+            )
+            with engine.within_memory(f"data.init_seconds = {recipe.data.init_seconds:g} lower"):
                 first = begin(players, crops, recipe)
         else:
             first = engine.restore(players, state, TRAINED)
@@ -345,7 +351,7 @@ def train(
 
         spectral = SpectralLoss(recipe.model.sample_rate).to(place)
         tally, numbers, bad = (
-            Tally(recipe.data.batch * recipe.data.crop, recipe.model.codebook_size),
+            Tally(recipe.data.batch_size * recipe.data.crop, recipe.model.codebook_size),
             dict[str, float](),
             list[tuple[str, str]](),
         )
@@ -353,7 +359,9 @@ def train(
             record = stack.enter_context(Record(out, first, report=console.print)) if main else None
             show = stack.enter_context(live(console, recipe.name, first, last))
             interrupted = stack.enter_context(engine.interrupts())
-            ahead = stack.enter_context(closing(batches(crops, first, last, rows=rows, workers=recipe.data.workers)))
+            ahead = stack.enter_context(
+                closing(batches(crops, first, last, rows=rows, workers=recipe.data.num_workers))
+            )
             clips = valid.first_clips(24).to(place) if main else None
             if record and clips is not None and state is None:
                 record.clips(0, "original", clips[:8], recipe.model.sample_rate)
@@ -398,9 +406,9 @@ def ways(recipe: Recipe) -> list[str]:
     """What to set for less memory, the best first."""
     data, settings = recipe.data, recipe.train
     ways = [] if settings.checkpoint_activations else ["train.checkpoint_activations = true"]
-    if data.batch > settings.accumulate:
+    if data.batch_size > settings.accumulate:
         ways.append(f"train.accumulate = {settings.accumulate} higher")
-    return [*ways, f"data.crop = {data.crop} lower", f"data.batch = {data.batch} lower"]
+    return [*ways, f"data.crop = {data.crop} lower", f"data.batch_size = {data.batch_size} lower"]
 
 
 def assemble(recipe: Recipe, place: torch.device) -> Players:
@@ -408,7 +416,9 @@ def assemble(recipe: Recipe, place: torch.device) -> Players:
 
     def adamw(module: nn.Module) -> torch.optim.Optimizer:
         settings = recipe.optimizer
-        return torch.optim.AdamW(module.parameters(), betas=settings.betas, weight_decay=settings.decay, fused=True)
+        return torch.optim.AdamW(
+            module.parameters(), betas=settings.betas, weight_decay=settings.weight_decay, fused=True
+        )
 
     torch.manual_seed(recipe.train.seed)
     model = CausalCodec(recipe.model).to(place).train()
@@ -444,9 +454,9 @@ def begin(players: Players, crops: Crops, recipe: Recipe) -> int:
             latents = players.model(crops.batch(0).audio.to(players.model.device)).latents
         players.averages.add({"latents": latents.square().mean()})
     else:
-        crops_to_fit = math.ceil(recipe.data.fit_seconds / recipe.data.crop)
+        crops_to_fit = math.ceil(recipe.data.init_seconds / recipe.data.crop)
         first, last = ((distributed.rank() + more) * crops_to_fit // distributed.count() for more in (0, 1))
-        audio = crops.fit_audio(recipe.data.fit_seconds, first, last).to(players.model.device)
+        audio = crops.fit_audio(recipe.data.init_seconds, first, last).to(players.model.device)
         players.model.fit(distributed.joined(audio))
         distributed.same_everywhere(*players.model.parameters(), *players.model.buffers())
     players.average.load_state_dict(players.model.state_dict())

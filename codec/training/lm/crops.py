@@ -93,7 +93,7 @@ class LMData:
     def batch(self, step: int, first: int, last: int) -> Batch:
         """The rows from `first` to before `last` of a step's batch."""
         losses = self.recipe.losses
-        seeds = [(self.recipe.train.seed, step, row, 4) for row in range(self.recipe.data.batch)]
+        seeds = [(self.recipe.train.seed, step, row, 4) for row in range(self.recipe.data.batch_size)]
         rngs = [np.random.default_rng(seed) for seed in seeds]
         crops = [self.drawn(rng) for rng in rngs]
         mine, rngs = crops[first:last], rngs[first:last]
@@ -111,8 +111,8 @@ class LMData:
         rows = np.unique(np.linspace(0, len(self.rows) - 1, min(most, len(self.rows))).astype(np.int64))
         rng = np.random.default_rng(0)
         crops = [self.around(int(row), int(rng.integers(self.lengths[row]))) for row in rows]
-        for first in range(0, len(crops), self.recipe.data.batch):
-            some = crops[first : first + self.recipe.data.batch]
+        for first in range(0, len(crops), self.recipe.data.batch_size):
+            some = crops[first : first + self.recipe.data.batch_size]
             yield self.joined(some, [self.told(crop) for crop in some], some)
 
     def drawn(self, rng: np.random.Generator) -> Crop:

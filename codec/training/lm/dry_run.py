@@ -29,7 +29,7 @@ def table(recipe: LMRecipe, *, data: Path, codec: str | Path | None = None, devi
         told = Told(recipe, lessons, valid)
         seconds, seen = [], []
         for step in range(TIMED):
-            batch = lessons.batch(step, 0, recipe.data.batch).to(place)
+            batch = lessons.batch(step, 0, recipe.data.batch_size).to(place)
             began = perf_counter()
             train_step(learner, batch, step, recipe)["cross-entropy"].item()  # waits for the device
             seconds.append(perf_counter() - began)
@@ -54,7 +54,7 @@ def table(recipe: LMRecipe, *, data: Path, codec: str | Path | None = None, devi
         ],
         "training": [
             ("data", told.amount()),
-            ("batch", f"{recipe.data.batch} crops of at most {recipe.data.frames / rate:.1f} s"),
+            ("batch", f"{recipe.data.batch_size} crops of at most {recipe.data.frames / rate:.1f} s"),
             ("seen", f"{passes:.3g} times all there is, in {recipe.train.steps} steps"),
             ("bits per code", told.expectation()),
         ],

@@ -23,7 +23,7 @@ class LMDataConfig(Config):
     """The token store, unless --data says."""
     frames: Annotated[int, Field(ge=2, lt=2**31)] = 512
     """Frames of the longest crop; shorter clips are taken whole."""
-    batch: Count = 16
+    batch_size: Count = 16
     """Crops of each step, over all processes."""
     num_codebooks: Count | None = None
     """The first so many codebooks of the store, or all."""
@@ -56,9 +56,9 @@ class LMLossConfig(Config):
 class LMOptimizerConfig(OptimizerConfig):
     """As a codec's; the weight decay is of matrices alone."""
 
-    rate: Positive = 1e-3
+    lr: Positive = 1e-3
     betas: tuple[Decay, Decay] = (0.9, 0.95)
-    decay: Weight = 0.1
+    weight_decay: Weight = 0.1
 
 
 class LMRunConfig(RunConfig):

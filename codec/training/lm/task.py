@@ -33,7 +33,7 @@ from codec.training.optimizer import autocast_dtype, clip, finite, follow, left_
 
 FREE = (  # as codec_loop's
     *("train.steps", "train.log_every", "train.validate_every", "train.save_every", "train.precision"),
-    *("train.accumulate", "train.samples", "train.expected", "optimizer.rate", "data.store"),
+    *("train.accumulate", "train.samples", "train.expected", "optimizer.lr", "data.store"),
 )
 LONGEST_SAMPLE = 10.0  # s
 LEARNT = 0.1  # of what guessing costs: a batch that is learned by heart costs less
@@ -86,15 +86,15 @@ def train_step(learner: Learner, batch: Batch, step: int, recipe: LMRecipe) -> d
         bits += nats.detach() / math.log(2)
 
     bits = distributed.summed(bits)
-    rate = recipe.optimizer.rate * schedule(step, recipe.train.steps, recipe.optimizer)
+    rate = recipe.optimizer.lr * schedule(step, recipe.train.steps, recipe.optimizer)
     told = {f"bits/{codebook}": of_it for codebook, of_it in enumerate(bits)}
     told["cross-entropy"] = (weights * bits).sum() / weights.sum() * math.log(2)
-    told["gradient/model"] = clip(learner.optimizer, rate, learner.scaler, recipe.optimizer.clip)
+    told["gradient/model"] = clip(learner.optimizer, rate, learner.scaler, recipe.optimizer.grad_clip)
     if can_step(told, step, recipe, learner.scaler):
         learner.scaler.step(learner.optimizer)
-        follow(learner.average, learner.model, decay=recipe.optimizer.average, step=step)
+        follow(learner.average, learner.model, decay=recipe.optimizer.ema_decay, step=step)
     learner.scaler.update()
-    return told | {"rate/model": torch.tensor(rate), "codes": batch.counted.sum()}
+    return told | {"lr/model": torch.tensor(rate), "codes": batch.counted.sum()}
 
 
 # the parts of a step
@@ -153,7 +153,7 @@ def can_step(told: Mapping[str, Tensor], step: int, recipe: LMRecipe, scaler: to
     wrong = to_blame(told, [name for name in told if name.startswith("bits/")])
     raise ConfigError(
         f"in step {step} {' and '.join(f'{name} became {value}' for name, value in wrong.items())}: "
-        f"lower optimizer.rate = {recipe.optimizer.rate} or set train.precision = float32, and resume"
+        f"lower optimizer.lr = {recipe.optimizer.lr} or set train.precision = float32, and resume"
     )
 
 
@@ -191,7 +191,7 @@ def train(
     ):
         main, place = accelerator.is_main_process, accelerator.device
         console = Console(stderr=True, soft_wrap=True, markup=False, highlight=False, quiet=not main)
-        rows = engine.share(recipe.data.batch, recipe.train.accumulate)
+        rows = engine.share(recipe.data.batch_size, recipe.train.accumulate)
         state = engine.resumable(out / RUN_STATE, recipe, needs=TRAINED, free=FREE) if resume else None
         if state is None and (out / RUN_STATE).exists():
             raise ConfigError(f"{out} holds a training already: add --resume to go on, or choose another --out")
@@ -247,8 +247,8 @@ def train(
 def ways(recipe: LMRecipe) -> list[str]:
     """What to set for less memory, the best first."""
     data, parts = recipe.data, recipe.train.accumulate
-    better = [f"train.accumulate = {parts} higher"] if data.batch > parts else []
-    return [*better, f"data.frames = {data.frames} lower", f"data.batch = {data.batch} lower"]
+    better = [f"train.accumulate = {parts} higher"] if data.batch_size > parts else []
+    return [*better, f"data.frames = {data.frames} lower", f"data.batch_size = {data.batch_size} lower"]
 
 
 def key(store: TokenStore) -> str:
@@ -321,7 +321,10 @@ def assemble(recipe: LMRecipe, store: TokenStore, codec: Codec, place: torch.dev
     average = copy.deepcopy(model).eval().requires_grad_(False)
     settings = recipe.optimizer
     groups = [
-        {"params": [weight for weight in model.parameters() if weight.ndim >= 2], "weight_decay": settings.decay},
+        {
+            "params": [weight for weight in model.parameters() if weight.ndim >= 2],
+            "weight_decay": settings.weight_decay,
+        },
         {"params": [weight for weight in model.parameters() if weight.ndim < 2], "weight_decay": 0.0},
     ]
     optimizer = torch.optim.AdamW([group for group in groups if group["params"]], betas=settings.betas, fused=True)
@@ -456,12 +459,12 @@ def learn_by_heart(
     tables = recipe.model_dump(mode="json")
     tables["losses"] |= calm
     tables["model"] |= {"dropout": 0.0}
-    tables["optimizer"] |= {"warmup": 1, "final": 1.0, "decay": 0.0}
+    tables["optimizer"] |= {"warmup": 1, "lr_min_ratio": 1.0, "weight_decay": 0.0}
     calmly = LMRecipe.from_data(tables)
     with engine.launched(device) as accelerator, engine.within_memory(*ways(recipe)):
         store, made_by = material(data, codec)
         learner, lessons, _ = assemble(calmly, store, made_by, accelerator.device)
-        batch = lessons.batch(0, 0, recipe.data.batch).to(accelerator.device)
+        batch = lessons.batch(0, 0, recipe.data.batch_size).to(accelerator.device)
         for step in range(HEART if steps is None else steps):
             told = train_step(learner, batch, step, calmly)
             bits = float(

@@ -168,14 +168,14 @@ def test_phases(judged: Plan) -> None:
 
 
 def test_a_batch_too_large_to_try_is_extrapolated(monkeypatch: pytest.MonkeyPatch) -> None:
-    whole = plan(small_recipe(data={"batch": 16}), device="cpu")
+    whole = plan(small_recipe(data={"batch_size": 16}), device="cpu")
     monkeypatch.setattr(plans, "AUDIO", 8.5 * 0.15)
-    part = plan(small_recipe(data={"batch": 16}), device="cpu")
+    part = plan(small_recipe(data={"batch_size": 16}), device="cpu")
     assert (whole.tried, part.tried, part.share) == (16, 8, 16)
     assert part.phases[0].memory == pytest.approx(whole.phases[0].memory, rel=0.03)
     assert "8 of 16 rows, in proportion" in table(part)
     monkeypatch.setattr(plans, "AUDIO", 0.1)  # less than a crop
-    least = plan(small_recipe(data={"batch": 16}), device="cpu")
+    least = plan(small_recipe(data={"batch_size": 16}), device="cpu")
     assert least.tried == 2
     assert least.phases[0].memory == pytest.approx(whole.phases[0].memory, rel=0.1)
 

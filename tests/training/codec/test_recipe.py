@@ -1,19 +1,20 @@
 """training/recipe.py: what a recipe may say, and what is refused before hours are spent on it."""
 
 import math
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from codec.config import load_toml
+from codec.config import RENAMED, Config, load_toml
 from codec.errors import ConfigError
 from codec.io import bitstream
 from codec.models.base import CodecConfig
 from codec.training.codec.recipe import LossConfig, Recipe
 from tests.training.small import small_recipe
 
-RECIPES = sorted(Path(__file__).parents[2].glob("recipes/*/codec.toml"))
+RECIPES = sorted(Path(__file__).parents[3].glob("recipes/*/codec.toml"))
 
 
 def test_recipes_of_the_project_are_whole() -> None:
@@ -46,28 +47,31 @@ def test_overrides_reach_every_table(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("tables", "says"),
     [
-        ({"data": {"batch": 0}}, "data.batch = 0"),
+        ({"data": {"batch_size": 0}}, "data.batch_size = 0"),
         ({"data": {"held_out": 1.0}}, "data.held_out = 1.0"),
         ({"losses": {"mel": -1.0}}, "losses.mel = -1.0"),
-        ({"losses": {"mel": 0.0, "noise": 0.0}}, "mel, phase and noise are all 0"),
+        (
+            {"losses": {"mel": 0.0, "noise_to_mask": 0.0}},
+            "losses.mel, losses.complex_stft and losses.noise_to_mask are all 0",
+        ),
         ({"losses": {"mell": 1.0}}, "did you mean mel?"),
         ({"optimizer": {"warmup": 0}}, "optimizer.warmup = 0"),
         ({"discriminator": {"windows": []}}, "discriminator.windows"),
         ({"train": {"precision": "float8"}}, "train.precision"),
         ({"train": {"precision": "float16", "sharding": "full"}}, 'set "bfloat16"'),
-        ({"discriminator": {"every": 0}}, "discriminator.every = 0"),
+        ({"discriminator": {"update_every": 0}}, "discriminator.update_every = 0"),
         ({"train": {"log_every": 0}}, "train.log_every = 0"),
         ({"data": {"crop": math.inf}}, "data.crop = Infinity: must be a finite number"),
         ({"data": {"crop": 1e308}}, "data.crop = 1e+308"),
-        ({"data": {"fit_seconds": math.inf}}, "data.fit_seconds = Infinity"),
+        ({"data": {"init_seconds": math.inf}}, "data.init_seconds = Infinity"),
         ({"data": {"gain_db": [-math.inf, math.inf]}}, "data.gain_db.0 = -Infinity"),
         ({"data": {"gain_db": [0.0, 1e300]}}, "data.gain_db.1 = 1e+300"),
         ({"data": {"level_db": [math.nan, 1.0]}}, "data.level_db.0 = NaN"),
-        ({"data": {"workers": 10**6}}, "data.workers = 1000000"),
+        ({"data": {"num_workers": 10**6}}, "data.num_workers = 1000000"),
         ({"discriminator": {"crop": math.inf}}, "discriminator.crop = Infinity"),
         ({"discriminator": {"windows": [3]}}, "discriminator.windows.0 = 3"),
         ({"discriminator": {"windows": [18]}}, "discriminator.windows.0 = 18: must be a multiple of 4"),
-        ({"optimizer": {"rate": math.inf}}, "optimizer.rate = Infinity"),
+        ({"optimizer": {"lr": math.inf}}, "optimizer.lr = Infinity"),
         ({"optimizer": {"betas": [2, 3]}}, "optimizer.betas.0 = 2: must be less than 1"),
         ({"train": {"seed": 2**64}}, "train.seed = 18446744073709551616"),
         ({"train": {"steps": 2**32}}, "train.steps = 4294967296"),
@@ -108,3 +112,15 @@ def test_models_are_what_a_codec_file_can_say(name: str) -> None:
 def test_crops_just_long_enough() -> None:
     small_recipe(data={"crop": 0.1282}, discriminator={"start": 0, "crop": 0.0162})
     small_recipe(discriminator={"crop": 0.001})  # no discriminators, so no matter
+
+
+def test_old_keys_name_the_new_ones() -> None:
+    for old, new in RENAMED.items():
+        table, _, key = old.rpartition(".")
+        with pytest.raises(ConfigError, match=rf"^recipe: {re.escape(old)} is now {re.escape(new)}$"):
+            Recipe.from_data({"name": "old", **({table: {key: {}}} if table else {key: {}})}, source="recipe")
+        *tables, name = new.split(".")
+        config: Config = Recipe(name="new")
+        for part in tables:
+            config = getattr(config, part)
+        assert hasattr(config, name)

@@ -18,7 +18,7 @@ def spectra_by_stft(audio: Tensor, window: Tensor, hop: int) -> Tensor:
 
 
 def distances_by_autograd(decoded: Tensor, audio: Tensor, bands: int, length: int) -> tuple[Tensor, Tensor, Tensor]:
-    """mel, phase and noise of one scale as `SpectralLoss` defines them; [batch, 1, time] signals."""
+    """mel, complex_stft and noise_to_mask of one scale as `SpectralLoss` defines them; [batch, 1, time] signals."""
     filters = torch.from_numpy(librosa.filters.mel(sr=RATE, n_fft=length, n_mels=bands)).float().T
     window = torch.hann_window(length)
     ours, theirs = (spectra_by_stft(signal[:, 0], window, length // 4) for signal in (decoded, audio))
@@ -36,13 +36,13 @@ def distances_by_autograd(decoded: Tensor, audio: Tensor, bands: int, length: in
 
 
 def hearing_by_autograd(loss: HearingLoss, decoded: Tensor, audio: Tensor) -> tuple[Tensor, Tensor]:
-    """loudness and envelope with the power of each bin relative to the reference's, before it is summed to bands."""
+    """pesq_like and stoi_like with the power of each bin relative to the reference's, before it is summed to bands."""
     window = loss.get_buffer("hann")
     both = spectra_by_stft(torch.cat([decoded, audio])[:, 0], window, len(window) // 2).mT
     spectrum = (both * both.conj()).real  # [2 batch, bins, frames]
     reference = spectrum.chunk(2)[1].sum(dim=1).mean(dim=1)
     spectrum = spectrum / (reference[:, None, None] + 1e-3).repeat(2, 1, 1)
-    return loss.loudness(loss.get_buffer("bark") @ spectrum), loss.envelope(loss.get_buffer("thirds") @ spectrum)
+    return loss.pesq_like(loss.get_buffer("bark") @ spectrum), loss.stoi_like(loss.get_buffer("thirds") @ spectrum)
 
 
 def signals(level: float) -> tuple[Tensor, Tensor]:
@@ -70,12 +70,12 @@ def test_distances_and_gradients_are_those_of_autograd(bands: int, length: int, 
     theirs = distances_by_autograd(decoded, audio, bands, length)
     assert_same(ours.mel, theirs[0], decoded)
     if length >= 256:
-        assert_same(ours.phase, theirs[1], decoded)
-        assert_same(ours.noise, theirs[2], decoded)
+        assert_same(ours.complex_stft, theirs[1], decoded)
+        assert_same(ours.noise_to_mask, theirs[2], decoded)
         one, other = (2 * mel + 0.3 * phase + 5 * noise for mel, phase, noise in (ours[:3], theirs))
         assert_same(one, other, decoded)
     else:
-        assert ours.phase == ours.noise == 0
+        assert ours.complex_stft == ours.noise_to_mask == 0
 
 
 @pytest.mark.parametrize("level", [1.0, 1e-2])

@@ -200,7 +200,7 @@ def test_texts_are_told_of_whole_clips(store: TokenStore, codec: Codec) -> None:
 
 
 def test_validation_is_fixed_and_spread(store: TokenStore, lessons: LMData) -> None:
-    valid = LMData(store, small_lm_recipe(data={"batch": 1}), np.arange(7), lessons.model)
+    valid = LMData(store, small_lm_recipe(data={"batch_size": 1}), np.arange(7), lessons.model)
     batches = list(valid.validation(4))
     clips = [found(batch.codes[0][:, batch.codes[0, 0] >= 0], store) for batch in batches]
     assert [crop.clip for crop in clips] == [0, 2, 4, 6]

@@ -16,7 +16,11 @@ LEAST: dict[str, Any] = {"kind": "lm", "name": "night", "model": {"family": "tra
 def test_a_name_and_a_family_suffice() -> None:
     recipe = LMRecipe.from_data(LEAST)
     assert recipe.model == TransformerConfig()
-    assert (recipe.optimizer.betas, recipe.optimizer.decay, recipe.optimizer.clip) == ((0.9, 0.95), 0.1, 1.0)
+    assert (recipe.optimizer.betas, recipe.optimizer.weight_decay, recipe.optimizer.grad_clip) == (
+        (0.9, 0.95),
+        0.1,
+        1.0,
+    )
     assert recipe.losses.condition_dropout == 0.1
     assert not recipe.text
     assert LMRecipe.from_data(LEAST | {"model": {"family": "transformer", "text": True}}).text

@@ -150,13 +150,13 @@ def test_a_step_tells_bits_per_code(store: TokenStore, codec: Codec) -> None:
     mean = (3 * expected[0] + expected[1]) / 4 * math.log(2)
     assert float(numbers["cross-entropy"]) == pytest.approx(mean, rel=1e-4)
     assert float(numbers["codes"]) == int((batch.targets >= 0).sum())
-    assert float(numbers["rate/model"]) == pytest.approx(0.5e-2)
+    assert float(numbers["lr/model"]) == pytest.approx(0.5e-2)
 
 
 def test_codebooks_count_by_their_weights(store: TokenStore, codec: Codec) -> None:
     """A codebook of weight 0 has no gradient; the others' does not depend on the weights' sum."""
     learners = [
-        stepped(store, codec, losses={"codebook_weights": weights}, optimizer={"clip": 1e9})[0].model
+        stepped(store, codec, losses={"codebook_weights": weights}, optimizer={"grad_clip": 1e9})[0].model
         for weights in ([1.0, 0.0, 2.0], [2.0, 0.0, 4.0])
     ]
     one, other = ([weight.grad for weight in model.parameters()] for model in learners)
@@ -173,7 +173,7 @@ def test_codebooks_count_by_their_weights(store: TokenStore, codec: Codec) -> No
 
 def test_accumulating_over_parts_is_the_same_training(store: TokenStore, codec: Codec) -> None:
     """Though parts have different numbers of codes."""
-    calm = {"optimizer": {"rate": 1e-4, "warmup": 2}}
+    calm = {"optimizer": {"lr": 1e-4, "warmup": 2}}
     (whole, numbers), (parted, same_numbers) = (
         stepped(store, codec, steps=3, train={"accumulate": parts}, losses=LIVELY["losses"], **calm) for parts in (1, 4)
     )
@@ -206,7 +206,7 @@ def test_soft_targets_know_of_all_stored_codebooks(store: TokenStore, codec: Cod
 
 
 def test_only_matrices_decay(store: TokenStore, codec: Codec) -> None:
-    learner, _ = stepped(store, codec, optimizer={"decay": 0.25})
+    learner, _ = stepped(store, codec, optimizer={"weight_decay": 0.25})
     decays = {
         id(weight): group["weight_decay"] for group in learner.optimizer.param_groups for weight in group["params"]
     }
@@ -236,7 +236,7 @@ def test_the_model_knows_the_level_of_its_recordings(tmp_path: Path) -> None:
 
 
 def test_dropout_depends_on_the_step_alone(store: TokenStore, codec: Codec) -> None:
-    recipe = small_lm_recipe(model={"dropout": 0.5}, optimizer={"rate": 1e-12, "warmup": 1})
+    recipe = small_lm_recipe(model={"dropout": 0.5}, optimizer={"lr": 1e-12, "warmup": 1})
     learner, lessons, _ = assemble(recipe, store, codec, CPU)
     batch = lessons.batch(0, 0, 4)
     one, other, again = (float(train_step(learner, batch, step, recipe)["cross-entropy"]) for step in (1, 2, 1))
@@ -248,7 +248,7 @@ def test_what_is_not_finite_is_named(store: TokenStore, codec: Codec) -> None:
     learner, lessons, _ = assemble(recipe, store, codec, CPU)
     with torch.no_grad():
         dict(learner.model.named_parameters())["heads.weight"][21:42] = math.nan
-    with pytest.raises(ConfigError, match=r"^in step 7 bits/1 became nan: lower optimizer\.rate = 0\.01 or set"):
+    with pytest.raises(ConfigError, match=r"^in step 7 bits/1 became nan: lower optimizer\.lr = 0\.01 or set"):
         train_step(learner, lessons.batch(0, 0, 4), 7, recipe)
 
 
@@ -376,8 +376,8 @@ def test_what_may_not_be_resumed(folder: Path, finished: Path, tmp_path: Path) -
     with pytest.raises(ConfigError, match="holds a training already: add --resume"):
         run(folder, finished)
     with pytest.raises(ConfigError) as refused:
-        run(folder, finished, resume=True, losses={"soft": 0.5, "stochastic": 0.1}, data={"batch": 2})
-    assert "data.batch (4 then, 2 now), losses.soft (0.2 then, 0.5 now); resume with" in str(refused.value)
+        run(folder, finished, resume=True, losses={"soft": 0.5, "stochastic": 0.1}, data={"batch_size": 2})
+    assert "data.batch_size (4 then, 2 now), losses.soft (0.2 then, 0.5 now); resume with" in str(refused.value)
     write_store(tmp_path, folder / "tiny.safetensors", split=["train"] * 6 + ["valid"] * 3)
     shutil.copy(folder / "tiny.safetensors", tmp_path)
     with pytest.raises(ConfigError, match="is not the store that this training began with"):
@@ -413,7 +413,7 @@ def test_the_record_is_complete(finished: Path, store: TokenStore) -> None:
         *(f"bits/{codebook} unigram" for codebook in range(3)),
         "loss/cross-entropy",
     ]
-    trained += ["gradient/model", "rate/model", "speed/codes per second", "speed/steps per second"]
+    trained += ["gradient/model", "lr/model", "speed/codes per second", "speed/steps per second"]
     assert {name: curves[name] for name in trained} == {name: [1, 2, 3, 4, 5, 6] for name in trained}
     validated = [f"valid/{name}" for name in (*each, *rates)]
     assert {name: curves[name] for name in validated} == {name: [3, 6] for name in validated}
@@ -423,7 +423,7 @@ def test_the_record_is_complete(finished: Path, store: TokenStore) -> None:
     assert numbers[6, "bits/per second"] == pytest.approx(100 * sum(bits), rel=1e-4)  # frames of 10 ms
     assert numbers[6, "bits/share of the raw rate"] == pytest.approx(sum(bits) / 3 / math.log2(20), rel=1e-4)
     assert numbers[6, "bits/guessing"] == pytest.approx(math.log2(20), rel=1e-4)
-    shares = [numbers[step + 1, "rate/model"] for step in range(6)]
+    shares = [numbers[step + 1, "lr/model"] for step in range(6)]
     optimizer = small_lm_recipe().optimizer
     assert shares == pytest.approx([1e-2 * schedule(step, 6, optimizer) for step in range(6)], rel=1e-4)
     assert numbers[6, "valid/bits/mean"] < numbers[3, "valid/bits/mean"]
@@ -494,7 +494,7 @@ def test_samples_are_generated_by_the_model_itself(folder: Path, tmp_path: Path)
 def test_validation_is_of_the_average_in_rest(store: TokenStore, codec: Codec) -> None:
     """By hand: the mean over all cells, no dropout, everything told."""
     learner, _ = stepped(store, codec, model={"dropout": 0.5})
-    valid = LMData(store, small_lm_recipe(data={"batch": 2}), np.arange(5), learner.model)
+    valid = LMData(store, small_lm_recipe(data={"batch_size": 2}), np.arange(5), learner.model)
     bits = validate(learner.average, valid.validation())
     nats, counted = torch.zeros(3), torch.zeros(3)
     with torch.no_grad():
