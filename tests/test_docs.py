@@ -1,7 +1,13 @@
 """README, docs/ and the READMEs of recipes: their Python runs, their links lead somewhere, their options exist."""
 
+import itertools
+import json
+import os
 import re
 import shlex
+import shutil
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, get_args
@@ -9,12 +15,14 @@ from typing import Any, get_args
 import numpy as np
 import pytest
 import soundfile
+import torch
 import typer
 from pydantic import BaseModel
 
 from codec import generation, pretrained
 from codec.checkpoint import save_model
 from codec.cli.main import app
+from codec.io import synth
 from codec.training.codec.recipe import Recipe
 from codec.training.lm.recipe import LMRecipe
 from tests.lm.tiny import prior
@@ -150,12 +158,15 @@ def codec_commands(text: str) -> Iterator[list[str]]:
             part = []
 
 
-def console(page: Path) -> str:
-    """The commands of a page: lines after "$ " of console blocks with those that continue them, and bash blocks."""
-    found = [text for _, text in blocks(page, "bash")]
-    for _, text in blocks(page, "console"):
-        found += re.findall(r"^\$ ((?:.*\\\n)*.*)$", text, re.MULTILINE)
-    return "\n".join(found)
+def console(page: Path) -> list[str]:
+    """The commands of a page's console blocks: lines after "$ " with the lines that continue them."""
+    text = "\n".join(text for _, text in blocks(page, "console"))
+    return re.findall(r"^\$ ((?:.*\\\n)*.*)$", text, re.MULTILINE)
+
+
+def shell(page: Path) -> str:
+    """All shell text of a page: its bash blocks and the commands of its console blocks."""
+    return "\n".join([*(text for _, text in blocks(page, "bash")), *console(page)])
 
 
 def inline(page: Path) -> list[str]:
@@ -168,7 +179,7 @@ def test_commands_and_options_exist() -> None:
     for name, page in zip(NAMES, PAGES, strict=True):
         if name in HISTORY:
             continue
-        commands = [*codec_commands(console(page))]
+        commands = [*codec_commands(shell(page))]
         commands += [text.split()[1:] for text in inline(page) if text.startswith("codec ") and "'" not in text]
         for words in commands:
             command, options = (words or [""])[0], [word.split("=")[0] for word in words if re.match(r"--?[a-z]", word)]
@@ -213,3 +224,80 @@ def test_recipe_keys_exist() -> None:
         found += [(page, match[1] or match[2]) for match in matches if match]
     assert len(found) >= 30
     assert [f"{page.relative_to(ROOT)}: {key}" for page, key in found if key not in known] == []
+
+
+# Commands, run (`pytest -m nightly tests/test_docs.py`)
+
+NOT_RUN = {
+    r"pip install|pre-commit|pytest|ruff|\.ci/run": "sets up or checks a development environment",
+    r"codec prepare (?!general)\w|ljspeech": "downloads a dataset",
+    r"torchrun|--engine ray": "needs several processes, GPUs or machines",
+    r"python tools/": "takes minutes; tests/test_tools.py runs the tools on small data",
+}
+IF_INSTALLED = {"opusenc": "--baseline opus", "jq": "jq "}
+TRAINED = {  # runs that a page uses and does not train
+    "docs/compress.md": {"mine": "general-24k"},
+    "docs/generate.md": {"music": "digits-8k-lm", "digits-lm": "digits-8k-lm"},
+}
+# Runs of two steps, a few samples to score, and outputs replaced, because a page shows alternatives side by side.
+PREAMBLE = r"""
+set -o pipefail
+codec() {
+  command=$1
+  case "$*" in
+    train*--resume*) "$PYTHON" -m codec "$@" --steps 3 ;;
+    train*--dry-run*|train*--overfit-batch*) "$PYTHON" -m codec "$@" ;;
+    train*) "$PYTHON" -m codec "$@" --steps 2 ;;
+    evaluate-lm*) "$PYTHON" -m codec "$@" --samples 20 ;;
+    encode*|decode*|generate*|sample*|tokenize*) shift; "$PYTHON" -m codec "$command" --force "$@" ;;
+    *) "$PYTHON" -m codec "$@" ;;
+  esac
+}
+aplay() { head -c 100000 > /dev/null; }
+"""
+
+
+@pytest.fixture(scope="module")
+def examples(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with recordings under every name that the pages use, from the shipped language model."""
+    folder = tmp_path_factory.mktemp("examples")
+    recordings = folder / "recordings"
+    recordings.mkdir()
+    model = pretrained.load_lm("digits-8k-lm")
+    rows = []
+    for label, speaker in itertools.product("0123456789", ("george", "jackson", "nicolas", "theo")):
+        audio = torch.cat(list(generation.generate(model, label=label, speaker=speaker, seed=0)), dim=2)
+        path = f"{label}-{speaker}.flac"
+        soundfile.write(recordings / path, audio[0, 0].numpy(), 8000)
+        split = "valid" if speaker == "theo" else "train"
+        rows.append({"path": path, "label": label, "speaker": speaker, "transcript": label, "split": split})
+    (recordings / "manifest.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    for name in ("albums/one", "other_recordings", "corpus", "DIR", "valid", "speech", "LibriSpeech/test-clean/1/2"):
+        shutil.copytree(recordings, folder / name)
+    (folder / "DIR" / "manifest.jsonl").rename(folder / "DIR" / "four.jsonl")
+    soundfile.write(folder / "talk.flac", synth.synthesize().T, synth.RATE)
+    for name in ("beginning", "damaged"):
+        soundfile.write(folder / f"{name}.wav", *soundfile.read(recordings / "7-theo.flac"))
+    return folder
+
+
+@pytest.mark.slow
+@pytest.mark.nightly
+@pytest.mark.parametrize("name", [name for name in NAMES if console(ROOT / name) and "recipes/" not in name])
+def test_commands_run(name: str, examples: Path, tmp_path: Path) -> None:
+    """In order, in one folder, with the shipped models; training runs of two steps."""
+    folder = tmp_path / "page"
+    shutil.copytree(examples, folder)
+    for run, model in TRAINED.get(name, {}).items():
+        (folder / "runs" / run).mkdir(parents=True)
+        shutil.copy(pretrained.find(model), folder / "runs" / run / "model.safetensors")
+    environment = os.environ | {"PYTHON": sys.executable, "PYTHONPATH": str(ROOT)}
+    for command in console(ROOT / name):
+        if any(re.search(pattern, command) for pattern in NOT_RUN):
+            continue
+        if any(part in command and not shutil.which(program) for program, part in IF_INSTALLED.items()):
+            continue
+        result = subprocess.run(
+            ["bash", "-c", PREAMBLE + command], cwd=folder, env=environment, capture_output=True, text=True, check=False
+        )
+        assert result.returncode == 0, f"{name}: {command}\n{result.stdout[-2000:]}\n{result.stderr[-2000:]}"
