@@ -37,7 +37,7 @@ def test_the_speed_of_generation_is_measured_for_every_system(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     tool = next(tool for tool in TOOLS if tool.stem == "bench_lm")
-    sizes = ["--width", "32", "--layers", "1", "--heads", "2", "--books", "2"]
+    sizes = ["--width", "32", "--layers", "1", "--heads", "2", "--codebooks", "2"]
     few = ["--frames", "3", "--rounds", "1", "--batch", "1", "--threads", "1", "--json", str(tmp_path / "speeds.json")]
     run(tool, monkeypatch, *sizes, *few)
     rows = json.loads((tmp_path / "speeds.json").read_text())

@@ -48,7 +48,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Speed and memory of encoding and decoding.")
     parser.add_argument("--model", default=hub.DEFAULT, help="shipped name, .safetensors file or training run")
     parser.add_argument("--untrained", action="store_true", help="random weights instead of --model")
-    parser.add_argument("--books", type=int, help="codebooks to use; all by default")
+    parser.add_argument("--codebooks", dest="num_codebooks", type=int, help="codebooks to use; all by default")
     parser.add_argument("--seconds", type=float, default=10, help="length of the signal that is timed (default 10)")
     parser.add_argument("--rounds", type=int, default=7, help="rounds of the timing (default 7)")
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2], help="numbers of threads (default 1 2)")
@@ -178,7 +178,7 @@ def in_process(job: str, source: Path, target: Path, model: str, num_codebooks: 
     """Peak memory in MiB and seconds of one job in a fresh process."""
     command = [sys.executable, __file__, "--model", model, "--worker", job, str(source), str(target)]
     if num_codebooks:
-        command += ["--books", str(num_codebooks)]
+        command += ["--codebooks", str(num_codebooks)]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
     printed = subprocess.run(command, check=True, capture_output=True, text=True, env=environment).stdout
     memory, seconds = map(float, printed.split())

@@ -75,7 +75,7 @@ def main() -> None:
     parser.add_argument("--codec", help="whose codes: that of the model, or the default one")
     for name, size in (("width", 256), ("layers", 6), ("heads", 4), ("context", 512)):
         parser.add_argument(f"--{name}", type=int, default=size, help=f"without a model (default {size})")
-    parser.add_argument("--books", type=int, default=8, help="without a model (default 8)")
+    parser.add_argument("--codebooks", dest="num_codebooks", type=int, default=8, help="without a model (default 8)")
     parser.add_argument("--against", choices=["musicgen"], help="another system beside ours")
     parser.add_argument("--frames", type=int, default=50, help="of a clip (default 50)")
     parser.add_argument("--rounds", type=int, default=9, help="clips of every system (default 9)")

@@ -286,7 +286,7 @@ def main() -> None:
     parser.add_argument("--codec", default="digits-8k", help="the codec of the patterns (default digits-8k)")
     parts = ["patterns", "codecs", "sizes"]
     parser.add_argument("--part", choices=parts, nargs="+", default=parts, help="which tables (default all)")
-    parser.add_argument("--books", type=int, nargs="+", default=[1, 4, 8])
+    parser.add_argument("--codebooks", dest="num_codebooks", type=int, nargs="+", default=[1, 4, 8])
     parser.add_argument("--minutes", type=float, default=4, help="training of each language model (default 4)")
     parser.add_argument("--codec-minutes", type=float, default=6, help="training of each small codec (default 6)")
     parser.add_argument("--samples", type=int, default=500, help="clips to generate with each model (default 500)")
@@ -328,7 +328,7 @@ def table_of_models(rows: Sequence[dict[str, Any]]) -> str:
     lines += ["|---:|---|---:|---:|---:|---:|---:|---:|---:|"]
     for row in rows:
         lines.append(
-            f"| {row['books']} | {row['model']} | {row['weights'] / 1e6:.2f} M | {row['trained']} | "
+            f"| {row['num_codebooks']} | {row['model']} | {row['weights'] / 1e6:.2f} M | {row['trained']} | "
             f"{row['bits']:.0f} | {row['bits'] / row['raw']:.0%} | {row['steps']:.0f} | "
             f"{row['speed']:.1f} × | {row['accuracy']:.1%} |"
         )

@@ -32,7 +32,7 @@ def main() -> None:
     if arguments.numbers:
         rows = json.loads(arguments.numbers.read_text())["rows"]
         training["numbers"] = {
-            f"{row['name']}, {row['books']} codebooks": {
+            f"{row['name']}, {row['num_codebooks']} codebooks": {
                 name: round(value, 4) for name, value in row["measures"].items() if value is not None
             }
             for row in rows

@@ -41,7 +41,7 @@ def models(
                 )
             case LMCard(source=source):
                 known = ", ".join(f"{len(names)} {kind}s" for kind, names in source["classes"].items())
-                lms.add_row(card.name, f"{source['codec']}, {source['books']} codebooks", known, *size)
+                lms.add_row(card.name, f"{source['codec']}, {source['num_codebooks']} codebooks", known, *size)
     console = Console(highlight=False)
     console.print(codecs)
     if lms.rows:

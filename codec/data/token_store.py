@@ -354,7 +354,7 @@ def _cuts_before(folder: Path, facts: dict[str, Any], count: int, listed: Binary
             f"not by {facts['model']} (weights {facts['weights_hash'][:12]}): {way}"
         )
     if there["num_codebooks"] != facts["num_codebooks"]:
-        raise StorageError(f"{folder} holds {there['books']} codebooks, not {facts['books']}: {way}")
+        raise StorageError(f"{folder} holds {there['num_codebooks']} codebooks, not {facts['num_codebooks']}: {way}")
     if there.get("level_db") != facts.get("level_db"):
         before, now = (_level_of(some) for some in (there, facts))
         raise StorageError(f"{folder} has recordings {before}, not {now}: {way}")
