@@ -11,7 +11,7 @@ from codec.training.codec.recipe import Recipe
 from codec.training.lm import task as lm_loop
 from codec.training.lm.recipe import LMRecipe
 from tests.cli.conftest import Cli
-from tests.training.small import tones, write_codec, write_store
+from tests.helpers.training import tones, write_codec, write_store
 
 
 @pytest.fixture

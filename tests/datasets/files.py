@@ -10,7 +10,7 @@ from rich.console import Console
 from codec.datasets.base import Archive
 from codec.io.audio import write_audio
 from tests.datasets.conftest import Server
-from tests.training.small import tones
+from tests.helpers.training import tones
 
 
 def said(console: Console) -> str:

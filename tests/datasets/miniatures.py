@@ -18,7 +18,7 @@ from codec.data.clips import MANIFEST
 from codec.datasets.base import Dataset
 from codec.datasets.prepare import prepare
 from codec.io.audio import write_audio
-from tests.training.small import tones
+from tests.helpers.training import tones
 
 SECONDS = 0.3
 

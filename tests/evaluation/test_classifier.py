@@ -26,7 +26,7 @@ from codec.evaluation.classifier import (
     some,
     train,
 )
-from tests.training.words import RATE, WORDS, knows_words, word, write_words
+from tests.helpers.spoken_words import RATE, WORDS, knows_words, word, write_words
 
 
 @pytest.fixture(autouse=True, scope="module")

@@ -26,8 +26,8 @@ from codec.lm.sampling import Sampling
 from codec.lm.transformer import TokenLM, TransformerConfig
 from codec.models.base import Codec
 from tests.cli.conftest import Cli, Result, cli  # noqa: F401 (a fixture)
+from tests.helpers.spoken_words import RATE, WORDS, knows_words, word, write_words
 from tests.tiny import tiny_model
-from tests.training.words import RATE, WORDS, knows_words, word, write_words
 
 Asked = Sequence[tuple[int, str]]
 

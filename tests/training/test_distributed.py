@@ -24,7 +24,7 @@ from codec.nn.quantize.residual import Quantized, ResidualVQ
 from codec.training.codec.recipe import Recipe
 from codec.training.codec.task import train
 from codec.training.lm import task as lm_loop
-from tests.training.small import options, small_lm_recipe, small_recipe, write_codec, write_recordings, write_store
+from tests.helpers.training import options, small_lm_recipe, small_recipe, write_codec, write_recordings, write_store
 from tests.training.test_logger import rows
 
 ROOT = Path(__file__).parents[2]

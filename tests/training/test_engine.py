@@ -12,7 +12,7 @@ from codec.errors import CodecError, ConfigError, StorageError, UsageError
 from codec.io.audio import alone, write_audio
 from codec.training import engine
 from codec.training.codec.task import train
-from tests.training.small import small_recipe, write_recordings
+from tests.helpers.training import small_recipe, write_recordings
 
 
 @pytest.fixture

@@ -22,7 +22,7 @@ from codec.io.audio import read_audio, write_audio
 from codec.training.codec import crops as data_module
 from codec.training.codec.crops import SIDES, Batch, Crops, batches, material, mixed, rms
 from codec.training.codec.recipe import Recipe
-from tests.training.small import small_recipe, tones, write_recordings
+from tests.helpers.training import small_recipe, tones, write_recordings
 
 RATE = 8000  # of the small recipe
 CROP = 1200  # samples, 0.15 s

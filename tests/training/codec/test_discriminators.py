@@ -7,7 +7,7 @@ import torch
 
 from codec.training.codec.discriminators import Discriminators
 from codec.training.codec.losses import discriminator_loss
-from tests.training.small import batch
+from tests.helpers.training import batch
 
 
 @pytest.fixture

@@ -25,8 +25,8 @@ from codec.training.codec.dry_run import (
     table,
 )
 from codec.training.codec.task import assemble
+from tests.helpers.training import small_recipe, tones, write_recordings
 from tests.tiny import CONFIG, tiny_model
-from tests.training.small import small_recipe, tones, write_recordings
 
 CPU = torch.device("cpu")
 HOP, RATE = CONFIG.hop, CONFIG.sample_rate

@@ -24,7 +24,7 @@ from codec.training.codec.losses import (
     hop_periodicity_loss,
     loss_balancer_weights,
 )
-from tests.training.small import batch
+from tests.helpers.training import batch
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,7 @@ from codec.errors import ConfigError
 from codec.io import bitstream
 from codec.models.base import CodecConfig
 from codec.training.codec.recipe import LossConfig, Recipe
-from tests.training.small import small_recipe
+from tests.helpers.training import small_recipe
 
 RECIPES = sorted(Path(__file__).parents[3].glob("recipes/*/codec.toml"))
 

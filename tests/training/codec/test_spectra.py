@@ -7,7 +7,7 @@ from torch import Tensor
 
 from codec.training.codec.losses import SCALES, HearingLoss, SpectralLoss
 from codec.training.codec.spectra import BandFilters, power, short_time_spectra
-from tests.training.small import batch
+from tests.helpers.training import batch
 
 RATE = 8000
 

@@ -48,7 +48,7 @@ from codec.training.codec.task import (
 )
 from codec.training.logger import Record
 from codec.training.optimizer import autocast_dtype, schedule
-from tests.training.small import batch, options, small_recipe, tones, write_recordings
+from tests.helpers.training import batch, options, small_recipe, tones, write_recordings
 from tests.training.test_logger import events, rows
 
 CPU = torch.device("cpu")
@@ -287,7 +287,7 @@ COMPILED = """
 import numpy as np
 import torch
 from functools import partialmethod
-from tests.training.small import options, small_recipe
+from tests.helpers.training import options, small_recipe
 from tests.training.codec.test_task import SpectralLoss, stepped
 
 def as_is(graph, inputs):

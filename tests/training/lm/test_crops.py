@@ -16,7 +16,7 @@ from codec.errors import ConfigError, DamagedFile, UsageError
 from codec.models.base import Codec
 from codec.training.lm.crops import Batch, Crop, LMData, names_of, sides, soften, unigram
 from codec.training.lm.task import assemble
-from tests.training.small import LENGTHS, small_lm_recipe, write_codec, write_store
+from tests.helpers.training import LENGTHS, small_lm_recipe, write_codec, write_store
 
 CPU = torch.device("cpu")
 

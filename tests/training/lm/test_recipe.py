@@ -8,7 +8,7 @@ from codec.errors import ConfigError
 from codec.lm.pixelcnn import PixelCNNConfig
 from codec.lm.transformer import TransformerConfig
 from codec.training.lm.recipe import LMRecipe
-from tests.training.small import small_lm_recipe
+from tests.helpers.training import small_lm_recipe
 
 LEAST: dict[str, Any] = {"kind": "lm", "name": "night", "model": {"family": "transformer"}}
 

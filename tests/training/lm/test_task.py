@@ -40,11 +40,11 @@ from codec.training.lm.task import (
     validate,
 )
 from codec.training.optimizer import schedule
+from tests.helpers.training import small_lm_recipe, write_codec, write_store
 from tests.lm.test_models import MODELS
 from tests.lm.tiny import SIZE, prior, told
 from tests.tiny import tiny_model
 from tests.training.codec.test_task import same
-from tests.training.small import small_lm_recipe, write_codec, write_store
 from tests.training.test_logger import events, rows
 
 CPU = torch.device("cpu")
