@@ -196,7 +196,7 @@ def save_state(path: str | Path, state: Mapping[str, Any]) -> None:
     """Write the resumable state of a training: tensors and plain data, nothing else, for `load_state` to accept it."""
     import torch
 
-    from codec.io.audio import atomic_output
+    from codec.io.storage import atomic_output
 
     whole = io.BytesIO()  # torch hides why a write fails
     torch.save(dict(state), whole)
@@ -236,7 +236,7 @@ def load_state(path: str | Path, device: "str | torch.device" = "cpu") -> dict[s
 def _save(path: str | Path, model: "Codec | CodecLM", card: Mapping[str, Any], dtype: "torch.dtype | None") -> None:
     from safetensors.torch import save
 
-    from codec.io.audio import atomic_output
+    from codec.io.storage import atomic_output
 
     tensors = {
         name: tensor.detach().to("cpu", dtype if tensor.is_floating_point() else None).contiguous()

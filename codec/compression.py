@@ -26,6 +26,7 @@ from codec.frames import resampled_length
 from codec.io import audio, bitstream
 from codec.io.audio import AudioReader, AudioWriter, Block, Resampler
 from codec.io.bitstream import Codes, Header, Reader, Writer
+from codec.io.storage import atomic_output
 from codec.models.base import Codec
 from codec.parallel import Engine, each
 from codec.streams import StreamDecoder, StreamEncoder
@@ -102,7 +103,7 @@ def compress(
     Raises UsageError, InputNotFound, UnsupportedAudio, UnknownModel, StorageError.
     """
     began = perf_counter()
-    with audio.open_reader(source) as reader, audio.atomic_output(_apart(source, target), force=force) as file:
+    with audio.open_reader(source) as reader, atomic_output(_apart(source, target), force=force) as file:
         time, num_codebooks = compress_into(
             reader, file, model=model, num_codebooks=num_codebooks, bitrate=bitrate, device=device
         )

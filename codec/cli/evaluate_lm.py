@@ -52,7 +52,7 @@ def evaluate_lm(
     from codec.evaluation import classifier as classifiers
     from codec.evaluation import lm as lm_evaluation
     from codec.generation import generate_clips
-    from codec.io.audio import atomic_output
+    from codec.io.storage import atomic_output
     from codec.lm.sampling import Sampler, Sampling
 
     sampling = None if temperature is None else Sampling.from_data({"temperature": temperature}, source="options")

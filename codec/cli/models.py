@@ -93,7 +93,7 @@ def evaluate(
     """Compress and restore the recordings of a folder, and measure what comes back."""
     from codec.evaluation.baselines import find_baselines
     from codec.evaluation.signal import evaluate
-    from codec.io.audio import atomic_output
+    from codec.io.storage import atomic_output
 
     loaded = pretrained.load(model, device)
     numbers = _codebook_numbers(num_codebooks, loaded.config.num_codebooks)

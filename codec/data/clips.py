@@ -23,7 +23,8 @@ import numpy as np
 
 from codec.errors import ConfigError, InputNotFound, UnsupportedAudio
 from codec.frames import resampled_length
-from codec.io.audio import Block, Resampler, atomic_output, is_audio_path, open_reader
+from codec.io.audio import Block, Resampler, is_audio_path, open_reader
+from codec.io.storage import atomic_output
 
 MANIFEST = "manifest.jsonl"  # a folder that holds one is what it says
 SPLITS = ("train", "valid", "test")

@@ -47,8 +47,9 @@ from codec.errors import (
     WeightsMismatch,
 )
 from codec.frames import FrameSpec
-from codec.io.audio import AudioReader, Block, Resampler, alone, atomic_output, open_reader
+from codec.io.audio import AudioReader, Block, Resampler, open_reader
 from codec.io.level import LevelMeter, check_level, gain_to
+from codec.io.storage import atomic_output, locked_folder
 from codec.models.base import Codec
 from codec.parallel import Engine, each
 from codec.streams import StreamEncoder
@@ -256,7 +257,7 @@ def _prepared(folder: Path) -> Iterator[None]:
         is_store = (folder / "store.json").is_file()
         if not is_store and any(path.name != "clips.jsonl" for path in _visible(folder)):
             raise StorageError(f"{folder} holds other files than a token store: name a new folder")
-        work.enter_context(alone(folder, "codec tokenize"))
+        work.enter_context(locked_folder(folder, "codec tokenize"))
     except OSError as error:
         raise StorageError(
             f"{folder} cannot be written ({error.strerror}): check the permissions or write elsewhere"

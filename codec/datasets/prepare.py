@@ -26,8 +26,9 @@ from codec.datasets.archive import Place, unpack
 from codec.datasets.base import BOOKKEEPING, Archive, Dataset, License
 from codec.datasets.download import download, verify
 from codec.datasets.progress import progress_bar
-from codec.errors import CodecError, InputNotFound, StorageError, UsageError
+from codec.errors import CodecError, InputNotFound, UsageError
 from codec.io.audio import open_reader
+from codec.io.storage import storing_below
 
 NAMED = 10  # unreadable files that are named; all are counted
 
@@ -75,7 +76,7 @@ def prepare(
     if not missing and not folder.is_dir():
         raise InputNotFound(f"{folder} is not a folder: {dataset.by_hand or 'check the name'}")
     found = Found(dataset, console)
-    with _storing(folder):
+    with storing_below(folder, instead="choose another DIR"), _archive_files():
         folder.mkdir(parents=True, exist_ok=True)
         for archive in archives:
             others = {other.holds for other in dataset.parts.values() if other.holds != archive.holds}
@@ -225,14 +226,11 @@ class Found:
 
 
 @contextmanager
-def _storing(folder: Path) -> Iterator[None]:
-    """Turn what the system reports about files below `folder` into errors of ours."""
+def _archive_files() -> Iterator[None]:
+    """Raise InputNotFound for a file that the archive holds and the folder does not."""
     try:
         yield
     except FileNotFoundError as error:
         raise InputNotFound(
             f"{error.filename} is missing: name the folder that holds what the archive holds"
         ) from error
-    except OSError as error:
-        place, reason = error.filename or folder, error.strerror or error
-        raise StorageError(f"{place} cannot be used ({reason}): free some space or choose another DIR") from error

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from codec.config import Config
 from codec.data.clips import Clip, clip_audio, hashed
 from codec.errors import ConfigError, UnknownModel
-from codec.io.audio import atomic_output
+from codec.io.storage import atomic_output
 from codec.models.base import SampleRate
 
 SECONDS = 1.0  # of a clip that are looked at, from its start; shorter ones are followed by silence

@@ -7,28 +7,24 @@ with open_reader("in.flac") as reader, open_writer("out.wav", rate=24000, channe
     writer.write(resampler.flush())
 """
 
-import errno
 import io
 import os
-import secrets
 import struct
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, Self
+from typing import Any, BinaryIO, Self
 
 import numpy as np
 import soundfile
 import soxr
 from numpy.typing import NDArray
 
-from codec.errors import ConfigError, InputNotFound, StorageError, UnsupportedAudio, UsageError
+from codec.errors import InputNotFound, StorageError, UnsupportedAudio, UsageError
 from codec.frames import resampled_length
-
-if TYPE_CHECKING:
-    from _typeshed import ReadableBuffer
+from codec.io.storage import COPY_BYTES, atomic_output, is_device, raw_stdout, storing, write_all
 
 Block = NDArray[np.float32]  # [channels, time]
 LOUDEST = 1e6  # magnitude of samples that are taken for audio: 120 dB over full scale
@@ -55,7 +51,6 @@ AUDIO_SUFFIXES = frozenset(_FORMATS) | frozenset(
 _32_BIT_FORMATS = ("AIFF", "AU", "WAV", "WAVEX")  # their headers cannot say sizes past 4 GiB
 _32_BIT_LIMIT = 2**32 - 2**16  # bytes; the margin is for chunks other than the samples
 _SAMPLE_BYTES = {"PCM_U8": 1, "PCM_16": 2, "PCM_24": 3, "PCM_32": 4, "FLOAT": 4}
-_COPY_BYTES = 2**20
 
 SETTLING = {"VORBIS": 16384, "MPEG_LAYER_III": 4096}
 """Samples to read before those wanted, by subtype: after one seek in five libsndfile 1.2.2 gets a thousand samples of
@@ -175,7 +170,7 @@ def open_reader(path: str | Path | bytes) -> Iterator[AudioReader]:
                 f"{label} is not audio that libsndfile can read: convert it to WAV or FLAC first"
             ) from error
         with source:
-            if source.format in _32_BIT_FORMATS and size >= 2**32 + _COPY_BYTES:
+            if source.format in _32_BIT_FORMATS and size >= 2**32 + COPY_BYTES:
                 raise UnsupportedAudio(
                     f"{label} has {size} bytes, but its header can only say 4 GiB and libsndfile stops there: "
                     "convert it to FLAC, W64 or RF64 first"
@@ -200,12 +195,12 @@ def _seekable_input(path: str | Path | bytes, label: str) -> Iterator[BinaryIO]:
 @contextmanager
 def _spooled(stream: BinaryIO, label: str) -> Iterator[BinaryIO]:
     with ExitStack() as stack:
-        with _storing(f"the temporary copy of {label}"):
+        with storing(f"the temporary copy of {label}"):
             spool = stack.enter_context(tempfile.TemporaryFile(buffering=0))  # a buffer would fail again on closing
         with _reading(label):
-            while chunk := stream.read(_COPY_BYTES):
-                with _storing(f"the temporary copy of {label} in {tempfile.gettempdir()}"):
-                    _write_all(spool, chunk)
+            while chunk := stream.read(COPY_BYTES):
+                with storing(f"the temporary copy of {label} in {tempfile.gettempdir()}"):
+                    write_all(spool, chunk)
         spool.seek(0)
         yield spool
 
@@ -313,7 +308,7 @@ def open_writer(
     the format cannot hold, StorageError as `atomic_output`.
     """
     label = "standard output" if str(path) == "-" else str(path)
-    suffix = ".wav" if str(path) == "-" or _is_device(path) else Path(path).suffix.lower()
+    suffix = ".wav" if str(path) == "-" or is_device(path) else Path(path).suffix.lower()
     if suffix not in _FORMATS:
         raise UsageError(f"{label}: cannot write {suffix or 'a file without suffix'}: use one of {' '.join(_FORMATS)}")
     container = _FORMATS[suffix]
@@ -339,8 +334,7 @@ class LiveOutput:
     """
 
     def __init__(self, *, rate: int, channels: int, bare: bool = False) -> None:
-        sys.stdout.flush()
-        self._sink = getattr(sys.stdout.buffer, "raw", sys.stdout.buffer)  # as in `_send`
+        self._sink = raw_stdout()
         if not bare:
             most = 2**32 - 1
             form = struct.pack("<HHIIHH", 1, channels, rate, rate * channels * 2, channels * 2, 16)
@@ -351,8 +345,8 @@ class LiveOutput:
         self._send(_quantized(block, "PCM_16").T.astype("<i2").tobytes())
 
     def _send(self, data: bytes) -> None:
-        with _storing("standard output"):
-            _write_all(self._sink, data)
+        with storing("standard output"):
+            write_all(self._sink, data)
 
 
 def _quantized(block: Block, subtype: str) -> NDArray[Any]:
@@ -393,119 +387,6 @@ class _Bridge:
             except BaseException as error:  # an interrupt too: lost here, it would leave a hole in the file
                 self._error = error
         return 0
-
-
-@contextmanager
-def atomic_output(path: str | Path, *, force: bool = False) -> Iterator[BinaryIO]:
-    """A binary file, seekable and readable, that becomes `path` when the block ends; nothing stays if it raises.
-
-    `-` (standard output), pipes and devices receive the whole at the end. Raises StorageError: `path` exists and
-    `force` is off, the disk is full, the folder is missing or not writable.
-    """
-    label = "standard output" if str(path) == "-" else str(path)
-    streamed = str(path) == "-" or _is_device(path)
-    with _storing(label):
-        if not streamed and Path(path).is_dir():
-            raise StorageError(f"{label} is a folder: name a file in it")
-        if not streamed and not force and Path(path).exists():
-            raise StorageError(f"{label} exists: pass --force to replace it")
-    target = Path(os.path.realpath(path))  # a link stays a link
-    part = Path(tempfile.gettempdir() if streamed else target.parent) / f".codec-{secrets.token_hex(8)}.part"
-    with _storing(label):
-        raw = _Output(part, label)
-    file = io.BufferedRandom(raw)
-    try:
-        yield file
-        with _storing(label):
-            file.flush()
-            os.fsync(file.fileno())  # some file systems only now find that the disk is full
-            if streamed:
-                file.seek(0)
-                _send(file, path)
-            file.close()
-            if not streamed:
-                part.replace(target)
-    finally:
-        raw.close()  # before `file`: after a failure, what it still holds is dropped
-        with _storing(label):
-            part.unlink(missing_ok=True)
-
-
-class _Output(io.FileIO):
-    """A new file whose failing writes raise StorageError."""
-
-    def __init__(self, path: Path, label: str) -> None:
-        super().__init__(path, "x+")
-        self._label = label
-
-    def write(self, data: "ReadableBuffer", /) -> int:
-        with _storing(self._label):
-            return super().write(data)
-
-
-@contextmanager
-def alone(folder: Path, job: str) -> Iterator[None]:
-    """Make a folder to write to, and keep others that do the same `job` out of it on systems that know locks.
-
-    Raises ConfigError: one is at work there.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    try:
-        with (folder / ".lock").open("w") as file:
-            with suppress(ImportError):
-                import fcntl
-
-                try:
-                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                except BlockingIOError as error:
-                    raise ConfigError(f"another {job} is at work in {folder}: choose another --out, or wait") from error
-            try:
-                yield
-            finally:
-                (folder / ".lock").unlink()
-    finally:
-        with suppress(OSError):
-            folder.rmdir()  # where nothing came of it
-
-
-def _is_device(path: str | Path) -> bool:
-    with _storing(str(path)):
-        return Path(path).exists() and not Path(path).is_file() and not Path(path).is_dir()
-
-
-def _send(file: BinaryIO, path: str | Path) -> None:
-    if str(path) == "-":
-        sys.stdout.flush()
-        # Past Python's buffer: bytes that failed would stay in it and fail again, with a traceback, at exit.
-        _pour(file, getattr(sys.stdout.buffer, "raw", sys.stdout.buffer))
-    else:
-        with Path(path).open("wb", buffering=0) as stream:
-            _pour(file, stream)
-
-
-def _pour(source: BinaryIO, sink: io.RawIOBase | BinaryIO) -> None:
-    while chunk := source.read(_COPY_BYTES):
-        _write_all(sink, chunk)
-
-
-def _write_all(sink: io.RawIOBase | BinaryIO, chunk: bytes) -> None:
-    rest = memoryview(chunk)
-    while rest:
-        rest = rest[sink.write(rest) :]  # unbuffered files may take a part only
-
-
-@contextmanager
-def _storing(label: str) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            text = f"{label} cannot be written, the disk is full: free some space or write elsewhere"
-        elif error.errno == errno.ENOENT:
-            text = f"{label} cannot be written, its folder does not exist: create it first"
-        else:
-            text = f"{label} cannot be written ({error.strerror}): check the permissions or write elsewhere"
-        raise StorageError(text) from error
 
 
 @contextmanager

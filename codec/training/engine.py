@@ -25,7 +25,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from codec.checkpoint import load_state
 from codec.config import Config
-from codec.errors import CodecError, ConfigError, MissingDependency, StorageError, UsageError
+from codec.errors import CodecError, ConfigError, MissingDependency, UsageError
 from codec.nn import distributed as processes
 from codec.nn.conv import ConvNeXtBlock
 from codec.training.codec.crops import INTERRUPTS
@@ -211,18 +211,6 @@ def interrupts() -> Iterator[Callable[[], bool]]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-@contextmanager
-def storing(folder: Path) -> Iterator[None]:
-    """Whatever the system has against the files below `folder`, as `StorageError`."""
-    try:
-        yield
-    except (FileExistsError, NotADirectoryError) as error:
-        raise StorageError(f"{folder} is a file, or lies below one: choose another --out") from error
-    except OSError as error:
-        place, reason = error.filename or folder, error.strerror or error
-        raise StorageError(f"{place} cannot be used ({reason}): free some space or choose another --out") from error
 
 
 @contextmanager

@@ -35,8 +35,9 @@ from codec.errors import (
     WeightsMismatch,
 )
 from codec.io import bitstream
-from codec.io.audio import alone, read_audio
+from codec.io.audio import read_audio
 from codec.io.level import gain_to
+from codec.io.storage import locked_folder
 from codec.models.causal import CausalCodec, CausalConfig
 from tests.tiny import CONFIG, tiny_model
 
@@ -171,7 +172,7 @@ def test_a_finished_store_stays_finished_when_the_command_is_given_again(
 
 def test_a_store_is_made_by_one_command_at_a_time(tmp_path: Path, corpus: Path, model_file: Path) -> None:
     with (
-        alone(tmp_path / "store", "codec tokenize"),
+        locked_folder(tmp_path / "store", "codec tokenize"),
         pytest.raises(ConfigError, match="another codec tokenize is at work"),
     ):
         tokenize(corpus, tmp_path / "store", model=model_file)

@@ -20,8 +20,8 @@ from hypothesis import strategies as st
 
 from codec.errors import CodecError, InputNotFound, StorageError, UnsupportedAudio, UsageError
 from codec.frames import resampled_length
-from codec.io import audio
-from codec.io.audio import Block, Resampler, atomic_output, is_audio_path, open_reader, open_writer
+from codec.io import audio, storage
+from codec.io.audio import Block, Resampler, is_audio_path, open_reader, open_writer
 
 RATES = (8000, 11025, 22050, 44100, 48000, 96000)
 in_tmp = settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
@@ -424,12 +424,12 @@ def test_disk_full_at_any_place(
             raise full
         return io.FileIO.write(self, data)
 
-    class Small(audio._Output):
+    class Small(storage._Output):
         def write(self, data: bytes) -> int:  # type: ignore[override]
-            with audio._storing(self._label):
+            with storage.storing(self._label):
                 return write(self, data)
 
-    monkeypatch.setattr(audio, "_Output", Small)
+    monkeypatch.setattr(storage, "_Output", Small)
     with (  # noqa: PT012
         pytest.raises(StorageError, match="disk is full"),
         open_writer(tmp_path / f"a{suffix}", rate=48000, channels=1) as writer,
@@ -441,7 +441,7 @@ def test_disk_full_at_any_place(
 
 
 def test_first_failure_is_the_one_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def write(self: audio._Output, data: bytes) -> int:
+    def write(self: storage._Output, data: bytes) -> int:
         raise StorageError("full")
 
     with (  # noqa: PT012
@@ -449,20 +449,20 @@ def test_first_failure_is_the_one_reported(tmp_path: Path, monkeypatch: pytest.M
         open_writer(tmp_path / "a.wav", rate=8000, channels=1) as writer,
     ):
         writer.write(noise(1, 100))
-        monkeypatch.setattr(audio._Output, "write", write)
+        monkeypatch.setattr(storage._Output, "write", write)
         raise UnsupportedAudio("first")
     assert list(tmp_path.iterdir()) == []
 
 
 def test_interrupt_inside_libsndfile_is_not_lost(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def write(self: audio._Output, data: bytes) -> int:
+    def write(self: storage._Output, data: bytes) -> int:
         raise KeyboardInterrupt
 
     with (  # noqa: PT012
         pytest.raises(KeyboardInterrupt),
         open_writer(tmp_path / "a.wav", rate=8000, channels=1) as writer,
     ):
-        monkeypatch.setattr(audio._Output, "write", write)
+        monkeypatch.setattr(storage._Output, "write", write)
         writer.write(noise(1, 100_000))
     assert list(tmp_path.iterdir()) == []
 
@@ -483,17 +483,6 @@ def test_link_stays_a_link(tmp_path: Path) -> None:
     audio.write_audio(tmp_path / "link.wav", noise(1, 10), 8000)
     assert (tmp_path / "link.wav").is_symlink()
     assert read(tmp_path / "far" / "real.wav").shape == (1, 10)
-
-
-def test_atomic_output_follows_the_umask(tmp_path: Path) -> None:
-    with atomic_output(tmp_path / "a.bin") as file:
-        file.write(b"abc")
-        file.seek(0)
-        assert file.read() == b"abc"
-        assert not (tmp_path / "a.bin").exists()
-    (tmp_path / "plain.bin").write_bytes(b"")
-    assert (tmp_path / "a.bin").read_bytes() == b"abc"
-    assert (tmp_path / "a.bin").stat().st_mode == (tmp_path / "plain.bin").stat().st_mode
 
 
 def test_devices_receive_and_stay_devices(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

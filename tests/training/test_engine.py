@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from codec.errors import CodecError, ConfigError, StorageError, UsageError
-from codec.io.audio import alone, write_audio
+from codec.io.audio import write_audio
+from codec.io.storage import locked_folder
 from codec.training import engine
 from codec.training.codec.task import train
 from tests.helpers.training import small_recipe, write_recordings
@@ -21,8 +22,8 @@ def recordings(tmp_path: Path) -> Path:
 
 
 def test_a_folder_has_one_training_at_a_time(recordings: Path, tmp_path: Path) -> None:
-    with alone(tmp_path / "run", "training"):
-        with pytest.raises(ConfigError, match="another training is at work in"):
+    with locked_folder(tmp_path / "run", "training run"):
+        with pytest.raises(ConfigError, match="another training run is running in"):
             train(small_recipe(), data=recordings, out=tmp_path / "run")
         assert (tmp_path / "run" / ".lock").exists()
     assert not (tmp_path / "run").exists()  # nothing came of it
@@ -39,7 +40,7 @@ def test_a_gpu_that_is_not_there_is_refused(recordings: Path, tmp_path: Path, mo
 def test_a_run_cannot_be_a_file(recordings: Path, tmp_path: Path) -> None:
     (tmp_path / "run").write_text("")
     for out in (tmp_path / "run", tmp_path / "run" / "inner"):
-        with pytest.raises(StorageError, match="is a file, or lies below one"):
+        with pytest.raises(StorageError, match="is a file or lies below one"):
             train(small_recipe(), data=recordings, out=out)
 
 

@@ -32,7 +32,8 @@ from torch.utils.data import DataLoader, Dataset
 
 from codec.data.clips import Clip, clip_audio, clips, hashed, root_of
 from codec.errors import CodecError, ConfigError, InputNotFound, UnsupportedAudio
-from codec.io.audio import atomic_output, open_reader
+from codec.io.audio import open_reader
+from codec.io.storage import atomic_output
 from codec.training.codec.synthetic import Samples, synthetic
 
 if TYPE_CHECKING:

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from codec import pretrained
 from codec.checkpoint import RUN_MODEL, RUN_STATE, save_model, save_state
 from codec.errors import ConfigError
-from codec.io.audio import alone
+from codec.io.storage import locked_folder, storing_below
 from codec.models.causal import CausalCodec
 from codec.nn import distributed
 from codec.nn.shapes import Audio
@@ -317,8 +317,8 @@ def train(
     """
     with (
         engine.launched(device) as accelerator,
-        engine.storing(out),
-        alone(out, "training") if accelerator.is_main_process else nullcontext(),
+        storing_below(out, instead="choose another --out"),
+        locked_folder(out, "training run") if accelerator.is_main_process else nullcontext(),
         engine.within_memory(*ways(recipe), workers=recipe.data.num_workers),
     ):
         main, place = accelerator.is_main_process, accelerator.device

@@ -20,7 +20,7 @@ from codec import lm, pretrained
 from codec.checkpoint import RUN_MODEL, RUN_STATE, save_lm, save_state
 from codec.data.token_store import TokenStore
 from codec.errors import ConfigError, InputNotFound, UnknownModel, UsageError
-from codec.io.audio import alone
+from codec.io.storage import locked_folder, storing_below
 from codec.lm.base import CodebookSpec, CodecLM
 from codec.models.base import Codec
 from codec.nn import distributed
@@ -185,8 +185,8 @@ def train(
         raise UsageError(f"{out} is the store to learn from: choose another --out for the training")
     with (
         engine.launched(device) as accelerator,
-        engine.storing(out),
-        alone(out, "training") if accelerator.is_main_process else nullcontext(),
+        storing_below(out, instead="choose another --out"),
+        locked_folder(out, "training run") if accelerator.is_main_process else nullcontext(),
         engine.within_memory(*ways(recipe)),
     ):
         main, place = accelerator.is_main_process, accelerator.device
