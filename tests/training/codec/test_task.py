@@ -21,7 +21,7 @@ from codec import pretrained
 from codec.checkpoint import load_model, load_state, read_card, save_state
 from codec.cli.main import run
 from codec.errors import ConfigError, InputNotFound, StorageError
-from codec.io import audio as audio_files
+from codec.io import storage
 from codec.io.audio import write_audio
 from codec.models.causal import CausalCodec
 from codec.nn import distributed
@@ -814,7 +814,7 @@ def test_a_full_disk_leaves_the_last_checkpoint(
     def write(file: Any, data: Any) -> int:
         raise StorageError("the disk is full")
 
-    monkeypatch.setattr(audio_files._Output, "write", write)
+    monkeypatch.setattr(storage._Output, "write", write)
     with pytest.raises(StorageError, match="the disk is full"):
         train(small_recipe(**ADVERSARIAL), data=recordings, out=stopped, resume=True)
     assert before == {
