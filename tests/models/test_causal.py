@@ -232,7 +232,7 @@ def test_nothing_comes_out_far_beyond_full_scale() -> None:
 # lengths and batches
 
 
-@pytest.mark.parametrize("book_count", [None, 1])
+@pytest.mark.parametrize("codebook_count", [None, 1])
 def test_every_length_is_exact(codebook_count: int | None) -> None:
     for time in [*range(1, 3 * HOP + 1), 12_345, 54_321]:
         codes = MODEL.encode(F.pad(AUDIO[:1], (0, 60_000))[..., :time], num_codebooks=codebook_count)
