@@ -1,14 +1,14 @@
-"""What processes that train one model together say to each other. A process alone agrees with itself at no cost.
+"""Collective operations for data-parallel training; each is a no-op with one process.
 
-Rows of a batch lie in the order of the processes: of 6 rows, process 1 of 3 has rows 2 and 3.
+The rows of a batch are distributed in rank order: of 6 rows, process 1 of 3 has rows 2 and 3.
 
-Through sockets, as gloo does it on processors, a byte costs several times what it takes to read and add it. Processes
-on one machine can have memory in common (`share_memory`), where each writes what it has for the others, sums its own
-part of all, and reads the others' sums:
+Through sockets, as gloo does it on CPUs, a byte costs several times what it takes to read and add it. Processes on one
+machine can share memory (`share_memory`): each writes its values for the others, sums its own part of all of them, and
+reads the other sums:
 
-    process 0     gives [. b c]     sums part a     reads B C
-    process 1     gives [a . c]     sums part b     reads A C
-    process 2     gives [a b .]     sums part c     reads A B
+    process 0     writes [. b c]     sums part a     reads B C
+    process 1     writes [a . c]     sums part b     reads A C
+    process 2     writes [a b .]     sums part c     reads A B
 """
 
 from __future__ import annotations
@@ -23,29 +23,29 @@ import torch
 from torch import Tensor
 from torch import distributed as dist
 
-MUCH = 2**14  # numbers from which memory is the quicker way: it takes two barriers
-BLOCK = 2**16  # numbers that stay in a processor's cache from one operation to the next
+MUCH = 2**14  # numbers from which shared memory is faster, because it takes two barriers
+BLOCK = 2**16  # numbers that stay in the cache of a CPU from one operation to the next
 
 
 def count() -> int:
-    """How many processes there are."""
+    """Number of processes."""
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
 def rank() -> int:
-    """The number of this one; 0 does what only one should."""
+    """Index of this process; process 0 does what only one process should do."""
     return dist.get_rank() if count() > 1 else 0
 
 
-def summed(values: Tensor) -> Tensor:
-    """The sum over all processes, in place, the same bits in each of them."""
+def all_reduce_sum(values: Tensor) -> Tensor:
+    """Sum over all processes, in place; every process gets the same bits."""
     if count() > 1 and not _in_memory(values):
         dist.all_reduce(values)
     return values
 
 
-def averaged(values: Tensor) -> Tensor:
-    """The mean over all processes, in place, the same bits in each of them."""
+def all_reduce_mean(values: Tensor) -> Tensor:
+    """Average over all processes, in place; every process gets the same bits."""
     if count() > 1 and not _in_memory(values, count()):
         dist.all_reduce(values)
         values /= count()
@@ -53,36 +53,36 @@ def averaged(values: Tensor) -> Tensor:
 
 
 def first_row(rows: int, like: Tensor) -> tuple[int, int]:
-    """(number of this process's first row, number of all rows) where this process has `rows` of them."""
+    """(index of this process's first row, rows of all processes) if this process has `rows` rows."""
     if count() == 1:
         return 0, rows
     shares = torch.zeros(count(), dtype=torch.int64, device=like.device)
     shares[rank()] = rows
-    before = summed(shares).cumsum(dim=0).tolist()
-    return before[rank()] - rows, before[-1]
+    ends = all_reduce_sum(shares).cumsum(dim=0).tolist()
+    return ends[rank()] - rows, ends[-1]
 
 
-def joined(rows: Tensor) -> Tensor:
-    """The rows [rows, ...] of all processes, which may have different numbers of them."""
+def all_gather_rows(rows: Tensor) -> Tensor:
+    """Concatenate the rows [rows, ...] of all processes in rank order; each process may have another number of rows."""
     if count() == 1:
         return rows
     first, total = first_row(len(rows), rows)
     whole = rows.new_zeros(total, *rows.shape[1:])
     whole[first : first + len(rows)] = rows
-    return summed(whole)
+    return all_reduce_sum(whole)
 
 
 @torch.no_grad()
-def same_everywhere(*tensors: Tensor) -> None:
-    """Overwrite tensors with those of process 0."""
+def broadcast_(*tensors: Tensor) -> None:
+    """Overwrite the tensors with those of process 0."""
     if count() > 1:
         for tensor in tensors:
             dist.broadcast(tensor, 0)
 
 
-def any_of(flag: bool, device: torch.device) -> bool:
-    """Whether it is so in any process."""
-    return flag if count() == 1 else bool(summed(torch.tensor(float(flag), device=device)))
+def any_rank(flag: bool, device: torch.device) -> bool:
+    """Whether `flag` is set in any process."""
+    return flag if count() == 1 else bool(all_reduce_sum(torch.tensor(float(flag), device=device)))
 
 
 # memory
@@ -161,7 +161,7 @@ def _common(rows: int, columns: int) -> Tensor | None:
         ((path, name),) = told
         if str(Path(path).readlink()) == f"/memfd:{name} (deleted)":  # on another machine it leads elsewhere
             memory = torch.from_file(path, shared=True, size=rows * columns).view(rows, columns)
-    apart = any_of(memory is None, torch.device("cpu"))
+    apart = any_rank(memory is None, torch.device("cpu"))
     if file is not None:
         os.close(file)
     return None if apart else memory

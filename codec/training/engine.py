@@ -114,7 +114,7 @@ def join(accelerator: Accelerator, network: nn.Module) -> nn.Module:
         weights = [weight for weight in network.parameters() if weight.requires_grad]
         on_processors = all(weight.device.type == "cpu" and weight.dtype == torch.float32 for weight in weights)
         if on_processors and processes.share_memory(sum(weight.numel() for weight in weights)):
-            joint.register_comm_hook(None, lambda _, bucket: at_hand(processes.averaged(bucket.buffer())))
+            joint.register_comm_hook(None, lambda _, bucket: at_hand(processes.all_reduce_mean(bucket.buffer())))
     return joint
 
 

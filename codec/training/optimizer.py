@@ -63,7 +63,7 @@ def to_blame(losses: Mapping[str, Tensor], used: Iterable[str]) -> dict[str, flo
 def whole_batch(measures: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
     """Means over the parts of this process and of all others."""
     parts = torch.stack([torch.stack([value.detach() for value in measure.values()]) for measure in measures])
-    return dict(zip(measures[0], distributed.averaged(parts.mean(dim=0)), strict=True))
+    return dict(zip(measures[0], distributed.all_reduce_mean(parts.mean(dim=0)), strict=True))
 
 
 @torch.no_grad()

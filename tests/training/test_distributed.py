@@ -89,9 +89,9 @@ def exchange() -> None:
             own = torch.randn(size, generator=torch.Generator().manual_seed(processes.rank()))
             theirs = own.clone()
             dist.all_reduce(theirs)
-            assert torch.equal(processes.summed(own.clone()), theirs)
-            assert torch.equal(processes.averaged(own.clone()), theirs / 2)
-            assert processes.summed(own.double()).allclose(theirs.double())
+            assert torch.equal(processes.all_reduce_sum(own.clone()), theirs)
+            assert torch.equal(processes.all_reduce_mean(own.clone()), theirs / 2)
+            assert processes.all_reduce_sum(own.double()).allclose(theirs.double())
     processes.share_memory(0)
     with patch.object(os, "memfd_create", side_effect=OSError):
         assert not processes.share_memory(10)
@@ -107,10 +107,10 @@ def main(folder: Path) -> None:
     rank = processes.rank()
     learned = learn(3 * rank, 3 * rank + 3)
     torch.save(learned, folder / f"learned-{rank}.pt")
-    joined = processes.joined(torch.full((1 + 2 * rank, 2), float(rank)))
+    joined = processes.all_gather_rows(torch.full((1 + 2 * rank, 2), float(rank)))
     assert joined[:, 0].tolist() == [0, 1, 1, 1]
-    assert processes.any_of(rank == 1, torch.device("cpu"))
-    assert not processes.any_of(False, torch.device("cpu"))
+    assert processes.any_rank(rank == 1, torch.device("cpu"))
+    assert not processes.any_rank(False, torch.device("cpu"))
     exchange()
     with pytest.raises(ConfigError, match=r"data\.batch_size = 3 does not divide into 2 processes"):
         train(small_recipe(), data=folder / "data", out=folder / "odd")

@@ -24,7 +24,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from codec.errors import UsageError
-from codec.nn.distributed import first_row, same_everywhere, summed
+from codec.nn.distributed import all_reduce_sum, broadcast_, first_row
 from codec.nn.shapes import Codes, Latents
 
 GROUP = 64  # entries of which only the nearest is looked at first (`lowest`)
@@ -311,7 +311,7 @@ def move(stages: Sequence[VectorQuantizer], parts: Sequence[Quantized]) -> None:
     )  # the last row is of items that do not use the codebook
     for table, given, code in zip(statistics, rows, codes, strict=True):
         table.index_add_(0, code % (size + 1), F.pad(given, (0, 1), value=1.0))
-    sums, chosen = summed(statistics)[:, :size].tensor_split([-1], dim=-1)  # [codebooks, codebook_size, dim and 1]
+    sums, chosen = all_reduce_sum(statistics)[:, :size].tensor_split([-1], dim=-1)  # [codebooks, codebook_size, dim and 1]
     dead = torch.stack([stage.move(*of) for stage, *of in zip(stages, sums, chosen[..., 0], strict=True)])
     if dead.any():
         for stage, entries, given, code in zip(stages, dead, rows, codes, strict=True):
@@ -329,11 +329,11 @@ def drawn(rows: Tensor, number: int) -> Tensor:
     """`number` of the rows [rows, dim] of all processes, the same in each of them."""
     first, total = first_row(len(rows), rows)
     picked = distinct(total, number).to(rows.device)
-    same_everywhere(picked)
+    broadcast_(picked)
     own = (picked >= first) & (picked < first + len(rows))
     out = rows.new_zeros(number, rows.shape[1])
     out[own] = rows[picked[own] - first]
-    return summed(out)
+    return all_reduce_sum(out)
 
 
 class ResidualVQ(Quantizer):

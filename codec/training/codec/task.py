@@ -114,7 +114,7 @@ def train_step(players: Players, spectral: SpectralLoss, audio: Audio, step: int
     players.discriminators_optimizer.zero_grad(set_to_none=True)
     depths = own_codebooks(len(audio), step, recipe).to(audio.device)
     audio, entries = reencoded(players.model, audio, step, recipe)
-    known_mean = distributed.summed((~entries.isnan()).sum().float()) / parts / distributed.count()  # of a part
+    known_mean = distributed.all_reduce_sum((~entries.isnan()).sum().float()) / parts / distributed.count()  # of a part
     for number, (rows, num_codebooks, known) in enumerate(
         zip(audio.chunk(parts), depths.chunk(parts), entries.chunk(parts), strict=True)
     ):
@@ -173,7 +173,7 @@ def train_step(players: Players, spectral: SpectralLoss, audio: Audio, step: int
         players.averages.add(averaged)
     scaler.update()
     codes = torch.cat([quantized.codes for quantized in seen])
-    losses["usage"] = distributed.summed(usage(codes, recipe.model.codebook_size))
+    losses["usage"] = distributed.all_reduce_sum(usage(codes, recipe.model.codebook_size))
     return losses
 
 
@@ -369,7 +369,7 @@ def train(
                 tally.add(train_step(players, spectral, batch.audio.to(place), step, recipe))
                 bad += batch.bad
                 done = step + 1
-                stop = distributed.any_of(interrupted(), place)
+                stop = distributed.any_rank(interrupted(), place)
                 if done % recipe.train.log_every == 0 or done == last or stop:
                     for _, reason in tally.left_out(engine.of_all(bad)):
                         console.print(f"left out: {reason}")
@@ -457,8 +457,8 @@ def begin(players: Players, crops: Crops, recipe: Recipe) -> int:
         crops_to_fit = math.ceil(recipe.data.init_seconds / recipe.data.crop)
         first, last = ((distributed.rank() + more) * crops_to_fit // distributed.count() for more in (0, 1))
         audio = crops.fit_audio(recipe.data.init_seconds, first, last).to(players.model.device)
-        players.model.fit(distributed.joined(audio))
-        distributed.same_everywhere(*players.model.parameters(), *players.model.buffers())
+        players.model.fit(distributed.all_gather_rows(audio))
+        distributed.broadcast_(*players.model.parameters(), *players.model.buffers())
     players.average.load_state_dict(players.model.state_dict())
     return 0
 

@@ -85,7 +85,7 @@ def train_step(learner: Learner, batch: Batch, step: int, recipe: LMRecipe) -> d
         )  # of which the gradients will be averaged
         bits += nats.detach() / math.log(2)
 
-    bits = distributed.summed(bits)
+    bits = distributed.all_reduce_sum(bits)
     rate = recipe.optimizer.lr * schedule(step, recipe.train.steps, recipe.optimizer)
     told = {f"bits/{codebook}": of_it for codebook, of_it in enumerate(bits)}
     told["cross-entropy"] = (weights * bits).sum() / weights.sum() * math.log(2)
@@ -215,7 +215,7 @@ def train(
             for step, batch in tally.waiting(batches):
                 tally.add(train_step(learner, batch, step, recipe))
                 done = step + 1
-                stop = distributed.any_of(interrupted(), place)
+                stop = distributed.any_rank(interrupted(), place)
                 if done % recipe.train.log_every == 0 or done == last or stop:
                     numbers = told.numbers(tally.numbers())
                     if record:
