@@ -18,10 +18,12 @@ README = ROOT / "README.md"
 SCALING = ROOT / "docs" / "scaling.md"
 
 
+ARCHITECTURE = (ROOT / "docs" / "architecture.md").read_text("utf-8")
+
+
 def floors() -> list[list[str]]:
     """The names of each floor, lowest first, from docs/architecture.md."""
-    text = (ROOT / "docs" / "architecture.md").read_text("utf-8")
-    (block,) = re.findall(r"<!-- floors -->\n```\n(.*?)```\n<!-- /floors -->", text, re.DOTALL)
+    (block,) = re.findall(r"<!-- floors -->\n```\n(.*?)```\n<!-- /floors -->", ARCHITECTURE, re.DOTALL)
     lines = [line.split() for line in block.splitlines()]
     assert [line[0] for line in lines] == [str(number) for number in range(1, len(lines) + 1)]
     return [line[1:] for line in lines]
@@ -149,12 +151,29 @@ def test_imports_are_quick() -> None:
     assert cpu_seconds("from codec.cli.main import run; run(['--help'])") < 0.5
 
 
-def test_every_room_has_one_floor_and_is_there() -> None:
+def rows(heading: str) -> list[list[str]]:
+    """The cells of the table of docs/architecture.md whose first heading this is."""
+    (body,) = re.findall(rf"^\| {heading} \|.*\n\|[-|]+\|\n((?:\|.*\n)+)", ARCHITECTURE, re.MULTILINE)
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in body.splitlines()]
+
+
+def test_every_room_has_one_floor_and_one_row() -> None:
     named = [name for names in FLOORS for name in names]
     assert len(named) == len(set(named))
     rooms = {module.split(".")[1] for module in MODULES if module != "codec"}
-    assert rooms - set(named) == set()
-    assert set(named) - rooms == set()
+    assert set(named) == rooms
+    described = [name for first, _ in rows("room") for name in re.findall(r"`(\w+)`", first)]
+    assert len(described) == len(set(described))
+    assert set(described) == rooms - {"__main__"}
+
+
+def test_each_job_is_a_short_walk() -> None:
+    jobs = rows("job")
+    assert len(jobs) >= 7
+    for job, path in jobs:
+        files = re.findall(r"`([\w/]+)`", path)
+        assert 2 <= len(files) <= (12 if job.startswith("train") else 6), job
+        assert [file for file in files if not (PACKAGE / f"{file}.py").is_file()] == [], job
 
 
 def test_the_citation_has_the_version() -> None:
