@@ -1,4 +1,4 @@
-"""What the command groups share: options, and how they speak."""
+"""Options and messages that the commands share."""
 
 import sys
 from collections.abc import Callable, Iterator
@@ -12,26 +12,58 @@ from codec.errors import UsageError
 Device = Literal["auto", "cpu", "cuda"]
 Engine = Literal["local", "ray"]
 
+# Panels of the help pages, as `rich_help_panel` of an option.
+INPUT_OUTPUT = "Input/output"
+MODEL = "Model"
+MEASURES = "Measures"
+CONDITIONING = "Conditioning"
+SAMPLING = "Sampling"
+TRAINING = "Training"
+DEVICE = "Device"
+
 ModelOption = Annotated[
-    str, typer.Option("--model", "-m", help="A shipped model's name, a .safetensors file or a training run's folder.")
+    str,
+    typer.Option(
+        "--model",
+        "-m",
+        help="Name of a shipped model, path of a .safetensors file, or folder of a training run.",
+        rich_help_panel=MODEL,
+    ),
 ]
-DeviceOption = Annotated[Device, typer.Option(help="Where to compute; auto takes a GPU where there is one.")]
-JobsOption = Annotated[int, typer.Option("--jobs", "-j", min=1, help="Processes to work on a folder, one thread each.")]
+DeviceOption = Annotated[
+    Device,
+    typer.Option(help="Device to compute on; auto uses a GPU if there is one.", rich_help_panel=DEVICE),
+]
+JobsOption = Annotated[
+    int,
+    typer.Option(
+        "--jobs",
+        "-j",
+        min=1,
+        help="Number of parallel processes for a folder, one thread each.",
+        rich_help_panel=DEVICE,
+    ),
+]
 EngineOption = Annotated[
-    Engine, typer.Option(help="Where the --jobs of a folder work: on this machine, or on a Ray cluster.")
+    Engine,
+    typer.Option(help="Where --jobs run: on this machine or on a Ray cluster.", rich_help_panel=DEVICE),
 ]
-ForceOption = Annotated[bool, typer.Option("--force", "-f", help="Replace outputs that exist.")]
+ForceOption = Annotated[
+    bool,
+    typer.Option("--force", "-f", help="Overwrite existing output files.", rich_help_panel=INPUT_OUTPUT),
+]
+JSONOption = Annotated[bool, typer.Option("--json", help="Print JSON.", rich_help_panel=INPUT_OUTPUT)]
 
 
 def say(message: str) -> None:
-    """One line for the user, on standard error."""
-    with suppress(OSError):  # nobody to tell: that undoes nothing of what was done
+    """Print a message on standard error."""
+    with suppress(OSError):  # a closed standard error must not make a finished command fail
         sys.stderr.write(f"{message}\n")
 
 
 @contextmanager
 def progress_bar(task: str) -> Iterator[Callable[[int, int], None]]:
-    """Shows how much of a task is done where there is a terminal; yields what to call with (done, total)."""
+    """Show a progress bar if standard error is a terminal; yield a function that updates it with (done, total)."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -43,13 +75,13 @@ def progress_bar(task: str) -> Iterator[Callable[[int, int], None]]:
 
 
 def check_sink(output: str) -> None:
-    """UsageError where data would go to a standard output that is closed, or a terminal."""
+    """Raise UsageError if the output is "-" and standard output is closed or a terminal."""
     if output == "-" and sys.stdout is None:
-        raise UsageError("standard output is closed: name an OUTPUT file, or send the data on with > or |")
+        raise UsageError("standard output is closed: name an OUTPUT file, or redirect the data with > or |")
     if output == "-" and sys.stdout.isatty():
-        raise UsageError("standard output is a terminal: name an OUTPUT file, or send the data on with > or |")
+        raise UsageError("standard output is a terminal: name an OUTPUT file, or redirect the data with > or |")
 
 
 def one_line(error: BaseException | str | None) -> str:
-    """The message of an error, on one line."""
+    """Join the lines of an error message."""
     return " ".join(str(error).split())
