@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from codec.codes import Codes as Codes
     from codec.generation import generate as generate
     from codec.generation import infill as infill
-    from codec.lm.sampling import Sampling as Sampling
+    from codec.lm.filters import Sampling as Sampling
     from codec.models.base import Codec as Codec
     from codec.pretrained import load as load
     from codec.pretrained import load_lm as load_lm
@@ -56,7 +56,7 @@ __all__ = [
 _HOMES = {
     "Codec": "codec.models.base",
     "Codes": "codec.codes",
-    "Sampling": "codec.lm.sampling",
+    "Sampling": "codec.lm.filters",
     "StreamDecoder": "codec.streams",
     "StreamEncoder": "codec.streams",
     "compress": "codec.api",

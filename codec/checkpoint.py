@@ -119,11 +119,7 @@ def save_lm(
     training: Mapping[str, Any],
     dtype: "torch.dtype | None" = None,
 ) -> None:
-    """Write the file of a language model, as `save_model` does that of a codec; UsageError for weights of 8 bits."""
-    from codec.nn.int8 import Int8Linear
-
-    if any(isinstance(module, Int8Linear) for module in lm.modules()):
-        raise UsageError("a model of 8 bits cannot be stored: store it as it was before, and round it where it runs")
+    """Write the file of a language model, as `save_model` does that of a codec."""
     config = {"model": lm.config.model_dump(mode="json"), "source": lm.source.model_dump(mode="json")}
     _save(path, lm, {"config": config, "training": dict(training)}, dtype)
 

@@ -1,4 +1,4 @@
-"""Audio from a language model and the codec whose codes it learned, block by block while it is being made."""
+"""Generate audio with a language model and its codec, block by block."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from torch import Tensor
 from codec import pretrained
 from codec.errors import UsageError, WeightsMismatch
 from codec.io.level import gain_to
-from codec.lm import sampling as drawing
-from codec.lm.base import CodecLM, Conditioning
-from codec.lm.sampling import Sampling
+from codec.lm import sampling as code_generation
+from codec.lm.base import CodecLM
+from codec.lm.conditioning import Conditioning
+from codec.lm.filters import Sampling
 from codec.models.base import Codec
-from codec.nn.int8 import to_int8
 from codec.nn.shapes import Audio, Codes
 from codec.streams import StreamDecoder, StreamEncoder
 
-MOST_SECONDS = 60.0  # where a model may end by itself, and does not
-AFTER_SECONDS = 1.0  # what comes after a gap, as far as its filling is judged by it
+MAX_SECONDS = 60.0  # of a row that the model does not end
+SCORED_SECONDS = 1.0  # of audio after a gap, by which fillings are scored
 
 
 def generate(
@@ -35,88 +35,84 @@ def generate(
     guidance: float | None = None,
     sampling: Sampling | None = None,
     block_seconds: float = 0.25,
-    int8: bool = False,
     device: str | torch.device = "auto",
-    **told: str | int | None,
+    **conditions: str | int | None,
 ) -> Iterator[Audio]:
-    """Audio blocks [batch, 1, time] at the codec's rate, the first as soon as the first frame is whole.
+    """Generate audio blocks [batch, 1, time] at the codec's sample rate, the first after one complete frame.
 
-    `lm` is a language model or its name or file, `codec` the one whose codes it learned, found by itself if it is
-    shipped. There is a row for each `seed`; what it is `told`, as label="7" or text="yes", and the `prompt` [batch or
-    1, 1, time] at the codec's rate are for all. The prompt's whole frames come out again at the beginning, as the codec
-    restores them, at the level of the recordings that the model was trained on if those were brought to one
-    (`Source.level_db`).
+    `lm` is a language model, or its name or file; `codec` is the codec of its codes, found by default if it is
+    shipped. There is one row per `seed`. Conditions, such as label="7" or text="yes", and the `prompt` [batch or 1, 1,
+    time] apply to all rows. The output begins with the whole frames of the prompt, as the codec restores them and at
+    the level that the model was trained on (`CodebookSpec.level_db`).
 
-    `seconds` is the length of all, exactly, infinity for no end. Without it each row ends where the model ends it, or
-    after `MOST_SECONDS`, and is silent from there on.
+    `seconds` is the exact length, infinity for an endless stream. By default each row ends where the model ends it, or
+    after `MAX_SECONDS`, and is silent from there on.
 
-    `guidance` and `sampling` as in `lm.sampling.generate_frames`. `device` is where models given by name run, "auto" a
-    GPU where there is one; `int8` rounds the language model's weights to 8 bits, if it is given by name
-    (`nn.int8.to_int8` does it to a model at hand).
+    `guidance` and `sampling` are those of `lm.sampling.generate_frames`. Models given by name run on `device`; "auto"
+    is a GPU if there is one.
 
     Raises UnknownModel, WeightsMismatch, UsageError before the first block.
     """
-    if int8 and isinstance(lm, CodecLM):
-        raise UsageError("int8 would change the language model: give its name, or round it with codec.nn.int8.to_int8")
-    lm, codec = together(lm, codec, device)
-    if int8:
-        to_int8(lm)
+    lm, codec = load_pair(lm, codec, device)
     seeds = [index(each) for each in (seed if isinstance(seed, Sequence) else [seed])]
-    drawing.check_seeds(seeds)
+    code_generation.check_seeds(seeds)
     if not 0 < block_seconds < math.inf:
-        raise UsageError(f"blocks of {block_seconds:g} s cannot be made: ask for more than none, and for an end")
-    math_ = codec.frame_spec
+        raise UsageError(f"block_seconds = {block_seconds:g} is not a positive finite number: change it")
+    frame_spec = codec.frame_spec
     length = None if seconds is None or seconds == math.inf else _length(codec, seconds)
-    frames = None if seconds == math.inf else math_.frames(_length(codec, MOST_SECONDS) if length is None else length)
+    if seconds == math.inf:
+        frames = None
+    else:
+        frames = frame_spec.frames(_length(codec, MAX_SECONDS) if length is None else length)
     given = None if prompt is None else prompt_codes(lm, codec, prompt, rows=len(seeds))
     if given is not None and seconds is not None and frames is not None and given.shape[2] > frames:
         raise UsageError(
-            f"{seconds:g} s are asked for, and the prompt has {math_.seconds(given.shape[2] * math_.hop):.2f} s: "
-            "ask for more, or give less of it"
+            f"the prompt of {frame_spec.seconds(given.shape[2] * frame_spec.hop):.2f} s is longer than the {seconds:g} s"
+            " asked for: ask for more, or shorten it"
         )
-    pieces = drawing.generate_frames(
+    named = {kind: str(name) for kind, name in conditions.items() if name is not None}
+    pieces = code_generation.generate_frames(
         lm,
         seeds=seeds,
-        conditions=lm.conditions([{kind: str(name) for kind, name in told.items() if name is not None}] * len(seeds)),
+        conditioning=lm.conditioning([named] * len(seeds)),
         guidance=guidance,
         sampling=sampling,
         frames=frames,
         given=given,
         stop=seconds is None,
     )
-    block = math_.frames_per_packet(block_seconds)
-    return _heard(codec, _regrouped(pieces, math_.frames(1), block), batch=len(seeds), length=length)
+    block = frame_spec.frames_per_packet(block_seconds)
+    return _decode_pieces(codec, _regroup(pieces, frame_spec.frames(1), block), batch=len(seeds), length=length)
 
 
 def generate_clips(
     lm: CodecLM,
     codec: Codec,
     seeds: Sequence[int],
-    conditions: Conditioning | None = None,
+    conditioning: Conditioning | None = None,
     *,
     guidance: float | None = None,
     sampling: Sampling | None = None,
-    most_seconds: float = MOST_SECONDS,
+    max_seconds: float = MAX_SECONDS,
 ) -> list[Tensor]:
-    """A clip [1, time] for each seed, as long as the model makes it, made side by side.
+    """Generate a clip [1, time] for each seed in one batch, each up to the model's end token.
 
-    A clip has no samples where the model ends it at once. Raises as `generate`.
+    A clip has no samples if the model ends it at once. Raises as `generate`.
     """
-    lm, codec = together(lm, codec)
-    math_ = codec.frame_spec
-    pieces = drawing.generate_frames(
+    lm, codec = load_pair(lm, codec)
+    frame_spec = codec.frame_spec
+    pieces = code_generation.generate_frames(
         lm,
         seeds=seeds,
-        conditions=conditions,
+        conditioning=conditioning,
         guidance=guidance,
         sampling=sampling,
-        frames=math_.frames(_length(codec, most_seconds)),
+        frames=frame_spec.frames(_length(codec, max_seconds)),
     )
-    codes = torch.cat(
-        [torch.zeros(len(seeds), lm.source.num_codebooks, 0, dtype=torch.int64, device=lm.device), *pieces], 2
-    )
+    no_frames = torch.zeros(len(seeds), lm.source.num_codebooks, 0, dtype=torch.int64, device=lm.device)
+    codes = torch.cat([no_frames, *pieces], dim=2)
     audio = codec.decode(codes.clamp(min=0).to(codec.device))
-    times = [math_.time(frames) for frames in _frames_of(codes).tolist()]
+    times = [frame_spec.time(frames) for frames in _frames_before_end(codes).tolist()]
     return [clip[:, :time] for clip, time in zip(audio, times, strict=True)]
 
 
@@ -127,52 +123,51 @@ def infill(
     gap: tuple[float, float],
     *,
     seed: int = 0,
-    conditions: Conditioning | None = None,
+    conditioning: Conditioning | None = None,
     guidance: float | None = None,
     sampling: Sampling | None = None,
     candidates: int = 16,
 ) -> Audio:
-    """A recording [1, 1, time] as the codec restores it, with new audio from gap[0] to gap[1] seconds.
+    """Restore a recording [1, 1, time] with the codec, with new audio from gap[0] to gap[1] seconds.
 
-    As `lm.sampling.infill`. If the model was trained on recordings brought to one level, what is outside the gap is
-    brought to it, and that is how it comes out. Raises as `generate`, and UsageError for a gap that is not within the
-    recording.
+    As `lm.sampling.infill`. If the model was trained on recordings normalized to a level, the output is normalized to
+    it by the audio outside the gap. Raises as `generate`, and UsageError for a gap outside the recording.
     """
-    lm, codec = together(lm, codec)
-    math_ = codec.frame_spec
+    lm, codec = load_pair(lm, codec)
+    frame_spec = codec.frame_spec
     codec.check_audio(audio)
     begin, end = gap
-    if not 0 <= begin < end <= math_.seconds(audio.shape[2]):
+    if not 0 <= begin < end <= frame_spec.seconds(audio.shape[2]):
         raise UsageError(
-            f"a gap from {begin:g} to {end:g} s is not within the recording's {math_.seconds(audio.shape[2]):g} s"
+            f"a gap from {begin:g} to {end:g} s is not within the recording's {frame_spec.seconds(audio.shape[2]):g} s"
         )
-    known = torch.cat([audio[..., : math_.samples(begin)], audio[..., math_.samples(end) :]], dim=2)
-    audio = audio * _gains(lm, codec, known)
+    known = torch.cat([audio[..., : frame_spec.samples(begin)], audio[..., frame_spec.samples(end) :]], dim=2)
+    audio = audio * _level_gains(lm, codec, known)
     codes = codec.encode(audio, num_codebooks=lm.source.num_codebooks)
-    first = math_.whole_frames(math_.samples(begin))
-    last = math_.frames(math_.samples(end))
-    most = drawing.longest_prompt(lm)
-    left = 0 if most is None else max(0, first - most)  # what the model cannot look back on
+    first = frame_spec.whole_frames(frame_spec.samples(begin))
+    last = frame_spec.frames(frame_spec.samples(end))
+    longest = code_generation.max_prompt_frames(lm)
+    skipped = 0 if longest is None else max(0, first - longest)  # frames beyond the model's context
     codes[:, :, first:last] = -1
-    codes[:, :, left:] = drawing.infill(
+    codes[:, :, skipped:] = code_generation.infill(
         lm,
-        codes[:, :, left:],
+        codes[:, :, skipped:],
         seeds=[seed],
-        conditions=conditions,
+        conditioning=conditioning,
         guidance=guidance,
         sampling=sampling,
         candidates=candidates,
-        after=math_.frames_per_packet(AFTER_SECONDS),
+        after=frame_spec.frames_per_packet(SCORED_SECONDS),
     )
     return codec.decode(codes, length=audio.shape[2])
 
 
-def together(
+def load_pair(
     lm: CodecLM | str | Path, codec: Codec | str | Path | None = None, device: str | torch.device = "cpu"
 ) -> tuple[CodecLM, Codec]:
-    """A language model and its codec, loaded where they are given by name.
+    """A language model and the codec of its codes, loaded if they are given by name.
 
-    Raises UnknownModel, and WeightsMismatch where the codec is not the one whose codes the language model learned.
+    Raises UnknownModel, and WeightsMismatch if the language model was trained on the codes of another codec.
     """
     if not isinstance(lm, CodecLM):
         lm = pretrained.load_lm(lm, device)
@@ -180,41 +175,43 @@ def together(
         return lm, pretrained.codec_of(lm, codec, lm.device)
     if codec.weights_hash != lm.source.weights_hash:
         raise WeightsMismatch(
-            f"{lm.name or 'this language model'} learned the codes of {lm.source.codec or 'a codec without a name'} "
-            f"(weights {lm.source.weights_hash[:12]}), not of {codec.name or 'a codec without a name'} "
-            f"(weights {(codec.weights_hash or 'unknown')[:12]}): give the codec that made them"
+            f"{lm.name or 'this language model'} was trained on the codes of "
+            f"{lm.source.codec or 'a codec without a name'} (weights {lm.source.weights_hash[:12]}), not of "
+            f"{codec.name or 'a codec without a name'} (weights {(codec.weights_hash or 'unknown')[:12]}): "
+            "pass the codec of its codes"
         )
     return lm, codec
 
 
 def prompt_codes(lm: CodecLM, codec: Codec, prompt: Audio, *, rows: int) -> Codes:
-    """Codes [rows, the model's codebooks, frames] of a prompt's whole frames: none that has silence for an end.
+    """Encode the whole frames of a prompt to codes [rows, the model's codebooks, frames].
 
-    Each row is brought to the level of the recordings that the model was trained on, if those were brought to one.
+    No frame is padded, because the model would continue the silence. If the model was trained on recordings normalized
+    to a level, each row is normalized to it.
 
-    Raises UsageError for a prompt shorter than a frame, longer than the model's context, or of another batch.
+    Raises UsageError for a prompt shorter than a frame, longer than the model's context, or of another batch size.
     """
     codec.check_audio(prompt)
     if len(prompt) not in (1, rows):
         raise UsageError(f"there are {rows} seeds and prompts of {len(prompt)} rows: give one for all, or one for each")
-    math_ = codec.frame_spec
-    prompt = (prompt * _gains(lm, codec, prompt)).to(codec.device)
+    frame_spec = codec.frame_spec
+    prompt = (prompt * _level_gains(lm, codec, prompt)).to(codec.device)
     codes = StreamEncoder(codec, num_codebooks=lm.source.num_codebooks, batch=len(prompt)).push(prompt)
     if not codes.shape[2]:
         raise UsageError(
-            f"a prompt of {prompt.shape[2]} samples is shorter than a frame: give at least {math_.hop} samples"
+            f"a prompt of {prompt.shape[2]} samples is shorter than a frame: give at least {frame_spec.hop} samples"
         )
-    most = drawing.longest_prompt(lm)
-    if most is not None and codes.shape[2] > most:
+    longest = code_generation.max_prompt_frames(lm)
+    if longest is not None and codes.shape[2] > longest:
         raise UsageError(
-            f"a prompt of {math_.seconds(prompt.shape[2]):.2f} s is longer than what the model can look back on: "
-            f"give its last {math_.seconds(most * math_.hop):.2f} s"
+            f"a prompt of {frame_spec.seconds(prompt.shape[2]):.2f} s is longer than the model's context: "
+            f"give its last {frame_spec.seconds(longest * frame_spec.hop):.2f} s"
         )
     return codes.expand(rows, -1, -1)
 
 
-def _gains(lm: CodecLM, codec: Codec, audio: Audio) -> Tensor:
-    """Gains [batch, 1, 1] that bring recordings to the level of those that the model was trained on."""
+def _level_gains(lm: CodecLM, codec: Codec, audio: Audio) -> Tensor:
+    """Gains [batch, 1, 1] that normalize recordings to the level that the model was trained on."""
     if lm.source.level_db is None:
         return torch.ones(1, 1, 1, device=audio.device)
     codec.check_samples(audio)
@@ -224,14 +221,14 @@ def _gains(lm: CodecLM, codec: Codec, audio: Audio) -> Tensor:
 
 
 def _length(codec: Codec, seconds: float) -> int:
-    """Samples of so many seconds."""
+    """Seconds in samples."""
     if not seconds > 0 or math.isinf(seconds) or not (length := codec.frame_spec.samples(seconds)):
-        raise UsageError(f"{seconds:g} s of audio cannot be made: ask for at least one sample, or for inf")
+        raise UsageError(f"cannot generate {seconds:g} s of audio: ask for at least one sample, or for inf")
     return length
 
 
-def _regrouped(pieces: Iterator[Codes], first: int, then: int) -> Iterator[Codes]:
-    """Codes in pieces of at least `first` frames at first, of at least `then` frames from then on."""
+def _regroup(pieces: Iterator[Codes], first: int, then: int) -> Iterator[Codes]:
+    """Join codes to a first piece of at least `first` frames, and later ones of at least `then` frames."""
     waiting: list[Codes] = []
     wanted = first
     for codes in pieces:
@@ -243,23 +240,23 @@ def _regrouped(pieces: Iterator[Codes], first: int, then: int) -> Iterator[Codes
         yield torch.cat(waiting, dim=2)
 
 
-def _heard(codec: Codec, pieces: Iterator[Codes], *, batch: int, length: int | None) -> Iterator[Audio]:
-    """The pieces decoded one after another, silent after a row's end."""
+def _decode_pieces(codec: Codec, pieces: Iterator[Codes], *, batch: int, length: int | None) -> Iterator[Audio]:
+    """Decode the pieces one after another; each row is silent after its end."""
     decoder = StreamDecoder(codec, batch=batch, length=length)
     frames = torch.zeros(batch, dtype=torch.int64, device=codec.device)  # of each row, before its end
     for codes in pieces:
         codes = codes.to(codec.device)
-        before = decoder.time
+        first = decoder.time
         audio = decoder.push(codes.clamp(min=0))
-        frames += _frames_of(codes)
+        frames += _frames_before_end(codes)
         ends = torch.tensor([codec.frame_spec.time(row) for row in frames.tolist()], device=codec.device)
-        sounds = torch.arange(before, decoder.time, device=codec.device) < ends[:, None]  # [batch, time]
+        before_end = torch.arange(first, decoder.time, device=codec.device) < ends[:, None]  # [batch, time]
         if audio.shape[2]:
             with torch.inference_mode(False):
-                block = audio * sounds[:, None]
+                block = audio * before_end[:, None]
             yield block
 
 
-def _frames_of(codes: Codes) -> Tensor:
+def _frames_before_end(codes: Codes) -> Tensor:
     """Frames [batch] before each row's end."""
     return (codes[:, 0] >= 0).sum(dim=1)

@@ -14,8 +14,7 @@ from safetensors.torch import load_file, save_file
 from codec.checkpoint import load_lm, load_model, load_state, read_card, save_lm, save_model, save_state
 from codec.errors import InputNotFound, UnknownModel, UsageError
 from codec.models.causal import CausalCodec
-from codec.nn.int8 import to_int8
-from tests.lm.tiny import columns_of, prior
+from tests.lm.tiny import random_tokens, tiny_lm
 from tests.tiny import CONFIG, tiny_model
 
 
@@ -193,7 +192,7 @@ LMS: dict[str, dict[str, Any]] = {
 
 @pytest.mark.parametrize("name", LMS)
 def test_the_file_of_a_language_model(tmp_path: Path, name: str) -> None:
-    lm = prior(**LMS[name])
+    lm = tiny_lm(**LMS[name])
     path = tmp_path / "words.safetensors"
     save_lm(path, lm, training={"step": 7})
     loaded, card = load_lm(path), read_card(path).as_lm()
@@ -201,9 +200,9 @@ def test_the_file_of_a_language_model(tmp_path: Path, name: str) -> None:
     assert (card.family, card.config["width"], card.source["codec"]) == ("transformer", 16, "tiny")
     assert (card.training, card.parameters) == ({"step": 7}, sum(t.numel() for t in lm.state_dict().values()))
     assert card.weights_hash == loaded.weights_hash
-    columns, conditions = columns_of(lm, 2, 5), lm.conditions([{"label": "yes"}, {}])
+    tokens, conditioning = random_tokens(lm, 2, 5), lm.conditioning([{"label": "yes"}, {}])
     with torch.no_grad():
-        assert torch.allclose(loaded(columns, conditions), lm(columns, conditions), atol=1e-5)
+        assert torch.allclose(loaded(tokens, conditioning), lm(tokens, conditioning), atol=1e-5)
     for key, tensor in lm.state_dict().items():
         assert loaded.state_dict()[key].equal(tensor)
     assert "vectors.entries" in lm.state_dict()
@@ -211,25 +210,21 @@ def test_the_file_of_a_language_model(tmp_path: Path, name: str) -> None:
 
 def test_a_shipped_language_model_can_be_saved_again(tmp_path: Path) -> None:
     hashes = []
-    lm = prior()
+    lm = tiny_lm()
     for name in ("a.safetensors", "b.safetensors"):
         save_lm(tmp_path / name, lm, training={}, dtype=torch.float16)
         lm = load_lm(tmp_path / name)
         hashes.append(lm.weights_hash)
     assert hashes[0] == hashes[1]
-    wide = prior(width=32)
-    to_int8(wide)
-    with pytest.raises(UsageError, match="8 bits cannot be stored"):
-        save_lm(tmp_path / "c.safetensors", wide, training={})
 
 
 def test_numbers_of_another_kind(tmp_path: Path) -> None:
-    save_lm(tmp_path / "a.safetensors", prior(), training={})
+    save_lm(tmp_path / "a.safetensors", tiny_lm(), training={})
     with safe_open(tmp_path / "a.safetensors", framework="pt") as file:
         card = file.metadata()
     tensors = load_file(tmp_path / "a.safetensors")
     for kind in (torch.complex64, torch.float8_e4m3fn):
-        changed = tensors | {"vectors.hole": tensors["vectors.hole"].to(kind)}
+        changed = tensors | {"vectors.special_token": tensors["vectors.special_token"].to(kind)}
         save_file(changed, tmp_path / "b.safetensors", metadata=card)
         with pytest.raises(UnknownModel, match="numbers of a kind that no model"):
             load_lm(tmp_path / "b.safetensors")
@@ -239,7 +234,7 @@ def test_numbers_of_another_kind(tmp_path: Path) -> None:
 
 
 def test_a_language_model_from_before_there_were_levels(tmp_path: Path) -> None:
-    save_lm(tmp_path / "a.safetensors", prior(source={"level_db": -20.0}), training={})
+    save_lm(tmp_path / "a.safetensors", tiny_lm(source={"level_db": -20.0}), training={})
     assert load_lm(tmp_path / "a.safetensors").source.level_db == -20.0
     with safe_open(tmp_path / "a.safetensors", framework="pt") as file:
         card = json.loads(file.metadata()["codec"])
@@ -252,7 +247,7 @@ def test_a_language_model_from_before_there_were_levels(tmp_path: Path) -> None:
 def test_the_hash_of_a_language_model_is_of_its_source_too(tmp_path: Path) -> None:
     hashes = []
     for codec in ("one", "one", "another"):
-        lm = prior()
+        lm = tiny_lm()
         lm.source = lm.source.model_copy(update={"codec": codec})
         save_lm(tmp_path / "a.safetensors", lm, training={"name": codec})
         hashes.append(read_card(tmp_path / "a.safetensors").weights_hash)
@@ -261,7 +256,7 @@ def test_the_hash_of_a_language_model_is_of_its_source_too(tmp_path: Path) -> No
 
 def test_codecs_are_no_language_models(tmp_path: Path, tiny: CausalCodec) -> None:
     save_model(tmp_path / "sounds.safetensors", tiny, training={})
-    save_lm(tmp_path / "words.safetensors", prior(), training={})
+    save_lm(tmp_path / "words.safetensors", tiny_lm(), training={})
     with pytest.raises(UnknownModel, match=r"^sounds is a codec: codec encode takes it; name a language model here$"):
         load_lm(tmp_path / "sounds.safetensors")
     with pytest.raises(UnknownModel, match=r"^words is a language model: codec generate takes it; name a codec here$"):
@@ -281,7 +276,7 @@ def test_codecs_are_no_language_models(tmp_path: Path, tiny: CausalCodec) -> Non
 )
 def test_language_models_that_contradict_themselves(tmp_path: Path, part: str, value: object, says: str) -> None:
     path = tmp_path / "a.safetensors"
-    save_lm(path, prior(), training={})
+    save_lm(path, tiny_lm(), training={})
     with safe_open(path, framework="pt") as file:
         card = json.loads(file.metadata()["codec"])
     card["config"][part] = value

@@ -25,7 +25,7 @@ from codec.cli.main import app
 from codec.io import synth
 from codec.training.codec.recipe import Recipe
 from codec.training.lm.recipe import LMRecipe
-from tests.lm.tiny import prior
+from tests.lm.tiny import tiny_lm
 from tests.tiny import tiny_model
 
 ROOT = Path(__file__).parents[1]
@@ -66,11 +66,11 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("general-24k", "digits-8k"):
         save_model(weights / f"{name}.safetensors", model, training={})
     source = {"codec": model.name, "weights_hash": model.weights_hash, "codebook_size": 20, "dim": 8}
-    lm = prior(3, source=source | {"classes": {"label": [*"0123456789"], "speaker": ["theo"]}})
+    lm = tiny_lm(3, source=source | {"classes": {"label": [*"0123456789"], "speaker": ["theo"]}})
     monkeypatch.setattr(pretrained, "WEIGHTS", weights)
     monkeypatch.setattr(pretrained, "load_lm", lambda name="digits-8k-lm", device="cpu": lm)
     monkeypatch.setattr(pretrained, "codec_of", lambda lm, name=None, device="cpu": model)
-    monkeypatch.setattr(generation, "MOST_SECONDS", 1.0)
+    monkeypatch.setattr(generation, "MAX_SECONDS", 1.0)
     monkeypatch.chdir(folder)
     noise = np.random.default_rng(0).uniform(-0.3, 0.3, (11_201, 2)).astype(np.float32)
     for name in ("voice.wav", "in.wav", "in.flac"):

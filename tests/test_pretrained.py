@@ -13,7 +13,7 @@ from codec import pretrained
 from codec.checkpoint import read_card, save_lm, save_model
 from codec.errors import UnknownModel, WeightsMismatch
 from codec.lm import CodecLM
-from tests.lm.tiny import prior
+from tests.lm.tiny import tiny_lm
 from tests.tiny import tiny_model
 
 CARD = {
@@ -96,7 +96,7 @@ def lm(tmp_path: Path) -> CodecLM:
     """A language model, loaded; the codec that it learned is in learned/model.safetensors."""
     (tmp_path / "learned").mkdir()
     save_model(tmp_path / "learned" / "model.safetensors", tiny_model(), training={})
-    made = prior()
+    made = tiny_lm()
     digest = read_card(tmp_path / "learned" / "model.safetensors").weights_hash
     made.source = made.source.model_copy(update={"codec": "learned", "weights_hash": digest})
     save_lm(tmp_path / "words.safetensors", made, training={})

@@ -113,7 +113,7 @@ def test_public_names() -> None:
     from codec.api import compress, decode_file, decompress, encode_file, evaluate
     from codec.codes import Codes
     from codec.generation import generate, infill
-    from codec.lm.sampling import Sampling
+    from codec.lm.filters import Sampling
     from codec.models.base import Codec
     from codec.pretrained import load, load_lm
     from codec.streams import StreamDecoder, StreamEncoder

@@ -45,7 +45,6 @@ def test_the_speed_of_generation_is_measured_for_every_system(
         "delay",
         "flatten",
         "depth",
-        "delay, int8",
         "delay, drawn",
         "delay, heard",
     ]

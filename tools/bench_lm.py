@@ -30,15 +30,21 @@ from torch import Tensor, nn
 from codec import pretrained
 from codec.errors import CodecError, MissingDependency, UsageError
 from codec.generation import generate
-from codec.lm.base import CodebookSpec
+from codec.lm.conditioning import CodebookSpec
 from codec.lm.patterns import PatternConfig
 from codec.lm.sampling import generate_frames
-from codec.lm.transformer import DepthConfig, TokenLM, TransformerConfig
+from codec.lm.transformer import DepthConfig, TransformerConfig, TransformerLM
 from codec.models.base import Codec
-from codec.nn.int8 import Int8Linear, to_int8
 from codec.nn.linear import HalfLinear
 
-LOOKED_UP = ("vectors.", "listen.", "told.", "phase.", "text.", "model.decoder.embed")  # a few rows of these
+LOOKED_UP = (
+    "vectors.",
+    "token_proj.",
+    "class_conditioner.",
+    "phase_embedding.",
+    "text_encoder.",
+    "model.decoder.embed",
+)  # a few rows of these
 UNUSED = "encoder_attn"  # MusicGen's attention to a text, which it is not given
 
 
@@ -88,7 +94,7 @@ def main() -> None:
     ours = [system(name, untrained(config, model.source)) for name, config in variants(model.config).items()]
     delay = untrained(variants(model.config)["delay"], model.source)
     others = musicgen(ours[0].weights, model) if arguments.against else []
-    systems = [*ours, int8(model), *others, drawn(delay), heard(model, codec)]
+    systems = [*ours, *others, drawn(delay), heard(model, codec)]
     rows = [
         row
         for threads in arguments.threads
@@ -108,11 +114,11 @@ def main() -> None:
         arguments.json.write_text(json.dumps([asdict(row) for row in rows], indent=2) + "\n")
 
 
-def chosen(arguments: argparse.Namespace) -> tuple[TokenLM, Codec]:
+def chosen(arguments: argparse.Namespace) -> tuple[TransformerLM, Codec]:
     """The language model, with random weights where none is named, and the codec whose codes it makes."""
     if arguments.model:
         model = pretrained.load_lm(arguments.model, "cpu")
-        if not isinstance(model, TokenLM):
+        if not isinstance(model, TransformerLM):
             raise UsageError(f"{arguments.model} is no transformer: name one, or sizes")
         return model, pretrained.codec_of(model, arguments.codec)
     codec = pretrained.load(arguments.codec or pretrained.DEFAULT, "cpu")
@@ -140,10 +146,10 @@ def variants(config: TransformerConfig) -> dict[str, TransformerConfig]:
     }
 
 
-def untrained(config: TransformerConfig, source: CodebookSpec) -> TokenLM:
+def untrained(config: TransformerConfig, source: CodebookSpec) -> TransformerLM:
     """Random weights, rounded as those of a shipped model."""
     torch.manual_seed(0)
-    model = TokenLM(config, source).eval()
+    model = TransformerLM(config, source).eval()
     for weight in model.parameters():
         weight.data = weight.data.half().float()
     return model.prepare_for_inference()
@@ -152,13 +158,13 @@ def untrained(config: TransformerConfig, source: CodebookSpec) -> TokenLM:
 # Systems
 
 
-def system(name: str, model: TokenLM) -> System:
+def system(name: str, model: TransformerLM) -> System:
     """Our own model alone."""
 
     def run(batch: int, frames: int) -> None:
         steps = model.pattern.steps(frames)
         holes = (model.pattern.cells(0, steps) < 0).T  # [steps, codebooks]
-        state = model.initial_state(model.conditions([{}] * batch))
+        state = model.initial_state(model.conditioning([{}] * batch))
         column = torch.full((batch, model.source.num_codebooks), model.special_token)
         for special_token in holes:
 
@@ -173,14 +179,7 @@ def system(name: str, model: TokenLM) -> System:
     return System(name, *weights_read(model), model.pattern.steps, run)
 
 
-def int8(model: TokenLM) -> System:
-    """The delay pattern with weights of 8 bits."""
-    rounded = untrained(variants(model.config)["delay"], model.source)
-    to_int8(rounded)
-    return system("delay, int8", rounded)
-
-
-def drawn(model: TokenLM) -> System:
+def drawn(model: TransformerLM) -> System:
     """Codes by way of the sampler."""
 
     def run(batch: int, frames: int) -> None:
@@ -190,7 +189,7 @@ def drawn(model: TokenLM) -> System:
     return System("delay, drawn", *weights_read(model), model.pattern.steps, run)
 
 
-def heard(model: TokenLM, codec: Codec) -> System:
+def heard(model: TransformerLM, codec: Codec) -> System:
     """Audio of a language model, by way of the sampler, the codec's decoder and sessions."""
 
     def run(batch: int, frames: int) -> None:
@@ -202,7 +201,7 @@ def heard(model: TokenLM, codec: Codec) -> System:
     return System(f"{kind}, heard", *weights_read(model), model.pattern.steps, run)
 
 
-def musicgen(weights: int, like: TokenLM) -> list[System]:
+def musicgen(weights: int, like: TransformerLM) -> list[System]:
     """MusicGen's decoder and its cache, as wide and as deep, with the delay pattern and as many weights as `weights`.
 
     Once alone, with what no generation can do without, and once as its own `generate` drives it.
@@ -259,8 +258,6 @@ def weights_read(model: nn.Module) -> tuple[int, int]:
     for name, module in model.named_modules():
         if isinstance(module, HalfLinear):
             weights[f"{name}.weight"] = module.weight.half()
-        elif isinstance(module, Int8Linear):
-            weights[f"{name}.weight"] = module.weight
     read = [weight for name, weight in weights.items() if not name.startswith(LOOKED_UP) and UNUSED not in name]
     return sum(weight.numel() for weight in read), sum(weight.nbytes for weight in read)
 

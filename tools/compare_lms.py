@@ -42,7 +42,7 @@ from codec.evaluation import lm as lm_evaluation
 from codec.evaluation import signal as metrics
 from codec.generation import generate_clips
 from codec.lm import build
-from codec.lm.base import CodebookSpec
+from codec.lm.conditioning import CodebookSpec
 from codec.models.base import Codec
 from codec.training.codec import task as codec_loop
 from codec.training.codec.recipe import Recipe
@@ -181,8 +181,8 @@ class Comparison:
 
         def spoken(first: int, count: int) -> tuple[list[str], list[Tensor]]:
             asked = [labels[number % len(labels)] for number in range(first, first + count)]
-            told = model.conditions([{"label": label} for label in asked])
-            return asked, generate_clips(model, codec, range(first, first + count), told, most_seconds=LONGEST)
+            told = model.conditioning([{"label": label} for label in asked])
+            return asked, generate_clips(model, codec, range(first, first + count), told, max_seconds=LONGEST)
 
         right = 0
         for first in range(0, arguments.samples, BATCH):

@@ -53,7 +53,7 @@ def evaluate_lm(
     from codec.evaluation import lm as lm_evaluation
     from codec.generation import generate_clips
     from codec.io.storage import atomic_output
-    from codec.lm.sampling import Sampler, Sampling
+    from codec.lm.filters import Sampler, Sampling
 
     sampling = None if temperature is None else Sampling.from_data({"temperature": temperature}, source="options")
     model = pretrained.load_lm(lm, device)
@@ -75,10 +75,10 @@ def evaluate_lm(
             model,
             decoder,
             [seed for seed, _ in asked],
-            model.conditions([{"label": label} for _, label in asked]),
+            model.conditioning([{"label": label} for _, label in asked]),
             guidance=guidance,
             sampling=sampling,
-            most_seconds=classifiers.SECONDS,
+            max_seconds=classifiers.SECONDS,
         )
         return [audio.cpu() for audio in made]
 

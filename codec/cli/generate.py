@@ -16,7 +16,7 @@ from codec.errors import StorageError, UsageError
 if TYPE_CHECKING:
     from codec.io.audio import Block
     from codec.lm.base import CodecLM
-    from codec.lm.sampling import Sampling
+    from codec.lm.filters import Sampling
 
 
 def generate(
@@ -65,9 +65,6 @@ def generate(
     codec: Annotated[
         str | None, typer.Option(help="The codec of the model's codes.", show_default="the one that it names")
     ] = None,
-    int8: Annotated[
-        bool, typer.Option("--int8", help="Run with weights of 8 bits, on the CPU: half as much to read in a step.")
-    ] = False,
     device: DeviceOption = "auto",
     force: ForceOption = False,
     raw: Annotated[bool, typer.Option("--raw", help="To standard output without a header: signed 16 bits.")] = False,
@@ -82,11 +79,8 @@ def generate(
 
     from codec import generation
     from codec.io.audio import read_audio
-    from codec.nn.int8 import to_int8
 
-    model, decoder = generation.together(lm, codec, device)
-    if int8:
-        to_int8(model)
+    model, decoder = generation.load_pair(lm, codec, device)
     rate = decoder.config.sample_rate
     source = prompt if infill is None else infill
     heard = None if source is None else torch.from_numpy(read_audio(source, rate=rate, mono=True)[0])[None]
@@ -110,9 +104,16 @@ def generate(
             )
         else:
             assert heard is not None
-            conditions = model.conditions([{kind: name for kind, name in told.items() if name is not None}])
+            conditioning = model.conditioning([{kind: name for kind, name in told.items() if name is not None}])
             filled = generation.infill(
-                model, decoder, heard, span, seed=number, conditions=conditions, guidance=guidance, sampling=sampling
+                model,
+                decoder,
+                heard,
+                span,
+                seed=number,
+                conditioning=conditioning,
+                guidance=guidance,
+                sampling=sampling,
             )
             blocks = iter([filled])
         time = _write(target, (block[0].cpu().numpy() for block in blocks), rate=rate, force=force, raw=raw)
@@ -124,7 +125,7 @@ def generate(
 def _check(output: str, *, endless: bool, count: int, raw: bool) -> None:
     check_sink(output)
     if not Path(output).name:
-        raise UsageError(f'-o "{output}" is no file: name one, or - for standard output')
+        raise UsageError(f'-o "{output}" is not a file name: name a file, or - for standard output')
     if output == "-" and count > 1:
         raise UsageError(f"--count {count} makes so many files, and standard output takes one: name a file with -o")
     if output != "-" and raw:
@@ -160,7 +161,7 @@ def _target(output: str, seed: int, count: int, *, force: bool) -> str:
 
 
 def _sampling(model: "CodecLM", repetition: dict[str, float | None], **texts: str | None) -> "Sampling":
-    from codec.lm.sampling import Sampling
+    from codec.lm.filters import Sampling
 
     values: dict[str, object] = {"temperature": model.config.temperature, **repetition}
     for name, text in texts.items():

@@ -1,29 +1,30 @@
-"""Language models of codes: what comes next, and generating it."""
+"""Language models of codes."""
 
 from collections.abc import Mapping
 from typing import Any
 
 from codec.errors import UnknownModel
-from codec.lm.base import CodebookSpec, CodecLM
-from codec.lm.pixelcnn import PixelCNN, PixelCNNConfig
-from codec.lm.transformer import TokenLM, TransformerConfig
+from codec.lm.base import CodecLM
+from codec.lm.conditioning import CodebookSpec
+from codec.lm.pixelcnn import PixelCNNConfig, PixelCNNLM
+from codec.lm.transformer import TransformerConfig, TransformerLM
 
 __all__ = ["CodecLM", "build"]
 
 
 def build(config: Mapping[str, Any], source: Mapping[str, Any]) -> CodecLM:
-    """A model with fresh weights, from its configuration and that of the codes it is for, as plain data.
+    """Build a model with random weights from plain data: its configuration, and the `CodebookSpec` of its codes.
 
     Raises:
         UnknownModel: there is no such family.
         ConfigError: the configuration does not fit the family, or the codes.
     """
-    learnt = CodebookSpec.from_data(source, source="source")
+    spec = CodebookSpec.from_data(source, source="source")
     match config.get("family"):
         case "transformer":
-            return TokenLM(TransformerConfig.from_data(config, source="model"), learnt)
+            return TransformerLM(TransformerConfig.from_data(config, source="model"), spec)
         case "pixelcnn":
-            return PixelCNN(PixelCNNConfig.from_data(config, source="model"), learnt)
+            return PixelCNNLM(PixelCNNConfig.from_data(config, source="model"), spec)
         case family:
             raise UnknownModel(
                 f"there is no family of language models {family!r}: the families are: transformer, pixelcnn"

@@ -1,13 +1,13 @@
-"""Causal attention over the last `context` steps, with rotary positions and a ring of keys and values as its state.
+"""Causal self-attention over the last `context` steps, with rotary positions and a ring buffer as key-value cache.
 
-A ring of `context` = 4 slots; step 5 takes the place of step 1, which no later step may see:
+A cache of `context` = 4 slots; step 5 overwrites step 1, which no later step may attend to:
 
     slot           0  1  2  3
     after step 3   0  1  2  3
-    after step 5   4  5  2  3        step 5 sees 2, 3, 4, 5
+    after step 5   4  5  2  3        step 5 attends to 2, 3, 4, 5
 
-Keys carry their positions with them (Su et al. 2021, section 3.2), so their order in the ring does not matter, and only
-distances count: a stream may go on for ever.
+Keys are stored with their rotary embedding applied (Su et al. 2021, section 3.2). Attention then depends on distances
+alone, so the order of the slots does not matter and a stream has no maximum length.
 """
 
 from __future__ import annotations
@@ -18,104 +18,192 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from codec.errors import ConfigError
 from codec.nn.streaming import Stateful
 
-FASTEST_TURN, SLOWEST_TURN = 1.0, 1e-4  # radians a step
-TOGETHER = 512  # positions whose turns are worked out together
+FREQUENCIES = 1.0, 1e-4  # of the first and the last pair of a head, radians per step
+NORM_EPSILON = 1e-5
 
 
-class Memory(NamedTuple):
-    """What every layer may look at besides the steps: keys and values [layers, batch, heads, places, head] of it."""
+class CrossAttentionKV(NamedTuple):
+    """Keys and values of an encoded memory, for the cross-attention of every layer; `mask` is False on padding."""
 
-    keys: Float[Tensor, "layers batch heads places head"]
-    values: Float[Tensor, "layers batch heads places head"]
-    there: Bool[Tensor, "batch 1 1 places"]
+    keys: Float[Tensor, "layers batch heads places head_dim"]
+    values: Float[Tensor, "layers batch heads places head_dim"]
+    mask: Bool[Tensor, "batch 1 1 places"]
 
 
 class TransformerState(NamedTuple):
-    """How many steps were seen, and the rings of the last ones."""
+    """The next position of each row, and the keys and values of its last `context` positions."""
 
-    seen: int
-    rings: Float[Tensor, "layers 2 batch heads context head"]
-    memory: Memory | None = None
+    position: Int[Tensor, " batch"]
+    kv_cache: Float[Tensor, "layers 2 batch heads context head_dim"]
+    memory: CrossAttentionKV | None = None
+
+
+class StepCache(NamedTuple):
+    """Where one step is written in the cache: the same `slot` in all rows, or one of `slots` for each row."""
+
+    filled: int
+    slot: int = 0
+    slots: Int[Tensor, " batch"] | None = None
+    mask: Bool[Tensor, "batch 1 1 filled"] | None = None
+
+    def update(self, layer_cache: Tensor, new: Tensor) -> Tensor:
+        """Write new keys and values [2, batch, heads, 1, head_dim]; return those of the filled slots."""
+        if self.slots is None:
+            layer_cache.narrow(3, self.slot, 1).copy_(new)
+        else:
+            rows = torch.arange(len(self.slots), device=new.device)
+            layer_cache[:, rows, :, self.slots] = new[:, :, :, 0].transpose(0, 1)
+        return layer_cache.narrow(3, 0, self.filled)
+
+
+class ChunkCache(NamedTuple):
+    """Where several steps are written in the cache; only the last `context` of them are kept."""
+
+    slots: Int[Tensor, "batch kept"]
+    mask: Bool[Tensor, "batch 1 steps places"]
+
+    def update(self, layer_cache: Tensor, new: Tensor) -> Tensor:
+        """Write new keys and values [2, batch, heads, steps, head_dim]; return the old cache and them."""
+        keys_values = torch.cat([layer_cache, new], dim=3)
+        rows = torch.arange(len(self.slots), device=new.device)[:, None]
+        kept = new[:, :, :, -self.slots.shape[1] :]
+        layer_cache[:, rows, :, self.slots] = kept.permute(1, 3, 0, 2, 4)  # [batch, kept, 2, heads, head_dim]
+        return keys_values
+
+
+def plan_step(position: Int[Tensor, " batch"], context: int) -> StepCache:
+    """One step attends to the filled slots alone, without a mask while all rows are at the same position."""
+    positions = position.tolist()
+    filled = min(max(positions) + 1, context)
+    if min(positions) == max(positions):
+        return StepCache(filled, slot=positions[0] % context)
+    mask = torch.arange(filled, device=position.device) <= position[:, None]  # [batch, filled]
+    return StepCache(filled, slots=position % context, mask=mask[:, None, None])
+
+
+def plan_chunk(positions: Int[Tensor, "batch steps"], context: int) -> ChunkCache:
+    """Several steps: old keys lie in the order of their slots, the new ones follow them."""
+    last = positions[:, :1] - 1
+    cached = last - (last - torch.arange(context, device=positions.device)) % context  # position of each slot
+    visible = (cached >= 0)[:, None] & (positions[:, :, None] - cached[:, None] < context)
+    own = in_context(positions.shape[1], context, positions.device).expand(len(positions), -1, -1)
+    mask = torch.cat([visible, own], dim=2)[:, None]  # [batch, 1, steps, context + steps]
+    return ChunkCache(slots=positions[:, -context:] % context, mask=mask)
+
+
+def in_context(steps: int, context: int, device: torch.device) -> Tensor:
+    """Mask [steps, steps]: step i attends to the steps from i - context + 1 to i."""
+    distance = torch.arange(steps, device=device)[:, None] - torch.arange(steps, device=device)
+    return (distance >= 0) & (distance < context)
+
+
+@lru_cache(maxsize=8)
+def rotary_frequencies(head_dim: int, device: torch.device) -> Float[Tensor, "3 1 1 1 head_dim"]:
+    """Radians per step for queries, keys and values; values are not rotated.
+
+    Signed, so that cosine and sine of position × frequency are the two factors of `apply_rotary`. In float64, so that
+    positions stay exact for hours.
+    """
+    first, last = map(math.log10, FREQUENCIES)
+    with torch.inference_mode(False):  # because training may use the cached tensor too
+        pairs = torch.logspace(first, last, head_dim // 2, dtype=torch.float64)
+        signed = torch.cat([-pairs, pairs])
+        return torch.stack([signed, signed, torch.zeros_like(signed)])[:, None, None, None].to(device)
+
+
+def rotary_table(positions: Int[Tensor, "batch steps"], head_dim: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Cosines and signed sines [3, batch, 1, steps, head_dim] for queries, keys and values at these positions."""
+    angles = positions[:, None, :, None] * rotary_frequencies(head_dim, positions.device)
+    return angles.cos().to(dtype), angles.sin().to(dtype)
+
+
+def apply_rotary(x: Tensor, rotation: tuple[Tensor, Tensor]) -> Tensor:
+    """Rotate each pair (i, i + head_dim / 2) of x [..., steps, head_dim] by its angle.
+
+    `rotation` holds the cosines, and the sines with the sign with which the other element of the pair is added.
+    """
+    cosine, sine = rotation
+    return torch.addcmul(x * cosine, x.roll(x.shape[-1] // 2, dims=-1), sine)
 
 
 class RMSNorm(nn.Module):
-    """x in units of its root mean square over the last dimension, times weights (Zhang & Sennrich 2019, equation 4).
+    """x / RMS(x) over the last dimension, times a learned scale (Zhang & Sennrich 2019, equation 4).
 
-    `nn.RMSNorm` takes twice as many operations on a CPU, and its backward pass half as long again.
+    Written out because `nn.RMSNorm` takes twice as many operations on a CPU, and 1.5 times as long backward.
     """
 
-    def __init__(self, width: int) -> None:
+    def __init__(self, dim: int) -> None:
         super().__init__()
-        self.weight = nn.Parameter(torch.ones(width))
-        self.smallest = torch.tensor(1e-7)  # a number, wherever the module is
-        self.share = width**-0.5
+        self.weight = nn.Parameter(torch.ones(dim))
+        self.epsilon = torch.tensor(NORM_EPSILON)  # stays on the CPU, where torch treats it as a number
+        self.length_to_rms = dim**-0.5
 
     def forward(self, x: Tensor) -> Tensor:
         length = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
-        return x / torch.add(self.smallest, length, alpha=self.share) * self.weight
+        return x / torch.add(self.epsilon, length, alpha=self.length_to_rms) * self.weight
 
 
 class Block(nn.Module):
-    """Attention over earlier steps, over a memory where there is one, then a gated layer (Shazeer 2020, SwiGLU).
+    """Self-attention, cross-attention if the model has a memory, and a SwiGLU feed-forward layer (Shazeer 2020).
 
-    All steps of a batch are rows [batch * steps, width]: linear layers are quickest so.
+    Takes and returns rows [batch * steps, width], because linear layers are fastest on matrices.
     """
 
-    def __init__(self, width: int, heads: int, *, hidden: int, memory: bool, dropout: float) -> None:
+    def __init__(self, width: int, num_heads: int, *, hidden: int, memory: bool, dropout: float) -> None:
         super().__init__()
-        self.heads = heads
-        self.dropout = dropout
-        self.norm = RMSNorm(width)
-        self.mix = nn.Linear(width, 3 * width, bias=False)
-        self.mixed = nn.Linear(width, width, bias=False)
-        self.memory_norm = RMSNorm(width) if memory else None
-        self.ask = nn.Linear(width, width, bias=False) if memory else None
-        self.know = nn.Linear(width, 2 * width, bias=False) if memory else None
-        self.told = nn.Linear(width, width, bias=False) if memory else None
-        self.gate_norm = RMSNorm(width)
-        self.gate = nn.Linear(width, 2 * hidden, bias=False)
-        self.gated = nn.Linear(hidden, width, bias=False)
+        self.num_heads = num_heads
+        self.dropout_p = dropout
+        self.attention_norm = RMSNorm(width)
+        self.qkv_proj = nn.Linear(width, 3 * width, bias=False)
+        self.out_proj = nn.Linear(width, width, bias=False)
+        self.cross_norm = RMSNorm(width) if memory else None
+        self.cross_q_proj = nn.Linear(width, width, bias=False) if memory else None
+        self.cross_kv_proj = nn.Linear(width, 2 * width, bias=False) if memory else None
+        self.cross_out_proj = nn.Linear(width, width, bias=False) if memory else None
+        self.mlp_norm = RMSNorm(width)
+        self.gate_up_proj = nn.Linear(width, 2 * hidden, bias=False)
+        self.down_proj = nn.Linear(hidden, width, bias=False)
 
-    def look(self, x: Tensor, rotation: tuple[Tensor, Tensor]) -> Tensor:
-        """Queries, keys and values [3, batch, heads, steps, head]; the first two turned by their positions."""
-        rows, width = x.shape
+    def project_qkv(self, x: Tensor, rotation: tuple[Tensor, Tensor]) -> Tensor:
+        """Queries, keys and values [3, batch, heads, steps, head_dim], with rotary positions applied."""
         steps = rotation[0].shape[-2]
-        mix = self.mix(self.norm(x)).view(rows // steps, steps, 3, self.heads, width // self.heads)
-        return turn(mix.permute(2, 0, 3, 1, 4), rotation)
+        qkv = self.qkv_proj(self.attention_norm(x)).view(len(x) // steps, steps, 3, self.num_heads, -1)
+        return apply_rotary(qkv.permute(2, 0, 3, 1, 4), rotation)
 
     def attend(self, queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None, *, causal: bool) -> Tensor:
-        """What the rows [batch * steps, width] find."""
-        dropout = self.dropout if self.training else 0.0
-        found = F.scaled_dot_product_attention(queries, keys, values, mask, dropout, is_causal=causal)
-        return found.transpose(1, 2).reshape(-1, found.shape[1] * found.shape[3])
+        """Attention of all heads as rows [batch * steps, width]."""
+        dropout_p = self.dropout_p if self.training else 0.0
+        attended = F.scaled_dot_product_attention(queries, keys, values, mask, dropout_p, is_causal=causal)
+        return attended.transpose(1, 2).reshape(-1, attended.shape[1] * attended.shape[3])
 
-    def after(self, x: Tensor, found: Tensor, memory: tuple[Tensor, Tensor, Tensor] | None) -> Tensor:
-        """The block's output rows, from its input and what it found there."""
-        x = x + self.drop(self.mixed(found))
+    def residual_mlp(self, x: Tensor, attended: Tensor, memory: tuple[Tensor, Tensor, Tensor] | None) -> Tensor:
+        """The rest of the block, after self-attention: its output rows from its input rows and what was attended to."""
+        x = x + self.dropout(self.out_proj(attended))
         if memory is not None:
-            assert self.memory_norm
-            assert self.ask
-            assert self.told
-            asked = self.ask(self.memory_norm(x)).view(len(memory[0]), -1, self.heads, x.shape[1] // self.heads)
-            x = x + self.drop(self.told(self.attend(asked.transpose(1, 2), *memory, causal=False)))
-        gate, value = self.gate(self.gate_norm(x)).chunk(2, dim=-1)
-        return x + self.drop(self.gated(F.silu(gate) * value))
+            assert self.cross_norm
+            assert self.cross_q_proj
+            assert self.cross_out_proj
+            queries = self.cross_q_proj(self.cross_norm(x)).view(len(memory[0]), -1, self.num_heads, memory[0].shape[3])
+            attended = self.attend(queries.transpose(1, 2), *memory, causal=False)
+            x = x + self.dropout(self.cross_out_proj(attended))
+        gate, up = self.gate_up_proj(self.mlp_norm(x)).chunk(2, dim=-1)
+        return x + self.dropout(self.down_proj(F.silu(gate) * up))
 
-    def drop(self, x: Tensor) -> Tensor:
-        return F.dropout(x, self.dropout) if self.training and self.dropout else x
+    def dropout(self, x: Tensor) -> Tensor:
+        return F.dropout(x, self.dropout_p) if self.training and self.dropout_p else x
 
 
 class Transformer(Stateful):
-    """Blocks one after another over x [batch, steps, width]; a step sees itself and the `context` - 1 before it.
+    """Pre-norm transformer over x [batch, steps, width]; a step attends to itself and the `context` - 1 before it.
 
-    `step` leaves the state as it was, like every layer here; `advance` does the same work within the state's own rings,
-    for whoever owns it. Raises ConfigError unless the width divides into heads of an even size.
+    `step` leaves the given state as it was, as every layer does; `forward_step` writes into its cache, which saves a
+    copy where nobody needs the old state. Raises ConfigError unless width / heads is an even number.
     """
 
     def __init__(
@@ -132,118 +220,92 @@ class Transformer(Stateful):
         super().__init__()
         if width % (2 * heads):
             raise ConfigError(f"width = {width} does not divide into {heads} heads of an even size: change one of them")
-        hidden = hidden or round(width * 8 / 3 / 32) * 32  # as many weights as two plain layers of 4 × width
+        hidden = hidden or round(width * 8 / 3 / 32) * 32  # as many parameters as an MLP of 4 × width without gate
         self.context = context
         self.width = width
-        self.head = width // heads
+        self.head_dim = width // heads
         self.blocks = nn.ModuleList(
             Block(width, heads, hidden=hidden, memory=memory, dropout=dropout) for _ in range(layers)
         )
         self.norm = RMSNorm(width)
         for name, weight in self.named_parameters():
             if weight.ndim == 2:
-                ends = name.endswith(("mixed.weight", "told.weight", "gated.weight"))
-                nn.init.normal_(weight, std=width**-0.5 / (math.sqrt(2 * layers) if ends else 1))
+                residual = name.endswith(("out_proj.weight", "down_proj.weight"))
+                nn.init.normal_(weight, std=width**-0.5 / (math.sqrt(2 * layers) if residual else 1))
 
-    def initial_state(self, like: Tensor, memory: Memory | None = None) -> TransformerState:
-        shape = len(self.blocks), 2, len(like), self.width // self.head, self.context, self.head
-        return TransformerState(0, like.new_zeros(shape, dtype=next(self.parameters()).dtype), memory)
+    def initial_state(self, like: Tensor, memory: CrossAttentionKV | None = None) -> TransformerState:
+        shape = len(self.blocks), 2, len(like), self.width // self.head_dim, self.context, self.head_dim
+        position = torch.zeros(len(like), dtype=torch.int64, device=like.device)
+        return TransformerState(position, like.new_zeros(shape, dtype=self.norm.weight.dtype), memory)
 
-    def remember(self, known: Tensor, there: Tensor) -> Memory:
-        """A memory of `known` [batch, places, width], those that are `there` [batch, places]."""
+    def encode_memory(self, memory: Tensor, mask: Tensor) -> CrossAttentionKV:
+        """Keys and values of `memory` [batch, places, width]; `mask` [batch, places] is False on padding."""
         pairs = []
         for block in self.blocks:
             assert isinstance(block, Block)
-            assert block.know
-            pair = block.know(known).unflatten(2, (2, block.heads, -1))  # [batch, places, 2, heads, head]
-            pairs.append(pair.permute(2, 0, 3, 1, 4))
+            assert block.cross_kv_proj
+            pair = block.cross_kv_proj(memory).unflatten(2, (2, block.num_heads, -1))
+            pairs.append(pair.permute(2, 0, 3, 1, 4))  # [2, batch, heads, places, head_dim]
         keys, values = torch.stack(pairs, dim=1)
-        return Memory(keys, values, there[:, None, None])
+        return CrossAttentionKV(keys, values, mask[:, None, None])
 
     def step(self, x: Tensor, state: TransformerState) -> tuple[Tensor, TransformerState]:
-        return self.forward_step(x, state._replace(rings=state.rings.clone()))
+        return self.forward_step(x, state._replace(kv_cache=state.kv_cache.clone()))
 
     def forward_step(self, x: Tensor, state: TransformerState) -> tuple[Tensor, TransformerState]:
-        """As `step`, but the given state is used up: its rings become those of the new one."""
-        seen, steps, context = state.seen, x.shape[1], self.context
-        rotation = self.rotation(seen, steps, x)
-        before = min(seen, context)
-        wraps = seen + steps > context
-        mask = None if steps == 1 or (seen == 0 and not wraps) else self.mask(before, steps, x.device)
-        rows = x.flatten(0, 1)
-        for number, (block, ring) in enumerate(zip(self.blocks, state.rings, strict=True)):
-            assert isinstance(block, Block)
-            queries, new = block.look(rows, rotation).split_with_sizes([1, 2])  # new keys and values
-            if steps == 1:
-                ring.narrow(3, seen % context, 1).copy_(new)
-                keys, values = ring.narrow(3, 0, min(seen + 1, context))
-            else:
-                keys, values = new
-                if before:
-                    old = (torch.arange(seen - before, seen) % context).to(x.device)
-                    keys, values = torch.cat([ring[:, :, :, old], new], dim=3)
-                kept = min(steps, context)
-                slots = (torch.arange(seen + steps - kept, seen + steps) % context).to(x.device)
-                ring[:, :, :, slots] = new[:, :, :, steps - kept :]
-            found = block.attend(queries[0], keys, values, mask, causal=steps > 1 and mask is None)
-            rows = block.after(rows, found, self.memory_of(state.memory, number))
-        return self.norm(rows).view_as(x), TransformerState(seen + steps, state.rings, state.memory)
-
-    def forward(self, x: Tensor, memory: Memory | None = None) -> Tensor:
-        """One step from the initial state, without keeping what nobody will ask for."""
+        """As `step`, but the cache of the given state is overwritten, so that state cannot be used again."""
         steps = x.shape[1]
-        rotation = self.rotation(0, steps, x)
-        mask = self.mask(0, steps, x.device) if steps > self.context else None
+        positions = state.position[:, None] + torch.arange(steps, device=x.device)  # [batch, steps]
+        rotation = rotary_table(positions, self.head_dim, x.dtype)
+        cache = plan_step(state.position, self.context) if steps == 1 else plan_chunk(positions, self.context)
+        rows = x.flatten(0, 1)
+        for number, (block, layer_cache) in enumerate(zip(self.blocks, state.kv_cache, strict=True)):
+            assert isinstance(block, Block)
+            queries, new = block.project_qkv(rows, rotation).split_with_sizes([1, 2])  # new keys and values
+            keys, values = cache.update(layer_cache, new)
+            attended = block.attend(queries[0], keys, values, cache.mask, causal=False)
+            rows = block.residual_mlp(rows, attended, memory_of(state.memory, number))
+        return self.norm(rows).view_as(x), state._replace(position=state.position + steps)
+
+    def forward(self, x: Tensor, memory: CrossAttentionKV | None = None) -> Tensor:
+        """One step from the initial state, without a cache."""
+        steps = x.shape[1]
+        rotation = rotary_table(torch.arange(steps, device=x.device)[None], self.head_dim, x.dtype)
+        mask = in_context(steps, self.context, x.device) if steps > self.context else None
         rows = x.flatten(0, 1)
         for number, block in enumerate(self.blocks):
             assert isinstance(block, Block)
-            queries, keys, values = block.look(rows, rotation)
-            found = block.attend(queries, keys, values, mask, causal=mask is None)
-            rows = block.after(rows, found, self.memory_of(memory, number))
+            queries, keys, values = block.project_qkv(rows, rotation)
+            attended = block.attend(queries, keys, values, mask, causal=mask is None)
+            rows = block.residual_mlp(rows, attended, memory_of(memory, number))
         out: Tensor = self.norm(rows).view_as(x)
         return out
 
-    def memory_of(self, memory: Memory | None, number: int) -> tuple[Tensor, Tensor, Tensor] | None:
-        """Keys, values and mask of one layer."""
-        return None if memory is None else (memory.keys[number], memory.values[number], memory.there)
 
-    def rotation(self, first: int, steps: int, like: Tensor) -> tuple[Tensor, Tensor]:
-        """What `turn` takes of queries, keys and values from position `first` on, exact however far."""
-        before, inside = divmod(first, TOGETHER)
-        if inside + steps <= TOGETHER:
-            rotation = known_turns(before, self.head, like.device).narrow(4, inside, steps)
-        else:
-            rotation = turns(first, first + steps, self.head, like.device)
-        cosine, sine = rotation.to(like.dtype)
-        return cosine, sine
-
-    def mask(self, before: int, steps: int, device: torch.device) -> Tensor:
-        """Which of `before` earlier steps and of themselves `steps` steps see [steps, before + steps]."""
-        distance = torch.arange(before, before + steps)[:, None] - torch.arange(before + steps)
-        return ((distance >= 0) & (distance < self.context)).to(device)
+def memory_of(memory: CrossAttentionKV | None, layer: int) -> tuple[Tensor, Tensor, Tensor] | None:
+    """Keys, values and mask of one layer."""
+    return None if memory is None else (memory.keys[layer], memory.values[layer], memory.mask)
 
 
-def turns(first: int, last: int, head: int, device: torch.device) -> Tensor:
-    """Cosines and signed sines [2, 3, 1, 1, steps, head] of the turns at positions; values are not turned."""
-    speeds = torch.logspace(math.log10(FASTEST_TURN), math.log10(SLOWEST_TURN), head // 2, dtype=torch.float64)
-    angles = torch.arange(first, last, dtype=torch.float64)[:, None] * speeds
-    angles = torch.stack([angles, angles, torch.zeros_like(angles)])[:, None, None]
-    sines = angles.sin()
-    both = torch.stack([angles.cos().repeat(1, 1, 1, 1, 2), torch.cat([-sines, sines], dim=-1)])
-    return both.float().to(device)
+def reset_rows(state: TransformerState, mask: Bool[Tensor, " batch"], fresh: TransformerState) -> TransformerState:
+    """`state` with the rows in `mask` taken from `fresh`, an initial state of the same batch, with their own memory."""
+    keep = ~mask
+    memory = state.memory
+    if memory is not None:
+        assert fresh.memory
+        places = max(memory.mask.shape[-1], fresh.memory.mask.shape[-1])
+        old, new = padded(memory, places), padded(fresh.memory, places)
+        memory = CrossAttentionKV(
+            torch.where(keep[:, None, None, None], old.keys, new.keys),
+            torch.where(keep[:, None, None, None], old.values, new.values),
+            torch.where(keep[:, None, None, None], old.mask, new.mask),
+        )
+    kv_cache = torch.where(keep[:, None, None, None], state.kv_cache, fresh.kv_cache)
+    return TransformerState(torch.where(keep, state.position, fresh.position), kv_cache, memory)
 
 
-@lru_cache(maxsize=8)
-def known_turns(number: int, head: int, device: torch.device) -> Tensor:
-    """The turns of the positions from `number` * TOGETHER on."""
-    with torch.inference_mode(False):  # training may use them too
-        return turns(number * TOGETHER, (number + 1) * TOGETHER, head, device)
-
-
-def turn(x: Tensor, rotation: tuple[Tensor, Tensor]) -> Tensor:
-    """x [..., steps, head], each pair (i, i + head / 2) turned by its angle.
-
-    `rotation` [..., steps, head] are the cosines, and the sines with which the other one of the pair is added.
-    """
-    cosine, sine = rotation
-    return torch.addcmul(x * cosine, x.roll(x.shape[-1] // 2, dims=-1), sine)
+def padded(memory: CrossAttentionKV, places: int) -> CrossAttentionKV:
+    """The same memory with padding up to `places`."""
+    more = places - memory.mask.shape[-1]
+    keys, values = (F.pad(part, (0, 0, 0, more)) for part in memory[:2])
+    return CrossAttentionKV(keys, values, F.pad(memory.mask, (0, more), value=False))

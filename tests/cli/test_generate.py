@@ -1,4 +1,4 @@
-"""codec generate, with small models in the place of the shipped ones."""
+"""codec generate, with small models in place of the shipped ones."""
 
 import io
 import os
@@ -16,9 +16,8 @@ from codec import pretrained
 from codec.generation import generate, infill
 from codec.io.audio import read_audio, write_audio
 from codec.lm import CodecLM
-from codec.lm.sampling import Sampling
+from codec.lm.filters import Sampling
 from codec.models.base import Codec
-from codec.nn.int8 import Int8Linear
 from tests.cli.conftest import Cli
 from tests.test_generation import lm_of
 from tests.tiny import tiny_model
@@ -28,7 +27,7 @@ MODEL = tiny_model()
 
 @pytest.fixture
 def lm(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> CodecLM:
-    """What the names find; another name or codec is a KeyError."""
+    """The model and codec that the names stand for; another name is a KeyError."""
     lm = lm_of(MODEL)
     found: dict[str, CodecLM] = {pretrained.DEFAULT_LM: lm}
     codecs: dict[str | None, Codec] = {None: MODEL, "mine": MODEL}
@@ -47,7 +46,7 @@ def expected(lm: CodecLM, **options: Any) -> np.ndarray[Any, Any]:
     return quantized(torch.cat(list(generate(lm, MODEL, **options)), dim=2))
 
 
-def test_a_file(cli: Cli, lm: CodecLM) -> None:
+def test_output_equals_the_library(cli: Cli, lm: CodecLM) -> None:
     result = cli("generate", "--label", "yes", "--seed", 4, "--device", "cpu")
     assert (result.code, result.out) == (0, b"")
     samples, rate = soundfile.read("generated.wav", dtype="int16", always_2d=True)
@@ -59,7 +58,7 @@ def test_a_file(cli: Cli, lm: CodecLM) -> None:
     assert result.err.endswith(" × real time, seed 4\n")
 
 
-def test_every_option_counts(cli: Cli, lm: CodecLM) -> None:
+def test_every_option_has_an_effect(cli: Cli, lm: CodecLM) -> None:
     arguments = ["--speaker", "cleo", "--seconds", "0.2", "--guidance", "2", "--temperature", "0.9,1,1.1"]
     arguments += ["--top-k", "9", "--top-p", "0.9,0.8,0.7", "--min-p", "0.01", "--seed", "3", "--codec", "mine"]
     assert cli("generate", pretrained.DEFAULT_LM, *arguments, "-o", "a.flac").code == 0
@@ -70,14 +69,7 @@ def test_every_option_counts(cli: Cli, lm: CodecLM) -> None:
     assert np.array_equal(samples, wanted)
 
 
-def test_weights_of_8_bits(cli: Cli, lm: CodecLM) -> None:
-    assert cli("generate", "--seed", 4, "--seconds", "0.1", "--int8", "--device", "cpu").code == 0
-    samples, _ = soundfile.read("generated.wav", dtype="int16", always_2d=True)
-    assert any(isinstance(layer, Int8Linear) for layer in lm.modules())
-    assert np.array_equal(samples, expected(lm, seconds=0.1, seed=4))  # which is the same model, changed
-
-
-def test_several_files(cli: Cli, lm: CodecLM) -> None:
+def test_count_writes_several_files(cli: Cli, lm: CodecLM) -> None:
     result = cli("generate", "-o", "a.wav", "--seconds", "0.1", "--count", "3", "--seed", "8")
     assert (result.code, len(result.err.splitlines())) == (0, 3)
     for seed in (8, 9, 10):
@@ -89,7 +81,7 @@ def test_several_files(cli: Cli, lm: CodecLM) -> None:
     assert cli("generate", "-o", "a.wav", "--count", "2", "--seed", "10", "--seconds", "0.1", "--force").code == 0
 
 
-def test_without_a_seed_it_differs_and_tells(cli: Cli, lm: CodecLM) -> None:
+def test_random_seeds_are_reported(cli: Cli, lm: CodecLM) -> None:
     seeds = []
     for name in ("a.wav", "b.wav"):
         result = cli("generate", "-o", name, "--seconds", "0.1")
@@ -109,12 +101,12 @@ def test_standard_output(cli: Cli, lm: CodecLM) -> None:
     assert wav.err.startswith("standard output: 0.20 s, ")
     bare = cli("generate", "-o", "-", "--seconds", "0.2", "--seed", "1", "--raw")
     assert np.array_equal(np.frombuffer(bare.out, "<i2")[:, None], wanted)
-    Path("piped.wav").write_bytes(wav.out)  # our own reader takes the open end too
+    Path("piped.wav").write_bytes(wav.out)  # our own reader accepts a WAV header without a length
     assert read_audio("piped.wav")[0].shape == (1, 1600)
 
 
-def test_without_an_end_until_nobody_listens(tmp_path: Path) -> None:
-    """The first samples come while there is no last one; a pipe that closes ends it, quietly."""
+def test_infinite_stream_stops_on_closed_pipe(tmp_path: Path) -> None:
+    """Samples are written while the stream has no end; closing the pipe ends it without a message."""
     code = """
 from codec import pretrained
 from codec.cli.main import run
@@ -146,17 +138,17 @@ def recording(cli: Cli) -> Path:
     return Path("in.wav")
 
 
-def test_a_prompt(cli: Cli, lm: CodecLM, recording: Path) -> None:
+def test_prompt(cli: Cli, lm: CodecLM, recording: Path) -> None:
     assert cli("generate", "--prompt", recording, "--seconds", "0.5", "--seed", "2").code == 0
     prompt = torch.from_numpy(read_audio(recording, rate=8000, mono=True)[0])[None]
     samples, _ = soundfile.read("generated.wav", dtype="int16", always_2d=True)
     assert np.array_equal(samples, expected(lm, prompt=prompt, seconds=0.5, seed=2))
 
 
-def test_a_gap(cli: Cli, lm: CodecLM, recording: Path) -> None:
+def test_infill(cli: Cli, lm: CodecLM, recording: Path) -> None:
     assert cli("generate", "--infill", recording, "--gap", "0.1:0.15", "--label", "no", "--seed", "2").code == 0
     audio = torch.from_numpy(read_audio(recording, rate=8000, mono=True)[0])[None]
-    filled = infill(lm, MODEL, audio, (0.1, 0.15), seed=2, conditions=lm.conditions([{"label": "no"}]))
+    filled = infill(lm, MODEL, audio, (0.1, 0.15), seed=2, conditioning=lm.conditioning([{"label": "no"}]))
     samples, _ = soundfile.read("generated.wav", dtype="int16", always_2d=True)
     assert np.array_equal(samples, quantized(filled))
 
@@ -168,8 +160,8 @@ def test_a_gap(cli: Cli, lm: CodecLM, recording: Path) -> None:
         (["--seconds", "nan"], 2, "nan s of audio"),
         (["--raw"], 2, "--raw is for standard output, not for generated.wav"),
         (["-o", "-", "--count", "2"], 2, "--count 2"),
-        (["-o", ".", "--count", "2"], 2, "is no file: name one"),
-        (["-o", "", "--count", "2"], 2, "is no file: name one"),
+        (["-o", ".", "--count", "2"], 2, "is not a file name"),
+        (["-o", "", "--count", "2"], 2, "is not a file name"),
         (["--temperature", "1e-50"], 2, "is not within 0.001 to 1000"),
         (["--guidance", "1e39"], 2, "is not within -1000 to 1000"),
         (["--repetition-threshold", "2"], 2, "repetition_threshold = 2"),
@@ -191,25 +183,27 @@ def test_a_gap(cli: Cli, lm: CodecLM, recording: Path) -> None:
         (["--top-p", "0.5,0.5"], 2, "top_p has 2 values, the model 3 codebooks"),
     ],
 )
-def test_what_cannot_be(cli: Cli, lm: CodecLM, recording: Path, arguments: list[str], code: int, says: str) -> None:
+def test_invalid_calls_fail_without_output(
+    cli: Cli, lm: CodecLM, recording: Path, arguments: list[str], code: int, says: str
+) -> None:
     result = cli("generate", *arguments)
     assert (result.code, result.out, result.err.count("\n")) == (code, b"", 1)
     assert says in result.err
     assert sorted(path.name for path in Path.cwd().iterdir()) == ["in.wav"]
 
 
-def test_no_data_for_a_terminal(cli: Cli, lm: CodecLM, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_audio_is_not_written_to_a_terminal(cli: Cli, lm: CodecLM, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
     result = cli("generate", "-o", "-")
     assert (result.code, result.out) == (2, b"")
     assert "terminal" in result.err
 
 
-def test_nothing_is_no_file(cli: Cli, lm: CodecLM) -> None:
+def test_immediate_end_token_writes_no_file(cli: Cli, lm: CodecLM) -> None:
     heads = torch.nn.Linear(16, 3 * 21)
     torch.nn.init.zeros_(heads.weight)
     heads.bias.data[20] = 100  # the end
-    lm.heads = heads
+    lm.lm_heads = heads
     result = cli("generate")
     assert result.code == 2
     assert "ended before the first sample" in result.err

@@ -29,7 +29,7 @@ OPTIONS = {
     "generate": (
         "lm --output -o --label --speaker --text --seconds --seed --count --prompt --infill --gap --guidance "
         "--temperature --top-k --top-p --min-p --repetition-threshold --repetition-window "
-        "--codec --int8 --device --force -f --raw"
+        "--codec --device --force -f --raw"
     ),
 }
 

@@ -13,7 +13,7 @@ from codec import pretrained
 from codec.checkpoint import save_lm
 from codec.io.audio import write_audio
 from tests.cli.conftest import Cli
-from tests.lm.tiny import prior
+from tests.lm.tiny import tiny_lm
 
 
 def test_models_are_listed(cli: Cli) -> None:
@@ -29,7 +29,7 @@ def test_models_as_json(cli: Cli) -> None:
 
 
 def test_language_models_are_listed_after_them(cli: Cli) -> None:
-    save_lm(pretrained.WEIGHTS / "words.safetensors", prior(), training={})
+    save_lm(pretrained.WEIGHTS / "words.safetensors", tiny_lm(), training={})
     lines = cli("models").out.decode().splitlines()
     assert [line.split()[:1] for line in lines] == [["name"], ["general-24k"], [], ["language"], ["words"]]
     assert " ".join(lines[-1].split()).startswith("words tiny, 3 codebooks 2 labels, 3 speakers 0.0 M")

@@ -21,9 +21,9 @@ from codec.evaluation.classifier import Classifier
 from codec.evaluation.lm import COPY, LMEvaluation, Row, Sides, evaluate, reconstructed, sides
 from codec.generation import generate_clips
 from codec.io.audio import read_audio
-from codec.lm.base import CodebookSpec
-from codec.lm.sampling import Sampling
-from codec.lm.transformer import TokenLM, TransformerConfig
+from codec.lm.conditioning import CodebookSpec
+from codec.lm.filters import Sampling
+from codec.lm.transformer import TransformerConfig, TransformerLM
 from codec.models.base import Codec
 from tests.cli.conftest import Cli, Result, cli  # noqa: F401 (a fixture)
 from tests.helpers.spoken_words import RATE, WORDS, knows_words, word, write_words
@@ -246,7 +246,7 @@ def write_lm(codec: str, weights_hash: str | None, classes: dict[str, tuple[str,
         classes=classes,
     )
     torch.manual_seed(0)
-    lm = TokenLM(TransformerConfig(width=16, layers=1, heads=2, context=64), source)
+    lm = TransformerLM(TransformerConfig(width=16, layers=1, heads=2, context=64), source)
     save_lm("lm.safetensors", lm, training={})
 
 
@@ -293,7 +293,7 @@ def test_how_clips_are_sampled(call: Call, monkeypatch: pytest.MonkeyPatch) -> N
 
     monkeypatch.setattr(generation, "generate_clips", spy)
     assert call("--guidance", 1.5, "--temperature", 0.8, label=WORDS).code == 0
-    assert told == [{"guidance": 1.5, "sampling": Sampling(temperature=0.8), "most_seconds": 1.0}]
+    assert told == [{"guidance": 1.5, "sampling": Sampling(temperature=0.8), "max_seconds": 1.0}]
 
 
 def test_wrong_calls(call: Call) -> None:
@@ -309,7 +309,7 @@ def test_wrong_calls(call: Call) -> None:
 
 
 def test_wrong_calls_that_would_be_known_late(call: Call) -> None:
-    assert "a temperature of 0 is no temperature" in call("--temperature", 0, label=WORDS).err
+    assert "temperature = 0 is not above 0" in call("--temperature", 0, label=WORDS).err
     assert call("--guidance", 1e4, label=WORDS).code == 2
     assert call("--out", "missing/numbers.json", label=WORDS).code == 8
     assert not Path("runs").exists()  # no classifier was trained for it

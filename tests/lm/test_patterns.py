@@ -1,4 +1,4 @@
-"""Patterns against the table of their module, against the published definitions, and there and back."""
+"""Patterns: against the tables of their docstring and of the paper, and laying codes out and reading them back."""
 
 import re
 from itertools import pairwise
@@ -28,9 +28,9 @@ def pattern(request: pytest.FixtureRequest) -> Pattern:
     return Pattern(KINDS[request.param], 3)
 
 
-def test_the_table_of_the_module() -> None:
+def test_table_of_the_docstring() -> None:
     lines = [line for line in (patterns.__doc__ or "").splitlines() if line.strip().startswith("codebook")]
-    blocks = [re.findall(r"codebook \d +([\d. ]+?)(?:   +|$)", line) for line in lines]
+    blocks = [re.findall(r"codebook \d((?:  [\d.])+)", line) for line in lines]
     configs = [PatternConfig(kind="parallel"), PatternConfig(), PatternConfig(kind="flatten")]
     configs.append(PatternConfig(kind="coarse_first", block=2))
     assert [len(block) for block in blocks] == [4, 4, 4]
@@ -59,62 +59,62 @@ def any_pattern(draw: st.DrawFn) -> Pattern:
 
 
 @given(any_pattern(), st.integers(0, 40), st.integers(0, 40))
-def test_any_pattern_goes_there_and_back(pattern: Pattern, frames: int, steps: int) -> None:
+def test_read_back_inverts_lay_out_for_any_pattern(pattern: Pattern, frames: int, steps: int) -> None:
     codes = torch.arange(pattern.num_codebooks * frames).reshape(1, pattern.num_codebooks, frames)
-    columns = pattern.lay_out(codes, -1)
-    assert columns.shape[2] == pattern.steps(frames)
-    assert pattern.read_back(columns, frames).equal(codes)
-    assert sorted(columns[columns >= 0].tolist()) == codes.flatten().tolist()  # every cell once
+    tokens = pattern.lay_out(codes, -1)
+    assert tokens.shape[2] == pattern.steps(frames)
+    assert pattern.read_back(tokens, frames).equal(codes)
+    assert sorted(tokens[tokens >= 0].tolist()) == codes.flatten().tolist()  # every cell once
     assert pattern.cells(0, 200)[:, :steps].equal(pattern.cells(0, steps))
     whole = pattern.whole_frames(steps)
     assert pattern.steps(whole) <= steps < pattern.steps(whole + 1)
 
 
 @pytest.mark.parametrize("frames", [0, 1, 2, 3, 7, 8, 9, 20])
-def test_there_and_back(pattern: Pattern, frames: int) -> None:
+def test_read_back_inverts_lay_out(pattern: Pattern, frames: int) -> None:
     codes = torch.randint(5, (2, 3, frames), generator=torch.Generator().manual_seed(frames))
-    columns = pattern.lay_out(codes, 5)
-    assert columns.shape == (2, 3, pattern.steps(frames))
-    assert pattern.read_back(columns, frames).equal(codes)
-    assert int((columns != 5).sum()) == codes.numel()  # every cell once, all else holes
+    tokens = pattern.lay_out(codes, 5)
+    assert tokens.shape == (2, 3, pattern.steps(frames))
+    assert pattern.read_back(tokens, frames).equal(codes)
+    assert int((tokens != 5).sum()) == codes.numel()  # every cell once, special tokens elsewhere
     if frames:
-        assert (columns[:, :, -1] != 5).any()  # no step too many
+        assert (tokens[:, :, -1] != 5).any()  # the last step is needed
 
 
 def test_every_cell_has_one_step(pattern: Pattern) -> None:
     cells = pattern.cells(0, 200)
-    for row, places in zip(cells, pattern.places(0, 20), strict=True):
-        assert row[places].tolist() == list(range(20))
-        seen = row[row >= 0].tolist()
-        assert sorted(set(seen)) == sorted(seen)
+    for row, steps_of_cells in zip(cells, pattern.step_of_cells(0, 20), strict=True):
+        assert row[steps_of_cells].tolist() == list(range(20))
+        frames = row[row >= 0].tolist()
+        assert sorted(set(frames)) == sorted(frames)
 
 
-def test_it_needs_no_length(pattern: Pattern) -> None:
-    """A long layout begins as a short one, and any stretch of it can be asked for alone."""
+def test_cells_do_not_depend_on_length(pattern: Pattern) -> None:
+    """A long layout begins like a short one, and any range of steps can be computed alone."""
     whole = pattern.cells(0, 300)
     assert pattern.cells(0, 50).equal(whole[:, :50])
     assert pattern.cells(123, 177).equal(whole[:, 123:177])
-    assert (whole[:, pattern.period * 20 :] >= 0).any(dim=0).all()  # after the start no step decides nothing
+    assert (whole[:, pattern.period * 20 :] >= 0).any(dim=0).all()  # after the start every step decides a cell
 
 
 def test_whole_frames(pattern: Pattern) -> None:
-    places = pattern.places(0, 60)
+    steps_of_cells = pattern.step_of_cells(0, 60)
     for steps in range(60):
-        ready = [bool((places[:, frame] < steps).all()) for frame in range(60)]
+        ready = [bool((steps_of_cells[:, frame] < steps).all()) for frame in range(60)]
         assert pattern.whole_frames(steps) == ready.index(False)
 
 
 def test_latency(pattern: Pattern) -> None:
-    """By counting: how many frames the coarsest codebook is ahead when a frame is whole, at most."""
-    places = pattern.places(0, 200)
-    done = places.max(dim=0).values[:100]
-    ahead = [(int((places[0] <= step).sum()) - 1) - frame for frame, step in enumerate(done.tolist())]
+    """By counting how many frames codebook 0 is ahead when a frame is complete, at most."""
+    steps_of_cells = pattern.step_of_cells(0, 200)
+    done = steps_of_cells.max(dim=0).values[:100]
+    ahead = [(int((steps_of_cells[0] <= step).sum()) - 1) - frame for frame, step in enumerate(done.tolist())]
     assert max(ahead) == pattern.latency_frames
 
 
 @given(any_pattern())
-def test_frames_become_whole_one_by_one(pattern: Pattern) -> None:
-    """What generation relies on: never two at a step, and no more begun than `latency_frames` and one."""
+def test_frames_are_completed_one_by_one(pattern: Pattern) -> None:
+    """Generation relies on it: at most one per step, and at most `latency_frames` + 1 begun."""
     last = pattern.cells(0, 120).cummax(dim=1).values  # [codebooks, steps]
     whole = [pattern.whole_frames(step + 1) for step in range(120)]
     assert whole == (last.amin(dim=0) + 1).tolist()
@@ -147,16 +147,16 @@ def test_published_sizes() -> None:
     ("config", "message"),
     [
         (PatternConfig(delays=(0, 1)), "is for 2 codebooks, not 3"),
-        (PatternConfig(delays=(1, 1, 2)), "must begin at 0"),
-        (PatternConfig(delays=(1, 0, 0)), "must begin at 0"),
-        (PatternConfig(kind="flatten", groups=(0, 2, 2)), "leave out a step"),
+        (PatternConfig(delays=(1, 1, 2)), "must begin with 0"),
+        (PatternConfig(delays=(1, 0, 0)), "must begin with 0"),
+        (PatternConfig(kind="flatten", groups=(0, 2, 2)), "skip a step"),
     ],
 )
-def test_bad_patterns(config: PatternConfig, message: str) -> None:
+def test_invalid_patterns_raise(config: PatternConfig, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         Pattern(config, 3)
 
 
-def test_keys_of_another_kind() -> None:
+def test_keys_of_another_kind_raise() -> None:
     with pytest.raises(ConfigError, match='delays is for kind = "delay"'):
         PatternConfig.from_data({"kind": "flatten", "delays": [0, 1, 2]})

@@ -26,7 +26,8 @@ from torch import Tensor
 
 from codec.data.token_store import LISTS, TokenStore
 from codec.errors import ConfigError, UsageError
-from codec.lm.base import CodecLM, Conditioning
+from codec.lm.base import CodecLM
+from codec.lm.conditioning import Conditioning
 from codec.nn.shapes import Codes
 from codec.training.lm.recipe import LMRecipe
 
@@ -161,7 +162,7 @@ class LMData:
                 targets[number, :, 0] = -1  # which would teach that recordings begin like this
         counted = torch.full((self.num_codebooks,), float(sum(crop.frames - (crop.start > 0) for crop in batch)))
         counted[0] += sum(crop.ends for crop in batch)
-        return Batch(codes, targets, self.model.conditions(told), None, counted)
+        return Batch(codes, targets, self.model.conditioning(told), None, counted)
 
 
 def sides(store: TokenStore, held_out: float) -> tuple[Numbers, Numbers]:

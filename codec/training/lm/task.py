@@ -21,7 +21,8 @@ from codec.checkpoint import RUN_MODEL, RUN_STATE, save_lm, save_state
 from codec.data.token_store import TokenStore
 from codec.errors import ConfigError, InputNotFound, UnknownModel, UsageError
 from codec.io.storage import locked_folder, storing_below
-from codec.lm.base import CodebookSpec, CodecLM
+from codec.lm.base import CodecLM
+from codec.lm.conditioning import CodebookSpec
 from codec.models.base import Codec
 from codec.nn import distributed
 from codec.nn.shapes import Codes
@@ -119,7 +120,7 @@ def laid_out(codes: Codes, model: CodecLM) -> tuple[Codes, Tensor]:
     The frame more is where the end may come, which only the first codebook says.
     """
     frames = codes.shape[-1]
-    places = model.pattern.places(0, frames + 1)
+    places = model.pattern.step_of_cells(0, frames + 1)
     steps = max(model.pattern.steps(frames), int(places[0, -1]) + 1)
     holes = F.pad(torch.where(codes < 0, model.special_token, codes), (0, 1), value=model.special_token)
     return model.pattern.lay_out(holes, model.special_token)[..., :steps], places.clamp(max=steps - 1).to(codes.device)
@@ -317,7 +318,7 @@ def assemble(recipe: LMRecipe, store: TokenStore, codec: Codec, place: torch.dev
     model = lm.build(recipe.model.model_dump(), source.model_dump()).to(place).train()
     if recipe.model.vectors == "codebook":
         assert vectors is not None
-        model.vectors.start(vectors)
+        model.vectors.init_from_codec(vectors)
     average = copy.deepcopy(model).eval().requires_grad_(False)
     settings = recipe.optimizer
     groups = [
@@ -435,7 +436,7 @@ def speak(model: CodecLM, codec: Codec, valid: LMData, record: Record, step: int
             row["text"] = said
         rows.append(row)
     clips = generate_clips(
-        model, codec, seeds=range(len(rows)), conditions=model.conditions(rows), most_seconds=LONGEST_SAMPLE
+        model, codec, seeds=range(len(rows)), conditioning=model.conditioning(rows), max_seconds=LONGEST_SAMPLE
     )
     for number, audio in enumerate(clips):
         if audio.numel():  # or the model began with the end

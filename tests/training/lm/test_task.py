@@ -23,7 +23,8 @@ from codec.checkpoint import load_state, save_model
 from codec.data.token_store import TokenStore
 from codec.errors import ConfigError, InputNotFound, UnknownModel, UsageError, WeightsMismatch
 from codec.lm import build
-from codec.lm.base import CodecLM, Conditioning
+from codec.lm.base import CodecLM
+from codec.lm.conditioning import Conditioning
 from codec.models.base import Codec
 from codec.training.lm import task as lm_loop
 from codec.training.lm.crops import Batch, LMData, soften
@@ -42,7 +43,7 @@ from codec.training.lm.task import (
 from codec.training.optimizer import schedule
 from tests.helpers.training import small_lm_recipe, write_codec, write_store
 from tests.lm.test_models import MODELS
-from tests.lm.tiny import SIZE, prior, told
+from tests.lm.tiny import SIZE, some_conditioning, tiny_lm
 from tests.tiny import tiny_model
 from tests.training.codec.test_task import same
 from tests.training.test_logger import events, rows
@@ -100,7 +101,7 @@ def stepped(
 # a step
 
 
-def slowly(model: CodecLM, codes: Tensor, targets: Tensor, conditions: Conditioning, soft: Tensor | None) -> Tensor:
+def slowly(model: CodecLM, codes: Tensor, targets: Tensor, conditioning: Conditioning, soft: Tensor | None) -> Tensor:
     """Nats of each codebook [codebooks], cell by cell, each from columns that stop where it is decided."""
     totals = torch.zeros(targets.shape[1])
     holes = torch.full((1, targets.shape[1], targets.shape[2]), model.special_token)
@@ -109,7 +110,7 @@ def slowly(model: CodecLM, codes: Tensor, targets: Tensor, conditions: Condition
         known[0, :, : codes.shape[2]] = torch.where(codes[row] < 0, model.special_token, codes[row])
         columns = model.pattern.lay_out(known, model.special_token)
         cells = model.pattern.cells(0, columns.shape[2])
-        logits = model(columns, Conditioning(*(part[row : row + 1] for part in conditions)))[0]
+        logits = model(columns, Conditioning(*(part[row : row + 1] for part in conditioning)))[0]
         for codebook, frame in (targets[row] >= 0).nonzero().tolist():
             (step,) = (cells[codebook] == frame).nonzero()[:, 0].tolist()
             likely = torch.exp(logits[codebook, step].double())
@@ -126,7 +127,7 @@ def slowly(model: CodecLM, codes: Tensor, targets: Tensor, conditions: Condition
 @pytest.mark.parametrize("softly", [False, True])
 @pytest.mark.parametrize("name", MODELS)
 def test_the_loss_is_that_of_every_cell_that_counts(name: str, softly: bool) -> None:
-    model = prior(**MODELS[name])
+    model = tiny_lm(**MODELS[name])
     rng = torch.Generator().manual_seed(0)
     codes = torch.randint(SIZE, (3, 3, 7), generator=rng)
     targets = torch.cat([codes, torch.full((3, 3, 1), -1)], dim=2)
@@ -136,8 +137,10 @@ def test_the_loss_is_that_of_every_cell_that_counts(name: str, softly: bool) -> 
     soft = torch.rand(3, 3, 7, SIZE, generator=rng).softmax(dim=-1) if softly else None
     with torch.no_grad():
         columns, places = laid_out(codes, model)
-        ours = cross_entropy(model(columns, told(model, 3)), targets, places, soft)
-        torch.testing.assert_close(ours, slowly(model, codes, targets, told(model, 3), soft), rtol=1e-4, atol=1e-3)
+        ours = cross_entropy(model(columns, some_conditioning(model, 3)), targets, places, soft)
+        torch.testing.assert_close(
+            ours, slowly(model, codes, targets, some_conditioning(model, 3), soft), rtol=1e-4, atol=1e-3
+        )
 
 
 def test_a_step_tells_bits_per_code(store: TokenStore, codec: Codec) -> None:
@@ -164,7 +167,7 @@ def test_codebooks_count_by_their_weights(store: TokenStore, codec: Codec) -> No
         assert ours is not None
         assert theirs is not None
         torch.testing.assert_close(ours, theirs)
-    heads = dict(learners[0].named_parameters())["heads.weight"].grad
+    heads = dict(learners[0].named_parameters())["lm_heads.weight"].grad
     assert heads is not None
     by_codebook = heads.view(3, 21, -1).abs().amax(dim=(1, 2))
     assert by_codebook[1] == 0
@@ -247,7 +250,7 @@ def test_what_is_not_finite_is_named(store: TokenStore, codec: Codec) -> None:
     recipe = small_lm_recipe()
     learner, lessons, _ = assemble(recipe, store, codec, CPU)
     with torch.no_grad():
-        dict(learner.model.named_parameters())["heads.weight"][21:42] = math.nan
+        dict(learner.model.named_parameters())["lm_heads.weight"][21:42] = math.nan
     with pytest.raises(ConfigError, match=r"^in step 7 bits/1 became nan: lower optimizer\.lr = 0\.01 or set"):
         train_step(learner, lessons.batch(0, 0, 4), 7, recipe)
 
@@ -464,11 +467,11 @@ def test_validation_and_samples_touch_nothing(
     asked: list[Any] = []
 
     def generate_clips(
-        lm: CodecLM, codec: Codec, seeds: Any, conditions: Conditioning, *, most_seconds: float
+        lm: CodecLM, codec: Codec, seeds: Any, conditioning: Conditioning, *, max_seconds: float
     ) -> list[Tensor]:
         torch.manual_seed(1)
         np.random.seed(1)  # noqa: NPY002 (whatever it may draw by)
-        asked.append((lm.training, list(seeds), conditions.classes.tolist()))
+        asked.append((lm.training, list(seeds), conditioning.classes.tolist()))
         return [torch.zeros(1, 0), *(torch.rand(1, 400) for _ in seeds[1:])]
 
     module = ModuleType("codec.generation")
