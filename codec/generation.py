@@ -67,8 +67,8 @@ def generate(
     given = None if prompt is None else prompt_codes(lm, codec, prompt, rows=len(seeds))
     if given is not None and seconds is not None and frames is not None and given.shape[2] > frames:
         raise UsageError(
-            f"the prompt of {frame_spec.seconds(given.shape[2] * frame_spec.hop):.2f} s is longer than the {seconds:g} s"
-            " asked for: ask for more, or shorten it"
+            f"the prompt of {frame_spec.seconds(given.shape[2] * frame_spec.hop):.2f} s is longer than {seconds:g} s: "
+            "ask for more, or shorten it"
         )
     named = {kind: str(name) for kind, name in conditions.items() if name is not None}
     pieces = code_generation.generate_frames(

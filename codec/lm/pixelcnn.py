@@ -161,8 +161,8 @@ class PixelCNNLM(CodecLM):
         super().__init__(config, source)
         if config.pattern.kind != "parallel":
             raise ConfigError(
-                f'both a pixelcnn and pattern kind = "{config.pattern.kind}" decide the codebooks of a frame one by one'
-                ': set pattern.kind = "parallel"'
+                f'pixelcnn and pattern kind = "{config.pattern.kind}" both decide the codebooks of a frame one by one: '
+                'set pattern.kind = "parallel"'
             )
         num_codebooks, dim, width = source.num_codebooks, source.dim, config.width
         reach = config.layers * (config.kernel // 2)
@@ -243,7 +243,7 @@ class PixelCNNLM(CodecLM):
     # the two stacks
 
     def normalized(self, tokens: Codes, first: int = 0) -> Grid:
-        """Vectors of tokens [batch, codebooks, frames], divided by their codebook's scale; `first` is the first codebook."""
+        """Vectors of tokens [batch, codebooks, frames] from codebook `first` on, divided by each codebook's scale."""
         scale = self.vectors.scale[first : first + tokens.shape[1], None, None]
         vectors: Tensor = self.vectors(tokens, first)
         return (vectors / scale).transpose(1, 2)

@@ -119,7 +119,7 @@ class Depth(nn.Module):
         nn.init.normal_(self.token_proj.weight, std=source.dim**-0.5)
 
     def forward(self, hidden: Tensor, vectors: Tensor) -> Logits:
-        """Logits from the temporal output [batch, steps, width] and vectors of tokens [batch, codebooks, steps, dim]."""
+        """Logits from the temporal output [batch, steps, width] and token vectors [batch, codebooks, steps, dim]."""
         batch, steps, _ = hidden.shape
         before = torch.zeros_like(vectors)
         before[:, 1:] = (vectors.cumsum(dim=1) if self.cumulative else vectors)[:, :-1]
@@ -162,8 +162,8 @@ class TransformerLM(CodecLM):
         super().__init__(config, source)
         if config.depth and self.pattern.per_frame > 1:
             raise ConfigError(
-                f'both model.depth and pattern kind = "{config.pattern.kind}" decide the codebooks of a frame one by one'
-                ": remove one of them"
+                f'model.depth and pattern kind = "{config.pattern.kind}" both decide the codebooks of a frame one by one: '
+                "remove one of them"
             )
         num_codebooks, dim, width = source.num_codebooks, source.dim, config.width
         codebook_classes = source.codebook_size + 1

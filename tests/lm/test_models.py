@@ -123,7 +123,7 @@ def test_embeddings_are_the_codecs_vectors() -> None:
 
 
 def test_invalid_configurations_raise() -> None:
-    with pytest.raises(ConfigError, match="decide the codebooks of a frame one by one"):
+    with pytest.raises(ConfigError, match="both decide the codebooks of a frame one by one"):
         tiny_lm(pattern={"kind": "flatten"}, depth=SMALL)
     for text in (False, True):
         with pytest.raises(ConfigError, match="does not divide into 3 heads"):

@@ -145,7 +145,7 @@ def test_fresh_gates_keep_their_scale() -> None:
         ({"kernel": 4}, "kernel = 4 has no center"),
         ({"context": 65}, "layers = 6, which reach at most 64: use 7 layers"),
         ({"layers": 1, "context": 2}, "reach 1 codebooks to either side, not all of 3"),
-        ({"pattern": {}}, 'kind = "delay" decide .*: set pattern.kind = "parallel"'),
+        ({"pattern": {}}, 'kind = "delay" both decide .*: set pattern.kind = "parallel"'),
         ({"heads": 2}, "unknown key heads"),
     ],
 )

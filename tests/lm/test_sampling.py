@@ -191,7 +191,7 @@ def test_generation_equals_a_plain_loop(name: str) -> None:
 
 @pytest.mark.parametrize("name", [*MODELS, "two codebooks at once"])
 def test_input_equals_that_of_training(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The model's input is its output, laid out, also at the end, where other codebooks may have been decided already."""
+    """The model's input is its output, laid out, also at an end beside which other codebooks have been decided."""
     model = sensitive_lm(**(MODELS | {"two codebooks at once": {"pattern": {"delays": [0, 0, 3]}}})[name])
     forward_step = Mock(side_effect=model.forward_step)
     monkeypatch.setattr(model, "forward_step", forward_step)
@@ -364,6 +364,9 @@ class Chain(CodecLM):
     def initial_state(self, conditioning: Conditioning) -> tuple[()]:
         return ()
 
+    def reset_rows(self, state: tuple[()], mask: Tensor, conditioning: Conditioning) -> tuple[()]:
+        return state
+
     def forward_step(self, step_tokens: StepTokens, state: tuple[()]) -> tuple[Tensor, tuple[()]]:
         return self.table[step_tokens], state
 
@@ -467,7 +470,7 @@ def zeros(*shape: int) -> Tensor:
         ({"given": zeros(2, 4, 4)}, "have 4 codebooks, the model 3"),
         ({"given": zeros(2, 3, 4) + SIZE}, "range from 6 to 6; codes of the model range from 0 to 5"),
         ({"given": zeros(2, 3, 4) - 2}, "range from -2"),
-        ({"given": zeros(2, 3, 4), "frames": 3}, "4 frames are given and 3 logits_of_step for"),
+        ({"given": zeros(2, 3, 4), "frames": 3}, "4 frames are given and 3 asked for"),
         ({"given": zeros(2, 3, 63)}, "63 frames is longer than the model's context: give its last 62"),
     ],
 )

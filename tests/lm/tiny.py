@@ -15,7 +15,7 @@ SIZE, DIM = 6, 5
 
 
 def tiny_lm(num_codebooks: int = 3, *, seed: int = 0, source: dict[str, Any] | None = None, **config: Any) -> CodecLM:
-    """A model with random weights, scaled up so that its logits differ; `source` overrides keys of its `CodebookSpec`."""
+    """A model with random weights, scaled up so that logits differ; `source` overrides its `CodebookSpec`."""
     torch.manual_seed(seed)
     spec = {
         "codec": "tiny",
