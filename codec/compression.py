@@ -21,6 +21,7 @@ from codec.errors import (
     UnsupportedAudio,
     UsageError,
     WeightsMismatch,
+    model_label,
 )
 from codec.frames import resampled_length
 from codec.io import audio, bitstream
@@ -315,22 +316,23 @@ def _loaded(path: Path, modified: int, device: str) -> Codec:
 def model_of(reader: Reader, model: Model | None, device: str) -> Codec:
     """The model that made a file: `model`, or the shipped one it names."""
     header = reader.header
-    maker = f"{header.model or 'a model without a name'} (weights {header.weights_hash[:12]})"
+    made_by = (header.model, header.weights_hash)
     if model is None:
         model = pretrained.WEIGHTS / f"{header.model}.safetensors"
         if model.parent != pretrained.WEIGHTS or not model.is_file():  # a file must not choose what else is loaded
             raise UnknownModel(
-                f"{reader.label} was made by {maker}, which is not shipped: "
+                f"{reader.label} was made by {model_label(made_by)}, which is not shipped: "
                 "pass --model with its file or its run's folder"
             )
     codec = cached_model(model, device)
     if codec.weights_hash != header.weights_hash:
         release = pretrained.EARLIER.get(header.weights_hash)
-        way = f"release {release} of codec decodes it; or " if release else ""
+        older = f"release {release} of codec decodes it; or " if release else ""
         raise WeightsMismatch(
-            f"{reader.label} was made by {maker}, not by {codec.name or 'a model without a name'} "
-            f"(weights {(codec.weights_hash or 'unknown')[:12]}): "
-            f"{way}pass --model with the file of the model that made it"
+            reader.label,
+            made_by=made_by,
+            given=(codec.name, codec.weights_hash),
+            way_out=f"{older}pass --model with the file of the model that made it",
         )
     if header.frame_spec != replace(
         codec.frame_spec, num_codebooks=min(header.num_codebooks, codec.frame_spec.num_codebooks)

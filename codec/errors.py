@@ -1,27 +1,31 @@
 """Every error a user can cause or meet; each class knows the exit status of the command line.
 
-Status 1 is no error class: it says that some files of a folder failed and the others are done.
+Status 1 has no class of its own: it means that some files of a folder failed and the others are done.
 """
 
 # ruff: noqa: N818 (a name says what happened; "Error" at its end would add nothing to a class of this file)
 
-from typing import ClassVar
+from functools import partial
+from typing import ClassVar, TypeAlias
+
+ModelId: TypeAlias = tuple[str | None, str | None]
+"""A model's name and the hex SHA-256 of its weights; None where it has none."""
 
 
 class CodecError(Exception):
-    """Root of all errors raised on purpose; its message is one line with the value and the way out."""
+    """Root of all errors raised on purpose; the message is one line with the value and the way out."""
 
     exit_code: ClassVar[int] = 1
 
 
 class UsageError(CodecError):
-    """The call makes no sense as it stands: arguments that contradict each other or are out of range."""
+    """Arguments contradict each other or are out of range."""
 
     exit_code = 2
 
 
 class BadIndex(UsageError, IndexError):
-    """A sequence has no item at that place, or cannot be indexed so."""
+    """A sequence has no such item, or does not take such an index."""
 
 
 class ConfigError(UsageError):
@@ -35,7 +39,7 @@ class InputNotFound(CodecError):
 
 
 class UnsupportedAudio(CodecError):
-    """The input is no audio, has no samples, or has samples that cannot be coded (NaN, infinite)."""
+    """The input is not audio, has no samples, or has samples that cannot be coded (NaN, infinite)."""
 
     exit_code = 4
 
@@ -43,8 +47,8 @@ class UnsupportedAudio(CodecError):
 class DamagedFile(CodecError):
     """A compressed file is truncated or altered.
 
-    `label` names the file, `offset` is the position of the damage in bytes, `seconds_decoded` says up to which time the
-    audio before it is whole (None: nothing can be decoded).
+    `label` names the file, `offset` is the position of the damage in bytes. `seconds_decoded` is the length of the
+    intact audio before it; None if nothing can be decoded.
     """
 
     exit_code = 5
@@ -54,16 +58,17 @@ class DamagedFile(CodecError):
         self.offset = offset
         self.reason = reason
         self.seconds_decoded = seconds_decoded
-        whole = (
+        intact = (
             "nothing can be restored, fetch the file again"
             if seconds_decoded is None
-            else f"the first {seconds_decoded:.3f} s are whole; fetch the file again for the rest"
+            else f"the first {seconds_decoded:.3f} s are intact; fetch the file again for the rest"
         )
-        super().__init__(f"{label} is damaged at byte {offset} ({reason}): {whole}")
+        super().__init__(f"{label} is damaged at byte {offset} ({reason}): {intact}")
 
     def __reduce__(self) -> tuple[object, ...]:
-        # Exceptions pickle through `args` alone, and worker processes send theirs home pickled.
-        return _damaged_file, (self.label, self.offset, self.reason, self.seconds_decoded)
+        # Without this method, unpickling would call the class with the message alone; worker processes pickle errors.
+        seconds = self.seconds_decoded
+        return partial(DamagedFile, self.label, offset=self.offset, reason=self.reason, seconds_decoded=seconds), ()
 
 
 class UnknownModel(CodecError):
@@ -73,9 +78,20 @@ class UnknownModel(CodecError):
 
 
 class WeightsMismatch(CodecError):
-    """A compressed file was made by other weights than those at hand."""
+    """`label` was made by the model `made_by`, and the model `given` has other weights; `way_out` ends the message."""
 
     exit_code = 7
+
+    def __init__(self, label: str, *, made_by: ModelId, given: ModelId, way_out: str) -> None:
+        self.label = label
+        self.made_by = made_by
+        self.given = given
+        self.way_out = way_out
+        super().__init__(f"{label} was made by {model_label(made_by)}, not by {model_label(given)}: {way_out}")
+
+    def __reduce__(self) -> tuple[object, ...]:
+        made_by, given, way_out = self.made_by, self.given, self.way_out
+        return partial(WeightsMismatch, self.label, made_by=made_by, given=given, way_out=way_out), ()
 
 
 class StorageError(CodecError):
@@ -90,5 +106,7 @@ class MissingDependency(CodecError):
     exit_code = 9
 
 
-def _damaged_file(label: str, offset: int, reason: str, seconds_decoded: float | None) -> DamagedFile:
-    return DamagedFile(label, offset=offset, reason=reason, seconds_decoded=seconds_decoded)
+def model_label(model: ModelId) -> str:
+    """A model as messages name it: its name and the first 12 digits of its hash."""
+    name, weights_hash = model
+    return f"{name or 'an unnamed model'} (weights {(weights_hash or 'unknown')[:12]})"

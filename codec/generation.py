@@ -175,10 +175,10 @@ def load_pair(
         return lm, pretrained.codec_of(lm, codec, lm.device)
     if codec.weights_hash != lm.source.weights_hash:
         raise WeightsMismatch(
-            f"{lm.name or 'this language model'} was trained on the codes of "
-            f"{lm.source.codec or 'a codec without a name'} (weights {lm.source.weights_hash[:12]}), not of "
-            f"{codec.name or 'a codec without a name'} (weights {(codec.weights_hash or 'unknown')[:12]}): "
-            "pass the codec of its codes"
+            f"the training data of {lm.name or 'this language model'}",
+            made_by=(lm.source.codec, lm.source.weights_hash),
+            given=(codec.name, codec.weights_hash),
+            way_out="give the codec that made it",
         )
     return lm, codec
 

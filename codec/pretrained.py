@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from codec import checkpoint
 from codec.checkpoint import RUN_MODEL, CodecCard, ModelCard, load_model, read_card
-from codec.errors import InputNotFound, UnknownModel, WeightsMismatch
+from codec.errors import InputNotFound, UnknownModel, WeightsMismatch, model_label
 
 if TYPE_CHECKING:
     import torch
@@ -49,16 +49,19 @@ def codec_of(lm: "CodecLM", model: str | Path | None = None, device: "str | torc
         UnknownModel: there is no such model, or none with the right weights was found.
     """
     source = lm.source
-    learnt = f"{lm.name or 'this language model'} learned the codes of {source.codec} ({source.weights_hash[:12]})"
+    label = f"the training data of {lm.name or 'this language model'}"
+    made_by = (source.codec, source.weights_hash)
     if model is not None:
         codec = load(model, device)
         if codec.weights_hash != source.weights_hash:
-            raise WeightsMismatch(f"{learnt}, but {model} has other weights: pass the codec that made its tokens")
+            raise WeightsMismatch(
+                label, made_by=made_by, given=(codec.name, codec.weights_hash), way_out="pass the codec that made it"
+            )
         return codec
     for card in _codecs(source.codec):
         if card.weights_hash == source.weights_hash:
             return load_model(card.path, device)
-    raise UnknownModel(f"{learnt}, which is not at hand: pass --codec with its file")
+    raise UnknownModel(f"{label} was made by {model_label(made_by)}, which was not found: pass --codec with its file")
 
 
 def describe(name_or_path: str | Path) -> ModelCard:

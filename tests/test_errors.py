@@ -1,4 +1,4 @@
-"""errors.py: every class has its exit status, and survives the way home from a worker process."""
+"""errors.py: every class has its exit status and pickles, as worker processes need."""
 
 import inspect
 import pickle
@@ -32,7 +32,7 @@ def test_config_error_is_a_usage_error() -> None:
     assert issubclass(errors.ConfigError, errors.UsageError)
 
 
-@pytest.mark.parametrize("name", sorted(set(STATUS) - {"DamagedFile"}))
+@pytest.mark.parametrize("name", sorted(set(STATUS) - {"DamagedFile", "WeightsMismatch"}))
 def test_errors_pickle(name: str) -> None:
     error = getattr(errors, name)("song.wav is wrong: mend it")
     copy = pickle.loads(pickle.dumps(error))
@@ -51,3 +51,12 @@ def test_damaged_file_says_where_and_pickles(seconds: float | None, words: str) 
         for part in ("song.codec", "byte 4711", "checksum differs", words):
             assert part in str(each)
         assert "\n" not in str(each)
+
+
+def test_weights_mismatch_names_both_models_and_pickles() -> None:
+    error = errors.WeightsMismatch("song.codec", made_by=("a", "0" * 64), given=(None, None), way_out="pass --model")
+    for each in (error, pickle.loads(pickle.dumps(error))):
+        assert (each.label, each.made_by) == ("song.codec", ("a", "0" * 64))
+        assert str(each) == (
+            "song.codec was made by a (weights 000000000000), not by an unnamed model (weights unknown): pass --model"
+        )

@@ -1,4 +1,4 @@
-"""hub.py: names to files, and what to say when there is none."""
+"""pretrained.py: names to files, and the message when there is none."""
 
 import json
 import subprocess
@@ -84,7 +84,7 @@ def test_a_folder_that_is_no_run(tmp_path: Path) -> None:
 
 
 def test_listing_models_needs_no_torch() -> None:
-    code = "import sys; from codec import hub; pretrained.shipped(); sys.exit('torch' in sys.modules)"
+    code = "import sys; from codec import pretrained; pretrained.shipped(); sys.exit('torch' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
@@ -119,7 +119,7 @@ def test_the_codec_of_a_language_model(
     tmp_path: Path, weights: Path, lm: CodecLM, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with pytest.raises(
-        UnknownModel, match=f"words learned the codes of learned .{lm.source.weights_hash[:12]}.*--codec"
+        UnknownModel, match=rf"words was made by learned \(weights {lm.source.weights_hash[:12]}\).*--codec"
     ):
         pretrained.codec_of(lm)
     monkeypatch.chdir(tmp_path)  # where a folder is called as the file says
@@ -132,9 +132,9 @@ def test_the_codec_of_a_language_model(
 def test_another_codec_of_that_name(tmp_path: Path, lm: CodecLM, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     save_model(tmp_path / "learned" / "model.safetensors", tiny_model(1), training={})
-    with pytest.raises(UnknownModel, match="not at hand: pass --codec with its file"):
+    with pytest.raises(UnknownModel, match="not found: pass --codec with its file"):
         pretrained.codec_of(lm)
-    with pytest.raises(WeightsMismatch, match=r"words learned the codes of learned .*, but learned has other weights"):
+    with pytest.raises(WeightsMismatch, match=r"training data of words was made by learned .*, not by learned"):
         pretrained.codec_of(lm, "learned")
     with pytest.raises(UnknownModel, match=r"^words is a language model.*name a codec here$"):
         pretrained.codec_of(lm, "words.safetensors")

@@ -24,8 +24,7 @@ import numpy as np
 import soundfile
 import torch
 
-from codec import checkpoint, compression, models
-from codec import pretrained as hub
+from codec import checkpoint, compression, models, pretrained
 from codec import streams as sessions
 from codec.errors import CodecError
 from codec.evaluation.signal import peak_memory
@@ -46,7 +45,7 @@ class System:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Speed and memory of encoding and decoding.")
-    parser.add_argument("--model", default=hub.DEFAULT, help="shipped name, .safetensors file or training run")
+    parser.add_argument("--model", default=pretrained.DEFAULT, help="shipped name, .safetensors file or training run")
     parser.add_argument("--untrained", action="store_true", help="random weights instead of --model")
     parser.add_argument("--codebooks", dest="num_codebooks", type=int, help="codebooks to use; all by default")
     parser.add_argument("--seconds", type=float, default=10, help="length of the signal that is timed (default 10)")
@@ -103,7 +102,7 @@ def report_speed(model: str, num_codebooks: int | None, seconds: float, rounds: 
 
 def ours(name: str, num_codebooks: int | None, audio: torch.Tensor) -> list[System]:
     """Our model on the whole signal, and as files take it: in a session, a second at a time."""
-    model = hub.load(name, "cpu")
+    model = pretrained.load(name, "cpu")
     codes = model.encode(audio, num_codebooks=num_codebooks)
     second = model.frame_spec.frames_per_packet()
 
@@ -187,7 +186,7 @@ def in_process(job: str, source: Path, target: Path, model: str, num_codebooks: 
 
 def work(job: str, source: str, target: str, *, model: str, num_codebooks: int | None) -> None:
     """The body of such a process: prints MiB and seconds."""
-    loaded = hub.load(model, "cpu")
+    loaded = pretrained.load(model, "cpu")
     started = perf_counter()
     if job == "compress":
         compression.compress(Path(source), Path(target), model=loaded, num_codebooks=num_codebooks)

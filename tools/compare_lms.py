@@ -36,7 +36,8 @@ from codec import pretrained
 from codec.checkpoint import read_card
 from codec.config import load_toml
 from codec.data.clips import clips
-from codec.data.token_store import TokenStore, tokenize
+from codec.data.token_store import TokenStore
+from codec.data.tokenize import tokenize
 from codec.evaluation import classifier
 from codec.evaluation import lm as lm_evaluation
 from codec.evaluation import signal as metrics

@@ -43,10 +43,10 @@ def tokenize(
     force: ForceOption = False,
 ) -> None:
     """Turn a corpus into a token store: its codes, ready for the training of language models."""
-    from codec.data import token_store as tokens
+    from codec.data import tokenize as tokenizer
 
     with progress_bar("tokenizing") as show:
-        report = tokens.tokenize(
+        report = tokenizer.tokenize(
             source,
             out,
             model=model,
@@ -59,7 +59,7 @@ def tokenize(
             progress=show,
         )
     say(
-        f"{report.clips} clips done ({report.seconds:.1f} s of audio), {report.there} were there already, "
+        f"{report.clips} clips done ({report.seconds:.1f} s of audio), {report.already_encoded} were already encoded, "
         f"{len(report.failures)} failed; {report.shards} shards, {report.speed:.0f} s of audio a second"
     )
     for failure in report.failures[:MOST_TOLD]:

@@ -28,9 +28,9 @@ from codec.io.storage import atomic_output
 
 MANIFEST = "manifest.jsonl"  # a folder that holds one is what it says
 SPLITS = ("train", "valid", "test")
-TEXTS = ("set", "split", "speaker", "label", "transcript")  # a manifest's keys beside path, start and seconds
+TEXT_FIELDS = ("set", "split", "speaker", "label", "transcript")  # a manifest's keys beside path, start and seconds
 LONGEST = 1e9  # s, 30 years: what is beyond is a mistake
-SLACK = 0.1  # s that a manifest's length may be beyond the file's, as where lengths were rounded up
+LENGTH_TOLERANCE = 0.1  # s that a manifest's length may be beyond the file's, as where lengths were rounded up
 MARGIN = 0.05  # s read on both sides of a part, where a resampler's filter would see the edges
 
 
@@ -101,7 +101,7 @@ def write_manifest(path: Path, clips: Iterable[Clip]) -> None:
     with atomic_output(path, force=True) as file:
         for clip in clips:
             row: dict[str, Any] = {"path": Path(os.path.relpath(os.path.realpath(clip.path), root)).as_posix()}
-            row |= {key: getattr(clip, key) for key in ("start", "seconds", *TEXTS)}
+            row |= {key: getattr(clip, key) for key in ("start", "seconds", *TEXT_FIELDS)}
             file.write(
                 json.dumps({key: value for key, value in row.items() if value or key == "path"}).encode() + b"\n"
             )
@@ -128,7 +128,7 @@ def clip_audio(clip: Clip, *, rate: int, first: int = 0, time: int | None = None
             raise UnsupportedAudio(f"{reader.label} does not say its length: convert it to WAV or FLAC again")
         start = round(clip.start * reader.rate)
         length = reader.time - start
-        if length <= 0 or (clip.seconds or 0) > length / reader.rate + SLACK:
+        if length <= 0 or (clip.seconds or 0) > length / reader.rate + LENGTH_TOLERANCE:
             raise UnsupportedAudio(
                 f"{reader.label} ends at {reader.time / reader.rate:.2f} s, but the manifest has a clip from "
                 f"{clip.start:.2f} s to {clip.start + (clip.seconds or 0):.2f} s: correct it"
@@ -195,7 +195,7 @@ def _in_manifest(path: Path) -> Iterator[Clip]:
 
 def _check_text(clip: Clip) -> None:
     """ValueError for text that UTF-8 cannot hold; but names of files may have bytes that are not UTF-8."""
-    for text in (str(clip.path), clip.id, *(getattr(clip, key) for key in TEXTS)):
+    for text in (str(clip.path), clip.id, *(getattr(clip, key) for key in TEXT_FIELDS)):
         try:
             (text or "").encode("utf-8", "surrogateescape")
         except UnicodeEncodeError as error:
@@ -243,7 +243,7 @@ def _of_row(row: Mapping[str, Any], manifest: Path) -> Clip:
     if not isinstance(path, str) or not path:
         raise ValueError(f"path is {path!r}: name an audio file, from the manifest's folder on")
     start = _number(row, "start") or 0.0
-    texts: dict[str, Any] = {key: str(row[key]) for key in TEXTS if row.get(key) is not None}
+    texts: dict[str, Any] = {key: str(row[key]) for key in TEXT_FIELDS if row.get(key) is not None}
     if texts.get("split", "train") not in SPLITS:
         raise ValueError(f"split is {texts['split']!r}: write one of {', '.join(SPLITS)}")
     return Clip(manifest.parent / path, _id(path, start), start, _number(row, "seconds"), **texts)

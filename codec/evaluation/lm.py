@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from codec.data.clips import Clip
-from codec.data.token_store import clip_gain
+from codec.data.tokenize import clip_gain
 from codec.errors import ConfigError, InputNotFound, UsageError
 from codec.evaluation.classifier import BATCH, FEATURES, Classifier, Judgement, labels_of, recordings, some
 from codec.evaluation.generation import (

@@ -21,24 +21,24 @@ def corpus(recording: Path) -> Path:
 def test_a_folder_becomes_a_store(cli: Cli, corpus: Path) -> None:
     result = cli("tokenize", corpus, "--out", "store", "--codebooks", 2)
     assert (result.code, result.out) == (0, b"")
-    assert result.err.startswith("3 clips done (2.1 s of audio), 0 were there already, 0 failed; 1 shards, ")
+    assert result.err.startswith("3 clips done (2.1 s of audio), 0 were already encoded, 0 failed; 1 shards, ")
     assert result.err.endswith(" s of audio a second\n")
     store = TokenStore("store")
     assert [(clip.row.set, clip.codes.shape) for clip in store] == [("a", (2, 71)), ("a", (2, 71)), ("b", (2, 71))]
     again = cli("tokenize", corpus, "--out", "store", "--codebooks", 2)
-    assert again.err.startswith("0 clips done (0.0 s of audio), 3 were there already, 0 failed; ")
+    assert again.err.startswith("0 clips done (0.0 s of audio), 3 were already encoded, 0 failed; ")
     refused = cli("tokenize", corpus, "--out", "store")
     assert (refused.code, refused.err.count("\n")) == (8, 1)
     assert cli("tokenize", corpus, "--out", "store", "--force").code == 0
 
 
-def test_failures_are_listed_and_the_status_is_1(cli: Cli, corpus: Path) -> None:
+def test_failures_are_listed_and_exit_1(cli: Cli, corpus: Path) -> None:
     for number in range(30):
         (corpus / f"bad{number:02}.wav").write_text("no audio")
     result = cli("tokenize", corpus, "--out", "store")
     assert result.code == 1
     summary, *failures, rest = result.err.splitlines()
-    assert summary.startswith("3 clips done (2.1 s of audio), 0 were there already, 30 failed; ")
+    assert summary.startswith("3 clips done (2.1 s of audio), 0 were already encoded, 30 failed; ")
     assert len(failures) == 20
     assert failures[0].startswith("  bad00.wav: ")
     assert rest == "  and 10 more: `grep error store/*.jsonl` lists them"
@@ -46,21 +46,21 @@ def test_failures_are_listed_and_the_status_is_1(cli: Cli, corpus: Path) -> None
 
 
 @pytest.mark.parametrize("command", [["tokenize", "corpus", "--out", "store"], ["encode", "corpus", "small"]])
-def test_ray_has_to_be_there(cli: Cli, corpus: Path, monkeypatch: pytest.MonkeyPatch, command: list[str]) -> None:
+def test_missing_ray_exits_9(cli: Cli, corpus: Path, monkeypatch: pytest.MonkeyPatch, command: list[str]) -> None:
     monkeypatch.setitem(sys.modules, "ray", None)
     result = cli(*command, "--engine", "ray")
     assert (result.code, result.err.count("\n")) == (9, 1)
     assert "codec[cluster]" in result.err
 
 
-def test_what_cannot_be(cli: Cli, corpus: Path) -> None:
+def test_invalid_arguments_have_their_exit_status(cli: Cli, corpus: Path) -> None:
     assert cli("tokenize", "nothing", "--out", "store").code == 3
     assert cli("tokenize", corpus, "--out", "store", "--model", "general-24").code == 6
     assert cli("tokenize", corpus, "--out", corpus).code == 8
     assert cli("tokenize", corpus).code == 2
 
 
-def test_recordings_are_brought_to_a_level(cli: Cli, corpus: Path) -> None:
+def test_recordings_are_scaled_to_a_level(cli: Cli, corpus: Path) -> None:
     assert cli("tokenize", corpus, "--out", "store", "--level", -20).code == 0
     assert TokenStore("store").level_db == -20.0
     refused = cli("tokenize", corpus, "--out", "store", "--level", -23)

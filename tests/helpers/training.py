@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from codec.checkpoint import save_model
-from codec.data.token_store import tokenize
+from codec.data.tokenize import tokenize
 from codec.io.audio import Block, write_audio
 from codec.training.codec.recipe import Recipe
 from codec.training.lm.recipe import LMRecipe

@@ -10,7 +10,7 @@ import torch
 from codec import datasets, pretrained
 from codec.config import load_toml
 from codec.data.clips import MANIFEST
-from codec.data.token_store import tokenize
+from codec.data.tokenize import tokenize
 from codec.lm import build
 from codec.training.codec.recipe import Recipe
 from codec.training.codec.task import train

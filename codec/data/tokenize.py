@@ -1,0 +1,594 @@
+"""Encode a corpus to a token store, shard by shard, in local processes or on a Ray cluster.
+
+    clips.jsonl     clip 0   clip 1   clip 2   clip 3   clip 4   ...
+                    └──── shard 0 ────┘└──── shard 1 ───┘
+
+A shard holds the clips between two byte offsets of clips.jsonl. Its .codes file is renamed into place before its
+.jsonl, so a .jsonl implies a complete shard; writing a shard is idempotent. `codec.data.token_store` has the format.
+"""
+
+import hashlib
+import json
+import zlib
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from itertools import chain, islice, repeat
+from pathlib import Path
+from time import perf_counter
+from typing import Any, BinaryIO, NamedTuple, TypeAlias
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from codec import pretrained
+from codec.checkpoint import CodecCard
+from codec.compression import BLOCK_SECONDS, cached_model
+from codec.data.clips import LENGTH_TOLERANCE, TEXT_FIELDS, Clip, clips
+from codec.data.token_store import (
+    DTYPES,
+    FORMAT,
+    LISTS,
+    RECORD,
+    Failure,
+    Row,
+    bad_metadata,
+    hash_id,
+    lines_path,
+    read_index,
+    read_metadata,
+    read_rows,
+    shard_path,
+)
+from codec.errors import (
+    CodecError,
+    ConfigError,
+    DamagedFile,
+    InputNotFound,
+    StorageError,
+    UnsupportedAudio,
+    UsageError,
+    WeightsMismatch,
+)
+from codec.io.audio import AudioReader, Block, Resampler, open_reader
+from codec.io.level import LevelMeter, check_level, gain_to
+from codec.io.storage import atomic_output, locked_folder, storing
+from codec.models.base import Codec
+from codec.parallel import Engine, each
+from codec.streams import StreamEncoder
+
+TARGET_SHARDS = 256  # shards of a corpus, if their lengths lie within the next line's bounds
+SHARD_SECONDS = (60.0, 3600.0)
+BYTES_PER_SECOND = 32_000  # assumed of clips whose length the corpus does not state: 16 bits at 16 kHz
+BATCH_SECONDS = {"cpu": 8.0, "cuda": 480.0}  # of audio, padding included; shorter clips are encoded in batches
+Progress: TypeAlias = Callable[[int, int], None]
+"""Called after each shard with the number of finished shards and of all shards."""
+
+
+@dataclass(frozen=True)
+class StoreReport:
+    """The result of `tokenize`: `clips` clips were encoded, `seconds` of audio; `already_encoded` were skipped."""
+
+    clips: int
+    seconds: float
+    already_encoded: int
+    shards: int
+    failures: tuple[Failure, ...]
+    elapsed: float
+
+    @property
+    def speed(self) -> float:
+        """Seconds of audio per second of work."""
+        return self.seconds / self.elapsed
+
+
+class ShardSpan(NamedTuple):
+    """The clips of a shard: `clips` lines from byte `offset` of clips.jsonl."""
+
+    shard: int
+    offset: int
+    clips: int
+
+
+class ShardResult(NamedTuple):
+    """The outcome of one shard, as in StoreReport."""
+
+    already_encoded: int
+    clips: int = 0
+    seconds: float = 0.0
+    failures: tuple[Failure, ...] = ()
+
+
+def tokenize(
+    source: str | Path,
+    target: str | Path,
+    *,
+    model: str | Path = pretrained.DEFAULT,
+    num_codebooks: int | None = None,
+    level_db: float | None = None,
+    force: bool = False,
+    device: str = "cpu",
+    jobs: int = 1,
+    engine: Engine = "local",
+    progress: Progress | None = None,
+) -> StoreReport:
+    """Encode every clip of `source`, as `codec.data.clips` finds them, to a token store in the folder `target`.
+
+    Channels are averaged. With `level_db`, from -60 to 0, every clip is scaled before it is encoded, so that the RMS of
+    its loud part (`codec.io.level`) is that many dBFS. A store that exists is resumed: complete shards are kept, and in
+    shards with failures the clips that did not fail. `force` starts over. A clip that cannot be read does not stop the
+    others; it is listed in the report and in its shard's lines. `jobs` and `engine` as in `codec.parallel.each`.
+
+    Raises:
+        InputNotFound, ConfigError: as `clips`; two clips have the same id; another process writes to `target`.
+        UnknownModel, UsageError: no such model, no such number of codebooks, or a level out of range.
+        WeightsMismatch: `target` was made by other weights.
+        StorageError: `target` has other codebooks or another level, is of another corpus (an encoded file has another
+            size now) or is not a store, or cannot be written.
+        DamagedFile: its store.json was altered.
+    """
+    start = perf_counter()
+    folder = Path(target)
+    card = pretrained.describe(model).as_codec()
+    num_codebooks = _check_codebooks(card, num_codebooks)
+    level_db = check_level(level_db)
+    with _locked_store(folder):
+        with atomic_output(folder / "clips.jsonl", force=True) as file:
+            corpus, count, seconds = _list_clips(Path(source), file)
+            metadata = _model_metadata(card, num_codebooks, level_db) | corpus
+            if force:
+                _remove_store(folder)
+            shard_clips = _existing_shards(folder, metadata, count, file)  # raises before anything is written
+        spans = _plan_shards(folder, shard_clips, seconds)
+        metadata["shards"] = [span.clips for span in spans]
+        results: list[ShardResult] = []
+        failures: dict[int, tuple[Failure, ...]] = {}
+        if _is_complete(folder, metadata, spans):
+            results = [ShardResult(span.clips) for span in spans]
+            _remove_temporary(folder)
+            if progress is not None:
+                progress(len(spans), len(spans))
+        else:
+            with atomic_output(folder / "store.json", force=True) as file:
+                file.write(json.dumps(metadata).encode())
+            all_written = True
+            work = partial(_encode_shard, folder, model, card, num_codebooks, level_db, device)
+            for span, result in each(work, spans, jobs=jobs, engine=engine, gpu=device == "cuda"):
+                if isinstance(result, CodecError):
+                    all_written = False
+                    failure = Failure(shard_path(folder, span.shard).name, str(result))
+                    result = ShardResult(0, failures=(failure,))
+                results.append(result)
+                failures[span.shard] = result.failures
+                if progress is not None:
+                    progress(len(results), len(spans))
+            if all_written:
+                _write_index(folder, metadata)
+    return StoreReport(
+        clips=sum(result.clips for result in results),
+        seconds=sum(result.seconds for result in results),
+        already_encoded=sum(result.already_encoded for result in results),
+        shards=len(spans),
+        failures=tuple(failure for _, some in sorted(failures.items()) for failure in some),
+        elapsed=perf_counter() - start,
+    )
+
+
+def clip_gain(clip: Clip, level_db: float | None, *, rate: int) -> np.float32:
+    """The gain with which `tokenize` encodes a clip at `rate` Hz; 1 without a level."""
+    return np.float32(1) if level_db is None else _measure_gain(_blocks(clip, rate), level_db, rate)
+
+
+# before encoding
+
+
+def _check_codebooks(card: CodecCard, num_codebooks: int | None) -> int:
+    most = card.frame_spec.num_codebooks
+    num_codebooks = most if num_codebooks is None else num_codebooks
+    if not 1 <= num_codebooks <= most:
+        raise UsageError(f"{card.name} has 1 to {most} codebooks, not {num_codebooks}")
+    return num_codebooks
+
+
+@contextmanager
+def _locked_store(folder: Path) -> Iterator[None]:
+    """Lock a folder that is new, empty or a token store; if the block raises, remove the folders made here."""
+    lock = ExitStack()
+    with storing(folder):
+        new = [path for path in (folder, *folder.parents) if not path.exists()]
+        folder.mkdir(parents=True, exist_ok=True)
+        is_store = (folder / "store.json").is_file()
+        visible = (path.name for path in folder.iterdir() if not path.name.startswith("."))
+        if not is_store and any(name != "clips.jsonl" for name in visible):
+            raise StorageError(f"{folder} holds other files than a token store: name a new folder")
+        lock.enter_context(locked_folder(folder, "codec tokenize"))
+    try:
+        with lock:
+            yield
+    except BaseException:
+        for path in new:
+            with suppress(OSError):  # another process has written there
+                path.rmdir()
+        raise
+
+
+def _remove_store(folder: Path) -> None:
+    for path in (*folder.glob("shard-*.*"), folder / "index.bin", folder / "store.json"):  # which makes it a store
+        path.unlink(missing_ok=True)
+
+
+def _list_clips(source: Path, file: BinaryIO) -> tuple[dict[str, Any], int, float]:
+    """Write clips.jsonl; return the corpus's part of store.json, the number of clips and their estimated seconds."""
+    digest, sizes = hashlib.sha256(), hashlib.sha256()
+    names: dict[str, set[str]] = {field: set() for field in LISTS}
+    ids: set[int] = set()  # hashes, because there may be millions
+    seconds = 0.0
+    for clip in clips(source):
+        if (key := hash_id(clip.id)) in ids:
+            raise ConfigError(f"{source} has two clips {clip.id}: remove one, or give each its own path or start")
+        ids.add(key)
+        size = clip.size()
+        row = asdict(clip)
+        file.write(_json_line(row | {"path": str(clip.path.absolute()), "size": size}))
+        del row["path"]  # because a corpus may move
+        digest.update(_json_line(row))
+        sizes.update(f"{size} ".encode())  # a digest of its own, because files that failed may change
+        seconds += _estimated_seconds(clip, size)
+        for field, values in names.items():
+            if (name := getattr(clip, field)) is not None:
+                values.add(name)
+    lists = {LISTS[field]: sorted(values) for field, values in names.items()}
+    return {"corpus": digest.hexdigest(), "sizes": sizes.hexdigest(), **lists}, len(ids), seconds
+
+
+def _estimated_seconds(clip: Clip, size: int | None) -> float:
+    return (size or 0) / BYTES_PER_SECOND if clip.seconds is None else clip.seconds
+
+
+def _model_metadata(card: CodecCard, num_codebooks: int, level_db: float | None) -> dict[str, Any]:
+    metadata = {
+        "format": FORMAT,
+        "model": card.name,
+        "weights_hash": card.weights_hash,
+        "family": card.family,
+        "frame_spec": asdict(card.frame_spec),
+        "num_codebooks": num_codebooks,
+        "dtype": DTYPES[card.frame_spec.codebook_size > 1 << 16],
+    }
+    return metadata if level_db is None else metadata | {"level_db": level_db}
+
+
+def _existing_shards(folder: Path, metadata: dict[str, Any], count: int, clip_list: BinaryIO) -> list[int] | None:
+    """The number of clips in each shard of the store in `folder`; None if there is no store.
+
+    Raises WeightsMismatch or StorageError if the store is not of this `metadata` and these `count` clips.
+    """
+    if not (folder / "store.json").is_file():
+        return None
+    stored = read_metadata(folder)
+    way_out = "name another folder, or pass --force to start over"
+    if stored["weights_hash"] != metadata["weights_hash"]:
+        made_by, given = ((some["model"], some["weights_hash"]) for some in (stored, metadata))
+        raise WeightsMismatch(str(folder), made_by=made_by, given=given, way_out=way_out)
+    if stored["num_codebooks"] != metadata["num_codebooks"]:
+        raise StorageError(
+            f"{folder} holds {stored['num_codebooks']} codebooks, not {metadata['num_codebooks']}: {way_out}"
+        )
+    if stored.get("level_db") != metadata.get("level_db"):
+        before, now = (_level_label(some) for some in (stored, metadata))
+        raise StorageError(f"{folder} has recordings {before}, not {now}: {way_out}")
+    if stored["corpus"] != metadata["corpus"]:
+        raise StorageError(f"{folder} is of another corpus, or this corpus has changed since: {way_out}")
+    shard_clips: list[int] = stored["shards"]
+    if not all(isinstance(clips, int) and clips > 0 for clips in shard_clips) or sum(shard_clips) != count:
+        raise bad_metadata(folder, "its shards are not those of its clips")
+    if stored.get("sizes") != metadata["sizes"] and (changed := _changed_file(folder, shard_clips, clip_list)):
+        raise StorageError(f"{folder} was made from another {changed}, or this file has changed since: {way_out}")
+    return shard_clips
+
+
+def _level_label(metadata: dict[str, Any]) -> str:
+    level = metadata.get("level_db")
+    return "at their own levels" if level is None else f"at {level} dBFS"
+
+
+def _changed_file(folder: Path, shard_clips: list[int], clip_list: BinaryIO) -> Path | None:
+    """The first file that had another size when it was encoded."""
+    clip_list.seek(0)
+    for shard, count in enumerate(shard_clips):
+        rows: list[tuple[int, Row | Failure]] = []
+        lines = list(islice(clip_list, count))
+        with suppress(DamagedFile):  # the shard is not written yet
+            rows = read_rows(lines_path(shard_path(folder, shard)))
+        for line, (_, row) in zip(lines, rows, strict=False):
+            clip, size = _parse_clip(line)
+            if isinstance(row, Row) and row.size not in (None, size):
+                return clip.path
+    return None
+
+
+def _plan_shards(folder: Path, shard_clips: list[int] | None, seconds: float) -> list[ShardSpan]:
+    """Divide clips.jsonl into shards: as in the store that exists, because files may have changed, or by length."""
+    most = min(max(seconds / TARGET_SHARDS, SHARD_SECONDS[0]), SHARD_SECONDS[1])
+    spans: list[ShardSpan] = []
+    offset = count = position = 0
+    total = 0.0
+    with (folder / "clips.jsonl").open("rb") as file:
+        for line in file:
+            if count and (count == shard_clips[len(spans)] if shard_clips else total >= most):
+                spans.append(ShardSpan(len(spans), offset, count))
+                offset, count, total = position, 0, 0.0
+            total += 0.0 if shard_clips else _estimated_seconds(*_parse_clip(line))
+            position += len(line)
+            count += 1
+    return [*spans, ShardSpan(len(spans), offset, count)]
+
+
+def _clips_of(folder: Path, span: ShardSpan) -> list[tuple[Clip, int | None]]:
+    """The clips of a shard, and the sizes of their files."""
+    with (folder / "clips.jsonl").open("rb") as file:
+        file.seek(span.offset)
+        return [_parse_clip(next(file)) for _ in range(span.clips)]
+
+
+def _json_line(row: dict[str, Any]) -> bytes:
+    present = {key: value for key, value in row.items() if value is not None}
+    # File names need not be UTF-8: Python holds such bytes as surrogates, which json.loads accepts.
+    return json.dumps(present, ensure_ascii=False).encode("utf-8", "surrogatepass") + b"\n"
+
+
+def _parse_clip(line: bytes) -> tuple[Clip, int | None]:
+    """A clip of clips.jsonl, and the size of its file."""
+    row = json.loads(line)
+    size = row.pop("size", None)
+    return Clip(**row | {"path": Path(row["path"])}), size
+
+
+def _is_complete(folder: Path, metadata: dict[str, Any], spans: list[ShardSpan]) -> bool:
+    """Whether the store has this `metadata`, its index and all shards."""
+    if not (folder / "store.json").is_file():
+        return False
+    stored = read_metadata(folder)
+    index = stored.pop("index", None)
+    if stored != metadata:
+        return False
+    try:
+        read_index(folder / "index.bin", clips=sum(span.clips for span in spans), crc=index["crc"])
+    except (DamagedFile, TypeError, KeyError):
+        return False
+    frame_bytes = metadata["num_codebooks"] * np.dtype(metadata["dtype"]).itemsize
+    return all(
+        _existing_rows(shard_path(folder, span.shard), [clip.id for clip, _ in _clips_of(folder, span)], frame_bytes)
+        for span in spans
+    )
+
+
+def _existing_rows(path: Path, names: list[str], frame_bytes: int) -> list[Row | Failure] | None:
+    """The rows of a complete shard; None if it is not complete."""
+    try:
+        rows = [row for _, row in read_rows(lines_path(path))]
+        size = path.stat().st_size
+    except (CodecError, OSError):
+        return None
+    frames = sum(row.frames for row in rows if isinstance(row, Row))
+    return rows if [row.id for row in rows] == names and size == frames * frame_bytes else None
+
+
+# encoding
+
+
+def _encode_shard(
+    folder: Path,
+    model: str | Path,
+    card: CodecCard,
+    num_codebooks: int,
+    level_db: float | None,
+    device: str,
+    span: ShardSpan,
+) -> ShardResult:
+    """Write one shard; clips that an earlier run encoded are copied."""
+    path = shard_path(folder, span.shard)
+    dtype = np.dtype(read_metadata(folder)["dtype"]).newbyteorder("<")
+    frame_bytes = num_codebooks * dtype.itemsize
+    todo = _clips_of(folder, span)
+    before = _existing_rows(path, [clip.id for clip, _ in todo], frame_bytes)
+    if before and not any(isinstance(row, Failure) for row in before):
+        return ShardResult(span.clips)
+    codec = cached_model(model, device)
+    if codec.weights_hash != card.weights_hash:
+        raise WeightsMismatch(
+            str(folder),
+            made_by=(card.name, card.weights_hash),
+            given=(codec.name, codec.weights_hash),
+            way_out=f"{model} has changed since; start over with --force",
+        )
+    old = path.read_bytes() if before else b""
+    with atomic_output(path, force=True) as file:
+        shard = _ShardWriter(file, codec, num_codebooks, dtype, level_db=level_db)
+        for (clip, _), row in zip(todo, before or repeat(None, len(todo)), strict=True):
+            if isinstance(row, Row):
+                first = row.first * frame_bytes
+                shard.copy(row, old[first : first + row.frames * frame_bytes])
+            else:
+                shard.add(clip)
+        shard.flush()
+    rows = (
+        replace(row, size=size) if isinstance(row, Row) else row
+        for row, (_, size) in zip(shard.rows, todo, strict=True)
+    )
+    with atomic_output(lines_path(path), force=True) as file:
+        data = b"".join(_json_line(asdict(row)) for row in rows)
+        file.write(data + _json_line({"end": len(shard.rows), "crc": zlib.crc32(data)}))
+    failures = tuple(row for row in shard.rows if isinstance(row, Failure))
+    already_encoded = sum(isinstance(row, Row) for row in before or [])
+    seconds = codec.frame_spec.seconds(shard.samples)
+    return ShardResult(already_encoded, len(shard.rows) - len(failures) - already_encoded, seconds, failures)
+
+
+def _write_index(folder: Path, metadata: dict[str, Any]) -> None:
+    """Write the index, then record in store.json that the store is complete."""
+    numbers = {field: {name: number for number, name in enumerate(metadata[LISTS[field]])} for field in LISTS}
+    count = crc = 0
+    with atomic_output(folder / "index.bin", force=True) as file:
+        for shard in range(len(metadata["shards"])):
+            records = np.array(
+                [
+                    (
+                        *(shard, offset, row.first, row.frames, row.samples, row.crc, hash_id(row.id)),
+                        *(numbers[field].get(getattr(row, field), -1) for field in LISTS),
+                    )
+                    for offset, row in read_rows(lines_path(shard_path(folder, shard)))
+                    if isinstance(row, Row)
+                ],
+                RECORD,
+            )
+            data = records.tobytes()
+            file.write(data)
+            count, crc = count + len(records), zlib.crc32(data, crc)
+    with atomic_output(folder / "store.json", force=True) as file:
+        file.write(json.dumps(metadata | {"index": {"clips": count, "crc": crc}}).encode())
+    _remove_temporary(folder)
+
+
+def _remove_temporary(folder: Path) -> None:
+    """Remove clips.jsonl, and the partial files of processes that were killed."""
+    for path in (folder / "clips.jsonl", *folder.glob(".codec-*.part")):
+        path.unlink(missing_ok=True)
+
+
+class _ShardWriter:
+    """Write the codes of clips to `file` and collect their `rows`; `samples` counts what was encoded.
+
+    Short clips wait until they fill a batch. Long clips are encoded in blocks; with a level they are read twice,
+    because their level has to be measured first.
+    """
+
+    def __init__(
+        self, file: BinaryIO, model: Codec, num_codebooks: int, dtype: np.dtype[Any], *, level_db: float | None
+    ) -> None:
+        self.rows: list[Row | Failure] = []
+        self.samples = 0
+        self._file = file
+        self._model = model
+        self._num_codebooks = num_codebooks
+        self._level_db = level_db
+        self._dtype = dtype
+        self._frames = 0
+        self._batch: list[tuple[Clip, Block]] = []
+        self._batch_samples = model.frame_spec.samples(BATCH_SECONDS[model.device.type])
+
+    def copy(self, row: Row, data: bytes) -> None:
+        """Append a clip that was encoded before."""
+        self.flush()
+        self._file.write(data)
+        self.rows.append(replace(row, first=self._frames))
+        self._frames += row.frames
+
+    def add(self, clip: Clip) -> None:
+        """Append a clip to encode; one that cannot be read becomes a Failure."""
+        rate = self._model.frame_spec.sample_rate
+        blocks = _blocks(clip, rate)
+        read: list[Block] = []
+        try:
+            for block in blocks:
+                read.append(block)
+                if sum(block.shape[1] for block in read) > self._batch_samples:
+                    self.flush()
+                    if self._level_db is None:
+                        self._stream(clip, chain(read, blocks))
+                    else:
+                        gain = _measure_gain(chain(read, blocks), self._level_db, rate)
+                        self._stream(clip, (gain * block for block in _blocks(clip, rate)))
+                    return
+            audio = np.concatenate(read, axis=1)
+            self._model.check_samples(torch.from_numpy(audio))
+            if self._level_db is not None:
+                audio *= gain_to(audio, self._level_db, rate=rate)
+        except (InputNotFound, UnsupportedAudio, UsageError) as error:
+            self.flush()
+            self.rows.append(Failure(clip.id, str(error)))
+            return
+        longest = max(audio.shape[1], *(other.shape[1] for _, other in self._batch), 0)
+        if longest * (len(self._batch) + 1) > self._batch_samples:
+            self.flush()
+        self._batch.append((clip, audio))
+
+    def flush(self) -> None:
+        """Encode the batch of waiting clips."""
+        if not self._batch:
+            return
+        lengths = [audio.shape[1] for _, audio in self._batch]
+        padded = np.zeros((len(lengths), 1, max(lengths)), np.float32)
+        for row, (_, audio) in zip(padded, self._batch, strict=True):
+            row[:, : audio.shape[1]] = audio
+        codes = self._model.encode(
+            torch.from_numpy(padded).to(self._model.device),
+            num_codebooks=self._num_codebooks,
+            lengths=torch.tensor(lengths),
+        )
+        for item, length, (clip, _) in zip(codes, lengths, self._batch, strict=True):
+            data = self._to_bytes(item[:, : self._model.frame_spec.frames(length)])
+            self._file.write(data)
+            self._append_row(clip, length, zlib.crc32(data))
+        self._batch.clear()
+
+    def _stream(self, clip: Clip, blocks: Iterable[Block]) -> None:
+        """Encode a long clip block by block; if it fails, remove what it wrote."""
+        start = self._file.tell()
+        encoder = StreamEncoder(self._model, num_codebooks=self._num_codebooks)
+        crc = 0
+        try:
+            for codes in chain((encoder.push(block[None]) for block in blocks), (encoder.flush() for _ in "1")):
+                data = self._to_bytes(codes[0])
+                self._file.write(data)
+                crc = zlib.crc32(data, crc)
+        except CodecError:
+            self._file.seek(start)
+            self._file.truncate()
+            raise
+        self._append_row(clip, encoder.time, crc)
+
+    def _to_bytes(self, codes: Tensor) -> bytes:
+        return codes.T.cpu().numpy().astype(self._dtype).tobytes()  # [frames, codebooks]
+
+    def _append_row(self, clip: Clip, samples: int, crc: int) -> None:
+        frames = self._model.frame_spec.frames(samples)
+        fields = {name: getattr(clip, name) for name in ("id", *TEXT_FIELDS)}
+        self.rows.append(Row(first=self._frames, frames=frames, samples=samples, crc=crc, **fields))
+        self._frames += frames
+        self.samples += samples
+
+
+def _measure_gain(blocks: Iterable[Block], level_db: float, rate: int) -> np.float32:
+    meter = LevelMeter(rate)
+    for block in blocks:
+        meter.push(block)
+    return meter.gain(level_db)
+
+
+def _blocks(clip: Clip, rate: int) -> Iterator[Block]:
+    """The audio of a clip at `rate` Hz in blocks [1, time], channels averaged."""
+    with open_reader(clip.path) as reader:
+        resampler = Resampler(reader.rate, rate, 1)
+        for block in _native_blocks(clip, reader):
+            yield resampler.push(block.mean(axis=0, keepdims=True))
+        yield resampler.flush()
+
+
+def _native_blocks(clip: Clip, reader: AudioReader) -> Iterator[Block]:
+    """The audio of a clip at its file's own rate in blocks [channels, time]."""
+    most = max(1, round(BLOCK_SECONDS * reader.rate / reader.channels))
+    if clip.seconds is None and not clip.start:
+        yield from reader.blocks(most)  # to the end of the file, whatever length its header claims
+        return
+    first = round(clip.start * reader.rate)
+    end = reader.time or 0
+    last = end if clip.seconds is None else first + round(clip.seconds * reader.rate)
+    if last - end <= LENGTH_TOLERANCE * reader.rate:
+        last = min(last, end)
+    if last <= first:
+        raise UnsupportedAudio(f"{reader.label} ends before {clip.start:g} s, where the clip starts: remove the clip")
+    for start in range(first, last, most):
+        yield reader.part(start, min(most, last - start))

@@ -1,0 +1,425 @@
+"""data/tokenize.py against the model on the same audio, with files that change and processes that are killed."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import tracemalloc
+from contextlib import suppress
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+import soundfile
+import torch
+
+import codec.data.tokenize as tokenize_module
+from codec.checkpoint import load_model, save_model
+from codec.compression import compress
+from codec.data.clips import Clip, clips, write_manifest
+from codec.data.token_store import TokenStore
+from codec.data.tokenize import tokenize
+from codec.errors import (
+    CodecError,
+    ConfigError,
+    InputNotFound,
+    StorageError,
+    UsageError,
+    WeightsMismatch,
+)
+from codec.io import bitstream
+from codec.io.audio import read_audio
+from codec.io.level import gain_to
+from codec.io.storage import locked_folder
+from tests.helpers.tokens import contents, expected, many, noise
+from tests.tiny import CONFIG, tiny_model
+
+
+@pytest.mark.parametrize("batch", [0.001, 1.0, 8.0])
+def test_a_clip_has_the_codes_of_its_audio(
+    tmp_path: Path, corpus: Path, model_file: Path, monkeypatch: pytest.MonkeyPatch, batch: float
+) -> None:
+    monkeypatch.setitem(tokenize_module.BATCH_SECONDS, "cpu", batch)
+    report = tokenize(corpus, tmp_path / "store", model=model_file)
+    assert (report.clips, report.already_encoded, report.failures) == (6, 0, ())
+    assert report.seconds == pytest.approx((1 + 79 + 1633 + 80_000 + 2500 + 81) / 8000)
+    store = TokenStore(tmp_path / "store", load_model(model_file))
+    assert (len(store), store.num_codebooks, store.splits) == (6, 3, ("train", "valid"))
+    names = ["train/a/0.wav", "train/a/1.wav", "train/a/2.flac", "train/a/3.wav", "train/a/4.wav", "valid/b/5.wav"]
+    assert [clip.row.id for clip in store] == names
+    assert [clip.row.samples for clip in store] == [1, 79, 1633, 80_000, 2500, 81]
+    for name in names:
+        codes, row, start = store[store.find(name)]
+        assert (codes.dtype, start) == (torch.int64, 0)
+        assert torch.equal(codes, expected(model_file, corpus / name))
+        assert (row.set, row.split) == (name[6], name[:5])
+
+
+def test_a_clip_has_the_codes_of_its_compressed_file(tmp_path: Path, corpus: Path, model_file: Path) -> None:
+    tokenize(corpus, tmp_path / "store", model=model_file, num_codebooks=2)
+    compress(corpus / "train/a/3.wav", tmp_path / "3.codec", model=model_file, num_codebooks=2)
+    with bitstream.open_reader(tmp_path / "3.codec") as reader:
+        codes = np.concatenate(list(reader.packets()), axis=2)[0]
+    assert torch.equal(TokenStore(tmp_path / "store")[3].codes, torch.from_numpy(codes))
+
+
+def test_manifest_fields_are_stored(tmp_path: Path, corpus: Path, model_file: Path) -> None:
+    rows = [
+        {"path": "train/a/3.wav", "start": 1.5, "seconds": 8.4, "speaker": "eva", "label": "b"},
+        {"path": "train/a/3.wav", "start": 2.0, "seconds": 0.25, "speaker": "ada", "transcript": "é !"},
+        {"path": "train/a/3.wav", "start": 9.0, "label": "a"},
+        {"path": "train/a/3.wav", "start": 9.5, "seconds": 0.51},  # as rounded lengths are
+        {"path": "train/a/3.wav", "start": 9.6, "seconds": 0.7},
+    ]
+    (corpus / "list.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    report = tokenize(corpus / "list.jsonl", tmp_path / "store", model=model_file)
+    assert [failure.id for failure in report.failures] == ["train/a/3.wav@9.6"]
+    store = TokenStore(tmp_path / "store")
+    audio, _ = read_audio(corpus / "train/a/3.wav")
+    for clip, (first, last) in enumerate([(12_000, 79_200), (16_000, 18_000), (72_000, 80_000), (76_000, 80_000)]):
+        codes = load_model(model_file).encode(torch.from_numpy(audio[None, :, first:last]))[0]
+        assert torch.equal(store[clip].codes, codes)
+    assert (store.speakers, store.labels) == (("ada", "eva"), ("a", "b"))
+    assert store.index["speaker"].tolist() == [1, 0, -1, -1]
+    assert store.index["label"].tolist() == [1, -1, 0, -1]
+    assert [store.row(clip).transcript for clip in range(3)] == [None, "é !", None]
+    assert store.row(1).id == "train/a/3.wav@2"
+
+
+def test_shards_are_cut_by_length_and_written_once(tmp_path: Path, corpus: Path, model_file: Path) -> None:
+    calls: list[tuple[int, int]] = []
+    report = tokenize(corpus, tmp_path / "store", model=model_file, progress=lambda *done: calls.append(done))
+    assert (report.shards, calls) == (3, [(1, 3), (2, 3), (3, 3)])
+    whole = contents(tmp_path / "store")
+    shards = [f"shard-0000{n}.{kind}" for n in range(3) for kind in ("codes", "jsonl")]
+    assert list(whole) == ["index.bin", *shards, "store.json"]
+
+    # as if killed: the second shard has codes but no lines yet, and a partial file remains
+    (tmp_path / "store" / "shard-00001.jsonl").unlink()
+    (tmp_path / "store" / ".codec-0.part").touch()
+    (tmp_path / "store" / "store.json").write_text(
+        json.dumps({key: value for key, value in json.loads(whole["store.json"]).items() if key != "index"})
+    )
+    with pytest.raises(UsageError, match="not complete"):
+        TokenStore(tmp_path / "store")
+    kept = (tmp_path / "store" / "shard-00000.codes").stat()
+    report = tokenize(corpus, tmp_path / "store", model=model_file)
+    assert (report.clips, report.already_encoded) == (1, 5)
+    assert contents(tmp_path / "store") == whole
+    assert (tmp_path / "store" / "shard-00000.codes").stat().st_mtime_ns == kept.st_mtime_ns
+
+
+def test_a_complete_store_is_not_written_again(
+    tmp_path: Path, corpus: Path, model_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tokenize(corpus, tmp_path / "store", model=model_file)
+    before = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "store").iterdir()}
+    report = tokenize(corpus, tmp_path / "store", model=model_file)
+    assert (report.clips, report.already_encoded) == (0, 6)
+    assert {path.name: path.stat().st_mtime_ns for path in (tmp_path / "store").iterdir()} == before
+    (tmp_path / "store" / "shard-00000.codes").write_bytes(b"")  # no longer complete
+    assert tokenize(corpus, tmp_path / "store", model=model_file).clips > 0
+    assert len(TokenStore(tmp_path / "store")) == 6
+
+
+def test_a_store_has_one_writer(tmp_path: Path, corpus: Path, model_file: Path) -> None:
+    with (
+        locked_folder(tmp_path / "store", "codec tokenize"),
+        pytest.raises(ConfigError, match="another codec tokenize is running"),
+    ):
+        tokenize(corpus, tmp_path / "store", model=model_file)
+    assert not (tmp_path / "store").exists()
+    tokenize(corpus, tmp_path / "store", model=model_file)
+    assert not (tmp_path / "store" / ".lock").exists()
+
+
+def test_a_corpus_may_move(tmp_path: Path, corpus: Path, model_file: Path) -> None:
+    tokenize(corpus, tmp_path / "store", model=model_file)
+    corpus.rename(tmp_path / "elsewhere")
+    assert tokenize(tmp_path / "elsewhere", tmp_path / "store", model=model_file).already_encoded == 6
+
+
+def test_failures_are_reported_and_tried_again(
+    tmp_path: Path, corpus: Path, model_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(tokenize_module.BATCH_SECONDS, "cpu", 1.0)
+    tokenize(corpus, tmp_path / "good", model=model_file)
+    whole = (corpus / "train/a/3.wav").read_bytes()
+    samples = np.full(80_000, 0.1)
+    samples[-1] = np.nan  # found after most of it is encoded
+    soundfile.write(corpus / "train/a/3.wav", samples, 8000, subtype="FLOAT")
+    tiny = (corpus / "train/a/1.wav").read_bytes()
+    (corpus / "train/a/1.wav").write_bytes(tiny[:44])
+    report = tokenize(corpus, tmp_path / "store", model=model_file)
+    assert report.clips == 4
+    assert [failure.id for failure in report.failures] == ["train/a/1.wav", "train/a/3.wav"]
+    assert "NaN" in report.failures[1].error
+    store = TokenStore(tmp_path / "store")
+    assert len(store) == 4
+    for clip in store:
+        assert torch.equal(clip.codes, expected(model_file, corpus / clip.row.id))
+
+    (corpus / "train/a/1.wav").write_bytes(tiny + bytes(100_000))  # shards stay as they were cut
+    report = tokenize(corpus, tmp_path / "store", model=model_file)
+    assert (report.clips, report.already_encoded, len(report.failures)) == (1, 4, 1)
+    (corpus / "train/a/3.wav").write_bytes(whole)
+    assert tokenize(corpus, tmp_path / "store", model=model_file).failures == ()
+    clips = [TokenStore(tmp_path / name) for name in ("store", "good")]
+    assert all(torch.equal(one.codes, two.codes) for one, two in zip(*clips, strict=True))
+
+
+def test_encoded_files_may_not_change(tmp_path: Path, corpus: Path, model_file: Path) -> None:
+    (corpus / "train/a/1.wav").write_text("no audio")
+    tokenize(corpus, tmp_path / "store", model=model_file)
+    before = contents(tmp_path / "store")
+    assert TokenStore(tmp_path / "store").row(0).size == (corpus / "train/a/0.wav").stat().st_size
+    noise(corpus / "train/a/1.wav", time=79)  # repaired
+    noise(corpus / "valid/b/5.wav", time=82)
+    with pytest.raises(StorageError, match=r"another .*valid/b/5\.wav, or this file has changed since: .*--force"):
+        tokenize(corpus, tmp_path / "store", model=model_file)
+    assert contents(tmp_path / "store") == before
+    noise(corpus / "valid/b/5.wav", time=81)
+    report = tokenize(corpus, tmp_path / "store", model=model_file)
+    assert (report.clips, report.already_encoded, report.failures) == (1, 5, ())
+
+
+def test_two_clips_with_one_id_are_refused(tmp_path: Path, corpus: Path, model_file: Path) -> None:
+    rows = [{"path": "valid/b/5.wav"}, {"path": "train/a/1.wav"}, {"path": "valid//b/5.wav"}]
+    (corpus / "list.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    with pytest.raises(ConfigError, match=r"list\.jsonl has two clips valid/b/5\.wav: "):
+        tokenize(corpus / "list.jsonl", tmp_path / "new" / "store", model=model_file)
+    assert not (tmp_path / "new").exists()
+
+
+def test_names_that_are_not_utf8(tmp_path: Path, model_file: Path) -> None:
+    name = os.fsdecode(b"caf\xe9.wav")
+    try:
+        shutil.copy(noise(tmp_path / "corpus" / "b\nc.wav"), tmp_path / "corpus" / name)
+    except OSError:
+        pytest.skip("this file system has no such names")
+    write_manifest(tmp_path / "corpus" / "list.jsonl", clips(tmp_path / "corpus"))
+    for source in (tmp_path / "corpus", tmp_path / "corpus" / "list.jsonl"):
+        store = tmp_path / f"{source.stem}-store"
+        assert tokenize(source, store, model=model_file).failures == ()
+        assert TokenStore(store).row(TokenStore(store).find(name)).id == name
+        assert tokenize(source, store, model=model_file).already_encoded == 2
+
+
+def test_an_unexpected_exception_fails_its_shard(
+    tmp_path: Path, corpus: Path, model_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    blocks = tokenize_module._blocks
+
+    def faulty(clip: Clip, rate: int) -> object:
+        return 1 / 0 if clip.id == "valid/b/5.wav" else blocks(clip, rate)
+
+    monkeypatch.setattr(tokenize_module, "_blocks", faulty)
+    report = tokenize(corpus, tmp_path / "store", model=model_file)
+    assert [(failure.id, failure.error) for failure in report.failures] == [
+        ("shard-00002.codes", "ZeroDivisionError: division by zero")
+    ]
+    with pytest.raises(UsageError, match="not complete"):
+        TokenStore(tmp_path / "store")
+    monkeypatch.undo()
+    monkeypatch.setattr(tokenize_module, "SHARD_SECONDS", (1.0, 3600.0))
+    assert tokenize(corpus, tmp_path / "store", model=model_file).already_encoded == 5
+
+
+def test_mismatches_are_refused(tmp_path: Path, corpus: Path, model_file: Path) -> None:
+    store = tmp_path / "store"
+    tokenize(corpus, store, model=model_file, num_codebooks=2)
+    before = contents(store)
+    save_model(tmp_path / "other.safetensors", tiny_model(1), training={})
+    with pytest.raises(WeightsMismatch, match=r"made by tiny .*not by other .*--force"):
+        tokenize(corpus, store, model=tmp_path / "other.safetensors", num_codebooks=2)
+    with pytest.raises(StorageError, match="holds 2 codebooks, not 3"):
+        tokenize(corpus, store, model=model_file)
+    with pytest.raises(UsageError, match="1 to 3 codebooks, not 4"):
+        tokenize(corpus, store, model=model_file, num_codebooks=4)
+    with pytest.raises(WeightsMismatch, match="load the model that made it"):
+        TokenStore(store, load_model(tmp_path / "other.safetensors"))
+    noise(corpus / "train" / "a" / "6.wav")
+    with pytest.raises(StorageError, match="another corpus"):
+        tokenize(corpus, store, model=model_file, num_codebooks=2)
+    with pytest.raises(InputNotFound):
+        tokenize(tmp_path / "nothing", store, model=model_file, force=True)
+    with pytest.raises(InputNotFound):
+        tokenize(tmp_path / "nothing", tmp_path / "new" / "store", model=model_file)
+    assert not (tmp_path / "new").exists()
+    assert contents(store) == before
+    assert tokenize(corpus, store, model=model_file, force=True).clips == 7
+    assert TokenStore(store).num_codebooks == 3
+    with pytest.raises(StorageError, match="other files"):
+        tokenize(corpus, corpus, model=model_file)
+    with pytest.raises(StorageError, match="cannot be written"):
+        tokenize(corpus, corpus / "train/a/0.wav", model=model_file)
+    with pytest.raises(InputNotFound, match="is not a token store"):
+        TokenStore(corpus)
+
+
+@pytest.mark.parametrize("level", [None, -20.0])
+def test_memory_is_constant(tmp_path: Path, model_file: Path, level: float | None) -> None:
+    peaks = []
+    for seconds in (20, 200):
+        folder = tmp_path / str(seconds)
+        noise(folder / "a.wav", time=seconds * 8000)
+        tracemalloc.start()
+        tokenize(folder, tmp_path / f"store{seconds}", model=model_file, level_db=level)
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+    assert peaks[1] < 1.2 * peaks[0]
+
+
+# one level for all recordings
+
+
+@pytest.mark.parametrize("batch", [0.001, 1.0, 8.0])
+def test_clips_are_scaled_to_a_level(
+    tmp_path: Path, corpus: Path, model_file: Path, monkeypatch: pytest.MonkeyPatch, batch: float
+) -> None:
+    """Short clips in batches, long ones in blocks."""
+    monkeypatch.setitem(tokenize_module.BATCH_SECONDS, "cpu", batch)
+    soundfile.write(corpus / "train" / "a" / "6.wav", np.zeros(900), 8000)
+    tokenize(corpus, tmp_path / "store", model=model_file, level_db=-20)
+    store = TokenStore(tmp_path / "store", load_model(model_file))
+    assert (store.level_db, len(store)) == (-20.0, 7)
+    seen: list[float] = []
+    for clip in clips(corpus):
+        audio, rate = read_audio(clip.path, rate=CONFIG.sample_rate, mono=True)
+        gain = gain_to(audio, -20, rate=rate)
+        assert tokenize_module.clip_gain(clip, -20, rate=rate) == gain
+        assert tokenize_module.clip_gain(clip, None, rate=rate) == 1
+        codes = load_model(model_file).encode(torch.from_numpy(audio * gain)[None])[0]
+        assert torch.equal(store[store.find(clip.id)].codes, codes)
+        if audio.shape[1] > 1000:  # noise, all of it loud
+            seen.append(float(20 * np.log10(np.sqrt(np.square(audio * gain, dtype=np.float64).mean()))))
+    assert seen == pytest.approx([-20.0] * 3, abs=0.05)
+    other = TokenStore(tmp_path / "store")[3].codes
+    assert not torch.equal(other, expected(model_file, corpus / "train/a/3.wav"))
+
+
+def test_the_level_of_a_part_of_a_file_is_its_own(tmp_path: Path, model_file: Path) -> None:
+    loud, quiet = (part * np.random.default_rng(0).normal(0, 1, 8000) for part in (0.3, 0.003))
+    soundfile.write(tmp_path / "a.wav", np.concatenate([loud, quiet]), 8000, subtype="FLOAT")
+    rows = [{"path": "a.wav", "seconds": 1}, {"path": "a.wav", "start": 1}]
+    (tmp_path / "list.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    tokenize(tmp_path / "list.jsonl", tmp_path / "store", model=model_file, level_db=-30)
+    first, second = (clip.codes for clip in TokenStore(tmp_path / "store"))
+    assert (first == second).float().mean() > 0.99  # the same noise
+
+
+def test_a_store_keeps_its_level(tmp_path: Path, corpus: Path, model_file: Path) -> None:
+    tokenize(corpus, tmp_path / "plain", model=model_file)
+    assert "level_db" not in json.loads((tmp_path / "plain" / "store.json").read_text())
+    assert TokenStore(tmp_path / "plain").level_db is None
+    with pytest.raises(StorageError, match=r"has recordings at their own levels, not at -20\.0 dBFS: name another"):
+        tokenize(corpus, tmp_path / "plain", model=model_file, level_db=-20)
+
+    tokenize(corpus, tmp_path / "store", model=model_file, level_db=-20)
+    whole = contents(tmp_path / "store")
+    for level, says in ((None, "at their own levels"), (-23.5, r"at -23\.5 dBFS")):
+        with pytest.raises(StorageError, match=f"has recordings at -20\\.0 dBFS, not {says}"):
+            tokenize(corpus, tmp_path / "store", model=model_file, level_db=level)
+    assert contents(tmp_path / "store") == whole
+    assert tokenize(corpus, tmp_path / "store", model=model_file, level_db=-20.0).already_encoded == 6
+    assert contents(tmp_path / "store") == whole
+
+    (tmp_path / "store" / "shard-00001.jsonl").unlink()  # as if killed before this shard was complete
+    unfinished = {key: value for key, value in json.loads(whole["store.json"]).items() if key != "index"}
+    (tmp_path / "store" / "store.json").write_text(json.dumps(unfinished))
+    with pytest.raises(StorageError, match="not at their own levels"):
+        tokenize(corpus, tmp_path / "store", model=model_file)
+    report = tokenize(corpus, tmp_path / "store", model=model_file, level_db=-20)
+    assert (report.clips, report.already_encoded) == (1, 5)
+    assert contents(tmp_path / "store") == whole
+
+    tokenize(corpus, tmp_path / "store", model=model_file, force=True)
+    assert contents(tmp_path / "store") == contents(tmp_path / "plain")
+
+
+@pytest.mark.parametrize("level", [-61.0, 1.0, float("nan")])
+def test_levels_out_of_range_are_refused(tmp_path: Path, corpus: Path, model_file: Path, level: float) -> None:
+    with pytest.raises(UsageError, match="give one from -60 to 0"):
+        tokenize(corpus, tmp_path / "store", model=model_file, level_db=level)
+    assert not (tmp_path / "store").exists()
+
+
+def test_failures_while_measuring_the_level(tmp_path: Path, corpus: Path, model_file: Path) -> None:
+    samples = np.full(80_000, 0.1)
+    samples[-1] = np.nan  # found while it is measured
+    soundfile.write(corpus / "train/a/3.wav", samples, 8000, subtype="FLOAT")
+    report = tokenize(corpus, tmp_path / "store", model=model_file, level_db=-20)
+    assert [(failure.id, "NaN" in failure.error) for failure in report.failures] == [("train/a/3.wav", True)]
+    assert len(TokenStore(tmp_path / "store")) == 5
+
+
+# several processes
+
+
+def mapping() -> list[psutil.Process]:
+    """The processes in which Ray works on tasks."""
+    found = []
+    for process in psutil.Process().children(recursive=True):
+        with suppress(psutil.NoSuchProcess):
+            if process.name().startswith("ray::Map"):
+                found.append(process)
+    return found
+
+
+def test_two_processes_write_the_same_store(tmp_path: Path, model_file: Path) -> None:
+    corpus = many(tmp_path / "corpus", 6)
+    one = tokenize(corpus, tmp_path / "one", model=model_file)
+    two = tokenize(corpus, tmp_path / "two", model=model_file, jobs=2)
+    assert (one.shards, one.failures) == (two.shards, two.failures)
+    assert contents(tmp_path / "one") == contents(tmp_path / "two")
+
+
+@pytest.mark.filterwarnings("ignore")  # Ray's own
+def test_ray_writes_every_clip_once_when_a_worker_is_killed(tmp_path: Path, model_file: Path, ray_cluster: str) -> None:
+    corpus = many(tmp_path / "corpus", 40)
+    killed: list[psutil.Process] = []
+
+    def kill_one(done: int, total: int) -> None:
+        if not killed and done < total:
+            killed.append(mapping()[0])
+            killed[0].send_signal(signal.SIGKILL)
+
+    one = tokenize(corpus, tmp_path / "one", model=model_file)
+    two = tokenize(corpus, tmp_path / "two", model=model_file, jobs=2, engine="ray", progress=kill_one)
+    assert (len(killed), two.failures) == (1, one.failures)
+    assert len(one.failures) == 1
+    assert two.clips + two.already_encoded == one.clips
+    assert contents(tmp_path / "one") == contents(tmp_path / "two")
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_resumes_after_the_whole_command_was_killed_on_ray(tmp_path: Path, model_file: Path, ray_cluster: str) -> None:
+    corpus = many(tmp_path / "corpus", 40)
+    code = """
+import sys
+from codec.data import tokenize
+tokenize.SHARD_SECONDS = (1.0, 3600.0)
+tokenize.tokenize(sys.argv[1], sys.argv[2], model=sys.argv[3], engine="ray")
+"""
+    command = [sys.executable, "-c", code, str(corpus), str(tmp_path / "store"), str(model_file)]
+    home = Path(__file__).parents[2]  # where Ray's processes find `codec`
+    environment = os.environ | {"RAY_ADDRESS": ray_cluster}
+    with subprocess.Popen(command, cwd=home, env=environment, stderr=subprocess.DEVNULL) as process:
+        while not list(tmp_path.glob("store/shard-*.jsonl")):
+            assert process.poll() is None
+            time.sleep(0.01)
+        process.kill()
+    while mapping():  # Ray ends the workers of a command that is gone
+        time.sleep(0.05)
+    written = len(list(tmp_path.glob("store/shard-*.jsonl")))
+    with pytest.raises(CodecError):
+        TokenStore(tmp_path / "store")
+    report = tokenize(corpus, tmp_path / "store", model=model_file)
+    assert 0 < written < report.shards
+    assert report.already_encoded > 0
+    tokenize(corpus, tmp_path / "one", model=model_file)
+    assert contents(tmp_path / "one") == contents(tmp_path / "store")
