@@ -265,15 +265,17 @@ def examples(tmp_path_factory: pytest.TempPathFactory) -> Path:
     recordings.mkdir()
     model = pretrained.load_lm("digits-8k-lm")
     rows = []
-    for label, speaker in itertools.product("0123456789", ("george", "jackson", "nicolas", "theo")):
+    for label, speaker in itertools.product("0123456789", ("george", "theo")):
         audio = torch.cat(list(generation.generate(model, label=label, speaker=speaker, seed=0)), dim=2)
         path = f"{label}-{speaker}.flac"
         soundfile.write(recordings / path, audio[0, 0].numpy(), 8000)
         split = "valid" if speaker == "theo" else "train"
         rows.append({"path": path, "label": label, "speaker": speaker, "transcript": label, "split": split})
     (recordings / "manifest.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    for name in ("albums/one", "other_recordings", "corpus", "DIR", "valid", "speech", "LibriSpeech/test-clean/1/2"):
-        shutil.copytree(recordings, folder / name)
+    few = shutil.ignore_patterns("[2-9]-*", "manifest.jsonl")
+    for name in ("albums/one", "other_recordings", "corpus", "valid", "speech", "LibriSpeech/test-clean/1/2"):
+        shutil.copytree(recordings, folder / name, ignore=few)
+    shutil.copytree(recordings, folder / "DIR")
     (folder / "DIR" / "manifest.jsonl").rename(folder / "DIR" / "four.jsonl")
     soundfile.write(folder / "talk.flac", synth.synthesize().T, synth.RATE)
     for name in ("beginning", "damaged"):
