@@ -3,7 +3,7 @@
 #   AVX512_BF16 but no AMX, 4 to 5 times slower with AVX-512 alone, and 10 times and more with AVX2 only.
 # Why it surprises: AVX512_BF16 is an instruction set made for exactly this product, and torch reports bfloat16 as supported either way; autocast
 #   neither falls back to float32 nor warns. A gain measured on one server turns into a loss on the next one or on a laptop.
-# Consequence: never make bfloat16 the default for CPU inference: time both for a moment on the machine at hand, or ask for AMX
+# Consequence: never make bfloat16 the default for CPU inference: time both for a moment on your machine, or ask for AMX
 #   (torch.backends.cpu / the CPU's flags) first. Sizes here: 600 frames through 384 -> 1152, the inner layer of a small codec transformer.
 # Versions: torch 2.13.0, numpy 2.4.6. Lesser CPUs are made with oneDNN's own switch ONEDNN_MAX_CPU_ISA on one machine; sets the CPU lacks are left out.
 set -euo pipefail
@@ -55,5 +55,5 @@ try AVX512_CORE_BF16 avx512_bf16 1.1 10
 try AVX512_CORE avx512bw 2 50
 try AVX2 avx2 4 1000
 echo "expected: at least as fast as float32 wherever the CPU has instructions for bfloat16, float32's speed elsewhere"
-[ $same = 0 ] && echo "seen: a gain with AMX, a loss without" || echo "the behaviour has changed"
+[ $same = 0 ] && echo "seen: a gain with AMX, a loss without" || echo "the behavior has changed"
 exit $same

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # What: a round trip through c2enc and c2dec loses the end of the recording, up to a frame, and delays the rest by 160 samples (20 ms).
 # Why it surprises: samples that do not fill the last frame are neither padded nor reported, so up to 39.9 ms of speech is gone; and the
-#   delay is the same in the modes with 20 ms frames and in those with 40 ms ones, so it is not the frame that the reader of the bit rates would guess.
+#   delay is the same in the modes with 20 ms frames and in the modes with 40 ms frames, so it is not the frame that the reader of the bit rates would guess.
 #   Nothing in the stream or the tools says either number.
 # Consequence: as a baseline in a comparison, every measure without its own alignment (SI-SNR, mel distance, STOI) scores the shift instead of the
 #   codec: append 40 ms of silence, cut 160 samples from the front and cut to the input's length before measuring.
@@ -59,6 +59,6 @@ for mode, frame in (("3200", 160), ("2400", 160), ("1600", 320), ("1400", 320), 
     print(f"{mode} bit/s, frames of {frame}: lost samples {lost}, delay {np.median(delays):.0f} samples (from {min(delays)} to {max(delays)})")
     same &= lost == {frame - 1} and 140 <= np.median(delays) <= 185
 print("expected: as many samples out as in, aligned with the input")
-print("seen: the last incomplete frame is lost, the rest comes 160 samples late" if same else "the behaviour has changed")
+print("seen: the last incomplete frame is lost, the rest comes 160 samples late" if same else "the behavior has changed")
 sys.exit(not same)
 EOF

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# What: DNSMOS as packaged in speechmos never hears the end of a longer clip, up to 1.98 s of it: with a clip of 10.99 s, loud noise in place of its
+# What: DNSMOS as packaged in speechmos ignores the end of a longer clip, up to 1.98 s of it: with a clip of 10.99 s, loud noise in place of its
 #   last 1.98 s leaves every score the same to the last bit. And a clip of 9.00 s is scored otherwise than the same clip plus 0.02 s: the short
 #   one is doubled to 18 s and scored as the mean of 9 windows, all across the seam, the longer one as one window: 9 times the work.
 # Why it surprises: the windows are 9.01 s long and 1 s apart, and one expects the last one to reach the end; but their count is taken from the
@@ -31,9 +31,9 @@ source = 6 * np.diff(np.floor(np.cumsum(pitch / RATE)), prepend=0) + 0.05 * rand
 voice, state = np.zeros(len(time)), np.zeros(6)
 for i, start in enumerate(range(0, len(time), RATE // 6)):  # a vowel every 167 ms
     filter = np.array([1.0])
-    for centre, width in zip(VOWELS[i % 5], (80, 110, 160)):
+    for center, width in zip(VOWELS[i % 5], (80, 110, 160)):
         radius = np.exp(-np.pi * width / RATE)
-        filter = np.convolve(filter, [1, -2 * radius * np.cos(2 * np.pi * centre / RATE), radius**2])
+        filter = np.convolve(filter, [1, -2 * radius * np.cos(2 * np.pi * center / RATE), radius**2])
     voice[start : start + RATE // 6], state = lfilter([1], filter, source[start : start + RATE // 6], zi=state)
 voice *= np.clip(np.sin(2 * np.pi * 3.1 * time) + 0.2 * np.sin(2 * np.pi * 0.53 * time), 0, 1)
 voice = (0.5 * voice / np.abs(voice).max() + 0.0005 * random.standard_normal(len(time))).astype(np.float32)
@@ -60,6 +60,6 @@ show("9.02 s", longer)
 difference = max(abs(short[key] - longer[key]) for key in short)
 print("expected: much lower scores with the noise; 0.02 s more of the same voice hardly matters")
 same = whole == ruined and difference > 0.02
-print(f"seen: the noise changes nothing; 0.02 s change a score by {difference:.3f}" if same else "the behaviour has changed")
+print(f"seen: the noise changes nothing; 0.02 s change a score by {difference:.3f}" if same else "the behavior has changed")
 sys.exit(not same)
 EOF

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # What: torch's approximate GELU, F.gelu(x, approximate="tanh"), costs 3 to 5 times the exact one on x86 CPUs, in float32 and bfloat16, with
 #   AVX-512 and with AVX2.
-# Why it surprises: the tanh form exists because erf was the dear part. Here the exact form runs on a short vectorised erf, while tanh goes through
+# Why it surprises: the tanh form exists because erf was the dear part. Here the exact form runs on a short vectorized erf, while tanh goes through
 #   an accurate (1 ulp) vector library routine. And torch.tanh alone is 3 to 4 times cheaper than the fused tanh GELU around it in float32
 #   (another library answers it), but not in bfloat16, where torch.tanh itself is as slow.
 # Consequence: a codec's transformer or a language model over codes that takes approximate="tanh" "for speed" loses it on CPUs, in the layer with the
@@ -45,5 +45,5 @@ for capability in avx2 avx512; do
     ATEN_CPU_CAPABILITY=$capability venv/bin/python measure.py || same=1
 done
 echo "expected: a ratio below 1, the approximation is the cheaper one"
-[ $same = 0 ] && echo "seen: the approximation is the slower one" || echo "the behaviour has changed"
+[ $same = 0 ] && echo "seen: the approximation is the slower one" || echo "the behavior has changed"
 exit $same

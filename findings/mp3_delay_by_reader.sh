@@ -2,7 +2,7 @@
 # What: the same MP3 file has two lengths and two alignments by reader. Written by libsndfile: soundfile, PyAV and miniaudio give back the
 #   input's length at lag 0, pedalboard 1533 samples more at lag 1105 (25 ms). Written by lameenc: all four are late by 1105.
 # Why it surprises: both writers are the LAME encoder, and its delay is meant to travel in the file's first frame, so a modern reader cuts it. lameenc
-#   writes no such frame; pedalboard skips the frame but not the delay. Neither the frame count nor any message tells.
+#   writes no such frame; pedalboard skips the frame but not the delay. Neither the frame count nor any message shows the delay.
 # Consequence: pairs (clean WAV, MP3 copy) for a restoration or a codec comparison are aligned or not by the package that made or read the copy, and a
 #   reader changed in the loader shifts a whole set by 25 ms against its labels or stored codes. Measure the lag once per set.
 # Versions: soundfile 0.14.0 (libsndfile 1.2.2), av 18.1.0, miniaudio 1.71, pedalboard 0.9.26, lameenc 1.9.0, numpy 2.4.6.
@@ -62,6 +62,6 @@ for path in ("libsndfile.mp3", "lameenc.mp3"):
 print("expected: lag 0 and equal length from all, or one lag for both files")
 same = all(seen["libsndfile.mp3", name] == (0, 0) for name in ("soundfile", "av", "miniaudio"))
 same &= seen["libsndfile.mp3", "pedalboard"][1] == 1105 and all(seen["lameenc.mp3", name][1] == 1105 for name in readers)
-print("seen: the writer and the reader decide" if same else "the behaviour has changed")
+print("seen: the writer and the reader decide" if same else "the behavior has changed")
 sys.exit(not same)
 EOF

@@ -65,5 +65,5 @@ NUMBA_THREADING_LAYER=omp venv/bin/python count.py torch other 1,1,1 || same=1
 NUMBA_THREADING_LAYER=omp venv/bin/python count.py torch unasked 1,1,1 || same=1 # main thread, torch has not counted before
 NUMBA_THREADING_LAYER=workqueue venv/bin/python count.py torch main 1,1,1 || same=1
 echo "expected: 1 1 1 in every line"
-[ $same = 0 ] && echo "seen: 3 threads after the first call with the OpenMP layer by the main thread" || echo "the behaviour has changed"
+[ $same = 0 ] && echo "seen: 3 threads after the first call with the OpenMP layer by the main thread" || echo "the behavior has changed"
 exit $same

@@ -80,6 +80,6 @@ extension = control(opus.opus_decoder_ctl, decoder, SET_EXTENSION, ctypes.c_int(
 print(f"deep redundancy answered {redundancy}, bandwidth extension answered {extension}")
 same &= redundancy == UNIMPLEMENTED and extension == UNIMPLEMENTED and plain.std() > 0.01
 print("expected: from complexity 6 on the samples differ, or the request is refused")
-print("seen: accepted, and without effect" if same else "the behaviour has changed")
+print("seen: accepted, and without effect" if same else "the behavior has changed")
 sys.exit(not same)
 EOF

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # What: ViSQOL's score of one and the same pair depends on how loud the pair was recorded: first it falls, then it climbs to the maximum,
 #   and white noise in place of the speech gets nearly full marks. A reference of digital silence gives the maximum to any sound at all.
-# Why it surprises: the degraded signal is scaled to the level of the reference, so level looks normalised away; but both spectrograms are then cut
+# Why it surprises: the degraded signal is scaled to the level of the reference, so level looks normalized away; but both spectrograms are then cut
 #   at an absolute floor of -45 dB per band, and below it the two are equal by definition. A measure of similarity to a recording rewards the recording's silence.
 # Consequence: scores of data sets of different loudness are not comparable, and quiet takes (below about -30 dBFS RMS) should be raised before
 #   measuring; pairs with a silent reference must be left out by hand. The opposite pair, sound against a silent output, gives NaN and poisons a mean.
@@ -52,6 +52,6 @@ for mode, rate in (("speech", 16000), ("audio", 48000)):
     same &= table[-40][0] < table[-20][0] - 0.15 and table[-70][0] > table[-20][0] + 1 and table[-20][1] < 1.3
     same &= table[-50][1] > 1.5 and table[-80][1] > best - 0.6 and zero_reference > best - 0.01 and math.isnan(zero_output)
 print("expected: the same score at every level, the lowest one for noise alone and for a silent output")
-print("seen: level and silence decide" if same else "the behaviour has changed")
+print("seen: level and silence decide" if same else "the behavior has changed")
 sys.exit(not same)
 EOF

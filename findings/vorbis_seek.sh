@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
 # What: after SoundFile.seek in an Ogg Vorbis file, the first samples read (up to about a thousand, 23 ms) are wrong in about one of five
 #   random positions: loud sound of another place of the file, laid over the right one, then exact again to the last bit.
-# Why it surprises: tell() answers the position asked for, the read is as long as asked, nothing is raised; four of five positions are exact, and
+# Why it surprises: tell() returns the requested position, the read returns the requested length, no error is raised; four of five positions are exact, and
 #   FLAC and Opus files written by the same library are exact at every one (MP3 fails about once in 200), though Opus blocks overlap as well.
-#   After some seeks the overlap of the first Vorbis block is taken from a block that is not its neighbour. (Upstream knows of inexact
+#   After some seeks the overlap of the first Vorbis block is taken from a block that is not its neighbor. (Upstream knows of inexact
 #   Vorbis seeks, issue 885 of 2022; the share of positions and the size of the error are measured here.)
 # Consequence: random training crops taken by seek and read begin with a burst of foreign sound, at the level of the signal itself, that no
 #   statistic of the data set shows. Convert Vorbis sets to FLAC or WAV first, or seek 4096 samples early and drop them.
@@ -47,6 +47,6 @@ for name, subtype in (("a.flac", "PCM_16"), ("a.mp3", "MPEG_LAYER_III"), ("a.opu
 print(f"VORBIS, sought 4096 samples early and dropped: {wrong_early} wrong")
 print("expected: 0 wrong crops in each of the four formats")
 same = wrong["PCM_16"] == wrong["OPUS"] == wrong_early == 0 and wrong["MPEG_LAYER_III"] < 10 and wrong["VORBIS"] >= 10
-print("seen: Vorbis is wrong often, MP3 rarely" if same else "the behaviour has changed")
+print("seen: Vorbis is wrong often, MP3 rarely" if same else "the behavior has changed")
 sys.exit(not same)
 EOF

@@ -15,7 +15,7 @@ THIS = "tests/test_language.py"
 # Words that a reader of EnCodec, DAC, Moshi or nanochat would have to translate, each with what to write instead.
 # They match in prose and in identifiers, because an underscore does not count as a letter here.
 WORDS = {
-    r"told|untold|(?<!\.)(?<!def )tell(s|ing)?": "conditional, unconditional, says, what it is",
+    r"told|untold|(?<!\.)(?<!def )tell(s|ing)?(?!\()": "conditional, unconditional, says, what it is",
     "heard|hear(s|ing)?": "decoded, embedded, prompt_audio",
     "anew": "again",
     "(so|that) many|so few": "N",
@@ -86,7 +86,7 @@ def room(name: str) -> str:
 def texts() -> dict[str, str]:
     """Every text file of the tree that is not history, by its path."""
     paths = [ROOT / "README.md", ROOT / "CONTRIBUTING.md"]
-    for folder in ("codec", "docs", "recipes", "tests", "tools"):
+    for folder in ("codec", "docs", "findings", "recipes", "tests", "tools"):
         paths += [path for path in sorted((ROOT / folder).rglob("*")) if path.suffix in SUFFIXES]
     names = [path.relative_to(ROOT).as_posix() for path in paths]
     return {name: (ROOT / name).read_text("utf-8") for name in names if name not in HISTORY and name != THIS}
