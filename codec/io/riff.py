@@ -1,0 +1,69 @@
+"""WAV files whose writer never came back to fill in the sizes: it was killed, or wrote to a pipe.
+
+Such a header states 0 bytes of samples, and libsndfile believes it. `finished` shows libsndfile the same file with the
+sizes that it has.
+"""
+
+from __future__ import annotations
+
+import os
+import struct
+from typing import BinaryIO
+
+from codec.io.pieces import Pieces
+
+_HEADER_BYTES = 2**20  # in which the samples begin
+_LARGEST = 2**32 - 2**16  # bytes of samples that a header can state
+
+
+def finished(file: BinaryIO) -> Pieces | None:
+    """The file with its sizes filled in; None if it is not WAV, or states how many samples it has.
+
+    If all bytes behind the empty chunk of samples are chunks themselves, the file has no samples: None.
+    """
+    size = file.seek(0, os.SEEK_END)
+    file.seek(0)
+    head = file.read(_HEADER_BYTES)
+    if head[:4] not in (b"RIFF", b"RIFX", b"RF64") or head[8:12] != b"WAVE":
+        return None
+    order = ">" if head[:4] == b"RIFX" else "<"
+    chunks = {name: (position, length) for name, position, length in _chunks(head, order)}
+    if b"data" not in chunks:
+        return None
+    position, stated = chunks[b"data"]
+    sizes = chunks.get(b"ds64")
+    if stated == 2**32 - 1 and sizes and head[:4] == b"RF64":  # the 64-bit sizes count
+        stated = int.from_bytes(head[sizes[0] + 16 : sizes[0] + 24], "little")
+    first = position + 8
+    if stated or size <= first or _only_chunks(file, first, size, order):
+        return None
+    length = min(size - first, _LARGEST)
+    patched = bytearray(head[:first])
+    patched[:8] = (head[:4] if order == ">" else b"RIFF") + struct.pack(order + "I", first + length - 8)
+    patched[position + 4 :] = struct.pack(order + "I", length)
+    if sizes:
+        patched[sizes[0] : sizes[0] + 4] = b"JUNK"
+    return Pieces(file, bytes(patched), [(first, first + length)])
+
+
+def _chunks(head: bytes, order: str) -> list[tuple[bytes, int, int]]:
+    """Name, position and stated size of every chunk up to the samples."""
+    found: list[tuple[bytes, int, int]] = []
+    position = 12
+    while position + 8 <= len(head) and not (found and found[-1][0] == b"data"):
+        length = struct.unpack_from(order + "I", head, position + 4)[0]
+        found.append((head[position : position + 4], position, length))
+        position += 8 + length + length % 2
+    return found
+
+
+def _only_chunks(file: BinaryIO, position: int, size: int, order: str) -> bool:
+    """Whether the bytes from `position` to the end are whole chunks with printable names."""
+    while position < size:
+        file.seek(position)
+        head = file.read(8)
+        if len(head) < 8 or not all(32 <= byte < 127 for byte in head[:4]):
+            return False
+        length = struct.unpack_from(order + "I", head, 4)[0]
+        position += 8 + length + length % 2
+    return position <= size + 1  # some writers leave out the last padding byte

@@ -1,0 +1,67 @@
+"""WAV files of writers that were killed, against the same files written whole."""
+
+import io
+from typing import Any
+
+import numpy as np
+import pytest
+import soundfile
+
+from codec.io.riff import finished
+
+NOISE = np.random.default_rng(0).uniform(-0.5, 0.5, 4000)
+
+
+def written(kind: str, subtype: str, endian: str = "FILE") -> bytearray:
+    file = io.BytesIO()
+    soundfile.write(file, NOISE, 8000, format=kind, subtype=subtype, endian=endian)
+    return bytearray(file.getvalue())
+
+
+def killed(data: bytearray) -> bytes:
+    """The file as it stands before its writer has filled in the sizes."""
+    at = data.index(b"data")
+    data[4:8] = data[at + 4 : at + 8] = bytes(4)
+    if (sizes := data.find(b"ds64")) > 0:
+        data[sizes + 8 : sizes + 32] = bytes(24)
+    return bytes(data)
+
+
+@pytest.mark.parametrize(
+    ("kind", "subtype", "endian"),
+    [
+        ("WAV", "PCM_16", "FILE"),
+        ("WAV", "PCM_16", "BIG"),
+        ("WAV", "FLOAT", "FILE"),
+        ("WAV", "ULAW", "FILE"),
+        ("WAVEX", "PCM_24", "FILE"),
+        ("RF64", "PCM_16", "FILE"),
+    ],
+)
+def test_the_samples_of_a_killed_writer(kind: str, subtype: str, endian: str) -> None:
+    whole = written(kind, subtype, endian)
+    data = killed(bytearray(whole))
+    assert soundfile.info(io.BytesIO(data)).frames == 0
+    stream = finished(io.BytesIO(data))
+    assert stream is not None
+    samples: Any = soundfile.read(stream)[0]
+    assert np.array_equal(samples, soundfile.read(io.BytesIO(bytes(whole)))[0])
+
+
+def test_a_whole_file_is_left_alone() -> None:
+    assert finished(io.BytesIO(bytes(written("WAV", "PCM_16")))) is None
+    assert finished(io.BytesIO(bytes(written("FLAC", "PCM_16")))) is None
+
+
+@pytest.mark.parametrize("behind", [b"", b"LIST\x04\0\0\0INFO", b"LIST\x03\0\0\0abc", b"id3 \x02\0\0\0ab" * 3])
+def test_a_file_without_samples_has_none(behind: bytes) -> None:
+    file = io.BytesIO()
+    soundfile.write(file, NOISE[:0], 8000, format="WAV", subtype="PCM_16")
+    assert finished(io.BytesIO(file.getvalue() + behind)) is None
+
+
+@pytest.mark.parametrize(
+    "data", [b"", b"RIFF", b"RIFF\0\0\0\0WAVE", b"RIFF\0\0\0\0WAVEdata", b"RIFF\0\0\0\0WAVEfmt \xff\xff\xff\xff"]
+)
+def test_headers_that_are_not_whole(data: bytes) -> None:
+    assert finished(io.BytesIO(data)) is None
