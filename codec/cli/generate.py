@@ -184,10 +184,10 @@ def _write(target: str, blocks: "Iterator[Block]", *, rate: int, force: bool, ra
 
     time = 0
     if target == "-":
-        sink = LiveOutput(rate=rate, channels=1, bare=raw)
-        for block in blocks:
-            sink.write(block)
-            time += block.shape[1]
+        with LiveOutput(rate=rate, channels=1, bare=raw) as sink:
+            for block in blocks:
+                sink.write(block)
+                time += block.shape[1]
         return _some(time)
     with open_writer(target, rate=rate, channels=1, force=force) as writer:
         for block in blocks:

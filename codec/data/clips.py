@@ -124,13 +124,12 @@ def clip_audio(clip: Clip, *, rate: int, first: int = 0, time: int | None = None
         UnsupportedAudio: the file cannot be decoded there, holds NaN, or is shorter than its header or clip says.
     """
     with open_reader(clip.path) as reader:
-        if reader.time is None:
-            raise UnsupportedAudio(f"{reader.label} does not say its length: convert it to WAV or FLAC again")
+        time_in_all = reader.length() if reader.time is None else reader.time
         start = round(clip.start * reader.rate)
-        length = reader.time - start
+        length = time_in_all - start
         if length <= 0 or (clip.seconds or 0) > length / reader.rate + LENGTH_TOLERANCE:
             raise UnsupportedAudio(
-                f"{reader.label} ends at {reader.time / reader.rate:.2f} s, but the manifest has a clip from "
+                f"{reader.label} ends at {time_in_all / reader.rate:.2f} s, but the manifest has a clip from "
                 f"{clip.start:.2f} s to {clip.start + (clip.seconds or 0):.2f} s: correct it"
             )
         if clip.seconds is not None:
@@ -145,7 +144,8 @@ def clip_audio(clip: Clip, *, rate: int, first: int = 0, time: int | None = None
         margin = 0 if new == old else round(MARGIN * rate)
         skipped = max(0, first - margin) // new
         end = min(length, -(-(last + margin) * old // new))
-        block = reader.part(start + skipped * old, end - skipped * old)
+        needed = min(length, -(-last * old // new))  # the header may promise more than the file has
+        block = reader.part(start + skipped * old, end - skipped * old, least=needed - skipped * old)
     resampler = Resampler(reader.rate, rate, 1)
     audio = np.concatenate([resampler.push(block.mean(axis=0, keepdims=True)), resampler.flush()], axis=1)
     return audio[:, first - skipped * new : last - skipped * new]

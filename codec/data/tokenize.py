@@ -584,7 +584,7 @@ def _native_blocks(clip: Clip, reader: AudioReader) -> Iterator[Block]:
         yield from reader.blocks(most)  # to the end of the file, whatever length its header claims
         return
     first = round(clip.start * reader.rate)
-    end = reader.time or 0
+    end = reader.length()
     last = end if clip.seconds is None else first + round(clip.seconds * reader.rate)
     if last - end <= LENGTH_TOLERANCE * reader.rate:
         last = min(last, end)

@@ -168,7 +168,7 @@ def measured(clips: Iterable[Clip], leave_out: Callable[[str], None]) -> Iterato
     def seconds(clip: Clip) -> float | CodecError | None:
         try:
             with open_reader(clip.path) as reader:
-                return None if reader.time is None else reader.time / reader.rate
+                return reader.length() / reader.rate
         except CodecError as error:
             return error
 

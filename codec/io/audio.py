@@ -9,6 +9,7 @@ with open_reader("in.flac") as reader, open_writer("out.wav", rate=24000, channe
 
 import io
 import os
+import stat
 import struct
 import sys
 import tempfile
@@ -24,6 +25,8 @@ from numpy.typing import NDArray
 
 from codec.errors import InputNotFound, StorageError, UnsupportedAudio, UsageError
 from codec.frames import resampled_length
+from codec.io import mpeg, riff
+from codec.io.pieces import Pieces
 from codec.io.storage import COPY_BYTES, atomic_output, is_device, raw_stdout, storing, write_all
 
 Block = NDArray[np.float32]  # [channels, time]
@@ -50,6 +53,14 @@ AUDIO_SUFFIXES = frozenset(_FORMATS) | frozenset(
 )
 _32_BIT_FORMATS = ("AIFF", "AU", "WAV", "WAVEX")  # their headers cannot say sizes past 4 GiB
 _32_BIT_LIMIT = 2**32 - 2**16  # bytes; the margin is for chunks other than the samples
+_OGG_TO_WAV = {  # where each channel of an Ogg file stands in a WAV file, by number of channels
+    3: [0, 2, 1],
+    5: [0, 2, 1, 3, 4],
+    6: [0, 2, 1, 4, 5, 3],
+    7: [0, 2, 1, 5, 6, 4, 3],
+    8: [0, 2, 1, 6, 7, 4, 5, 3],
+}
+_LIVE_HEADER_BYTES = 44
 _SAMPLE_BYTES = {"PCM_U8": 1, "PCM_16": 2, "PCM_24": 3, "PCM_32": 4, "FLOAT": 4}
 
 SETTLING = {"VORBIS": 16384, "MPEG_LAYER_III": 4096}
@@ -75,22 +86,66 @@ class _Sequential(soundfile.SoundFile):  # type: ignore[misc]
 class AudioReader:
     """An open recording: `rate` in Hz, `channels`, `label` for messages.
 
-    `time` is the number of samples the header claims, None where it claims none; headers lie, so count what `blocks`
-    yields.
+    `time` is the number of samples that the header states, None if it states none. Headers can be wrong: `length` gives
+    the number that can be read. Channels come in the order of WAV files, whatever order the file has.
     """
 
-    def __init__(self, source: soundfile.SoundFile, label: str) -> None:
+    def __init__(self, file: BinaryIO, label: str) -> None:
+        """Open a seekable `file`; raises UnsupportedAudio if libsndfile cannot read it or it has no samples."""
         self.label = label
-        self.rate: int = source.samplerate
-        self.channels: int = source.channels
-        self.time: int | None = source.frames if source.frames < 2**63 - 1 else None  # libsndfile's SF_COUNT_MAX
-        self._source = source
+        self._file = file
+        self._stream: Pieces | None = riff.finished(file)
+        self._expected: int | None = None
+        if mpeg.begins(file):
+            self._count_frames()
+        self._source = self._opened()
+        if self._stream is None and mpeg.is_mpeg(self.container):  # with other bytes before its first frame
+            self._count_frames()
+            self._source.close()
+            self._source = self._opened()
+        self.rate: int = self._source.samplerate
+        self.channels: int = self._source.channels
+        stated = self._source.frames
+        self.time: int | None = stated if stated < 2**63 - 1 else None  # libsndfile's SF_COUNT_MAX
+        self._order = channel_order(self._source.format, self.channels)
         self._seen = 0
-        if self.time == 0:
-            raise self._without_samples()
+
+    def _count_frames(self) -> None:
+        """Have MPEG audio read to its end where it does not say how long it is."""
+        frames = mpeg.without_length(self._file)
+        if frames is not None:
+            self._stream = mpeg.exact(self._file, frames)
+            self._expected = None if self._stream.head else frames.time
+
+    def _opened(self) -> soundfile.SoundFile:
+        # By descriptor, so that the content decides the format: by name, libsndfile takes any text.au for samples.
+        descriptor = self._file.fileno()
+        os.lseek(descriptor, 0, os.SEEK_SET)  # libsndfile begins where the descriptor stands
+        try:
+            return _Sequential(descriptor if self._stream is None else self._stream, closefd=False)
+        except soundfile.LibsndfileError as error:
+            raise UnsupportedAudio(
+                f"{self.label} is not audio that libsndfile can read: convert it to WAV or FLAC first"
+            ) from error
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._source.close()
+
+    @property
+    def container(self) -> str:
+        """libsndfile's name of the format."""
+        return str(self._source.format)
+
+    @property
+    def subtype(self) -> str:
+        """libsndfile's name of the sample format or codec."""
+        return str(self._source.subtype)
 
     def blocks(self, time: int) -> Iterator[Block]:
-        """Yields [channels, at most `time`] up to the end of the file; can be read through once.
+        """Yield [channels, at most `time`] up to the end of the file; can be read through once.
 
         Raises UnsupportedAudio where there are no samples, a sample is NaN, infinite or beyond LOUDEST, or the file
         cannot be decoded.
@@ -107,33 +162,77 @@ class AudioReader:
             if read == 0:
                 break
             block = np.ascontiguousarray(buffer[:read].T)
+            if self._order is not None:
+                block = block[self._order]
             self._check_samples(block)
             self._seen += read
             yield block
         if self._seen == 0:
-            raise self._without_samples()
+            raise without_samples(self.label)
+        if self._expected is not None and self._seen < self._expected:
+            raise UnsupportedAudio(
+                f"{self.label} has {self._expected / self.rate:.3f} s, but libsndfile reads "
+                f"{self._seen / self.rate:.3f} s of it: convert it to WAV or FLAC first"
+            )
 
-    def part(self, first: int, time: int) -> Block:
-        """[channels, time] from sample `first` on, found by seeking.
+    def part(self, first: int, time: int, *, least: int | None = None) -> Block:
+        """Read [channels, time] from sample `first` on; found by seeking, or by reading forward where that fails.
 
-        Raises UnsupportedAudio as `blocks`, and where the file ends before the part does.
+        Raises UnsupportedAudio as `blocks`, and where the file ends before `least` samples, all if None.
         """
-        earlier = min(first, SETTLING.get(self._source.subtype, 0))
-        try:
-            self._source.seek(first - earlier)
-        except soundfile.LibsndfileError as error:
-            raise self._ended(first + time) from error
-        self._seen = first - earlier
+        earlier = min(first, SETTLING.get(self.subtype, 0))
+        if self._seen != first:
+            self._go_to(first - earlier)
+        else:
+            earlier = 0  # reading on is exact
         block = next(self.blocks(earlier + time), None)
-        if block is None or block.shape[1] < earlier + time:
-            raise self._ended(first + time)
+        if block is None or block.shape[1] < earlier + (time if least is None else least):
+            raise UnsupportedAudio(
+                f"{self.label} ends at {self._seen / self.rate:.3f} s, and {(first + time) / self.rate:.3f} s are asked "
+                "for: correct the manifest, or take the file out"
+            )
         return np.ascontiguousarray(block[:, earlier:])
 
-    def _ended(self, wanted: int) -> UnsupportedAudio:
-        return UnsupportedAudio(
-            f"{self.label} has nothing at {wanted / self.rate:.3f} s, though its header or manifest says so: "
-            "fetch it again or take it out"
-        )
+    def length(self) -> int:
+        """Samples that can be read: the stated number if the last one is there, else counted by decoding them all.
+
+        Call it before reading. Raises UnsupportedAudio as `blocks`.
+        """
+        if self.time is not None and (self._stream or mpeg.is_mpeg(self.container) or self._is_plain()):
+            return self.time
+        if self.time is not None:
+            with suppress(UnsupportedAudio):
+                self.part(self.time - 1, 1)
+                self._rewind()
+                return self.time
+        self._rewind()
+        try:
+            for _ in self.blocks(1024):  # a block with damage in it is lost
+                pass
+        except UnsupportedAudio:
+            if self._seen == 0:
+                raise
+        counted = self._seen
+        self._rewind()
+        return counted
+
+    def _is_plain(self) -> bool:
+        """Whether every sample has its own bytes, so that libsndfile knows their number from the file's size."""
+        return self.container != "FLAC" and self.subtype.startswith(("PCM_", "FLOAT", "DOUBLE", "ULAW", "ALAW"))
+
+    def _rewind(self) -> None:
+        self._source.close()
+        self._source, self._seen = self._opened(), 0
+
+    def _go_to(self, first: int) -> None:
+        """Have sample `first` come next; past the end if the file is shorter."""
+        with suppress(soundfile.LibsndfileError):
+            if self._source.seek(first) == first:
+                self._seen = first
+                return
+        self._rewind()
+        while self._seen < first and next(self.blocks(min(2**16, first - self._seen)), None) is not None:
+            pass
 
     def _check_samples(self, block: Block) -> None:
         good = (np.abs(block) <= LOUDEST).all(axis=0)  # False for NaN too
@@ -146,15 +245,12 @@ class AudioReader:
                 "repair the recording or cut that place out"
             )
 
-    def _without_samples(self) -> UnsupportedAudio:
-        return UnsupportedAudio(f"{self.label} has no samples (0 s): record or copy it again")
-
 
 @contextmanager
 def open_reader(path: str | Path | bytes) -> Iterator[AudioReader]:
-    """Opens any file libsndfile reads; `-` is standard input, bytes are a file's content.
+    """Open any file that libsndfile reads; `-` is standard input, bytes are a file's content.
 
-    Standard input and pipes go to a temporary file on disk first, since most formats need seeking.
+    Standard input and pipes go to a temporary file on disk first, because most formats need seeking.
     Raises InputNotFound, UnsupportedAudio, and StorageError where the temporary file does not fit.
     """
     label = "the data" if isinstance(path, bytes) else "standard input" if str(path) == "-" else str(path)
@@ -162,20 +258,36 @@ def open_reader(path: str | Path | bytes) -> Iterator[AudioReader]:
         size = os.fstat(file.fileno()).st_size
         if size == 0:
             raise UnsupportedAudio(f"{label} is empty (0 bytes): record or copy it again")
-        try:
-            # By descriptor, so that the content decides the format: by name, libsndfile takes any text.au for samples.
-            source = _Sequential(file.fileno(), closefd=False)
-        except soundfile.LibsndfileError as error:
+        if (count := riff.joined(file)) > 1:
             raise UnsupportedAudio(
-                f"{label} is not audio that libsndfile can read: convert it to WAV or FLAC first"
-            ) from error
-        with source:
-            if source.format in _32_BIT_FORMATS and size >= 2**32 + COPY_BYTES:
+                f"{label} holds {count} WAV files one behind the other, of which players play the first: split it, or "
+                "join the samples with an audio tool"
+            )
+        with AudioReader(file, label) as reader:
+            if reader.time == 0:
+                raise without_samples(label)
+            if reader.container in _32_BIT_FORMATS and size >= 2**32 + COPY_BYTES:
                 raise UnsupportedAudio(
                     f"{label} has {size} bytes, but its header can only say 4 GiB and libsndfile stops there: "
                     "convert it to FLAC, W64 or RF64 first"
                 )
-            yield AudioReader(source, label)
+            yield reader
+
+
+def without_samples(label: str) -> UnsupportedAudio:
+    """The error of a recording of 0 s."""
+    return UnsupportedAudio(f"{label} has no samples (0 s): record or copy it again")
+
+
+def channel_order(container: str, channels: int) -> list[int] | None:
+    """Channels of a file in the order of WAV files; None if that is their order already.
+
+    Ogg files have the order of the Vorbis I specification, section 4.3.9: left, center, right, ..., LFE last.
+    libsndfile neither says so nor changes it.
+    """
+    if container != "OGG" or channels not in _OGG_TO_WAV:
+        return None
+    return [_OGG_TO_WAV[channels].index(channel) for channel in range(channels)]
 
 
 @contextmanager
@@ -188,7 +300,7 @@ def _seekable_input(path: str | Path | bytes, label: str) -> Iterator[BinaryIO]:
             yield stack.enter_context(_spooled(sys.stdin.buffer, label))
             return
         with _reading(label):
-            stream = stack.enter_context(Path(path).open("rb"))
+            stream = stack.enter_context(Path(path).open("rb", buffering=0))  # one position for Python and libsndfile
         yield stream if Path(path).is_file() else stack.enter_context(_spooled(stream, label))
 
 
@@ -252,6 +364,11 @@ class AudioWriter:
         self._label = label
         self._container = container
         self._subtype = subtype
+        self._order = _OGG_TO_WAV.get(channels) if container == "OGG" else None
+        self.peak = 0.0
+        """Largest magnitude of the samples so far; 1 is full scale."""
+        self.clipped = 0
+        """Samples so far that were beyond full scale and did not fit the file."""
         try:
             self._target = _Sequential(self._bridge, "w", rate, channels, subtype, format=container)
         except soundfile.LibsndfileError as error:
@@ -271,12 +388,16 @@ class AudioWriter:
             self._target.close()
 
     def write(self, block: Block) -> None:
-        """Appends [channels, time]; samples past full scale are clipped unless the file holds floating point.
+        """Append [channels, time]; samples past full scale are clipped unless the file holds floating point.
 
         Raises StorageError.
         """
+        magnitudes = np.abs(block)
+        self.peak = max(self.peak, float(magnitudes.max(initial=0)))
+        if self._subtype not in ("FLOAT", "DOUBLE"):
+            self.clipped += int((magnitudes > 1).sum())
         with self._checked():
-            self._target.write(_quantized(block, self._subtype).T)
+            self._target.write(_quantized(block if self._order is None else block[self._order], self._subtype).T)
         if self._container in _32_BIT_FORMATS and self._bridge.tell() > _32_BIT_LIMIT:
             raise StorageError(f"{self._label} passes the 4 GiB its header can say: write .flac, .w64 or .rf64 instead")
 
@@ -317,7 +438,9 @@ def open_writer(
     elif not soundfile.check_format(container, subtype):
         known = " ".join(name for name in soundfile.available_subtypes(container))
         raise UsageError(f"{label}: {container} has no subtype {subtype}: use one of {known}")
-    if container == "WAV" and (time or 0) * channels * _SAMPLE_BYTES.get(subtype, 8) > _32_BIT_LIMIT:
+    if container == "WAV" and channels > 2:
+        container = "WAVEX"  # WAVE_FORMAT_EXTENSIBLE, as its definition asks of more than two channels
+    if container in ("WAV", "WAVEX") and (time or 0) * channels * _SAMPLE_BYTES.get(subtype, 8) > _32_BIT_LIMIT:
         container = "RF64"
     with (
         atomic_output(path, force=force) as file,
@@ -329,12 +452,13 @@ def open_writer(
 class LiveOutput:
     """Standard output as 16-bit samples while they are being made: each block is gone when `write` returns.
 
-    As WAV, whose header claims the largest size there is: readers of streams take that for "up to the end". `bare` has
-    no header, the samples are little-endian then.
+    As WAV, whose header claims the largest size there is: readers of streams take that for "up to the end". If standard
+    output is a regular file, leaving the context puts the true sizes in. `bare` has no header, the samples are little-endian then.
     """
 
     def __init__(self, *, rate: int, channels: int, bare: bool = False) -> None:
         self._sink = raw_stdout()
+        self._start = None if bare else _place_in_file(self._sink)
         if not bare:
             most = 2**32 - 1
             form = struct.pack("<HHIIHH", 1, channels, rate, rate * channels * 2, channels * 2, 16)
@@ -344,9 +468,37 @@ class LiveOutput:
         """Sends [channels, time]; samples past full scale are clipped. Raises StorageError."""
         self._send(_quantized(block, "PCM_16").T.astype("<i2").tobytes())
 
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Complete the header where that is possible. Raises StorageError."""
+        if self._start is None:
+            return
+        with storing("standard output"):
+            descriptor = self._sink.fileno()
+            size = os.lseek(descriptor, 0, os.SEEK_CUR) - self._start
+            for place, value in ((4, size - 8), (_LIVE_HEADER_BYTES - 4, size - _LIVE_HEADER_BYTES)):
+                os.pwrite(descriptor, struct.pack("<I", min(value, 2**32 - 1)), self._start + place)
+
     def _send(self, data: bytes) -> None:
         with storing("standard output"):
             write_all(self._sink, data)
+
+
+def _place_in_file(sink: Any) -> int | None:
+    """Where the next byte goes in a regular file; None for pipes, terminals and files that are appended to."""
+    try:
+        descriptor = sink.fileno()
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            return None
+        import fcntl
+
+        if fcntl.fcntl(descriptor, fcntl.F_GETFL) & os.O_APPEND:
+            return None  # every write goes to the end there
+        return os.lseek(descriptor, 0, os.SEEK_CUR)
+    except (ImportError, OSError):
+        return None
 
 
 def _quantized(block: Block, subtype: str) -> NDArray[Any]:
@@ -401,7 +553,7 @@ def _reading(label: str) -> Iterator[None]:
         raise InputNotFound(f"{label} cannot be read ({error.strerror}): check the path and the permissions") from error
 
 
-def read_audio(path: str | Path, *, rate: int | None = None, mono: bool = False) -> tuple[Block, int]:
+def read_audio(path: str | Path | bytes, *, rate: int | None = None, mono: bool = False) -> tuple[Block, int]:
     """The whole file as [channels, time] and its rate in Hz, resampled to `rate`, channels averaged if `mono`.
 
     Raises as `open_reader`.

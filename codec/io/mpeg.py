@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import os
 import struct
+from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import BinaryIO, NamedTuple
 
@@ -51,7 +52,7 @@ class Frames(NamedTuple):
     """All frames of a file: runs of bytes (first, end) without a gap, and what they add up to."""
 
     runs: list[tuple[int, int]]
-    count: int
+    number: int
     header: bytes
     delay: int
     """Samples that the encoder added before the first one, as the first LAME part says."""
@@ -63,7 +64,18 @@ class Frames(NamedTuple):
         """Samples per channel of all frames, with those that the encoder added."""
         frame = _frame(self.header)
         assert frame is not None
-        return self.count * frame.samples
+        return self.number * frame.samples
+
+
+def is_mpeg(container: str) -> bool:
+    """Whether libsndfile's name of a format is that of MPEG audio."""
+    return container == "MP3"  # layers I and II too
+
+
+def begins(file: BinaryIO) -> bool:
+    """Whether the file begins with MPEG audio, behind any ID3 tags."""
+    file.seek(_after_tag(file))
+    return _frame(file.read(4)) is not None
 
 
 def has_exact_length(file: BinaryIO) -> bool:
@@ -78,8 +90,30 @@ def has_exact_length(file: BinaryIO) -> bool:
     fields = data[frame.info_at : frame.info_at + 16]
     if fields[:4] not in (b"Xing", b"Info") or len(fields) < 16:
         return False
-    flags, _, stated = struct.unpack(">III", fields[4:])
-    return flags & 3 == 3 and abs(size - first - stated) <= max(stated // 200, 256)  # 128 bytes: a tag at the end
+    flags, stated = (int.from_bytes(fields[at : at + 4], "big") for at in (4, 12))
+    return flags & 3 == 3 and abs(size - first - stated) <= max(stated // 200, 256)  # a tag at the end has 128 bytes
+
+
+def without_length(file: BinaryIO) -> Frames | None:
+    """All frames of MPEG audio whose length is a guess, or holds for a part of it; None where it is stated or there are
+    none."""
+    if has_exact_length(file):
+        return None
+    status = os.fstat(file.fileno())
+    return _known_frames(_Known((status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns), file))
+
+
+@dataclass(frozen=True)
+class _Known:
+    """A file by what tells it from others."""
+
+    identity: tuple[int, ...]
+    file: BinaryIO = field(compare=False)
+
+
+@lru_cache(maxsize=256)  # a training run opens the same files again and again
+def _known_frames(known: _Known) -> Frames | None:
+    return find_frames(known.file)
 
 
 def find_frames(file: BinaryIO) -> Frames | None:
@@ -174,15 +208,16 @@ def _info_frame(frames: Frames) -> bytes:
     assert kind is not None
     if kind.layer != 3:
         return b""
-    for kbps in range(1, 15):  # the smallest frame that holds it
-        header = bytes((0xFF, frames.header[1] | 1, kbps << 4 | frames.header[2] & 0x0C, frames.header[3]))
-        frame = _frame(header)
-        assert frame is not None
-        if frame.size >= frame.info_at + _INFO_BYTES:
-            break
+    headers = (
+        bytes((0xFF, frames.header[1] | 1, kbps << 4 | frames.header[2] & 0x0C, frames.header[3]))
+        for kbps in range(1, 15)
+    )
+    header, frame = next(  # the smallest frame that holds it
+        (header, frame) for header in headers if (frame := _frame(header)) and frame.size >= frame.info_at + _INFO_BYTES
+    )
     size = frame.size + sum(end - begin for begin, end in frames.runs)
     contents = bytes(min(255, 256 * part // 100) for part in range(100))
-    fields = struct.pack(">4sIII100sI", b"Info", 0xF, frames.count, min(size, 2**32 - 1), contents, 0)
+    fields = struct.pack(">4sIII100sI", b"Info", 0xF, frames.number, min(size, 2**32 - 1), contents, 0)
     delays = frames.delay << 12 | frames.padding
     lame = b"LAME3.100" + bytes(12) + delays.to_bytes(3, "big") + bytes(12) if delays else b""
     return (header + bytes(frame.info_at - 4) + fields + lame).ljust(frame.size, b"\0")

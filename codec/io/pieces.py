@@ -14,7 +14,8 @@ class Pieces(io.RawIOBase):
     """`head`, then the `runs` (first byte, end) of a file; nothing is copied before it is read."""
 
     def __init__(self, file: BinaryIO, head: bytes, runs: Sequence[tuple[int, int]]) -> None:
-        self._file, self._head, self._runs = file, head, runs
+        self.head = head
+        self._file, self._runs = file, runs
         self._starts = [0, *accumulate([len(head), *(end - first for first, end in runs)])]  # and the end
         self._position = 0
 
@@ -39,7 +40,7 @@ class Pieces(io.RawIOBase):
         inside = self._position - self._starts[piece]
         length = min(len(buffer), self._starts[piece + 1] - self._position)
         if piece == 0:
-            data = self._head[inside : inside + length]
+            data = self.head[inside : inside + length]
         else:
             self._file.seek(self._runs[piece - 1][0] + inside)
             data = self._file.read(length)

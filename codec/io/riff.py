@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import os
 import struct
+from collections.abc import Iterator
 from typing import BinaryIO
 
 from codec.io.pieces import Pieces
 
-_HEADER_BYTES = 2**20  # in which the samples begin
+_HEADER_BYTES = 2**20  # that a header has at most
 _LARGEST = 2**32 - 2**16  # bytes of samples that a header can state
 
 
@@ -23,38 +24,53 @@ def finished(file: BinaryIO) -> Pieces | None:
     """
     size = file.seek(0, os.SEEK_END)
     file.seek(0)
-    head = file.read(_HEADER_BYTES)
-    if head[:4] not in (b"RIFF", b"RIFX", b"RF64") or head[8:12] != b"WAVE":
+    form = file.read(12)
+    if form[:4] not in (b"RIFF", b"RIFX", b"RF64") or form[8:] != b"WAVE":
         return None
-    order = ">" if head[:4] == b"RIFX" else "<"
-    chunks = {name: (position, length) for name, position, length in _chunks(head, order)}
+    order = ">" if form[:4] == b"RIFX" else "<"
+    chunks = {name: (position, length) for name, position, length in _chunks(file, 12, size, order)}
     if b"data" not in chunks:
         return None
     position, stated = chunks[b"data"]
     sizes = chunks.get(b"ds64")
-    if stated == 2**32 - 1 and sizes and head[:4] == b"RF64":  # the 64-bit sizes count
-        stated = int.from_bytes(head[sizes[0] + 16 : sizes[0] + 24], "little")
+    if stated == 2**32 - 1 and sizes and form[:4] == b"RF64":  # the 64-bit sizes count
+        file.seek(sizes[0] + 16)
+        stated = int.from_bytes(file.read(8), "little")
     first = position + 8
-    if stated or size <= first or _only_chunks(file, first, size, order):
+    if stated or size <= first or first > _HEADER_BYTES or _only_chunks(file, first, size, order):
         return None
     length = min(size - first, _LARGEST)
-    patched = bytearray(head[:first])
-    patched[:8] = (head[:4] if order == ">" else b"RIFF") + struct.pack(order + "I", first + length - 8)
+    file.seek(0)
+    patched = bytearray(file.read(first))
+    patched[:8] = (form[:4] if order == ">" else b"RIFF") + struct.pack(order + "I", first + length - 8)
     patched[position + 4 :] = struct.pack(order + "I", length)
     if sizes:
         patched[sizes[0] : sizes[0] + 4] = b"JUNK"
     return Pieces(file, bytes(patched), [(first, first + length)])
 
 
-def _chunks(head: bytes, order: str) -> list[tuple[bytes, int, int]]:
-    """Name, position and stated size of every chunk up to the samples."""
-    found: list[tuple[bytes, int, int]] = []
-    position = 12
-    while position + 8 <= len(head) and not (found and found[-1][0] == b"data"):
-        length = struct.unpack_from(order + "I", head, position + 4)[0]
-        found.append((head[position : position + 4], position, length))
+def joined(file: BinaryIO) -> int:
+    """How many WAV files stand one behind the other in this file; 0 if it is not WAV."""
+    size, position, count = file.seek(0, os.SEEK_END), 0, 0
+    while position + 12 <= size:
+        file.seek(position)
+        head = file.read(12)
+        if head[:4] != b"RIFF" or head[8:] != b"WAVE":
+            break
+        count += 1
+        length = int.from_bytes(head[4:8], "little")
         position += 8 + length + length % 2
-    return found
+    return count
+
+
+def _chunks(file: BinaryIO, position: int, size: int, order: str) -> Iterator[tuple[bytes, int, int]]:
+    """Name, position and stated size of every chunk from `position` up to the samples."""
+    name = b""
+    while position + 8 <= size and name != b"data":
+        file.seek(position)
+        name, length = struct.unpack(order + "4sI", file.read(8))
+        yield name, position, length
+        position += 8 + length + length % 2
 
 
 def _only_chunks(file: BinaryIO, position: int, size: int, order: str) -> bool:

@@ -65,7 +65,7 @@ def read(data: bytes) -> tuple[Codes, CodecError | None]:
 
 def test_a_file_of_version_1_is_read_forever() -> None:
     """Written by the first program that knew the format; never make it anew."""
-    golden = (Path(__file__).parent / "golden/version-1.codec").read_bytes()
+    golden = (Path(__file__).parents[1] / "golden/version-1.codec").read_bytes()
     channel, codebook, frame = np.ogrid[:2, :3, :9]
     expected = (channel * 331 + codebook * 77 + frame * frame * 13) % 1000
     codes, damage = read(golden)

@@ -94,7 +94,7 @@ def test_a_frame_cut_in_the_middle_does_not_count(noise: NDArray[Any]) -> None:
     whole, cut = mpeg.find_frames(io.BytesIO(data)), mpeg.find_frames(io.BytesIO(data[:-100]))
     assert whole is not None
     assert cut is not None
-    assert cut.count == whole.count - 1
+    assert cut.number == whole.number - 1
 
 
 @pytest.mark.parametrize(
@@ -109,7 +109,7 @@ def test_silent_frames_made_by_hand(header: bytes, size: int, samples: int) -> N
     file = io.BytesIO((header + bytes(size - 4)) * 50)
     frames = mpeg.find_frames(file)
     assert frames is not None
-    assert (frames.count, frames.time) == (50, 50 * samples)
+    assert (frames.number, frames.time) == (50, 50 * samples)
     source = soundfile.SoundFile(mpeg.exact(file, frames))
     assert source.frames == frames.time
 

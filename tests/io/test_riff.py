@@ -7,7 +7,9 @@ import numpy as np
 import pytest
 import soundfile
 
-from codec.io.riff import finished
+from codec.errors import UnsupportedAudio
+from codec.io.audio import open_reader
+from codec.io.riff import finished, joined
 
 NOISE = np.random.default_rng(0).uniform(-0.5, 0.5, 4000)
 
@@ -65,3 +67,11 @@ def test_a_file_without_samples_has_none(behind: bytes) -> None:
 )
 def test_headers_that_are_not_whole(data: bytes) -> None:
     assert finished(io.BytesIO(data)) is None
+
+
+def test_files_one_behind_the_other_are_named() -> None:
+    whole = bytes(written("WAV", "PCM_16"))
+    assert joined(io.BytesIO(whole)) == 1
+    assert joined(io.BytesIO(whole * 3)) == 3
+    with pytest.raises(UnsupportedAudio, match="holds 2 WAV files one behind the other"), open_reader(whole * 2):
+        pass

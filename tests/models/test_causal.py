@@ -441,7 +441,9 @@ def test_the_default_model_is_small() -> None:
     state = CausalCodec(CausalConfig()).state_dict()
     assert sum(tensor.numel() for tensor in state.values()) <= 12e6  # codebooks and axes with it
     assert {name for name in state if name.startswith("quantizer")} == {"quantizer.envelopes"} | {
-        f"quantizer.residual.stages.{codebook}.{part}" for codebook in range(11) for part in ("codebook", "cluster_size")
+        f"quantizer.residual.stages.{codebook}.{part}"
+        for codebook in range(11)
+        for part in ("codebook", "cluster_size")
     }
 
 

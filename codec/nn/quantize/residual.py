@@ -311,7 +311,9 @@ def move(stages: Sequence[VectorQuantizer], parts: Sequence[Quantized]) -> None:
     )  # the last row is of items that do not use the codebook
     for table, given, code in zip(statistics, rows, codes, strict=True):
         table.index_add_(0, code % (size + 1), F.pad(given, (0, 1), value=1.0))
-    sums, chosen = all_reduce_sum(statistics)[:, :size].tensor_split([-1], dim=-1)  # [codebooks, codebook_size, dim and 1]
+    sums, chosen = all_reduce_sum(statistics)[:, :size].tensor_split(
+        [-1], dim=-1
+    )  # [codebooks, codebook_size, dim and 1]
     dead = torch.stack([stage.move(*of) for stage, *of in zip(stages, sums, chosen[..., 0], strict=True)])
     if dead.any():
         for stage, entries, given, code in zip(stages, dead, rows, codes, strict=True):

@@ -234,9 +234,7 @@ def length(clip: Clip, rate: int) -> int | CodecError:
         return max(1, int(clip.seconds * rate))
     try:
         with open_reader(clip.path) as reader:
-            if reader.time is None:
-                return UnsupportedAudio(f"{reader.label} does not say its length: convert it to WAV or FLAC again")
-            time = (reader.time - round(clip.start * reader.rate)) * rate // reader.rate
+            time = (reader.length() - round(clip.start * reader.rate)) * rate // reader.rate
             return time if time > 0 else UnsupportedAudio(f"{reader.label} has nothing from {clip.start:g} s on")
     except CodecError as error:
         return error
