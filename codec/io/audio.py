@@ -188,8 +188,8 @@ class AudioReader:
         block = next(self.blocks(earlier + time), None)
         if block is None or block.shape[1] < earlier + (time if least is None else least):
             raise UnsupportedAudio(
-                f"{self.label} ends at {self._seen / self.rate:.3f} s, and {(first + time) / self.rate:.3f} s are asked "
-                "for: correct the manifest, or take the file out"
+                f"{self.label} ends at {self._seen / self.rate:.3f} s, but {(first + time) / self.rate:.3f} s are "
+                "wanted: correct the manifest, or take the file out"
             )
         return np.ascontiguousarray(block[:, earlier:])
 
@@ -453,7 +453,8 @@ class LiveOutput:
     """Standard output as 16-bit samples while they are being made: each block is gone when `write` returns.
 
     As WAV, whose header claims the largest size there is: readers of streams take that for "up to the end". If standard
-    output is a regular file, leaving the context puts the true sizes in. `bare` has no header, the samples are little-endian then.
+    output is a regular file, leaving the context puts the true sizes in. `bare` has no header; the samples are
+    little-endian then.
     """
 
     def __init__(self, *, rate: int, channels: int, bare: bool = False) -> None:

@@ -152,8 +152,8 @@ def find_frames(file: BinaryIO) -> Frames | None:
 def exact(file: BinaryIO, frames: Frames) -> Pieces:
     """All frames of a file as a stream that libsndfile reads to its end.
 
-    Those of layers I and II have no Info frame: libsndfile guesses their length from the first of them, which is right if
-    the bit rate is constant.
+    Those of layers I and II have no Info frame: libsndfile guesses their length from the first frame, which is right
+    if the bit rate is constant.
     """
     return Pieces(file, _info_frame(frames), frames.runs)
 
