@@ -1,4 +1,4 @@
-"""README, docs/ and the READMEs of recipes: their Python runs, their links lead somewhere, their options exist."""
+"""README, docs/ and the READMEs of recipes: Python examples run, links resolve, options and recipe keys exist."""
 
 import itertools
 import json
@@ -36,14 +36,14 @@ PAGES = [
 ]
 NAMES = [str(page.relative_to(ROOT)) for page in PAGES]
 
-HISTORY = ("CHANGELOG.md", "docs/lab-notes.md")  # which keep the names of their time
+HISTORY = ("CHANGELOG.md", "docs/lab-notes.md")  # they keep old names
 
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 ROW = {"step": "50", "name": "train/loss", "value": "1.5"}
 
 
 def blocks(page: Path, language: str) -> list[tuple[int, str]]:
-    """The line that each fenced block of a language starts on, and its text."""
+    """Start line and text of each fenced block in a language."""
     text = page.read_text("utf-8")
     return [(text.count("\n", 0, block.start(2)), block[2]) for block in FENCE.finditer(text) if block[1] == language]
 
@@ -58,7 +58,7 @@ def prose(page: Path) -> str:
 
 @pytest.fixture
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A folder with what examples read: recordings, a run, and tiny models in the place of the shipped ones."""
+    """The files that examples read: recordings, a training run, and tiny models instead of the shipped ones."""
     weights, folder = tmp_path / "weights", tmp_path / "here"
     for path in (weights, folder / "runs" / "mine"):
         path.mkdir(parents=True)
@@ -80,18 +80,18 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("page", PAGES, ids=NAMES)
 def test_python_examples_run(page: Path, here: None) -> None:
-    """In order, in one namespace; a failure names the page and its line."""
+    """Run the blocks of a page in order, in one namespace; a traceback names the page and its line."""
     namespace: dict[str, Any] = {}
     for line, text in blocks(page, "python"):
         exec(compile("\n" * line + text, str(page), "exec"), namespace)
 
 
-def test_there_are_python_examples() -> None:
+def test_pages_with_python_examples() -> None:
     found = {name for name, page in zip(NAMES, PAGES, strict=True) if blocks(page, "python")}
     assert found >= {"README.md", "docs/tokens.md", "docs/streaming.md", "docs/file-format.md", "docs/generate.md"}
 
 
-def test_the_bytes_of_the_file_format_are_those_that_are_written() -> None:
+def test_example_of_the_file_format() -> None:
     page = ROOT / "docs" / "file-format.md"
     (table,) = (text for _, text in blocks(page, "") if "magic" in text)
     rows = [re.fullmatch(r" *(\d+)  ((?:[0-9a-f]{2} )*[0-9a-f]{2})(?: {2,}.*)?", line) for line in table.splitlines()]
@@ -110,7 +110,7 @@ def test_the_bytes_of_the_file_format_are_those_that_are_written() -> None:
 
 
 def anchors(page: Path) -> set[str]:
-    """What GitHub calls the headings of a page."""
+    """The anchors that GitHub gives to the headings of a page."""
     headings = re.findall(r"^#+ (.*)$", prose(page), re.MULTILINE)
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
@@ -127,7 +127,7 @@ def test_links_and_images_exist() -> None:
     assert broken == []
 
 
-def test_every_page_is_reached_from_the_readme() -> None:
+def test_readme_links_every_page() -> None:
     readme = (ROOT / "README.md").read_text("utf-8")
     missing = [name for name in NAMES if name.startswith("docs/") and f"({name}" not in readme]
     assert missing == []
@@ -137,7 +137,7 @@ def test_every_page_is_reached_from_the_readme() -> None:
 
 
 def command_options() -> dict[str, set[str]]:
-    """Each command with its options."""
+    """The options of each command."""
     group = typer.main.get_command(app)
     return {
         name: {text for option in command.params for text in (*option.opts, *option.secondary_opts)} | {"--help", "-h"}
@@ -146,7 +146,7 @@ def command_options() -> dict[str, set[str]]:
 
 
 def codec_commands(text: str) -> Iterator[list[str]]:
-    """The words after `codec` of every such command in shell text."""
+    """The arguments of each `codec` command in shell text."""
     for line in text.replace("\\\n", " ").splitlines():
         part: list[str] = []
         for word in [*shlex.split(line, comments=True), "|"]:
@@ -159,13 +159,13 @@ def codec_commands(text: str) -> Iterator[list[str]]:
 
 
 def console(page: Path) -> list[str]:
-    """The commands of a page's console blocks: lines after "$ " with the lines that continue them."""
+    """The commands of a page's console blocks: lines after "$ ", with continuation lines."""
     text = "\n".join(text for _, text in blocks(page, "console"))
     return re.findall(r"^\$ ((?:.*\\\n)*.*)$", text, re.MULTILINE)
 
 
 def shell(page: Path) -> str:
-    """All shell text of a page: its bash blocks and the commands of its console blocks."""
+    """The bash blocks of a page and the commands of its console blocks."""
     return "\n".join([*(text for _, text in blocks(page, "bash")), *console(page)])
 
 
@@ -203,7 +203,7 @@ def test_options_in_prose_exist() -> None:
 
 
 def keys(annotation: Any, prefix: str = "") -> set[str]:
-    """Dotted names of all keys of a configuration, of every variant."""
+    """Dotted names of all keys of a configuration, including all members of unions."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         fields = annotation.model_fields.items()
         return {prefix + name for name, _ in fields}.union(
@@ -235,11 +235,11 @@ NOT_RUN = {
     r"python tools/": "takes minutes; tests/test_tools.py runs the tools on small data",
 }
 IF_INSTALLED = {"opusenc": "--baseline opus", "jq": "jq "}
-TRAINED = {  # runs that a page uses and does not train
+TRAINED = {  # training runs that a page uses but does not train
     "docs/compress.md": {"mine": "general-24k"},
     "docs/generate.md": {"music": "digits-8k-lm", "digits-lm": "digits-8k-lm"},
 }
-# Runs of two steps, a few samples to score, and outputs replaced, because a page shows alternatives side by side.
+# Training stops after two steps, few samples are scored, and outputs are replaced because pages show alternatives.
 PREAMBLE = r"""
 set -o pipefail
 codec() {
@@ -259,7 +259,7 @@ aplay() { head -c 100000 > /dev/null; }
 
 @pytest.fixture(scope="module")
 def examples(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with recordings under every name that the pages use, from the shipped language model."""
+    """Recordings, generated by the shipped language model, under every name that the pages use."""
     folder = tmp_path_factory.mktemp("examples")
     recordings = folder / "recordings"
     recordings.mkdir()
@@ -286,8 +286,8 @@ def examples(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.slow
 @pytest.mark.nightly
 @pytest.mark.parametrize("name", [name for name in NAMES if console(ROOT / name) and "recipes/" not in name])
-def test_commands_run(name: str, examples: Path, tmp_path: Path) -> None:
-    """In order, in one folder, with the shipped models; training runs of two steps."""
+def test_console_commands_run(name: str, examples: Path, tmp_path: Path) -> None:
+    """Run the commands of a page in order, in one folder, with the shipped models; training stops after two steps."""
     folder = tmp_path / "page"
     shutil.copytree(examples, folder)
     for run, model in TRAINED.get(name, {}).items():

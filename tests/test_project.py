@@ -1,4 +1,4 @@
-"""The rules of the house: floors, imports, dependencies, and what the README promises."""
+"""Rules of the project: floors, imports, dependencies, and the commands of the README."""
 
 import ast
 import re
@@ -29,7 +29,7 @@ def floors() -> list[list[str]]:
     return [line[1:] for line in lines]
 
 
-FLOORS = floors()  # a module imports only from its own floor or lower ones; a package's floor is that of all in it
+FLOORS = floors()  # a module imports only from its own floor or lower ones; a package is on one floor
 WITHOUT_TORCH = (
     "errors",
     "config",
@@ -55,7 +55,7 @@ MODULES = {module_name(path): ast.parse(path.read_text("utf-8")) for path in sor
 
 
 def imports(module: str) -> Iterator[str]:
-    """All modules that a module imports, wherever in it: those of codec as far as they are modules, else packages."""
+    """Imports of a module, also inside functions: modules of codec, and top-level names of other packages."""
     for node in ast.walk(MODULES[module]):
         if isinstance(node, ast.Import):
             names = [alias.name for alias in node.names]
@@ -76,7 +76,7 @@ def floor(module: str) -> int:
     return number
 
 
-def test_modules_stand_on_their_floors() -> None:
+def test_modules_import_only_from_lower_floors() -> None:
     inner = [module for module in MODULES if module != "codec"]
     assert len(inner) >= 29
     steps = [(module, name) for module in inner for name in imports(module) if name in MODULES and name != "codec"]
@@ -84,7 +84,7 @@ def test_modules_stand_on_their_floors() -> None:
     assert [f"{module} imports {name}" for module, name in steps if floor(name) > floor(module)] == []
 
 
-def test_the_library_is_silent() -> None:
+def test_library_does_not_print() -> None:
     calls = [
         f"{module}:{node.lineno}"
         for module, tree in MODULES.items()
@@ -94,7 +94,7 @@ def test_the_library_is_silent() -> None:
     assert calls == []
 
 
-def test_dependencies_are_those_imported() -> None:
+def test_dependencies_equal_imports() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
 
     def names(requirements: list[str]) -> set[str]:
@@ -104,7 +104,7 @@ def test_dependencies_are_those_imported() -> None:
     extras = set().union(*(names(project["optional-dependencies"][extra]) for extra in ("train", "eval", "cluster")))
     imported = {name for module in MODULES for name in imports(module) if name not in MODULES}
     imported -= sys.stdlib_module_names
-    imported -= {"pydantic_core", "_typeshed", "PIL"}  # come with pydantic, mypy and tensorboard
+    imported -= {"pydantic_core", "_typeshed", "PIL"}  # installed with pydantic, mypy and tensorboard
     assert needed - imported == set()
     assert imported - needed - extras == set()
 
@@ -137,7 +137,7 @@ def test_imports_without_torch(module: str) -> None:
 
 
 def cpu_seconds(code: str) -> float:
-    """Processor time that Python takes for the code, its own start included; the best of three."""
+    """CPU time of a Python process that runs the code, best of three."""
     timed = f"import sys, time\ntry: {code}\nexcept SystemExit: pass\nsys.stderr.write(str(time.process_time()))"
     runs = [
         subprocess.run([sys.executable, "-c", timed], cwd=ROOT, check=True, capture_output=True, text=True)
@@ -146,7 +146,7 @@ def cpu_seconds(code: str) -> float:
     return min(float(run.stderr) for run in runs)
 
 
-def test_imports_are_quick() -> None:
+def test_import_time() -> None:
     assert cpu_seconds("import codec") - cpu_seconds("pass") < 0.1
     assert cpu_seconds("from codec.cli.main import run; run(['--help'])") < 0.5
 
@@ -167,7 +167,7 @@ def test_every_room_has_one_floor_and_one_row() -> None:
     assert set(described) == rooms - {"__main__"}
 
 
-def test_each_job_is_a_short_walk() -> None:
+def test_jobs_name_few_existing_files() -> None:
     jobs = rows("job")
     assert len(jobs) >= 7
     for job, path in jobs:
@@ -176,18 +176,18 @@ def test_each_job_is_a_short_walk() -> None:
         assert [file for file in files if not (PACKAGE / f"{file}.py").is_file()] == [], job
 
 
-def test_the_citation_has_the_version() -> None:
+def test_citation_has_the_version() -> None:
     assert f"\nversion: {codec.__version__}\n" in (ROOT / "CITATION.cff").read_text("utf-8")
 
 
 # The README
 
 
-def test_the_readme_is_short() -> None:
+def test_readme_has_at_most_150_lines() -> None:
     assert len(README.read_text("utf-8").splitlines()) <= 150
 
 
-def test_the_commands_are_those_of_continuous_integration() -> None:
+def test_readme_commands_are_run_by_ci() -> None:
     blocks = re.findall(r"```bash\n(.*?)```", README.read_text("utf-8"), re.DOTALL)
     assert len(blocks) == 2  # other examples are ```console or ```python
     script = (ROOT / ".ci" / "run").read_text("utf-8").splitlines()
@@ -195,7 +195,7 @@ def test_the_commands_are_those_of_continuous_integration() -> None:
     assert [command for command in commands if command not in script] == []
 
 
-def test_launches_over_many_processes_divide_their_batch() -> None:
+def test_batch_size_divides_by_processes_in_docs() -> None:
     launches = re.findall(r"^\$ torchrun .*", SCALING.read_text("utf-8"), re.MULTILINE)
     assert len(launches) == 2
     for launch in launches:
