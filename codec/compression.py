@@ -1,4 +1,4 @@
-"""Recordings to .codec files and back, one by one or as whole folders, in memory that does not grow with length."""
+"""Compress recordings to .codec files and restore them, one by one or as whole folders, in constant memory."""
 
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -27,20 +27,20 @@ from codec.frames import resampled_length
 from codec.io import audio, bitstream
 from codec.io.audio import AudioReader, AudioWriter, Block, Resampler
 from codec.io.bitstream import Codes, Header, Reader, Writer
-from codec.io.storage import atomic_output
+from codec.io.storage import atomic_output, storing, walk
 from codec.models.base import Codec
 from codec.parallel import Engine, each
 from codec.streams import StreamDecoder, StreamEncoder
 
-BLOCK_SECONDS = 4.0  # of one channel; recordings of more channels go in shorter blocks
-BLOCK_MOST = 1 << 20  # samples, whatever the rate
+BLOCK_SECONDS = 4.0  # of one channel; blocks of recordings with more channels are shorter
+MAX_BLOCK = 1 << 20  # samples, at any sample rate
 
 Model: TypeAlias = Codec | str | Path
 
 
 @dataclass(frozen=True)
 class Report:
-    """What was done to one file.
+    """The result for one file.
 
     `time` is the recording's length in samples per channel at `rate` Hz, `compressed_bytes` the size of the whole
     .codec file, `elapsed` the seconds it took, loading the model included.
@@ -73,7 +73,7 @@ class Report:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of one file of a folder: a report, an error, or neither, for it was done before."""
+    """The result for one file of a folder: a report, an error, or neither if it was done before."""
 
     source: Path
     target: Path
@@ -97,14 +97,14 @@ def compress(
 ) -> Report:
     """Compress a recording; "-" is standard input or output.
 
-    `bitrate` asks for the most codebooks within so many kbit/s per channel, `num_codebooks` for that many; all codebooks if both are
-    None. `force` replaces a target that exists. `device` is where a model given by name runs: "auto" takes CUDA if it
-    is there.
+    `num_codebooks` is the number of codebooks; `bitrate` in kbit/s per channel selects the most codebooks within it;
+    all codebooks if both are None. `force` replaces a target that exists. `device` is for a model given by name: "cpu",
+    "cuda", or "auto" for CUDA if it is available.
 
     Raises UsageError, InputNotFound, UnsupportedAudio, UnknownModel, StorageError.
     """
-    began = perf_counter()
-    with audio.open_reader(source) as reader, atomic_output(_apart(source, target), force=force) as file:
+    start = perf_counter()
+    with audio.open_reader(source) as reader, atomic_output(_other_than(source, target), force=force) as file:
         time, num_codebooks = compress_into(
             reader, file, model=model, num_codebooks=num_codebooks, bitrate=bitrate, device=device
         )
@@ -117,23 +117,22 @@ def compress(
         time=time,
         num_codebooks=num_codebooks,
         compressed_bytes=size,
-        elapsed=perf_counter() - began,
+        elapsed=perf_counter() - start,
     )
 
 
 def compress_into(
     reader: AudioReader, file: BinaryIO, *, model: Model, num_codebooks: int | None, bitrate: float | None, device: str
 ) -> tuple[int, int]:
-    """Compress an open recording to a .codec file that can seek; its samples per channel, and the codebooks used."""
+    """Compress an open recording to a seekable file; return its samples per channel and the number of codebooks."""
     if reader.rate > bitstream.MAX_RATE:
         raise UnsupportedAudio(
-            f"{reader.label} has {reader.rate} samples a second: resample it to {bitstream.MAX_RATE} Hz or less"
+            f"{reader.label} has a sample rate of {reader.rate} Hz: resample it to {bitstream.MAX_RATE} Hz or less"
         )
     codec = cached_model(model, device)
-    math = codec.frame_spec
     encoder = StreamEncoder(codec, num_codebooks=codec.codebooks_for(num_codebooks, bitrate), batch=reader.channels)
     writer = Writer(file, _header(codec, reader.rate, reader.channels, encoder.num_codebooks))
-    resampler = Resampler(reader.rate, math.sample_rate, reader.channels)
+    resampler = Resampler(reader.rate, codec.sample_rate, reader.channels)
 
     def encode(block: Block) -> None:
         writer.write(encoder.push(block[:, None]).cpu().numpy())  # channels are rows of the batch
@@ -157,20 +156,20 @@ def decompress(
     force: bool = False,
     device: str = "cpu",
 ) -> Report:
-    """Restore a recording with its own channels, length and rate (or `rate` Hz); "-" is standard input or output.
+    """Restore a recording with its channels, length and sample rate (or `rate` Hz); "-" is standard input or output.
 
-    The file names its model where that is a shipped one; pass `model` otherwise. `force` and `device` as in `compress`.
+    The file names its model; pass `model` if that is not a shipped one. `force` and `device` as in `compress`.
 
-    Raises UsageError, InputNotFound, UnsupportedAudio, UnknownModel, WeightsMismatch, StorageError, and DamagedFile:
-    what was whole before the damage is in the target then, and there is no target if nothing was.
+    Raises UsageError, InputNotFound, UnsupportedAudio, UnknownModel, WeightsMismatch, StorageError, and DamagedFile
+    after the intact audio before the damage was written to the target; without intact audio there is no target.
     """
-    began = perf_counter()
+    start = perf_counter()
     with bitstream.open_reader(source) as reader:
         header = reader.header
         rate, time = restored_size(reader, rate)
         codec = model_of(reader, model, device)
         damage = None
-        target = _apart(source, target)
+        target = _other_than(source, target)
         with audio.open_writer(target, rate=rate, channels=header.channels, force=force, time=time) as writer:
             try:
                 restore_into(reader, writer, codec=codec, rate=rate, time=time)
@@ -188,17 +187,17 @@ def decompress(
         time=time,
         num_codebooks=header.num_codebooks,
         compressed_bytes=reader.offset,
-        elapsed=perf_counter() - began,
+        elapsed=perf_counter() - start,
     )
 
 
 def restored_size(reader: Reader, rate: int | None) -> tuple[int, int]:
-    """Rate and samples per channel of what is restored at `rate` Hz, or at the source's.
+    """The sample rate and the samples per channel of the restored recording, at `rate` Hz or the source's rate.
 
-    Raises UsageError for a rate that no file can have, UnsupportedAudio where there are no samples.
+    Raises UsageError for a rate that no file can have, UnsupportedAudio if there are no samples.
     """
     if rate is not None and not 1 <= rate <= bitstream.MAX_RATE:
-        raise UsageError(f"a rate of {rate} Hz cannot be written: ask for 1 to {bitstream.MAX_RATE} Hz")
+        raise UsageError(f"a sample rate of {rate} Hz cannot be written: use 1 to {bitstream.MAX_RATE} Hz")
     header = reader.header
     if not header.time:
         raise UnsupportedAudio(f"{reader.label} has no samples (0 s): there is nothing to restore")
@@ -207,16 +206,16 @@ def restored_size(reader: Reader, rate: int | None) -> tuple[int, int]:
 
 
 def restore_into(reader: Reader, writer: AudioWriter, *, codec: Codec, rate: int, time: int) -> None:
-    """Restore an open .codec file to `time` samples at `rate` Hz. Raises DamagedFile after what was whole before."""
+    """Write `time` samples at `rate` Hz of an open .codec file. Raises DamagedFile after the intact audio."""
     for block in _restored(reader, codec, rate):
         writer.write(block[:, :time])
         time -= min(time, block.shape[1])
 
 
 def target_of(source: str | Path, output: str | Path | None, suffix: str) -> str:
-    """Where one file goes: to `output`, into it if it is a folder, beside the source if it is None.
+    """The target of one file: `output`, a file in it if it is a folder, or a file beside the source if it is None.
 
-    Raises InputNotFound where the source is a folder, StorageError for the name of a folder that is not there.
+    Raises InputNotFound if the source is a folder, StorageError if `output` ends with "/" and is not a folder.
     """
     if Path(source).is_dir():
         raise InputNotFound(f"{source} is a folder: name a file in it")
@@ -225,7 +224,7 @@ def target_of(source: str | Path, output: str | Path | None, suffix: str) -> str
     if Path(output).is_dir() and str(source) != "-":
         return str(Path(output, Path(source).name).with_suffix(suffix))
     if str(output).endswith("/"):
-        raise StorageError(f"{output} is no folder: create it first, or leave the / out to name a file")
+        raise StorageError(f"{output} is not a folder: create it first, or remove the / to name a file")
     return str(output)
 
 
@@ -242,18 +241,16 @@ def compress_tree(
     engine: Engine = "local",
     progress: Progress | None = None,
 ) -> list[Outcome]:
-    """Compress every recording under the folder `source` to a .codec file at the same place under `target`.
+    """Compress every recording in the folder `source` to a .codec file at the same path in `target`.
 
-    Without `target` the new files stand beside the old. Hidden files are left out, files whose target exists are
-    skipped unless `force`, a file that fails does not stop the others. `jobs` and `engine` as in `workers.each`. The
-    outcomes come in order of source; the other options are those of `compress`.
+    Without `target`, the .codec files are written beside the recordings. Hidden files are skipped, and files whose
+    target exists unless `force`. A file that fails does not stop the others. `jobs` and `engine` as in
+    `codec.parallel.each`; the other options as in `compress`. The outcomes are sorted by source.
 
-    Raises InputNotFound: no folder, or no recordings in it. UsageError, UnknownModel, MissingDependency: no file could
-    be compressed so.
+    Raises InputNotFound: no folder, or no recordings in it. UsageError, UnknownModel, MissingDependency: an option is
+    wrong for every file.
     """
-    cached_model(model, device).codebooks_for(
-        num_codebooks, bitrate
-    )  # what is wrong for every file is told once, before the first
+    cached_model(model, device).codebooks_for(num_codebooks, bitrate)  # raises an error of every file once
     return _run(
         _pairs(source, target, audio.AUDIO_SUFFIXES, ".codec"),
         partial(compress, model=model, num_codebooks=num_codebooks, bitrate=bitrate, force=force, device=device),
@@ -276,9 +273,9 @@ def decompress_tree(
     jobs: int = 1,
     progress: Progress | None = None,
 ) -> list[Outcome]:
-    """Restore every .codec file under the folder `source` to a .wav file at the same place under `target`.
+    """Restore every .codec file in the folder `source` to a .wav file at the same path in `target`.
 
-    As `compress_tree`, with the options of `decompress`. Only a target of the full length is skipped as done.
+    As `compress_tree`, with the options of `decompress`. Only a target of the full length is skipped.
     """
     if model is not None:
         cached_model(model, device)
@@ -291,16 +288,16 @@ def decompress_tree(
     )
 
 
-def _apart(source: str | Path, target: str | Path) -> str | Path:
-    """The target, which must not be the source: nobody means to replace a recording by less than itself."""
-    with suppress(OSError):  # one of the two does not exist
+def _other_than(source: str | Path, target: str | Path) -> str | Path:
+    """The target; raises UsageError if it is the source, because the result has lost information."""
+    with suppress(OSError):  # the target does not exist
         if "-" not in (str(source), str(target)) and Path(source).samefile(target):
             raise UsageError(f"{source} and {target} are the same file: name another output")
     return target
 
 
 def cached_model(model: Model, device: str) -> Codec:
-    """The model, which all calls in this process share that name the same file. Raises as `pretrained.load`."""
+    """Load a model once for all calls in this process that name the same file. Raises as `pretrained.load`."""
     if isinstance(model, Codec):
         return model
     path = pretrained.find(model)
@@ -309,17 +306,17 @@ def cached_model(model: Model, device: str) -> Codec:
 
 @lru_cache(maxsize=2)
 def _loaded(path: Path, modified: int, device: str) -> Codec:
-    """A folder's files share one model; a file that has been `modified` (ns) since is loaded anew."""
+    """Load a model file; one with another modification time (ns) is loaded again."""
     return load_model(path, device)
 
 
 def model_of(reader: Reader, model: Model | None, device: str) -> Codec:
-    """The model that made a file: `model`, or the shipped one it names."""
+    """The model that made a file: `model`, or the shipped model that the file names."""
     header = reader.header
     made_by = (header.model, header.weights_hash)
     if model is None:
         model = pretrained.WEIGHTS / f"{header.model}.safetensors"
-        if model.parent != pretrained.WEIGHTS or not model.is_file():  # a file must not choose what else is loaded
+        if model.parent != pretrained.WEIGHTS or not model.is_file():  # because a file must not choose a path to load
             raise UnknownModel(
                 f"{reader.label} was made by {model_label(made_by)}, which is not shipped: "
                 "pass --model with its file or its run's folder"
@@ -337,40 +334,40 @@ def model_of(reader: Reader, model: Model | None, device: str) -> Codec:
     if header.frame_spec != replace(
         codec.frame_spec, num_codebooks=min(header.num_codebooks, codec.frame_spec.num_codebooks)
     ):
-        raise DamagedFile(reader.label, offset=0, reason="its header contradicts the model it was made by")
+        raise DamagedFile(reader.label, offset=0, reason="its header contradicts the model that made it")
     return codec
 
 
 def _header(model: Codec, rate: int, channels: int, num_codebooks: int) -> Header:
-    math = model.frame_spec
     if model.weights_hash is None:
-        raise UsageError("this model was never saved, so no file could name its weights: save and load it first")
+        raise UsageError("this model was never saved, so a file cannot name its weights: save and load it first")
+    spec = model.frame_spec
     return Header(
         model=model.name or "",
         weights_hash=model.weights_hash,
         source_rate=rate,
         channels=channels,
-        sample_rate=math.sample_rate,
-        hop=math.hop,
-        decoder_delay=math.decoder_delay,
+        sample_rate=spec.sample_rate,
+        hop=spec.hop,
+        decoder_delay=spec.decoder_delay,
         num_codebooks=num_codebooks,
-        codebook_size=math.codebook_size,
-        frames_per_packet=max(1, min(math.frames_per_packet(), bitstream.MAX_CODES // (channels * num_codebooks))),
+        codebook_size=spec.codebook_size,
+        frames_per_packet=max(1, min(spec.frames_per_packet(), bitstream.MAX_CODES // (channels * num_codebooks))),
     )
 
 
 def _block_time(rate: int, channels: int) -> int:
-    return max(1, min(round(BLOCK_SECONDS * rate / channels), BLOCK_MOST))
+    return max(1, min(round(BLOCK_SECONDS * rate / channels), MAX_BLOCK))
 
 
 def _restored(reader: Reader, model: Codec, rate: int) -> Iterator[Block]:
-    """The audio at `rate` Hz, to the end of the last frame that is whole; then DamagedFile if frames are missing."""
+    """Yield the audio at `rate` Hz up to the last intact frame, then raise DamagedFile if frames are missing."""
     header = reader.header
     decoder = StreamDecoder(model, batch=header.channels, length=header.model_time)
     resampler = Resampler(header.sample_rate, rate, header.channels)
     damage = None
     try:
-        for codes in _pieces(reader, header.frame_spec.frames_per_packet(BLOCK_SECONDS / header.channels)):
+        for codes in _regroup(reader, header.frame_spec.frames_per_packet(BLOCK_SECONDS / header.channels)):
             yield resampler.push(decoder.push(codes)[:, 0].cpu().numpy())
         yield resampler.push(decoder.flush()[:, 0].cpu().numpy())
     except DamagedFile as error:
@@ -380,8 +377,8 @@ def _restored(reader: Reader, model: Codec, rate: int) -> Iterator[Block]:
         raise damage
 
 
-def _pieces(reader: Reader, frames: int) -> Iterator[Codes]:
-    """The codes in pieces of `frames`, the last one of what is left: 4 s at once decode a quarter faster than 1 s."""
+def _regroup(reader: Reader, frames: int) -> Iterator[Codes]:
+    """Yield the codes in chunks of `frames` frames, the last one shorter: 4 s at once decode 25 % faster than 1 s."""
     rest: Codes = np.empty((reader.header.channels, reader.header.num_codebooks, 0), np.int64)
     try:
         for codes in reader.packets():
@@ -413,21 +410,17 @@ def _is_restored(source: Path, target: Path, *, rate: int | None, force: bool) -
 def _pairs(
     source: str | Path, target: str | Path | None, suffixes: frozenset[str], suffix: str
 ) -> list[tuple[Path, Path]]:
-    """Every file under `source` with one of the `suffixes`, and its mirror under `target` with `suffix`."""
+    """Every file in `source` with one of the `suffixes`, and its target at the same path in `target`."""
     source = Path(source)
     if str(target) == "-":
         raise UsageError(f"{source} is a folder, and standard output takes one file: name a folder for its files")
     target = source if target is None else Path(target)
     if not source.is_dir():
-        raise InputNotFound(f"{source} is no folder: check the name")
+        raise InputNotFound(f"{source} is not a folder: check the name")
     if target.exists() and not target.is_dir():
         raise StorageError(f"{target} is a file: name a folder for the files of {source}")
-    inside = sorted(path.relative_to(source) for path in source.rglob("*") if path.suffix.lower() in suffixes)
-    pairs = [
-        (source / path, target / path.with_suffix(suffix))
-        for path in inside
-        if (source / path).is_file() and not any(part.startswith(".") for part in path.parts)
-    ]
+    found = walk(source, lambda name: Path(name).suffix.lower() in suffixes)
+    pairs = [(source / path, (target / path).with_suffix(suffix)) for path in found]
     if not pairs:
         raise InputNotFound(f"{source} holds no files to work on: looked for {' '.join(sorted(suffixes))}")
     return pairs
@@ -446,39 +439,36 @@ def _run(
     outcomes: list[Outcome] = []
     waiting: list[tuple[Path, Path]] = []
 
-    def tell(outcome: Outcome) -> None:
+    def report(outcome: Outcome) -> None:
         outcomes.append(outcome)
         if progress is not None:
             progress(outcome, len(outcomes), len(pairs))
 
-    taken: dict[Path, Path] = {}
+    sources: dict[Path, Path] = {}
     for source, target in pairs:
-        first = taken.setdefault(target, source)
+        first = sources.setdefault(target, source)
         if first != source:
-            tell(Outcome(source, target, error=UsageError(f"{source} and {first} would both be {target}: rename one")))
+            report(
+                Outcome(source, target, error=UsageError(f"{source} and {first} would both be {target}: rename one"))
+            )
         elif is_done(source, target):
-            tell(Outcome(source, target))
+            report(Outcome(source, target))
         else:
             waiting.append((source, target))
-    make = partial(_make, work, is_done)
-    for (source, target), result in each(make, waiting, jobs=jobs, engine=engine, gpu=gpu):
+    for (source, target), result in each(partial(_process, work, is_done), waiting, jobs=jobs, engine=engine, gpu=gpu):
         if isinstance(result, CodecError):
-            tell(Outcome(source, target, error=result))
+            report(Outcome(source, target, error=result))
         else:
-            tell(Outcome(source, target, report=result))
+            report(Outcome(source, target, report=result))
     return sorted(outcomes, key=lambda outcome: outcome.source)
 
 
-def _make(
+def _process(
     work: Callable[[Path, Path], Report], is_done: Callable[[Path, Path], bool], pair: tuple[Path, Path]
 ) -> Report | None:
     source, target = pair
-    if is_done(source, target):  # by a process that was killed before it could say so
+    if is_done(source, target):  # by a process that was killed before it reported
         return None
-    try:
+    with storing(target.parent):
         target.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise StorageError(
-            f"{target.parent} cannot be made ({error.strerror}): check the permissions or write elsewhere"
-        ) from error
     return work(source, target)

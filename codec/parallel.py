@@ -1,7 +1,6 @@
-"""One function over many tasks, in processes of this machine or on a Ray cluster: the one place that knows Ray.
+"""One function over many tasks, in local processes or on a Ray cluster; the only module that imports Ray.
 
-A task may be begun more than once where a process dies in the middle of it, so its work must be one that can be done
-again: outputs that appear when they are whole.
+A task whose process dies is started again, so its work must be idempotent: write outputs atomically.
 """
 
 import logging
@@ -12,6 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager, suppress
+from functools import lru_cache
 from multiprocessing import get_context, parent_process
 from threading import Thread
 from typing import Any, Literal, TypeAlias, TypeVar
@@ -25,7 +25,7 @@ Task = TypeVar("Task")
 Result = TypeVar("Result")
 
 ATTEMPTS = 3  # at a task whose processes are killed
-RAY_BLOCKS = 4096  # most pieces that Ray keeps account of; with more tasks, several share one
+MAX_RAY_BLOCKS = 4096  # tasks share blocks beyond this number, because Ray keeps metadata of each block
 
 
 def each(
@@ -36,16 +36,17 @@ def each(
     engine: Engine = "local",
     gpu: bool = False,
 ) -> Iterator[tuple[Task, Result | CodecError]]:
-    """Every task with its result, or with the error it ended in, in the order in which they are done.
+    """Yield every task with its result, or the error that ended it, in the order in which they finish.
 
-    "local" works in this process, or in `jobs` processes of one thread each; "ray" in up to `jobs` processes of the
-    cluster at RAY_ADDRESS, of the one that runs on this machine, or of one started for the occasion, each with a GPU if
-    `gpu`. There `work` and the files it names must be found on every machine; the working directory is this one's.
+    "local" runs in this process, or in `jobs` processes with one thread each. "ray" runs in up to `jobs` processes,
+    each with a GPU if `gpu`, on the cluster at RAY_ADDRESS, else on the one that runs on this machine, else on a new one.
+    Every machine of the cluster must be able to import `work` and to open the files it names; the working directory is
+    that of this process. `work` is sent to each process once, so what it holds or caches serves all its tasks.
 
-    Raises UsageError for fewer jobs than one, MissingDependency without the extra `cluster`.
+    Raises UsageError for `jobs` < 1, MissingDependency without the extra `cluster`.
     """
     if jobs < 1:
-        raise UsageError(f"{jobs} jobs: ask for 1 or more")
+        raise UsageError(f"{jobs} jobs: give 1 or more")
     if engine == "ray":
         return _on_ray(work, tasks, jobs, gpu)
     return _here(work, tasks) if jobs == 1 else _in_processes(work, tasks, jobs)
@@ -56,12 +57,14 @@ def _attempt(work: Callable[[Task], Result], task: Task) -> Result | CodecError:
         return work(task)
     except CodecError as error:
         return error
-    except Exception as error:  # the others go on, whatever one task does
-        return CodecError(f"{type(error).__name__}: {error}")
+    except Exception as error:  # must not stop the other tasks
+        failure = CodecError(f"{type(error).__name__}: {error}")
+        failure.__cause__ = error
+        return failure
 
 
 def _killed(times: int) -> CodecError:
-    return CodecError(f"its process was killed {times} times, perhaps for want of memory: ask for fewer --jobs")
+    return CodecError(f"its process was killed {times} times, perhaps because memory ran out: use fewer --jobs")
 
 
 def _here(work: Callable[[Task], Result], tasks: Sequence[Task]) -> Iterator[tuple[Task, Result | CodecError]]:
@@ -73,11 +76,12 @@ def _in_processes(
     work: Callable[[Task], Result], tasks: Sequence[Task], jobs: int
 ) -> Iterator[tuple[Task, Result | CodecError]]:
     waiting = list(tasks)
-    for _ in range(ATTEMPTS):  # a killed process breaks the pool: what it had is for the next one
+    pickled = pickle.dumps(work)
+    for _ in range(ATTEMPTS):  # a killed process breaks the pool; a new pool takes its unfinished tasks
         lost = []
-        pool = ProcessPoolExecutor(jobs, get_context("spawn"), initializer=_begin)
+        pool = ProcessPoolExecutor(jobs, get_context("spawn"), initializer=_start_process, initargs=(pickled,))
         try:
-            futures = {pool.submit(_attempt, work, task): task for task in waiting}
+            futures = {pool.submit(_attempt, _work_of_this_process, task): task for task in waiting}
             for future in as_completed(futures):
                 try:
                     yield futures[future], future.result()
@@ -90,20 +94,35 @@ def _in_processes(
         yield task, _killed(ATTEMPTS)
 
 
-def _begin() -> None:
-    """One thread, and an end with the process that started this one: the pool leaves that open if it is killed."""
+_pickled_work = b""
+
+
+def _start_process(pickled_work: bytes) -> None:
+    """Keep the work, use one thread, and exit with the parent process, which a killed parent's pool would not do."""
+    global _pickled_work
+    _pickled_work = pickled_work
     torch.set_num_threads(1)
     parent = parent_process()
     assert parent is not None
 
-    def follow() -> None:
+    def exit_with_parent() -> None:
         parent.join()
         os._exit(1)
 
-    Thread(target=follow, daemon=True).start()
+    Thread(target=exit_with_parent, daemon=True).start()
 
 
-# Ray
+def _work_of_this_process(task: Any) -> Any:
+    return _unpickled(_pickled_work)(task)
+
+
+@lru_cache(maxsize=1)
+def _unpickled(work: bytes) -> Callable[[Any], Any]:
+    unpickled: Callable[[Any], Any] = pickle.loads(work)
+    return unpickled
+
+
+# on Ray
 
 
 def _on_ray(
@@ -112,10 +131,10 @@ def _on_ray(
     if not tasks:
         return
     with _ray() as ray:
-        # Pickled by us: Ray Data knows tables, and would look for columns in a task.
+        # Pickled, because Ray Data stores tables and would look for columns in a task.
         rows = [{"number": number, "task": pickle.dumps(task)} for number, task in enumerate(tasks)]
         attempts = ray.remote(num_cpus=0)(_Attempts).remote()
-        results = ray.data.from_items(rows, override_num_blocks=min(len(rows), RAY_BLOCKS)).map(
+        results = ray.data.from_items(rows, override_num_blocks=min(len(rows), MAX_RAY_BLOCKS)).map(
             _Actor,
             fn_constructor_args=(pickle.dumps(work), os.getcwd(), attempts, ATTEMPTS),  # noqa: PTH109 (a string)
             compute=ray.data.ActorPoolStrategy(min_size=1, max_size=jobs),
@@ -128,29 +147,29 @@ def _on_ray(
         except ray.exceptions.RayError as error:
             last = str(error).strip().splitlines()[-1]
             raise CodecError(
-                f"the Ray cluster gave up ({last}): see that codec is installed on every machine"
+                f"the Ray cluster failed ({last}): check that codec is installed on every machine"
             ) from error
 
 
 class _Attempts:
-    """How often each task was begun without coming to an end: Ray itself begins a task anew without limit."""
+    """Count the starts of each unfinished task, because Ray restarts a task without limit."""
 
     def __init__(self) -> None:
-        self._begun: Counter[int] = Counter()
+        self._starts: Counter[int] = Counter()
 
-    def begin(self, number: int) -> int:
-        self._begun[number] += 1
-        return self._begun[number]
+    def start(self, number: int) -> int:
+        self._starts[number] += 1
+        return self._starts[number]
 
-    def end(self, number: int) -> None:
-        del self._begun[number]
+    def finish(self, number: int) -> None:
+        del self._starts[number]
 
 
 class _Actor:
-    """A process of the cluster: unpickles the work once, so that what it caches serves every task."""
+    """A process of the cluster; it unpickles the work once for all its tasks."""
 
     def __init__(self, work: bytes, folder: str, attempts: Any, most: int) -> None:
-        with suppress(OSError):  # a machine without that folder serves tasks whose paths are absolute
+        with suppress(OSError):  # a machine without this folder can work on absolute paths
             os.chdir(folder)
         torch.set_num_threads(1)
         self._work = pickle.loads(work)
@@ -161,17 +180,17 @@ class _Actor:
         import ray
 
         number = row["number"]
-        if ray.get(self._attempts.begin.remote(number)) > self._most:
+        if ray.get(self._attempts.start.remote(number)) > self._most:
             result = _killed(self._most)
         else:
             result = _attempt(self._work, pickle.loads(row["task"]))
-        self._attempts.end.remote(number)
+        self._attempts.finish.remote(number)
         return {"number": number, "result": pickle.dumps(result)}
 
 
 @contextmanager
 def _ray() -> Iterator[Any]:
-    """Ray with its data library, connected and quiet; a cluster started here ends here."""
+    """Connect to Ray, without its progress output; stop a cluster that was started here."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     try:
         import ray

@@ -1,4 +1,4 @@
-"""Names to models: those shipped with the package, files, and the folders of training runs."""
+"""Find and load models: the ones shipped with the package, files, and folders of training runs."""
 
 import difflib
 from collections.abc import Iterator
@@ -19,30 +19,33 @@ if TYPE_CHECKING:
 WEIGHTS = Path(__file__).parent / "weights"
 DEFAULT = "general-24k"
 DEFAULT_LM = "digits-8k-lm"
-EARLIER = {  # hashes of weights that earlier releases shipped under the same names
+EARLIER = {  # weights hashes of earlier releases, whose models have the same names
     "8e0c5992627e742a4f9a7622d4f1b55537049924897b74bfb505f8b7b6b3a09c": "0.1.0",
     "adbc6029996e8090fb2b116bd606c4dbf2231a08e603976a864cd7e9ad464e8e": "0.1.0",
 }
 
 
 def load(name_or_path: str | Path = DEFAULT, device: "str | torch.device" = "auto") -> "Codec":
-    """Load a shipped codec by name, or one from a .safetensors file or a training run's folder.
+    """Load a codec: a shipped one by name, or one from a .safetensors file or a training run's folder.
 
-    `device` "auto" is a GPU where there is one, as on the command line; "cpu" stays on the CPU. What the model makes is
-    on its device; audio and codes may be given on any.
+    `device` "auto" is a GPU if there is one, as on the command line. Inputs may be on any device; outputs are on the
+    model's.
 
-    Raises UnknownModel: there is no such model, or the file is no codec. UsageError: the device cannot be used.
+    Raises UnknownModel if there is no such model or the file is not a codec, UsageError if the device cannot be used.
     """
     return load_model(find(name_or_path), device)
 
 
 def load_lm(name_or_path: str | Path = DEFAULT_LM, device: "str | torch.device" = "auto") -> "CodecLM":
-    """Load a language model, as `load` does a codec."""
+    """Load a token language model, as `load` does a codec."""
     return checkpoint.load_lm(find(name_or_path), device)
 
 
 def codec_of(lm: "CodecLM", model: str | Path | None = None, device: "str | torch.device" = "cpu") -> "Codec":
-    """Load the codec whose codes a language model learned: `model`, or else a shipped one, or what its file names.
+    """Load the codec whose codes a language model was trained on.
+
+    It is `model` if given, else the shipped codec with the right weights, else the model whose name the language model
+    stores.
 
     Raises:
         WeightsMismatch: `model` has other weights.
@@ -65,24 +68,24 @@ def codec_of(lm: "CodecLM", model: str | Path | None = None, device: "str | torc
 
 
 def describe(name_or_path: str | Path) -> ModelCard:
-    """What a model says about itself, without building it. Raises as `load`."""
+    """Read a model's card without building the model. Raises as `load`."""
     return read_card(find(name_or_path))
 
 
 def shipped() -> list[ModelCard]:
-    """The models inside the package, in order of name."""
+    """The cards of the models shipped with the package, sorted by name."""
     return [read_card(path) for path in _shipped_files().values()]
 
 
 def names() -> list[str]:
-    """The names of the models inside the package."""
+    """The names of the models shipped with the package."""
     return list(_shipped_files())
 
 
 def find(name_or_path: str | Path) -> Path:
-    """The file of a model. Names of shipped models come first: write ./NAME for a file of such a name.
+    """The file of a model. A shipped model comes before a file or folder of the same name; write ./NAME for the latter.
 
-    Raises UnknownModel: there is no such model; the message lists those there are.
+    Raises UnknownModel with the names of the shipped models.
     """
     files = _shipped_files()
     if str(name_or_path) in files:
@@ -93,15 +96,15 @@ def find(name_or_path: str | Path) -> Path:
     if path.is_file():
         return path
     close = difflib.get_close_matches(str(name_or_path), files, n=1)
-    hint = f"did you mean {close[0]}? There" if close else "there"
+    hint = f"did you mean {close[0]}? " if close else ""
     raise UnknownModel(
-        f"no model {name_or_path}: {hint} are {', '.join(files) or 'none shipped'}; "
+        f"no model {name_or_path}: {hint}Shipped models: {', '.join(files) or 'none'}; "
         "or name a .safetensors file or the folder of a training run"
     )
 
 
 def _codecs(name: str) -> Iterator[CodecCard]:
-    """Those shipped, then the one that is called so."""
+    """The shipped codecs, then the one called `name`."""
     yield from (card for card in shipped() if isinstance(card, CodecCard))
     with suppress(UnknownModel, InputNotFound):
         yield describe(name).as_codec()

@@ -1,4 +1,4 @@
-"""Files and folders there and back, against the model on the whole signal."""
+"""compression.py: files and folders compressed and restored, against the model on the whole signal."""
 
 import io
 import os
@@ -70,7 +70,7 @@ def resampled(audio: Block, from_rate: int, to_rate: int) -> Block:
 
 
 def rewritten(path: Path, **changes: int | str) -> Path:
-    """The same codes under another header: what a hostile hand would write."""
+    """Replace fields of the header and keep the codes."""
     header, codes = codes_in(path)
     with path.open("wb") as file:
         writer = Writer(file, replace(header, **changes))  # type: ignore[arg-type]
@@ -96,7 +96,7 @@ def test_a_file_holds_the_codes_and_the_audio_of_the_whole_signal(
     audio = torch.from_numpy(resampled(samples(source), rate, 8000))[:, None]
     expected = MODEL.encode(audio)
     assert codes.shape == tuple(expected.shape)
-    if rate == 8000:  # resampling in blocks rounds otherwise, which may change a code
+    if rate == 8000:  # resampling in blocks rounds differently, which may change a code
         np.testing.assert_array_equal(codes, expected)
     assert report.compressed_bytes == (tmp_path / "a.codec").stat().st_size
     assert report.seconds == time / rate
@@ -137,9 +137,9 @@ def test_codebooks_by_number_and_by_bitrate(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("way", ["compress", "decompress"])
-def test_memory_does_not_grow_with_length(tmp_path: Path, way: str) -> None:
+def test_memory_is_constant(tmp_path: Path, way: str) -> None:
     peaks = []
-    for seconds in (1, 20, 100):  # the first loads what is loaded once
+    for seconds in (1, 20, 100):  # the first includes one-time loading
         source = tones(tmp_path / "a.wav", time=seconds * 8000, channels=2)
         work: Callable[[], object] = lambda: compress(source, tmp_path / "a.codec", model=MODEL, force=True)  # noqa: B023, E731
         if way == "decompress":
@@ -171,7 +171,7 @@ def test_standard_input_and_output(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert restored == (tmp_path / "b.wav").read_bytes()
 
 
-def test_a_target_that_exists_is_kept(tmp_path: Path) -> None:
+def test_an_existing_target_is_kept_without_force(tmp_path: Path) -> None:
     source, target = tones(tmp_path / "a.wav"), tmp_path / "a.codec"
     target.write_text("dear")
     with pytest.raises(StorageError, match="--force"):
@@ -183,7 +183,7 @@ def test_a_target_that_exists_is_kept(tmp_path: Path) -> None:
     decompress(target, source, model=MODEL, force=True)
 
 
-def test_a_file_is_not_replaced_by_itself(tmp_path: Path) -> None:
+def test_source_and_target_must_differ(tmp_path: Path) -> None:
     source = tones(tmp_path / "a.wav")
     before = source.read_bytes()
     link = tmp_path / "link.codec"
@@ -198,16 +198,16 @@ def test_a_file_is_not_replaced_by_itself(tmp_path: Path) -> None:
         decompress(compressed, compressed, model=MODEL, force=True)
 
 
-def test_a_folder_that_cannot_be_made_is_told(tmp_path: Path, model_file: Path) -> None:
+def test_an_output_folder_that_is_a_file(tmp_path: Path, model_file: Path) -> None:
     tones(tmp_path / "in" / "sub" / "a.wav")
     (tmp_path / "out").mkdir()
-    (tmp_path / "out" / "sub").write_bytes(b"a file stands here")
+    (tmp_path / "out" / "sub").write_bytes(b"a file")
     (outcome,) = compress_tree(tmp_path / "in", tmp_path / "out", model=model_file)
     assert isinstance(outcome.error, StorageError)
-    assert "cannot be made" in str(outcome.error)
+    assert "sub cannot be written, it is a file" in str(outcome.error)
 
 
-def test_nothing_is_left_of_a_file_that_fails(tmp_path: Path) -> None:
+def test_a_failing_file_leaves_no_output(tmp_path: Path) -> None:
     soundfile.write(tmp_path / "nan.wav", np.array([0.0] * 70000 + [np.nan]), 8000, subtype="FLOAT")
     (tmp_path / "text.wav").write_text("no audio")
     (tmp_path / "text.codec").write_text("no codes, but more than eight bytes")
@@ -224,7 +224,7 @@ def test_nothing_is_left_of_a_file_that_fails(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("rate", [8000, 44100])
-def test_everything_before_damage_is_restored(tmp_path: Path, rate: int) -> None:
+def test_intact_audio_before_damage_is_restored(tmp_path: Path, rate: int) -> None:
     target = tmp_path / "a.codec"
     compress(tones(tmp_path / "a.wav", time=rate * 4, rate=rate, channels=2), target, model=MODEL)
     decompress(target, tmp_path / "whole.wav", model=MODEL)
@@ -255,14 +255,14 @@ def test_damage_before_the_first_second_leaves_no_target(tmp_path: Path) -> None
     assert {path.name for path in tmp_path.iterdir()} == {"a.wav", "a.codec"}
 
 
-def test_other_weights_are_refused(tmp_path: Path) -> None:
+def test_other_weights_raise(tmp_path: Path) -> None:
     compress(tones(tmp_path / "a.wav"), tmp_path / "a.codec", model=MODEL)
     with pytest.raises(WeightsMismatch, match=r"tiny-0.*tiny-1.*--model"):
         decompress(tmp_path / "a.codec", tmp_path / "b.wav", model=tiny_model(1))
     assert not (tmp_path / "b.wav").exists()
 
 
-def test_weights_of_an_earlier_release_name_it(tmp_path: Path) -> None:
+def test_weights_of_an_earlier_release_are_named(tmp_path: Path) -> None:
     old = tiny_model(1)
     old.weights_hash = next(hash_ for hash_, release in pretrained.EARLIER.items() if release == "0.1.0")
     compress(tones(tmp_path / "a.wav"), tmp_path / "a.codec", model=old)
@@ -280,20 +280,20 @@ def test_a_header_that_contradicts_its_model_is_damage(tmp_path: Path, changes: 
         decompress(tmp_path / "a.codec", tmp_path / "b.wav", model=MODEL)
 
 
-def test_a_recording_without_samples_is_refused(tmp_path: Path) -> None:
+def test_a_recording_without_samples_raises(tmp_path: Path) -> None:
     compress(tones(tmp_path / "a.wav"), tmp_path / "a.codec", model=MODEL)
     with pytest.raises(UnsupportedAudio, match="no samples"):
         decompress(rewritten(tmp_path / "a.codec", time=0), tmp_path / "b.wav", model=MODEL)
 
 
-def test_a_model_that_was_never_saved_is_refused(tmp_path: Path) -> None:
+def test_a_model_that_was_never_saved_raises(tmp_path: Path) -> None:
     model = tiny_model()
     model.weights_hash = None
     with pytest.raises(UsageError, match="never saved"):
         compress(tones(tmp_path / "a.wav"), tmp_path / "a.codec", model=model)
 
 
-def test_a_file_names_its_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, model_file: Path) -> None:
+def test_the_file_names_its_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, model_file: Path) -> None:
     target = tmp_path / "a.codec"
     compress(tones(tmp_path / "a.wav"), target, model=model_file)
     with pytest.raises(UnknownModel, match=r"tiny .*not shipped.*--model"):
@@ -311,7 +311,7 @@ def test_a_file_names_its_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
             decompress(rewritten(target, model=name), tmp_path / "d.wav")
 
 
-def test_a_model_file_that_changes_is_loaded_anew(tmp_path: Path) -> None:
+def test_a_changed_model_file_is_loaded_again(tmp_path: Path) -> None:
     path = tmp_path / "model.safetensors"
     hashes = []
     for seed in range(2):
@@ -323,7 +323,7 @@ def test_a_model_file_that_changes_is_loaded_anew(tmp_path: Path) -> None:
 
 
 def states(outcomes: list[Outcome], folder: Path) -> dict[str, str]:
-    """Source and target of each file and what became of it."""
+    """Source and target of each file with its result."""
     return {
         f"{outcome.source.relative_to(folder)} > {outcome.target.name}": type(outcome.error).__name__
         if outcome.error
@@ -358,15 +358,15 @@ TREE = {
 }
 
 
-def test_a_folder_is_mirrored_there_and_back(tmp_path: Path, folder: Path, model_file: Path) -> None:
-    seen: list[tuple[Outcome, int, int]] = []
-    outcomes = compress_tree(folder, tmp_path / "out", model=model_file, progress=lambda *news: seen.append(news))
+def test_a_folder_is_compressed_and_restored_with_its_structure(tmp_path: Path, folder: Path, model_file: Path) -> None:
+    calls: list[tuple[Outcome, int, int]] = []
+    outcomes = compress_tree(folder, tmp_path / "out", model=model_file, progress=lambda *call: calls.append(call))
     assert states(outcomes, folder) == TREE
     assert list(states(outcomes, folder)) == list(TREE)
-    assert [(done, total) for _, done, total in seen] == [(n + 1, 5) for n in range(5)]
-    assert {outcome.source for outcome, _, _ in seen} == {outcome.source for outcome in outcomes}
-    made = {str(path.relative_to(tmp_path / "out")) for path in (tmp_path / "out").rglob("*") if path.is_file()}
-    assert made == {"one.codec", "deep/er/two.codec", "deep/same.codec"}
+    assert [(done, total) for _, done, total in calls] == [(n + 1, 5) for n in range(5)]
+    assert {outcome.source for outcome, _, _ in calls} == {outcome.source for outcome in outcomes}
+    written = {str(path.relative_to(tmp_path / "out")) for path in (tmp_path / "out").rglob("*") if path.is_file()}
+    assert written == {"one.codec", "deep/er/two.codec", "deep/same.codec"}
 
     again = states(compress_tree(folder, tmp_path / "out", model=model_file), folder)
     assert again == {name: "skipped" if state == "done" else state for name, state in TREE.items()}
@@ -380,7 +380,7 @@ def test_a_folder_is_mirrored_there_and_back(tmp_path: Path, folder: Path, model
     assert set(states(back, tmp_path / "out").values()) == {"skipped"}
 
 
-def test_a_part_that_was_restored_is_not_done(tmp_path: Path, model_file: Path) -> None:
+def test_a_partly_restored_file_is_not_skipped(tmp_path: Path, model_file: Path) -> None:
     compress(tones(tmp_path / "in" / "a.wav", time=20000), tmp_path / "in" / "a.codec", model=model_file)
     data = (tmp_path / "in" / "a.codec").read_bytes()
     (tmp_path / "in" / "a.codec").write_bytes(data[:-30])
@@ -395,14 +395,14 @@ def test_a_part_that_was_restored_is_not_done(tmp_path: Path, model_file: Path) 
     assert soundfile.info(tmp_path / "out" / "a.wav").frames == 20000
 
 
-def test_without_a_target_files_stand_beside_their_sources(tmp_path: Path, model_file: Path) -> None:
+def test_the_default_target_is_beside_the_source(tmp_path: Path, model_file: Path) -> None:
     tones(tmp_path / "deep" / "a.flac")
     compress_tree(tmp_path, model=model_file)
     decompress_tree(tmp_path, model=model_file)
     assert {path.name for path in (tmp_path / "deep").iterdir()} == {"a.flac", "a.codec", "a.wav"}
 
 
-def test_several_jobs_do_as_one(tmp_path: Path, folder: Path, model_file: Path) -> None:
+def test_two_jobs_write_the_same_files_as_one(tmp_path: Path, folder: Path, model_file: Path) -> None:
     (folder / "cut.codec").write_bytes(b"\x89CDC")
     assert states(compress_tree(folder, tmp_path / "one", model=model_file), folder) == TREE
     outcomes = compress_tree(folder, tmp_path / "two", model=model_file, jobs=2)
@@ -412,7 +412,7 @@ def test_several_jobs_do_as_one(tmp_path: Path, folder: Path, model_file: Path) 
 
 
 def killed_once(model: Path, source: Path, target: Path) -> compression.Report:
-    """Compresses a file, and the first time it is number 3 ends the process before it can tell."""
+    """Compress a file; the first time it is number 3, kill the process before it can report."""
     report = compress(source, target, model=model)
     begun = target.with_suffix(".begun")
     if source.stem == "3" and not begun.exists():
@@ -423,7 +423,7 @@ def killed_once(model: Path, source: Path, target: Path) -> compression.Report:
 
 @pytest.mark.filterwarnings("ignore")  # Ray's own
 @pytest.mark.parametrize("engine", ["local", "ray"])
-def test_a_killed_process_loses_and_doubles_no_file(
+def test_every_file_is_written_once_when_a_process_is_killed(
     tmp_path: Path, model_file: Path, ray_cluster: str, engine: Engine
 ) -> None:
     pairs = [(tones(tmp_path / f"{n}.wav", time=900 + n), tmp_path / f"{engine}/{n}.codec") for n in range(8)]
@@ -439,7 +439,9 @@ def test_a_killed_process_loses_and_doubles_no_file(
 
 
 @pytest.mark.parametrize("tree", [compress_tree, decompress_tree])
-def test_what_is_wrong_for_a_whole_folder(tmp_path: Path, model_file: Path, tree: Callable[..., list[Outcome]]) -> None:
+def test_invalid_folders_and_options_raise(
+    tmp_path: Path, model_file: Path, tree: Callable[..., list[Outcome]]
+) -> None:
     with pytest.raises(InputNotFound, match="missing"):
         tree(tmp_path / "missing", model=model_file)
     with pytest.raises(InputNotFound, match="looked for"):
@@ -456,7 +458,7 @@ def test_what_is_wrong_for_a_whole_folder(tmp_path: Path, model_file: Path, tree
         tree(tmp_path, model=model_file, jobs=0)
 
 
-def test_a_folder_goes_on_after_a_fault_of_ours(
+def test_an_unexpected_exception_does_not_stop_the_folder(
     tmp_path: Path, model_file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tones(tmp_path / "a.wav")

@@ -1,4 +1,4 @@
-"""The same work on every engine, whatever happens to the processes that do it."""
+"""parallel.py: the same results on every engine, also when processes are killed."""
 
 import os
 import signal
@@ -18,14 +18,14 @@ from codec.parallel import Engine, each
 
 
 def work(folder: Path, task: int) -> int:
-    """Squares; task 1 and 2 fail, 3 kills its process the first time, 4 each time."""
+    """Square the task; 1 and 2 fail, 3 kills its process the first time, 4 every time."""
     if task == 1:
         raise UnsupportedAudio("no audio")
     if task == 2:
         raise ZeroDivisionError("division by zero")
-    begun = folder / f"{task}.begun"
-    if task == 4 or (task == 3 and not begun.exists()):
-        begun.touch()
+    started = folder / f"{task}.started"
+    if task == 4 or (task == 3 and not started.exists()):
+        started.touch()
         os.kill(os.getpid(), signal.SIGKILL)
     return task * task
 
@@ -49,27 +49,27 @@ EXPECTED = {
 
 
 def test_in_this_process_in_order(tmp_path: Path) -> None:
-    (tmp_path / "3.begun").touch()
+    (tmp_path / "3.started").touch()
     assert list(outcomes(tmp_path, [0, 1, 2, 3, 5], jobs=1).items()) == list(EXPECTED.items())
 
 
-def test_a_killed_process_loses_nothing(tmp_path: Path) -> None:
+def test_tasks_of_a_killed_process_are_repeated(tmp_path: Path) -> None:
     assert outcomes(tmp_path, [0, 1, 2, 3, 5], jobs=2) == EXPECTED
-    assert (tmp_path / "3.begun").exists()
+    assert (tmp_path / "3.started").exists()
 
 
-def test_what_kills_its_process_each_time_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_task_that_always_kills_its_process_becomes_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(parallel, "ATTEMPTS", 1)
     (result,) = outcomes(tmp_path, [4], jobs=2).values()
     assert str(result).startswith("CodecError: its process was killed 1 times")
 
 
-def test_processes_end_with_the_one_that_started_them(tmp_path: Path) -> None:
+def test_processes_exit_with_their_parent(tmp_path: Path) -> None:
     code = """
 import os, pathlib, time
 from functools import partial
 from codec.parallel import each
-from tests.test_workers import linger
+from tests.test_parallel import linger
 if __name__ == "__main__":
     list(each(partial(linger, pathlib.Path.cwd()), [0, 1], jobs=2))
 """
@@ -101,7 +101,7 @@ def wait_for(condition: Callable[[], bool], seconds: float = 60) -> None:
         time.sleep(0.02)
 
 
-def test_calls_that_cannot_be(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_invalid_arguments_raise(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(UsageError, match="0 jobs"):
         outcomes(tmp_path, [0], jobs=0)
     monkeypatch.setitem(sys.modules, "ray", None)
@@ -113,7 +113,7 @@ def test_calls_that_cannot_be(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 def test_on_ray(tmp_path: Path, ray_cluster: str, monkeypatch: pytest.MonkeyPatch) -> None:
     assert ray_cluster
     monkeypatch.setattr(parallel, "ATTEMPTS", 1)
-    (tmp_path / "3.begun").touch()
+    (tmp_path / "3.started").touch()
     found = outcomes(tmp_path, [0, 1, 2, 3, 4, 5], jobs=2, engine="ray")
     assert str(found.pop(4)).startswith("CodecError: its process was killed 1 times")
     assert found == EXPECTED

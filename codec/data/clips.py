@@ -24,7 +24,7 @@ import numpy as np
 from codec.errors import ConfigError, InputNotFound, UnsupportedAudio
 from codec.frames import resampled_length
 from codec.io.audio import Block, Resampler, is_audio_path, open_reader
-from codec.io.storage import atomic_output
+from codec.io.storage import atomic_output, walk
 
 MANIFEST = "manifest.jsonl"  # a folder that holds one is what it says
 SPLITS = ("train", "valid", "test")
@@ -155,29 +155,11 @@ def clip_audio(clip: Clip, *, rate: int, first: int = 0, time: int | None = None
 
 
 def _in_folder(root: Path) -> Iterator[Clip]:
-    for path in _walk(root, "", ()):
+    for path in walk(root, is_audio_path):
         *folders, _ = path.split("/")
         split = folders.pop(0) if folders and folders[0] in SPLITS else None
         first, label = (folders[0], folders[-1]) if folders else ("", None)
         yield Clip(root / path, path, set=first, split=split, label=label)
-
-
-def _walk(folder: Path | str, inside: str, above: tuple[str, ...]) -> Iterator[str]:
-    """Audio files below a folder, sorted within each folder; `above` are the folders it lies in, as links may loop."""
-    try:
-        with os.scandir(folder) as listing:
-            entries = sorted(listing, key=lambda entry: entry.name)
-    except OSError as error:
-        raise InputNotFound(f"{folder} cannot be read ({error.strerror}): check the permissions") from error
-    real = os.path.realpath(folder)
-    for entry in entries:
-        if entry.name.startswith("."):
-            continue
-        if entry.is_dir():
-            if real not in above:
-                yield from _walk(entry.path, f"{inside}{entry.name}/", (*above, real))
-        elif is_audio_path(entry.name) and entry.is_file():
-            yield inside + entry.name
 
 
 # manifests

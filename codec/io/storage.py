@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all, folders with one writer, and operating-system errors as `StorageError`."""
+"""Files that appear whole or not at all, folders with one writer, a folder walk, and system errors as CodecErrors."""
 
 import errno
 import io
@@ -6,12 +6,12 @@ import os
 import secrets
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
-from codec.errors import ConfigError, StorageError
+from codec.errors import ConfigError, InputNotFound, StorageError
 
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer
@@ -154,3 +154,29 @@ def locked_folder(folder: Path, job: str) -> Iterator[None]:
     finally:
         with suppress(OSError):
             folder.rmdir()
+
+
+def walk(folder: str | Path, accept: Callable[[str], bool]) -> Iterator[str]:
+    """Yield the files below a folder whose name is accepted, as POSIX paths below it, sorted folder by folder.
+
+    Hidden files and folders are skipped. Links are followed; a link to a folder that contains it is not. Only the names
+    of one chain of folders are in memory. Raises InputNotFound for a folder that cannot be read.
+    """
+    return _walk(folder, accept, "", ())
+
+
+def _walk(folder: str | Path, accept: Callable[[str], bool], prefix: str, parents: tuple[str, ...]) -> Iterator[str]:
+    try:
+        with os.scandir(folder) as listing:
+            entries = sorted(listing, key=lambda entry: entry.name)
+    except OSError as error:
+        raise InputNotFound(f"{folder} cannot be read ({error.strerror}): check the permissions") from error
+    real = os.path.realpath(folder)
+    for entry in entries:
+        if entry.name.startswith("."):
+            continue
+        if entry.is_dir():
+            if real not in parents:
+                yield from _walk(entry.path, accept, f"{prefix}{entry.name}/", (*parents, real))
+        elif accept(entry.name) and entry.is_file():
+            yield prefix + entry.name
