@@ -1,8 +1,8 @@
 """One safetensors file is one model: weights, family, configuration and what it was trained on.
 
-The metadata entry "codec" is JSON: {"format": 1, "family", "config", "frame_spec", "training"}. That of a language
-model has no frame_spec, and a config of two parts: {"model", "source"}. A training run keeps its resumable state in a
-second file beside the model.
+The metadata entry "codec" is JSON: {"format": 1, "family", "config", "frame_spec", "training"}. The entry of a language
+model has no frame_spec, and its config has two parts: {"model", "source"}. A training run keeps its resumable state in
+a second file beside the model.
 """
 
 import hashlib
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from codec.models.base import Codec
 
 FORMAT = 1
-HASHED_AS = {  # the names of release 0.1.0 count in the hash, so that .codec files of the same weights still decode
+HASHED_AS = {  # names of release 0.1.0, which the hash uses, so that its .codec files can still be decoded
     "num_codebooks": "books",
     "beam_size": "search",
     "distance": "lookup",
@@ -35,19 +35,19 @@ HASHED_AS = {  # the names of release 0.1.0 count in the hash, so that .codec fi
     "cluster_size": "usage",
 }
 RUN_MODEL = "model.safetensors"  # the model file in the folder of a training run
-RUN_STATE = "state.pt"  # beside it, what the training goes on from
-STATE_MAGIC = b"codec state 1\n"  # then the SHA-256 of the rest, which is what torch.save makes
+RUN_STATE = "state.pt"  # beside it, the state to resume from
+STATE_MAGIC = b"codec state 1\n"  # followed by the SHA-256 of the rest, the output of torch.save
 
 Model = TypeVar("Model", "Codec", "CodecLM")
 
 
 @dataclass(frozen=True, kw_only=True)
 class ModelCard:
-    """What a model file says about itself; read without building the model.
+    """The metadata of a model file, read without building the model.
 
-    `name` is the file's, or the folder's for the model of a training run. `size` is in bytes, `parameters` counts every
-    stored number, `weights_hash` is the hex SHA-256 of the weights and the configuration. `training` holds whatever the
-    training wrote: data, step, measures.
+    `name` is that of the file, or of the folder for the model of a training run. `size` is in bytes, `parameters`
+    counts all stored tensor elements, `weights_hash` is the hex SHA-256 of the weights and the configuration.
+    `training` holds what the training run wrote: data, step, measures.
     """
 
     name: str
@@ -60,21 +60,21 @@ class ModelCard:
     training: dict[str, Any]
 
     def as_codec(self) -> "CodecCard":
-        """Itself, if it is a codec's. Raises UnknownModel otherwise."""
+        """This card as a codec's. Raises UnknownModel for a language model."""
         raise UnknownModel(f"{self.name} is a language model: codec generate takes it; name a codec here")
 
     def as_lm(self) -> "LMCard":
-        """Itself, if it is a language model's. Raises UnknownModel otherwise."""
+        """This card as a language model's. Raises UnknownModel for a codec."""
         raise UnknownModel(f"{self.name} is a codec: codec encode takes it; name a language model here")
 
     def as_data(self) -> dict[str, Any]:
-        """As plain data, for JSON."""
+        """Convert to plain data for JSON."""
         return {**asdict(self), "path": str(self.path)}
 
 
 @dataclass(frozen=True, kw_only=True)
 class CodecCard(ModelCard):
-    """That of a codec."""
+    """The metadata of a codec file."""
 
     frame_spec: FrameSpec
 
@@ -84,7 +84,7 @@ class CodecCard(ModelCard):
 
 @dataclass(frozen=True, kw_only=True)
 class LMCard(ModelCard):
-    """That of a language model; `source` is whose codes it learned, as `codec.lm.base.Source`."""
+    """The metadata of a language model file; `source` describes the codec, as `codec.lm.base.CodebookSpec`."""
 
     source: dict[str, Any]
 
@@ -99,17 +99,16 @@ def save_model(
     training: Mapping[str, Any],
     dtype: "torch.dtype | None" = None,
 ) -> None:
-    """Write the file of a codec, replacing one that is there only when the new one is whole.
+    """Write a codec to a file; an existing file is replaced once the new one is complete.
 
-    `training` is plain data (JSON). `dtype` is what floating-point tensors are stored as, for instance float16 to ship
-    them; None keeps them as they are.
+    `training` is plain data (JSON). `dtype` converts floating-point tensors, for instance to float16 for a release.
 
     Raises:
         StorageError: the file cannot be written.
-        UsageError: weights are infinite or no numbers, perhaps because they are out of the range of `dtype`.
+        UsageError: weights are infinite or NaN, perhaps because they exceed the range of `dtype`.
     """
-    config, math = model.config.model_dump(mode="json"), asdict(model.frame_spec)
-    _save(path, model, {"config": config, "frame_spec": math, "training": dict(training)}, dtype)
+    config, spec = model.config.model_dump(mode="json"), asdict(model.frame_spec)
+    _save(path, model, {"config": config, "frame_spec": spec, "training": dict(training)}, dtype)
 
 
 def save_lm(
@@ -125,11 +124,11 @@ def save_lm(
 
 
 def read_card(path: str | Path) -> ModelCard:
-    """Read what a model file says about itself.
+    """Read the metadata of a model file.
 
     Raises:
         InputNotFound: there is no such file.
-        UnknownModel: the file is no whole model file, or a newer codec made it.
+        UnknownModel: the file is not a complete model file, or is of a newer format.
     """
     from safetensors import SafetensorError, safe_open
 
@@ -140,7 +139,7 @@ def read_card(path: str | Path) -> ModelCard:
         with safe_open(path, framework="numpy") as file:  # also checks that header and size of the file agree
             metadata = file.metadata() or {}
     except (SafetensorError, OSError) as error:
-        raise UnknownModel(f"{path} is not a whole model file ({error}): fetch or train it again") from error
+        raise UnknownModel(f"{path} is not a complete model file ({error}): download or train it again") from error
     try:
         card = json.loads(metadata["codec"])
         if card["format"] > FORMAT:
@@ -161,27 +160,27 @@ def read_card(path: str | Path) -> ModelCard:
         return LMCard(**facts, config=dict(config["model"]), source=dict(config["source"]))
     except (KeyError, TypeError, ValueError, RecursionError, ConfigError) as error:
         raise UnknownModel(
-            f"{path} is a safetensors file, but no model of codec: its metadata do not tell one"
+            f"{path} is a safetensors file, but not a model of codec: its metadata do not describe one"
         ) from error
 
 
 def load_model(path: str | Path, device: "str | torch.device" = "cpu") -> "Codec":
-    """Build the codec a file describes, ready for use: its weights in float32, in evaluation mode.
+    """Load a codec from its file, with float32 weights and in evaluation mode.
 
-    `device` "auto" is a GPU where there is one. Raises as `read_card`, UnknownModel also where configuration and
-    weights do not make a codec, UsageError where the device cannot be used.
+    `device` "auto" is a GPU if there is one. Raises as `read_card`, UnknownModel also if configuration and weights do
+    not fit together, UsageError if the device cannot be used.
     """
     from codec import models
 
     card = read_card(path).as_codec()
     model = _load(card, lambda: models.build(card.family, card.config), device)
     if model.frame_spec != card.frame_spec:
-        raise UnknownModel(f"{path} contradicts itself about its frames: fetch or train it again")
+        raise UnknownModel(f"{path} has a frame_spec that contradicts its configuration: download or train it again")
     return model
 
 
 def load_lm(path: str | Path, device: "str | torch.device" = "cpu") -> "CodecLM":
-    """Build the language model a file describes, as `load_model` does a codec, laid out in memory for generation."""
+    """Load a language model from its file, as `load_model`, with its weights packed for inference."""
     from codec import lm
 
     card = read_card(path).as_lm()
@@ -189,43 +188,43 @@ def load_lm(path: str | Path, device: "str | torch.device" = "cpu") -> "CodecLM"
 
 
 def save_state(path: str | Path, state: Mapping[str, Any]) -> None:
-    """Write the resumable state of a training: tensors and plain data, nothing else, for `load_state` to accept it."""
+    """Write the state to resume a training run from; it may hold tensors and plain data only."""
     import torch
 
     from codec.io.storage import atomic_output
 
-    whole = io.BytesIO()  # torch hides why a write fails
-    torch.save(dict(state), whole)
+    buffer = io.BytesIO()  # because torch hides why a write to a file fails
+    torch.save(dict(state), buffer)
     with atomic_output(path, force=True) as file:
-        file.write(STATE_MAGIC + hashlib.sha256(whole.getbuffer()).digest())
-        file.write(whole.getbuffer())
+        file.write(STATE_MAGIC + hashlib.sha256(buffer.getbuffer()).digest())
+        file.write(buffer.getbuffer())
 
 
 def load_state(path: str | Path, device: "str | torch.device" = "cpu") -> dict[str, Any]:
-    """Read what `save_state` wrote; no code stored in the file is ever run.
+    """Read a file of `save_state`; code stored in the file is never executed.
 
-    Raises InputNotFound: there is no such file. UnknownModel: the file is damaged, or no training state.
+    Raises InputNotFound if there is no such file, UnknownModel if it is damaged or not a training state.
     """
     import torch
 
     try:
         content = Path(path).read_bytes()
     except FileNotFoundError as error:
-        raise InputNotFound(f"{path}: no training to resume there") from error
-    anew = "begin anew in another --out"
-    begin = len(STATE_MAGIC) + hashlib.sha256().digest_size
+        raise InputNotFound(f"{path} does not exist: there is no training run to resume") from error
+    way_out = "start over in another --out"
+    start = len(STATE_MAGIC) + hashlib.sha256().digest_size
     if not content.startswith(STATE_MAGIC):
-        if content.startswith(b"PK"):  # what torch.save alone makes
-            raise UnknownModel(f"{path} was made by an older program, or is no training state: {anew}")
-        raise UnknownModel(f"{path} is no training state: {anew}")
-    if hashlib.sha256(memoryview(content)[begin:]).digest() != content[len(STATE_MAGIC) : begin]:
-        raise UnknownModel(f"{path} is damaged: {anew}")
+        if content.startswith(b"PK"):  # the output of torch.save, without the magic
+            raise UnknownModel(f"{path} was made by an older version, or is not a training state: {way_out}")
+        raise UnknownModel(f"{path} is not a training state: {way_out}")
+    if hashlib.sha256(memoryview(content)[start:]).digest() != content[len(STATE_MAGIC) : start]:
+        raise UnknownModel(f"{path} is damaged: {way_out}")
     try:
-        state = torch.load(io.BytesIO(content[begin:]), map_location=device, weights_only=True)
+        state = torch.load(io.BytesIO(content[start:]), map_location=device, weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, LookupError, ValueError, TypeError) as error:
-        raise UnknownModel(f"{path} is no training state: {anew}") from error
+        raise UnknownModel(f"{path} is not a training state: {way_out}") from error
     if not isinstance(state, dict) or not {"recipe", "step"} <= state.keys():
-        raise UnknownModel(f"{path} is no training state: {anew}")
+        raise UnknownModel(f"{path} is not a training state: {way_out}")
     return state
 
 
@@ -241,26 +240,26 @@ def _save(path: str | Path, model: "Codec | CodecLM", card: Mapping[str, Any], d
     for name, tensor in tensors.items():
         if not tensor.isfinite().all():
             raise UsageError(f"{name} cannot be stored: as {tensor.dtype} it has values that are not finite")
-    whole = {"format": FORMAT, "family": model.config.family, **card}
+    metadata = {"format": FORMAT, "family": model.config.family, **card}
     with atomic_output(path, force=True) as file:
-        file.write(save(tensors, metadata={"codec": json.dumps(whole)}))
+        file.write(save(tensors, metadata={"codec": json.dumps(metadata)}))
 
 
 def _load(card: ModelCard, build: "Callable[[], Model]", device: "str | torch.device") -> "Model":
-    """The model that `build` makes, with the weights of the card's file."""
+    """Build a model and load the weights of the card's file into it."""
     import torch
     from safetensors.torch import load_file
 
     tensors = load_file(card.path)
-    kept = {torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.int64}
-    if not all(tensor.dtype in kept for tensor in tensors.values()):
-        raise UnknownModel(f"{card.path} has numbers of a kind that no model of codec has: fetch or train it again")
+    known = {torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.int64}
+    if not all(tensor.dtype in known for tensor in tensors.values()):
+        raise UnknownModel(f"{card.path} has tensors of a type that codec does not use: download or train it again")
     if not all(tensor.isfinite().all() for tensor in tensors.values()):
-        raise UnknownModel(f"{card.path} has weights that are not finite: fetch or train it again")
+        raise UnknownModel(f"{card.path} has weights that are not finite: download or train it again")
     try:
         model = build()
         model.load_state_dict({name: t.float() if t.is_floating_point() else t for name, t in tensors.items()})
-    except (ConfigError, RuntimeError) as error:  # RuntimeError also for more memory than there is
+    except (ConfigError, RuntimeError) as error:  # RuntimeError also if memory runs out
         problem = shorten(str(error), 300)
         raise UnknownModel(f"{card.path}: its weights do not fit its configuration ({problem})") from error
     model.name = card.name
@@ -274,33 +273,33 @@ def _load(card: ModelCard, build: "Callable[[], Model]", device: "str | torch.de
 
 
 def _digest(path: Path, config: Mapping[str, Any]) -> tuple[str, int]:
-    """SHA-256 over the tensors in order of name (name, type, shape, bytes) and the configuration; and their numbers.
+    """SHA-256 of the tensors sorted by name (name, type, shape, bytes) and the configuration; the number of parameters.
 
-    Reads the file itself rather than tensors: the hash is of what is stored, and needs no torch.
+    It reads the file, not the tensors, so the hash is of the stored values and does not need torch.
     """
     digest = hashlib.sha256()
-    numbers = 0
+    parameters = 0
     with path.open("rb") as file:
         header_size = int.from_bytes(file.read(8), "little")
         header = json.loads(file.read(header_size))
         header.pop("__metadata__")
         for name, entry in sorted(header.items(), key=lambda item: _hashed_name(item[0])):
-            begin, end = entry["data_offsets"]
-            file.seek(8 + header_size + begin)
+            start, end = entry["data_offsets"]
+            file.seek(8 + header_size + start)
             digest.update(json.dumps([_hashed_name(name), entry["dtype"], entry["shape"]]).encode())
-            digest.update(file.read(end - begin))
-            numbers += math.prod(entry["shape"])
+            digest.update(file.read(end - start))
+            parameters += math.prod(entry["shape"])
     digest.update(json.dumps(_hashed_keys(config), sort_keys=True).encode())
-    return digest.hexdigest(), numbers
+    return digest.hexdigest(), parameters
 
 
 def _hashed_name(name: str) -> str:
-    """Name of a tensor in the hash, part by part."""
+    """The name under which the hash counts a tensor."""
     return ".".join(HASHED_AS.get(part, part) for part in name.split("."))
 
 
 def _hashed_keys(config: Any) -> Any:
-    """A configuration with the names of its keys in the hash."""
+    """A configuration with the keys under which the hash counts it."""
     if isinstance(config, Mapping):
         return {HASHED_AS.get(key, key): _hashed_keys(value) for key, value in config.items()}
     return config

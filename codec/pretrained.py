@@ -98,7 +98,7 @@ def find(name_or_path: str | Path) -> Path:
     close = difflib.get_close_matches(str(name_or_path), files, n=1)
     hint = f"did you mean {close[0]}? " if close else ""
     raise UnknownModel(
-        f"no model {name_or_path}: {hint}Shipped models: {', '.join(files) or 'none'}; "
+        f"there is no model {name_or_path}: {hint}shipped models are {', '.join(files) or 'none'}; "
         "or name a .safetensors file or the folder of a training run"
     )
 

@@ -1,4 +1,4 @@
-"""checkpoint.py: one file is the whole model, and the hash names it."""
+"""checkpoint.py: one file is a complete model, and the hash identifies it."""
 
 import hashlib
 import json
@@ -11,7 +11,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from codec.checkpoint import load_lm, load_model, load_state, read_card, save_lm, save_model, save_state
+from codec.checkpoint import HASHED_AS, load_lm, load_model, load_state, read_card, save_lm, save_model, save_state
 from codec.errors import InputNotFound, UnknownModel, UsageError
 from codec.models.causal import CausalCodec
 from tests.lm.tiny import random_tokens, tiny_lm
@@ -23,7 +23,7 @@ def tiny() -> CausalCodec:
     return tiny_model()
 
 
-def test_a_file_is_the_whole_model(tmp_path: Path, tiny: CausalCodec) -> None:
+def test_a_file_is_a_complete_model(tmp_path: Path, tiny: CausalCodec) -> None:
     path = tmp_path / "small.safetensors"
     save_model(path, tiny, training={"data": "somewhere", "step": 7})
     loaded = load_model(path)
@@ -41,13 +41,13 @@ def test_a_file_is_the_whole_model(tmp_path: Path, tiny: CausalCodec) -> None:
     assert json.loads(json.dumps(card.as_data()))["weights_hash"] == card.weights_hash == loaded.weights_hash
 
 
-def test_loaded_models_code_as_the_saved(tmp_path: Path, tiny: CausalCodec) -> None:
+def test_a_loaded_model_gives_the_same_codes(tmp_path: Path, tiny: CausalCodec) -> None:
     save_model(tmp_path / "a.safetensors", tiny, training={})
     audio = torch.randn(1, 1, 1000, generator=torch.Generator().manual_seed(0))
     assert torch.equal(load_model(tmp_path / "a.safetensors").encode(audio), tiny.encode(audio))
 
 
-def test_half_precision_is_stored_and_computed_in_full(tmp_path: Path, tiny: CausalCodec) -> None:
+def test_float16_files_load_as_float32(tmp_path: Path, tiny: CausalCodec) -> None:
     path = tmp_path / "half.safetensors"
     save_model(path, tiny, training={}, dtype=torch.float16)
     assert {tensor.dtype for tensor in load_file(path).values() if tensor.is_floating_point()} == {torch.float16}
@@ -58,7 +58,7 @@ def test_half_precision_is_stored_and_computed_in_full(tmp_path: Path, tiny: Cau
             assert torch.equal(loaded[name], tensor.half().float())
 
 
-def test_what_does_not_fit_is_not_stored(tmp_path: Path, tiny: CausalCodec) -> None:
+def test_weights_beyond_float16_are_not_stored(tmp_path: Path, tiny: CausalCodec) -> None:
     name, weights = next(iter(tiny.named_parameters()))
     with torch.no_grad():
         weights.view(-1)[0] = 1e5
@@ -68,11 +68,15 @@ def test_what_does_not_fit_is_not_stored(tmp_path: Path, tiny: CausalCodec) -> N
     save_model(tmp_path / "a.safetensors", tiny, training={})
 
 
-def test_an_unusable_device(tmp_path: Path, tiny: CausalCodec) -> None:
+def test_an_unusable_device_raises(tmp_path: Path, tiny: CausalCodec) -> None:
     save_model(tmp_path / "a.safetensors", tiny, training={})
     with pytest.raises(UsageError, match="device nonsense cannot be used"):
         load_model(tmp_path / "a.safetensors", "nonsense")
     assert load_model(tmp_path / "a.safetensors", "auto").device.type in ("cpu", "cuda")
+
+
+def as_in_0_1_0(name: str) -> str:
+    return ".".join(HASHED_AS.get(part, part) for part in name.split("."))
 
 
 def test_the_hash_is_that_of_the_stored_weights_and_the_config(tmp_path: Path, tiny: CausalCodec) -> None:
@@ -80,10 +84,12 @@ def test_the_hash_is_that_of_the_stored_weights_and_the_config(tmp_path: Path, t
     path = tmp_path / "a.safetensors"
     save_model(path, tiny, training={"step": 1}, dtype=torch.float16)
     expected = hashlib.sha256()
-    for name, tensor in sorted(load_file(path).items()):
+    tensors = load_file(path).items()
+    for name, tensor in sorted((as_in_0_1_0(name), tensor) for name, tensor in tensors):
         expected.update(json.dumps([name, kinds[tensor.dtype], list(tensor.shape)]).encode())
         expected.update(tensor.numpy().tobytes())
-    expected.update(json.dumps(CONFIG.model_dump(mode="json"), sort_keys=True).encode())
+    config = {HASHED_AS.get(key, key): value for key, value in CONFIG.model_dump(mode="json").items()}
+    expected.update(json.dumps(config, sort_keys=True).encode())
     assert read_card(path).weights_hash == expected.hexdigest()
 
     save_model(path, tiny, training={"step": 2}, dtype=torch.float16)
@@ -100,14 +106,14 @@ def test_a_run_is_named_after_its_folder(tmp_path: Path, tiny: CausalCodec) -> N
     assert read_card(tmp_path / "night" / "model.safetensors").name == "night"
 
 
-def test_saving_replaces_and_leaves_nothing_beside(tmp_path: Path, tiny: CausalCodec) -> None:
+def test_saving_replaces_and_leaves_no_other_file(tmp_path: Path, tiny: CausalCodec) -> None:
     for step in (1, 2):
         save_model(tmp_path / "a.safetensors", tiny, training={"step": step})
     assert read_card(tmp_path / "a.safetensors").training == {"step": 2}
     assert [path.name for path in tmp_path.iterdir()] == ["a.safetensors"]
 
 
-def test_files_that_are_no_model(tmp_path: Path, tiny: CausalCodec) -> None:
+def test_files_that_are_not_models(tmp_path: Path, tiny: CausalCodec) -> None:
     with pytest.raises(InputNotFound, match="none"):
         read_card(tmp_path / "none.safetensors")
     with pytest.raises(InputNotFound):
@@ -118,18 +124,18 @@ def test_files_that_are_no_model(tmp_path: Path, tiny: CausalCodec) -> None:
     whole = path.read_bytes()
     for damaged in (b"", whole[:5], whole[:60], whole[:-1], whole + b"\0", b"\xff" * 100, b"not a model at all"):
         path.write_bytes(damaged)
-        with pytest.raises(UnknownModel, match=r"a\.safetensors is not a whole model file"):
+        with pytest.raises(UnknownModel, match=r"a\.safetensors is not a complete model file"):
             load_model(path)
 
     save_file({"x": torch.zeros(1)}, path)
-    with pytest.raises(UnknownModel, match="no model of codec"):
+    with pytest.raises(UnknownModel, match="not a model of codec"):
         load_model(path)
     save_file({"x": torch.zeros(1)}, path, metadata={"codec": '{"format": 2}'})
     with pytest.raises(UnknownModel, match="upgrade"):
         load_model(path)
     for altered in ("{", "[]", '{"format": 1}', '{"format": "1"}'):
         save_file({"x": torch.zeros(1)}, path, metadata={"codec": altered})
-        with pytest.raises(UnknownModel, match="no model of codec"):
+        with pytest.raises(UnknownModel, match="not a model of codec"):
             load_model(path)
 
 
@@ -151,11 +157,11 @@ def test_weights_that_do_not_fit_the_config(tmp_path: Path, tiny: CausalCodec) -
     [
         ("config", {"dim": 10**12}, "do not fit"),
         ("config", {"dim": "x"}, "do not fit"),
-        ("config", {"unheard": 1}, "do not fit"),
-        ("frame_spec", {"hop": 77}, "contradicts itself"),
+        ("config", {"unknown": 1}, "do not fit"),
+        ("frame_spec", {"hop": 77}, "contradicts its configuration"),
     ],
 )
-def test_cards_that_do_not_fit_the_weights(
+def test_metadata_that_does_not_fit_the_weights(
     tmp_path: Path, tiny: CausalCodec, part: str, changes: dict[str, object], says: str
 ) -> None:
     path = tmp_path / "a.safetensors"
@@ -218,7 +224,7 @@ def test_a_shipped_language_model_can_be_saved_again(tmp_path: Path) -> None:
     assert hashes[0] == hashes[1]
 
 
-def test_numbers_of_another_kind(tmp_path: Path) -> None:
+def test_unknown_tensor_types(tmp_path: Path) -> None:
     save_lm(tmp_path / "a.safetensors", tiny_lm(), training={})
     with safe_open(tmp_path / "a.safetensors", framework="pt") as file:
         card = file.metadata()
@@ -226,14 +232,14 @@ def test_numbers_of_another_kind(tmp_path: Path) -> None:
     for kind in (torch.complex64, torch.float8_e4m3fn):
         changed = tensors | {"vectors.special_token": tensors["vectors.special_token"].to(kind)}
         save_file(changed, tmp_path / "b.safetensors", metadata=card)
-        with pytest.raises(UnknownModel, match="numbers of a kind that no model"):
+        with pytest.raises(UnknownModel, match="tensors of a type that codec does not use"):
             load_lm(tmp_path / "b.safetensors")
     save_file(tensors, tmp_path / "b.safetensors", metadata={"codec": "[" * 100_000})
-    with pytest.raises(UnknownModel, match="no model of codec"):
+    with pytest.raises(UnknownModel, match="not a model of codec"):
         load_lm(tmp_path / "b.safetensors")
 
 
-def test_a_language_model_from_before_there_were_levels(tmp_path: Path) -> None:
+def test_a_language_model_without_level_db(tmp_path: Path) -> None:
     save_lm(tmp_path / "a.safetensors", tiny_lm(source={"level_db": -20.0}), training={})
     assert load_lm(tmp_path / "a.safetensors").source.level_db == -20.0
     with safe_open(tmp_path / "a.safetensors", framework="pt") as file:
@@ -244,7 +250,7 @@ def test_a_language_model_from_before_there_were_levels(tmp_path: Path) -> None:
     assert (old.source.level_db, old.weights_hash) == (None, read_card(tmp_path / "b.safetensors").weights_hash)
 
 
-def test_the_hash_of_a_language_model_is_of_its_source_too(tmp_path: Path) -> None:
+def test_the_hash_of_a_language_model_includes_its_source(tmp_path: Path) -> None:
     hashes = []
     for codec in ("one", "one", "another"):
         lm = tiny_lm()
@@ -254,7 +260,7 @@ def test_the_hash_of_a_language_model_is_of_its_source_too(tmp_path: Path) -> No
     assert hashes[0] == hashes[1] != hashes[2]
 
 
-def test_codecs_are_no_language_models(tmp_path: Path, tiny: CausalCodec) -> None:
+def test_codecs_are_not_language_models(tmp_path: Path, tiny: CausalCodec) -> None:
     save_model(tmp_path / "sounds.safetensors", tiny, training={})
     save_lm(tmp_path / "words.safetensors", tiny_lm(), training={})
     with pytest.raises(UnknownModel, match=r"^sounds is a codec: codec encode takes it; name a language model here$"):
@@ -269,9 +275,9 @@ def test_codecs_are_no_language_models(tmp_path: Path, tiny: CausalCodec) -> Non
         ("model", {"family": "transformer", "width": 10**12}, "do not fit"),
         ("model", {"family": "transformer", "depth": 3}, "do not fit"),
         ("model", {"family": "rnn"}, "no family of language models 'rnn'"),
-        ("model", [3], "no model of codec"),
+        ("model", [3], "not a model of codec"),
         ("source", {"codec": "x"}, "do not fit"),
-        ("source", None, "no model of codec"),
+        ("source", None, "not a model of codec"),
     ],
 )
 def test_language_models_that_contradict_themselves(tmp_path: Path, part: str, value: object, says: str) -> None:
@@ -285,7 +291,7 @@ def test_language_models_that_contradict_themselves(tmp_path: Path, part: str, v
         load_lm(path)
 
 
-def test_training_state_comes_back_and_runs_no_code(tmp_path: Path) -> None:
+def test_training_state_round_trip_executes_no_code(tmp_path: Path) -> None:
     path = tmp_path / "state.pt"
     save_state(path, {"step": 3, "recipe": {}, "moments": {"a": torch.arange(3.0)}})
     state = load_state(path)
@@ -293,40 +299,40 @@ def test_training_state_comes_back_and_runs_no_code(tmp_path: Path) -> None:
     assert torch.equal(state["moments"]["a"], torch.arange(3.0))
     with pytest.raises(InputNotFound):
         load_state(tmp_path / "none.pt")
-    save_state(path, {"step": 3, "recipe": tmp_path})  # an object, which only a pickle that runs code can rebuild
-    with pytest.raises(UnknownModel, match="no training state: begin anew in another --out"):
+    save_state(path, {"step": 3, "recipe": tmp_path})  # an object that only a pickle which executes code can rebuild
+    with pytest.raises(UnknownModel, match="not a training state: start over in another --out"):
         load_state(path)
 
 
-def test_a_training_state_that_is_damaged(tmp_path: Path) -> None:
+def test_a_damaged_training_state(tmp_path: Path) -> None:
     path = tmp_path / "state.pt"
     save_state(path, {"step": 3, "recipe": {}, "moments": torch.arange(3000.0)})
     whole = path.read_bytes()
     flipped = [whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :] for place in range(14, len(whole), 97)]
     for damaged in [*flipped, whole[:-1], whole[:100], whole[:20], whole + b"\0"]:
         path.write_bytes(damaged)
-        with pytest.raises(UnknownModel, match=r"state\.pt is damaged: begin anew in another --out$"):
+        with pytest.raises(UnknownModel, match=r"state\.pt is damaged: start over in another --out$"):
             load_state(path)
 
 
 @pytest.mark.parametrize("content", [b"", b"text\n", b"\xff" * 99, pickle.dumps([1]), pickle.dumps({"step": 1})])
-def test_files_that_are_no_training_state(tmp_path: Path, content: bytes) -> None:
+def test_files_that_are_not_training_states(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "state.pt"
     path.write_bytes(content)
-    with pytest.raises(UnknownModel, match=r"no training state: begin anew in another --out$"):
+    with pytest.raises(UnknownModel, match=r"not a training state: start over in another --out$"):
         load_state(path)
 
 
 @pytest.mark.parametrize("content", [{}, {"step": 1}, [1, 2], torch.zeros(2), {"step": 1, "recipe": {}}])
-def test_what_torch_saves_is_of_an_older_program_at_best(tmp_path: Path, content: Any) -> None:
+def test_plain_torch_files_are_of_an_older_version(tmp_path: Path, content: Any) -> None:
     path = tmp_path / "state.pt"
     torch.save(content, path)
-    with pytest.raises(UnknownModel, match="made by an older program, or is no training state: begin anew"):
+    with pytest.raises(UnknownModel, match="made by an older version, or is not a training state: start over"):
         load_state(path)
 
 
 @pytest.mark.parametrize("content", [{}, {"step": 1}, {"recipe": {}}])
-def test_states_of_something_else(tmp_path: Path, content: dict[str, Any]) -> None:
+def test_states_with_missing_keys(tmp_path: Path, content: dict[str, Any]) -> None:
     save_state(tmp_path / "state.pt", content)
-    with pytest.raises(UnknownModel, match="is no training state: begin anew"):
+    with pytest.raises(UnknownModel, match="is not a training state: start over"):
         load_state(tmp_path / "state.pt")

@@ -47,7 +47,7 @@ def test_shipped_models_are_listed_by_name() -> None:
     assert cards[1].parameters == 3
 
 
-def test_a_name_a_file_and_a_run(tmp_path: Path, weights: Path) -> None:
+def test_find_by_name_file_and_run(tmp_path: Path, weights: Path) -> None:
     assert pretrained.find("general-24k") == weights / "general-24k.safetensors"
     run = write_model(tmp_path / "night" / "model.safetensors")
     assert pretrained.find(run.parent) == run
@@ -55,7 +55,7 @@ def test_a_name_a_file_and_a_run(tmp_path: Path, weights: Path) -> None:
     assert pretrained.describe(run.parent).name == "night"
 
 
-def test_a_shipped_name_comes_before_a_folder_of_that_name(
+def test_a_shipped_model_comes_before_a_folder_of_its_name(
     tmp_path: Path, weights: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -67,18 +67,18 @@ def test_a_shipped_name_comes_before_a_folder_of_that_name(
 @pytest.mark.parametrize(
     ("name", "says"),
     [
-        ("general-24", "did you mean general-24k? There are another, general-24k;"),
-        ("zzz", "no model zzz: there are another, general-24k;"),
+        ("general-24", "did you mean general-24k? shipped models are another, general-24k;"),
+        ("zzz", "no model zzz: shipped models are another, general-24k;"),
         ("missing.safetensors", "no model missing.safetensors"),
     ],
 )
-def test_an_unknown_name_lists_the_known(name: str, says: str) -> None:
+def test_an_unknown_name_lists_the_shipped_models(name: str, says: str) -> None:
     with pytest.raises(UnknownModel) as error:
         pretrained.load(name)
     assert says in str(error.value)
 
 
-def test_a_folder_that_is_no_run(tmp_path: Path) -> None:
+def test_a_folder_that_is_not_a_run(tmp_path: Path) -> None:
     with pytest.raises(UnknownModel, match="folder of a training run"):
         pretrained.load(tmp_path)
 
@@ -88,22 +88,22 @@ def test_listing_models_needs_no_torch() -> None:
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
-# language models, and their codecs
+# language models and their codecs
 
 
 @pytest.fixture
 def lm(tmp_path: Path) -> CodecLM:
-    """A language model, loaded; the codec that it learned is in learned/model.safetensors."""
+    """A loaded language model; the codec it was trained on is in learned/model.safetensors."""
     (tmp_path / "learned").mkdir()
     save_model(tmp_path / "learned" / "model.safetensors", tiny_model(), training={})
-    made = tiny_lm()
+    model = tiny_lm()
     digest = read_card(tmp_path / "learned" / "model.safetensors").weights_hash
-    made.source = made.source.model_copy(update={"codec": "learned", "weights_hash": digest})
-    save_lm(tmp_path / "words.safetensors", made, training={})
+    model.source = model.source.model_copy(update={"codec": "learned", "weights_hash": digest})
+    save_lm(tmp_path / "words.safetensors", model, training={})
     return pretrained.load_lm(tmp_path / "words.safetensors")
 
 
-def test_language_models_stand_beside_codecs(tmp_path: Path, weights: Path, lm: CodecLM) -> None:
+def test_language_models_and_codecs_are_listed_together(tmp_path: Path, weights: Path, lm: CodecLM) -> None:
     (tmp_path / "words.safetensors").rename(weights / f"{pretrained.DEFAULT_LM}.safetensors")
     assert pretrained.names() == ["another", "digits-8k-lm", "general-24k"]
     assert [card.family for card in pretrained.shipped()] == ["causal", "transformer", "causal"]
@@ -122,14 +122,14 @@ def test_the_codec_of_a_language_model(
         UnknownModel, match=rf"words was made by learned \(weights {lm.source.weights_hash[:12]}\).*--codec"
     ):
         pretrained.codec_of(lm)
-    monkeypatch.chdir(tmp_path)  # where a folder is called as the file says
+    monkeypatch.chdir(tmp_path)  # the folder with the codec that the language model names
     assert pretrained.codec_of(lm).name == "learned"
     (tmp_path / "learned" / "model.safetensors").rename(weights / "renamed.safetensors")
-    assert pretrained.codec_of(lm).name == "renamed"  # its weights are those
+    assert pretrained.codec_of(lm).name == "renamed"  # found by its weights
     assert pretrained.codec_of(lm, weights / "renamed.safetensors").weights_hash == lm.source.weights_hash
 
 
-def test_another_codec_of_that_name(tmp_path: Path, lm: CodecLM, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_another_codec_of_the_same_name(tmp_path: Path, lm: CodecLM, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     save_model(tmp_path / "learned" / "model.safetensors", tiny_model(1), training={})
     with pytest.raises(UnknownModel, match="not found: pass --codec with its file"):
