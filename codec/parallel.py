@@ -39,9 +39,9 @@ def each(
     """Yield every task with its result, or the error that ended it, in the order in which they finish.
 
     "local" runs in this process, or in `jobs` processes with one thread each. "ray" runs in up to `jobs` processes,
-    each with a GPU if `gpu`, on the cluster at RAY_ADDRESS, on the one of this machine, or on a new one. Every machine of it
-    must be able to import `work` and to open the files it names; the working directory is that of this process. `work`
-    is sent to each process once, so what it holds or caches serves all its tasks.
+    each with a GPU if `gpu`, on the cluster at RAY_ADDRESS, on the one of this machine, or on a new one. Every machine
+    of it must be able to import `work` and to open the files it names; the working directory is that of this process.
+    `work` is sent to each process once, so what it holds or caches serves all its tasks.
 
     Raises UsageError for `jobs` < 1, MissingDependency without the extra `cluster`.
     """
