@@ -1,5 +1,6 @@
 """The only place that converts seconds, samples, frames, codebooks and bit rates."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from codec.errors import ConfigError
@@ -9,11 +10,11 @@ from codec.errors import ConfigError
 class FrameSpec:
     """Conversions of one model.
 
-    Example: 24000 Hz, hop 320, overlap 320, 8 codebooks of 1024: 75 frames/s, 10 bits per code, 6 kbit/s; one second (24000
-    samples) takes 75 + 1 frames, and 76 frames hold 24000 samples.
+    Example: 24000 Hz, hop 320, decoder delay 320, 8 codebooks of 1024: 75 frames/s, 10 bits per code, 6 kbit/s; one
+    second (24000 samples) takes 75 + 1 frames, and 76 frames hold 24000 samples.
 
-    `hop` and `overlap` are in samples; `overlap` is how late the decoder's output is. Raises ConfigError for sizes that
-    no model can have.
+    `hop` and `decoder_delay`, the delay of the decoder's output, are in samples. Raises ConfigError for sizes that no
+    model can have.
     """
 
     sample_rate: int
@@ -40,19 +41,19 @@ class FrameSpec:
 
     @property
     def bits_per_code(self) -> int:
-        """Whole bits that tell `codebook_size` values apart."""
+        """Bits of a code at fixed width: ceil(log2(codebook_size))."""
         return (self.codebook_size - 1).bit_length()
 
     def frames(self, time: int) -> int:
-        """Frames that hold `time` samples, with those that bring out the decoder's late end; 0 samples need none."""
+        """Frames that hold `time` samples, including those that flush the decoder's delay; 0 for 0 samples."""
         return _ceil_div(time + self.decoder_delay, self.hop) if time > 0 else 0
 
     def whole_frames(self, time: int) -> int:
-        """Frames whose every sample is among the first `time`."""
+        """Frames that are complete after the first `time` samples."""
         return time // self.hop
 
     def time(self, frames: int) -> int:
-        """Samples of the longest signal that `frames` frames hold."""
+        """Length in samples of the longest signal that fits in `frames` frames."""
         return max(0, frames * self.hop - self.decoder_delay)
 
     def seconds(self, time: int) -> float:
@@ -60,36 +61,36 @@ class FrameSpec:
         return time / self.sample_rate
 
     def samples(self, seconds: float) -> int:
-        """Samples nearest to `seconds` at the model's rate."""
+        """Number of samples nearest to `seconds` at the model's rate."""
         return round(seconds * self.sample_rate)
 
     def frames_per_packet(self, seconds: float = 1.0) -> int:
-        """Frames nearest to `seconds`, at least one."""
+        """Number of frames nearest to `seconds`, at least one."""
         return max(1, round(seconds * self.frame_rate))
 
     def bitrate(self, num_codebooks: int) -> float:
-        """Rate of the codes of `num_codebooks` codebooks, in kbit/s per channel, container not counted."""
+        """Bit rate of the codes of `num_codebooks` codebooks in kbit/s per channel, without the container."""
         return num_codebooks * self.bits_per_code * self.sample_rate / (1000 * self.hop)
 
-    def codebooks_for_bitrate(self, kbps: float) -> int:
-        """Largest number of codebooks whose rate is at most `kbps` kbit/s, never more than the model has.
+    def codebooks_for_bitrate(self, kbps: float, *, choices: Sequence[int] | None = None) -> int:
+        """Largest number of codebooks whose bit rate is at most `kbps` kbit/s.
 
-        Raises ConfigError where one codebook alone needs more.
+        `choices` are the numbers of codebooks to choose from, 1 to `num_codebooks` if None. Raises ConfigError if the
+        fewest codebooks have a higher bit rate.
         """
-        fitting = [
-            num_codebooks for num_codebooks in range(1, self.num_codebooks + 1) if self.bitrate(num_codebooks) <= kbps
-        ]
+        choices = range(1, self.num_codebooks + 1) if choices is None else choices
+        fitting = [number for number in choices if self.bitrate(number) <= kbps]
         if not fitting:
-            lowest = _ceil_div(self.bits_per_code * self.sample_rate, self.hop) / 1000
+            lowest = _ceil_div(min(choices) * self.bits_per_code * self.sample_rate, self.hop) / 1000
             raise ConfigError(f"{kbps} kbit/s is below this model's lowest rate: ask for {lowest:.12g} kbit/s or more")
-        return fitting[-1]
+        return max(fitting)
 
 
 def resampled_length(time: int, from_rate: int, to_rate: int) -> int:
-    """Samples at `to_rate` Hz that cover `time` samples at `from_rate` Hz: the exact quotient, rounded up."""
+    """Length after resampling `time` samples from `from_rate` to `to_rate` Hz: the exact quotient, rounded up."""
     return _ceil_div(time * to_rate, from_rate)
 
 
 def _ceil_div(numerator: int, denominator: int) -> int:
-    # Integers throughout: ten hours at 96 kHz times a rate is past the 53 bits of a float.
+    # integers, because ten hours at 96 kHz times a sample rate exceeds the 53 bits of a float
     return -(-numerator // denominator)

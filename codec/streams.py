@@ -1,17 +1,26 @@
 """Live streams through a model: the only mutable stream objects. The model itself keeps nothing.
 
-Any number of sessions may run on one model. A recording of several channels is a batch, one row per channel.
+Any number of streams may run on one model at a time. For a model of one channel, the channels of a recording are rows
+of the batch.
 
     encoder = StreamEncoder(model)
     decoder = StreamDecoder(model)
     for block in microphone:  # [1, 1, time], any time
         speaker.play(decoder.push(encoder.push(block)))
     speaker.play(decoder.push(encoder.flush()))
+    speaker.play(decoder.flush())
+
+A causal model gives each frame with its last sample. A model that looks ahead runs on blocks that overlap by its
+receptive field, so its codes equal those of the whole signal, and frames come `lookahead` samples later. Here frame 2
+needs one frame of context on either side:
+
+    frames kept      [ 1   2   3 ]          encoded together
+    frame given            2                frame 1 is dropped next, frame 3 waits for frame 4
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import Any, TypeAlias, cast
 
 import numpy as np
 import torch
@@ -19,18 +28,16 @@ from torch import Tensor
 from torch.nn import functional
 
 from codec.errors import UsageError
-
-if TYPE_CHECKING:
-    from codec.models.base import Codec
+from codec.models.base import BlockCodec, Codec, Encoded, StepCodec, split_scale
 
 Array: TypeAlias = Tensor | np.ndarray[Any, Any]
 
 
 class StreamEncoder:
-    """Turns audio that comes in pieces into codes. `time` counts the samples taken, `frames` those given out.
+    """Encode audio that arrives in pieces. `time` counts the samples taken, `frames` the frames given.
 
-    `batch` is the number of signals side by side; `num_codebooks` the codebooks of every frame, all if None. Raises UsageError for
-    codebooks the model does not have.
+    `batch` is the number of parallel signals; `num_codebooks` the number of codebooks of every frame, all if None.
+    Raises UsageError for a number of codebooks that the model cannot decode.
     """
 
     def __init__(self, model: Codec, *, num_codebooks: int | None = None, batch: int = 1) -> None:
@@ -40,51 +47,86 @@ class StreamEncoder:
         self.frames = 0
         self._model = model
         self._open = True
-        self._state = model.encoder_state(batch)
-        self._rest = torch.zeros(batch, 1, 0, device=model.device)  # less than a hop, waiting for the samples to come
+        self._state = model.encoder_state(batch) if isinstance(model, StepCodec) else None
+        self._rest = torch.zeros(batch, model.channels, 0, device=model.device)  # samples that are still needed
+        self._first = 0  # the frame that they begin with
 
     def push(self, audio: Array) -> Tensor:
-        """Take audio [batch, 1, time] in [-1, 1] at the model's rate; give the codes [batch, codebooks, frames] now whole.
+        """Take audio [batch, channels, time] in [-1, 1] at the model's rate; give the codes of the complete frames.
 
-        Frame t comes with sample (t + 1) · hop. Raises UsageError for audio of another shape, for samples that are no
-        numbers, and after `flush`.
+        The codes are [batch, codebooks, frames], or `Encoded` for a model with a scale. A causal model gives frame t
+        with sample (t + 1) * hop. Raises UsageError for audio of another shape, for samples that are not finite, and
+        after `flush`.
         """
         _must_be_open(self._open)
         audio = torch.as_tensor(audio, device=self._rest.device).detach()  # a graph would keep the whole past alive
         if audio.ndim != 3 or audio.shape[:2] != self._rest.shape[:2] or not audio.is_floating_point():
+            batch, channels, _ = self._rest.shape
+            hint = ", each channel as a row of the batch" if channels == 1 else ""
             raise UsageError(
-                f"audio is {audio.dtype} {list(audio.shape)}: this session takes floats [{len(self._rest)}, 1, time], "
-                "each channel as a row of the batch"
+                f"audio is {audio.dtype} {list(audio.shape)}: "
+                f"this stream takes floats [{batch}, {channels}, time]{hint}"
             )
         self._model.check_samples(audio)
         self.time += audio.shape[2]
-        return self._encode(torch.cat([self._rest, audio.float()], dim=2))
+        return self._encode(torch.cat([self._rest, audio.float()], dim=2), last=False)
 
     def flush(self) -> Tensor:
-        """End the signal: pad it with silence and give the frames still missing. The session is closed then."""
+        """End the signal: pad it with silence and give the remaining frames. The stream is closed then."""
         _must_be_open(self._open)
         math = self._model.frame_spec
-        missing = (math.frames(self.time) - self.frames) * math.hop - self._rest.shape[2]
-        codes = self._encode(functional.pad(self._rest, (0, missing)))
+        missing = (math.frames(self.time) - self._first) * math.hop - self._rest.shape[2]
+        codes = self._encode(functional.pad(self._rest, (0, missing)), last=True)
         self._open = False
         return codes
 
-    def _encode(self, audio: Tensor) -> Tensor:
-        whole = audio.shape[2] - audio.shape[2] % self._model.frame_spec.hop
-        self._rest = audio[:, :, whole:].clone()  # a view would keep all of `audio` alive
+    def _encode(self, audio: Tensor, *, last: bool) -> Tensor:
+        whole = self._model.frame_spec.whole_frames(audio.shape[2])
+        if isinstance(self._model, BlockCodec):
+            codes = self._block(self._model, audio, whole, last=last)
+        else:
+            codes = self._step(cast(StepCodec, self._model), audio, whole)
+        self.frames += split_scale(codes)[0].shape[2]
+        return codes
+
+    def _step(self, model: StepCodec, audio: Tensor, whole: int) -> Tensor:
+        """Codes of the `whole` frames of the audio, which come after the state."""
+        time = whole * self._model.frame_spec.hop
+        self._rest = audio[:, :, time:].clone()  # a view would keep all of `audio` alive
+        self._first += whole
         if not whole:
             return torch.zeros(len(audio), self.num_codebooks, 0, dtype=torch.int64, device=audio.device)
-        codes, self._state = self._model.encode_step(audio[:, :, :whole], self._state, num_codebooks=self.num_codebooks)
-        self.frames += codes.shape[2]
+        codes, self._state = model.encode_step(audio[:, :, :time], self._state, num_codebooks=self.num_codebooks)
         return codes
+
+    def _block(self, model: BlockCodec, audio: Tensor, whole: int, *, last: bool) -> Tensor:
+        """Codes of the frames whose context is among the `whole` frames of the audio."""
+        segment = max(1, model.segment_frames)
+        context = model.receptive_field().encoder
+        end = self._first + whole
+        ready = end
+        if not last:  # only whole segments have a scale
+            end = end // segment * segment
+            ready = (end - context.future) // segment * segment
+        hop, done = model.frame_spec.hop, self.frames
+        if ready <= done:
+            self._rest = audio
+            codes = torch.zeros(len(audio), self.num_codebooks, 0, dtype=torch.int64, device=audio.device)
+            return cast(Tensor, Encoded(codes, audio.new_zeros(len(audio), 0))) if model.segment_frames else codes
+        codes, scale = split_scale(model.encode_block(audio[:, :, : (end - self._first) * hop], self.num_codebooks))
+        new = slice(done - self._first, ready - self._first)
+        keep = max(0, (ready - context.past) // segment * segment)
+        self._rest = audio[:, :, (keep - self._first) * hop :].clone()
+        self._first = keep
+        codes = codes[:, :, new]
+        return codes if scale is None else cast(Tensor, Encoded(codes, scale[:, new]))
 
 
 class StreamDecoder:
-    """Turns codes that come in pieces into audio. `time` counts the samples given out.
+    """Decode codes that arrive in pieces. `time` counts the samples given.
 
-    `length` is the signal's length in samples where it is known: nothing after it is given out. Without it the audio
-    goes on to the end of the last frame. `batch` is the number of signals side by side. Raises UsageError for a length
-    below 0.
+    `length` is the length of the signal in samples if it is known: no sample after it is given. Without it, the audio
+    ends with the last frame. `batch` is the number of parallel signals. Raises UsageError for a length below 0.
     """
 
     def __init__(self, model: Codec, *, batch: int = 1, length: int | None = None) -> None:
@@ -95,40 +137,78 @@ class StreamDecoder:
         self._open = True
         self._batch = batch
         self._length = length
-        self._state = model.decoder_state(batch)
-        self._late = model.frame_spec.decoder_delay  # samples still to come that lie before the signal
+        self._state = model.decoder_state(batch) if isinstance(model, StepCodec) else None
+        self._delay = model.frame_spec.decoder_delay  # samples still to come that lie before the signal
+        self._codes: Tensor | None = None  # codes that are still needed, and their scale
+        self._scale: Tensor | None = None
+        self._first = 0  # the frame that they begin with
+        self._done = 0  # frames decoded
 
-    def push(self, codes: Array) -> Tensor:
-        """Take codes [batch, codebooks, frames] of any number of codebooks; give the audio [batch, 1, time] now whole.
+    def push(self, codes: Array | Encoded) -> Tensor:
+        """Take codes [batch, codebooks, frames], or `Encoded`; give the audio [batch, channels, time] that is complete.
 
         Raises UsageError for codes that are not the model's, of another batch, and after `flush`.
         """
         _must_be_open(self._open)
-        codes = torch.as_tensor(codes, device=self._model.device)
+        array, scale = split_scale(cast(Tensor, codes))
+        codes = torch.as_tensor(array, device=self._model.device)
         if codes.ndim != 3 or len(codes) != self._batch:
-            raise UsageError(f"codes are {list(codes.shape)}: this session takes [{self._batch}, codebooks, frames]")
+            raise UsageError(f"codes are {list(codes.shape)}: this stream takes [{self._batch}, codebooks, frames]")
         if not codes.shape[-1]:
             self._model.check_codes(codes)
-            return torch.zeros(self._batch, 1, 0, device=codes.device)
-        audio, self._state = self._model.decode_step(codes, self._state)
-        early = min(self._late, audio.shape[2])
-        self._late -= early
+            return self._silence()
+        if isinstance(self._model, StepCodec):
+            audio, self._state = self._model.decode_step(codes, self._state)
+            return self._given(audio)
+        self._model.check_codes(codes)
+        self._codes = codes if self._codes is None else torch.cat([self._codes, codes], dim=2)
+        if self._model.segment_frames:
+            scale = codes.new_ones(len(codes), codes.shape[2], dtype=torch.float32) if scale is None else scale
+            scale = torch.as_tensor(scale, device=codes.device)
+            self._scale = scale if self._scale is None else torch.cat([self._scale, scale], dim=1)
+        return self._block(self._codes, last=False)
+
+    def flush(self) -> Tensor:
+        """End the signal, close the stream, and give the remaining audio: none for a causal model.
+
+        Raises UsageError if the frames did not hold `length` samples.
+        """
+        _must_be_open(self._open)
+        audio = self._silence() if self._codes is None else self._block(self._codes, last=True)
+        if self._length is not None and self.time < self._length:
+            raise UsageError(f"the frames hold {self.time} samples, not {self._length}: push the missing frames")
+        self._open = False
+        return audio
+
+    def _block(self, codes: Tensor, *, last: bool) -> Tensor:
+        """Audio of the frames whose context has arrived; `codes` are all that are still needed."""
+        model = cast(BlockCodec, self._model)
+        context = model.receptive_field().decoder
+        ready = self._first + codes.shape[2] - (0 if last else context.future)
+        if ready <= self._done:
+            return self._silence()
+        hop = model.frame_spec.hop
+        audio = model.decode_block(codes, self._scale)
+        audio = audio[:, :, (self._done - self._first) * hop : (ready - self._first) * hop]
+        self._done = ready
+        drop = max(0, ready - context.past) - self._first
+        self._first += drop
+        self._codes = codes[:, :, drop:]
+        self._scale = None if self._scale is None else self._scale[:, drop:]
+        return self._given(audio)
+
+    def _given(self, audio: Tensor) -> Tensor:
+        """The part of decoded audio that belongs to the signal."""
+        early = min(self._delay, audio.shape[2])
+        self._delay -= early
         audio = audio[:, :, early:]
         if self._length is not None:
             audio = audio[:, :, : self._length - self.time]
         self.time += audio.shape[2]
         return audio
 
-    def flush(self) -> Tensor:
-        """End the signal and close the session; the audio [batch, 1, 0] is empty, as frames bring out their own end.
-
-        Raises UsageError where the frames did not hold `length` samples.
-        """
-        _must_be_open(self._open)
-        if self._length is not None and self.time < self._length:
-            raise UsageError(f"the frames hold {self.time} samples, not {self._length}: push those that are missing")
-        self._open = False
-        return torch.zeros(self._batch, 1, 0, device=self._model.device)
+    def _silence(self) -> Tensor:
+        return torch.zeros(self._batch, self._model.channels, 0, device=self._model.device)
 
 
 def _must_be_at_least(name: str, value: int, least: int) -> None:
@@ -138,4 +218,4 @@ def _must_be_at_least(name: str, value: int, least: int) -> None:
 
 def _must_be_open(is_open: bool) -> None:
     if not is_open:
-        raise UsageError("this session has been flushed: begin another for the next signal")
+        raise UsageError("this stream has been flushed: create another one for the next signal")

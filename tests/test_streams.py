@@ -1,4 +1,4 @@
-"""Sessions against a model whose codes and audio can be told by hand."""
+"""Streams against a model whose codes and audio can be computed by hand."""
 
 import math
 from collections.abc import Callable
@@ -12,24 +12,27 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from codec.errors import UsageError
-from codec.models.base import Codec, CodecConfig
+from codec.models.base import CodecConfig, Context, ReceptiveField, StepCodec
 from codec.streams import StreamDecoder, StreamEncoder
 from tests.tiny import tiny_model
 
 HOP = 4
 
 
-class Steps(Codec):
-    """Codebook 0 of a frame: mean of its samples in steps of 1/100. Codebook 1: that of the frame before.
+class Steps(StepCodec):
+    """Codebook 0 is the mean of the frame's samples in steps of 1/100, codebook 1 the mean of the frame before.
 
-    The decoder holds the mean of codebook 0 for a hop, one hop late.
+    The decoder repeats the mean of codebook 0 for a hop, one hop late.
     """
 
     def __init__(self) -> None:
         super().__init__(
             CodecConfig(family="steps", sample_rate=100, hop=HOP, num_codebooks=2, codebook_size=201), decoder_delay=HOP
         )
-        self.anywhere = torch.nn.Parameter(torch.ones(1))  # a model is where its parameters are
+        self.anywhere = torch.nn.Parameter(torch.ones(1))  # a model's device is that of its parameters
+
+    def receptive_field(self) -> ReceptiveField:
+        return ReceptiveField(Context(1, 0), Context(1, 0))
 
     def latents_step(self, audio: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
         raise NotImplementedError
@@ -63,7 +66,7 @@ def signal(batch: int, time: int) -> Tensor:
 
 
 def expected_codes(audio: Tensor) -> Tensor:
-    """One frame at a time, by hand: ceil(time / hop) frames, and one more."""
+    """Codes computed frame by frame: ceil(time / hop) frames and one more for the delay."""
     frames = -(-audio.shape[2] // HOP) + 1
     padded = torch.zeros(len(audio), frames * HOP)
     padded[:, : audio.shape[2]] = audio[:, 0]
@@ -78,7 +81,7 @@ def cut(signal: Tensor, pieces: list[int]) -> list[Tensor]:
 
 @settings(deadline=None)
 @given(batch=st.integers(1, 3), time=st.integers(1, 50), pieces=st.lists(st.integers(0, 15), max_size=8))
-def test_codes_and_audio_are_those_told_by_hand_however_cut(batch: int, time: int, pieces: list[int]) -> None:
+def test_streams_equal_the_computation_by_hand_for_any_chunks(batch: int, time: int, pieces: list[int]) -> None:
     audio = signal(batch, time)
     expected = expected_codes(audio)
     encoder = StreamEncoder(MODEL, batch=batch)
@@ -97,7 +100,7 @@ def test_codes_and_audio_are_those_told_by_hand_however_cut(batch: int, time: in
 
 @settings(deadline=None, max_examples=30)
 @given(batch=st.integers(1, 2), time=st.integers(1, 500), pieces=st.lists(st.integers(0, 250), max_size=5))
-def test_a_session_equals_the_model_on_the_whole_signal(batch: int, time: int, pieces: list[int]) -> None:
+def test_a_stream_equals_the_model_on_the_whole_signal(batch: int, time: int, pieces: list[int]) -> None:
     model, audio = tiny_model(), signal(batch, time)
     expected = model.encode(audio, num_codebooks=2)
     encoder = StreamEncoder(model, num_codebooks=2, batch=batch)
@@ -114,13 +117,13 @@ def test_each_frame_comes_with_its_last_sample() -> None:
     assert counts == [0, 0, 0, 1] * 3
 
 
-def test_without_a_length_the_last_frame_is_given_out_whole() -> None:
+def test_without_a_length_the_last_frame_is_complete() -> None:
     decoder = StreamDecoder(MODEL)
     assert decoder.push(expected_codes(signal(1, 9))).shape == (1, 1, 12)
     assert decoder.flush().shape == (1, 1, 0)
 
 
-def test_interleaved_sessions_are_sessions_alone() -> None:
+def test_interleaved_streams_equal_separate_streams() -> None:
     one, two = signal(1, 30), signal(1, 31)
     first, second = StreamEncoder(MODEL), StreamEncoder(MODEL)
     codes: tuple[list[Tensor], list[Tensor]] = ([], [])
@@ -137,7 +140,7 @@ def test_nothing_pushed_gives_no_frames() -> None:
     assert StreamDecoder(MODEL, length=0).flush().shape == (1, 1, 0)
 
 
-def test_numpy_of_any_float_is_taken() -> None:
+def test_numpy_arrays_of_any_float_type() -> None:
     audio = signal(2, 9)
     encoder = StreamEncoder(MODEL, batch=2)
     codes = torch.cat([encoder.push(audio.numpy().astype(np.float64)), encoder.flush()], 2)
@@ -162,26 +165,26 @@ def test_codebooks_the_model_lacks(num_codebooks: int) -> None:
 @pytest.mark.parametrize(
     "audio", [torch.zeros(1, 9), torch.zeros(1, 2, 9), torch.zeros(2, 1, 9), torch.zeros(1, 1, 9, dtype=torch.int16)]
 )
-def test_audio_of_another_kind(audio: Tensor) -> None:
+def test_audio_of_wrong_shape_or_type(audio: Tensor) -> None:
     with pytest.raises(UsageError, match="audio is"):
         StreamEncoder(MODEL).push(audio)
 
 
 @pytest.mark.parametrize("sample", [math.nan, math.inf, -2e6])
-def test_samples_that_are_no_audio(sample: float) -> None:
-    session = StreamEncoder(MODEL)
+def test_samples_that_are_not_finite(sample: float) -> None:
+    stream = StreamEncoder(MODEL)
     with pytest.raises(UsageError, match="NaN, infinite or beyond"):
-        session.push(torch.full((1, 1, 9), sample))
-    assert session.time == 0
+        stream.push(torch.full((1, 1, 9), sample))
+    assert stream.time == 0
 
 
 @pytest.mark.parametrize("shape", [(), (1, 9), (1, 3, 9), (1, 3, 0), (1, 0, 9), (2, 2, 9)])
-def test_codes_of_another_kind(shape: tuple[int, ...]) -> None:
+def test_codes_of_wrong_shape(shape: tuple[int, ...]) -> None:
     with pytest.raises(UsageError, match=r"codes are|codebooks, not"):
         StreamDecoder(MODEL).push(torch.zeros(shape, dtype=torch.int64))
 
 
-def test_flushed_sessions_are_closed() -> None:
+def test_flushed_streams_are_closed() -> None:
     encoder, decoder = StreamEncoder(MODEL), StreamDecoder(MODEL)
     encoder.flush()
     decoder.flush()
@@ -197,7 +200,7 @@ def test_flushed_sessions_are_closed() -> None:
 
 
 @pytest.mark.parametrize("wrong", [{"batch": 0}, {"batch": -1}, {"length": -1}])
-def test_sizes_that_cannot_be(wrong: dict[str, int]) -> None:
+def test_invalid_sizes(wrong: dict[str, int]) -> None:
     with pytest.raises(UsageError, match="must be at least"):
         StreamDecoder(MODEL, **wrong)
     if "batch" in wrong:
@@ -205,7 +208,7 @@ def test_sizes_that_cannot_be(wrong: dict[str, int]) -> None:
             StreamEncoder(MODEL, **wrong)
 
 
-def test_missing_frames_are_told() -> None:
+def test_missing_frames_are_reported() -> None:
     decoder = StreamDecoder(MODEL, length=13)
     decoder.push(expected_codes(signal(1, 12)))
     with pytest.raises(UsageError, match="12 samples, not 13"):

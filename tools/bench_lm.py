@@ -122,7 +122,7 @@ def chosen(arguments: argparse.Namespace) -> tuple[TransformerLM, Codec]:
             raise UsageError(f"{arguments.model} is no transformer: name one, or sizes")
         return model, pretrained.codec_of(model, arguments.codec)
     codec = pretrained.load(arguments.codec or pretrained.DEFAULT, "cpu")
-    vectors = codec.quantizer.vectors()
+    vectors = codec.quantizer.codebook_vectors()
     source = CodebookSpec(
         codec=codec.name or "",
         weights_hash=codec.weights_hash or "",

@@ -250,7 +250,7 @@ def our_step(recipe: Recipe, audio: Tensor) -> tuple[int, Callable[[], object]]:
     """Our weights and our step."""
     judged = recipe.model_copy(update={"discriminator": recipe.discriminator.model_copy(update={"start": 0})})
     players = codec_loop.assemble(judged, audio.device)
-    players.model.fit(audio)
+    players.model.init_from_audio(audio)
     spectral = SpectralLoss(recipe.model.sample_rate).to(audio.device)
     step = iter(range(NEVER))
     return weights_of(players.model), lambda: codec_loop.train_step(players, spectral, audio, next(step), judged)

@@ -212,7 +212,7 @@ class Comparison:
         sizes = dict(MODELS[job.model])
         if sizes["pattern"].get("delays"):
             sizes["pattern"] = {"kind": "delay", "delays": [0, *(1,) * (job.num_codebooks - 1)]}
-        vectors = codec.quantizer.vectors()
+        vectors = codec.quantizer.codebook_vectors()
         assert vectors is not None
         source = CodebookSpec(
             codec="",

@@ -1,4 +1,11 @@
-"""What every codec family offers, whatever its network."""
+"""The interface of every codec family.
+
+`Codec` is what training, evaluation, the file format, the token store and the command line know. A family derives from
+one of its two forms:
+
+    StepCodec     causal: state is a value, and a chunk of audio gives its latents at once
+    BlockCodec    looks ahead: a stream runs as blocks that overlap by the receptive field
+"""
 
 from __future__ import annotations
 
@@ -6,7 +13,7 @@ import math
 from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Annotated, Any, NamedTuple, Self, TypeAlias, cast, overload
+from typing import Annotated, Any, ClassVar, NamedTuple, Self, TypeAlias, cast, overload
 
 import numpy as np
 import torch
@@ -19,12 +26,12 @@ from codec.config import Config
 from codec.errors import UsageError
 from codec.frames import FrameSpec, resampled_length
 from codec.io.audio import LOUDEST
-from codec.nn.quantize.residual import Quantized, Quantizer
+from codec.nn.quantize.base import Quantized, Quantizer
 from codec.nn.resample import resample
 from codec.nn.shapes import Audio, Codes, Latents
 from codec.nn.streaming import State, ordinary
 
-# as much as a .codec file can say
+# the limits of the .codec file format
 SampleRate = Annotated[int, Field(ge=1, le=2**22)]
 Hop = Annotated[int, Field(ge=1, le=2**20)]
 NumCodebooks = Annotated[int, Field(ge=1, le=1024)]
@@ -36,7 +43,10 @@ Lengths: TypeAlias = Sequence[int] | Array
 
 
 class CodecConfig(Config):
-    """What every family's configuration has."""
+    """The keys that every family's configuration has."""
+
+    inference_keys: ClassVar[frozenset[str]] = frozenset()
+    """Keys that change how a model encodes but not its weights; a model to start training from may differ in them."""
 
     family: str
     sample_rate: SampleRate
@@ -46,33 +56,72 @@ class CodecConfig(Config):
 
 
 class CodecOutput(NamedTuple):
-    """A training pass: the decoded audio, aligned with the input, and what the quantizer says."""
+    """The result of a training pass."""
 
     audio: Audio
+    """Decoded, aligned with the input and as long."""
     latents: Latents
+    """The encoder's, before quantization."""
     quantized: Quantized
+
+
+class Context(NamedTuple):
+    """Frames before and after a frame that its result depends on."""
+
+    past: int
+    future: int
+
+    @property
+    def frames(self) -> int:
+        """All frames that a result depends on, its own included."""
+        return self.past + 1 + self.future
+
+
+class ReceptiveField(NamedTuple):
+    """Context of a latent frame in hops of audio, and of a hop of decoded audio in latent frames."""
+
+    encoder: Context
+    decoder: Context
+
+
+class Encoded(NamedTuple):
+    """Codes with the side information of a family that normalizes its input."""
+
+    codes: Codes
+    """int64 [batch, codebooks, frames]."""
+    scale: Tensor
+    """float32 [batch, frames]: what the audio of each frame was divided by; constant within a segment."""
 
 
 class PaddedCodes(NamedTuple):
     """Codes of recordings of unequal lengths, side by side."""
 
     codes: Codes
-    """int64 [batch, codebooks, frames of the longest]; after an item's own frames stand codes of silence."""
+    """int64 [batch, codebooks, frames of the longest item], without the scale of a family with one; shorter items are
+    padded with codes of silence."""
     frames: Tensor
-    """int64 [batch]: how many frames are each item's own."""
+    """int64 [batch]: frames of each item."""
 
 
 class Codec(nn.Module):
-    """Audio <-> codes, whole or as a stream. Mono: the channels of a recording are rows of the batch.
+    """Audio <-> codes.
 
-    A family gives the four methods below `initial state and step`; everything else follows from them.
+    A family has the modules `encoder`, `quantizer` and `decoder`, and says how they work on whole signals (`analyze`,
+    `synthesize`) and which context they need (`receptive_field`). A family of one channel takes the channels of a
+    recording as rows of the batch.
     """
 
+    encoder: nn.Module
     quantizer: Quantizer
+    decoder: nn.Module
     name: str | None = None
     weights_hash: str | None = None
     limit: float = math.inf
-    """Largest sample that comes out of `decode` and `decode_step`; what is beyond is clipped."""
+    """Largest sample of decoded audio; larger ones are clipped."""
+    channels: int = 1
+    """Channels of the audio."""
+    segment_frames: int = 0
+    """Frames that are divided by one scale before they are encoded; 0 for a family without side information."""
 
     def __init__(self, config: CodecConfig, *, decoder_delay: int) -> None:
         super().__init__()
@@ -85,29 +134,56 @@ class Codec(nn.Module):
             codebook_size=config.codebook_size,
         )
 
-    # initial state and step
+    # the family
 
     @abstractmethod
-    def encoder_state(self, batch: int) -> State:
-        """The encoder before the first sample."""
+    def analyze(self, audio: Audio) -> Latents:
+        """Latents of a whole signal whose time is a multiple of hop, one frame per hop."""
 
     @abstractmethod
-    def latents_step(self, audio: Audio, state: State) -> tuple[Latents, State]:
-        """One latent frame per hop of samples; `audio` holds a multiple of hop."""
+    def synthesize(self, latents: Latents) -> Audio:
+        """Audio of a whole signal, a hop per frame, late by `frame_spec.decoder_delay` samples."""
 
     @abstractmethod
-    def decoder_state(self, batch: int) -> State:
-        """The decoder before the first frame."""
+    def receptive_field(self) -> ReceptiveField:
+        """The context that encoder and decoder need."""
 
-    @abstractmethod
-    def audio_step(self, latents: Latents, state: State) -> tuple[Audio, State]:
-        """A hop of samples per frame, late by `frame_spec.overlap` samples."""
+    def init_from_audio(self, audio: Audio) -> None:
+        """Initialize from audio [batch, channels, time] before training: the codebooks, by k-means on the latents.
+
+        Families with a closed-form start do more.
+        """
+        hop = self.frame_spec.hop
+        audio = audio[..., : audio.shape[-1] // hop * hop]
+        with torch.no_grad():
+            if (scale := self.scale_of(audio)) is not None:
+                audio = audio / self._per_sample(scale)
+            self.quantizer.init_from_data(self.analyze(audio))
+
+    def checkpoint_blocks(self) -> list[nn.Module]:
+        """Blocks whose activations can be recomputed (`checkpointed`) and whose weights can be sharded one by one."""
+        return []
+
+    def scale_of(self, audio: Audio) -> Tensor | None:
+        """What to divide each frame of the audio by, [batch, frames], equal in the frames of a segment; None for 1."""
+        return None
+
+    def entries(self, output: CodecOutput) -> Latents | None:
+        """Entries that `output.latents` were quantized to, of the same shape, without a gradient.
+
+        NaN in frames that do not use the last codebook; None if decoded latents do not lie near the encoder's.
+        """
+        if not self.quantizer.decodes_to_latents:
+            return None
+        quantized = output.quantized
+        entries = quantized.latents[:, : output.latents.shape[1]].detach()
+        return torch.where(quantized.codes[:, -1:] >= 0, entries, torch.nan).float()
 
     # sizes
 
     @property
     def sample_rate(self) -> int:
-        """Rate of the audio it takes and makes, in Hz."""
+        """Sample rate of the audio, in Hz."""
         return self.frame_spec.sample_rate
 
     @property
@@ -117,43 +193,48 @@ class Codec(nn.Module):
 
     @property
     def num_codebooks(self) -> int:
-        """Codes per frame, at most."""
+        """Most codes per frame."""
         return self.frame_spec.num_codebooks
 
     @property
     def codebook_size(self) -> int:
-        """Entries of each codebook; codes run from 0 to one less."""
+        """Entries of the largest codebook."""
         return self.frame_spec.codebook_size
 
     @property
-    def channels(self) -> int:
-        """Channels of the audio: 1. Those of a recording are rows of the batch."""
-        return 1
+    def codebook_sizes(self) -> tuple[int, ...]:
+        """Entries of each codebook; its codes run from 0 to one less."""
+        return (self.codebook_size,) * self.num_codebooks
+
+    @property
+    def codebook_choices(self) -> tuple[int, ...]:
+        """Numbers of codebooks that can be decoded, ascending: the first n codebooks, for each n of these."""
+        return tuple(range(1, self.num_codebooks + 1))
+
+    @property
+    def strict_prefix(self) -> bool:
+        """Whether codes with n codebooks are the first n codebooks of the codes with all."""
+        return self.quantizer.strict_prefix
+
+    @property
+    def has_codes(self) -> bool:
+        """Whether the model quantizes; a plain autoencoder can be trained but not encode."""
+        return self.quantizer.has_codes
+
+    @property
+    def lookahead(self) -> int:
+        """Samples after its own frame that a decoded sample depends on; 0 for causal families."""
+        field, segment = self.receptive_field(), max(1, self.segment_frames)
+        whole_segments = -(-field.encoder.future // segment) * segment
+        return (segment - 1 + whole_segments + field.decoder.future) * self.frame_spec.hop
 
     @property
     def delay(self) -> int:
-        """Longest time from a sample going into a live stream to the same one coming out, in samples.
+        """Longest time from a sample entering a live stream to the same sample leaving it, in samples.
 
-        A hop until its frame is whole, then what the decoder is late.
+        A hop until its frame is complete, then the lookahead and the decoder's delay.
         """
-        return self.frame_spec.hop + self.frame_spec.decoder_delay
-
-    # streaming
-
-    def encode_step(self, audio: Audio, state: State, *, num_codebooks: int | None = None) -> tuple[Codes, State]:
-        """Codes of a chunk [batch, 1, time] whose time is a multiple of hop, and the state after it."""
-        with self._inference():
-            latents, state = self.latents_step(audio, state)
-            codes = self.quantizer.encode(latents, self.check_codebooks(num_codebooks))
-        return ordinary((codes, state))
-
-    def decode_step(self, codes: Codes, state: State) -> tuple[Audio, State]:
-        """Audio of a chunk of frames, late by `frame_spec.overlap` samples, and the state after it."""
-        with self._inference():
-            self.check_codes(codes)
-            audio, state = self.audio_step(self.quantizer.decode(codes), state)
-            audio = audio.clamp(-self.limit, self.limit)
-        return ordinary((audio, state))
+        return self.frame_spec.hop + self.lookahead + self.frame_spec.decoder_delay
 
     # whole signals
 
@@ -188,38 +269,42 @@ class Codec(nn.Module):
         lengths: Lengths | None = None,
         sample_rate: int | None = None,
     ) -> Codes | PaddedCodes:
-        """Codes, int64 [batch, codebooks, frames], of audio float32 [batch, 1, time] in [-1, 1].
+        """Encode audio float32 [batch, channels, time] in [-1, 1] to codes int64 [batch, codebooks, frames].
 
-        They are on the model's device, `frame_spec.frames(time)` frames, float32 arithmetic under any autocast, and
-        ordinary tensors without a gradient. `num_codebooks` is how many codebooks to use, index 0 the coarsest; `bitrate` asks
-        for the most of them within so many kbit/s instead; all if both are None. `sample_rate` in Hz is the audio's
-        where it is not the model's: it is resampled then, on a CPU by soxr, on another device by torchaudio if that
-        can be imported.
+        The codes have `frame_spec.frames(time)` frames, are on the model's device, and are computed in float32 under
+        any autocast; they are ordinary tensors without a gradient. A family with a scale gives `Encoded(codes, scale)`
+        instead; `decode` takes both.
 
-        Recordings of unequal lengths: a list of arrays or tensors [time] or [1, time] gives padded codes and each
-        item's number of frames,
+        `num_codebooks` is the number of codebooks, the coarsest first; `bitrate` takes the most codebooks within that
+        many kbit/s instead; without either, all are used. `sample_rate` is the sample rate of the audio in Hz if it is
+        not the model's: the audio is resampled, on a CPU by soxr, on other devices by torchaudio if it can be imported.
+
+        Recordings of unequal lengths: a list of arrays or tensors [time] or [channels, time] gives padded codes and the
+        number of frames of each item,
 
             codes, frames = model.encode([one, two, three])
             audio = model.decode(codes, lengths=[len(one), len(two), len(three)])
 
-        and a batch that is padded already takes `lengths` [batch] in samples (a list, array or tensor): what stands
-        after an item's end does not matter, and its first frames(length) frames are those it would get alone.
+        and a batch that is already padded takes `lengths` [batch] in samples (a list, array or tensor): samples after
+        the end of an item do not matter, and its first frames(length) frames equal those it would get alone.
 
         Raises:
-            UsageError: audio is of another shape or type, or has samples that are NaN, infinite or beyond 120 dB over
-                full scale; `lengths` are not one per item, or not within the audio; `num_codebooks` are more than there are,
-                or `num_codebooks` and `bitrate` are both given; the sample rate is not a whole number.
+            UsageError: audio has the wrong shape or type, or has samples that are NaN, infinite or more than 120 dB
+                above full scale; `lengths` are not one per item, or exceed the audio; the model has fewer codebooks
+                than `num_codebooks`; `num_codebooks` and `bitrate` are both given; the sample rate is not a whole
+                number.
             ConfigError: `bitrate` is below that of one codebook.
             MissingDependency: soxr is needed to resample and cannot be imported.
         """
         num_codebooks = self.codebooks_for(num_codebooks, bitrate)
         if sample_rate is not None and (not isinstance(sample_rate, int) or sample_rate < 1):
-            raise UsageError(f"a sample rate of {sample_rate!r} cannot be: give Hz as an int, as 48000")
+            raise UsageError(f"sample_rate is {sample_rate!r}: give Hz as an int, for example 48000")
         if isinstance(audio, list | tuple):
             if lengths is not None:
                 raise UsageError("a list of recordings has its own lengths: leave lengths out")
-            padded, ends = self._side_by_side(audio)
-            codes, frames = self._encode(padded, ends, num_codebooks, sample_rate)
+            padded, ends = self._padded(audio)
+            encoded, frames = self._encode(padded, ends, num_codebooks, sample_rate)
+            codes, _ = split_scale(encoded)
             with torch.inference_mode(False):
                 return PaddedCodes(codes, torch.tensor(frames, device=codes.device))
         audio = cast(Tensor, audio)
@@ -256,10 +341,10 @@ class Codec(nn.Module):
         bitrate: float | None = None,
         sample_rate: int | None = None,
     ) -> CodesView | list[CodesView]:
-        """As `encode`, with a view that knows seconds and bit rate and can be cut in time: `codec.Codes`.
+        """Encode as `encode` does, to a view that knows its seconds and bit rate and can be cut in time: `codec.Codes`.
 
-        A list of recordings gives a list of views [1, codebooks, frames], each as long as its recording. Raises as
-        `encode`.
+        A list of recordings gives a list of views [1, codebooks, frames], each as long as its recording. Codes of a
+        family with a scale come without it. Raises as `encode`.
         """
         from_rate = self.sample_rate if sample_rate is None else sample_rate
         if isinstance(audio, list | tuple):
@@ -270,43 +355,48 @@ class Codec(nn.Module):
                 for row, (frames, time) in enumerate(zip(padded.frames.tolist(), times, strict=True))
             ]
         audio = cast(Tensor, audio)
-        codes = self.encode(audio, num_codebooks=num_codebooks, bitrate=bitrate, sample_rate=sample_rate)
+        encoded = self.encode(audio, num_codebooks=num_codebooks, bitrate=bitrate, sample_rate=sample_rate)
+        codes, _ = split_scale(encoded)
         return CodesView(codes, self.frame_spec, resampled_length(audio.shape[-1], from_rate, self.sample_rate))
 
     def decode(
         self,
-        codes: Codes | CodesView,
+        codes: Codes | CodesView | Encoded,
         *,
         length: int | None = None,
         lengths: Lengths | None = None,
         grad: bool = False,
     ) -> Audio:
-        """Audio float32 [batch, 1, length] of codes int64 [batch, codebooks, frames], on the model's device.
+        """Decode codes int64 [batch, codebooks, frames] to audio float32 [batch, channels, length].
 
-        Without `length`, in samples at the model's rate, it is all that the frames hold; a `codec.Codes` knows its own.
-        Of a padded batch `lengths` [batch] are the items' (a list, array or tensor): the audio is as long as the
-        longest, silent after each item's end, and the codes of frames after that do not matter, -1 included.
+        `length` is in samples at the model's rate; without it, all audio that the frames hold is returned, and a
+        `codec.Codes` knows its own length. For a padded batch give the `lengths` [batch] of its items (a list, array or
+        tensor): the audio is as long as the longest item and silent after the end of each item, and codes of later
+        frames do not matter (-1 is allowed). Codes of a family with a scale are decoded at scale 1 unless they come as
+        `Encoded`.
 
-        `grad` keeps the graph, so that a loss on the audio moves the decoder and the codebooks that gradients train;
-        for a gradient to latents see `decode_latents`. Without it the audio is an ordinary tensor without a gradient.
+        The audio is on the model's device. `grad` keeps the graph, so that a loss on the audio trains the decoder and
+        the codebooks that have gradients; for a gradient to latents see `decode_latents`. Without it, the audio is an
+        ordinary tensor without a gradient.
 
         Raises:
-            UsageError: codes are out of range, have too many codebooks, or hold fewer samples than `length`; `lengths`
-                are not one per item; `length` and `lengths` are both given.
+            UsageError: codes are out of range, are not one of `codebook_choices`, or hold fewer samples than `length`;
+                `lengths` are not one per item; `length` and `lengths` are both given.
         """
         if isinstance(codes, CodesView):
             length = codes.length if length is None and lengths is None else length
             codes = codes.codes
+        codes, scale = split_scale(codes)
         if not isinstance(codes, Tensor) or codes.ndim != 3:
-            self.check_codes(codes)  # says what is wrong
+            self.check_codes(codes)  # raises
         codes = codes.to(self.device)
         batch, _, frames = codes.shape
-        holds = self.frame_spec.time(frames)
+        capacity = self.frame_spec.time(frames)
         times = None
         if lengths is not None:
             if length is not None:
-                raise UsageError("length and lengths are both given: lengths alone tell how long each item is")
-            times = _lengths(lengths, batch, most=holds, holder=f"{frames} frames hold")
+                raise UsageError("length and lengths are both given: leave length out")
+            times = _lengths(lengths, batch, most=capacity, holder=f"{frames} frames hold")
             length = max(times, default=0)
             own = torch.tensor([self.frame_spec.frames(time) for time in times], device=codes.device)
             codes = torch.where(torch.arange(frames, device=codes.device) < own[:, None, None], codes, 0)
@@ -315,10 +405,11 @@ class Codec(nn.Module):
         if grad:
             with torch.inference_mode(False), torch.enable_grad(), self._float32():
                 codes = codes.clone() if codes.is_inference() else codes
-                audio = self.audio_step(self.quantizer.decode(codes), self.decoder_state(batch))[0]
-                audio = audio.clamp(-self.limit, self.limit)
+                audio = self._decoded(codes, scale, times)
         else:
-            audio = self.decode_step(codes, self.decoder_state(batch))[0]
+            with self._inference():
+                audio = self._decoded(codes, scale, times)
+            audio = ordinary(audio)
         decoder_delay = self.frame_spec.decoder_delay
         audio = audio[..., decoder_delay : decoder_delay + length]
         if times is None:
@@ -326,21 +417,43 @@ class Codec(nn.Module):
         with torch.inference_mode(False):
             return torch.where(_inside(audio, times), audio, 0.0)
 
-    def decode_latents(self, latents: Latents, *, length: int | None = None) -> Audio:
-        """Audio float32 [batch, 1, length] of latents [batch, dim, frames], as `quantizer.decode(codes)` gives them.
+    def _decoded(self, codes: Codes, scale: Tensor | None, times: list[int] | None) -> Audio:
+        """Audio of whole frames; what looks ahead decodes items of unequal `times` alone, each up to its own end."""
+        if times is not None and self.lookahead and len(set(times)) > 1:
+            audio = codes.new_zeros(
+                len(codes), self.channels, codes.shape[2] * self.frame_spec.hop, dtype=torch.float32
+            )
+            for row, time in enumerate(times):
+                own = slice(self.frame_spec.frames(time))
+                part = self._decoded(
+                    codes[row : row + 1, :, own], None if scale is None else scale[row : row + 1, own], None
+                )
+                audio[row, :, : part.shape[2]] = part[0]
+            return audio
+        audio = self.synthesize(self.quantizer.decode(codes))
+        if scale is not None:
+            audio = audio * self._per_sample(scale.to(audio.device))
+        return audio.clamp(-self.limit, self.limit)
 
-        Differentiable like any layer: a loss on the audio reaches the latents and the decoder's weights; call it under
-        `torch.no_grad()` where no gradient is wanted. `length` as in `decode`.
+    def _per_sample(self, scale: Tensor) -> Tensor:
+        """A scale [batch, frames] for every sample: [batch, 1, frames * hop]."""
+        return scale.repeat_interleave(self.frame_spec.hop, dim=1)[:, None]
+
+    def decode_latents(self, latents: Latents, *, length: int | None = None) -> Audio:
+        """Decode latents [batch, dim, frames] to audio [batch, channels, length].
+
+        `quantizer.decode(codes)` gives the latents of codes. Differentiable like any layer: a loss on the audio reaches
+        the latents and the decoder's weights; call it under `torch.no_grad()` if no gradient is wanted. `length` as in
+        `decode`.
 
         Raises UsageError: latents are not [batch, dim, frames] in floating point, or hold fewer samples than `length`.
         """
         if not isinstance(latents, Tensor) or latents.ndim != 3 or not latents.is_floating_point():
             kind = f"{latents.dtype} {list(latents.shape)}" if isinstance(latents, Tensor) else type(latents).__name__
             raise UsageError(f"latents are {kind}; give [batch, dim, frames] in floating point")
-        batch, _, frames = latents.shape
-        length = self._checked_length(length, frames)
+        length = self._checked_length(length, latents.shape[2])
         with self._float32():
-            audio, _ = self.audio_step(latents.to(self.device, torch.float32), self.decoder_state(batch))
+            audio = self.synthesize(latents.to(self.device, torch.float32))
         decoder_delay = self.frame_spec.decoder_delay
         return audio[..., decoder_delay : decoder_delay + length]
 
@@ -354,33 +467,67 @@ class Codec(nn.Module):
                 audio = torch.where(_inside(audio, times), audio, 0.0)
             self.check_samples(audio)
             if sample_rate is not None and sample_rate != self.sample_rate:
-                audio = resample(audio[:, 0], sample_rate, self.sample_rate)[:, None]
+                audio = resample(audio.flatten(0, 1), sample_rate, self.sample_rate).view(*audio.shape[:2], -1)
                 if times is not None:
                     times = [resampled_length(time, sample_rate, self.sample_rate) for time in times]
                     audio = torch.where(_inside(audio, times), audio, 0.0)
             time = audio.shape[-1]
-            audio = F.pad(audio, (0, self.frame_spec.frames(time) * self.config.hop - time))
-        codes, _ = self.encode_step(audio, self.encoder_state(len(audio)), num_codebooks=num_codebooks)
-        return codes, [self.frame_spec.frames(time) for time in times or [time] * len(audio)]
+            audio = F.pad(audio, (0, self.frame_spec.frames(time) * self.frame_spec.hop - time))
+        frames = [self.frame_spec.frames(time) for time in times or [time] * len(audio)]
+        with self._inference():
+            if self.lookahead and len(set(frames)) > 1:  # what follows an item's end would change its last frames
+                encoded = self._encoded_each(audio, frames, num_codebooks)
+            else:
+                encoded = self._encoded(audio, num_codebooks)
+        return ordinary(encoded), frames
 
-    def _side_by_side(self, audios: Sequence[Array]) -> tuple[Audio, list[int]]:
-        """Recordings [time] or [1, time], padded to [batch, 1, time of the longest], and their samples."""
-        if not audios:
+    def _encoded(self, audio: Audio, num_codebooks: int) -> Codes:
+        """Codes, or `Encoded` for a family with a scale, of a whole signal whose time is a multiple of hop."""
+        scale = self.scale_of(audio)
+        if scale is not None:
+            audio = audio / self._per_sample(scale)
+        codes = self.quantizer.encode(self.analyze(audio), num_codebooks)
+        return codes if scale is None else cast(Tensor, Encoded(codes, scale))
+
+    def _encoded_each(self, audio: Audio, frames: list[int], num_codebooks: int) -> Codes:
+        """Encode each item up to its own end; frames after that get code 0 and scale 1."""
+        hop, whole = self.frame_spec.hop, audio.shape[2] // self.frame_spec.hop
+        items = [
+            split_scale(self._encoded(row[None, :, : own * hop], num_codebooks)) if own else (None, None)
+            for row, own in zip(audio, frames, strict=True)
+        ]
+        codes = torch.zeros(len(audio), num_codebooks, whole, dtype=torch.int64, device=audio.device)
+        scale = audio.new_ones(len(audio), whole)
+        for row, (own_codes, own_scale) in enumerate(items):
+            if own_codes is not None:
+                codes[row, :, : frames[row]] = own_codes[0]
+            if own_scale is not None:
+                scale[row, : frames[row]] = own_scale[0]
+        return cast(Tensor, Encoded(codes, scale)) if self.segment_frames else codes
+
+    def _padded(self, recordings: Sequence[Array]) -> tuple[Audio, list[int]]:
+        """Recordings [time] or [channels, time] padded to [batch, channels, time of the longest], and their lengths."""
+        if not recordings:
             raise UsageError("the list of recordings is empty: give at least one")
         rows = []
-        for number, item in enumerate(audios):
+        for number, item in enumerate(recordings):
             if not isinstance(item, Tensor | np.ndarray):
                 raise UsageError(f"recording {number} is a {type(item).__name__}: give an array or tensor [time]")
             row = torch.as_tensor(item, device=self.device).detach()
             if not row.is_floating_point():
                 raise UsageError(f"recording {number} is {row.dtype}: give floating point in [-1, 1]")
-            if row.ndim not in (1, 2) or row.numel() == 0 or (row.ndim == 2 and len(row) != 1):
+            if row.ndim == 1 and self.channels == 1:
+                row = row[None]
+            if row.ndim != 2 or row.numel() == 0 or len(row) != self.channels:
+                shapes, hint = f"[{self.channels}, time]", ""
+                if self.channels == 1:
+                    shapes, hint = "[time] or [1, time]", " (each channel of a recording is an item of its own)"
                 raise UsageError(
-                    f"recording {number} has shape {list(row.shape)}; give [time] or [1, time] with at least one "
-                    "sample (each channel of a recording is an item of its own)"
+                    f"recording {number} has shape {list(item.shape)}; give {shapes} with at least one sample{hint}"
                 )
-            rows.append(row.flatten().float())
-        return nn.utils.rnn.pad_sequence(rows, batch_first=True)[:, None], [len(row) for row in rows]
+            rows.append(row.T.float())  # [time, channels]
+        padded = nn.utils.rnn.pad_sequence(rows, batch_first=True)  # [batch, time, channels]
+        return padded.transpose(1, 2).contiguous(), [len(row) for row in rows]
 
     def _checked_length(self, length: int | None, frames: int) -> int:
         holds = self.frame_spec.time(frames)
@@ -392,13 +539,13 @@ class Codec(nn.Module):
 
     @contextmanager
     def _inference(self) -> Iterator[None]:
-        """Without gradients and in float32. What is computed inside leaves through `ordinary`."""
+        """Compute without gradients and in float32. Results must leave through `ordinary`."""
         with torch.inference_mode(), self._float32():
             yield
 
     @contextmanager
     def _float32(self) -> Iterator[None]:
-        """Whatever autocast surrounds it, which would change codes."""
+        """Disable any surrounding autocast, because lower precision would change codes."""
         kind = self.device.type
         if not torch.is_autocast_enabled(kind):
             yield
@@ -409,12 +556,20 @@ class Codec(nn.Module):
     # training
 
     def forward(self, audio: Audio, num_codebooks: Tensor | None = None) -> CodecOutput:
-        """Encode, quantize and decode audio [batch, 1, time] with gradients; `num_codebooks` [batch] as in `Quantizer`."""
+        """Encode, quantize and decode audio [batch, channels, time] with gradients.
+
+        `num_codebooks` [batch] as in `Quantizer`.
+        """
         time = audio.shape[-1]
-        padded = F.pad(audio, (0, self.frame_spec.frames(time) * self.config.hop - time))
-        latents, _ = self.latents_step(padded, self.encoder_state(len(audio)))
+        padded = F.pad(audio, (0, self.frame_spec.frames(time) * self.frame_spec.hop - time))
+        scale = self.scale_of(padded)
+        if scale is not None:
+            padded = padded / self._per_sample(scale)
+        latents = self.analyze(padded)
         quantized = self.quantizer(latents, num_codebooks)
-        decoded, _ = self.audio_step(quantized.latents, self.decoder_state(len(audio)))
+        decoded = self.synthesize(quantized.latents)
+        if scale is not None:
+            decoded = decoded * self._per_sample(scale)
         decoder_delay = self.frame_spec.decoder_delay
         return CodecOutput(decoded[..., decoder_delay : decoder_delay + time], latents, quantized)
 
@@ -422,15 +577,18 @@ class Codec(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        """Where the weights are."""
+        """Device of the weights."""
         return next(self.parameters()).device
 
     def to(self, *args: Any, **kwargs: Any) -> Self:
-        """Move it to a device. Raises UsageError for another type than float32, in which alone codes are the same."""
+        """Move the model to a device.
+
+        Raises UsageError for a type other than float32, because codes would differ.
+        """
         for value in (*args, *kwargs.values()):
             dtype = value.dtype if isinstance(value, Tensor) else value
             if isinstance(dtype, torch.dtype) and dtype != torch.float32:
-                raise UsageError(f"this model computes in float32, not {dtype}: in that its codes would be others")
+                raise UsageError(f"this model computes in float32, not {dtype}: its codes would differ in {dtype}")
         return super().to(*args, **kwargs)
 
     def half(self) -> Self:
@@ -446,60 +604,133 @@ class Codec(nn.Module):
         return self.to(torch.float64)
 
     def codebooks_for(self, num_codebooks: int | None = None, bitrate: float | None = None) -> int:
-        """Codebooks for a call that asks for so many, or for at most so many kbit/s, or for neither: all.
+        """Number of codebooks for a call: `num_codebooks`, the most within `bitrate` kbit/s, or all without either.
 
-        Raises UsageError for both, or for more than there are; ConfigError for a rate below that of one codebook.
+        Raises UsageError if both are given, or for a number that is not one of `codebook_choices`; ConfigError for a
+        bit rate below that of the fewest codebooks.
         """
         if num_codebooks is not None and bitrate is not None:
             raise UsageError(f"{num_codebooks} codebooks and {bitrate:g} kbit/s: ask for one of the two")
-        return (
-            self.check_codebooks(num_codebooks) if bitrate is None else self.frame_spec.codebooks_for_bitrate(bitrate)
-        )
+        if bitrate is None:
+            return self.check_codebooks(num_codebooks)
+        return self.frame_spec.codebooks_for_bitrate(bitrate, choices=self.codebook_choices)
 
     def check_codebooks(self, num_codebooks: int | None) -> int:
-        """`num_codebooks` if the model has that many, all of them for None; `UsageError` otherwise."""
-        num_codebooks = self.config.num_codebooks if num_codebooks is None else num_codebooks
-        if not 1 <= num_codebooks <= self.config.num_codebooks:
-            raise UsageError(f"this model has 1 to {self.config.num_codebooks} codebooks, not {num_codebooks}")
+        """`num_codebooks` if the model can decode that many, all codebooks for None.
+
+        Raises UsageError for any other number.
+        """
+        num_codebooks = self.num_codebooks if num_codebooks is None else num_codebooks
+        if num_codebooks not in self.codebook_choices:
+            choices = f"1 to {self.num_codebooks}"
+            if len(self.codebook_choices) < self.num_codebooks:
+                choices = ", ".join(map(str, self.codebook_choices))
+            raise UsageError(f"this model has {choices} codebooks, not {num_codebooks}")
         return num_codebooks
 
     def check_audio(self, audio: Audio) -> None:
-        """`UsageError` unless audio is float32 [batch, 1, time >= 1]."""
+        """Raise UsageError unless audio is float32 [batch, channels, time >= 1]."""
         if not isinstance(audio, Tensor) or audio.dtype != torch.float32:
             kind = audio.dtype if isinstance(audio, Tensor) else type(audio).__name__
             raise UsageError(f"audio is {kind}; give a float32 tensor in [-1, 1], as torch.from_numpy(samples).float()")
-        if audio.ndim != 3 or audio.shape[1] != 1 or audio.numel() == 0:
+        if audio.ndim != 3 or audio.shape[1] != self.channels or audio.numel() == 0:
+            hint = " (the channels of a recording are rows of the batch)" if self.channels == 1 else ""
             raise UsageError(
-                f"audio has shape {list(audio.shape)}; give [batch, 1, time] with at least one sample "
-                "(the channels of a recording are rows of the batch)"
+                f"audio has shape {list(audio.shape)}; give [batch, {self.channels}, time] with at least one "
+                f"sample{hint}"
             )
 
     def check_samples(self, audio: Audio) -> None:
-        """`UsageError` if a sample is NaN, infinite or beyond `audio.LOUDEST`."""
+        """Raise UsageError if a sample is NaN, infinite or beyond `audio.LOUDEST`."""
         if audio.numel() and not audio.abs().max() <= LOUDEST:  # false for NaN too
             raise UsageError(f"audio has samples that are NaN, infinite or beyond {LOUDEST:g}; full scale is 1")
 
     def check_codes(self, codes: Codes) -> None:
-        """`UsageError` unless codes are [batch, codebooks, frames] within the codebooks."""
+        """Raise UsageError unless codes are int64 [batch, codebooks, frames] within their codebooks."""
         if not isinstance(codes, Tensor) or codes.ndim != 3 or codes.dtype != torch.int64:
             kind = f"{codes.dtype} {list(codes.shape)}" if isinstance(codes, Tensor) else type(codes).__name__
             raise UsageError(f"codes are {kind}; give an int64 tensor [batch, codebooks, frames]")
         self.check_codebooks(codes.shape[1])
-        if codes.numel() and not 0 <= int(codes.min()) <= int(codes.max()) < self.config.codebook_size:
+        size = max(self.codebook_sizes)
+        if codes.numel() and not 0 <= int(codes.min()) <= int(codes.max()) < size:
             raise UsageError(
-                f"codes run from {int(codes.min())} to {int(codes.max())}; "
-                f"this model's run from 0 to {self.config.codebook_size - 1}"
+                f"codes run from {int(codes.min())} to {int(codes.max())}; this model's run from 0 to {size - 1}"
             )
 
 
+class StepCodec(Codec):
+    """A causal family: `y, state = step(x, state)`, and a whole signal is one step from the initial state."""
+
+    @abstractmethod
+    def encoder_state(self, batch: int) -> State:
+        """State of the encoder before the first sample."""
+
+    @abstractmethod
+    def latents_step(self, audio: Audio, state: State) -> tuple[Latents, State]:
+        """Latents of a chunk of audio, one frame per hop; its time is a multiple of hop."""
+
+    @abstractmethod
+    def decoder_state(self, batch: int) -> State:
+        """State of the decoder before the first frame."""
+
+    @abstractmethod
+    def audio_step(self, latents: Latents, state: State) -> tuple[Audio, State]:
+        """Audio of a chunk of frames, a hop per frame, late by `frame_spec.decoder_delay` samples."""
+
+    def analyze(self, audio: Audio) -> Latents:
+        return self.latents_step(audio, self.encoder_state(len(audio)))[0]
+
+    def synthesize(self, latents: Latents) -> Audio:
+        return self.audio_step(latents, self.decoder_state(len(latents)))[0]
+
+    def encode_step(self, audio: Audio, state: State, *, num_codebooks: int | None = None) -> tuple[Codes, State]:
+        """Codes of a chunk [batch, channels, time] whose time is a multiple of hop, and the state after it."""
+        with self._inference():
+            latents, state = self.latents_step(audio, state)
+            codes = self.quantizer.encode(latents, self.check_codebooks(num_codebooks))
+        return ordinary((codes, state))
+
+    def decode_step(self, codes: Codes, state: State) -> tuple[Audio, State]:
+        """Audio of a chunk of frames, late by `frame_spec.decoder_delay` samples, and the state after it."""
+        with self._inference():
+            self.check_codes(codes)
+            audio, state = self.audio_step(self.quantizer.decode(codes), state)
+            audio = audio.clamp(-self.limit, self.limit)
+        return ordinary((audio, state))
+
+
+class BlockCodec(Codec):
+    """A family that looks ahead: a stream encodes and decodes blocks of whole frames, with their context."""
+
+    def encode_block(self, audio: Audio, num_codebooks: int) -> Codes:
+        """Codes, or `Encoded` for a family with a scale, of audio whose time is a multiple of hop."""
+        with self._inference():
+            encoded = self._encoded(audio, num_codebooks)
+        return ordinary(encoded)
+
+    def decode_block(self, codes: Codes, scale: Tensor | None) -> Audio:
+        """Audio of whole frames."""
+        with self._inference():
+            self.check_codes(codes)
+            audio = self._decoded(codes, scale, None)
+        return ordinary(audio)
+
+
+def split_scale(encoded: Codes | Encoded) -> tuple[Codes, Tensor | None]:
+    """(codes, scale) of what `encode` gives; the scale is None for a family without one."""
+    if isinstance(encoded, Encoded):
+        return encoded.codes, encoded.scale
+    return encoded, None
+
+
 def _inside(audio: Audio, times: list[int]) -> Tensor:
-    """Which samples [batch, 1, time] come before the items' ends."""
+    """Mask [batch, 1, time] of the samples before the end of each item."""
     ends = torch.tensor(times, device=audio.device)
     return torch.arange(audio.shape[-1], device=audio.device) < ends[:, None, None]
 
 
 def _lengths(lengths: Lengths, batch: int, *, most: int, holder: str) -> list[int]:
-    """Lengths as ints. Raises UsageError unless there is one for each item, from 0 to `most` samples."""
+    """The lengths as ints. Raises UsageError unless there is one per item, from 0 to `most` samples."""
     try:
         of_items = torch.as_tensor(lengths)
     except (TypeError, ValueError, RuntimeError) as error:

@@ -8,19 +8,20 @@
                      └─ ConvNeXt ─┬─ gain ────────────────────┘                     │
                                   └─ ConvNeXt, twice the rate ─ spectrum, noise ────┘
 
-The upper row of each drawing is closed form: with the networks silent it is already a codec (`fit`), so training never
-has to find phase from nothing. The networks add what a linear map cannot: context, gains that clean the linear part,
-and a spectrum of their own (inverse STFT, as in Vocos), part of which is noise: where only the level is known, a
-repeated phase would be heard as a buzz at the frame rate. All of it is relative to the decoded envelope, so a softer
-signal is the same signal. Tones, clicks and silence bypass the networks (`codec.nn.quantize.gain_shape`).
+The upper row of each drawing is computed in closed form (`init_from_audio`). With the networks silent it is already a
+codec, so training never has to find phase from nothing. The networks add what a linear map cannot: context, gains that
+clean up the linear part, and a spectrum of their own (inverse STFT, as in Vocos). A part of that spectrum is noise,
+because a repeated phase would sound as a buzz at the frame rate. All of it is relative to the decoded envelope, so the
+codec treats a signal alike at every level. Tones, clicks and silence bypass the networks
+(`codec.nn.quantize.gain_shape`).
 
-Frames are hop samples apart and two hops long, so a frame is known one hop after its middle: the delay is 2 hops.
+Frames are hop samples apart and two hops long, so the delay is 2 hops.
 """
 
 from __future__ import annotations
 
 import math
-from typing import Annotated, Literal, NamedTuple
+from typing import Annotated, ClassVar, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -28,10 +29,24 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from codec.errors import UsageError
-from codec.models.base import CodebookSize, Codec, CodecConfig, CodecOutput, Hop, NumCodebooks, SampleRate
+from codec.models.base import (
+    CodebookSize,
+    CodecConfig,
+    CodecOutput,
+    Context,
+    Hop,
+    NumCodebooks,
+    ReceptiveField,
+    SampleRate,
+    StepCodec,
+)
 from codec.nn.conv import ConvNeXtBlock
+from codec.nn.quantize.base import Quantizer, Unquantized
+from codec.nn.quantize.fsq import FSQ
 from codec.nn.quantize.gain_shape import GainShapeVQ, Parts
-from codec.nn.quantize.residual import FSQ, Mixture, Quantizer, ResidualVQ, Unquantized, VectorQuantizer
+from codec.nn.quantize.mixture import Mixture
+from codec.nn.quantize.residual import ResidualVQ
+from codec.nn.quantize.vq import VectorQuantizer
 from codec.nn.shapes import Audio, Latents
 from codec.nn.streaming import Chain, State
 
@@ -44,6 +59,8 @@ GAIN_RANGE = (-12.0, 3.0)  # of the log gain of the linear part
 
 class CausalConfig(CodecConfig):
     """Sizes of a causal codec; the defaults are `general-24k`'s."""
+
+    inference_keys: ClassVar[frozenset[str]] = frozenset({"beam_size"})
 
     family: Literal["causal"] = "causal"
     sample_rate: SampleRate = 24000
@@ -117,7 +134,8 @@ class CausalConfig(CodecConfig):
             "ema",
         ):
             raise ValueError(
-                f'distance, codebook_dim and codebook_update are for "residual" and "vector", not "{kind}": leave them out'
+                'distance, codebook_dim and codebook_update are for "residual" and "vector", '
+                f'not "{kind}": leave them out'
             )
         if kind != "residual" and self.beam_size != 1:
             raise ValueError(f'beam_size is for "residual", not "{kind}": leave it out')
@@ -399,10 +417,12 @@ def quantizer(config: CausalConfig) -> Quantizer:
             return Unquantized(config.codebook_size)
 
 
-class CausalCodec(Codec):
+class CausalCodec(StepCodec):
     """Causal MDCT codec with ConvNeXt networks between; see the drawing at the top of the file."""
 
     config: CausalConfig
+    encoder: Encoder
+    decoder: Decoder
     limit = 1.05  # 0.4 dB above full scale: clipped recordings come back with other phases, so with higher peaks
 
     def __init__(self, config: CausalConfig) -> None:
@@ -421,6 +441,21 @@ class CausalCodec(Codec):
         trained = super().forward(audio, num_codebooks)
         return trained._replace(latents=trained.latents[:, : self.config.dim])
 
+    def receptive_field(self) -> ReceptiveField:
+        """A block adds kernel - 1 frames of context.
+
+        A frame is two hops long, so the encoder's n frames reach over n + 1 hops, and a hop lies in two frames of the
+        decoder. The decoder's last blocks work on half frames.
+        """
+        config = self.config
+        wider = config.kernel - 1
+        encoder = config.encoder_blocks * wider + 1
+        decoder = config.decoder_blocks * wider + math.ceil((config.fine_blocks * wider + 1) / 2)
+        return ReceptiveField(Context(encoder, 0), Context(decoder, 0))
+
+    def checkpoint_blocks(self) -> list[nn.Module]:
+        return [module for module in self.modules() if isinstance(module, ConvNeXtBlock)]
+
     def encoder_state(self, batch: int) -> EncoderState:
         return self.encoder.initial_state(torch.zeros(batch, 1, 0, device=self.device))
 
@@ -434,7 +469,7 @@ class CausalCodec(Codec):
         return self.decoder.step(latents, state, self.shape)
 
     @torch.no_grad()
-    def fit(self, audio: Audio) -> None:
+    def init_from_audio(self, audio: Audio) -> None:
         """Set every closed-form part from audio [batch, 1, time]: envelopes, components, codebooks and noise levels.
 
         k-means of the envelopes, principal components of the divided and companded MDCT spectrum, then k-means for each
@@ -453,7 +488,7 @@ class CausalCodec(Codec):
         self.encoder.reference.copy_(cosine[loud].square().mean().sqrt())
         self.decoder.reference.copy_(self.encoder.reference)
         if self.shape:
-            self.shape.start_envelopes(self.shape.envelope.measure(cosine[loud], sine[loud]))
+            self.shape.init_envelopes(self.shape.envelope.measure(cosine[loud], sine[loud]))
         companded = self.encoder.divided(cosine[None], sine[None], self.shape)[0][0, loud, :hop]
         _, components = torch.linalg.eigh((companded.T @ companded).double())
         components = components[:, -self.config.dim :].flip(1).float()  # [hop, dim], strongest first
@@ -461,10 +496,10 @@ class CausalCodec(Codec):
         self.encoder.pca.copy_(components / scale)
         self.decoder.pca.copy_(components.T * scale)
         latents, _ = self.latents_step(audio, self.encoder_state(len(audio)))
-        self.quantizer.start(latents)
-        self.fit_noise(latents)
+        self.quantizer.init_from_data(latents)
+        self.init_noise(latents)
 
-    def fit_noise(self, latents: Latents) -> None:
+    def init_noise(self, latents: Latents) -> None:
         """Set the noise to the size of what the linear part leaves of latents [batch, ..., frames]."""
         if not self.shape:
             return

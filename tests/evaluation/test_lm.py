@@ -235,7 +235,7 @@ def test_recordings_differ_by_more_than_copies(corpus: Sides, judge: Classifier)
 def write_lm(codec: str, weights_hash: str | None, classes: dict[str, tuple[str, ...]]) -> None:
     """lm.safetensors, an untrained language model of two codebooks of a codec, as if it had `weights_hash` if given."""
     learnt = pretrained.load(codec)
-    vectors = learnt.quantizer.vectors()
+    vectors = learnt.quantizer.codebook_vectors()
     assert vectors is not None
     source = CodebookSpec(
         codec="general-24k",

@@ -24,8 +24,8 @@ from codec.evaluation import signal as metrics
 from codec.evaluation.baselines import find_baselines
 from codec.evaluation.signal import Floats
 from codec.io import bitstream
-from codec.models.base import Codec, CodecConfig
-from codec.nn.quantize.residual import Quantized, Quantizer
+from codec.models.base import CodecConfig, Context, ReceptiveField, StepCodec
+from codec.nn.quantize.base import Quantized, Quantizer
 from codec.nn.streaming import State
 
 RATE = 24_000
@@ -523,7 +523,7 @@ class Levels(Quantizer):
         raise NotImplementedError
 
 
-class Scalar(Codec):
+class Scalar(StepCodec):
     """Codes every sample alone, so its quality is known: each codebook adds 24.1 dB and 96 kbit/s. A sample late."""
 
     def __init__(self) -> None:
@@ -534,6 +534,9 @@ class Scalar(Codec):
         self.name = "scalar"
         self.weights_hash = "5" * 64
         self.unused = nn.Parameter(torch.zeros(1))  # a model is where its parameters are
+
+    def receptive_field(self) -> ReceptiveField:
+        return ReceptiveField(Context(0, 0), Context(1, 0))
 
     def encoder_state(self, batch: int) -> State:
         return ()

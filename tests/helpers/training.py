@@ -87,7 +87,7 @@ def write_codec(folder: Path) -> Path:
     """The tiny codec, fitted to tones so that its codes are many."""
     model = tiny_model()
     torch.manual_seed(0)
-    model.fit(batch(1))
+    model.init_from_audio(batch(1))
     save_model(folder / "tiny.safetensors", model, training={})
     return folder / "tiny.safetensors"
 

@@ -352,7 +352,7 @@ def snr(decoded: Tensor, audio: Tensor) -> float:
 def test_fit_makes_a_codec_that_every_codebook_improves() -> None:
     torch.manual_seed(0)
     model, audio = tiny_model(), chord()
-    model.fit(audio)
+    model.init_from_audio(audio)
     codes = model.encode(audio)
     decibels = [
         snr(model.decode(codes[:, :num_codebooks], length=audio.shape[-1]), audio) for num_codebooks in (1, 2, 3)
@@ -366,7 +366,7 @@ def test_fit_finds_the_principal_components() -> None:
     """The encoder's linear part against a singular value decomposition; unit mean power; the decoder's inverts it."""
     torch.manual_seed(0)
     model, audio = CausalCodec(chosen(envelope_bands=0)).eval(), chord(1.0)
-    model.fit(audio)
+    model.init_from_audio(audio)
     spectrum, _ = model.encoder.mdct.analyze(audio[:, 0], torch.zeros(2, HOP))
     bins = spectrum[..., :HOP]
     loud = bins.square().mean(dim=-1) > 1e-10
@@ -391,7 +391,7 @@ def test_fit_on_steady_tones_alone() -> None:
     torch.manual_seed(0)
     model = CausalCodec(MODAL.config).eval()
     audio = 0.5 * torch.sin(2 * math.pi * 330 * torch.arange(40 * HOP) / RATE)[None, None]
-    model.fit(audio)
+    model.init_from_audio(audio)
     assert all(tensor.isfinite().all() for tensor in model.state_dict().values())
     assert snr(model.decode(model.encode(audio), length=40 * HOP), audio) > 3
 
@@ -399,7 +399,7 @@ def test_fit_on_steady_tones_alone() -> None:
 @pytest.mark.parametrize("level", [0.0, 1e-7])
 def test_there_is_no_fit_to_silence(level: float) -> None:
     with pytest.raises(UsageError, match="silent: there is nothing to fit"):
-        tiny_model().fit(level * AUDIO)
+        tiny_model().init_from_audio(level * AUDIO)
 
 
 # training
@@ -486,7 +486,7 @@ def test_a_search_streams_and_fits_better() -> None:
 def test_every_quantizer_codes_and_trains(settings: dict[str, Any]) -> None:
     torch.manual_seed(0)
     model, audio = CausalCodec(chosen(**settings)), chord(1.0)
-    model.fit(audio)
+    model.init_from_audio(audio)
     codes = model.eval().encode(audio)
     assert codes.shape[1] == model.config.num_codebooks
     assert 0 <= codes.min() <= codes.max() < model.config.codebook_size
@@ -502,8 +502,8 @@ def test_every_quantizer_codes_and_trains(settings: dict[str, Any]) -> None:
 
 def test_the_plain_autoencoder_trains_and_says_why_it_cannot_code() -> None:
     model, coder, audio = CausalCodec(chosen(quantizer="none", **ALONE)), tiny_model(), chord()
-    model.fit(audio)
-    coder.fit(audio)
+    model.init_from_audio(audio)
+    coder.init_from_audio(audio)
     assert snr(model(audio).audio.detach(), audio) > snr(coder(audio).audio.detach(), audio) + 1
     with pytest.raises(UsageError, match="no codes"):
         model.encode(audio)

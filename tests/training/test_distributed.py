@@ -20,7 +20,8 @@ from torch import distributed as dist
 from codec.checkpoint import load_state
 from codec.errors import ConfigError
 from codec.nn import distributed as processes
-from codec.nn.quantize.residual import Quantized, ResidualVQ
+from codec.nn.quantize.base import Quantized
+from codec.nn.quantize.residual import ResidualVQ
 from codec.training.codec.recipe import Recipe
 from codec.training.codec.task import train
 from codec.training.lm import task as lm_loop
@@ -53,7 +54,7 @@ def learn(first: int, last: int) -> tuple[dict[str, Tensor], list[Tensor]]:
     """A residual quantizer after three steps on items of a batch of six in parts; the second makes entries dead."""
     torch.manual_seed(0)
     quantizer = ResidualVQ(4, 3, 8)
-    quantizer.start(torch.randn(6, 4, 40))
+    quantizer.init_from_data(torch.randn(6, 4, 40))
     restarted = []
     for step in range(3):
         latents = torch.randn(6, 4, 10, generator=torch.Generator().manual_seed(step))
@@ -64,7 +65,7 @@ def learn(first: int, last: int) -> tuple[dict[str, Tensor], list[Tensor]]:
         parts: list[Quantized] = [
             quantizer(latents[item : item + 1], num_codebooks[item : item + 1]) for item in range(first, last)
         ]
-        quantizer.learn(parts)
+        quantizer.update_codebook(parts)
         if step == 1:
             restarted = [stage.codebook[3:6].clone() for stage in quantizer.stages]
     return quantizer.state_dict(), restarted

@@ -24,7 +24,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from codec.nn.quantize.residual import Quantized, Quantizer, ResidualVQ, VectorQuantizer
+from codec.nn.quantize.base import Quantized, Quantizer
+from codec.nn.quantize.residual import ResidualVQ
+from codec.nn.quantize.vq import VectorQuantizer
 from codec.nn.shapes import Codes, Latents
 
 SILENCE = 1e-5  # root mean square of a frame's bins, -100 dBFS, below which it is silence
@@ -357,17 +359,17 @@ class GainShapeVQ(Quantizer):
             )
         return residual._replace(latents=decoded, codes=torch.cat([code[:, None], shown], dim=1))
 
-    def vectors(self) -> Tensor:
+    def codebook_vectors(self) -> Tensor:
         """Envelope entries and residual entries, one beside the other; a mode or silence counts as no envelope."""
-        residual = self.residual.vectors()
+        residual = self.residual.codebook_vectors()
         first = F.pad(self.envelopes, (0, 0, 0, self.codebook_size - self.silence))  # [codebook_size, bands + 1]
         return torch.cat([F.pad(first, (self.sizes[0], 0))[None], F.pad(residual, (0, first.shape[1]))])
 
-    def learn(self, parts: Sequence[Quantized]) -> None:
-        self.residual.learn([part._replace(codes=part.codes[:, 1:]) for part in parts])
+    def update_codebook(self, parts: Sequence[Quantized]) -> None:
+        self.residual.update_codebook([part._replace(codes=part.codes[:, 1:]) for part in parts])
 
     @torch.no_grad()
-    def start_envelopes(self, envelope: Tensor, iterations: int = 20) -> None:
+    def init_envelopes(self, envelope: Tensor, iterations: int = 20) -> None:
         """k-means of codebook 0 on descriptions [rows, bands + 1] of frames that are not silent.
 
         A quarter of them is given a random gain, from silence to full scale, so that each shape is known at every
@@ -378,13 +380,13 @@ class GainShapeVQ(Quantizer):
         lowest = math.log(SILENCE)
         envelope[other, -1] = GAIN_WEIGHT * (lowest - lowest * torch.rand_like(envelope[other, -1]))
         table = VectorQuantizer(envelope.shape[1], self.silence).to(envelope.device)
-        table.start(envelope.T[None], iterations)
+        table.init_from_data(envelope.T[None], iterations)
         self.envelopes.copy_(table.codebook)
 
     @torch.no_grad()
-    def start(self, latents: Latents, iterations: int = 10) -> None:
+    def init_from_data(self, latents: Latents, iterations: int = 10) -> None:
         """k-means of the residual codebooks on frames that are neither modes nor silence; on all where none is."""
         parts = self.split(latents)
         learned = self.first_codes(parts)[0] < self.silence
         learned = learned | ~learned.any()
-        self.residual.start(parts.residual.transpose(1, 2)[learned].T[None], iterations)
+        self.residual.init_from_data(parts.residual.transpose(1, 2)[learned].T[None], iterations)

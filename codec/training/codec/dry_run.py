@@ -160,13 +160,13 @@ def flops(model: Codec, frames: int = 100) -> dict[str, float]:
     audio = torch.zeros(1, 1, frames * model.config.hop, device=model.device)
     counts = {}
     with FlopCounterMode(display=False) as counter:
-        latents, _ = model.latents_step(audio, model.encoder_state(1))
+        latents = model.analyze(audio)
     counts["encoder"] = counter.get_total_flops()
     with FlopCounterMode(display=False) as counter:
         quantized = model.quantizer(latents)
     counts["quantizer"] = counter.get_total_flops()
     with FlopCounterMode(display=False) as counter:
-        model.audio_step(quantized.latents, model.decoder_state(1))
+        model.synthesize(quantized.latents)
     counts["decoder"] = counter.get_total_flops()
     return {part: count / frames * model.frame_spec.frame_rate for part, count in counts.items()}
 

@@ -168,7 +168,7 @@ def train_step(players: Players, spectral: SpectralLoss, audio: Audio, step: int
     if can_step(losses, step, recipe, scaler):
         for optimizer, _ in sides.values():
             scaler.step(optimizer)
-        players.model.quantizer.learn(seen)
+        players.model.quantizer.update_codebook(seen)
         follow(players.average, players.model, decay=recipe.optimizer.ema_decay, step=step)
         players.averages.add(averaged)
     scaler.update()
@@ -457,7 +457,7 @@ def begin(players: Players, crops: Crops, recipe: Recipe) -> int:
         crops_to_fit = math.ceil(recipe.data.init_seconds / recipe.data.crop)
         first, last = ((distributed.rank() + more) * crops_to_fit // distributed.count() for more in (0, 1))
         audio = crops.fit_audio(recipe.data.init_seconds, first, last).to(players.model.device)
-        players.model.fit(distributed.all_gather_rows(audio))
+        players.model.init_from_audio(distributed.all_gather_rows(audio))
         distributed.broadcast_(*players.model.parameters(), *players.model.buffers())
     players.average.load_state_dict(players.model.state_dict())
     return 0

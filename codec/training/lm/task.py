@@ -293,7 +293,7 @@ def assemble(recipe: LMRecipe, store: TokenStore, codec: Codec, place: torch.dev
         raise ConfigError(
             f"losses.codebook_weights are {len(recipe.losses.codebook_weights)}, for {num_codebooks} codebooks: give each one"
         )
-    vectors = codec.quantizer.vectors()
+    vectors = codec.quantizer.codebook_vectors()
     if vectors is None:
         needs = 'set model.vectors = "learned"' if recipe.model.vectors == "codebook" else ""
         if recipe.losses.soft is not None or recipe.losses.stochastic is not None:

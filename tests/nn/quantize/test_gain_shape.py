@@ -448,7 +448,7 @@ def test_no_frames_and_one() -> None:
 
 def test_vectors_add_up_to_the_latents() -> None:
     """Of the residual and the envelope, where a frame is no mode."""
-    vectors = VQ.vectors()
+    vectors = VQ.codebook_vectors()
     assert vectors.shape == (NUM_CODEBOOKS, SIZE, DIM + BANDS + 1)
     total = sum(vectors[codebook][CODES[:, codebook]] for codebook in range(NUM_CODEBOOKS))
     assert isinstance(total, Tensor)
@@ -464,9 +464,9 @@ def test_modes_and_silence_move_no_entry() -> None:
     for step in range(3):
         latents = frames(seed=10 * step).latents
         torch.manual_seed(step)
-        whole.learn([whole(latents[:2]), whole(latents[2:])])
+        whole.update_codebook([whole(latents[:2]), whole(latents[2:])])
         torch.manual_seed(step)
-        fewer.learn([fewer(latents[:2, :, BY_KIND["noise"]]), fewer(latents[2:, :, BY_KIND["noise"]])])
+        fewer.update_codebook([fewer(latents[:2, :, BY_KIND["noise"]]), fewer(latents[2:, :, BY_KIND["noise"]])])
     before = quantizer(seed=3).state_dict()
     for name, ours in whole.state_dict().items():
         torch.testing.assert_close(ours, fewer.state_dict()[name], rtol=1e-4, atol=1e-5, msg=name)
@@ -475,7 +475,7 @@ def test_modes_and_silence_move_no_entry() -> None:
 
 def test_a_batch_of_nothing_but_modes_changes_nothing() -> None:
     made, before = quantizer(), quantizer().state_dict()
-    made.learn([made(LATENTS[..., ~BY_KIND["noise"]])])
+    made.update_codebook([made(LATENTS[..., ~BY_KIND["noise"]])])
     for name, ours in made.state_dict().items():
         assert ours.equal(before[name]), name
 
@@ -486,7 +486,7 @@ def test_the_start_is_from_frames_that_are_no_modes() -> None:
     whole, fewer = (quantizer(seed=3) for _ in range(2))
     for made, latents in ((whole, many), (fewer, many[..., some])):
         torch.manual_seed(0)
-        made.start(latents)
+        made.init_from_data(latents)
     for name, ours in whole.state_dict().items():
         torch.testing.assert_close(ours, fewer.state_dict()[name], rtol=1e-4, atol=1e-5, msg=name)
     parts = whole.split(many[..., some])
@@ -496,7 +496,7 @@ def test_the_start_is_from_frames_that_are_no_modes() -> None:
 
 def test_there_is_a_start_from_modes_alone() -> None:
     made = quantizer()
-    made.start(LATENTS[..., BY_KIND["tone"]])
+    made.init_from_data(LATENTS[..., BY_KIND["tone"]])
     assert all(value.isfinite().all() for value in made.state_dict().values())
 
 
@@ -505,7 +505,7 @@ def test_the_envelopes_start_as_means_of_what_is_near() -> None:
     made = quantizer()
     torch.manual_seed(0)
     described = noise(20 * made.silence, BANDS + 1)
-    made.start_envelopes(described)
+    made.init_envelopes(described)
     distances = torch.cdist(described, made.envelopes).amin(dim=1)
     spread = (described - described.mean(dim=0)).norm(dim=1)
     assert distances.mean() < 0.8 * spread.mean()

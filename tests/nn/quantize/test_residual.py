@@ -1,7 +1,6 @@
-"""Quantizers against brute force, closed forms and slow textbook versions."""
+"""Vector and residual quantization against brute force, closed forms and slow textbook versions."""
 
 import copy
-import math
 import pickle
 from collections.abc import Callable
 from typing import Literal
@@ -10,24 +9,13 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from scipy.special import logsumexp  # type: ignore[import-untyped]
-from scipy.stats import multivariate_normal  # type: ignore[import-untyped]
 from torch import Tensor
 
-from codec.errors import UsageError
-from codec.nn.quantize.residual import (
-    FSQ,
-    TILE,
-    Mixture,
-    Quantizer,
-    ResidualVQ,
-    Unquantized,
-    VectorQuantizer,
-    distinct,
-    lowest,
-)
-from codec.training.codec.recipe import Recipe
-from codec.training.codec.task import dropped_codebooks
+from codec.nn.quantize.base import Quantizer, random_rows
+from codec.nn.quantize.fsq import FSQ
+from codec.nn.quantize.mixture import Mixture
+from codec.nn.quantize.residual import TILE, ResidualVQ
+from codec.nn.quantize.vq import VectorQuantizer, lowest
 
 Lookup = Literal["l2", "cosine"]
 lookups = pytest.mark.parametrize("distance", ["l2", "cosine"])
@@ -53,14 +41,14 @@ def started(
     """A residual quantizer after k-means on noise."""
     torch.manual_seed(0)
     quantizer = ResidualVQ(DIM, num_codebooks, size, distance=distance, codebook_dim=codebook_dim)
-    quantizer.start(noise(4, DIM, 100))
+    quantizer.init_from_data(noise(4, DIM, 100))
     return quantizer
 
 
 def learned(quantizer: Quantizer, latents: Tensor, num_codebooks: Tensor | None = None) -> Tensor:
     """Codes of a training pass that the quantizer has learned from."""
     quantized = quantizer(latents, num_codebooks)
-    quantizer.learn([quantized])
+    quantizer.update_codebook([quantized])
     codes: Tensor = quantized.codes
     return codes
 
@@ -159,7 +147,7 @@ def test_a_search_of_all_ways_finds_the_best_codes_there_are(distance: Lookup, c
 
 
 def slow_beam_search(quantizer: ResidualVQ, latents: Tensor, num_codebooks: int) -> Tensor:
-    """Codes [batch, codebooks, frames] in float64: all candidates of all beams in order of error, then beam, then entry."""
+    """Codes [batch, codebooks, frames] in float64: candidates of all beams sorted by error, then beam, then entry."""
     codes = []
     for row in rows_of(latents).double().numpy():
         beams: list[tuple[float, list[int]]] = [(0.0, [])]
@@ -448,9 +436,9 @@ def test_a_dead_code_starts_anew_with_its_statistics() -> None:
 
 
 def test_entries_start_anew_as_different_rows_while_there_are_enough() -> None:
-    assert distinct(40, 40).sort().values.tolist() == list(range(40))
-    assert len(set(distinct(40, 7).tolist())) == 7
-    assert torch.bincount(distinct(3, 8), minlength=3).sort().values.tolist() == [2, 3, 3]
+    assert random_rows(40, 40).sort().values.tolist() == list(range(40))
+    assert len(set(random_rows(40, 7).tolist())) == 7
+    assert torch.bincount(random_rows(3, 8), minlength=3).sort().values.tolist() == [2, 3, 3]
     quantizer = VectorQuantizer(DIM, 16)
     quantizer.cluster_size[:15] = 0.0
     quantizer.codebook[:15] = 50.0
@@ -468,7 +456,7 @@ def test_parts_of_a_batch_teach_what_the_batch_does() -> None:
     torch.manual_seed(5)
     learned(whole, latents, num_codebooks)
     torch.manual_seed(5)
-    parted.learn([parted(latents[:3], num_codebooks[:3]), parted(latents[3:], num_codebooks[3:])])
+    parted.update_codebook([parted(latents[:3], num_codebooks[:3]), parted(latents[3:], num_codebooks[3:])])
     for (name, ours), theirs in zip(whole.state_dict().items(), parted.state_dict().values(), strict=True):
         torch.testing.assert_close(ours, theirs, msg=name)
 
@@ -493,7 +481,7 @@ def test_the_start_is_lloyds_algorithm() -> None:
     picked = torch.randperm(40)[:5]
     quantizer = VectorQuantizer(2, 5)
     torch.manual_seed(3)
-    quantizer.start(latents, iterations=4)
+    quantizer.init_from_data(latents, iterations=4)
     expected = slow_lloyd(rows.double().numpy(), rows[picked].double().numpy(), iterations=4)
     np.testing.assert_allclose(quantizer.codebook.numpy(), expected, rtol=1e-5, atol=1e-5)
 
@@ -507,13 +495,13 @@ def test_the_start_beats_random_entries(distance: Lookup) -> None:
     quantizer = VectorQuantizer(DIM, 16, distance=distance)
     quantizer.codebook.copy_(rows_of(latents)[:16])
     random = squares(quantizer.decode(quantizer.encode(latents)), latents)
-    quantizer.start(latents)
+    quantizer.init_from_data(latents)
     assert squares(quantizer.decode(quantizer.encode(latents)), latents) < 0.85 * random
 
 
 def test_the_start_may_have_fewer_frames_than_entries() -> None:
     quantizer, latents = VectorQuantizer(DIM, 16), noise(1, DIM, 5)
-    quantizer.start(latents)
+    quantizer.init_from_data(latents)
     assert torch.equal(quantizer.decode(quantizer.encode(latents)), latents)
 
 
@@ -522,7 +510,7 @@ def test_the_start_leaves_no_entry_without_data() -> None:
     torch.manual_seed(0)
     latents = (10 + noise(1, DIM, 10)).repeat(1, 1, 10)
     quantizer = VectorQuantizer(DIM, 10)
-    quantizer.start(latents)
+    quantizer.init_from_data(latents)
     assert (quantizer.codebook > 5).all()
 
 
@@ -566,17 +554,6 @@ def test_unused_codebooks_learn_nothing_from_an_item() -> None:
     assert all(torch.equal(before[name], value) for name, value in both.stages[3].state_dict().items())
 
 
-def test_training_draws_every_depth() -> None:
-    recipe = Recipe(name="test")
-    drawn = torch.cat([dropped_codebooks(12, step, recipe) for step in range(100)])
-    count = torch.bincount(drawn, minlength=recipe.model.num_codebooks + 1)
-    expected = 1200 * recipe.train.quantizer_dropout / recipe.model.num_codebooks
-    assert count[0] == 0
-    assert (count[1:-1] > 0.5 * expected).all()
-    assert (count[1:-1] < 1.5 * expected).all()
-    assert count[-1] > 1200 * (1 - recipe.train.quantizer_dropout) * 0.9
-
-
 # precision
 
 
@@ -599,191 +576,10 @@ def test_codebooks_are_float32_under_autocast(quantizer: Quantizer) -> None:
     with torch.autocast("cpu", torch.bfloat16):
         quantized = quantizer(latents)
         assert torch.equal(quantizer.encode(latents), exact.codes)
-    assert len(quantized.seen) == len(exact.seen)
-    for mixed, full in zip([*quantized[:4], *quantized.seen], [*exact[:4], *exact.seen], strict=True):
+    assert len(quantized.stage_inputs) == len(exact.stage_inputs)
+    for mixed, full in zip([*quantized[:4], *quantized.stage_inputs], [*exact[:4], *exact.stage_inputs], strict=True):
         assert mixed.dtype == full.dtype
         assert torch.equal(mixed, full)
     with torch.autocast("cpu", torch.bfloat16):
         learned(quantizer, latents.bfloat16())
     assert all(tensor.dtype == torch.float32 for tensor in quantizer.state_dict().values())
-
-
-# scalar
-
-
-LEVELS = (3, 2, 5, 4)
-
-
-def test_scalar_codes_go_there_and_back() -> None:
-    quantizer = FSQ(LEVELS)
-    assert quantizer.codebook_size == 120
-    codes = torch.arange(120)[None, None]
-    latents = quantizer.decode(codes)
-    grid = [np.linspace(-1, 1, count) for count in LEVELS]
-    expected = np.stack([axis.flatten(order="F") for axis in np.meshgrid(*grid, indexing="ij")])  # dimension 0 fastest
-    np.testing.assert_allclose(latents[0].numpy(), expected, atol=1e-6)
-    before_tanh = (latents * 0.999).atanh()
-    assert torch.equal(quantizer.encode(before_tanh), codes)
-
-
-def test_scalar_rounding_is_the_nearest_level_of_tanh() -> None:
-    quantizer, latents = FSQ(LEVELS), noise(2, 4, 50) * 2
-    quantized = quantizer(latents.requires_grad_())
-    for dimension, count in enumerate(LEVELS):
-        levels = np.linspace(-1, 1, count)
-        distance = np.abs(np.tanh(latents[:, dimension].detach().numpy())[..., None] - levels)
-        np.testing.assert_allclose(
-            quantized.latents[:, dimension].detach().numpy(), levels[distance.argmin(-1)], atol=1e-6
-        )
-    assert torch.equal(quantizer.encode(latents), quantized.codes)
-    torch.testing.assert_close(quantizer.decode(quantized.codes), quantized.latents)
-    quantized.latents.sum().backward()
-    assert latents.grad is not None
-    torch.testing.assert_close(latents.grad, 1 - latents.detach().tanh().square())  # rounding passes straight through
-    assert (quantized.commitment, quantized.codebook) == (0, 0)
-
-
-def test_the_example_of_scalar_quantisation() -> None:
-    quantized = FSQ((3, 2))(torch.tensor([0.8, -0.4])[None, :, None])
-    assert quantized.codes.item() == 2
-    assert quantized.latents.flatten().tolist() == pytest.approx([1, -1])
-
-
-# mixture
-
-
-def mixture(variance: Literal["shared", "each"], size: int = 6) -> Mixture:
-    torch.manual_seed(0)
-    quantizer = Mixture(DIM, size, variance=variance)
-    torch.nn.init.normal_(quantizer.logits)
-    torch.nn.init.normal_(quantizer.log_variance, std=0.5)
-    return quantizer
-
-
-variances = pytest.mark.parametrize("variance", ["shared", "each"])
-
-
-@variances
-def test_the_likelihood_is_scipys(variance: Literal["shared", "each"]) -> None:
-    quantizer, latents = mixture(variance), noise(2, DIM, 15)
-    weights = quantizer.logits.softmax(0).tolist()
-    spread = (quantizer.log_variance.exp() + quantizer.floor).expand(6).tolist()
-    rows = rows_of(latents).double().numpy()
-    joint = np.stack(
-        [
-            math.log(weight) + multivariate_normal(mean, v * np.eye(DIM)).logpdf(rows)
-            for weight, mean, v in zip(weights, quantizer.means.tolist(), spread, strict=True)
-        ]
-    )  # [components, rows]
-    expected = logsumexp(joint, axis=0)
-    np.testing.assert_allclose(quantizer.log_likelihood(latents).detach().flatten().numpy(), expected, rtol=1e-4)
-    quantized = quantizer(latents)
-    posterior = np.exp(joint - expected)
-    np.testing.assert_allclose(
-        rows_of(quantized.latents).detach().numpy(), posterior.T @ quantizer.means.detach().numpy(), atol=1e-5
-    )
-    assert quantized.codes.flatten().tolist() == joint.argmax(axis=0).tolist()
-    unit = 2 / DIM * np.mean(spread)
-    assert quantized.commitment.item() == pytest.approx(-unit * expected.mean(), rel=1e-4)
-    assert quantized.codebook.item() == pytest.approx(-unit * expected.mean(), rel=1e-4)
-
-
-@variances
-def test_without_variance_the_mixture_is_vector_quantisation(variance: Literal["shared", "each"]) -> None:
-    soft, hard = mixture(variance), VectorQuantizer(DIM, 6, codebook_update="gradient")
-    hard.load_state_dict({"codebook": soft.means.detach()})
-    latents = noise(2, DIM, 30).requires_grad_()
-    expected = hard(latents)
-    (expected_gradient,) = torch.autograd.grad(expected.commitment, latents)
-    (expected_step,) = torch.autograd.grad(expected.codebook, hard.codebook)
-    errors = []
-    for log_variance in (-2.0, -5.0, -20.0):
-        torch.nn.init.constant_(soft.log_variance, log_variance)
-        quantized = soft(latents)
-        errors.append(squares(quantized.latents, expected.latents))
-    assert errors[0] > errors[1] > errors[2]
-    assert errors[2] < 1e-6
-    assert torch.equal(quantized.codes, expected.codes)
-    assert torch.equal(soft.encode(latents), hard.encode(latents))
-    torch.testing.assert_close(soft.decode(quantized.codes), hard.decode(expected.codes))
-    torch.testing.assert_close(quantized.commitment, expected.commitment, rtol=1e-3, atol=1e-4)
-    (gradient,) = torch.autograd.grad(quantized.commitment, latents, retain_graph=True)
-    (step,) = torch.autograd.grad(quantized.codebook, soft.means)
-    torch.testing.assert_close(gradient, expected_gradient, rtol=1e-3, atol=1e-5)
-    torch.testing.assert_close(step, expected_step, rtol=1e-3, atol=1e-5)
-
-
-@pytest.mark.parametrize(("variance", "decoded"), [(1.0, 0.46), (0.25, 0.96), (0.01, 1.0)])
-def test_the_example_of_the_mixture(variance: float, decoded: float) -> None:
-    quantizer = Mixture(1, 2)
-    with torch.no_grad():
-        quantizer.means.copy_(torch.tensor([[-1.0], [1.0]]))
-        quantizer.log_variance.fill_(math.log(variance))
-    quantized = quantizer(torch.tensor([[[0.5]]]))
-    assert quantized.latents.item() == pytest.approx(decoded, abs=0.005)
-    assert quantized.latents.item() == pytest.approx(math.tanh(0.5 / variance), abs=1e-4)
-    assert quantized.codes.item() == 1
-
-
-def test_each_loss_of_the_mixture_moves_its_own() -> None:
-    quantizer, latents = mixture("each"), noise(1, DIM, 10).requires_grad_()
-    quantized = quantizer(latents)
-    quantized.commitment.backward(retain_graph=True)
-    assert all(parameter.grad is None for parameter in quantizer.parameters())
-    assert latents.grad is not None
-    assert latents.grad.any()
-    latents.grad = None
-    quantized.codebook.backward()
-    assert latents.grad is None
-    assert all(parameter.grad is not None and parameter.grad.any() for parameter in quantizer.parameters())
-
-
-@variances
-def test_the_mixture_fits_what_made_the_data(variance: Literal["shared", "each"]) -> None:
-    """Three quarters around (1, 1), one quarter around (-1, -1), standard deviations 0.1 and 0.3 (or 0.2 for both)."""
-    deviation = (0.2, 0.2) if variance == "shared" else (0.1, 0.3)
-    near = torch.arange(400) < 300
-    rows = (
-        torch.where(near, 1.0, -1.0)[:, None] + noise(400, 2) * torch.where(near, deviation[0], deviation[1])[:, None]
-    )
-    torch.manual_seed(0)
-    quantizer = Mixture(2, 2, variance=variance)
-    optimizer = torch.optim.Adam(quantizer.parameters(), lr=0.05)
-    for _ in range(250):
-        optimizer.zero_grad()
-        quantizer(rows.T.unsqueeze(0)).codebook.backward()
-        optimizer.step()
-    order = quantizer.means[:, 0].argsort(descending=True)
-    assert quantizer.means[order].flatten().tolist() == pytest.approx([1, 1, -1, -1], abs=0.1)
-    assert quantizer.logits.softmax(0)[order].tolist() == pytest.approx([0.75, 0.25], abs=0.02)
-    spread = quantizer.log_variance.exp().sqrt().expand(2)[order].tolist()
-    assert spread == pytest.approx(list(deviation), rel=0.1)
-
-
-@variances
-def test_the_start_of_a_mixture_is_likely(variance: Literal["shared", "each"]) -> None:
-    latents = noise(4, DIM, 100).sign() + 0.2 * noise(4, DIM, 100, seed=1)  # around the corners of a hypercube
-    quantizer = mixture(variance, size=16)
-    before = quantizer.log_likelihood(latents).mean()
-    quantizer.start(latents)
-    assert quantizer.log_likelihood(latents).mean() > before + 1
-    chosen = torch.bincount(quantizer.encode(latents).flatten(), minlength=16) / 400
-    assert (chosen - quantizer.logits.softmax(0)).abs().max() < 0.05
-    quantizer.start(latents[:1, :, :10])  # fewer frames than components: finite all the same
-    assert quantizer.log_likelihood(latents).isfinite().all()
-
-
-# none
-
-
-def test_the_plain_autoencoder_has_no_codes() -> None:
-    quantizer, latents = Unquantized(16), noise(2, DIM, 9)
-    quantized = quantizer(latents)
-    assert quantized.latents is latents
-    assert (quantized.codes == -1).all()
-    assert quantized.codes.shape == (2, 1, 9)
-    assert (quantized.commitment, quantized.codebook) == (0, 0)
-    with pytest.raises(UsageError, match='no codes: train one with quantizer = "residual"'):
-        quantizer.encode(latents)
-    with pytest.raises(UsageError, match='no codes: train one with quantizer = "residual"'):
-        quantizer.decode(quantized.codes)

@@ -105,7 +105,7 @@ def test_a_few_steps_lower_the_loss(spectral: SpectralLoss) -> None:
     )
     players = assemble(recipe, CPU)
     audio = batch(7)
-    players.model.fit(audio)
+    players.model.init_from_audio(audio)
     losses = [train_step(players, spectral, audio, step, recipe) for step in range(30)]
     for name, most in (("mel", 0.6), ("complex_stft", 0.65)):
         first, last = (float(losses[step][name] + losses[step + 1][name]) for step in (0, 28))
@@ -183,7 +183,7 @@ def test_every_weight_counts_in_proportion(name: str, spectral: SpectralLoss) ->
             train={"reencoded": 1.0, "seed": 1},
         )
         players = assemble(recipe, CPU)
-        players.model.fit(batch(1))
+        players.model.init_from_audio(batch(1))
         nn.init.normal_(players.model.decoder.gain.weight, std=0.3, generator=torch.Generator().manual_seed(0))
         train_step(players, spectral, rustle(), 0, recipe)
         weights = list(players.model.parameters())
@@ -331,7 +331,7 @@ def test_discriminators_train_on_every_kth_step(spectral: SpectralLoss) -> None:
 def test_float16_leaves_out_steps_that_overflow(spectral: SpectralLoss) -> None:
     recipe = small_recipe(train={"precision": "float16"}, discriminator={"start": 0})
     players = assemble(recipe, CPU)
-    players.model.fit(batch(1))
+    players.model.init_from_audio(batch(1))
     fitted = copy.deepcopy(players)
     players.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**120, growth_interval=1)
     before = copy.deepcopy(players.model.state_dict())
@@ -379,7 +379,7 @@ def test_the_average_follows_the_weights(spectral: SpectralLoss) -> None:
 def test_codebooks_stay_float32_and_learn_under_bfloat16(spectral: SpectralLoss) -> None:
     recipe = small_recipe(train={"precision": "bfloat16"}, discriminator={"start": 0})
     players = assemble(recipe, CPU)
-    players.model.fit(batch(1))
+    players.model.init_from_audio(batch(1))
     before = copy.deepcopy(players.model.quantizer)
     seen: set[torch.dtype] = set()
     players.model.encoder.in_proj.register_forward_hook(lambda *call: seen.add(call[2].dtype))
@@ -418,7 +418,7 @@ def fitted(**tables: Any) -> tuple[CausalCodec, Recipe]:
     """A model of noise and tones, whose residual is not silent."""
     recipe = small_recipe(**tables)
     model = assemble(recipe, CPU).model
-    model.fit(torch.cat([rustle(), batch(1)]))
+    model.init_from_audio(torch.cat([rustle(), batch(1)]))
     return model, recipe
 
 
@@ -750,7 +750,7 @@ def test_memory_that_ends_in_the_fit_names_its_setting(
     def fit(*_: object) -> None:
         raise MemoryError
 
-    monkeypatch.setattr(CausalCodec, "fit", fit)
+    monkeypatch.setattr(CausalCodec, "init_from_audio", fit)
     with pytest.raises(
         ConfigError, match=r"memory does not suffice for this training: set data\.init_seconds = 2 lower"
     ):

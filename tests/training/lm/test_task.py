@@ -192,7 +192,7 @@ def test_soft_targets_know_of_all_stored_codebooks(store: TokenStore, codec: Cod
     learner, lessons, _ = assemble(recipe, store, codec, CPU)
     batch = lessons.batch(0, 0, 4)
     codes, targets, likely = asked(batch, learner.vectors, recipe)
-    vectors = codec.quantizer.vectors()
+    vectors = codec.quantizer.codebook_vectors()
     assert vectors is not None
     expected = soften(batch.codes, vectors, 2, soft=0.2, stochastic=0.1, draws=batch.draws)
     known = batch.codes[:, :2] >= 0
@@ -220,7 +220,7 @@ def test_only_matrices_decay(store: TokenStore, codec: Codec) -> None:
 
 def test_the_codecs_vectors_are_what_codes_look_like(store: TokenStore, codec: Codec) -> None:
     learner, _ = stepped(store, codec, steps=2, data={"num_codebooks": 2})
-    entries = codec.quantizer.vectors()
+    entries = codec.quantizer.codebook_vectors()
     assert entries is not None
     ours = learner.model.vectors.entries
     assert entries.shape[2] == learner.model.source.dim == 8 + 5  # the residual beside four bands and the gain
