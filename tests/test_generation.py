@@ -23,7 +23,7 @@ from codec.io.level import gain_to
 from codec.lm import CodecLM
 from codec.lm.filters import Sampling
 from codec.lm.sampling import generate_frames
-from codec.models.base import Codec
+from codec.models.base import Codec, StepCodec
 from tests.lm.tiny import tiny_lm
 from tests.tiny import tiny_model
 
@@ -273,7 +273,7 @@ def test_generated_audio_can_enter_a_loss(lm: CodecLM, model: Codec, ambient: An
     made[0].mul_(2)  # in place
 
 
-def test_frames_are_decoded_once(model: Codec, lm: CodecLM, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_frames_are_decoded_once(model: StepCodec, lm: CodecLM, monkeypatch: pytest.MonkeyPatch) -> None:
     decode_step, pieces = model.decode_step, list[int]()
 
     def counted(codes: Tensor, state: Any) -> Any:

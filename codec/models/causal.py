@@ -117,7 +117,7 @@ class CausalConfig(CodecConfig):
         kind = self.quantizer
         if kind != "residual" and (self.num_codebooks, self.envelope_bands) != (1, 0):
             raise ValueError(
-                f'quantizer "{kind}" has one codebook and no envelope: set codebooks = 1 and envelope_bands = 0, not '
+                f'quantizer "{kind}" has one codebook and no envelope: set num_codebooks = 1 and envelope_bands = 0, not '
                 f"{self.num_codebooks} and {self.envelope_bands}"
             )
         if kind != "scalar" and self.levels:
@@ -147,7 +147,7 @@ class CausalConfig(CodecConfig):
         if not self.envelope_bands:
             return self
         if self.num_codebooks < 2:
-            raise ValueError("the envelope takes codebook 0: set codebooks = 2 or more, or envelope_bands = 0")
+            raise ValueError("the envelope takes codebook 0: set num_codebooks = 2 or more, or envelope_bands = 0")
         if self.envelope_bands > self.hop // 4:
             raise ValueError(f"envelope_bands = {self.envelope_bands}: {self.hop} bins make {self.hop // 4} at most")
         if self.modes > self.codebook_size // 4:

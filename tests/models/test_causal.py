@@ -514,10 +514,10 @@ def test_the_plain_autoencoder_trains_and_says_why_it_cannot_code() -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"quantizer": "vector"}, r'"vector" has one codebook and no envelope: set codebooks = 1 .* = 0, not 3 and 4'),
+        ({"quantizer": "vector"}, r'"vector" has one codebook and no envelope: set num_codebooks = 1 .* = 0, not 3 and 4'),
         ({"quantizer": "mixture", "num_codebooks": 1}, r'"mixture" has one codebook and no envelope'),
         ({"quantizer": "none", "envelope_bands": 0}, r'"none" has one codebook'),
-        ({"num_codebooks": 1}, "the envelope takes codebook 0: set codebooks = 2 or more, or envelope_bands = 0"),
+        ({"num_codebooks": 1}, "the envelope takes codebook 0: set num_codebooks = 2 or more, or envelope_bands = 0"),
         ({"envelope_bands": 21}, "80 bins make 20 at most"),
         ({"modes": 6}, "modes = 6 leave too few of 20 entries for envelopes: set 5 at most"),
         ({"hop": 81}, "hop = 81 is odd"),
@@ -531,7 +531,7 @@ def test_the_plain_autoencoder_trains_and_says_why_it_cannot_code() -> None:
         ({"levels": (5, 4)}, r'"residual" has no levels'),
         ({"quantizer": "vector", **ALONE, "beam_size": 2}, r'beam_size is for "residual"'),
         ({"quantizer": "mixture", **ALONE, "codebook_dim": 4}, r'not "mixture": leave them out'),
-        ({"codebook_dim": 0}, "project = 0"),
+        ({"codebook_dim": 0}, "codebook_dim = 0"),
         ({"quantizer": "product"}, "quantizer"),
     ],
 )
