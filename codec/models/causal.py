@@ -117,8 +117,8 @@ class CausalConfig(CodecConfig):
         kind = self.quantizer
         if kind != "residual" and (self.num_codebooks, self.envelope_bands) != (1, 0):
             raise ValueError(
-                f'quantizer "{kind}" has one codebook and no envelope: set num_codebooks = 1 and envelope_bands = 0, not '
-                f"{self.num_codebooks} and {self.envelope_bands}"
+                f'quantizer "{kind}" has one codebook and no envelope: set num_codebooks = 1 and envelope_bands = 0, '
+                f"not {self.num_codebooks} and {self.envelope_bands}"
             )
         if kind != "scalar" and self.levels:
             raise ValueError(f'quantizer "{kind}" has no levels: leave them out, or set quantizer = "scalar"')
