@@ -1,4 +1,4 @@
-"""Strict configuration: frozen pydantic models read from TOML, with overrides from the command line.
+"""Strict configuration: frozen pydantic models, read from TOML with overrides from the command line.
 
     class Model(Config):
         hop: int = 320
@@ -9,8 +9,8 @@
 
     load_toml("codec.toml", Recipe, ["model.hop=480", "name=small"])
 
-A misspelt key, a value of the wrong type or a value out of range is a `ConfigError` that names the key, the value and
-what was expected. Nothing is converted silently: "320" is not 320.
+An unknown key, a value of the wrong type or a value out of range raises a `ConfigError` that names the key, the value
+and the expectation. Values are not converted: "320" is not 320.
 """
 
 import difflib
@@ -54,18 +54,18 @@ RENAMED = {
 
 
 class Config(BaseModel):
-    """Base of every configuration: immutable, strict about types, finite numbers alone, no unknown keys."""
+    """Base of every configuration: immutable, strict types, only finite numbers, no unknown keys."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
     @classmethod
     def from_data(cls, data: Mapping[str, Any], *, source: str = "config") -> Self:
-        """Build from plain data, as TOML or JSON give it (arrays fill tuples, strings fill paths).
+        """Build from plain data, as read from TOML or JSON: arrays become tuples, strings become paths.
 
-        `source` begins the message of the `ConfigError` raised when the data does not fit.
+        Raises ConfigError, whose message begins with `source`.
         """
         try:
-            # By way of JSON, because pydantic's strict mode lets an array be a tuple only there.
+            # Through JSON, because only there pydantic's strict mode accepts an array for a tuple.
             return cls.model_validate_json(json.dumps(data, default=str))
         except ValidationError as error:
             problems = "; ".join(_explain(cls, data, problem) for problem in error.errors())
@@ -76,7 +76,7 @@ ConfigT = TypeVar("ConfigT", bound=Config)
 
 
 def load_toml(path: str | Path, config_class: type[ConfigT], overrides: Sequence[str] = ()) -> ConfigT:
-    """Read a TOML file, set the `overrides` ("model.hop=480") in it and check the whole.
+    """Read a TOML file, apply the `overrides` ("model.hop=480") and validate the result.
 
     Raises:
         InputNotFound: there is no such file.
@@ -86,28 +86,28 @@ def load_toml(path: str | Path, config_class: type[ConfigT], overrides: Sequence
 
 
 def read_toml(path: str | Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
-    """A TOML file with the `overrides` set in it, as plain data for `Config.from_data`. Raises as `load_toml`."""
+    """Read a TOML file and apply the `overrides`; the result is for `Config.from_data`. Raises as `load_toml`."""
     try:
         data = tomllib.loads(read_text(path))
     except tomllib.TOMLDecodeError as error:
-        raise ConfigError(f"{path}: not a readable TOML file: {error}") from error
+        raise ConfigError(f"{path} is not a readable TOML file: {error}") from error
     for override in overrides:
         _set(data, override)
     return data
 
 
 def read_text(path: str | Path) -> str:
-    """The text of a configuration file. Raises InputNotFound, ConfigError."""
+    """Read the text of a configuration file. Raises InputNotFound, ConfigError."""
     try:
         return Path(path).read_text(encoding="utf-8")
     except FileNotFoundError as error:
-        raise InputNotFound(f"{path}: no such file") from error
+        raise InputNotFound(f"{path} does not exist: check the path") from error
     except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: not a readable TOML file: {error}") from error
+        raise ConfigError(f"{path} is not a readable TOML file: {error}") from error
 
 
 def _set(data: dict[str, Any], override: str) -> None:
-    """Set one "a.b=c" in nested data; c is a TOML value, or else a bare string."""
+    """Apply one override "a.b=c" to nested data; c is a TOML value, else a bare string."""
     key, equals, text = override.partition("=")
     *tables, name = parts = [part.strip() for part in key.split(".")]
     if not equals or not all(parts):
@@ -128,15 +128,15 @@ def _toml_value(text: str) -> Any:
 
 
 def _explain(cls: type[Config], data: Any, problem: ErrorDetails) -> str:
-    """One problem in the user's words: the dotted key, its value, what it must be."""
+    """Describe one problem: the dotted key, its value, what it must be."""
     message = problem["msg"].removeprefix("Value error, ")
     if not problem["loc"]:
         return message
     *tables, name = problem["loc"]
     path: list[str] = []
-    classes = {cls}  # those that may stand at this place: several under a union, unless their tag says which
+    classes = {cls}  # possible classes at this key: several for a union, until a tag selects one
     for part in tables:
-        if _has(data, part):  # pydantic also puts the tags of unions into the path; they are no keys
+        if _has(data, part):  # because pydantic's path also holds the tags of unions, which are not keys
             path.append(str(part))
             data = data[part]
             fields = [one.model_fields[part] for one in classes if part in one.model_fields]
@@ -169,12 +169,12 @@ def _has(data: Any, part: int | str) -> bool:
 
 
 def _tags(cls: type[Config]) -> set[object]:
-    """The values by which a union may tell the class from its others."""
+    """The values by which a discriminated union may select this class."""
     return {value for field in cls.model_fields.values() for value in get_args(field.annotation)}
 
 
 def _configs_in(annotation: Any) -> set[type[Config]]:
-    """The configuration classes named in a type such as `tuple[A | B, ...]`."""
+    """The configuration classes in a type such as `tuple[A | B, ...]`."""
     if isinstance(annotation, type) and not get_args(annotation):
         return {annotation} if issubclass(annotation, Config) else set()
     return {found for inner in get_args(annotation) for found in _configs_in(inner)}

@@ -7,16 +7,15 @@ import logging
 import os
 import pickle
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager, suppress
-from functools import lru_cache
+from functools import lru_cache, partial
+from itertools import islice
 from multiprocessing import get_context, parent_process
 from threading import Thread
 from typing import Any, Literal, TypeAlias, TypeVar
-
-import torch
 
 from codec.errors import CodecError, MissingDependency, UsageError
 
@@ -50,6 +49,19 @@ def each(
     if engine == "ray":
         return _on_ray(work, tasks, jobs, gpu)
     return _here(work, tasks) if jobs == 1 else _in_processes(work, tasks, jobs)
+
+
+def in_threads(
+    work: Callable[[Task], Result], tasks: Iterable[Task], *, ahead: int = 256
+) -> Iterator[tuple[Task, Result | CodecError]]:
+    """Yield every task with its result or error, as `each`, but in order and from threads, for work that reads files.
+
+    At most `ahead` tasks are read from `tasks` at a time.
+    """
+    remaining = iter(tasks)
+    with ThreadPoolExecutor() as pool:
+        while chunk := list(islice(remaining, ahead)):
+            yield from zip(chunk, pool.map(partial(_attempt, work), chunk), strict=True)
 
 
 def _attempt(work: Callable[[Task], Result], task: Task) -> Result | CodecError:
@@ -101,7 +113,7 @@ def _start_process(pickled_work: bytes) -> None:
     """Keep the work, use one thread, and exit with the parent process, which a killed parent's pool would not do."""
     global _pickled_work
     _pickled_work = pickled_work
-    torch.set_num_threads(1)
+    _use_one_thread()
     parent = parent_process()
     assert parent is not None
 
@@ -110,6 +122,12 @@ def _start_process(pickled_work: bytes) -> None:
         os._exit(1)
 
     Thread(target=exit_with_parent, daemon=True).start()
+
+
+def _use_one_thread() -> None:
+    import torch  # here, because preparing datasets does not need it
+
+    torch.set_num_threads(1)
 
 
 def _work_of_this_process(task: Any) -> Any:
@@ -171,7 +189,7 @@ class _Actor:
     def __init__(self, work: bytes, folder: str, attempts: Any, most: int) -> None:
         with suppress(OSError):  # a machine without this folder can work on absolute paths
             os.chdir(folder)
-        torch.set_num_threads(1)
+        _use_one_thread()
         self._work = pickle.loads(work)
         self._attempts = attempts
         self._most = most

@@ -1,4 +1,4 @@
-"""config.py: strict, and clear about what is wrong."""
+"""config.py: strict validation, and messages that name key, value and expectation."""
 
 from pathlib import Path
 from typing import Annotated, Literal
@@ -44,7 +44,7 @@ def recipe(tmp_path: Path) -> Path:
     return path
 
 
-def test_reads_what_the_file_says(recipe: Path) -> None:
+def test_a_toml_file_is_loaded(recipe: Path) -> None:
     expected = Recipe(
         name="small",
         rate=1.0,
@@ -118,7 +118,7 @@ def test_errors_name_key_value_and_expectation(recipe: Path, override: str, says
     assert "\n" not in message
 
 
-def test_every_problem_is_told_at_once() -> None:
+def test_all_problems_are_in_one_message() -> None:
     with pytest.raises(ConfigError, match=r"^r\.toml: name is missing; rate = \"x\": must be a valid number$"):
         Recipe.from_data({"rate": "x"}, source="r.toml")
 

@@ -1,6 +1,6 @@
-"""A corpus as clips: a folder of audio, a manifest (JSONL, CSV) or a lhotse manifest, read one clip at a time.
+"""Read a corpus clip by clip: a folder of audio, a manifest (JSONL, CSV) or a lhotse manifest.
 
-A line of a manifest names a file, from the manifest's folder on, and whatever else is known of it:
+A line of a manifest has the path of a file, relative to the manifest's folder, and optional metadata:
 
     {"path": "a/1.flac", "start": 2.5, "seconds": 4.0, "set": "a", "split": "train", "speaker": "eva", "label": "x"}
 """
@@ -26,36 +26,36 @@ from codec.frames import resampled_length
 from codec.io.audio import Block, Resampler, is_audio_path, open_reader
 from codec.io.storage import atomic_output, walk
 
-MANIFEST = "manifest.jsonl"  # a folder that holds one is what it says
+MANIFEST = "manifest.jsonl"  # in a folder that holds one, only the clips it lists count
 SPLITS = ("train", "valid", "test")
 TEXT_FIELDS = ("set", "split", "speaker", "label", "transcript")  # a manifest's keys beside path, start and seconds
-LONGEST = 1e9  # s, 30 years: what is beyond is a mistake
-LENGTH_TOLERANCE = 0.1  # s that a manifest's length may be beyond the file's, as where lengths were rounded up
-MARGIN = 0.05  # s read on both sides of a part, where a resampler's filter would see the edges
+MAX_SECONDS = 1e9  # 30 years; a longer time is a mistake
+LENGTH_TOLERANCE = 0.1  # s by which a manifest's length may exceed the file's, because lengths may be rounded up
+MARGIN = 0.05  # s read beyond both ends of a part, so that the resampling filter does not see its edges
 
 
 @dataclass(frozen=True, slots=True)
 class Clip:
-    """A recording, or a part of one, and what is known of it."""
+    """A recording or a part of one, with its metadata."""
 
     path: Path
-    """Ready to open: absolute, or from the working directory on."""
+    """Absolute, or relative to the working directory."""
     id: str
-    """Unique and stable in the corpus: the path below its root with "@start" where the clip is a later part of its
-    file; in lhotse manifests their own id."""
+    """Unique and stable in the corpus: the path below its root, with "@start" for a later part of a file; in lhotse
+    manifests their own id."""
     start: float = 0.0
     """Seconds into the file."""
     seconds: float | None = None
-    """None: to the end of the file."""
+    """None for up to the end of the file."""
     set: str = ""
     split: str | None = None
-    """One of SPLITS, where the corpus says so."""
+    """One of SPLITS, or None if the corpus does not state it."""
     speaker: str | None = None
     label: str | None = None
     transcript: str | None = None
 
     def size(self) -> int | None:
-        """Bytes of its file; None where there is no such file."""
+        """Size of the file in bytes; None if there is no such file."""
         try:
             return self.path.stat().st_size
         except OSError:
@@ -63,17 +63,16 @@ class Clip:
 
 
 def clips(source: Path) -> Iterator[Clip]:
-    """The clips of a folder or manifest, in an order that depends on nothing else; no more than one folder's names are
-    held at a time.
+    """Yield the clips of a folder or manifest, in a fixed order and in constant memory.
 
-    A folder's sets are its first folders, or those in them where the first are named as splits, and the label of a clip
-    is its own folder's name. If it holds `manifest.jsonl`, that is read instead. Hidden files are left out, links are
-    followed. Of lhotse's manifests, recordings and plain cuts (of all channels, as all audio is averaged to one) of
-    local files can be read; their relative paths start, as with lhotse, from the working directory.
+    In a folder, the set of a clip is the first folder of its path, or the second if the first is named as a split; its
+    label is the name of the folder it is in. If the folder holds `manifest.jsonl`, that is read instead. Hidden files
+    are skipped, links are followed. From lhotse manifests, recordings and plain cuts of local files are read if they
+    have all channels, because channels are averaged; relative paths start from the working directory, as in lhotse.
 
     Raises:
-        InputNotFound: no such folder or manifest, or no clips in it. A clip's own file need not be there.
-        ConfigError: a line of a manifest makes no sense; the message has its number.
+        InputNotFound: no such folder or manifest, or no clips in it. The files of the clips are not checked.
+        ConfigError: a line of a manifest is invalid; the message has its number.
     """
     empty = True
     if source.is_dir() and not (source / MANIFEST).is_file():
@@ -88,12 +87,12 @@ def clips(source: Path) -> Iterator[Clip]:
 
 
 def root_of(source: Path) -> Path:
-    """The folder that a corpus's paths start from."""
+    """The folder to which the paths of a corpus are relative."""
     return source if source.is_dir() else source.parent
 
 
 def write_manifest(path: Path, clips: Iterable[Clip]) -> None:
-    """Write clips as JSONL, with paths from the manifest's folder on; the file appears once it is whole.
+    """Write clips as JSONL with paths relative to the manifest's folder; the file is replaced atomically.
 
     Raises StorageError.
     """
@@ -108,20 +107,34 @@ def write_manifest(path: Path, clips: Iterable[Clip]) -> None:
 
 
 def hashed(text: str) -> int:
-    """64 bits that stay the same everywhere and for ever: what a split that nobody wrote down is made by."""
+    """A stable 64-bit hash, by which clips without a stated split are assigned to one."""
     return int.from_bytes(hashlib.sha256(text.encode("utf-8", "surrogateescape")).digest()[:8])
 
 
-def clip_audio(clip: Clip, *, rate: int, first: int = 0, time: int | None = None) -> Block:
-    """Part of a clip [1, at most `time`] at `rate` Hz, channels averaged, decoded by seeking to it.
+def file_length(clip: Clip) -> tuple[int, int]:
+    """The samples of a clip from its start to the end of its file, and their sample rate; the file is opened.
 
-    `first` and `time` are in samples at `rate`; `time` None is to the clip's end, where there may be less than asked
-    for. The part is what it is in the whole clip when that is resampled (of Vorbis, libsndfile's seeks into the last
-    page are off by a few milliseconds).
+    Raises InputNotFound, UnsupportedAudio.
+    """
+    with open_reader(clip.path) as reader:
+        samples = reader.length() - round(clip.start * reader.rate)
+        if samples <= 0:
+            raise UnsupportedAudio(
+                f"{reader.label} ends before {clip.start:g} s, where the clip starts: remove the clip"
+            )
+        return samples, reader.rate
+
+
+def clip_audio(clip: Clip, *, rate: int, first: int = 0, time: int | None = None) -> Block:
+    """Read part of a clip [1, at most `time`] at `rate` Hz by seeking, channels averaged.
+
+    `first` and `time` are in samples at `rate`; `time` None reads to the clip's end, and a part that reaches beyond the
+    end is shorter. The samples equal those of the whole clip after resampling (in Vorbis files, libsndfile's seeks into
+    the last page are off by a few milliseconds).
 
     Raises:
         InputNotFound: there is no such file.
-        UnsupportedAudio: the file cannot be decoded there, holds NaN, or is shorter than its header or clip says.
+        UnsupportedAudio: the file cannot be decoded there, holds NaN, or is shorter than its header or clip states.
     """
     with open_reader(clip.path) as reader:
         time_in_all = reader.length() if reader.time is None else reader.time
@@ -136,11 +149,11 @@ def clip_audio(clip: Clip, *, rate: int, first: int = 0, time: int | None = None
             length = min(length, round(clip.seconds * reader.rate))
         last = resampled_length(length, reader.rate, rate)
         last = last if time is None else min(last, first + time)
-        if first >= last:  # within the slack
+        if first >= last:  # within LENGTH_TOLERANCE
             return np.zeros((1, 0), np.float32)
-        # From a sample that is one at both rates, so that the resampler's grid is that of the whole clip.
+        # Start at a sample of both rates, so that the resampler's grid is that of the whole clip.
         divisor = math.gcd(rate, reader.rate)
-        new, old = rate // divisor, reader.rate // divisor  # so many samples take the same time
+        new, old = rate // divisor, reader.rate // divisor  # these numbers of samples have the same duration
         margin = 0 if new == old else round(MARGIN * rate)
         skipped = max(0, first - margin) // new
         end = min(length, -(-(last + margin) * old // new))
@@ -166,7 +179,7 @@ def _in_folder(root: Path) -> Iterator[Clip]:
 
 
 def _in_manifest(path: Path) -> Iterator[Clip]:
-    for number, row in _rows(path):
+    for number, row in manifest_rows(path):
         try:
             clip = _of_lhotse(row) if "sources" in row or "recording" in row or "tracks" in row else _of_row(row, path)
             _check_text(clip)
@@ -176,7 +189,7 @@ def _in_manifest(path: Path) -> Iterator[Clip]:
 
 
 def _check_text(clip: Clip) -> None:
-    """ValueError for text that UTF-8 cannot hold; but names of files may have bytes that are not UTF-8."""
+    """Raise ValueError for text that UTF-8 cannot encode; file names may have bytes that are not UTF-8."""
     for text in (str(clip.path), clip.id, *(getattr(clip, key) for key in TEXT_FIELDS)):
         try:
             (text or "").encode("utf-8", "surrogateescape")
@@ -184,8 +197,8 @@ def _check_text(clip: Clip) -> None:
             raise ValueError(f"{text!r:.80} has half a character (a lone surrogate): write it again") from error
 
 
-def _rows(path: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
-    """(line number, what stands in the line)."""
+def manifest_rows(path: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
+    """Yield (line number, row) of a manifest: .jsonl, .jsonl.gz or .csv. Raises InputNotFound, ConfigError."""
     kind = path.name.lower().removesuffix(".gz").rpartition(".")[2]
     if kind not in ("jsonl", "csv"):
         raise InputNotFound(f"{path} is neither a folder nor a manifest (.jsonl, .jsonl.gz or .csv): check the name")
@@ -203,7 +216,7 @@ def _rows(path: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
             except (ValueError, RecursionError) as error:
                 raise ConfigError(f"{path} line {number}: not JSON ({error})") from error
             if not isinstance(row, dict):
-                raise ConfigError(f'{path} line {number}: {line.strip():.40} is no object: write {{"path": ...}}')
+                raise ConfigError(f'{path} line {number}: {line.strip():.40} is not an object: write {{"path": ...}}')
             yield number, row
 
 
@@ -216,14 +229,14 @@ def _opened(path: Path) -> Iterator[TextIO]:
     except FileNotFoundError as error:
         raise InputNotFound(f"{path} does not exist: check the path") from error
     except (OSError, EOFError, UnicodeDecodeError, csv.Error) as error:
-        raise InputNotFound(f"{path} cannot be read ({error}): fetch or make it again") from error
+        raise InputNotFound(f"{path} cannot be read ({error}): download or write it again") from error
 
 
 def _of_row(row: Mapping[str, Any], manifest: Path) -> Clip:
-    """A clip of one of our own lines; ValueError where it makes no sense."""
+    """A clip of one row of our manifests. Raises ValueError."""
     path = row.get("path")
     if not isinstance(path, str) or not path:
-        raise ValueError(f"path is {path!r}: name an audio file, from the manifest's folder on")
+        raise ValueError(f"path is {path!r}: write the path of an audio file, relative to the manifest's folder")
     start = _number(row, "start") or 0.0
     texts: dict[str, Any] = {key: str(row[key]) for key in TEXT_FIELDS if row.get(key) is not None}
     if texts.get("split", "train") not in SPLITS:
@@ -243,24 +256,24 @@ def _number(row: Mapping[str, Any], key: str) -> float | None:
         number = float(value)
     except (TypeError, ValueError, OverflowError):
         number = math.nan
-    if not 0 <= number < LONGEST or (key != "start" and number == 0):
+    if not 0 <= number < MAX_SECONDS or (key != "start" and number == 0):
         raise ValueError(f"{key} is {value!r:.40}: write a number of seconds")
     return number
 
 
 def _of_lhotse(row: Mapping[str, Any]) -> Clip:
-    """A clip of a lhotse recording or cut; ValueError where it is not one of a plain local file."""
+    """A clip of a lhotse recording or cut of one local file. Raises ValueError for others."""
     try:
         return _of_plain(row)
     except (TypeError, KeyError, AttributeError) as error:
-        raise ValueError(f"no recording or cut as lhotse writes them ({error!r}): write it again") from error
+        raise ValueError(f"not a recording or cut in the format of lhotse ({error!r}): write it again") from error
 
 
 def _of_plain(row: Mapping[str, Any]) -> Clip:
     name = row.get("id")
     recording = row.get("recording", row)
     if "tracks" in row or not isinstance(recording, dict):
-        raise ValueError(f"{row.get('type')} {name} is no plain part of one file: save its audio first")
+        raise ValueError(f"{row.get('type')} {name} is not a plain part of one file: save its audio first")
     sources = recording.get("sources") or [{}]
     if len(sources) != 1 or sources[0].get("type") != "file":
         raise ValueError(f"recording {recording.get('id')} is not one local file: save its audio first")
@@ -269,9 +282,9 @@ def _of_plain(row: Mapping[str, Any]) -> Clip:
     present = sources[0].get("channels") or []
     chosen = row.get("channel", present)
     if present and {*(chosen if isinstance(chosen, list) else [chosen])} != {*present}:
-        raise ValueError(f"cut {name} is of channel {chosen} alone, and channels are averaged: save its audio first")
-    told = row.get("supervisions") or []
-    speakers = {supervision.get("speaker") for supervision in told}
+        raise ValueError(f"cut {name} is only of channel {chosen}, but channels are averaged: save its audio first")
+    supervisions = row.get("supervisions") or []
+    speakers = {supervision.get("speaker") for supervision in supervisions}
     speaker = speakers.pop() if len(speakers) == 1 else None
     return Clip(
         Path(sources[0]["source"]),
@@ -279,5 +292,5 @@ def _of_plain(row: Mapping[str, Any]) -> Clip:
         _number(row, "start") or 0.0,
         _number(row, "duration"),
         speaker=None if speaker is None else str(speaker),
-        transcript=" ".join(supervision["text"] for supervision in told if supervision.get("text")) or None,
+        transcript=" ".join(supervision["text"] for supervision in supervisions if supervision.get("text")) or None,
     )

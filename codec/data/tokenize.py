@@ -589,6 +589,6 @@ def _native_blocks(clip: Clip, reader: AudioReader) -> Iterator[Block]:
     if last - end <= LENGTH_TOLERANCE * reader.rate:
         last = min(last, end)
     if last <= first:
-        raise UnsupportedAudio(f"{reader.label} ends before {clip.start:g} s, where the clip starts: remove the clip")
+        raise UnsupportedAudio(f"{reader.label} ends before {clip.start:g} s, the start of the clip: remove the clip")
     for start in range(first, last, most):
         yield reader.part(start, min(most, last - start))

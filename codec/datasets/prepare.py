@@ -12,23 +12,21 @@ from __future__ import annotations
 import sys
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
 from difflib import get_close_matches
-from itertools import islice
 from pathlib import Path
 
 from rich.console import Console
 
-from codec.data.clips import MANIFEST, Clip, write_manifest
+from codec.data.clips import MANIFEST, Clip, file_length, write_manifest
 from codec.datasets.archive import Place, unpack
 from codec.datasets.base import BOOKKEEPING, Archive, Dataset, License
 from codec.datasets.download import download, verify
 from codec.datasets.progress import progress_bar
 from codec.errors import CodecError, InputNotFound, UsageError
-from codec.io.audio import open_reader
 from codec.io.storage import storing_below
+from codec.parallel import in_threads
 
 NAMED = 10  # unreadable files that are named; all are counted
 
@@ -163,23 +161,13 @@ def _unpack_once(path: Path, place: Place, console: Console) -> None:
 
 
 def measured(clips: Iterable[Clip], leave_out: Callable[[str], None]) -> Iterator[Clip]:
-    """The clips with their `seconds`, without those that cannot be read."""
-
-    def seconds(clip: Clip) -> float | CodecError | None:
-        try:
-            with open_reader(clip.path) as reader:
-                return reader.length() / reader.rate
-        except CodecError as error:
-            return error
-
-    left = iter(clips)
-    with ThreadPoolExecutor() as pool:
-        while some := list(islice(left, 256)):  # bounded: map would read ahead without end
-            for clip, length in zip(some, pool.map(seconds, some), strict=True):
-                if isinstance(length, CodecError):
-                    leave_out(str(length))
-                else:
-                    yield replace(clip, seconds=length)
+    """Yield the clips with their `seconds`; report those that cannot be read to `leave_out`."""
+    for clip, length in in_threads(file_length, clips):
+        if isinstance(length, CodecError):
+            leave_out(str(length))
+        else:
+            samples, rate = length
+            yield replace(clip, seconds=samples / rate)
 
 
 class Found:

@@ -37,7 +37,7 @@ def manifest(root: Path, *rows: object, name: str = "all.jsonl") -> Path:
 # folders
 
 
-def test_a_folder_in_order_with_its_sets_and_splits(tmp_path: Path) -> None:
+def test_folder_order_sets_and_splits(tmp_path: Path) -> None:
     touch(tmp_path, "b.wav", "a/2.FLAC", "a/deep/1.mp3", "c/3.ogg", "train/d/4.wav", "test/5.wav", "valid/e/f/6.wav")
     touch(tmp_path, "notes.txt", ".hidden/7.wav", "a/._2.wav")
     found = list(clips(tmp_path))
@@ -62,11 +62,11 @@ def test_links_are_followed_once(tmp_path: Path) -> None:
     (tmp_path / "corpus/broken.wav").symlink_to(tmp_path / "nothing")
     found = [clip.id for clip in clips(tmp_path / "corpus")]
     assert "linked/1.wav" in found
-    assert len(found) <= 2  # the loop may show the folder once more, not without end
+    assert len(found) <= 2  # the loop may repeat the folder once
 
 
 @pytest.mark.parametrize("name", ["nowhere", "nowhere.jsonl", "notes.txt", "empty", "empty.jsonl", "broken.jsonl.gz"])
-def test_no_audio(tmp_path: Path, name: str) -> None:
+def test_sources_without_audio_raise(tmp_path: Path, name: str) -> None:
     touch(tmp_path, "notes.txt", "empty/notes.txt", "empty.jsonl")
     (tmp_path / "broken.jsonl.gz").write_bytes(gzip.compress(b'{"path": "1.wav"}\n' * 999)[:-12])
     with pytest.raises(InputNotFound, match=name):
@@ -93,7 +93,7 @@ def wanted(root: Path) -> list[Clip]:
     ]
 
 
-def test_every_kind_of_manifest_says_the_same(tmp_path: Path) -> None:
+def test_all_manifest_formats_give_the_same_clips(tmp_path: Path) -> None:
     touch(tmp_path, "a/1.wav", "b.flac", "not/named.wav")
     lines = manifest(tmp_path, *ROWS, "")
     assert list(clips(lines)) == wanted(tmp_path)
@@ -107,7 +107,7 @@ def test_every_kind_of_manifest_says_the_same(tmp_path: Path) -> None:
     assert list(clips(tmp_path)) == wanted(tmp_path)
 
 
-def test_what_is_written_is_read_again(tmp_path: Path) -> None:
+def test_written_manifests_are_read_back(tmp_path: Path) -> None:
     touch(tmp_path, "corpus/a/1.wav", "corpus/b.flac", "elsewhere/list.jsonl")
     corpus, listed = wanted(tmp_path / "corpus"), tmp_path / "elsewhere/list.jsonl"
     write_manifest(tmp_path / "corpus/manifest.jsonl", corpus)
@@ -124,7 +124,7 @@ def test_what_is_written_is_read_again(tmp_path: Path) -> None:
     ("line", "says"),
     [
         ("{", "not JSON"),
-        ('"1.wav"', "is no object"),
+        ('"1.wav"', "is not an object"),
         ('{"file": "1.wav"}', "path is None"),
         ('{"path": 1}', "path is 1"),
         ('{"path": "1.wav", "start": -1}', "start is -1"),
@@ -140,10 +140,10 @@ def test_what_is_written_is_read_again(tmp_path: Path) -> None:
         ('{"path": "1.wav", "speaker": "\\ud800"}', r"'\ud800' has half a character"),
     ],
 )
-def test_a_bad_line_is_named_when_it_is_met(tmp_path: Path, line: str, says: str) -> None:
+def test_an_invalid_line_raises_when_it_is_reached(tmp_path: Path, line: str, says: str) -> None:
     touch(tmp_path, "1.wav")
     found = clips(manifest(tmp_path, '{"path": "1.wav"}', "", line))
-    assert next(found).id == "1.wav"  # read one at a time: the bad line has not been looked at
+    assert next(found).id == "1.wav"  # read one at a time, before the invalid line
     with pytest.raises(ConfigError, match=r"all\.jsonl line 3: ") as refused:
         next(found)
     assert says in str(refused.value)
@@ -158,7 +158,7 @@ def recording(path: str, **keys: Any) -> dict[str, Any]:
     return row | {"channel_ids": [0, 1]} | keys
 
 
-def test_manifests_that_lhotse_wrote(tmp_path: Path) -> None:
+def test_manifests_written_by_lhotse(tmp_path: Path) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         lhotse = pytest.importorskip("lhotse")
@@ -167,11 +167,11 @@ def test_manifests_that_lhotse_wrote(tmp_path: Path) -> None:
         recordings = lhotse.RecordingSet.from_recordings(
             lhotse.Recording.from_file(tmp_path / f"{name}.wav") for name in ("one", "two")
         )
-        told = [
+        segments = [
             lhotse.SupervisionSegment(f"s{start}", "one", start=start, duration=0.5, text=text, speaker="eva")
             for start, text in ((0.25, "so"), (1.25, "yes"))
         ]
-        cuts = lhotse.CutSet.from_manifests(recordings, lhotse.SupervisionSet.from_segments(told))
+        cuts = lhotse.CutSet.from_manifests(recordings, lhotse.SupervisionSet.from_segments(segments))
         parts = [*cuts, *next(iter(cuts)).trim_to_supervisions()]
         recordings.to_file(tmp_path / "recordings.jsonl.gz")
         lhotse.CutSet.from_cuts(parts).to_file(tmp_path / "cuts.jsonl")
@@ -198,10 +198,10 @@ def test_manifests_that_lhotse_wrote(tmp_path: Path) -> None:
         (recording("1.wav", transforms=[{"name": "Speed", "factor": 1.1}]), "recording r has transforms"),
         (recording("1.wav", sources=[{"type": "url", "channels": [0], "source": "x"}]), "is not one local file"),
         (recording("1.wav", sources=[]), "is not one local file"),
-        ({"id": "c", "start": 0, "duration": 1, "channel": 1, "recording": recording("1.wav")}, "channel 1 alone"),
-        ({"id": "c", "type": "MixedCut", "tracks": []}, "MixedCut c is no plain part"),
-        (recording("1.wav", sources=[1]), "no recording or cut as lhotse writes them (AttributeError"),
-        (recording("1.wav", sources={"a": 1}), "no recording or cut as lhotse writes them (KeyError"),
+        ({"id": "c", "start": 0, "duration": 1, "channel": 1, "recording": recording("1.wav")}, "only of channel 1"),
+        ({"id": "c", "type": "MixedCut", "tracks": []}, "MixedCut c is not a plain part"),
+        (recording("1.wav", sources=[1]), "not a recording or cut in the format of lhotse (AttributeError"),
+        (recording("1.wav", sources={"a": 1}), "not a recording or cut in the format of lhotse (KeyError"),
         (recording("1.wav", sources=[{"type": "file"}]), "(KeyError('source'))"),
         (recording("1.wav", sources=[{"type": "file", "source": 3}]), "(TypeError"),
         (recording("1.wav", sources=[{"type": "file", "source": "1.wav", "channels": 3}]), "(TypeError"),
@@ -211,7 +211,7 @@ def test_manifests_that_lhotse_wrote(tmp_path: Path) -> None:
         (recording("1.wav", id="\ud800"), "lone surrogate"),
     ],
 )
-def test_what_of_lhotse_cannot_be_read(tmp_path: Path, row: object, says: str) -> None:
+def test_unsupported_lhotse_rows_raise(tmp_path: Path, row: object, says: str) -> None:
     with pytest.raises(ConfigError, match=r"all\.jsonl line 1: ") as refused:
         list(clips(manifest(tmp_path, row)))
     assert says in str(refused.value)
@@ -232,7 +232,7 @@ def test_what_of_lhotse_cannot_be_read(tmp_path: Path, row: object, says: str) -
         ("a.wav", 11025, 1, 8000),
     ],
 )
-def test_a_part_is_what_it_is_in_the_whole(tmp_path: Path, name: str, rate: int, channels: int, target: int) -> None:
+def test_a_part_equals_that_of_the_whole_clip(tmp_path: Path, name: str, rate: int, channels: int, target: int) -> None:
     path = tmp_path / name
     write_audio(path, noise(4, rate, channels), rate)
     whole, _ = read_audio(path, rate=target, mono=True)
@@ -269,13 +269,16 @@ def test_a_clip_within_a_file(tmp_path: Path) -> None:
     ours = clip_audio(clip, rate=16000)
     assert np.abs(ours - audio[:, 24000:56000]).max() < 1 / 32767
     assert clip_audio(clip, rate=44100).shape == (1, resampled_length(32000, 16000, 44100))
-    assert clip_audio(clip, rate=16000, first=31000, time=5000).shape == (1, 1000)  # not what follows it in the file
+    assert clip_audio(clip, rate=16000, first=31000, time=5000).shape == (
+        1,
+        1000,
+    )  # up to its end
     rounded = Clip(tmp_path / "a.wav", "a@1.5", 1.5, 2.55)
-    assert clip_audio(rounded, rate=16000).shape == (1, 40000)  # 2.5 s: what there is
+    assert clip_audio(rounded, rate=16000).shape == (1, 40000)  # 2.5 s, up to the end of the file
     assert clip_audio(rounded, rate=16000, first=40100, time=10).shape == (1, 0)
 
 
-def test_files_that_are_not_as_they_say(tmp_path: Path) -> None:
+def test_files_shorter_than_stated_or_damaged(tmp_path: Path) -> None:
     write_audio(tmp_path / "a.wav", noise(2, 8000), 8000)
     for clip in (Clip(tmp_path / "a.wav", "a", 0.5, 2.0), Clip(tmp_path / "a.wav", "a", 2.0)):
         with pytest.raises(UnsupportedAudio, match=r"a\.wav ends at 2\.00 s, but the manifest"):
