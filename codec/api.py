@@ -19,9 +19,10 @@ from codec import compression, pretrained
 from codec.compression import Model, Report
 from codec.errors import UsageError
 from codec.io import audio, bitstream
+from codec.models.base import Codec
 
 if TYPE_CHECKING:
-    from codec.evaluation.signal import Evaluation
+    from codec.evaluation.codec import Evaluation
 
 Bytes = bytes | bytearray | memoryview
 
@@ -126,7 +127,7 @@ def decode_file(
 def evaluate(
     data: str | Path,
     *,
-    model: Model = pretrained.DEFAULT,
+    model: Model | Sequence[Model] = pretrained.DEFAULT,
     bitrate: float | None = None,
     num_codebooks: int | Sequence[int] | Literal["all"] | None = None,
     speech: bool | None = None,
@@ -134,38 +135,34 @@ def evaluate(
     dnsmos: bool = False,
     bands: bool = False,
     baseline: str | None = None,
+    write: str | Path | None = None,
     device: str = "auto",
     jobs: int = 1,
     progress: Callable[[int, int], None] | None = None,
 ) -> Evaluation:
-    """Compress and restore the recordings of the folder `data`, and measure what comes back; as `codec evaluate`.
+    """Encode and decode a recording, or all recordings in a folder, and score the decoded audio; as `codec evaluate`.
 
-    `num_codebooks` is a number of codebooks to score, or several, or "all" from 1 to the model's; `bitrate` asks for the most
-    within so many kbit/s; the model's number if both are None. `baseline` names reference encoders with commas between:
-    "opus:6,original". The result prints as a table; `rows` and `as_json()` have everything. The other options, and what
-    is raised, as in `codec.evaluation.signal.evaluate`.
+    `model` is one model or several. `num_codebooks` is one number or several, or "all" for 1 to the model's number;
+    `bitrate` asks for the most codebooks within that many kbit/s; all codebooks if both are None. `baseline` lists
+    reference encoders, separated by commas: "opus:6,original". `write` is a folder for the decoded files. The result
+    prints as a table; `rows` and `as_json()` have everything. The other options and the exceptions are those of
+    `codec.evaluation.codec.evaluate`.
     """
     from codec.evaluation.baselines import find_baselines
-    from codec.evaluation.signal import evaluate
+    from codec.evaluation.codec import evaluate
 
-    loaded = compression.cached_model(model, device)
-    if bitrate is not None:
-        if num_codebooks is not None:
-            raise UsageError(f"codebooks = {num_codebooks} and {bitrate:g} kbit/s: ask for one of the two")
-        num_codebooks = loaded.codebooks_for(bitrate=bitrate)
-    if num_codebooks == "all":
-        num_codebooks = range(1, loaded.num_codebooks + 1)
-    elif isinstance(num_codebooks, str):
-        raise UsageError(f'codebooks = {num_codebooks!r}: give a number, several as [1, 2, 4], or "all"')
+    models = [model] if isinstance(model, Codec | str | Path) else model
     return evaluate(
-        loaded,
+        [compression.cached_model(each, device) for each in models],
         Path(data),
-        num_codebooks=[num_codebooks] if isinstance(num_codebooks, int) else num_codebooks,
+        num_codebooks=num_codebooks,
+        bitrate=bitrate,
         speech=speech,
         bands=bands,
         visqol=visqol,
         dnsmos=dnsmos,
         baselines=find_baselines(baseline) if baseline is not None else (),
+        write=None if write is None else Path(write),
         jobs=jobs,
         progress=progress,
     )

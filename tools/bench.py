@@ -27,7 +27,7 @@ import torch
 from codec import checkpoint, compression, models, pretrained
 from codec import streams as sessions
 from codec.errors import CodecError
-from codec.evaluation.signal import peak_memory
+from codec.evaluation.codec import peak_memory
 from codec.io import bitstream
 
 RATE = 24_000  # Hz, of the audio made here

@@ -1,15 +1,13 @@
-"""codec encode, codec decode, codec info, codec sample"""
+"""codec encode, codec decode, codec sample"""
 
-import json
-from collections.abc import Iterator, Mapping
-from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from codec import pretrained
 from codec.cli.options import (
+    INPUT_OUTPUT,
     DeviceOption,
     EngineOption,
     ForceOption,
@@ -119,58 +117,23 @@ def decode(
         _tell(decompress(source, target, model=model, rate=rate, force=force, device=device))
 
 
-def info(
-    file: Annotated[str, typer.Argument(metavar="FILE", help="A .codec file, - for standard input, or a model.")],
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
-) -> None:
-    """Describe a .codec file, or a model by its name, its file or its training run's folder."""
-    is_model = Path(file).suffix == ".safetensors" or Path(file).is_dir() or file in pretrained.names()
-    facts = pretrained.describe(file).as_data() if is_model else _recording(file)
-    if as_json:
-        typer.echo(json.dumps(facts, indent=2))
-    else:
-        rows = list(_flat(facts))
-        width = max(len(name) for name, _ in rows) + 2
-        for name, value in rows:
-            typer.echo(f"{name:<{width}}{value:.10g}" if isinstance(value, float) else f"{name:<{width}}{value}")
-
-
 def sample(
     output: Annotated[
-        str, typer.Argument(metavar="OUTPUT", help="An audio file, or - for standard output.")
+        str,
+        typer.Argument(metavar="OUTPUT", help="An audio file, or - for standard output.", rich_help_panel=INPUT_OUTPUT),
     ] = "sample.wav",
     force: ForceOption = False,
 ) -> None:
-    """Make a few seconds of speech and music, to try the codec on where no recording is at hand."""
+    """Synthesize a few seconds of speech and music as a test recording.
+
+    Example: codec sample sample.wav
+    """
     from codec.io.audio import open_writer
     from codec.io.synth import RATE, synthesize
 
     check_sink(output)
     with open_writer(output, rate=RATE, channels=1, force=force) as writer:
         writer.write(synthesize())
-
-
-def _recording(file: str) -> dict[str, Any]:
-    from codec.io.bitstream import open_reader
-
-    with open_reader(file) as reader:
-        header = reader.header
-    facts = asdict(header) | {
-        "seconds": header.seconds,
-        "codes_kbps": header.frame_spec.bitrate(header.num_codebooks) * header.channels,
-    }
-    if file != "-" and header.time:
-        size = Path(file).stat().st_size
-        facts |= {"file_bytes": size, "file_kbps": size * 8 / header.seconds / 1000}
-    return facts
-
-
-def _flat(facts: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for name, value in facts.items():
-        if isinstance(value, Mapping):
-            yield from _flat(value, f"{prefix}{name}.")
-        else:
-            yield prefix + name, value
 
 
 def _target(source: str, output: str | None, suffix: str) -> str:

@@ -1,4 +1,4 @@
-"""The `codec` command: its groups put together, and how errors end it."""
+"""The `codec` command: all commands, and exit statuses of errors."""
 
 import io
 import signal
@@ -9,12 +9,12 @@ from typing import Annotated
 import typer
 
 from codec import __version__
-from codec.cli import datasets, evaluate_lm, files, generate, models, tokens, train
+from codec.cli import datasets, evaluate_lm, files, generate, info, models, tokens, train
 from codec.cli.options import one_line, say
 from codec.errors import CodecError, StorageError
 
 app = typer.Typer(
-    help="Compress recordings to tokens with a neural audio codec, restore them, and generate new ones.",
+    help="Neural audio codec: compress recordings to discrete codes, decode them, and generate new audio.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -23,7 +23,7 @@ app = typer.Typer(
 for command in (
     files.encode,
     files.decode,
-    files.info,
+    info.info,
     files.sample,
     models.models,
     models.evaluate,
@@ -52,11 +52,11 @@ def _options(
 
 
 def run(arguments: Sequence[str] | None = None) -> None:
-    """Run the command line; ends in SystemExit.
+    """Run the command line and raise SystemExit.
 
-    Exit status: 0 done, 1 some files of a folder failed, 130 interrupted, 143 or 129 ended by SIGTERM or SIGHUP, else
-    that of the error (`codec.errors`). Typer sees to interrupts; who closes our output has what they want, so that ends
-    quietly.
+    Exit status: 0 success, 1 some files of a folder failed, 130 interrupted, 143 SIGTERM, 129 SIGHUP, else the
+    `exit_code` of the error (`codec.errors`). Typer handles interrupts. A closed pipe on standard output ends the
+    command without a message, because its reader has stopped reading.
     """
     _prepare()
     try:
@@ -65,15 +65,15 @@ def run(arguments: Sequence[str] | None = None) -> None:
         if not isinstance(error.__cause__, BrokenPipeError):
             say(f"codec: {one_line(error)}")
         sys.exit(error.exit_code)
-    except OSError as error:  # where no file of ours is to blame: a full standard output, a name that is too long
-        say(f"codec: {one_line(error)}: check the path, its permissions and the space on the disk")
+    except OSError as error:  # for example a full standard output, or a name that is too long
+        say(f"codec: {one_line(error)}: check the path, its permissions and the free space on the disk")
         sys.exit(StorageError.exit_code)
 
 
 def _prepare() -> None:
-    """Meet what the caller left us: signals that would kill us before we clean up, standard streams that are closed."""
+    """Turn SIGTERM and SIGHUP into SystemExit, so that temporary files are removed; replace closed streams."""
     for number in (signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM)):
-        if signal.getsignal(number) is signal.SIG_DFL:  # nohup has it ignored
+        if signal.getsignal(number) is signal.SIG_DFL:  # nohup sets SIGHUP to be ignored
             signal.signal(number, lambda number, _: sys.exit(128 + number))
     for name in ("stdin", "stderr"):
         if getattr(sys, name) is None:

@@ -8,14 +8,23 @@ import typer
 
 from codec import pretrained
 from codec.checkpoint import CodecCard, LMCard
-from codec.cli.options import DeviceOption, JobsOption, ModelOption, progress_bar
+from codec.cli.options import (
+    INPUT_OUTPUT,
+    MEASURES,
+    MODEL,
+    DeviceOption,
+    JobsOption,
+    JSONOption,
+    progress_bar,
+)
 from codec.errors import UsageError
 
 
-def models(
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
-) -> None:
-    """List the models that come with this package."""
+def models(as_json: JSONOption = False) -> None:
+    """List the shipped models.
+
+    Example: codec models --json
+    """
     cards = pretrained.shipped()
     if as_json:
         typer.echo(json.dumps([card.as_data() for card in cards], indent=2))
@@ -24,24 +33,24 @@ def models(
     from rich.table import Table
 
     codecs = Table(
-        "name", "rate", "frames", "num_codebooks", "bit rates", "parameters", "size", box=None, pad_edge=False
+        "codec", "sample rate", "frame rate", "codebooks", "bit rates", "parameters", "size", box=None, pad_edge=False
     )
-    lms = Table("language model", "of the codes of", "knows", "parameters", "size", box=None, pad_edge=False)
+    lms = Table("language model", "codec", "classes", "parameters", "size", box=None, pad_edge=False)
     for card in cards:
         size = f"{card.parameters / 1e6:.1f} M", f"{card.size / 1e6:.1f} MB"
         match card:
-            case CodecCard(frame_spec=math):
+            case CodecCard(frame_spec=spec):
                 codecs.add_row(
                     card.name,
-                    f"{math.sample_rate} Hz",
-                    f"{math.frame_rate:g} Hz",
-                    f"{math.num_codebooks} × {math.codebook_size}",
-                    f"{math.bitrate(1):g} to {math.bitrate(math.num_codebooks):g} kbit/s",
+                    f"{spec.sample_rate} Hz",
+                    f"{spec.frame_rate:g} Hz",
+                    f"{spec.num_codebooks} × {spec.codebook_size}",
+                    f"{spec.bitrate(1):g} to {spec.bitrate(spec.num_codebooks):g} kbit/s",
                     *size,
                 )
             case LMCard(source=source):
-                known = ", ".join(f"{len(names)} {kind}s" for kind, names in source["classes"].items())
-                lms.add_row(card.name, f"{source['codec']}, {source['num_codebooks']} codebooks", known, *size)
+                classes = ", ".join(f"{len(names)} {kind}s" for kind, names in source["classes"].items())
+                lms.add_row(card.name, f"{source['codec']}, {source['num_codebooks']} codebooks", classes, *size)
     console = Console(highlight=False)
     console.print(codecs)
     if lms.rows:
@@ -50,64 +59,109 @@ def models(
 
 
 def evaluate(
-    data: Annotated[Path, typer.Option(help="Folder of recordings.")],
-    model: ModelOption = pretrained.DEFAULT,
+    data: Annotated[
+        Path,
+        typer.Option(metavar="PATH", help="A recording, or a folder of recordings.", rich_help_panel=INPUT_OUTPUT),
+    ],
+    json_output: Annotated[
+        Path | None,
+        typer.Option(
+            "--json", metavar="FILE", help="Also write all results to a JSON file.", rich_help_panel=INPUT_OUTPUT
+        ),
+    ] = None,
+    write: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR",
+            help="Keep the decoded files in DIR, as NAME.MODEL.N-codebooks.wav, for other evaluation tools.",
+            rich_help_panel=INPUT_OUTPUT,
+        ),
+    ] = None,
+    rows: Annotated[
+        Literal["all", "domain", "set"],
+        typer.Option(
+            help="Finest groups of files with rows in the table; the JSON has all groups.",
+            rich_help_panel=INPUT_OUTPUT,
+        ),
+    ] = "set",
+    model: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--model",
+            "-m",
+            help="Name of a shipped model, path of a .safetensors file, or folder of a training run; "
+            "repeat it to compare models.",
+            show_default=pretrained.DEFAULT,
+            rich_help_panel=MODEL,
+        ),
+    ] = None,
     num_codebooks: Annotated[
         str | None,
         typer.Option(
             "--codebooks",
-            help='Numbers of codebooks to evaluate: "1,2,4", or "all".',
-            show_default="the number that the model uses",
+            metavar="LIST",
+            help='Numbers of codebooks to evaluate: "1,2,4", or "all" for 1 to the model\'s number.',
+            show_default="all codebooks at once",
+            rich_help_panel=MODEL,
+        ),
+    ] = None,
+    baseline: Annotated[
+        str | None,
+        typer.Option(
+            metavar="LIST",
+            help='Reference encoders, separated by commas: "opus:KBPS,codec2:MODE,original".',
+            rich_help_panel=MODEL,
         ),
     ] = None,
     speech: Annotated[
         bool | None,
         typer.Option(
             "--speech/--no-speech",
-            help="Whether to take PESQ and STOI.",
-            show_default="of what a manifest.jsonl calls speech",
+            help="Compute PESQ and STOI for all files, or for none.",
+            show_default="for files that a manifest.jsonl marks as speech",
+            rich_help_panel=MEASURES,
         ),
     ] = None,
     visqol: Annotated[
-        bool, typer.Option("--visqol", help="Take ViSQOL: speech mode of speech, audio mode of the rest. Slow.")
-    ] = False,
-    dnsmos: Annotated[bool, typer.Option("--dnsmos", help="Take DNSMOS of speech. Slow.")] = False,
-    bands: Annotated[
-        bool, typer.Option("--bands", help="Also show SI-SDR and hop periodicity by frequency band.")
-    ] = False,
-    baseline: Annotated[
-        str | None,
+        bool,
         typer.Option(
-            help="Reference encoders beside the model, with commas between: opus:KBPS, codec2:MODE, original.",
-            metavar="LIST",
+            "--visqol",
+            help="Compute ViSQOL: speech mode for speech, audio mode for other files. Slow.",
+            rich_help_panel=MEASURES,
         ),
-    ] = None,
-    rows: Annotated[
-        Literal["all", "domain", "set"],
-        typer.Option(help="Finest groups of files that the table has rows for; the JSON has all."),
-    ] = "set",
-    json_output: Annotated[Path | None, typer.Option("--json", metavar="OUT", help="Also write all as JSON.")] = None,
+    ] = False,
+    dnsmos: Annotated[
+        bool, typer.Option("--dnsmos", help="Compute DNSMOS for speech. Slow.", rich_help_panel=MEASURES)
+    ] = False,
+    bands: Annotated[
+        bool,
+        typer.Option("--bands", help="Print SI-SDR and hop periodicity by frequency band.", rich_help_panel=MEASURES),
+    ] = False,
     device: DeviceOption = "auto",
     jobs: JobsOption = 1,
 ) -> None:
-    """Compress and restore the recordings of a folder, and measure what comes back."""
+    """Encode and decode recordings, and score the decoded audio against the originals.
+
+    Example: codec evaluate --data recordings --model general-24k --codebooks 1,2,4 --visqol
+    """
     from codec.evaluation.baselines import find_baselines
-    from codec.evaluation.signal import evaluate
+    from codec.evaluation.codec import evaluate
     from codec.io.storage import atomic_output
 
-    loaded = pretrained.load(model, device)
-    numbers = _codebook_numbers(num_codebooks, loaded.config.num_codebooks)
+    loaded = [pretrained.load(name, device) for name in model or [pretrained.DEFAULT]]
+    counts = _codebook_counts(num_codebooks)
     encoders = find_baselines(baseline) if baseline is not None else ()
     with progress_bar("evaluating") as show:
         result = evaluate(
             loaded,
             data,
-            num_codebooks=numbers,
+            num_codebooks=counts,
             speech=speech,
             bands=bands,
             visqol=visqol,
             dnsmos=dnsmos,
             baselines=encoders,
+            write=write,
             jobs=jobs,
             progress=show,
         )
@@ -119,11 +173,9 @@ def evaluate(
         raise typer.Exit(1)
 
 
-def _codebook_numbers(text: str | None, most: int) -> list[int] | None:
-    if text is None:
-        return None
-    if text == "all":
-        return list(range(1, most + 1))
+def _codebook_counts(text: str | None) -> list[int] | Literal["all"] | None:
+    if text is None or text == "all":
+        return text
     try:
         return [int(number) for number in text.split(",")]
     except ValueError as error:

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from codec.data import clips as corpus
 from codec.errors import InputNotFound
-from codec.evaluation.signal import pesq_wb
+from codec.evaluation.signal import HOP_BANDS, hop_periodicity, pesq_wb
 from codec.frames import FrameSpec
 from codec.io import synth as sample
 from codec.io.audio import Resampler, read_audio, write_audio
@@ -482,8 +482,6 @@ def _pauses(clip: Signal, frame: int) -> NDArray[np.bool_]:
 
 # Noise that is noise
 
-BANDS = ((100, 1000), (1000, 3000), (3000, 6000), (6000, 11_000))  # Hz
-
 
 def periodicity(coder: CodecLike, recordings: Recordings, *, quick: bool = False) -> list[Result]:
     """Autocorrelation at the hop, in bands, minus that of the original: of white noise, rain and fricatives."""
@@ -496,36 +494,29 @@ def periodicity(coder: CodecLike, recordings: Recordings, *, quick: bool = False
     return [*results, _periodicity(coder, "fricatives", recordings.speech, fricatives)]
 
 
-def _periodicity(coder: CodecLike, name: str, audio: Signal, chosen: NDArray[np.bool_] | None) -> Result:
+def _periodicity(coder: CodecLike, name: str, audio: Signal, frames: NDArray[np.bool_] | None) -> Result:
+    """The excess of `hop_periodicity` in each band, mean over the clips; `frames` [batch, frames] restricts it."""
     spec = coder.frame_spec
-    decoded = through(coder, audio)
+    nyquist = int(NYQUIST_MARGIN * spec.sample_rate)
+    bands = [(low, min(high, nyquist)) for low, high in HOP_BANDS if low < nyquist]
+    excess = []
+    for index, (x, y) in enumerate(zip(audio, through(coder, audio), strict=True)):
+        options: dict[str, Any] = {}
+        if frames is not None:  # fricatives are shorter than the usual segment
+            mask = np.zeros(len(x), np.bool_)
+            whole = np.repeat(frames[index], spec.hop)
+            mask[: len(whole)] = whole
+            options = {"segment_seconds": 0.0, "mask": mask}
+        pair = x.astype(np.float32), y.astype(np.float32)
+        found = hop_periodicity(*pair, rate=spec.sample_rate, hop=spec.hop, bands=bands, **options)
+        excess.append([band.excess for band in found])
     figures: dict[str, float] = {}
-    for low, high in BANDS:
-        high = min(high, int(NYQUIST_MARGIN * spec.sample_rate))
-        if low < high:
-            before, after = (
-                hop_correlation(_band(signal, spec.sample_rate, (low, high)), spec.hop, chosen)
-                for signal in (audio, decoded)
-            )
-            figures[f"{low / 1000:g}_to_{high / 1000:g}_khz"] = after - before
-    figures = {"worst": max(figures.values()), **figures}
-    return Result(f"periodicity, {name}", figures, f"{int(chosen.sum())} frames" if chosen is not None else "")
-
-
-def hop_correlation(audio: Signal, hop: int, chosen: NDArray[np.bool_] | None = None) -> float:
-    """Normalized correlation of frames of `hop` samples with the next ones, over audio [batch, time].
-
-    1 for what repeats at the hop, about 0 for noise. `chosen` [batch, frames] leaves only pairs of chosen frames. NaN
-    without any.
-    """
-    frames = audio[:, : audio.shape[1] // hop * hop].reshape(len(audio), -1, hop)
-    first, second = frames[:, :-1], frames[:, 1:]
-    products = np.sum(first * second, axis=2)
-    norms = np.sqrt(np.sum(first**2, axis=2) * np.sum(second**2, axis=2))
-    if chosen is not None:
-        pairs = chosen[:, : frames.shape[1]][:, :-1] & chosen[:, 1 : frames.shape[1]]
-        products, norms = products[pairs], norms[pairs]
-    return float(products.sum() / norms.sum()) if norms.sum() > 0 else math.nan
+    for (low, high), values in zip(bands, np.array(excess).T, strict=True):
+        mean = float(np.nanmean(values)) if not np.isnan(values).all() else math.nan
+        figures[f"{low / 1000:g}_to_{high / 1000:g}_khz"] = mean
+    worst = max((value for value in figures.values() if not math.isnan(value)), default=math.nan)
+    note = f"{int(frames.sum())} frames" if frames is not None else ""
+    return Result(f"periodicity, {name}", {"worst": worst, **figures}, note)
 
 
 def _fricatives(clip: Signal, spec: FrameSpec) -> NDArray[np.bool_]:

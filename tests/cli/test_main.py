@@ -1,4 +1,4 @@
-"""main.py: the options are a promise, and errors are one line and a status."""
+"""main.py: stable names of options, exit statuses, one-line messages."""
 
 import os
 import subprocess
@@ -15,11 +15,12 @@ from tests.cli.conftest import Cli
 OPTIONS = {
     "encode": "source output --model -m --bitrate --codebooks --device --jobs -j --engine --force -f",
     "decode": "source output --model -m --rate --device --jobs -j --force -f",
-    "info": "file --json",
+    "info": "source --all --json",
     "sample": "output --force -f",
     "models": "--json",
     "evaluate": (
-        "--data --model -m --codebooks --speech --visqol --dnsmos --bands --baseline --rows --json --device --jobs -j"
+        "--data --json --write --rows --model -m --codebooks --baseline --speech --visqol --dnsmos --bands "
+        "--device --jobs -j"
     ),
     "prepare": "name folder --accept-license --no-download --parts",
     "recipes": "name",
@@ -57,7 +58,7 @@ def test_help_names_every_command(cli: Cli) -> None:
 @pytest.mark.parametrize(
     "arguments", [["encode"], ["fly"], ["encode", "a", "--codebooks", "x"], ["decode", "a", "--fast"]]
 )
-def test_wrong_calls_end_with_status_2(cli: Cli, arguments: list[str]) -> None:
+def test_invalid_arguments_exit_2(cli: Cli, arguments: list[str]) -> None:
     result = cli(*arguments)
     assert (result.code, result.out) == (2, b"")
     assert "Usage: codec" in result.err
@@ -67,7 +68,7 @@ def test_wrong_calls_end_with_status_2(cli: Cli, arguments: list[str]) -> None:
     "error",
     [errors.UsageError("a\n  b"), errors.UnknownModel("a b"), errors.StorageError("a b"), errors.CodecError("a b")],
 )
-def test_errors_are_one_line_and_their_status(
+def test_errors_print_one_line_and_exit_with_their_status(
     cli: Cli, monkeypatch: pytest.MonkeyPatch, error: errors.CodecError
 ) -> None:
     def fail() -> None:
@@ -78,7 +79,7 @@ def test_errors_are_one_line_and_their_status(
     assert (result.code, result.out, result.err) == (error.exit_code, b"", "codec: a b\n")
 
 
-def test_an_interrupt_is_quiet(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interrupt_prints_nothing(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupt() -> None:
         raise KeyboardInterrupt
 
@@ -87,7 +88,7 @@ def test_an_interrupt_is_quiet(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
-def test_a_full_standard_output_is_one_line() -> None:
+def test_a_full_standard_output_prints_one_line() -> None:
     code = "from codec.cli.main import run; run(['models', '--json'])"
     with Path("/dev/full").open("w") as full:
         done = subprocess.run([sys.executable, "-c", code], stdout=full, stderr=subprocess.PIPE, check=False)
@@ -95,7 +96,7 @@ def test_a_full_standard_output_is_one_line() -> None:
     assert b"No space left" in done.stderr
 
 
-def test_told_to_end_leaves_nothing(tmp_path: Path) -> None:
+def test_sigterm_leaves_no_files(tmp_path: Path) -> None:
     code = """
 import os, signal, sys
 from codec.io import synth as sample
@@ -110,7 +111,7 @@ run(["sample", "a.wav"])
 
 
 @pytest.mark.parametrize("arguments", [["--help"], ["models", "--json"]])
-def test_a_closed_pipe_is_quiet(arguments: list[str]) -> None:
+def test_a_closed_pipe_prints_nothing(arguments: list[str]) -> None:
     code = f"from codec.cli.main import run; run({arguments})"
     with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
         assert process.stdout
@@ -119,7 +120,7 @@ def test_a_closed_pipe_is_quiet(arguments: list[str]) -> None:
         assert process.stderr.read() == b""
 
 
-def test_help_needs_no_torch() -> None:
+def test_help_does_not_import_torch() -> None:
     code = (
         "import sys\nfrom codec.cli.main import run\n"
         "try: run(['--help'])\nfinally: sys.stderr.write(' '.join({'torch', 'numpy', 'pydantic'} & set(sys.modules)))"

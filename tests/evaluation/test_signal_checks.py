@@ -142,19 +142,6 @@ def test_repeated_frames_are_found() -> None:
     assert signal_checks.clicks(repeating)[0].figures["concentration_worst_db"] == pytest.approx(0, abs=EXACT)
 
 
-def test_correlation_at_the_hop_is_one_for_what_repeats_and_follows_the_choice_of_frames() -> None:
-    random = np.random.default_rng(0)
-    repeating, noise = np.tile(random.standard_normal(HOP), 40), random.standard_normal(40 * HOP)
-    audio = np.concatenate([repeating, noise])[None]
-    assert signal_checks.hop_correlation(repeating[None], HOP) == pytest.approx(1)
-    assert signal_checks.hop_correlation(np.stack([repeating, -repeating]), HOP) == pytest.approx(1)
-    assert signal_checks.hop_correlation(audio, HOP) == pytest.approx(0.5, abs=0.03)
-    chosen = np.arange(80)[None] < 40
-    assert signal_checks.hop_correlation(audio, HOP, chosen) == pytest.approx(1)
-    assert abs(signal_checks.hop_correlation(audio, HOP, ~chosen)) < 0.03
-    assert np.isnan(signal_checks.hop_correlation(audio, HOP, np.zeros((1, 80), bool)))
-
-
 def test_stripes_at_the_frame_rate_are_found() -> None:
     result = only(signal_checks.stripes(KnownSystem(modulate), quick=True))
     assert result.figures["worst_db"] > 20

@@ -1,0 +1,160 @@
+"""codec info"""
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from codec import pretrained
+from codec.checkpoint import RUN_MODEL, CodecCard, LMCard, ModelCard
+from codec.cli.options import INPUT_OUTPUT, JSONOption, one_line
+from codec.errors import CodecError, InputNotFound
+
+if TYPE_CHECKING:
+    from codec.io.bitstream import Header
+
+MEASURES_SHOWN = 8  # so that a summary fits on a screen
+CLASSES_SHOWN = 20
+
+
+def info(
+    source: Annotated[
+        str,
+        typer.Argument(
+            metavar="INPUT",
+            help="A .codec file or a folder of them, - for standard input, or a model: its name, file or training run.",
+            rich_help_panel=INPUT_OUTPUT,
+        ),
+    ],
+    show_all: Annotated[
+        bool,
+        typer.Option(
+            "--all", help="Print every field, with a model's configuration and recipe.", rich_help_panel=INPUT_OUTPUT
+        ),
+    ] = False,
+    as_json: JSONOption = False,
+) -> None:
+    """Describe a .codec file, a folder of .codec files, or a model.
+
+    Example: codec info general-24k --all
+    """
+    if source in pretrained.names() or Path(source).suffix == ".safetensors" or Path(source, RUN_MODEL).is_file():
+        card = pretrained.describe(source)
+        facts = card.as_data()
+        summary = facts if show_all else _model_summary(card)
+    elif Path(source).is_dir():
+        _print_folder(Path(source), as_json=as_json)
+        return
+    else:
+        summary = facts = _recording(source)
+    if as_json:
+        typer.echo(json.dumps(facts, indent=2))
+        return
+    rows = list(_flat(summary))
+    width = max(len(name) for name, _ in rows) + 2
+    for name, value in rows:
+        typer.echo(f"{name:<{width}}{value:.10g}" if isinstance(value, float) else f"{name:<{width}}{value}")
+
+
+def _model_summary(card: ModelCard) -> dict[str, str]:
+    rows = {"name": card.name}
+    match card:
+        case CodecCard(frame_spec=spec):
+            first, last = spec.bitrate(1), spec.bitrate(spec.num_codebooks)
+            delay = 1000 * spec.seconds(spec.decoder_delay)
+            rows |= {
+                "type": f"codec ({card.family})",
+                "sample rate": f"{spec.sample_rate} Hz",
+                "hop": f"{spec.hop} samples ({1000 * spec.seconds(spec.hop):g} ms, {spec.frame_rate:g} frames/s)",
+                "decoder delay": f"{spec.decoder_delay} samples ({delay:g} ms)",
+                "codebooks": f"{spec.num_codebooks} of {spec.codebook_size} entries",
+                "bit rate": f"{first:g} to {last:g} kbit/s",
+            }
+        case LMCard(source=source):
+            rows |= {
+                "type": f"language model ({card.family})",
+                "codec": f"{source['codec']} ({source['weights_hash'][:12]})",
+                "codebooks": str(source["num_codebooks"]),
+            }
+            for kind, names in source["classes"].items():
+                rows[f"{kind}s"] = ", ".join(names) if len(names) <= CLASSES_SHOWN else str(len(names))
+    training = card.training
+    rows |= {
+        "parameters": f"{card.parameters / 1e6:.1f} M",
+        "file": f"{card.path} ({card.size / 1e6:.1f} MB)",
+        "weights hash": card.weights_hash,
+    }
+    if recipe := training.get("recipe", {}).get("name"):
+        rows["recipe"] = str(recipe)
+    rows |= {f"training {name}": str(training[name]) for name in ("step", "data") if name in training}
+    for name, measures in list(training.get("numbers", {}).items())[:MEASURES_SHOWN]:
+        rows[name] = ", ".join(f"{measure} {value:g}" for measure, value in measures.items())
+    return rows | {"more": "codec info --all prints the configuration and the recipe"}
+
+
+def _recording(source: str) -> dict[str, Any]:
+    from codec.io.bitstream import open_reader
+
+    with open_reader(source) as reader:
+        header = reader.header
+    return _facts(header, None if source == "-" else Path(source).stat().st_size)
+
+
+def _facts(header: "Header", size: int | None) -> dict[str, Any]:
+    facts = asdict(header) | {
+        "seconds": header.seconds,
+        "codes_kbps": header.frame_spec.bitrate(header.num_codebooks) * header.channels,
+    }
+    if size is not None and header.time:
+        facts |= {"file_bytes": size, "file_kbps": size * 8 / header.seconds / 1000}
+    return facts
+
+
+def _print_folder(folder: Path, *, as_json: bool) -> None:
+    """Print a row for each .codec file below a folder; exit status 1 if one of them is damaged."""
+    paths = sorted(path for path in folder.rglob("*.codec") if path.is_file())
+    if not paths:
+        raise InputNotFound(f"{folder} has neither a {RUN_MODEL} nor .codec files: give a training run or recordings")
+    found: dict[str, dict[str, Any]] = {}
+    failures: dict[str, str] = {}
+    for path in paths:
+        name = path.relative_to(folder).as_posix()
+        try:
+            found[name] = _recording(str(path))
+        except CodecError as error:
+            failures[name] = one_line(error)
+    if as_json:
+        typer.echo(json.dumps({"files": found, "failures": failures}, indent=2))
+    else:
+        _print_table(found)
+        for name, message in failures.items():
+            typer.echo(f"failed: {name}: {message}")
+    if failures:
+        raise typer.Exit(1)
+
+
+def _print_table(found: Mapping[str, Mapping[str, Any]]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    headings = "file", "seconds", "channels", "sample rate", "codebooks", "kbit/s", "model", "weights"
+    table = Table(*headings, box=None, pad_edge=False)
+    for name, facts in found.items():
+        numbers = f"{facts['seconds']:.2f}", str(facts["channels"]), f"{facts['source_rate']} Hz"
+        rate = f"{facts.get('file_kbps', facts['codes_kbps']):.2f}"
+        table.add_row(name, *numbers, str(facts["num_codebooks"]), rate, facts["model"], facts["weights_hash"][:12])
+    Console(highlight=False).print(table)
+    seconds = sum(facts["seconds"] for facts in found.values())
+    size = sum(facts.get("file_bytes", 0) for facts in found.values())
+    typer.echo(f"{len(found)} files, {seconds:.2f} s, {size} bytes")
+
+
+def _flat(facts: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for name, value in facts.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{prefix}{name}.")
+        else:
+            yield prefix + name, value

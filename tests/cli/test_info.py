@@ -1,0 +1,88 @@
+"""codec info, on recordings, folders and models."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+
+from codec import pretrained
+from codec.checkpoint import save_lm, save_model
+from tests.cli.conftest import Cli
+from tests.lm.tiny import tiny_lm
+from tests.tiny import tiny_model
+
+
+def test_info_of_a_recording(cli: Cli, recording: Path) -> None:
+    cli("encode", recording)
+    facts = json.loads(cli("info", "in.codec", "--json").out)
+    expected = {
+        "model": "general-24k",
+        "source_rate": 16_000,
+        "channels": 2,
+        "time": 11_200,
+        "seconds": 0.7,
+        "num_codebooks": 3,
+    }
+    assert {name: facts[name] for name in expected} == expected
+    assert facts["file_bytes"] == Path("in.codec").stat().st_size
+    text = cli("info", "in.codec").out.decode()
+    lines = [line.split() for line in text.splitlines()]
+    assert [name for name, _ in lines] == list(facts)
+    assert ["seconds", "0.7"] in lines
+    assert ["weights_hash", facts["weights_hash"]] in lines
+
+
+def test_info_of_a_folder(cli: Cli, recording: Path) -> None:
+    Path("set/deep").mkdir(parents=True)
+    cli("encode", recording, "set/deep/one.codec")
+    cli("encode", recording, "set/two.codec", "--codebooks", 1)
+    result = cli("info", "set")
+    assert (result.code, result.err) == (0, "")
+    headings, one, two, total = (line.split() for line in result.out.decode().splitlines())
+    assert headings[:3] == ["file", "seconds", "channels"]
+    assert one[:6] == ["deep/one.codec", "0.70", "2", "16000", "Hz", "3"]
+    assert (two[0], two[5]) == ("two.codec", "1")
+    assert total[:4] == ["2", "files,", "1.40", "s,"]
+    Path("set/bad.codec").write_bytes(b"nothing")
+    result = cli("info", "set")
+    assert result.code == 1
+    assert result.out.decode().splitlines()[-1].startswith("failed: bad.codec: ")
+    listed = json.loads(cli("info", "set", "--json").out)
+    assert listed["files"].keys() == {"deep/one.codec", "two.codec"}
+    assert listed["failures"].keys() == {"bad.codec"}
+    Path("empty").mkdir()
+    assert cli("info", "empty").code == 3
+
+
+def test_info_of_a_model(cli: Cli) -> None:
+    facts = json.loads(cli("info", "general-24k", "--json").out)
+    assert (facts["family"], facts["frame_spec"]["num_codebooks"], facts["training"]) == ("causal", 3, {"step": 3})
+    summary = cli("info", "general-24k").out.decode()
+    assert "codebooks      3 of " in summary
+    Path("run").mkdir()
+    save_model("run/model.safetensors", tiny_model(), training={"a_name_past_the_column": 1})
+    assert "frame_spec.num_codebooks         3\n" in cli("info", "run", "--all").out.decode()
+    assert "training.a_name_past_the_column  1\n" in cli("info", "run/model.safetensors", "--all").out.decode()
+
+
+def test_summary_of_a_model_fits_on_a_screen(cli: Cli) -> None:
+    measures = {f"speech, {n} codebooks": {"pesq_wb": np.pi, "si_sdr": n} for n in range(20)}
+    training = {"recipe": {"name": "mine", "train": {"steps": 5}}, "step": 3, "numbers": measures}
+    save_model("a.safetensors", tiny_model(), training=training)
+    lines = cli("info", "a.safetensors").out.decode().splitlines()
+    assert len(lines) <= 30
+    assert any("pesq_wb 3.14159" in line for line in lines)
+    assert "train.steps" not in "\n".join(lines)
+    assert len(cli("info", "a.safetensors", "--all").out.splitlines()) > 30
+
+
+def test_summary_of_a_language_model(cli: Cli) -> None:
+    save_lm(pretrained.WEIGHTS / "words.safetensors", tiny_lm(), training={})
+    summary = cli("info", "words").out.decode()
+    assert "language model" in summary
+    assert "source.weights_hash" in cli("info", "words", "--all").out.decode()
+
+
+def test_info_of_other_files(cli: Cli, recording: Path) -> None:
+    assert cli("info", recording).code == 4
+    assert cli("info", "nothing").code == 3
