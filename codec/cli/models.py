@@ -174,8 +174,10 @@ def evaluate(
 
 
 def _codebook_counts(text: str | None) -> list[int] | Literal["all"] | None:
-    if text is None or text == "all":
-        return text
+    if text is None:
+        return None
+    if text == "all":
+        return "all"
     try:
         return [int(number) for number in text.split(",")]
     except ValueError as error:

@@ -149,7 +149,7 @@ def hop_periodicity(
         _lag_correlation(signal, hop, segment, _band_masks(segment, rate, bands)) for signal in (reference, degraded)
     )  # [segments, bands]
     x = np.where(x_power > silence, x, 0)
-    counted = y_power > silence
+    counted: NDArray[np.bool_] = np.asarray(y_power > silence)
     if mask is not None:
         counted &= sliding_window_view(mask, segment + hop)[:: _half(segment)].all(axis=1)[:, None]
     results = []
