@@ -1,8 +1,9 @@
 """codec generate"""
 
+import inspect
 import math
 import secrets
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING, Annotated
@@ -10,7 +11,17 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from codec import pretrained
-from codec.cli.options import DeviceOption, ForceOption, check_sink, say
+from codec.cli.options import (
+    CONDITIONING,
+    INPUT_OUTPUT,
+    MODEL,
+    SAMPLING,
+    DeviceOption,
+    ForceOption,
+    check_sink,
+    say,
+)
+from codec.conditions import KINDS
 from codec.errors import StorageError, UsageError
 
 if TYPE_CHECKING:
@@ -19,57 +30,160 @@ if TYPE_CHECKING:
     from codec.lm.filters import Sampling
 
 
+def with_condition_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Give a command an option for every kind of condition, in place of its `**conditions`."""
+    signature = inspect.signature(command)
+    options = [
+        inspect.Parameter(
+            kind.name,
+            inspect.Parameter.KEYWORD_ONLY,
+            default=None,
+            annotation=Annotated[str | None, typer.Option(help=kind.help, rich_help_panel=CONDITIONING)],
+        )
+        for kind in KINDS
+    ]
+    *own, _ = signature.parameters.values()
+    command.__signature__ = signature.replace(parameters=[*own, *options])  # type: ignore[attr-defined]
+    return command
+
+
+@with_condition_options
 def generate(
     lm: Annotated[
-        str, typer.Argument(metavar="[LM]", help="A language model: a shipped one's name, a file, or a run's folder.")
+        str,
+        typer.Argument(
+            metavar="[LM]", help="Language model: name of a shipped one, path of a file, or folder of a training run."
+        ),
     ] = pretrained.DEFAULT_LM,
     output: Annotated[
-        str, typer.Option("--output", "-o", metavar="OUT", help="An audio file, or - for standard output, as it comes.")
+        str,
+        typer.Option(
+            "--output",
+            "-o",
+            metavar="OUT",
+            help="Audio file to write, or - to stream to standard output.",
+            rich_help_panel=INPUT_OUTPUT,
+        ),
     ] = "generated.wav",
-    label: Annotated[str | None, typer.Option(help="What to hear, one of the model's labels.")] = None,
-    speaker: Annotated[str | None, typer.Option(help="Whom to hear, one of the model's speakers.")] = None,
-    text: Annotated[str | None, typer.Option(help="What is said, where the model takes a text.")] = None,
     seconds: Annotated[
         float | None,
-        typer.Option(metavar="S", help="Length of all; inf for no end.", show_default="what the model makes it"),
+        typer.Option(
+            metavar="S",
+            help="Exact length of the output; inf for an endless stream.",
+            show_default="up to the model's end token",
+            rich_help_panel=INPUT_OUTPUT,
+        ),
     ] = None,
-    seed: Annotated[int | None, typer.Option(min=0, help="Same seed, same audio.", show_default="a random one")] = None,
-    count: Annotated[int, typer.Option(min=1, help="So many files, seed + 1 for each next one.")] = 1,
+    count: Annotated[
+        int, typer.Option(min=1, help="Number of files, with seeds S, S + 1, ...", rich_help_panel=INPUT_OUTPUT)
+    ] = 1,
     prompt: Annotated[
-        str | None, typer.Option(metavar="IN", help="A recording to go on from; it is brought to the model's level.")
+        str | None,
+        typer.Option(
+            metavar="IN",
+            help="Recording to continue; it is normalized to the level that the model was trained on.",
+            rich_help_panel=INPUT_OUTPUT,
+        ),
     ] = None,
-    infill: Annotated[str | None, typer.Option(metavar="IN", help="A recording whose --gap to fill, likewise.")] = None,
-    gap: Annotated[str | None, typer.Option(metavar="FROM:TO", help="In seconds.")] = None,
-    guidance: Annotated[
-        float | None,
-        typer.Option(help="How much to make of label, speaker and text; 0: nothing.", show_default="the model's"),
+    infill: Annotated[
+        str | None,
+        typer.Option(
+            metavar="IN",
+            help="Recording with a --gap to fill; it is normalized like a prompt.",
+            rich_help_panel=INPUT_OUTPUT,
+        ),
+    ] = None,
+    gap: Annotated[
+        str | None,
+        typer.Option(metavar="FROM:TO", help="Part of --infill to replace, in seconds.", rich_help_panel=INPUT_OUTPUT),
+    ] = None,
+    force: ForceOption = False,
+    raw: Annotated[
+        bool,
+        typer.Option(
+            "--raw",
+            help="Write 16-bit samples without a header to standard output.",
+            rich_help_panel=INPUT_OUTPUT,
+        ),
+    ] = False,
+    codec: Annotated[
+        str | None,
+        typer.Option(
+            help="Codec of the model's codes: name, file, or folder of a training run.",
+            show_default="found by its hash",
+            rich_help_panel=MODEL,
+        ),
+    ] = None,
+    seed: Annotated[
+        int | None,
+        typer.Option(
+            min=0,
+            metavar="S",
+            help="Random seed; the same seed gives the same audio.",
+            show_default="random",
+            rich_help_panel=SAMPLING,
+        ),
     ] = None,
     temperature: Annotated[
         str | None,
         typer.Option(
-            metavar="N[,N...]",
-            help="Below 1 for the more probable, above for the less.",
+            metavar="T[,T...]",
+            help="Sampling temperature: below 1 favors probable codes, above 1 improbable ones.",
             show_default="the model's",
+            rich_help_panel=SAMPLING,
         ),
     ] = None,
-    top_k: Annotated[str | None, typer.Option(metavar="N[,N...]", help="Of so many codes, the most probable.")] = None,
-    top_p: Annotated[str | None, typer.Option(metavar="N[,N...]", help="Of the fewest so probable together.")] = None,
+    top_k: Annotated[
+        str | None,
+        typer.Option(metavar="N[,N...]", help="Keep only the N most probable codes.", rich_help_panel=SAMPLING),
+    ] = None,
+    top_p: Annotated[
+        str | None,
+        typer.Option(
+            metavar="P[,P...]",
+            help="Keep the smallest set of codes whose probabilities add up to P (nucleus sampling).",
+            rich_help_panel=SAMPLING,
+        ),
+    ] = None,
     min_p: Annotated[
-        str | None, typer.Option(metavar="N[,N...]", help="Of those so probable beside the most probable.")
+        str | None,
+        typer.Option(
+            metavar="P[,P...]",
+            help="Keep codes at least P times as probable as the most probable one.",
+            rich_help_panel=SAMPLING,
+        ),
     ] = None,
     repetition_threshold: Annotated[
         float | None,
-        typer.Option(help="Draw a code of codebook 0 anew that was more than this share of its last ones, as 0.1."),
+        typer.Option(
+            metavar="P",
+            help="Sample a code of codebook 0 again, without filters, if it was more than this share of its last codes.",
+            rich_help_panel=SAMPLING,
+        ),
     ] = None,
-    repetition_window: Annotated[int, typer.Option(help="So many last codes of codebook 0 count for that.")] = 10,
-    codec: Annotated[
-        str | None, typer.Option(help="The codec of the model's codes.", show_default="the one that it names")
+    repetition_window: Annotated[
+        int,
+        typer.Option(
+            metavar="N", help="Number of last codes that --repetition-threshold counts.", rich_help_panel=SAMPLING
+        ),
+    ] = 10,
+    guidance: Annotated[
+        float | None,
+        typer.Option(
+            help="Classifier-free guidance scale: 1 disables it, 0 ignores the conditioning.",
+            show_default="the model's",
+            rich_help_panel=CONDITIONING,
+        ),
     ] = None,
     device: DeviceOption = "auto",
-    force: ForceOption = False,
-    raw: Annotated[bool, typer.Option("--raw", help="To standard output without a header: signed 16 bits.")] = False,
+    **conditions: str | None,
 ) -> None:
-    """Make new audio with a language model of codes; numbers for sampling are one for all codebooks, or one,for,each."""
+    """Generate audio with a language model of codes.
+
+    Temperature and filters take one value, or one per codebook: --temperature 1,0.9,0.8.
+
+    Example: codec generate --label 7 -o seven.wav
+    """
     _check(output, endless=seconds == math.inf, count=count, raw=raw)
     span = _span(infill, gap, prompt=prompt, seconds=seconds)
     first = secrets.randbelow(2**32) if seed is None else seed
@@ -82,11 +196,11 @@ def generate(
 
     model, decoder = generation.load_pair(lm, codec, device)
     rate = decoder.config.sample_rate
-    source = prompt if infill is None else infill
-    heard = None if source is None else torch.from_numpy(read_audio(source, rate=rate, mono=True)[0])[None]
+    recording = prompt if infill is None else infill
+    audio = None if recording is None else torch.from_numpy(read_audio(recording, rate=rate, mono=True)[0])[None]
     repetition = {"repetition_threshold": repetition_threshold, "repetition_window": repetition_window}
     sampling = _sampling(model, repetition, temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p)
-    told = {"label": label, "speaker": speaker, "text": text}
+    named = {kind: name for kind, name in conditions.items() if name is not None}
     for number, target in targets.items():
         began = perf_counter()
         if span is None:
@@ -95,23 +209,20 @@ def generate(
                 decoder,
                 seed=number,
                 seconds=seconds,
-                prompt=heard,
+                prompt=audio,
                 guidance=guidance,
                 sampling=sampling,
-                label=label,
-                speaker=speaker,
-                text=text,
+                **named,
             )
         else:
-            assert heard is not None
-            conditioning = model.conditioning([{kind: name for kind, name in told.items() if name is not None}])
+            assert audio is not None
             filled = generation.infill(
                 model,
                 decoder,
-                heard,
+                audio,
                 span,
                 seed=number,
-                conditioning=conditioning,
+                conditioning=model.conditioning([named]),
                 guidance=guidance,
                 sampling=sampling,
             )
@@ -127,17 +238,17 @@ def _check(output: str, *, endless: bool, count: int, raw: bool) -> None:
     if not Path(output).name:
         raise UsageError(f'-o "{output}" is not a file name: name a file, or - for standard output')
     if output == "-" and count > 1:
-        raise UsageError(f"--count {count} makes so many files, and standard output takes one: name a file with -o")
+        raise UsageError(f"--count {count} writes {count} files, standard output takes one: name a file with -o")
     if output != "-" and raw:
         raise UsageError(f"--raw is for standard output, not for {output}: add -o -, or leave it out")
     if output != "-" and endless:
-        raise UsageError(f"--seconds inf has no end, and {output} needs one: add -o - to hear it as it comes")
+        raise UsageError(f"--seconds inf never ends, but {output} needs an end: add -o - to stream")
 
 
 def _span(
     infill: str | None, gap: str | None, *, prompt: str | None, seconds: float | None
 ) -> tuple[float, float] | None:
-    """From when to when the gap is, in seconds; None where there is none to fill."""
+    """Begin and end of the gap in seconds; None without --gap."""
     if (infill is None) != (gap is None):
         raise UsageError("--infill and --gap belong together: name the recording, and its gap as FROM:TO in seconds")
     if gap is None:
@@ -152,7 +263,7 @@ def _span(
 
 
 def _target(output: str, seed: int, count: int, *, force: bool) -> str:
-    """Where the audio of a seed goes; refused now rather than after the work."""
+    """Output file of a seed. Raises StorageError if it exists, before any work is done."""
     path = Path(output)
     target = output if count == 1 else str(path.with_stem(f"{path.stem}-{seed}"))
     if target != "-" and not force and Path(target).is_file():
@@ -161,6 +272,7 @@ def _target(output: str, seed: int, count: int, *, force: bool) -> str:
 
 
 def _sampling(model: "CodecLM", repetition: dict[str, float | None], **texts: str | None) -> "Sampling":
+    """Options to a `Sampling`; texts are one value, or values separated by commas."""
     from codec.lm.filters import Sampling
 
     values: dict[str, object] = {"temperature": model.config.temperature, **repetition}
@@ -172,14 +284,14 @@ def _sampling(model: "CodecLM", repetition: dict[str, float | None], **texts: st
             numbers = [number(part) for part in text.split(",")]
         except ValueError as error:
             raise UsageError(
-                f"--{name.replace('_', '-')} {text}: write one number, or as many as codebooks: 1,2,3"
+                f"--{name.replace('_', '-')} {text}: write one number, or one per codebook: 1,2,3"
             ) from error
         values[name] = numbers if len(numbers) > 1 else numbers[0]
     return Sampling.from_data(values, source="options")
 
 
 def _write(target: str, blocks: "Iterator[Block]", *, rate: int, force: bool, raw: bool) -> int:
-    """Write the blocks as they come; the number of samples. Raises UsageError if there were none."""
+    """Write blocks as they are generated; returns the number of samples. Raises UsageError if there are none."""
     from codec.io.audio import LiveOutput, open_writer
 
     time = 0
@@ -188,17 +300,17 @@ def _write(target: str, blocks: "Iterator[Block]", *, rate: int, force: bool, ra
             for block in blocks:
                 sink.write(block)
                 time += block.shape[1]
-        return _some(time)
+        return _nonzero(time)
     with open_writer(target, rate=rate, channels=1, force=force) as writer:
         for block in blocks:
             writer.write(block)
             time += block.shape[1]
-        _some(time)
+        _nonzero(time)
     return time
 
 
-def _some(time: int) -> int:
-    """The number of samples. Raises UsageError where there are none."""
+def _nonzero(time: int) -> int:
+    """The number of samples. Raises UsageError for 0."""
     if not time:
-        raise UsageError("the model ended before the first sample: try another --seed, or ask for --seconds")
+        raise UsageError("the model ended before the first sample: try another --seed, or set --seconds")
     return time

@@ -28,9 +28,9 @@ OPTIONS = {
     "train": "recipe --data --out --set --resume --steps --device --dry-run --codec --overfit-batch",
     "evaluate-lm": "lm --data --samples --seed --guidance --temperature --classifier --codec --out --device",
     "generate": (
-        "lm --output -o --label --speaker --text --seconds --seed --count --prompt --infill --gap --guidance "
-        "--temperature --top-k --top-p --min-p --repetition-threshold --repetition-window "
-        "--codec --device --force -f --raw"
+        "lm --output -o --seconds --count --prompt --infill --gap --force -f --raw --codec --seed "
+        "--temperature --top-k --top-p --min-p --repetition-threshold --repetition-window --guidance --device "
+        "--speaker --label --text --language"
     ),
 }
 

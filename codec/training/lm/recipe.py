@@ -7,6 +7,7 @@ from typing import Annotated, Literal, Self, TypeAlias
 
 from pydantic import Field, model_validator
 
+from codec.conditions import ClassKind
 from codec.config import Config
 from codec.lm.pixelcnn import PixelCNNConfig
 from codec.lm.transformer import TransformerConfig
@@ -27,7 +28,7 @@ class LMDataConfig(Config):
     """Crops of each step, over all processes."""
     num_codebooks: Count | None = None
     """The first so many codebooks of the store, or all."""
-    classes: tuple[Literal["label", "speaker"], ...] = ()
+    classes: tuple[ClassKind, ...] = ()
     """What the model is told of each clip."""
     held_out: float = Field(0.02, gt=0, lt=1)
     """Share kept for validation, of the clips that are of no split."""
