@@ -19,12 +19,12 @@ class Kind(NamedTuple):
     key: str
     name: str
     plural: str | None
-    help: str
+    description: str
 
 
-def condition(plural: str | None, help: str, *, name: str | None = None) -> Any:
+def condition(plural: str | None, description: str, *, name: str | None = None) -> Any:
     """A field of `Conditions`; `name` is how models and options call it, if not by the field's name."""
-    return field(default=None, metadata={"plural": plural, "help": help, "name": name})
+    return field(default=None, metadata={"plural": plural, "description": description, "name": name})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,14 +38,23 @@ class Conditions:
 
 
 KINDS = tuple(
-    Kind(one.name, one.metadata["name"] or one.name, one.metadata["plural"], one.metadata["help"])
+    Kind(one.name, one.metadata["name"] or one.name, one.metadata["plural"], one.metadata["description"])
     for one in fields(Conditions)
 )
 CLASSES = {kind.name: kind.plural for kind in KINDS if kind.plural is not None}
 """Kinds whose names are a closed list, and the key of that list in token stores."""
+
 
 if TYPE_CHECKING:
     ClassKind: TypeAlias = str
 else:
     ClassKind = Literal[tuple(CLASSES)]
 """Name of a kind in `CLASSES`."""
+
+
+def conditions_last(values: dict[str, Any]) -> dict[str, Any]:
+    """Fields of a dataclass that inherits `Conditions`, with its own fields before the inherited ones."""
+    keys = {kind.key for kind in KINDS}
+    return {key: value for key, value in values.items() if key not in keys} | {
+        key: value for key, value in values.items() if key in keys
+    }

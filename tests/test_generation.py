@@ -30,11 +30,11 @@ from tests.tiny import tiny_model
 HOP, RATE = 80, 8000
 
 
-def lm_of(model: Codec, num_codebooks: int = 3, *, level_db: float | None = None, **config: Any) -> CodecLM:
-    """A small language model of the codec's codes."""
+def lm_of(model: Codec, num_codebooks: int = 3, *, source: dict[str, Any] | None = None, **config: Any) -> CodecLM:
+    """A small language model of the codec's codes; `source` overrides keys of its `CodebookSpec`."""
     size, dim = model.config.codebook_size, 8
-    source = {"codec": model.name, "weights_hash": model.weights_hash, "codebook_size": size, "dim": dim}
-    return tiny_lm(num_codebooks, source=source | {"level_db": level_db}, **config)
+    spec = {"codec": model.name, "weights_hash": model.weights_hash, "codebook_size": size, "dim": dim}
+    return tiny_lm(num_codebooks, source=spec | (source or {}), **config)
 
 
 @pytest.fixture
@@ -184,7 +184,7 @@ def test_gaps_are_rounded_to_whole_frames(lm: CodecLM, model: Codec, monkeypatch
 
 
 def test_prompts_are_normalized_to_the_level_of_the_model(model: Codec) -> None:
-    lm = lm_of(model, level_db=-20.0)
+    lm = lm_of(model, source={"level_db": -20.0})
     prompt = torch.cat([noise(1000), 0.01 * noise(1000, 1)])
     gains = torch.tensor([gain_to(row.numpy(), -20, rate=RATE) for row in prompt])
     assert gains[1] > 50 * gains[0]
@@ -200,7 +200,7 @@ def test_prompts_are_normalized_to_the_level_of_the_model(model: Codec) -> None:
 
 def test_audio_around_a_gap_is_normalized_to_the_level_of_the_model(model: Codec) -> None:
     recording = 0.02 * noise(4100)
-    plain, lm = lm_of(model), lm_of(model, level_db=-20.0)
+    plain, lm = lm_of(model), lm_of(model, source={"level_db": -20.0})
     gain = gain_to(np.concatenate([recording[0, :, :1600], recording[0, :, 2400:]], axis=1), -20, rate=RATE)
     after = infill(plain, model, recording * float(gain), (0.2, 0.3), seed=3, candidates=2)
     assert close(infill(lm, model, recording, (0.2, 0.3), seed=3, candidates=2), after)

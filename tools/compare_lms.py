@@ -220,7 +220,7 @@ class Comparison:
             num_codebooks=job.num_codebooks,
             codebook_size=vectors.shape[1],
             dim=vectors.shape[2],
-            classes={"label": store.labels, "speaker": store.speakers},
+            classes={kind: store.classes[kind] for kind in ("label", "speaker")},
         ).model_dump(mode="json")
         step = 2 * sizes.get("heads", 4)
         width = min(

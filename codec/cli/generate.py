@@ -38,7 +38,7 @@ def with_condition_options(command: Callable[..., None]) -> Callable[..., None]:
             kind.name,
             inspect.Parameter.KEYWORD_ONLY,
             default=None,
-            annotation=Annotated[str | None, typer.Option(help=kind.help, rich_help_panel=CONDITIONING)],
+            annotation=Annotated[str | None, typer.Option(help=kind.description, rich_help_panel=CONDITIONING)],
         )
         for kind in KINDS
     ]
@@ -157,7 +157,7 @@ def generate(
         float | None,
         typer.Option(
             metavar="P",
-            help="Sample a code of codebook 0 again, without filters, if it was more than this share of its last codes.",
+            help="Sample a code of codebook 0 again if it was more than this share of its last codes.",
             rich_help_panel=SAMPLING,
         ),
     ] = None,

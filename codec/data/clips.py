@@ -21,6 +21,7 @@ from typing import Any, TextIO
 
 import numpy as np
 
+from codec.conditions import KINDS, Conditions
 from codec.errors import ConfigError, InputNotFound, UnsupportedAudio
 from codec.frames import resampled_length
 from codec.io.audio import Block, Resampler, is_audio_path, open_reader
@@ -28,14 +29,14 @@ from codec.io.storage import atomic_output, walk
 
 MANIFEST = "manifest.jsonl"  # in a folder that holds one, only the clips it lists count
 SPLITS = ("train", "valid", "test")
-TEXT_FIELDS = ("set", "split", "speaker", "label", "transcript")  # a manifest's keys beside path, start and seconds
+TEXT_FIELDS = ("set", "split", *(kind.key for kind in KINDS))  # a manifest's keys beside path, start and seconds
 MAX_SECONDS = 1e9  # 30 years; a longer time is a mistake
 LENGTH_TOLERANCE = 0.1  # s by which a manifest's length may exceed the file's, because lengths may be rounded up
 MARGIN = 0.05  # s read beyond both ends of a part, so that the resampling filter does not see its edges
 
 
 @dataclass(frozen=True, slots=True)
-class Clip:
+class Clip(Conditions):
     """A recording or a part of one, with its metadata."""
 
     path: Path
@@ -50,9 +51,6 @@ class Clip:
     set: str = ""
     split: str | None = None
     """One of SPLITS, or None if the corpus does not state it."""
-    speaker: str | None = None
-    label: str | None = None
-    transcript: str | None = None
 
     def size(self) -> int | None:
         """Size of the file in bytes; None if there is no such file."""
@@ -284,13 +282,18 @@ def _of_plain(row: Mapping[str, Any]) -> Clip:
     if present and {*(chosen if isinstance(chosen, list) else [chosen])} != {*present}:
         raise ValueError(f"cut {name} is only of channel {chosen}, but channels are averaged: save its audio first")
     supervisions = row.get("supervisions") or []
-    speakers = {supervision.get("speaker") for supervision in supervisions}
-    speaker = speakers.pop() if len(speakers) == 1 else None
+
+    def common(key: str) -> str | None:
+        values = {supervision.get(key) for supervision in supervisions}
+        value = values.pop() if len(values) == 1 else None
+        return None if value is None else str(value)
+
     return Clip(
         Path(sources[0]["source"]),
         str(name),
         _number(row, "start") or 0.0,
         _number(row, "duration"),
-        speaker=None if speaker is None else str(speaker),
+        speaker=common("speaker"),
+        language=common("language"),
         transcript=" ".join(supervision["text"] for supervision in supervisions if supervision.get("text")) or None,
     )

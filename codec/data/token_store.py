@@ -2,8 +2,8 @@
 
     store.json           metadata: the codec's name, weights hash and frame spec, the number of codebooks, the level
                          that recordings were scaled to, digests of the corpus and of its file sizes, all splits,
-                         labels and speakers; once the store is complete, also the size and checksum of the index
-    index.bin            one record per clip (RECORD): where its codes are, how long it is, its label and speaker
+                         speakers, labels and languages; once complete, also the size and checksum of the index
+    index.bin            one record per clip: where its codes are, how long it is, its split, speaker, label, language
     shard-00000.codes    integers [frames, codebooks], little endian, clip after clip
     shard-00000.jsonl    one line per clip with all metadata, or with the error if it could not be read; the last line
                          holds the number of clips and the checksum of the lines before it
@@ -15,7 +15,7 @@
 import hashlib
 import json
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from operator import index
@@ -27,31 +27,28 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from codec.conditions import CLASSES, Conditions
 from codec.errors import BadIndex, ConfigError, DamagedFile, InputNotFound, UsageError, WeightsMismatch
 from codec.frames import FrameSpec
 from codec.models.base import Codec
 
 FORMAT = 2
 OPEN_SHARDS = 256  # mapped at a time
-RECORD = np.dtype(
-    [
-        ("shard", "<u4"),
-        ("line", "<u8"),  # byte offset in the shard's .jsonl
-        ("first", "<u8"),  # first frame in the shard
-        ("frames", "<u8"),
-        ("samples", "<u8"),  # at the model's sample rate
-        ("crc", "<u4"),  # of the clip's codes
-        ("id", "<u8"),  # hash
-        ("split", "<i4"),  # an index into the store's list of splits; -1 for none
-        ("speaker", "<i4"),
-        ("label", "<i4"),
-    ]
-)
-LISTS = {"split": "splits", "speaker": "speakers", "label": "labels"}
+FIELDS = [  # of the index
+    ("shard", "<u4"),
+    ("line", "<u8"),  # byte offset in the shard's .jsonl
+    ("first", "<u8"),  # first frame in the shard
+    ("frames", "<u8"),
+    ("samples", "<u8"),  # at the model's sample rate
+    ("crc", "<u4"),  # of the clip's codes
+    ("id", "<u8"),  # hash
+    ("split", "<i4"),  # an index into the store's list of splits; -1 for none
+]
+FORMAT_1_KINDS = ("speaker", "label")  # of conditions; a store may be older than the others
 DTYPES = ("uint16", "uint32")
 METADATA: dict[str, type] = {  # required keys of store.json
     **dict.fromkeys(("model", "weights_hash", "dtype", "corpus"), str),
-    **dict.fromkeys(("shards", *LISTS.values()), list),
+    **dict.fromkeys(("shards", "splits", *(CLASSES[kind] for kind in FORMAT_1_KINDS)), list),
     "frame_spec": dict,
     "num_codebooks": int,
 }
@@ -59,7 +56,7 @@ FORMAT_1_KEYS = {"books": "num_codebooks", "frame_math": "frame_spec", "overlap"
 
 
 @dataclass(frozen=True)
-class Row:
+class Row(Conditions):
     """The metadata of one clip: `frames` frames from frame `first` of its shard.
 
     `samples` counts at the model's sample rate, `size` is the audio file's size in bytes.
@@ -72,9 +69,6 @@ class Row:
     crc: int
     set: str = ""
     split: str | None = None
-    speaker: str | None = None
-    label: str | None = None
-    transcript: str | None = None
     size: int | None = None
 
 
@@ -110,9 +104,9 @@ class TokenStore:
         last, first_two = store[-1], store[0:2]  # indexed as any sequence; a slice gives a list
         batch = store.crops(16, 250, np.random.default_rng(step)).codes  # [16, codebooks, 250]
 
-    `index` has one record per clip (RECORD), whose split, speaker and label are indices into the lists of those names,
-    -1 for none. `num_codebooks` is the number of stored codebooks, `model_name` the codec's name, `level_db` the level
-    in dBFS that recordings were scaled to, None if they were not.
+    `index` has one record per clip (`record_dtype`). Its split is an index into `splits`, its speaker, label and
+    language are indices into `classes` of that kind; -1 for none. `num_codebooks` is the number of stored codebooks,
+    `model_name` the codec's name, `level_db` the level in dBFS that recordings were scaled to, None if they were not.
 
     Raises InputNotFound if there is no store, UsageError if it is not complete, DamagedFile, and WeightsMismatch as
     `check`.
@@ -127,10 +121,12 @@ class TokenStore:
         self.level_db: float | None = metadata.get("level_db")
         self.weights_hash: str = metadata["weights_hash"]
         self.splits: tuple[str, ...] = tuple(metadata["splits"])
-        self.speakers: tuple[str, ...] = tuple(metadata["speakers"])
-        self.labels: tuple[str, ...] = tuple(metadata["labels"])
-        if not all(isinstance(name, str) for name in (*self.splits, *self.speakers, *self.labels)):
-            raise bad_metadata(self.path, "splits, speakers or labels are not strings")
+        self.classes: dict[str, tuple[str, ...]] = {
+            kind: tuple(metadata[plural]) for kind, plural in CLASSES.items() if plural in metadata
+        }
+        for key, names in {"split": self.splits, **self.classes}.items():
+            if not all(isinstance(name, str) for name in names):
+                raise bad_metadata(self.path, f"a {key} is not a string")
         self.model_name: str = metadata["model"]
         self._dtype = np.dtype(metadata["dtype"]).newbyteorder("<")
         try:
@@ -138,7 +134,7 @@ class TokenStore:
             size = {key: int(metadata["index"][key]) for key in ("clips", "crc")}
         except (TypeError, KeyError, ValueError, ConfigError) as error:
             raise bad_metadata(self.path, "frame_spec or index was altered") from error
-        self.index = read_index(self.path / "index.bin", **size)
+        self.index = read_index(self.path / "index.bin", dtype=record_dtype(metadata), **size)
         self._mapped = lru_cache(OPEN_SHARDS)(self._map)
         self._ends = lru_cache(4)(self._cumulative_crops)
         if model is not None:
@@ -313,6 +309,11 @@ def lines_path(shard: Path) -> Path:
     return shard.with_suffix(".jsonl")
 
 
+def record_dtype(metadata: Mapping[str, Any]) -> np.dtype[Any]:
+    """A record of the index, with an index of a name for every kind of condition that the store lists."""
+    return np.dtype([*FIELDS, *((kind, "<i4") for kind, plural in CLASSES.items() if plural in metadata)])
+
+
 def hash_id(name: str) -> int:
     """The hash of a clip's id in the index."""
     return int.from_bytes(hashlib.blake2b(name.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "little")
@@ -328,6 +329,7 @@ def read_metadata(folder: Path) -> dict[str, Any]:
             metadata = {FORMAT_1_KEYS.get(key, key): value for key, value in metadata.items()}
             metadata["frame_spec"] = {FORMAT_1_KEYS.get(key, key): v for key, v in metadata["frame_spec"].items()}
         wrong = [key for key, kind in METADATA.items() if not isinstance(metadata.get(key), kind)]
+        wrong += [plural for plural in CLASSES.values() if not isinstance(metadata.get(plural, []), list)]
     except OSError as error:
         raise InputNotFound(f"{folder} is not a token store: make one with `codec tokenize`") from error
     except (ValueError, KeyError, TypeError, AttributeError) as error:
@@ -375,10 +377,10 @@ def damaged_shard(path: Path, offset: int, reason: str) -> DamagedFile:
     )
 
 
-def read_index(path: Path, *, clips: int, crc: int) -> NDArray[Any]:
+def read_index(path: Path, *, clips: int, crc: int, dtype: np.dtype[Any]) -> NDArray[Any]:
     """The records of index.bin, memory-mapped. Raises DamagedFile."""
     try:
-        records: NDArray[Any] = np.memmap(path, RECORD, "r", shape=(clips,)) if clips else np.zeros(0, RECORD)
+        records: NDArray[Any] = np.memmap(path, dtype, "r", shape=(clips,)) if clips else np.zeros(0, dtype)
     except (OSError, ValueError) as error:
         raise DamagedFile(str(path), offset=0, reason="it was truncated; `codec tokenize` repairs it") from error
     if zlib.crc32(records.data) != crc:

@@ -26,12 +26,11 @@ from torch import Tensor
 from codec import pretrained
 from codec.checkpoint import CodecCard
 from codec.compression import BLOCK_SECONDS, cached_model
+from codec.conditions import CLASSES, conditions_last
 from codec.data.clips import LENGTH_TOLERANCE, TEXT_FIELDS, Clip, clips
 from codec.data.token_store import (
     DTYPES,
     FORMAT,
-    LISTS,
-    RECORD,
     Failure,
     Row,
     bad_metadata,
@@ -40,6 +39,7 @@ from codec.data.token_store import (
     read_index,
     read_metadata,
     read_rows,
+    record_dtype,
     shard_path,
 )
 from codec.errors import (
@@ -61,6 +61,7 @@ from codec.streams import StreamEncoder
 
 TARGET_SHARDS = 256  # shards of a corpus, if their lengths lie within the next line's bounds
 SHARD_SECONDS = (60.0, 3600.0)
+LISTS = {"split": "splits", **CLASSES}  # keys of store.json
 BYTES_PER_SECOND = 32_000  # assumed of clips whose length the corpus does not state: 16 bits at 16 kHz
 BATCH_SECONDS = {"cpu": 8.0, "cuda": 480.0}  # of audio, padding included; shorter clips are encoded in batches
 Progress: TypeAlias = Callable[[int, int], None]
@@ -222,7 +223,7 @@ def _remove_store(folder: Path) -> None:
 def _list_clips(source: Path, file: BinaryIO) -> tuple[dict[str, Any], int, float]:
     """Write clips.jsonl; return the corpus's part of store.json, the number of clips and their estimated seconds."""
     digest, sizes = hashlib.sha256(), hashlib.sha256()
-    names: dict[str, set[str]] = {field: set() for field in LISTS}
+    names: dict[str, set[str]] = {kind: set() for kind in LISTS}
     ids: set[int] = set()  # hashes, because there may be millions
     seconds = 0.0
     for clip in clips(source):
@@ -230,16 +231,16 @@ def _list_clips(source: Path, file: BinaryIO) -> tuple[dict[str, Any], int, floa
             raise ConfigError(f"{source} has two clips {clip.id}: remove one, or give each its own path or start")
         ids.add(key)
         size = clip.size()
-        row = asdict(clip)
+        row = conditions_last(asdict(clip))
         file.write(_json_line(row | {"path": str(clip.path.absolute()), "size": size}))
         del row["path"]  # because a corpus may move
         digest.update(_json_line(row))
         sizes.update(f"{size} ".encode())  # a digest of its own, because files that failed may change
         seconds += _estimated_seconds(clip, size)
-        for field, values in names.items():
-            if (name := getattr(clip, field)) is not None:
+        for kind, values in names.items():
+            if (name := getattr(clip, kind)) is not None:
                 values.add(name)
-    lists = {LISTS[field]: sorted(values) for field, values in names.items()}
+    lists = {LISTS[kind]: sorted(values) for kind, values in names.items()}
     return {"corpus": digest.hexdigest(), "sizes": sizes.hexdigest(), **lists}, len(ids), seconds
 
 
@@ -355,7 +356,9 @@ def _is_complete(folder: Path, metadata: dict[str, Any], spans: list[ShardSpan])
     if stored != metadata:
         return False
     try:
-        read_index(folder / "index.bin", clips=sum(span.clips for span in spans), crc=index["crc"])
+        read_index(
+            folder / "index.bin", clips=sum(span.clips for span in spans), crc=index["crc"], dtype=record_dtype(stored)
+        )
     except (DamagedFile, TypeError, KeyError):
         return False
     frame_bytes = metadata["num_codebooks"] * np.dtype(metadata["dtype"]).itemsize
@@ -419,7 +422,7 @@ def _encode_shard(
         for row, (_, size) in zip(shard.rows, todo, strict=True)
     )
     with atomic_output(lines_path(path), force=True) as file:
-        data = b"".join(_json_line(asdict(row)) for row in rows)
+        data = b"".join(_json_line(conditions_last(asdict(row))) for row in rows)
         file.write(data + _json_line({"end": len(shard.rows), "crc": zlib.crc32(data)}))
     failures = tuple(row for row in shard.rows if isinstance(row, Failure))
     already_encoded = sum(isinstance(row, Row) for row in before or [])
@@ -429,7 +432,7 @@ def _encode_shard(
 
 def _write_index(folder: Path, metadata: dict[str, Any]) -> None:
     """Write the index, then record in store.json that the store is complete."""
-    numbers = {field: {name: number for number, name in enumerate(metadata[LISTS[field]])} for field in LISTS}
+    numbers = {kind: {name: number for number, name in enumerate(metadata[LISTS[kind]])} for kind in LISTS}
     count = crc = 0
     with atomic_output(folder / "index.bin", force=True) as file:
         for shard in range(len(metadata["shards"])):
@@ -437,12 +440,12 @@ def _write_index(folder: Path, metadata: dict[str, Any]) -> None:
                 [
                     (
                         *(shard, offset, row.first, row.frames, row.samples, row.crc, hash_id(row.id)),
-                        *(numbers[field].get(getattr(row, field), -1) for field in LISTS),
+                        *(numbers[kind].get(getattr(row, kind), -1) for kind in LISTS),
                     )
                     for offset, row in read_rows(lines_path(shard_path(folder, shard)))
                     if isinstance(row, Row)
                 ],
-                RECORD,
+                record_dtype(metadata),
             )
             data = records.tobytes()
             file.write(data)

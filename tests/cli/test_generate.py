@@ -69,6 +69,21 @@ def test_every_option_has_an_effect(cli: Cli, lm: CodecLM) -> None:
     assert np.array_equal(samples, wanted)
 
 
+def test_language_conditions_generation(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    lm = lm_of(MODEL, source={"classes": {"language": ["de", "en"]}})
+    monkeypatch.setattr("codec.pretrained.load_lm", lambda *_: lm)
+    monkeypatch.setattr("codec.pretrained.codec_of", lambda *_: MODEL)
+    audio = {}
+    for language in ("de", "en"):
+        assert (
+            cli("generate", "--language", language, "--seconds", "0.2", "--seed", 1, "-o", f"{language}.wav").code == 0
+        )
+        audio[language] = Path(f"{language}.wav").read_bytes()
+    assert audio["de"] != audio["en"]
+    result = cli("generate", "--language", "dee")
+    assert (result.code, "knows no language dee: did you mean de" in result.err) == (2, True)
+
+
 def test_count_writes_several_files(cli: Cli, lm: CodecLM) -> None:
     result = cli("generate", "-o", "a.wav", "--seconds", "0.1", "--count", "3", "--seed", "8")
     assert (result.code, len(result.err.splitlines())) == (0, 3)

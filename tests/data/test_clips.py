@@ -77,7 +77,7 @@ def test_sources_without_audio_raise(tmp_path: Path, name: str) -> None:
 
 ROWS: list[dict[str, Any]] = [
     {"path": "a/1.wav", "set": "words", "split": "train", "speaker": "eva", "label": "yes", "transcript": "Yes, «so»"},
-    {"path": "a/1.wav", "start": 1.5, "seconds": 0.25, "speaker": 7, "lang": "de", "sample_rate": 8000},
+    {"path": "a/1.wav", "start": 1.5, "seconds": 0.25, "speaker": 7, "language": "de", "sample_rate": 8000},
     {"path": "a/1.wav", "start": 3723.125},
     {"path": "b.flac", "start": 0, "seconds": None, "set": ""},
 ]
@@ -86,8 +86,8 @@ ROWS: list[dict[str, Any]] = [
 def wanted(root: Path) -> list[Clip]:
     file = root / "a/1.wav"
     return [
-        Clip(file, "a/1.wav", 0.0, None, "words", "train", "eva", "yes", "Yes, «so»"),
-        Clip(file, "a/1.wav@1.5", 1.5, 0.25, speaker="7"),
+        Clip(file, "a/1.wav", 0.0, None, "words", "train", speaker="eva", label="yes", transcript="Yes, «so»"),
+        Clip(file, "a/1.wav@1.5", 1.5, 0.25, speaker="7", language="de"),
         Clip(file, "a/1.wav@3723.125", 3723.125),
         Clip(root / "b.flac", "b.flac"),
     ]
@@ -99,7 +99,9 @@ def test_all_manifest_formats_give_the_same_clips(tmp_path: Path) -> None:
     assert list(clips(lines)) == wanted(tmp_path)
     (tmp_path / "all.jsonl.gz").write_bytes(gzip.compress(lines.read_bytes()))
     assert list(clips(tmp_path / "all.jsonl.gz")) == wanted(tmp_path)
-    table = 'path,start,seconds,set,split,speaker,label,transcript,lang\na/1.wav,,,words,train,eva,yes,"Yes, «so»",\n'
+    table = (
+        'path,start,seconds,set,split,speaker,label,transcript,language\na/1.wav,,,words,train,eva,yes,"Yes, «so»",\n'
+    )
     table += "a/1.wav,1.5,0.25,,,7,,,de\na/1.wav,3723.125\nb.flac,0,,,,,,,\n"
     (tmp_path / "all.csv").write_text("\ufeff" + table)
     assert list(clips(tmp_path / "all.csv")) == wanted(tmp_path)
@@ -168,7 +170,9 @@ def test_manifests_written_by_lhotse(tmp_path: Path) -> None:
             lhotse.Recording.from_file(tmp_path / f"{name}.wav") for name in ("one", "two")
         )
         segments = [
-            lhotse.SupervisionSegment(f"s{start}", "one", start=start, duration=0.5, text=text, speaker="eva")
+            lhotse.SupervisionSegment(
+                f"s{start}", "one", start=start, duration=0.5, text=text, speaker="eva", language="de"
+            )
             for start, text in ((0.25, "so"), (1.25, "yes"))
         ]
         cuts = lhotse.CutSet.from_manifests(recordings, lhotse.SupervisionSet.from_segments(segments))
@@ -181,11 +185,13 @@ def test_manifests_written_by_lhotse(tmp_path: Path) -> None:
     ]
     found = list(clips(tmp_path / "cuts.jsonl"))
     assert [clip.id for clip in found] == [part.id for part in parts]
-    assert [(clip.path.name, clip.start, clip.seconds, clip.speaker, clip.transcript) for clip in found] == [
-        ("one.wav", 0.0, 2.0, "eva", "so yes"),
-        ("two.wav", 0.0, 2.0, None, None),
-        ("one.wav", 0.25, 0.5, "eva", "so"),
-        ("one.wav", 1.25, 0.5, "eva", "yes"),
+    assert [
+        (clip.path.name, clip.start, clip.seconds, clip.speaker, clip.language, clip.transcript) for clip in found
+    ] == [
+        ("one.wav", 0.0, 2.0, "eva", "de", "so yes"),
+        ("two.wav", 0.0, 2.0, None, None, None),
+        ("one.wav", 0.25, 0.5, "eva", "de", "so"),
+        ("one.wav", 1.25, 0.5, "eva", "de", "yes"),
     ]
     for clip, part in zip(found, parts, strict=True):
         theirs = part.load_audio().mean(axis=0, keepdims=True)

@@ -3,6 +3,7 @@
 import json
 import pickle
 import shutil
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import pytest
 import torch
 
 from codec.checkpoint import load_model, save_model
-from codec.data.token_store import FORMAT, METADATA, TokenStore
+from codec.data.token_store import FORMAT, METADATA, TokenStore, record_dtype
 from codec.data.tokenize import tokenize
 from codec.errors import (
     CodecError,
@@ -53,7 +54,7 @@ def test_missing_or_wrong_metadata(tmp_path: Path, corpus: Path, model_file: Pat
     store = tmp_path / "store"
     tokenize(corpus, store, model=model_file)
     facts = json.loads((store / "store.json").read_text())
-    assert set(METADATA) | {"format", "family", "sizes", "index"} == set(facts)
+    assert set(METADATA) | {"format", "family", "sizes", "languages", "index"} == set(facts)
     wrong = [{key: value for key, value in facts.items() if key != gone} for gone in ("format", *METADATA)]
     wrong += [facts | {key: None} for key in METADATA] + [facts | {"dtype": "float32"}]
     reading = [{"frame_spec": {}}, {"frame_spec": facts["frame_spec"] | {"hop": 0}}, {"index": 1}, {"index": {}}]
@@ -95,6 +96,21 @@ def test_stores_of_release_0_1_0_are_read_and_resumed(tmp_path: Path, corpus: Pa
     assert len(TokenStore(store, load_model(model_file))) == 6
     assert tokenize(corpus, store, model=model_file).already_encoded == 6
     assert json.loads((store / "store.json").read_text()) == metadata
+
+
+def test_stores_without_a_newer_kind_are_read(tmp_path: Path, corpus: Path, model_file: Path) -> None:
+    """A store made before languages were known has no list and no column of them."""
+    tokenize(corpus, tmp_path / "store", model=model_file)
+    new = TokenStore(tmp_path / "store")
+    metadata: dict[str, Any] = json.loads((tmp_path / "store/store.json").read_text())
+    del metadata["languages"]
+    old = new.index[[name for name in new.index.dtype.names if name != "language"]].astype(record_dtype(metadata))
+    metadata["index"]["crc"] = zlib.crc32(old.tobytes())
+    (tmp_path / "store/index.bin").write_bytes(old.tobytes())
+    (tmp_path / "store/store.json").write_text(json.dumps(metadata))
+    store = TokenStore(tmp_path / "store")
+    assert store.classes == {"speaker": (), "label": new.classes["label"]}
+    assert all(one.codes.equal(other.codes) and one.row == other.row for one, other in zip(store, new, strict=True))
 
 
 def test_crops_are_uniform_over_all_positions(tmp_path: Path, model_file: Path) -> None:

@@ -69,9 +69,9 @@ def test_a_clip_has_the_codes_of_its_compressed_file(tmp_path: Path, corpus: Pat
 
 def test_manifest_fields_are_stored(tmp_path: Path, corpus: Path, model_file: Path) -> None:
     rows = [
-        {"path": "train/a/3.wav", "start": 1.5, "seconds": 8.4, "speaker": "eva", "label": "b"},
+        {"path": "train/a/3.wav", "start": 1.5, "seconds": 8.4, "speaker": "eva", "label": "b", "language": "en"},
         {"path": "train/a/3.wav", "start": 2.0, "seconds": 0.25, "speaker": "ada", "transcript": "é !"},
-        {"path": "train/a/3.wav", "start": 9.0, "label": "a"},
+        {"path": "train/a/3.wav", "start": 9.0, "label": "a", "language": "de"},
         {"path": "train/a/3.wav", "start": 9.5, "seconds": 0.51},  # as rounded lengths are
         {"path": "train/a/3.wav", "start": 9.6, "seconds": 0.7},
     ]
@@ -83,9 +83,10 @@ def test_manifest_fields_are_stored(tmp_path: Path, corpus: Path, model_file: Pa
     for clip, (first, last) in enumerate([(12_000, 79_200), (16_000, 18_000), (72_000, 80_000), (76_000, 80_000)]):
         codes = load_model(model_file).encode(torch.from_numpy(audio[None, :, first:last]))[0]
         assert torch.equal(store[clip].codes, codes)
-    assert (store.speakers, store.labels) == (("ada", "eva"), ("a", "b"))
+    assert store.classes == {"speaker": ("ada", "eva"), "label": ("a", "b"), "language": ("de", "en")}
     assert store.index["speaker"].tolist() == [1, 0, -1, -1]
     assert store.index["label"].tolist() == [1, -1, 0, -1]
+    assert store.index["language"].tolist() == [1, -1, 0, -1]
     assert [store.row(clip).transcript for clip in range(3)] == [None, "é !", None]
     assert store.row(1).id == "train/a/3.wav@2"
 

@@ -24,7 +24,7 @@ from jaxtyping import Float
 from numpy.typing import NDArray
 from torch import Tensor
 
-from codec.data.token_store import LISTS, TokenStore
+from codec.data.token_store import TokenStore
 from codec.errors import ConfigError, UsageError
 from codec.lm.base import CodecLM
 from codec.lm.conditioning import Conditioning
@@ -138,7 +138,7 @@ class LMData:
         row = {}
         for kind, names in self.model.source.classes.items():
             number = int(record[kind])
-            if number >= 0 and (name := getattr(self.store, LISTS[kind])[number]) in names:
+            if number >= 0 and (name := self.store.classes[kind][number]) in names:
                 row[kind] = name
         if self.recipe.text and crop.whole and (text := self.store.row(crop.clip).transcript):
             row["text"] = text
@@ -199,8 +199,8 @@ def names_of(store: TokenStore, rows: Numbers, kinds: Sequence[str]) -> dict[str
     """
     classes = {}
     for kind in kinds:
-        numbers = np.unique(store.index[kind][rows])
-        classes[kind] = tuple(getattr(store, LISTS[kind])[number] for number in numbers if number >= 0)
+        numbers = np.unique(store.index[kind][rows]) if kind in store.classes else []
+        classes[kind] = tuple(store.classes[kind][number] for number in numbers if number >= 0)
         if not classes[kind]:
             raise ConfigError(
                 f'data.classes has "{kind}", but no training clip of {store.path} has one: give the manifest a column '
