@@ -1,7 +1,7 @@
 """The table of conditions: manifests, recipes and the command line know each of its kinds."""
 
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 import pytest
 import torch
@@ -21,7 +21,8 @@ def test_kinds() -> None:
 
 def test_manifests_keep_every_kind(tmp_path: Path) -> None:
     (tmp_path / "a.wav").touch()
-    clip = Clip(tmp_path / "a.wav", "a.wav", **{kind.key: f"a {kind.name}" for kind in KINDS})
+    conditions: dict[str, Any] = {kind.key: f"a {kind.name}" for kind in KINDS}
+    clip = Clip(tmp_path / "a.wav", "a.wav", **conditions)
     write_manifest(tmp_path / "manifest.jsonl", [clip])
     assert list(clips(tmp_path)) == [clip]
 

@@ -6,7 +6,7 @@ import secrets
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from time import perf_counter
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -200,7 +200,7 @@ def generate(
     audio = None if recording is None else torch.from_numpy(read_audio(recording, rate=rate, mono=True)[0])[None]
     repetition = {"repetition_threshold": repetition_threshold, "repetition_window": repetition_window}
     sampling = _sampling(model, repetition, temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p)
-    named = {kind: name for kind, name in conditions.items() if name is not None}
+    named: dict[str, Any] = {kind: name for kind, name in conditions.items() if name is not None}
     for number, target in targets.items():
         began = perf_counter()
         if span is None:

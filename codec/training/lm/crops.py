@@ -199,8 +199,8 @@ def names_of(store: TokenStore, rows: Numbers, kinds: Sequence[str]) -> dict[str
     """
     classes = {}
     for kind in kinds:
-        numbers = np.unique(store.index[kind][rows]) if kind in store.classes else []
-        classes[kind] = tuple(store.classes[kind][number] for number in numbers if number >= 0)
+        numbers = set(store.index[kind][rows].tolist()) - {-1} if kind in store.classes else set()
+        classes[kind] = tuple(store.classes[kind][number] for number in sorted(numbers))
         if not classes[kind]:
             raise ConfigError(
                 f'data.classes has "{kind}", but no training clip of {store.path} has one: give the manifest a column '
