@@ -1,4 +1,4 @@
-"""A neural audio codec: recordings to tokens and back, and new ones from language models of tokens.
+"""A neural audio codec: encode recordings to tokens, decode them, and generate audio with token language models.
 
     import codec
 
@@ -9,10 +9,10 @@
     codec.encode_file("song.flac", "song.codec", bitrate=6)  # and codec.compress(bytes) -> bytes in memory
     codec.decode_file("song.codec", "song.wav")
 
-    for block in codec.generate(label="7"):  # [1, 1, time], while it is being made
+    for block in codec.generate(label="7"):  # [1, 1, time], streamed
         speaker.play(block)
 
-Names are imported when first used, so that `import codec` alone stays quick.
+Names are imported on first use, so that `import codec` is fast.
 """
 
 from importlib import import_module

@@ -1,4 +1,4 @@
-"""What the commands do, from Python, under their names and with their options: whole compression, or bytes in memory.
+"""The commands `codec encode`, `decode` and `evaluate` as Python functions, with the options of the same names.
 
 codec encode IN OUT       encode_file(IN, OUT)      a recording to a .codec file; compress(bytes) in memory
 codec decode IN OUT       decode_file(IN, OUT)      a .codec file to a recording; decompress(bytes) in memory
@@ -36,10 +36,11 @@ def compress(
     num_codebooks: int | None = None,
     device: str = "auto",
 ) -> bytes:
-    """The content of a .codec file, of that of an audio file in any format libsndfile reads (WAV, FLAC, MP3, Ogg, ...).
+    """Compress the content of an audio file (WAV, FLAC, MP3, Ogg, ... by libsndfile) to that of a .codec file.
 
-    Or of an array [time] or [channels, time] in floating point, full scale 1, with its `sample_rate` in Hz. Any number
-    of channels and any rate: both are restored. `model`, `bitrate`, `num_codebooks` and `device` as in `encode_file`.
+    `data` may also be a floating-point array [time] or [channels, time], full scale 1, with its `sample_rate` in Hz.
+    The number of channels and the sample rate are restored. `model`, `bitrate`, `num_codebooks` and `device` as in
+    `encode_file`.
 
     Raises UsageError, UnsupportedAudio, UnknownModel.
     """
@@ -52,12 +53,12 @@ def compress(
 
 
 def decompress(data: Bytes, *, model: Model | None = None, rate: int | None = None, device: str = "auto") -> bytes:
-    """The content of a WAV file of 16 bits, of that of a .codec file: its own channels, length and rate (or `rate` Hz).
+    """Restore the content of a .codec file to that of a 16-bit WAV file, at the source's sample rate or at `rate` Hz.
 
     `model` and `device` as in `decode_file`.
 
-    Raises UsageError, UnsupportedAudio, UnknownModel, WeightsMismatch, and DamagedFile, which says how many seconds
-    before the damage `decode_file` would restore.
+    Raises UsageError, UnsupportedAudio, UnknownModel, WeightsMismatch, and DamagedFile, whose `seconds_decoded` is the
+    duration that `decode_file` would restore.
     """
     if not isinstance(data, Bytes):
         raise UsageError(f"data is {type(data).__name__}: give the bytes of a .codec file, or its path to decode_file")
@@ -82,12 +83,12 @@ def encode_file(
     device: str = "auto",
     force: bool = False,
 ) -> Report:
-    """Compress a recording to a .codec file, in memory that does not grow with its length; as `codec encode`.
+    """Compress a recording to a .codec file in constant memory, as `codec encode`.
 
-    `output` is a file or a folder, None stands for beside the source. `bitrate` asks for the most codebooks within so
-    many kbit/s per channel, `num_codebooks` for that many; all if both are None. `model` is a name, a file, a training run's
-    folder or a model at hand; `device` is where one given by name runs, "auto" a GPU where there is one. `force`
-    replaces an output that exists.
+    `output` is a file or a folder; by default the file is written beside the source. `num_codebooks` is the number of
+    codebooks; `bitrate` in kbit/s per channel selects the most codebooks within it; all codebooks if both are None.
+    `model` is a name, a file, a training run's folder or a loaded model; `device` is for a model given by name, "auto"
+    for a GPU if there is one. `force` replaces an existing output.
 
     Raises UsageError, InputNotFound, UnsupportedAudio, UnknownModel, StorageError.
     """
@@ -111,13 +112,13 @@ def decode_file(
     device: str = "auto",
     force: bool = False,
 ) -> Report:
-    """Restore a .codec file to a recording with its own channels, length and rate (or `rate` Hz); as `codec decode`.
+    """Restore a recording from a .codec file, at the source's sample rate or at `rate` Hz; as `codec decode`.
 
-    The suffix of `output` chooses the format; None stands for a .wav file beside the source. The file names its model
-    where that is a shipped one: pass `model` otherwise. `device` and `force` as in `encode_file`.
+    The suffix of `output` selects the format; by default a .wav file is written beside the source. The file names its
+    model; pass `model` if that is not a shipped one. `device` and `force` as in `encode_file`.
 
-    Raises UsageError, InputNotFound, UnsupportedAudio, UnknownModel, WeightsMismatch, StorageError, and DamagedFile:
-    what was whole before the damage is in the output then.
+    Raises UsageError, InputNotFound, UnsupportedAudio, UnknownModel, WeightsMismatch, StorageError, and DamagedFile
+    after the intact audio before the damage was written to the output.
     """
     return compression.decompress(
         source, compression.target_of(source, output, ".wav"), model=model, rate=rate, force=force, device=device
@@ -169,10 +170,10 @@ def evaluate(
 
 
 def _content(data: Bytes | np.ndarray[Any, Any], sample_rate: int | None) -> bytes:
-    """The content of an audio file, made of an array where that is given."""
+    """The content of an audio file; an array is converted to one."""
     if isinstance(data, Bytes):
         if sample_rate is not None:
-            raise UsageError("an audio file knows its own rate: leave sample_rate out, or give an array")
+            raise UsageError("an audio file states its sample rate: omit sample_rate, or give an array")
         return bytes(data)
     if not isinstance(data, np.ndarray):
         raise UsageError(
@@ -180,7 +181,7 @@ def _content(data: Bytes | np.ndarray[Any, Any], sample_rate: int | None) -> byt
             "encode_file takes paths"
         )
     if not isinstance(sample_rate, int) or sample_rate < 1:
-        raise UsageError(f"sample_rate is {sample_rate!r}: an array needs its rate in Hz, as sample_rate=24000")
+        raise UsageError(f"sample_rate is {sample_rate!r}: an array needs its sample rate in Hz, as sample_rate=24000")
     if data.ndim not in (1, 2) or not np.issubdtype(data.dtype, np.floating):
         raise UsageError(
             f"the array is {data.dtype} {list(data.shape)}; give floating point [time] or [channels, time]"
@@ -190,6 +191,6 @@ def _content(data: Bytes | np.ndarray[Any, Any], sample_rate: int | None) -> byt
         soundfile.write(file, np.atleast_2d(data).T, sample_rate, format="WAV", subtype="FLOAT")
     except (soundfile.LibsndfileError, ValueError) as error:
         raise UsageError(
-            f"an array {list(data.shape)} at {sample_rate} Hz is no audio: give [time] or [channels, time]"
+            f"an array {list(data.shape)} at {sample_rate} Hz is not audio: give [time] or [channels, time]"
         ) from error
     return file.getvalue()

@@ -1,4 +1,4 @@
-"""api.py: what the commands do, in memory and from file to file, against files made by the commands' own functions."""
+"""api.py: in memory and from file to file, against the functions of the commands."""
 
 import io
 import re
@@ -46,7 +46,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.mark.parametrize("name", ["in.wav", "in.flac"])
 @pytest.mark.parametrize("kind", [bytes, bytearray, memoryview])
-def test_bytes_are_what_files_hold(name: str, kind: Any) -> None:
+def test_bytes_equal_the_content_of_files(name: str, kind: Any) -> None:
     compression.compress(name, "a.codec")
     compression.decompress("a.codec", "a.wav")
     coded = codec.compress(kind(Path(name).read_bytes()))
@@ -56,7 +56,7 @@ def test_bytes_are_what_files_hold(name: str, kind: Any) -> None:
     assert (wav.shape, rate) == ((5601, 2), 8000)
 
 
-def test_arrays_are_compressed_as_files_of_them() -> None:
+def test_arrays_are_compressed_like_float_files() -> None:
     soundfile.write("float.wav", NOISE.T, RATE, subtype="FLOAT")
     expected = codec.compress(Path("float.wav").read_bytes(), bitrate=1.0)
     assert codec.compress(NOISE, sample_rate=RATE, bitrate=1.0) == expected
@@ -65,7 +65,7 @@ def test_arrays_are_compressed_as_files_of_them() -> None:
         assert (reader.header.channels, reader.header.time, reader.header.num_codebooks) == (1, TIME, 3)
 
 
-def test_a_model_at_hand() -> None:
+def test_a_loaded_model() -> None:
     model = codec.load()
     coded = codec.compress(NOISE, sample_rate=RATE, model=model)
     assert codec.decompress(coded, model=model) == codec.decompress(coded)
@@ -80,37 +80,37 @@ def test_a_model_at_hand() -> None:
         (b"", {}, UnsupportedAudio, r"^the data is empty \(0 bytes\)"),
         (b"no audio", {}, UnsupportedAudio, "^the data is not audio that libsndfile can read"),
         ("in.wav", {}, UsageError, "^data is str: give the bytes of an audio file.*encode_file takes paths"),
-        (NOISE, {}, UsageError, "^sample_rate is None: an array needs its rate in Hz"),
+        (NOISE, {}, UsageError, "^sample_rate is None: an array needs its sample rate in Hz"),
         (NOISE, {"sample_rate": 16e3}, UsageError, "^sample_rate is 16000.0"),
         (NOISE[None], {"sample_rate": RATE}, UsageError, r"float32 \[1, 2, 11201\]; give floating point"),
         (NOISE.astype(int), {"sample_rate": RATE}, UsageError, "the array is int64"),
         (NOISE[:, :0], {"sample_rate": RATE}, UnsupportedAudio, "^the data has no samples"),
         (NOISE * np.nan, {"sample_rate": RATE}, UnsupportedAudio, "^the data has a sample that is NaN"),
-        (NOISE.T, {"sample_rate": RATE}, UsageError, r"an array \[11201, 2\] at 16000 Hz is no audio"),
-        (b"RIFF", {"sample_rate": RATE}, UsageError, "an audio file knows its own rate"),
+        (NOISE.T, {"sample_rate": RATE}, UsageError, r"an array \[11201, 2\] at 16000 Hz is not audio"),
+        (b"RIFF", {"sample_rate": RATE}, UsageError, "an audio file states its sample rate"),
         (NOISE, {"sample_rate": RATE, "bitrate": 0.1}, ConfigError, "below this model's lowest rate"),
         (NOISE, {"sample_rate": RATE, "bitrate": 1.0, "num_codebooks": 1}, UsageError, "ask for one of the two"),
         (NOISE, {"sample_rate": RATE, "model": "general-24"}, UnknownModel, "did you mean general-24k"),
     ],
 )
-def test_what_cannot_be_compressed(data: Any, options: dict[str, Any], error: type[Exception], message: str) -> None:
+def test_invalid_inputs_of_compress(data: Any, options: dict[str, Any], error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
         codec.compress(data, **options)
 
 
-def test_what_cannot_be_decompressed() -> None:
+def test_invalid_inputs_of_decompress() -> None:
     coded = codec.compress(NOISE, sample_rate=RATE)
     with pytest.raises(DamagedFile, match=r"^the data is damaged"):
         codec.decompress(coded[:-30])
-    with pytest.raises(UnsupportedAudio, match=r"^the data is no .codec file"):
+    with pytest.raises(UnsupportedAudio, match=r"^the data is not a .codec file"):
         codec.decompress(Path("in.wav").read_bytes())
     with pytest.raises(UsageError, match=r"^data is str: give the bytes of a .codec file"):
         codec.decompress("a.codec")  # type: ignore[arg-type]
-    with pytest.raises(UsageError, match="a rate of 0 Hz"):
+    with pytest.raises(UsageError, match="a sample rate of 0 Hz"):
         codec.decompress(coded, rate=0)
 
 
-def test_files_are_those_of_the_commands(here: Path) -> None:
+def test_files_equal_those_of_the_commands(here: Path) -> None:
     report = codec.encode_file("in.wav", bitrate=1.0)
     assert (report.target, report.num_codebooks, report.time) == ("in.codec", 2, TIME)
     with pytest.raises(StorageError, match="exists: pass --force"):
@@ -123,12 +123,12 @@ def test_files_are_those_of_the_commands(here: Path) -> None:
     assert soundfile.info("a.flac").frames == 5601
     with pytest.raises(InputNotFound, match="is a folder: name a file in it"):
         codec.encode_file(".")
-    with pytest.raises(StorageError, match="nowhere/ is no folder"):
+    with pytest.raises(StorageError, match="nowhere/ is not a folder"):
         codec.encode_file("in.wav", "nowhere/")
 
 
-def test_options_have_the_names_of_the_commands() -> None:
-    """Those that say how a command shows its result, or works on folders, are left out."""
+def test_arguments_have_the_names_of_the_options() -> None:
+    """Options for printing and for folders are not arguments."""
 
     def names(function: Any) -> set[str]:
         return set(function.__annotations__) - {"return"}

@@ -8,6 +8,7 @@ import typer
 from codec import pretrained
 from codec.cli.options import (
     INPUT_OUTPUT,
+    MODEL,
     DeviceOption,
     EngineOption,
     ForceOption,
@@ -25,17 +26,28 @@ if TYPE_CHECKING:
 
 
 def _named(source: str) -> str:
-    if not source:  # it would be this folder, with all that is in it
-        raise UsageError("INPUT is an empty name: name a file, a folder (. is this one), or -")
+    if not source:  # because Path("") is the working directory
+        raise UsageError("INPUT is an empty name: name a file, a folder (. is the working directory), or -")
     return source
 
 
 Input = Annotated[
-    str, typer.Argument(metavar="INPUT", help="A file, a folder, or - for standard input.", callback=_named)
+    str,
+    typer.Argument(
+        metavar="INPUT",
+        help="File or folder; - for standard input.",
+        callback=_named,
+        rich_help_panel=INPUT_OUTPUT,
+    ),
 ]
 Output = Annotated[
     str | None,
-    typer.Argument(metavar="OUTPUT", help="A file, a folder, or - for standard output.", show_default="beside INPUT"),
+    typer.Argument(
+        metavar="OUTPUT",
+        help="File or folder; - for standard output.",
+        show_default="beside INPUT",
+        rich_help_panel=INPUT_OUTPUT,
+    ),
 ]
 
 
@@ -45,21 +57,30 @@ def encode(
     model: ModelOption = pretrained.DEFAULT,
     bitrate: Annotated[
         float | None,
-        typer.Option(metavar="KBPS", help="At most so many kbit/s per channel.", show_default="the model's full rate"),
+        typer.Option(
+            metavar="KBPS",
+            help="Maximum bit rate in kbit/s per channel.",
+            show_default="all codebooks",
+            rich_help_panel=MODEL,
+        ),
     ] = None,
     num_codebooks: Annotated[
-        int | None, typer.Option("--codebooks", min=1, help="Number of codebooks, instead of --bitrate.")
+        int | None,
+        typer.Option("--codebooks", min=1, help="Number of codebooks, instead of --bitrate.", rich_help_panel=MODEL),
     ] = None,
     device: DeviceOption = "auto",
     jobs: JobsOption = 1,
     engine: EngineOption = "local",
     force: ForceOption = False,
 ) -> None:
-    """Compress a recording, or every recording in a folder, to .codec files."""
+    """Compress a recording, or every recording in a folder, to .codec files.
+
+    Example: codec encode song.flac song.codec --bitrate 6
+    """
     from codec.compression import compress, compress_tree
 
     if Path(source).is_dir():
-        with progress_bar("compressing") as show:
+        with progress_bar("encoding") as show:
             outcomes = compress_tree(
                 source,
                 output,
@@ -72,10 +93,10 @@ def encode(
                 engine=engine,
                 progress=lambda _, done, total: show(done, total),
             )
-        _tell_folder(outcomes)
+        _print_outcomes(outcomes)
     else:
         target = _target(source, output, ".codec")
-        _tell(
+        _print_report(
             compress(
                 source, target, model=model, num_codebooks=num_codebooks, bitrate=bitrate, force=force, device=device
             )
@@ -87,20 +108,36 @@ def decode(
     output: Output = None,
     model: Annotated[
         str | None,
-        typer.Option("--model", "-m", help="As for encode.", show_default="the shipped one that INPUT names"),
+        typer.Option(
+            "--model",
+            "-m",
+            help="Model that wrote INPUT, as for codec encode.",
+            show_default="the shipped model that INPUT names",
+            rich_help_panel=MODEL,
+        ),
     ] = None,
     rate: Annotated[
-        int | None, typer.Option(metavar="HZ", min=1, help="Of the output.", show_default="the source's")
+        int | None,
+        typer.Option(
+            metavar="HZ",
+            min=1,
+            help="Sample rate of the output.",
+            show_default="that of the source",
+            rich_help_panel=INPUT_OUTPUT,
+        ),
     ] = None,
     device: DeviceOption = "auto",
     jobs: JobsOption = 1,
     force: ForceOption = False,
 ) -> None:
-    """Restore a recording, or every .codec file in a folder; the suffix of OUTPUT chooses the format."""
+    """Restore a recording from a .codec file, or every .codec file in a folder.
+
+    The suffix of OUTPUT selects the audio format. Example: codec decode song.codec song.wav
+    """
     from codec.compression import decompress, decompress_tree
 
     if Path(source).is_dir():
-        with progress_bar("restoring") as show:
+        with progress_bar("decoding") as show:
             outcomes = decompress_tree(
                 source,
                 output,
@@ -111,10 +148,10 @@ def decode(
                 jobs=jobs,
                 progress=lambda _, done, total: show(done, total),
             )
-        _tell_folder(outcomes)
+        _print_outcomes(outcomes)
     else:
         target = _target(source, output, ".wav")
-        _tell(decompress(source, target, model=model, rate=rate, force=force, device=device))
+        _print_report(decompress(source, target, model=model, rate=rate, force=force, device=device))
 
 
 def sample(
@@ -144,20 +181,20 @@ def _target(source: str, output: str | None, suffix: str) -> str:
     return output
 
 
-def _tell(report: "Report") -> None:
+def _print_report(report: "Report") -> None:
     say(
         f"{report.source} -> {report.target}: {report.seconds:.2f} s, {report.compressed_bytes} bytes compressed, "
         f"{report.bitrate:.2f} kbit/s, {report.speed:.0f} × real time"
     )
 
 
-def _tell_folder(outcomes: "list[Outcome]") -> None:
-    """A summary and the failures; exit status 1 if there are any."""
+def _print_outcomes(outcomes: "list[Outcome]") -> None:
+    """Print a summary and the failures; exit with status 1 if there are any."""
     reports = [outcome.report for outcome in outcomes if outcome.report]
     failures = [outcome for outcome in outcomes if outcome.error]
-    there = len(outcomes) - len(reports) - len(failures)
+    skipped = len(outcomes) - len(reports) - len(failures)
     seconds = sum(report.seconds for report in reports)
-    say(f"{len(reports)} done ({seconds:.1f} s of audio), {there} were there already, {len(failures)} failed")
+    say(f"{len(reports)} done ({seconds:.1f} s of audio), {skipped} skipped, {len(failures)} failed")
     for failure in failures:
         say(f"  {failure.source}: {one_line(failure.error)}")
     if failures:

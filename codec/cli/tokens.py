@@ -7,6 +7,8 @@ import typer
 
 from codec import pretrained
 from codec.cli.options import (
+    INPUT_OUTPUT,
+    MODEL,
     DeviceOption,
     EngineOption,
     ForceOption,
@@ -17,24 +19,34 @@ from codec.cli.options import (
     say,
 )
 
-MOST_TOLD = 20  # failures
+MAX_LISTED = 20  # failures that are listed
 
 
 def tokenize(
-    source: Annotated[Path, typer.Argument(metavar="DIR", help="A folder of recordings, or a manifest of them.")],
-    out: Annotated[Path, typer.Option(help="Folder of the token store; what is there already is kept.")],
+    source: Annotated[
+        Path,
+        typer.Argument(
+            metavar="DIR",
+            help="Folder of recordings, or a manifest (.jsonl, .jsonl.gz, .csv).",
+            rich_help_panel=INPUT_OUTPUT,
+        ),
+    ],
+    out: Annotated[
+        Path,
+        typer.Option(help="Folder of the token store; an incomplete store is resumed.", rich_help_panel=INPUT_OUTPUT),
+    ],
     model: ModelOption = pretrained.DEFAULT,
     num_codebooks: Annotated[
-        int | None, typer.Option("--codebooks", min=1, help="Number of codebooks.", show_default="all")
+        int | None,
+        typer.Option("--codebooks", min=1, help="Number of codebooks.", show_default="all", rich_help_panel=MODEL),
     ] = None,
     level: Annotated[
         float | None,
         typer.Option(
             metavar="DB",
-            min=-60.0,
-            max=0.0,
-            help="Scale every recording so that the RMS of its loud part is DB dBFS, as -20.",
-            show_default="as it is recorded",
+            help="Scale the loud part of every recording to an RMS of DB dBFS, from -60 to 0; for example -20.",
+            show_default="no scaling",
+            rich_help_panel=INPUT_OUTPUT,
         ),
     ] = None,
     device: DeviceOption = "auto",
@@ -42,7 +54,10 @@ def tokenize(
     engine: EngineOption = "local",
     force: ForceOption = False,
 ) -> None:
-    """Turn a corpus into a token store: its codes, ready for the training of language models."""
+    """Encode a corpus to a token store, from which language models are trained.
+
+    Example: codec tokenize recordings/ --out tokens/ --codebooks 8
+    """
     from codec.data import tokenize as tokenizer
 
     with progress_bar("tokenizing") as show:
@@ -59,12 +74,12 @@ def tokenize(
             progress=show,
         )
     say(
-        f"{report.clips} clips done ({report.seconds:.1f} s of audio), {report.already_encoded} were already encoded, "
-        f"{len(report.failures)} failed; {report.shards} shards, {report.speed:.0f} s of audio a second"
+        f"{report.clips} clips encoded ({report.seconds:.1f} s of audio), {report.already_encoded} already encoded, "
+        f"{len(report.failures)} failed; {report.shards} shards, {report.speed:.0f} × real time"
     )
-    for failure in report.failures[:MOST_TOLD]:
+    for failure in report.failures[:MAX_LISTED]:
         say(f"  {failure.id}: {one_line(failure.error)}")
-    if len(report.failures) > MOST_TOLD:
-        say(f"  and {len(report.failures) - MOST_TOLD} more: `grep error {out}/*.jsonl` lists them")
+    if len(report.failures) > MAX_LISTED:
+        say(f"  and {len(report.failures) - MAX_LISTED} more: `grep error {out}/*.jsonl` lists them")
     if report.failures:
         raise typer.Exit(1)

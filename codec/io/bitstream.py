@@ -1,28 +1,28 @@
-r"""The .codec container, version 1: a header table, packets of codes, an end mark. Integers and bytes only.
+r"""The .codec container, version 1: a header, packets of codes, an end packet. Integers and bytes only.
 
 All numbers are little endian. The header, for a model name of n bytes:
 
     offset  bytes  field
-         0      8  magic: 89 43 44 43 0D 0A 1A 0A (a copy in text mode, or through seven bits, changes it)
+         0      8  magic: 89 43 44 43 0D 0A 1A 0A (a copy in text mode or through 7-bit channels alters it)
          8      2  version: 1
-        10      2  length of the fields, from byte 12 up to the checksum: 77 + n
+        10      2  length of the fields from byte 12 to the checksum: 77 + n
         12     32  SHA-256 of the model's weights
-        44      8  time: samples per channel of the source, at the source's rate
-        52      8  frames in all
-        60      4  source rate, Hz
+        44      8  time: samples per channel of the source, at the source's sample rate
+        52      8  total number of frames
+        60      4  sample rate of the source, Hz
         64      4  sample rate of the model, Hz
         68      4  hop, samples at the model's rate
-        72      4  overlap: how late the decoder's output is, samples at the model's rate
+        72      4  decoder delay, samples at the model's rate
         76      4  codebook size
         80      4  frames per packet
         84      2  channels
-        86      2  codebooks
+        86      2  number of codebooks
         88      1  n
-        89      n  name of the model, UTF-8; none for a model that has no name
+        89      n  name of the model, UTF-8; empty for a model without a name
       89+n      4  CRC-32 of everything before it
 
-Magic, version, length and checksum stand alike in every version, so that a newer file and a damaged one can be told
-apart. Then packets of `frames per packet` frames each, the last one of what is left, and an end packet of 0 frames:
+Magic, version, length and checksum have the same positions in every version, so that a newer file can be distinguished
+from a damaged one. Packets of `frames per packet` frames follow, the last one shorter, and an end packet of 0 frames:
 
     offset  bytes  field
          0      4  marker: "PCKT", or "DONE" for the end packet
@@ -32,11 +32,11 @@ apart. Then packets of `frames per packet` frames each, the last one of what is 
         16      p  payload
       16+p      4  CRC-32 of everything before it in this packet
 
-The payload holds the codes frame by frame, in a frame channel by channel, in a channel codebook by codebook (coarsest first),
-each in ceil(log2(codebook size)) bits, most significant bit first; zero bits fill the last byte. Example: one channel,
-two codebooks of 8, frames (5, 1) and (2, 7): 101 001 | 010 111 -> 10100101 0111_0000 -> A5 70.
+The payload holds the codes in the order [frames, channels, codebooks], the coarsest codebook first, each in
+ceil(log2(codebook size)) bits, most significant bit first; zero bits fill the last byte. Example: one channel, two
+codebooks of 8, frames (5, 1) and (2, 7): 101 001 | 010 111 -> 10100101 0111_0000 -> A5 70.
 
-Nothing may follow the end packet, and a file without one has been cut off.
+The end packet ends the file; a file without an end packet was truncated.
 """
 
 import io
@@ -56,9 +56,9 @@ from codec.errors import ConfigError, DamagedFile, InputNotFound, UnsupportedAud
 from codec.frames import FrameSpec, resampled_length
 
 VERSION = 1
-MAX_CHANNELS = 1024  # as libsndfile
+MAX_CHANNELS = 1024  # as in libsndfile
 MAX_RATE = 1 << 22  # Hz
-MAX_CODES = 1 << 20  # per packet: unpacking needs 64 bytes for each
+MAX_CODES = 1 << 20  # per packet, because unpacking needs 64 bytes per code
 
 _MAGIC = b"\x89CDC\r\n\x1a\n"
 _START = struct.Struct("<8sHH")
@@ -84,9 +84,9 @@ Codes = npt.NDArray[np.int64]
 
 @dataclass(frozen=True, kw_only=True)
 class Header:
-    """What a .codec file says about itself; `time` and `frames` are 0 until the Writer is closed.
+    """The header of a .codec file; `time` and `frames` are 0 until the Writer is closed.
 
-    `time` counts samples of the source at `source_rate` Hz, `hop` and `overlap` samples at `sample_rate` Hz;
+    `time` counts samples of the source at `source_rate` Hz, `hop` and `decoder_delay` samples at `sample_rate` Hz;
     `weights_hash` is 64 hexadecimal digits. Raises ConfigError for values that the format cannot hold.
     """
 
@@ -108,15 +108,15 @@ class Header:
             if not least <= (value := getattr(self, name)) <= most:
                 raise ConfigError(f"{name} is {value}: a .codec file holds {least} to {most}")
         if (codes := self.channels * self.num_codebooks * self.frames_per_packet) > MAX_CODES:
-            raise ConfigError(f"{codes} codes in a packet: at most {MAX_CODES}, take fewer frames per packet")
+            raise ConfigError(f"{codes} codes in a packet: the limit is {MAX_CODES}, use fewer frames per packet")
         if len(self.model.encode()) > 255 or not self.model.isprintable():
-            raise ConfigError(f"{self.model!r} cannot name a model: take at most 255 bytes of printable text")
+            raise ConfigError(f"{self.model!r} cannot name a model: use at most 255 bytes of printable text")
         if len(self.weights_hash) != 64 or not set(self.weights_hash) <= set("0123456789abcdef"):
-            raise ConfigError(f"{self.weights_hash!r} is no weights hash: it must be 64 hexadecimal digits")
+            raise ConfigError(f"{self.weights_hash!r} is not a weights hash: it must be 64 hexadecimal digits")
 
     @property
     def frame_spec(self) -> FrameSpec:
-        """Conversions of the model as far as this file uses it: `num_codebooks` are those in the file."""
+        """The frame spec of the model, with the number of codebooks in this file."""
         return FrameSpec(
             sample_rate=self.sample_rate,
             hop=self.hop,
@@ -132,7 +132,7 @@ class Header:
 
     @property
     def model_time(self) -> int:
-        """Samples per channel at the model's rate."""
+        """Samples per channel at the model's sample rate."""
         return resampled_length(self.time, self.source_rate, self.sample_rate)
 
     def _to_bytes(self) -> bytes:
@@ -155,7 +155,7 @@ class Header:
 
     @classmethod
     def _from_fields(cls, fields: bytes) -> "Header":
-        """Undo `_to_bytes`, given the bytes between the length and the checksum; ValueError or ConfigError if wrong."""
+        """Parse the bytes between the length and the checksum. Raises ValueError, ConfigError."""
         if len(fields) < _FIELDS.size or len(fields) != _FIELDS.size + fields[_FIELDS.size - 1]:
             raise ValueError(f"{len(fields)} bytes of fields do not fit the length of the name")
         (
@@ -189,7 +189,7 @@ class Header:
 
 
 class Writer:
-    """Writes codes to a binary file that can seek; the file becomes readable with `close`."""
+    """Write codes to a seekable binary file, which `close` completes."""
 
     def __init__(self, file: BinaryIO, header: Header) -> None:
         self.header = replace(header, time=0, frames=0)
@@ -200,21 +200,23 @@ class Writer:
         file.write(self.header._to_bytes())
 
     def write(self, codes: Codes) -> None:
-        """Append codes [channels, codebooks, frames], any number of frames. Raises UsageError for codes of other shapes
-        or outside 0 to `codebook_size` - 1."""
+        """Append codes [channels, codebooks, frames].
+
+        Raises UsageError for codes of another shape or outside 0 to `codebook_size` - 1.
+        """
         if codes.ndim != 3 or codes.shape[:2] != self._pending.shape[:2]:
             raise UsageError(f"codes are {codes.shape}: this file takes {(*self._pending.shape[:2], 'frames')}")
         if codes.size and not 0 <= codes.min() <= codes.max() < self.header.codebook_size:
             most = self.header.codebook_size - 1
             raise UsageError(f"codes lie between {codes.min()} and {codes.max()}: this file takes 0 to {most}")
-        waiting = np.concatenate([self._pending, codes], axis=2)
-        while waiting.shape[2] >= self.header.frames_per_packet:
-            self._write_packet(_DATA, waiting[:, :, : self.header.frames_per_packet])
-            waiting = waiting[:, :, self.header.frames_per_packet :]
-        self._pending = waiting.copy()  # a view would keep all of `codes` alive
+        pending = np.concatenate([self._pending, codes], axis=2)
+        while pending.shape[2] >= self.header.frames_per_packet:
+            self._write_packet(_DATA, pending[:, :, : self.header.frames_per_packet])
+            pending = pending[:, :, self.header.frames_per_packet :]
+        self._pending = pending.copy()  # a view would keep all of `codes` alive
 
     def close(self, *, time: int) -> None:
-        """Write what is left and the end packet, and complete the header; `time` is the source's length in samples."""
+        """Write the last codes, the end packet and the final header; `time` is the samples per channel of the source."""
         if self._pending.shape[2]:
             self._write_packet(_DATA, self._pending)
         self._write_packet(_END, self._pending[:, :, :0])
@@ -233,10 +235,10 @@ class Writer:
 
 
 class Reader:
-    """Reads a buffered binary file, which need not seek; `label` names it in errors, `offset` counts the bytes read.
+    """Read a buffered binary file, seekable or not; `label` names it in errors, `offset` counts the bytes read.
 
-    Raises DamagedFile for a header that is cut off, altered or impossible, UnsupportedAudio for a file of another kind
-    or of a newer version.
+    Raises DamagedFile for a header that is truncated, altered or impossible, UnsupportedAudio for another file format
+    or a newer version.
     """
 
     def __init__(self, file: BinaryIO, *, label: str) -> None:
@@ -249,7 +251,7 @@ class Reader:
     def packets(self) -> Iterator[Codes]:
         """Yield the codes [channels, codebooks, frames] packet by packet, once.
 
-        Raises DamagedFile at the first damage, after everything before it has been yielded.
+        Raises DamagedFile at the first damage, after all packets before it.
         """
         header = self.header
         bits = header.frame_spec.bits_per_code
@@ -259,31 +261,30 @@ class Reader:
             count = header.channels * header.num_codebooks * frames
             size = _bytes_for(count * bits)
             start = self.offset
-            # The header tells what each packet must look like: no length is taken from the packet itself.
+            # The header determines the size of each packet; lengths in packets are compared, not trusted.
             packet = self._take(_PACKET.size + size + _CRC.size)
             if not _is_sealed(packet):
                 raise self._damaged(start, f"the checksum of packet {number} does not match")
             if packet[: _PACKET.size] != _PACKET.pack(_DATA if frames else _END, number, frames, size):
-                raise self._damaged(start, f"packet {number} is not the one that belongs here")
+                raise self._damaged(start, f"another packet was found in place of packet {number}")
             if not frames:
                 break
             flat = _unpack(packet[_PACKET.size : -_CRC.size], bits, count)
             if flat.max() >= header.codebook_size:
-                raise self._damaged(start, f"packet {number} has codes beyond the codebook's {header.codebook_size}")
+                raise self._damaged(start, f"packet {number} has codes beyond the codebook size {header.codebook_size}")
             self._frames_read += frames
             number += 1
-            yield flat.reshape(frames, header.channels, header.num_codebooks).transpose(
-                1, 2, 0
-            )  # [channels, codebooks, frames]
+            ordered = flat.reshape(frames, header.channels, header.num_codebooks)
+            yield ordered.transpose(1, 2, 0)  # [channels, codebooks, frames]
         if self._file.read(1):
-            raise self._damaged(self.offset, "more bytes follow the end of the recording")
+            raise self._damaged(self.offset, "more bytes follow the end packet")
 
     def _read_header(self) -> Header:
         magic = self._take(len(_MAGIC))
         if magic != _MAGIC:
             if magic[:4] == _MAGIC[:4] or magic[4:] == _MAGIC[4:]:
                 raise self._damaged(0, "its first bytes are altered, perhaps by a copy in text mode")
-            raise UnsupportedAudio(f"{self.label} is no .codec file: give a file that `codec encode` made")
+            raise UnsupportedAudio(f"{self.label} is not a .codec file: give a file written by `codec encode`")
         rest = self._take(_START.size - len(_MAGIC))
         _, version, length = _START.unpack(magic + rest)
         fields = self._take(length + _CRC.size)
@@ -291,7 +292,7 @@ class Reader:
             raise self._damaged(0, "the checksum of the header does not match")
         if version != VERSION:
             raise UnsupportedAudio(
-                f"{self.label} has version {version} of the .codec format, this program reads {VERSION}: upgrade codec"
+                f"{self.label} has version {version} of the .codec format, codec reads version {VERSION}: upgrade codec"
             )
         try:
             header = Header._from_fields(fields[: -_CRC.size])
@@ -299,7 +300,7 @@ class Reader:
             raise self._damaged(_START.size, f"impossible header, {error}") from error
         if header.frame_spec.time(header.frames) < header.model_time:
             raise self._damaged(
-                _START.size, f"{header.frames} frames do not hold {header.time} samples, as the header says"
+                _START.size, f"{header.frames} frames do not hold the {header.time} samples that the header states"
             )
         return header
 
@@ -307,20 +308,20 @@ class Reader:
         data = self._file.read(size)
         self.offset += len(data)
         if len(data) < size:
-            raise self._damaged(self.offset, "the file ends here, too early")
+            raise self._damaged(self.offset, "the file is truncated")
         return data
 
     def _damaged(self, offset: int, reason: str) -> DamagedFile:
         seconds = None
         if self._frames_read:
-            math = self.header.frame_spec
-            seconds = min(math.seconds(math.time(self._frames_read)), self.header.seconds)
+            spec = self.header.frame_spec
+            seconds = min(spec.seconds(spec.time(self._frames_read)), self.header.seconds)
         return DamagedFile(self.label, offset=offset, reason=reason, seconds_decoded=seconds or None)
 
 
 @contextmanager
 def open_reader(path: str | Path | bytes) -> Iterator[Reader]:
-    """Open a .codec file, its content, or standard input for "-". Raises InputNotFound, and what Reader raises."""
+    """Open a .codec file, its content as bytes, or standard input for "-". Raises InputNotFound, and as Reader."""
     if isinstance(path, bytes):
         yield Reader(io.BytesIO(path), label="the data")
         return

@@ -1,12 +1,12 @@
-"""The level of a recording: the RMS of its loud part, measured block by block, and the gain that brings it to another.
+"""Measure the level of a recording, the RMS of its loud part, block by block; the gain to another level.
 
     meter = LevelMeter(8000)
     for block in blocks:  # [channels, time]
         meter.push(block)
     scaled = audio * meter.gain(-20.0)  # the RMS of its loud part is 0.1
 
-The loud part is made of the 20 ms frames whose level is within 30 dB of the loudest frame's, so pauses and the silence
-around a word do not count, and a word has the same level in a short clip and in a long one.
+The loud part consists of the 20 ms frames whose level is within 30 dB of the loudest frame, so pauses and silence
+around a word do not count: a word has the same level in a short clip and in a long one.
 
     frame          1    2    3    4    5
     level, dBFS  -70  -22  -18  -40  -55     loudest -18: frames 2, 3 and 4 count, the RMS over them is -21.3 dBFS
@@ -23,24 +23,24 @@ from codec.io.audio import Block
 FRAME_SECONDS = 0.02
 LOUD_DB = 30.0  # below the loudest frame
 MOST_GAIN_DB = 40.0
-LOWEST_DB, HIGHEST_DB = -60.0, 0.0  # levels that may be asked for
-BINS_PER_DB = 10  # frames are told apart by whole tenths of a dB
-RANGE_DB = 200  # above and below full scale; beyond are the outermost bins
+LOWEST_DB, HIGHEST_DB = -60.0, 0.0  # bounds of a target level
+BINS_PER_DB = 10  # levels of frames are rounded down to 0.1 dB
+RANGE_DB = 200  # above and below full scale; levels beyond it count in the outermost bins
 
 
 def check_level(level_db: float | None) -> float | None:
-    """The level itself. `UsageError` if it is not from -60 to 0 dBFS."""
+    """Check a target level. Raises UsageError unless it is None or from -60 to 0 dBFS."""
     if level_db is not None and not LOWEST_DB <= level_db <= HIGHEST_DB:  # NaN is refused too
-        raise UsageError(f"a level of {level_db:g} dBFS: give one from {LOWEST_DB:g} to {HIGHEST_DB:g}, as -20")
+        raise UsageError(f"a level of {level_db:g} dBFS: give one from {LOWEST_DB:g} to {HIGHEST_DB:g}, such as -20")
     return None if level_db is None else float(level_db)
 
 
 class LevelMeter:
-    """Measure one recording in blocks of any lengths; what it keeps does not grow with them.
+    """Measure one recording in blocks of any lengths, in constant memory.
 
-    Frames of 20 ms follow one another from the first sample on; what is left after the last whole one counts only where
-    there is no whole one. Levels of frames are rounded down to tenths of a dB, then those from 30 dB below the loudest
-    on are loud. Several channels are measured as one.
+    Frames of 20 ms follow one another from the first sample; an incomplete last frame counts only if there is no
+    complete one. Frame levels are rounded down to 0.1 dB; frames within 30 dB of the loudest are the loud part. All
+    channels are measured together.
     """
 
     def __init__(self, rate: int) -> None:
@@ -66,11 +66,11 @@ class LevelMeter:
         bins = np.floor(BINS_PER_DB * (10 * np.log10(powers.clip(min=1e-30)) + RANGE_DB)).astype(np.int64)
         bins = bins.clip(0, len(self._counts) - 1)
         np.add.at(self._counts, bins, 1)
-        np.add.at(self._powers, bins, powers)  # one after another, so blocks do not change the sums
+        np.add.at(self._powers, bins, powers)  # added one by one, so that blocks do not change the sums
 
     @property
     def rms(self) -> float:
-        """Of the loud part so far, full scale is 1; 0 of silence and of nothing."""
+        """RMS of the loud part so far, full scale 1; 0 for silence and without samples."""
         (filled,) = np.nonzero(self._counts)
         if not len(filled):  # shorter than a frame
             rest = self._rest
@@ -79,9 +79,9 @@ class LevelMeter:
         return math.sqrt(self._powers[first:].sum() / self._counts[first:].sum())
 
     def gain(self, level_db: float) -> np.float32:
-        """What to multiply samples with, so that the loud part's RMS is `level_db` dBFS.
+        """The factor that scales the RMS of the loud part to `level_db` dBFS.
 
-        At most 40 dB, and no more than brings the highest peak to 1; 1 for silence.
+        It is at most 40 dB, and at most 1 / peak; 1 for silence.
         """
         rms = self.rms
         if not rms:
@@ -90,7 +90,7 @@ class LevelMeter:
 
 
 def gain_to(audio: Block, level_db: float | None, *, rate: int) -> np.float32:
-    """The gain of a whole recording [channels, time]; 1 where no level is asked for."""
+    """The gain of a whole recording [channels, time]; 1 without a level."""
     if level_db is None:
         return np.float32(1)
     meter = LevelMeter(rate)

@@ -1,7 +1,7 @@
-"""A few seconds of audio made from nothing: a spoken sentence and plucked strings, for machines without a recording.
+"""Synthesize a few seconds of audio, a spoken sentence and plucked strings, as a test recording; deterministic.
 
-The voice is a formant synthesiser after Klatt ("Software for a cascade/parallel formant synthesizer", 1980): a sum of
-harmonics and a noise, both shaped by the resonances of a vocal tract that glides from sound to sound. Deterministic.
+The voice is a formant synthesizer after Klatt ("Software for a cascade/parallel formant synthesizer", 1980): harmonics
+and noise, filtered by the resonances of a vocal tract that moves from phoneme to phoneme.
 """
 
 from typing import NamedTuple
@@ -10,40 +10,40 @@ import numpy as np
 from numpy.typing import NDArray
 
 RATE = 44100
-CONTROL_RATE = 200  # Hz; how often the vocal tract is looked at: every 5 ms, about as fast as tongues move
+CONTROL_RATE = 200  # Hz; update rate of the vocal tract (5 ms)
 
 Samples = NDArray[np.floating]
 
 
-class Sound(NamedTuple):
-    """One speech sound: the three lowest resonances in Hz (Klatt's tables II and III), how voiced, how noisy."""
+class Phoneme(NamedTuple):
+    """One phoneme: the three lowest formants in Hz (Klatt's tables II and III), levels of voicing and noise."""
 
     formants: tuple[float, float, float]
     voice: float = 1.0
     noise: float = 0.0
-    noise_from: float = 500.0  # Hz; frication is a high-pass noise from here on
+    noise_from: float = 500.0  # Hz; cutoff of the high-pass noise of frication
 
 
-SOUNDS = {
-    "dh": Sound((270, 1290, 2540), 0.35, 0.02, 1400),
-    "ih": Sound((400, 1800, 2570)),
-    "s": Sound((320, 1390, 2530), 0.0, 0.60, 4200),
-    "z": Sound((240, 1390, 2530), 0.25, 0.28, 4200),
-    "ah": Sound((620, 1220, 2550)),
-    "v": Sound((220, 1100, 2080), 0.35, 0.03, 1200),
-    "o": Sound((550, 960, 2400)),
-    "i": Sound((360, 1820, 2450)),
-    "m": Sound((260, 1270, 2130), 0.40),
-    "n": Sound((260, 1340, 2470), 0.40),
-    "e": Sound((480, 1720, 2520)),
-    "d": Sound((200, 1600, 2600), 0.06),
-    "b": Sound((200, 1100, 2150), 0.06),
-    "burst": Sound((300, 1600, 2600), 0.4, 0.12, 2500),
-    "er": Sound((470, 1270, 1540)),
-    ".": Sound((450, 1450, 2450), 0.0),
+PHONEMES = {
+    "dh": Phoneme((270, 1290, 2540), 0.35, 0.02, 1400),
+    "ih": Phoneme((400, 1800, 2570)),
+    "s": Phoneme((320, 1390, 2530), 0.0, 0.60, 4200),
+    "z": Phoneme((240, 1390, 2530), 0.25, 0.28, 4200),
+    "ah": Phoneme((620, 1220, 2550)),
+    "v": Phoneme((220, 1100, 2080), 0.35, 0.03, 1200),
+    "o": Phoneme((550, 960, 2400)),
+    "i": Phoneme((360, 1820, 2450)),
+    "m": Phoneme((260, 1270, 2130), 0.40),
+    "n": Phoneme((260, 1340, 2470), 0.40),
+    "e": Phoneme((480, 1720, 2520)),
+    "d": Phoneme((200, 1600, 2600), 0.06),
+    "b": Phoneme((200, 1100, 2150), 0.06),
+    "burst": Phoneme((300, 1600, 2600), 0.4, 0.12, 2500),
+    "er": Phoneme((470, 1270, 1540)),
+    ".": Phoneme((450, 1450, 2450), 0.0),
 }
 
-# "This is a voice, made of numbers." Sound, length in ms, pitch in Hz.
+# "This is a voice, made of numbers." Phoneme, duration in ms, pitch in Hz.
 SENTENCE = """
 . 150 120  dh 60 122  ih 80 128  s 95 126  ih 75 120  z 70 116  ah 60 114  v 65 118  o 120 138  i 130 126  s 130 110
 . 160 108  m 85 112  e 95 132  i 80 128  d 45 116  burst 12 114  ah 55 112  v 60 108  n 75 112  ah 115 124  m 80 108
@@ -55,7 +55,7 @@ SECONDS = 5.5
 
 
 def synthesize() -> NDArray[np.float32]:
-    """The recording: float32 [1, time] at `RATE` Hz, peak 0.7."""
+    """Synthesize the recording: float32 [1, time] at `RATE` Hz, peak 0.7."""
     random = np.random.default_rng(0)
     time = np.arange(round(SECONDS * RATE)) / RATE
     audio = np.zeros(len(time))
@@ -73,22 +73,22 @@ def _speak(random: np.random.Generator) -> Samples:
     formants, voice, noise, noise_from, pitch = _glide()
     control = np.arange(len(pitch)) / CONTROL_RATE
     time = np.arange(round(control[-1] * RATE)) / RATE
-    pitch *= 1 + 0.012 * _smooth(random.standard_normal(len(control)), 15) * 15**0.5  # no voice holds its pitch
+    pitch *= 1 + 0.012 * _smooth(random.standard_normal(len(control)), 15) * 15**0.5  # jitter, as in any voice
     phase = 2 * np.pi * np.cumsum(np.interp(time, control, pitch)) / RATE
 
     audio = np.zeros(len(time))
-    turn = np.exp(1j * phase)
-    carrier = np.ones_like(turn)
+    rotation = np.exp(1j * phase)
+    carrier = np.ones_like(rotation)
     for harmonic in range(1, int(10_000 / pitch.min())):
         frequency = harmonic * pitch
-        carrier *= turn
-        # The glottis falls by 12 dB per octave above some 200 Hz, radiation from the lips gives 6 dB back.
+        carrier *= rotation
+        # The glottal source falls by 12 dB per octave above 200 Hz; radiation at the lips adds 6 dB per octave.
         source = frequency / 200 / (1 + (frequency / 200) ** 2) * voice * (frequency < 11_000)
         shape = source * _tract(frequency, formants)
         audio += np.interp(time, control, shape.real) * carrier.real
         audio -= np.interp(time, control, shape.imag) * carrier.imag
 
-    # Noise, shaped frame by frame: each control point is the middle of one Hann window, half a window apart.
+    # Noise, filtered frame by frame: each control point is the center of a Hann window with half overlap.
     hop = RATE // CONTROL_RATE
     bins = np.fft.rfftfreq(2 * hop, 1 / RATE)
     window = np.hanning(2 * hop + 1)[:-1]
@@ -102,42 +102,42 @@ def _speak(random: np.random.Generator) -> Samples:
 
 
 def _glide() -> tuple[Samples, ...]:
-    """Formants [3, points], loudness of voice and noise, edge of the noise and pitch [points], over the sentence."""
+    """Formants [3, points]; levels of voice and noise, noise cutoff and pitch [points] over the sentence."""
     words = SENTENCE.split()
     ends = np.cumsum([float(length) for length in words[1::3]]) / 1000
-    now = np.searchsorted(ends, np.arange(0, ends[-1], 1 / CONTROL_RATE))  # which sound each point lies in
-    sounds = [SOUNDS[words[3 * index]] for index in now]
-    # Tongue and pitch move slowly (50 and 90 ms), the glottis and narrow places open and close fast (15 ms).
+    now = np.searchsorted(ends, np.arange(0, ends[-1], 1 / CONTROL_RATE))  # the phoneme of each point
+    phonemes = [PHONEMES[words[3 * index]] for index in now]
+    # Tongue and pitch move slowly (50 and 90 ms), glottis and constrictions fast (15 to 25 ms).
     return (
-        np.stack([_smooth(np.array([sound.formants[i] for sound in sounds]), 10) for i in range(3)]),
-        _smooth(np.array([sound.voice for sound in sounds]), 5),
-        _smooth(np.array([sound.noise for sound in sounds]), 3),
-        np.array([sound.noise_from for sound in sounds]),
+        np.stack([_smooth(np.array([phoneme.formants[i] for phoneme in phonemes]), 10) for i in range(3)]),
+        _smooth(np.array([phoneme.voice for phoneme in phonemes]), 5),
+        _smooth(np.array([phoneme.noise for phoneme in phonemes]), 3),
+        np.array([phoneme.noise_from for phoneme in phonemes]),
         _smooth(np.array([float(words[3 * index + 2]) for index in now]), 18),
     )
 
 
 def _tract(frequency: Samples, formants: Samples) -> NDArray[np.complex128]:
-    """Response of the resonances in cascade: `formants` [3, ...], higher ones every kilohertz, wider as they rise."""
+    """Frequency response of the resonances in cascade: `formants` [3, ...], then one per kHz; bandwidth increases."""
     response = np.ones(len(frequency), dtype=np.complex128)
-    for index, centre in enumerate([*formants, *np.arange(3500.0, 12_000.0, 1000.0)]):
+    for index, center in enumerate([*formants, *np.arange(3500.0, 12_000.0, 1000.0)]):
         bandwidth = 60 + 30 * index
-        response *= centre**2 / (centre**2 - frequency**2 + 1j * frequency * bandwidth)
+        response *= center**2 / (center**2 - frequency**2 + 1j * frequency * bandwidth)
     return response
 
 
 def _pluck(time: Samples, pitch: float) -> Samples:
-    """A plucked string: partials a little sharp, for strings are stiff, the high ones dying first."""
+    """A plucked string: partials are slightly sharp, because strings are stiff; high partials decay first."""
     audio = np.zeros(len(time))
     for partial in range(1, 30):
         frequency = partial * pitch * (1 + 1e-4 * partial**2) ** 0.5
-        loudness = np.sin(np.pi * partial * 0.19) / partial**1.4  # plucked at a fifth of its length
+        loudness = np.sin(np.pi * partial * 0.19) / partial**1.4  # plucked at 0.19 of its length
         audio += loudness * np.exp(-time * (1.5 + partial)) * np.sin(2 * np.pi * frequency * time)
     return audio
 
 
 def _reverberate(audio: Samples, random: np.random.Generator) -> Samples:
-    """A small room: noise that dies by 60 dB in 0.35 s, well below the direct sound."""
+    """Add the reverberation of a small room: noise with a decay of 60 dB in 0.35 s, well below the direct sound."""
     tail = np.arange(round(0.35 * RATE))
     room = random.standard_normal(len(tail)) * 10 ** (-3 * tail / len(tail)) * 0.006
     room[0] = 1.0
@@ -146,7 +146,7 @@ def _reverberate(audio: Samples, random: np.random.Generator) -> Samples:
 
 
 def _smooth(values: Samples, width: int) -> Samples:
-    """Moving average with a Hann window of `width` points; the ends hold their value."""
+    """Moving average with a Hann window of `width` points; edge values are repeated."""
     window = np.hanning(width + 2)[1:-1]
     padded = np.pad(values, (width // 2, (width - 1) // 2), mode="edge")
     return np.convolve(padded, window / window.sum(), mode="valid")

@@ -16,7 +16,7 @@ from tests.cli.conftest import Cli
 from tests.tiny import tiny_model
 
 
-def test_there_and_back(cli: Cli, recording: Path) -> None:
+def test_encode_and_decode(cli: Cli, recording: Path) -> None:
     encoded = cli("encode", recording)
     assert (encoded.code, encoded.out) == (0, b"")
     assert encoded.err.startswith("in.wav -> in.codec: 0.70 s, ")
@@ -26,13 +26,13 @@ def test_there_and_back(cli: Cli, recording: Path) -> None:
     assert (audio.shape, rate) == ((2, 11_200), 16_000)
 
 
-def test_the_command_line_writes_what_the_library_writes(cli: Cli, recording: Path) -> None:
+def test_encode_writes_the_same_file_as_the_library(cli: Cli, recording: Path) -> None:
     cli("encode", recording, "--codebooks", 2)
     compress(recording, "direct.codec", model="general-24k", num_codebooks=2)
     assert Path("in.codec").read_bytes() == Path("direct.codec").read_bytes()
 
 
-def test_another_rate_on_request(cli: Cli, recording: Path) -> None:
+def test_rate_option(cli: Cli, recording: Path) -> None:
     cli("encode", recording)
     cli("decode", "in.codec", "out.wav", "--rate", 8000)
     assert soundfile.info("out.wav").samplerate == 8000
@@ -55,7 +55,9 @@ def test_a_model_file(cli: Cli, recording: Path) -> None:
     ("option", "value", "num_codebooks"),
     [("--codebooks", 1, 1), ("--bitrate", 1.2, 2), ("--bitrate", 99, 3), ("--codebooks", 3, 3)],
 )
-def test_the_rate_is_chosen(cli: Cli, recording: Path, option: str, value: float, num_codebooks: int) -> None:
+def test_bitrate_and_codebooks_options(
+    cli: Cli, recording: Path, option: str, value: float, num_codebooks: int
+) -> None:
     assert cli("encode", recording, option, value).code == 0
     facts = json.loads(cli("info", "in.codec", "--json").out)
     assert facts["num_codebooks"] == num_codebooks
@@ -71,7 +73,9 @@ def test_the_rate_is_chosen(cli: Cli, recording: Path, option: str, value: float
         (["--model", "general-24"], 6, "did you mean general-24k?"),
     ],
 )
-def test_options_that_cannot_be(cli: Cli, recording: Path, options: list[object], code: int, says: str) -> None:
+def test_invalid_options_have_their_exit_status(
+    cli: Cli, recording: Path, options: list[object], code: int, says: str
+) -> None:
     result = cli("encode", recording, *options)
     assert result.code == code
     assert says in result.err
@@ -79,7 +83,7 @@ def test_options_that_cannot_be(cli: Cli, recording: Path, options: list[object]
     assert not Path("in.codec").exists()
 
 
-def test_outputs_are_not_overwritten_unasked(cli: Cli, recording: Path) -> None:
+def test_outputs_are_overwritten_only_with_force(cli: Cli, recording: Path) -> None:
     Path("in.codec").write_bytes(b"precious")
     refused = cli("encode", recording)
     assert refused.code == 8
@@ -94,12 +98,12 @@ def test_into_a_folder(cli: Cli, recording: Path) -> None:
     assert Path("there/in.codec").is_file()
 
 
-def test_names_that_cannot_be_meant(cli: Cli, recording: Path) -> None:
+def test_invalid_names(cli: Cli, recording: Path) -> None:
     before = recording.read_bytes()
     Path("link.codec").symlink_to(recording)
     for arguments, code, says in (
         (["encode", ""], 2, "empty name"),
-        (["encode", recording, "new/"], 8, "new/ is no folder"),
+        (["encode", recording, "new/"], 8, "new/ is not a folder"),
         (["encode", ".", "-"], 2, "takes one file"),
         (["encode", recording, recording, "--force"], 2, "the same file"),
         (["encode", recording, "link.codec", "--force"], 2, "the same file"),
@@ -139,14 +143,14 @@ def test_standard_input_and_output(cli: Cli, recording: Path, monkeypatch: pytes
     assert (audio.shape, rate) == ((11_200, 2), 16_000)
 
 
-def test_no_data_for_a_terminal(cli: Cli, recording: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_data_is_not_written_to_a_terminal(cli: Cli, recording: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
     result = cli("encode", recording, "-")
     assert (result.code, result.out) == (2, b"")
     assert "terminal" in result.err
 
 
-def test_a_folder_is_mirrored_and_goes_on_after_a_bad_file(cli: Cli, recording: Path) -> None:
+def test_a_bad_file_does_not_stop_a_folder(cli: Cli, recording: Path) -> None:
     for name in ("album/one.wav", "album/deep/two.wav"):
         Path(name).parent.mkdir(parents=True, exist_ok=True)
         Path(name).write_bytes(recording.read_bytes())
@@ -154,13 +158,13 @@ def test_a_folder_is_mirrored_and_goes_on_after_a_bad_file(cli: Cli, recording: 
     encoded = cli("encode", "album", "small")
     assert encoded.code == 1
     summary, failure = encoded.err.splitlines()
-    assert summary.startswith("2 done (1.4 s of audio), 0 were there already, 1 failed")
+    assert summary.startswith("2 done (1.4 s of audio), 0 skipped, 1 failed")
     assert failure.startswith("  album/bad.wav: ")
     assert sorted(str(path) for path in Path("small").rglob("*.codec")) == ["small/deep/two.codec", "small/one.codec"]
 
     Path("album/bad.wav").unlink()
     again = cli("encode", "album", "small")
-    assert (again.code, again.err) == (0, "0 done (0.0 s of audio), 2 were there already, 0 failed\n")
+    assert (again.code, again.err) == (0, "0 done (0.0 s of audio), 2 skipped, 0 failed\n")
     decoded = cli("decode", "small", "back")
     assert decoded.code == 0
     assert soundfile.info("back/deep/two.wav").frames == 11_200
@@ -169,7 +173,7 @@ def test_a_folder_is_mirrored_and_goes_on_after_a_bad_file(cli: Cli, recording: 
 @pytest.mark.parametrize(
     ("name", "content", "code"), [("none.wav", None, 3), ("text.wav", b"hello", 4), ("empty.wav", b"", 4)]
 )
-def test_inputs_that_are_no_audio(cli: Cli, name: str, content: bytes | None, code: int) -> None:
+def test_inputs_that_are_not_audio(cli: Cli, name: str, content: bytes | None, code: int) -> None:
     if content is not None:
         Path(name).write_bytes(content)
     result = cli("encode", name)
@@ -180,12 +184,12 @@ def test_inputs_that_are_no_audio(cli: Cli, name: str, content: bytes | None, co
     assert not Path(name).with_suffix(".codec").exists()
 
 
-def test_samples_that_are_not_numbers(cli: Cli) -> None:
+def test_nan_samples_exit_4(cli: Cli) -> None:
     soundfile.write("nan.wav", np.full(100, np.nan), 8000, subtype="FLOAT")
     assert cli("encode", "nan.wav").code == 4
 
 
-def test_a_damaged_file_gives_what_is_whole(cli: Cli) -> None:
+def test_intact_audio_of_a_damaged_file_is_decoded(cli: Cli) -> None:
     soundfile.write("long.wav", np.random.default_rng(0).uniform(-0.1, 0.1, 8000 * 4), 8000)
     cli("encode", "long.wav")
     data = bytearray(Path("long.codec").read_bytes())

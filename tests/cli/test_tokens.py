@@ -21,12 +21,12 @@ def corpus(recording: Path) -> Path:
 def test_a_folder_becomes_a_store(cli: Cli, corpus: Path) -> None:
     result = cli("tokenize", corpus, "--out", "store", "--codebooks", 2)
     assert (result.code, result.out) == (0, b"")
-    assert result.err.startswith("3 clips done (2.1 s of audio), 0 were already encoded, 0 failed; 1 shards, ")
-    assert result.err.endswith(" s of audio a second\n")
+    assert result.err.startswith("3 clips encoded (2.1 s of audio), 0 already encoded, 0 failed; 1 shards, ")
+    assert result.err.endswith(" × real time\n")
     store = TokenStore("store")
     assert [(clip.row.set, clip.codes.shape) for clip in store] == [("a", (2, 71)), ("a", (2, 71)), ("b", (2, 71))]
     again = cli("tokenize", corpus, "--out", "store", "--codebooks", 2)
-    assert again.err.startswith("0 clips done (0.0 s of audio), 3 were already encoded, 0 failed; ")
+    assert again.err.startswith("0 clips encoded (0.0 s of audio), 3 already encoded, 0 failed; ")
     refused = cli("tokenize", corpus, "--out", "store")
     assert (refused.code, refused.err.count("\n")) == (8, 1)
     assert cli("tokenize", corpus, "--out", "store", "--force").code == 0
@@ -38,7 +38,7 @@ def test_failures_are_listed_and_exit_1(cli: Cli, corpus: Path) -> None:
     result = cli("tokenize", corpus, "--out", "store")
     assert result.code == 1
     summary, *failures, rest = result.err.splitlines()
-    assert summary.startswith("3 clips done (2.1 s of audio), 0 were already encoded, 30 failed; ")
+    assert summary.startswith("3 clips encoded (2.1 s of audio), 0 already encoded, 30 failed; ")
     assert len(failures) == 20
     assert failures[0].startswith("  bad00.wav: ")
     assert rest == "  and 10 more: `grep error store/*.jsonl` lists them"

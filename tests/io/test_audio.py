@@ -1,4 +1,4 @@
-"""audio.py against soundfile, one-shot soxr, Python's wave module and bytes laid out by hand."""
+"""io/audio.py against soundfile, one-shot soxr, Python's wave module and bytes written by hand."""
 
 import io
 import os
@@ -32,7 +32,7 @@ def noise(channels: int, time: int, seed: int = 0) -> Block:
 
 
 def cut(array: Block, sizes: list[int]) -> Iterator[Block]:
-    """Blocks of the sizes given, the last size repeated up to the end."""
+    """Cut an array into blocks of these sizes and a last block."""
     start = 0
     for size in sizes:
         yield array[:, start : start + size]
@@ -72,9 +72,9 @@ def test_resampler_equals_one_shot(from_rate: int, to_rate: int) -> None:
     array = noise(2, 9001)
     expected = array.T if from_rate == to_rate else soxr.resample(array.T, from_rate, to_rate, quality="VHQ")
     result = resample(array, from_rate, to_rate, [4000, 1, 0, 3000])
-    decoder_delay = min(len(expected), result.shape[1])
+    overlap = min(len(expected), result.shape[1])
     assert abs(len(expected) - result.shape[1]) <= 1  # soxr rounds to the nearest, we round up
-    np.testing.assert_allclose(result[:, :decoder_delay], expected[:decoder_delay].T, atol=1e-6)
+    np.testing.assert_allclose(result[:, :overlap], expected[:overlap].T, atol=1e-6)
 
 
 @in_tmp
@@ -84,7 +84,7 @@ def test_resampler_equals_one_shot(from_rate: int, to_rate: int) -> None:
     rates=st.tuples(st.sampled_from([*RATES, 24000, 44101]), st.sampled_from([*RATES, 24000])),
     sizes=st.lists(st.integers(0, 700), max_size=12),
 )
-def test_resampler_length_is_exact_and_cutting_changes_nothing(
+def test_resampler_length_is_exact_for_blocks_of_any_size(
     time: int, channels: int, rates: tuple[int, int], sizes: list[int]
 ) -> None:
     array = noise(channels, time)
@@ -131,9 +131,7 @@ def test_equal_rates_pass_through() -> None:
     block=st.integers(1, 500),
     suffix=st.sampled_from([".wav", ".flac", ".aiff", ".au", ".caf", ".w64", ".rf64"]),
 )
-def test_blocks_join_to_what_soundfile_reads(
-    tmp_path: Path, time: int, channels: int, rate: int, block: int, suffix: str
-) -> None:
+def test_blocks_equal_soundfile(tmp_path: Path, time: int, channels: int, rate: int, block: int, suffix: str) -> None:
     path = tmp_path / f"a{suffix}"
     soundfile.write(path, noise(channels, time).T, rate, format=audio._FORMATS[suffix], subtype="PCM_16")
     with open_reader(path) as reader:
@@ -153,7 +151,7 @@ def test_lossy_formats_do_not_depend_on_the_block(tmp_path: Path, suffix: str) -
 
 
 @pytest.mark.parametrize("claimed", [None, 2 * 5000, 2**32 - 1, 2 * 1000 + 1])
-def test_lying_wav_header(tmp_path: Path, claimed: int | None) -> None:
+def test_wav_header_with_a_wrong_length(tmp_path: Path, claimed: int | None) -> None:
     samples = np.arange(-500, 500, dtype="<i2")
     path = tmp_path / "cut.wav"
     path.write_bytes(wav_bytes(samples.tobytes(), claimed=claimed))
@@ -167,7 +165,7 @@ def test_wav_cut_within_a_sample(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("declared", [0, 10**8])
-def test_flac_that_does_not_know_its_length(tmp_path: Path, declared: int) -> None:
+def test_flac_without_a_length(tmp_path: Path, declared: int) -> None:
     path = tmp_path / "piped.flac"
     soundfile.write(path, noise(1, 12_345).T, 44100)
     expected = soundfile.read(path, dtype="float32")[0]
@@ -179,7 +177,7 @@ def test_flac_that_does_not_know_its_length(tmp_path: Path, declared: int) -> No
         np.testing.assert_array_equal(np.concatenate(list(reader.blocks(1000)), axis=1)[0], expected)
 
 
-def test_truncated_flac_says_up_to_when(tmp_path: Path) -> None:
+def test_truncated_flac_reports_the_time(tmp_path: Path) -> None:
     path = tmp_path / "cut.flac"
     soundfile.write(path, noise(1, 44_100).T, 44100)
     path.write_bytes(path.read_bytes()[:50_000])
@@ -195,7 +193,7 @@ def test_truncated_flac_says_up_to_when(tmp_path: Path) -> None:
     ("value", "word"), [(np.nan, "NaN"), (np.inf, "infinite"), (-np.inf, "infinite"), (1e30, r"beyond 1e\+06")]
 )
 @pytest.mark.parametrize("at", [0, 999, 1000, 2345])
-def test_bad_sample_is_placed(tmp_path: Path, value: float, word: str, at: int) -> None:
+def test_bad_sample_is_reported_with_its_time(tmp_path: Path, value: float, word: str, at: int) -> None:
     array = noise(2, 3000)
     array[1, at] = value
     path = tmp_path / "bad.wav"
@@ -216,7 +214,7 @@ def test_bad_sample_is_placed(tmp_path: Path, value: float, word: str, at: int) 
         ("gone.wav", wav_bytes(b"", claimed=4000), "has no samples"),
     ],
 )
-def test_what_is_no_audio(tmp_path: Path, name: str, content: bytes, words: str) -> None:
+def test_files_that_are_not_audio(tmp_path: Path, name: str, content: bytes, words: str) -> None:
     (tmp_path / name).write_bytes(content)
     with pytest.raises(UnsupportedAudio, match=words) as caught:
         read(tmp_path / name)
@@ -273,7 +271,7 @@ def test_named_pipe_as_input(tmp_path: Path) -> None:
     feeder.join()
 
 
-def test_spool_meets_a_full_disk(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_full_disk_while_spooling(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "stdin", Stdin(b"RIFF" * 1000))
     full = io.FileIO("/dev/full", "r+")
     monkeypatch.setattr(tempfile, "TemporaryFile", lambda buffering: full)
@@ -321,7 +319,7 @@ def test_pcm16_is_the_nearest_value(
     np.testing.assert_array_equal(result, expected)
 
 
-def test_wav_is_plain_enough_for_the_standard_library(tmp_path: Path) -> None:
+def test_wav_is_readable_by_the_standard_library(tmp_path: Path) -> None:
     path = tmp_path / "a.wav"
     with open_writer(path, rate=11025, channels=2) as writer:
         writer.write(np.array([[0.5, -0.5], [0.25, 2.0]], np.float32))
@@ -331,7 +329,7 @@ def test_wav_is_plain_enough_for_the_standard_library(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("subtype", ["PCM_U8", "PCM_24", "PCM_32", "FLOAT", "DOUBLE", "ULAW"])
-def test_other_subtypes_clip_only_where_they_must(tmp_path: Path, subtype: str) -> None:
+def test_only_integer_subtypes_clip(tmp_path: Path, subtype: str) -> None:
     path = tmp_path / "a.wav"
     array = np.array([[0.5, 1.7, -1.7, -0.25]], np.float32)
     with open_writer(path, rate=8000, channels=1, subtype=subtype) as writer:
@@ -352,7 +350,7 @@ def test_every_suffix_can_be_written_and_read(tmp_path: Path, suffix: str) -> No
     np.testing.assert_allclose(result, array, atol=0.05)
 
 
-def test_usage(tmp_path: Path) -> None:
+def test_invalid_output_formats_raise(tmp_path: Path) -> None:
     for name, words in (("a.xyz", "cannot write .xyz"), ("a", "without suffix")):
         with pytest.raises(UsageError, match=words), open_writer(tmp_path / name, rate=8000, channels=1):
             pass
@@ -398,7 +396,7 @@ def test_existing_file_is_kept_without_force(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt, UnsupportedAudio])
 @pytest.mark.parametrize("suffix", [".wav", ".flac", ".mp3", ".ogg"])
-def test_nothing_stays_after_an_exception(tmp_path: Path, error: type[BaseException], suffix: str) -> None:
+def test_no_file_remains_after_an_exception(tmp_path: Path, error: type[BaseException], suffix: str) -> None:
     old = tmp_path / f"old{suffix}"
     old.write_bytes(b"precious")
     for path in (old, tmp_path / f"new{suffix}"):
@@ -538,7 +536,7 @@ def test_through_a_real_pipe() -> None:
 
 
 def test_standard_output_on_a_full_disk_fails_once() -> None:
-    content = wav_bytes(np.arange(100, dtype="<i2").tobytes())  # so few that they would wait in Python's buffer
+    content = wav_bytes(np.arange(100, dtype="<i2").tobytes())  # less than Python's buffer holds
     with Path("/dev/full").open("wb") as full:
         buffered = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
         done = subprocess.run(
@@ -569,8 +567,8 @@ def test_audio_suffixes() -> None:
     assert not any(is_audio_path(name) for name in ("a.txt", "wav", "b.wav.codec", ".wav", "c.mat", "d.raw"))
 
 
-def test_every_error_is_ours(tmp_path: Path) -> None:
-    """Random bytes behind real headers: read, or refused with a CodecError."""
+def test_random_damage_raises_only_codec_errors(tmp_path: Path) -> None:
+    """Random bytes after real headers are read, or raise a CodecError."""
     generator = np.random.default_rng(0)
     refused = 0
     for seed, suffix in enumerate((".wav", ".flac", ".ogg", ".aiff", ".caf", ".au", ".w64") * 6):
@@ -590,8 +588,8 @@ def test_every_error_is_ours(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "format_", "subtype"), [("a.ogg", "OGG", "VORBIS"), ("a.mp3", "MP3", "MPEG_LAYER_III")]
 )
-def test_a_part_is_what_reading_forward_gives(tmp_path: Path, name: str, format_: str, subtype: str) -> None:
-    """libsndfile 1.2.2 begins with sound of another place after one Vorbis seek in five (findings/vorbis_seek.sh)."""
+def test_a_part_equals_reading_forward(tmp_path: Path, name: str, format_: str, subtype: str) -> None:
+    """After one in five Vorbis seeks, libsndfile 1.2.2 starts at another position (findings/vorbis_seek.sh)."""
     noise = 0.1 * np.random.default_rng(0).standard_normal(220_500)
     with soundfile.SoundFile(tmp_path / name, "w", 44_100, 1, subtype, format=format_) as file:
         for first in range(0, len(noise), 4096):  # all at once, libsndfile's Vorbis encoder overflows its stack

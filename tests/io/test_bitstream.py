@@ -1,4 +1,4 @@
-"""The container against a slow obvious packing, and against every kind of damage."""
+"""io/bitstream.py against a slow obvious packing, and against every kind of damage."""
 
 import io
 import struct
@@ -36,7 +36,7 @@ def random_codes(header: Header, frames: int, seed: int = 0) -> Codes:
 
 
 def written(header: Header, *pieces: Codes, time: int | None = None) -> bytes:
-    """The bytes of a file whose frames hold `time` samples at the source's rate; as many as fit if None."""
+    """The bytes of a file whose frames hold `time` samples at the source's rate; the most that fit if None."""
     file = io.BytesIO()
     writer = Writer(file, header)
     for piece in pieces:
@@ -64,7 +64,7 @@ def read(data: bytes) -> tuple[Codes, CodecError | None]:
 
 
 def test_a_file_of_version_1_is_read_forever() -> None:
-    """Written by the first program that knew the format; never make it anew."""
+    """Written by the first version of the format; never replace it."""
     golden = (Path(__file__).parents[1] / "golden/version-1.codec").read_bytes()
     channel, codebook, frame = np.ogrid[:2, :3, :9]
     expected = (channel * 331 + codebook * 77 + frame * frame * 13) % 1000
@@ -76,7 +76,7 @@ def test_a_file_of_version_1_is_read_forever() -> None:
 
 
 def resealed(data: bytes, offset: int, value: bytes) -> bytes:
-    """A header with other bytes and a checksum that fits them: what a hostile hand would write."""
+    """A header with other bytes and a matching checksum, as an attacker would write it."""
     end = 12 + struct.unpack_from("<H", data, 10)[0]
     changed = bytearray(data)
     changed[offset : offset + len(value)] = value
@@ -87,7 +87,7 @@ def resealed(data: bytes, offset: int, value: bytes) -> bytes:
 def test_payload_is_the_one_in_the_docstring() -> None:
     header = replace(HEADER, channels=1, num_codebooks=2, codebook_size=8)
     data = written(header, np.array([[[5, 2], [1, 7]]]))
-    start = len(written(header)) - 20  # where the end packet of an empty file stands
+    start = len(written(header)) - 20  # offset of the end packet in an empty file
     assert data[start : start + 4] == b"PCKT"
     assert data[start + 16 : start + 18] == bytes.fromhex("A570")
 
@@ -127,7 +127,7 @@ def test_payload_equals_packing_as_text(
     frames_per_packet=st.integers(1, 50),
     pieces=st.lists(st.integers(0, 40), max_size=6),
 )
-def test_codes_come_back_however_they_are_cut(
+def test_codes_round_trip_in_chunks_of_any_size(
     channels: int, num_codebooks: int, codebook_size: int, frames_per_packet: int, pieces: list[int]
 ) -> None:
     header = replace(
@@ -153,7 +153,7 @@ def test_codes_come_back_however_they_are_cut(
     source_rate=st.integers(1000, bitstream.MAX_RATE),
     time=st.integers(0, 2000),
 )
-def test_header_comes_back(model: str, source_rate: int, time: int) -> None:
+def test_header_round_trip(model: str, source_rate: int, time: int) -> None:
     header = replace(HEADER, model=model, source_rate=source_rate, weights_hash="0123456789abcdef" * 4)
     frames = header.frame_spec.frames(replace(header, time=time).model_time)
     back = Reader(io.BytesIO(written(header, random_codes(header, frames), time=time)), label="x").header
@@ -161,12 +161,12 @@ def test_header_comes_back(model: str, source_rate: int, time: int) -> None:
     assert back.seconds == time / source_rate
 
 
-def test_packets_are_cut_as_the_header_says() -> None:
+def test_packets_have_the_frames_of_the_header() -> None:
     reader = Reader(io.BytesIO(written(HEADER, random_codes(HEADER, 10))), label="x")
     assert [codes.shape for codes in reader.packets()] == [(2, 3, 4), (2, 3, 4), (2, 3, 2)]
 
 
-def test_a_file_may_begin_inside_another() -> None:
+def test_a_file_may_start_inside_another() -> None:
     file = io.BytesIO(b"before")
     file.seek(6)
     writer = Writer(file, HEADER)
@@ -179,10 +179,10 @@ def test_a_file_may_begin_inside_another() -> None:
 
 
 @pytest.mark.parametrize("mask", [0x01, 0x80, 0xFF])
-def test_every_altered_byte_is_seen_and_everything_before_it_is_kept(mask: int) -> None:
+def test_every_altered_byte_is_detected_and_earlier_packets_are_read(mask: int) -> None:
     codes = random_codes(HEADER, 14)
     data = written(HEADER, codes)
-    whole_at = {97: 0, 147: 4, 197: 8, 247: 12, 282: 14}  # begin of a packet: frames before it
+    whole_at = {97: 0, 147: 4, 197: 8, 247: 12, 282: 14}  # start of a packet: frames before it
     for position in range(len(data)):
         altered = bytearray(data)
         altered[position] ^= mask
@@ -198,7 +198,7 @@ def test_every_altered_byte_is_seen_and_everything_before_it_is_kept(mask: int) 
             np.testing.assert_array_equal(back, codes[:, :, :whole])
 
 
-def test_every_truncation_is_seen_and_everything_before_it_is_kept() -> None:
+def test_every_truncation_is_detected_and_earlier_packets_are_read() -> None:
     codes = random_codes(HEADER, 14)
     data = written(HEADER, codes)
     seen = set()
@@ -211,7 +211,7 @@ def test_every_truncation_is_seen_and_everything_before_it_is_kept() -> None:
     assert seen == {0, 4, 8, 12, 14}
 
 
-def test_bytes_after_the_end_are_seen_after_all_codes() -> None:
+def test_bytes_after_the_end_packet_are_detected_after_all_codes() -> None:
     codes = random_codes(HEADER, 14)
     back, error = read(written(HEADER, codes) + b"\0")
     np.testing.assert_array_equal(back, codes)
@@ -219,7 +219,7 @@ def test_bytes_after_the_end_are_seen_after_all_codes() -> None:
     assert error.seconds_decoded == (14 * 80 - 80) / 8000
 
 
-def test_swapped_and_missing_packets_are_seen() -> None:
+def test_swapped_and_missing_packets_are_detected() -> None:
     codes = random_codes(HEADER, 14)
     data = written(HEADER, codes)
     start, size = len(written(HEADER)) - 20, 20 + (4 * 2 * 3 * 10) // 8
@@ -227,10 +227,10 @@ def test_swapped_and_missing_packets_are_seen() -> None:
     for body in (two + one, one + one, two):
         _, error = read(data[:start] + body + data[start + 2 * size :])
         assert isinstance(error, DamagedFile)
-        assert "belongs" in error.reason
+        assert "in place of" in error.reason
 
 
-def test_a_file_that_was_never_closed_is_seen() -> None:
+def test_a_file_that_was_never_closed_is_detected() -> None:
     file = io.BytesIO()
     Writer(file, HEADER).write(random_codes(HEADER, 14))
     _, error = read(file.getvalue())
@@ -248,7 +248,7 @@ def test_a_file_that_was_never_closed_is_seen() -> None:
         (64, b"\xff" * 4),  # sample rate
         (68, b"\0" * 4),  # hop
         (68, b"\xff" * 4),
-        (72, b"\xff" * 4),  # overlap
+        (72, b"\xff" * 4),  # decoder delay
         (76, b"\0" * 4),  # codebook size
         (76, b"\xff" * 4),
         (80, b"\0" * 4),  # frames per packet
@@ -259,13 +259,13 @@ def test_a_file_that_was_never_closed_is_seen() -> None:
         (86, b"\xff" * 2),
         (80, struct.pack("<IHH", 1 << 20, 1024, 1024)),
         (88, b"\xff"),  # length of the name
-        (89, b"\xff\xfe"),  # no UTF-8
-        (89, b"\x1b["),  # would command the terminal
+        (89, b"\xff\xfe"),  # not UTF-8
+        (89, b"\x1b["),  # a terminal escape sequence
     ],
 )
 def test_hostile_headers_allocate_nothing(offset: int, value: bytes) -> None:
     data = resealed(written(HEADER, random_codes(HEADER, 14)), offset, value)
-    read(data)  # whatever is allocated once
+    read(data)  # one-time allocations
     tracemalloc.start()
     _, error = read(data)
     _, peak = tracemalloc.get_traced_memory()
@@ -274,7 +274,7 @@ def test_hostile_headers_allocate_nothing(offset: int, value: bytes) -> None:
     assert peak < 1_000_000
 
 
-def test_codes_beyond_the_codebook_are_seen() -> None:
+def test_codes_beyond_the_codebook_are_detected() -> None:
     data = written(HEADER, np.full((2, 3, 5), 999))
     back, error = read(resealed(data, 76, struct.pack("<I", 999)))  # still 10 bits each
     assert isinstance(error, DamagedFile)
@@ -283,13 +283,13 @@ def test_codes_beyond_the_codebook_are_seen() -> None:
 
 @settings(max_examples=300, deadline=None)
 @given(st.binary(max_size=200), st.booleans())
-def test_any_bytes_end_in_an_error_of_ours(data: bytes, after_a_true_header: bool) -> None:
+def test_any_bytes_raise_a_codec_error(data: bytes, after_a_true_header: bool) -> None:
     start = written(HEADER, random_codes(HEADER, 14))[:98] if after_a_true_header else b""
     _, error = read(start + data)
     assert isinstance(error, DamagedFile | UnsupportedAudio)
 
 
-def test_other_files_and_newer_versions_are_no_damage() -> None:
+def test_other_files_and_newer_versions_are_not_damage() -> None:
     _, error = read(b"RIFF\0\0\0\0WAVEfmt ")
     assert isinstance(error, UnsupportedAudio)
     _, error = read(resealed(written(HEADER), 8, b"\2\0"))
@@ -297,7 +297,7 @@ def test_other_files_and_newer_versions_are_no_damage() -> None:
     assert "upgrade" in str(error)
 
 
-def test_text_mode_is_seen() -> None:
+def test_text_mode_is_detected() -> None:
     data = written(HEADER, random_codes(HEADER, 14))
     for copy in (data.replace(b"\n", b"\r\n"), data.replace(b"\r\n", b"\n"), bytes(b & 0x7F for b in data)):
         _, error = read(copy)
@@ -319,18 +319,18 @@ def test_text_mode_is_seen() -> None:
         {"weights_hash": "zz" * 32},
     ],
 )
-def test_headers_hold_only_what_fits(changes: dict[str, int]) -> None:
+def test_header_fields_out_of_range_raise(changes: dict[str, int]) -> None:
     with pytest.raises(ConfigError):
         replace(HEADER, **changes)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("codes", [np.zeros((1, 3, 4), int), np.full((2, 3, 1), 1000), np.full((2, 3, 1), -1)])
-def test_writer_refuses_codes_of_another_file(codes: Codes) -> None:
+def test_writer_refuses_codes_of_another_shape_or_range(codes: Codes) -> None:
     with pytest.raises(UsageError):
         Writer(io.BytesIO(), HEADER).write(codes)
 
 
-def test_open_reader_names_what_it_cannot_open(tmp_path: Path) -> None:
+def test_open_reader_names_the_file(tmp_path: Path) -> None:
     for path in (tmp_path, tmp_path / "missing.codec"):
         with pytest.raises(InputNotFound, match=path.name), bitstream.open_reader(path):
             pass

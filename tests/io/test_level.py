@@ -1,4 +1,4 @@
-"""level.py against the definition written out, on whole recordings and in blocks."""
+"""io/level.py against the definition written out, on whole recordings and in blocks."""
 
 import math
 import tracemalloc
@@ -53,27 +53,27 @@ def test_the_level_is_exact(level: float, seed: int) -> None:
     audio = speech(16_000, seed)
     scaled = audio * gain_to(audio, level, rate=RATE)
     assert scaled.dtype == np.float32
-    assert decibels(scaled) == pytest.approx(level, abs=0.02)  # frames at the edge of the 30 dB are in tenths of a dB
+    assert decibels(scaled) == pytest.approx(level, abs=0.02)  # frame levels are rounded to 0.1 dB at the 30 dB bound
     steady = frames_at(*[-33.3] * 5)
     assert decibels(steady * gain_to(steady, level, rate=RATE)) == pytest.approx(level, abs=1e-5)
 
 
 @pytest.mark.parametrize("scale", [0.01, 0.1, 3.0])
-def test_the_level_after_does_not_depend_on_the_level_before(scale: float) -> None:
+def test_the_scaled_level_does_not_depend_on_the_input_level(scale: float) -> None:
     audio = speech(16_000)
     audio /= np.abs(audio).max()
     quiet = audio * np.float32(scale)
     assert decibels(quiet * gain_to(quiet, -40, rate=RATE)) == pytest.approx(-40, abs=0.02)
 
 
-def test_silence_around_does_not_count() -> None:
+def test_surrounding_silence_does_not_count() -> None:
     word = speech(4000)
     padded = np.concatenate([np.zeros((1, 10 * FRAME)), 1e-5 + word, np.zeros((1, 8000))], axis=1).astype(np.float32)
     assert gain_to(padded, -20, rate=RATE) == pytest.approx(gain_to(word, -20, rate=RATE), rel=1e-2)
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_blocks_do_not_matter(seed: int) -> None:
+def test_blocks_give_the_same_level(seed: int) -> None:
     audio = speech(20_003, seed)
     rng = np.random.default_rng(seed)
     cuts = sorted(rng.integers(0, 20_003, 40).tolist())
@@ -82,7 +82,7 @@ def test_blocks_do_not_matter(seed: int) -> None:
     assert whole.gain(-20) == parts.gain(-20) == gain_to(audio, -20, rate=RATE)
 
 
-def test_channels_are_measured_as_one() -> None:
+def test_channels_are_measured_together() -> None:
     left, right = frames_at(-20, -50), frames_at(-26, -90)
     both = 10 * math.log10((0.01 + 10**-2.6) / 2)
     assert 20 * math.log10(measured(np.concatenate([left, right])).rms) == pytest.approx(both, abs=1e-4)
@@ -105,14 +105,14 @@ def test_at_most_40_db_are_added() -> None:
     assert gain_to(frames_at(-300), -20, rate=RATE) == pytest.approx(100)  # less than any bin
 
 
-def test_silence_and_nothing_stay_as_they_are() -> None:
+def test_silence_and_empty_audio_have_gain_1() -> None:
     for time in (0, 1, 159, 160, 8000):
         assert gain_to(np.zeros((1, time), np.float32), -20, rate=RATE) == 1
     assert gain_to(speech(800), None, rate=RATE) == 1
     assert LevelMeter(RATE).rms == 0
 
 
-def test_what_is_left_after_the_last_frame() -> None:
+def test_an_incomplete_last_frame() -> None:
     word = frames_at(-20, -20)
     click = np.concatenate([word, np.full((1, 3), 0.4, np.float32)], axis=1)
     assert measured(click).rms == measured(word).rms
@@ -126,7 +126,7 @@ def test_loud_floats() -> None:
     assert np.abs(audio * gain_to(audio, -20, rate=RATE)).max() == pytest.approx(0.1)
 
 
-def test_memory_does_not_grow_with_length() -> None:
+def test_memory_is_constant() -> None:
     peaks = []
     block = speech(8000)
     for seconds in (2, 200):
@@ -141,7 +141,7 @@ def test_memory_does_not_grow_with_length() -> None:
 
 @pytest.mark.parametrize("level", [-60.1, 0.1, math.nan, math.inf, -math.inf])
 def test_levels_out_of_range(level: float) -> None:
-    with pytest.raises(UsageError, match="give one from -60 to 0, as -20"):
+    with pytest.raises(UsageError, match="give one from -60 to 0, such as -20"):
         check_level(level)
 
 

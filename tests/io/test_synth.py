@@ -1,11 +1,11 @@
-"""sample.py: the same recording every time, with what a voice and strings have."""
+"""io/synth.py: a deterministic recording with the spectra of a voice and of strings."""
 
 import numpy as np
 
 from codec.io.synth import NOTES, RATE, SECONDS, synthesize
 
 
-def test_the_recording() -> None:
+def test_the_recording_is_deterministic_and_has_voice_and_strings() -> None:
     audio = synthesize()
     assert audio.dtype == np.float32
     assert audio.shape == (1, round(SECONDS * RATE))
