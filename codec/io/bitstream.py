@@ -216,7 +216,7 @@ class Writer:
         self._pending = pending.copy()  # a view would keep all of `codes` alive
 
     def close(self, *, time: int) -> None:
-        """Write the last codes, the end packet and the final header; `time` is the samples per channel of the source."""
+        """Write the last codes, the end packet and the final header; `time` counts samples of the source."""
         if self._pending.shape[2]:
             self._write_packet(_DATA, self._pending)
         self._write_packet(_END, self._pending[:, :, :0])
