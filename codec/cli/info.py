@@ -12,6 +12,7 @@ from codec import pretrained
 from codec.checkpoint import RUN_MODEL, CodecCard, LMCard, ModelCard
 from codec.cli.options import INPUT_OUTPUT, JSONOption, one_line
 from codec.errors import CodecError, InputNotFound
+from codec.io.storage import walk
 
 if TYPE_CHECKING:
     from codec.io.bitstream import Header
@@ -115,15 +116,14 @@ def _facts(header: "Header", size: int | None) -> dict[str, Any]:
 
 def _print_folder(folder: Path, *, as_json: bool) -> None:
     """Print a row for each .codec file below a folder; exit status 1 if one of them is damaged."""
-    paths = sorted(path for path in folder.rglob("*.codec") if path.is_file())
-    if not paths:
+    names = list(walk(folder, lambda name: name.endswith(".codec")))
+    if not names:
         raise InputNotFound(f"{folder} has neither a {RUN_MODEL} nor .codec files: give a training run or recordings")
     found: dict[str, dict[str, Any]] = {}
     failures: dict[str, str] = {}
-    for path in paths:
-        name = path.relative_to(folder).as_posix()
+    for name in names:
         try:
-            found[name] = _recording(str(path))
+            found[name] = _recording(str(folder / name))
         except CodecError as error:
             failures[name] = one_line(error)
     if as_json:

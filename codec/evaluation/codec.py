@@ -12,18 +12,16 @@ import sys
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass, fields
-from multiprocessing import get_context
+from functools import partial
 from pathlib import Path
 from time import perf_counter
 from typing import Literal, TypeAlias
 
 import numpy as np
-import torch
 
 from codec import compression
+from codec.data.clips import MANIFEST, manifest_rows
 from codec.errors import CodecError, ConfigError, InputNotFound, UnsupportedAudio, UsageError
 from codec.evaluation.baselines import Baseline
 from codec.evaluation.codebooks import CodebookUsage, Counts, code_counts, codebook_usage
@@ -47,7 +45,9 @@ from codec.evaluation.signal import (
 )
 from codec.io import bitstream
 from codec.io.audio import is_audio_path, read_audio, write_audio
+from codec.io.storage import walk
 from codec.models.base import Codec
+from codec.parallel import each
 
 Group: TypeAlias = Literal["all", "domain", "set"]
 _Key: TypeAlias = tuple[Group, str, str, int | None]  # group, name, codec, codebooks
@@ -364,7 +364,14 @@ def evaluate(
     failures: list[Failure] = []
     counts: dict[_Key, Counts] = {}
     memory = 0
-    for done, result in enumerate(_score_all(models, clips, plan, jobs), 1):
+    results: dict[_Clip, _Result] = {}
+    for clip, outcome in each(partial(_score_clip, models, plan), clips, jobs=jobs):
+        if isinstance(outcome, CodecError):
+            raise outcome
+        results[clip] = outcome
+        if progress:
+            progress(len(results), len(clips))
+    for result in (results[clip] for clip in clips):
         memory = max(memory, result.peak_memory)
         if result.failure:
             failures.append(result.failure)
@@ -374,8 +381,6 @@ def evaluate(
                 continue
             for key in _keys(score):
                 counts[key] = counts[key] + file_counts if key in counts else file_counts
-        if progress:
-            progress(done, len(clips))
     notes = [baseline.note for baseline in baselines]
     if len({model.sample_rate for model in models}) > 1:
         notes.append("the models differ in sample rate: do not compare their mel, STFT, MR-STFT and LSD")
@@ -490,8 +495,7 @@ def _find_clips(data: Path, speech: bool | None) -> list[_Clip]:
         folder, labels = data.parent, [Path(data.name)]
     else:
         folder = data
-        labels = sorted(path.relative_to(data) for path in data.rglob("*") if path.is_file() and is_audio_path(path))
-        labels = [label for label in labels if not any(part.startswith(".") for part in label.parts)]
+        labels = [Path(label) for label in walk(data, is_audio_path)] if data.is_dir() else []
     if not labels:
         raise InputNotFound(f"no audio files below {data}: give a recording, or a folder of recordings")
     manifest = _read_manifest(folder.resolve())
@@ -519,51 +523,15 @@ def _find_clips(data: Path, speech: bool | None) -> list[_Clip]:
 
 def _read_manifest(folder: Path) -> dict[Path, Mapping[str, object]]:
     for home in (folder, *folder.parents[:2]):
-        manifest = home / "manifest.jsonl"
-        if manifest.is_file():
-            entries: dict[Path, Mapping[str, object]] = {}
-            for number, line in enumerate(manifest.read_text("utf-8").splitlines(), 1):
-                try:
-                    entry = json.loads(line) if line.strip() else {}
-                except ValueError as error:
-                    raise ConfigError(f"{manifest} line {number} is not JSON ({error}): correct or move it") from error
-                if isinstance(entry, dict) and isinstance(entry.get("path"), str):
-                    entries[home / entry["path"]] = entry
-            return entries
+        if (home / MANIFEST).is_file():
+            return {home / row["path"]: row for _, row in manifest_rows(home / MANIFEST) if row.get("path")}
     return {}
 
 
 # Scores of one file
 
 
-def _score_all(models: tuple[Codec, ...], clips: Sequence[_Clip], plan: _Plan, jobs: int) -> Iterator[_Result]:
-    if jobs <= 1:
-        yield from (_score_clip(models, clip, plan) for clip in clips)
-        return
-    threads = max(1, torch.get_num_threads() // jobs)
-    with ProcessPoolExecutor(
-        jobs, mp_context=get_context("spawn"), initializer=_start_worker, initargs=(models, threads)
-    ) as pool:
-        try:
-            yield from pool.map(_score_in_worker, clips, [plan] * len(clips))
-        except BrokenProcessPool as error:
-            raise CodecError("a process was killed, perhaps because memory ran out: ask for fewer jobs") from error
-
-
-_worker_models: tuple[Codec, ...]
-
-
-def _start_worker(models: tuple[Codec, ...], threads: int) -> None:
-    global _worker_models
-    torch.set_num_threads(threads)
-    _worker_models = models
-
-
-def _score_in_worker(clip: _Clip, plan: _Plan) -> _Result:
-    return _score_clip(_worker_models, clip, plan)
-
-
-def _score_clip(models: tuple[Codec, ...], clip: _Clip, plan: _Plan) -> _Result:
+def _score_clip(models: tuple[Codec, ...], plan: _Plan, clip: _Clip) -> _Result:
     failure = None
     scores: list[tuple[FileScore, Counts | None]] = []
     try:

@@ -382,7 +382,7 @@ def test_invalid_options_raise(corpus: Path, tmp_path: Path) -> None:
         evaluate(unsaved, corpus, speech=False)
     (tmp_path / "manifest.jsonl").write_text('{"path": "a.wav"}\n{not json\n')
     soundfile.write(tmp_path / "a.wav", noise(0.1), RATE)
-    with pytest.raises(ConfigError, match="line 2 is not JSON"):
+    with pytest.raises(ConfigError, match="line 2: not JSON"):
         evaluate(Scalar(), tmp_path)
 
 
