@@ -55,7 +55,7 @@ from codec.errors import (
 from codec.io.audio import AudioReader, Block, Resampler, open_reader
 from codec.io.level import LevelMeter, check_level, gain_to
 from codec.io.storage import atomic_output, locked_folder, storing
-from codec.models.base import Codec
+from codec.models.base import Codec, split_scale
 from codec.parallel import Engine, each
 from codec.streams import StreamEncoder
 
@@ -523,14 +523,15 @@ class _ShardWriter:
         if not self._batch:
             return
         lengths = [audio.shape[1] for _, audio in self._batch]
-        padded = np.zeros((len(lengths), 1, max(lengths)), np.float32)
+        padded = np.zeros((len(lengths), self._model.channels, max(lengths)), np.float32)
         for row, (_, audio) in zip(padded, self._batch, strict=True):
             row[:, : audio.shape[1]] = audio
-        codes = self._model.encode(
+        encoded = self._model.encode(
             torch.from_numpy(padded).to(self._model.device),
             num_codebooks=self._num_codebooks,
             lengths=torch.tensor(lengths),
         )
+        codes, _ = split_scale(encoded)
         for item, length, (clip, _) in zip(codes, lengths, self._batch, strict=True):
             data = self._to_bytes(item[:, : self._model.frame_spec.frames(length)])
             self._file.write(data)
@@ -543,8 +544,9 @@ class _ShardWriter:
         encoder = StreamEncoder(self._model, num_codebooks=self._num_codebooks)
         crc = 0
         try:
-            for codes in chain((encoder.push(block[None]) for block in blocks), (encoder.flush() for _ in "1")):
-                data = self._to_bytes(codes[0])
+            mono = (block.repeat(self._model.channels, axis=0)[None] for block in blocks)
+            for encoded in chain(map(encoder.push, mono), (encoder.flush() for _ in "1")):
+                data = self._to_bytes(split_scale(encoded)[0][0])
                 self._file.write(data)
                 crc = zlib.crc32(data, crc)
         except CodecError:

@@ -1,11 +1,11 @@
-r"""The .codec container, version 1: a header, packets of codes, an end packet. Integers and bytes only.
+r"""The .codec container: a header, packets of codes, an end packet. Integers and bytes only.
 
 All numbers are little endian. The header, for a model name of n bytes:
 
     offset  bytes  field
          0      8  magic: 89 43 44 43 0D 0A 1A 0A (a copy in text mode or through 7-bit channels alters it)
-         8      2  version: 1
-        10      2  length of the fields from byte 12 to the checksum: 77 + n
+         8      2  version: 1, or 2 for a model of several channels or with a scale
+        10      2  length of the fields from byte 12 to the checksum: 77 + n, in version 2: 83 + n
         12     32  SHA-256 of the model's weights
         44      8  time: samples per channel of the source, at the source's sample rate
         52      8  total number of frames
@@ -19,7 +19,9 @@ All numbers are little endian. The header, for a model name of n bytes:
         86      2  number of codebooks
         88      1  n
         89      n  name of the model, UTF-8; empty for a model without a name
-      89+n      4  CRC-32 of everything before it
+      89+n      2  version 2 only: channels of the model, m
+      91+n      4  version 2 only: frames per segment, which share a scale; 0 for a model without a scale
+   then         4  CRC-32 of everything before it
 
 Magic, version, length and checksum have the same positions in every version, so that a newer file can be distinguished
 from a damaged one. Packets of `frames per packet` frames follow, the last one shorter, and an end packet of 0 frames:
@@ -32,9 +34,13 @@ from a damaged one. Packets of `frames per packet` frames follow, the last one s
         16      p  payload
       16+p      4  CRC-32 of everything before it in this packet
 
-The payload holds the codes in the order [frames, channels, codebooks], the coarsest codebook first, each in
+The payload holds the codes in the order [frames, rows, codebooks], the coarsest codebook first, each in
 ceil(log2(codebook size)) bits, most significant bit first; zero bits fill the last byte. Example: one channel, two
-codebooks of 8, frames (5, 1) and (2, 7): 101 001 | 010 111 -> 10100101 0111_0000 -> A5 70.
+codebooks of 8, frames (5, 1) and (2, 7): 101 001 | 010 111 -> 10100101 0111_0000 -> A5 70. A row is a channel, or in
+version 2 a group of m channels that are coded together; the last group repeats the last channel to fill up.
+
+If the model has a scale, float32 numbers [segments of the packet, rows] follow the codes: the decoded audio of a segment
+is multiplied by its scale. A packet begins with a segment.
 
 The end packet ends the file; a file without an end packet was truncated.
 """
@@ -55,7 +61,7 @@ import numpy.typing as npt
 from codec.errors import ConfigError, DamagedFile, InputNotFound, UnsupportedAudio, UsageError
 from codec.frames import FrameSpec, resampled_length
 
-VERSION = 1
+VERSION = 2  # the newest; files of mono models without a scale are written as version 1
 MAX_CHANNELS = 1024  # as in libsndfile
 MAX_RATE = 1 << 22  # Hz
 MAX_CODES = 1 << 20  # per packet, because unpacking needs 64 bytes per code
@@ -63,6 +69,7 @@ MAX_CODES = 1 << 20  # per packet, because unpacking needs 64 bytes per code
 _MAGIC = b"\x89CDC\r\n\x1a\n"
 _START = struct.Struct("<8sHH")
 _FIELDS = struct.Struct("<32sQQ6I2HB")
+_EXTRA = struct.Struct("<HI")
 _PACKET = struct.Struct("<4sIII")
 _CRC = struct.Struct("<I")
 _DATA, _END = b"PCKT", b"DONE"
@@ -77,9 +84,12 @@ _BOUNDS = {
     "frames_per_packet": (1, MAX_CODES),
     "channels": (1, MAX_CHANNELS),
     "num_codebooks": (1, 1024),
+    "model_channels": (1, MAX_CHANNELS),
+    "segment_frames": (0, MAX_CODES),
 }
 
 Codes = npt.NDArray[np.int64]
+Scale = npt.NDArray[np.float32]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,7 +97,8 @@ class Header:
     """The header of a .codec file; `time` and `frames` are 0 until the Writer is closed.
 
     `time` counts samples of the source at `source_rate` Hz, `hop` and `decoder_delay` samples at `sample_rate` Hz;
-    `weights_hash` is 64 hexadecimal digits. Raises ConfigError for values that the format cannot hold.
+    `weights_hash` is 64 hexadecimal digits. `model_channels` channels are coded together, and `segment_frames` frames
+    share a scale (0: no scale). Raises ConfigError for values that the format cannot hold.
     """
 
     model: str
@@ -102,17 +113,28 @@ class Header:
     frames_per_packet: int
     time: int = 0
     frames: int = 0
+    model_channels: int = 1
+    segment_frames: int = 0
 
     def __post_init__(self) -> None:
         for name, (least, most) in _BOUNDS.items():
             if not least <= (value := getattr(self, name)) <= most:
                 raise ConfigError(f"{name} is {value}: a .codec file holds {least} to {most}")
-        if (codes := self.channels * self.num_codebooks * self.frames_per_packet) > MAX_CODES:
+        if (codes := self.rows * self.num_codebooks * self.frames_per_packet) > MAX_CODES:
             raise ConfigError(f"{codes} codes in a packet: the limit is {MAX_CODES}, use fewer frames per packet")
+        if self.segment_frames and self.frames_per_packet % self.segment_frames:
+            raise ConfigError(
+                f"{self.frames_per_packet} frames per packet: use a multiple of the {self.segment_frames} of a segment"
+            )
         if len(self.model.encode()) > 255 or not self.model.isprintable():
             raise ConfigError(f"{self.model!r} cannot name a model: use at most 255 bytes of printable text")
         if len(self.weights_hash) != 64 or not set(self.weights_hash) <= set("0123456789abcdef"):
             raise ConfigError(f"{self.weights_hash!r} is not a weights hash: it must be 64 hexadecimal digits")
+
+    @property
+    def rows(self) -> int:
+        """Number of signals that are coded: the channels, or groups of `model_channels` channels."""
+        return -(-self.channels // self.model_channels)
 
     @property
     def frame_spec(self) -> FrameSpec:
@@ -151,11 +173,18 @@ class Header:
             self.num_codebooks,
             len(name),
         )
-        return _sealed(_START.pack(_MAGIC, VERSION, len(fields) + len(name)) + fields + name)
+        version, extra = 1, b""
+        if (self.model_channels, self.segment_frames) != (1, 0):
+            version, extra = 2, _EXTRA.pack(self.model_channels, self.segment_frames)
+        return _sealed(_START.pack(_MAGIC, version, len(fields + name + extra)) + fields + name + extra)
 
     @classmethod
-    def _from_fields(cls, fields: bytes) -> "Header":
+    def _from_fields(cls, fields: bytes, version: int) -> "Header":
         """Parse the bytes between the length and the checksum. Raises ValueError, ConfigError."""
+        model_channels, segment_frames = 1, 0
+        if version == 2 and len(fields) >= _EXTRA.size:
+            model_channels, segment_frames = _EXTRA.unpack(fields[-_EXTRA.size :])
+            fields = fields[: -_EXTRA.size]
         if len(fields) < _FIELDS.size or len(fields) != _FIELDS.size + fields[_FIELDS.size - 1]:
             raise ValueError(f"{len(fields)} bytes of fields do not fit the length of the name")
         (
@@ -185,6 +214,8 @@ class Header:
             frames_per_packet=per_packet,
             time=time,
             frames=frames,
+            model_channels=model_channels,
+            segment_frames=segment_frames,
         )
 
 
@@ -196,19 +227,24 @@ class Writer:
         self._file = file
         self._start = file.tell()
         self._packets = 0
-        self._pending: Codes = np.empty((header.channels, header.num_codebooks, 0), np.int64)
+        self._pending: Codes = np.empty((header.rows, header.num_codebooks, 0), np.int64)
+        self._pending_scale: Scale = np.empty((header.rows, 0), np.float32)
         file.write(self.header._to_bytes())
 
-    def write(self, codes: Codes) -> None:
-        """Append codes [channels, codebooks, frames].
+    def write(self, codes: Codes, scale: Scale | None = None) -> None:
+        """Append codes [rows, codebooks, frames], and their scale [rows, frames] if the model has one.
 
-        Raises UsageError for codes of another shape or outside 0 to `codebook_size` - 1.
+        Raises UsageError for codes or a scale of another shape, or codes outside 0 to `codebook_size` - 1.
         """
         if codes.ndim != 3 or codes.shape[:2] != self._pending.shape[:2]:
             raise UsageError(f"codes are {codes.shape}: this file takes {(*self._pending.shape[:2], 'frames')}")
         if codes.size and not 0 <= codes.min() <= codes.max() < self.header.codebook_size:
             most = self.header.codebook_size - 1
             raise UsageError(f"codes lie between {codes.min()} and {codes.max()}: this file takes 0 to {most}")
+        if self.header.segment_frames:
+            if scale is None or scale.shape != (len(codes), codes.shape[2]):
+                raise UsageError(f"these codes need a scale {(len(codes), codes.shape[2])}")
+            self._pending_scale = np.concatenate([self._pending_scale, scale.astype(np.float32)], axis=1)
         pending = np.concatenate([self._pending, codes], axis=2)
         while pending.shape[2] >= self.header.frames_per_packet:
             self._write_packet(_DATA, pending[:, :, : self.header.frames_per_packet])
@@ -229,6 +265,10 @@ class Writer:
     def _write_packet(self, marker: bytes, codes: Codes) -> None:
         frames = codes.shape[2]
         payload = _pack(codes, self.header.frame_spec.bits_per_code)
+        if self.header.segment_frames:
+            segments = self._pending_scale[:, : frames : self.header.segment_frames]  # [rows, segments]
+            payload += segments.T.astype("<f4").tobytes()
+            self._pending_scale = self._pending_scale[:, frames:]
         self._file.write(_sealed(_PACKET.pack(marker, self._packets, frames, len(payload)) + payload))
         self._packets += 1
         self.header = replace(self.header, frames=self.header.frames + frames)
@@ -249,7 +289,11 @@ class Reader:
         self.header = self._read_header()
 
     def packets(self) -> Iterator[Codes]:
-        """Yield the codes [channels, codebooks, frames] packet by packet, once.
+        """Yield the codes [rows, codebooks, frames] packet by packet, once. Raises as `packets_with_scale`."""
+        return (codes for codes, _ in self.packets_with_scale())
+
+    def packets_with_scale(self) -> Iterator[tuple[Codes, Scale | None]]:
+        """Yield codes and their scale [rows, frames], None for a model without a scale.
 
         Raises DamagedFile at the first damage, after all packets before it.
         """
@@ -258,8 +302,10 @@ class Reader:
         number = 0
         while True:
             frames = min(header.frames_per_packet, header.frames - self._frames_read)
-            count = header.channels * header.num_codebooks * frames
-            size = _bytes_for(count * bits)
+            count = header.rows * header.num_codebooks * frames
+            codes_size = _bytes_for(count * bits)
+            segments = -(-frames // header.segment_frames) if header.segment_frames else 0
+            size = codes_size + 4 * segments * header.rows
             start = self.offset
             # The header determines the size of each packet; lengths in packets are compared, not trusted.
             packet = self._take(_PACKET.size + size + _CRC.size)
@@ -269,13 +315,20 @@ class Reader:
                 raise self._damaged(start, f"another packet was found in place of packet {number}")
             if not frames:
                 break
-            flat = _unpack(packet[_PACKET.size : -_CRC.size], bits, count)
+            payload = packet[_PACKET.size : -_CRC.size]
+            flat = _unpack(payload[:codes_size], bits, count)
             if flat.max() >= header.codebook_size:
                 raise self._damaged(start, f"packet {number} has codes beyond the codebook size {header.codebook_size}")
+            scale = None
+            if header.segment_frames:
+                values = np.frombuffer(payload[codes_size:], "<f4").reshape(segments, header.rows)
+                if not np.isfinite(values).all():
+                    raise self._damaged(start, f"packet {number} has a scale that is not finite")
+                scale = values.T.repeat(header.segment_frames, axis=1)[:, :frames].astype(np.float32)
             self._frames_read += frames
             number += 1
-            ordered = flat.reshape(frames, header.channels, header.num_codebooks)
-            yield ordered.transpose(1, 2, 0)  # [channels, codebooks, frames]
+            ordered = flat.reshape(frames, header.rows, header.num_codebooks)
+            yield ordered.transpose(1, 2, 0), scale
         if self._file.read(1):
             raise self._damaged(self.offset, "more bytes follow the end packet")
 
@@ -290,12 +343,13 @@ class Reader:
         fields = self._take(length + _CRC.size)
         if not _is_sealed(magic + rest + fields):
             raise self._damaged(0, "the checksum of the header does not match")
-        if version != VERSION:
+        if not 1 <= version <= VERSION:
             raise UnsupportedAudio(
-                f"{self.label} has version {version} of the .codec format, codec reads version {VERSION}: upgrade codec"
+                f"{self.label} has version {version} of the .codec format, this program reads up to {VERSION}: "
+                "upgrade codec"
             )
         try:
-            header = Header._from_fields(fields[: -_CRC.size])
+            header = Header._from_fields(fields[: -_CRC.size], version)
         except (ConfigError, ValueError) as error:
             raise self._damaged(_START.size, f"impossible header, {error}") from error
         if header.frame_spec.time(header.frames) < header.model_time:

@@ -1,1 +1,1 @@
-"""Layers. They know no files, no recipes and no training."""
+"""Layers, without files, configuration or training."""

@@ -1,4 +1,4 @@
-"""Causal convolutions and the blocks made of them. Padding is zeros on the left, state is `kernel - stride` samples."""
+"""Causal convolution and the ConvNeXt block. Padding is zeros on the left; the state is the end of the input."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from torch.utils.checkpoint import checkpoint
 
 from codec.nn.streaming import State, Stateful
 
-FEW = 16  # output frames up to which a depthwise convolution on a CPU is quicker tap by tap
+FEW = 16  # output frames up to which a depthwise convolution is faster tap by tap on a CPU
 
 
 class CausalConv1d(Stateful):
-    """Strided convolution that sees no future: output frame t ends at input sample (t + 1) * stride.
+    """Strided causal convolution: output frame t ends at input sample (t + 1) * stride.
 
         kernel 4, stride 2:   0 0 a b c d e f
                               [  y0  ]
@@ -68,73 +68,15 @@ class CausalConv1d(Stateful):
         return y
 
 
-class CausalConvTranspose1d(Stateful):
-    """Transposed convolution whose output is trimmed on the right by `kernel - stride`, so that it adds no delay.
-
-    The tail that later frames still add to is the state: [batch, out_channels, kernel - stride].
-    """
-
-    def __init__(self, in_channels: int, out_channels: int, *, kernel: int, stride: int) -> None:
-        super().__init__()
-        self.out_channels = out_channels
-        self.stride = stride
-        self.context = kernel - stride
-        self.weight = nn.Parameter(torch.empty(in_channels, out_channels, kernel))
-        self.bias = nn.Parameter(torch.zeros(out_channels))
-        nn.init.trunc_normal_(self.weight, std=(in_channels * kernel / stride) ** -0.5)
-
-    def initial_state(self, like: Tensor) -> Tensor:
-        return like.new_zeros(like.shape[0], self.out_channels, self.context)
-
-    def step(self, x: Tensor, state: State) -> tuple[Tensor, Tensor]:
-        if x.shape[-1] == 0:
-            return x.new_zeros(x.shape[0], self.out_channels, 0), state
-        y = F.conv_transpose1d(x, self.weight, stride=self.stride)  # [batch, out_channels, frames * stride + context]
-        y = torch.cat([y[..., : self.context] + state, y[..., self.context :]], dim=-1)
-        done = x.shape[-1] * self.stride
-        return y[..., :done] + self.bias[:, None], y[..., done:]
-
-
-class Snake(nn.Module):
-    """x + sin²(a x) / a with a learned frequency a per channel (Ziyin et al. 2020, eq. 3; DAC, section 3.1)."""
-
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.frequency = nn.Parameter(torch.ones(channels, 1))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x + torch.sin(self.frequency * x).square() / (self.frequency + 1e-9)
-
-
-class ResidualUnit(Stateful):
-    """Snake, dilated convolution, Snake, 1 x 1 convolution, added to the input (DAC, appendix A)."""
-
-    def __init__(self, channels: int, *, kernel: int = 7, dilation: int = 1) -> None:
-        super().__init__()
-        self.before = Snake(channels)
-        self.conv = CausalConv1d(channels, channels, kernel=kernel, dilation=dilation)
-        self.after = Snake(channels)
-        self.mix = nn.Conv1d(channels, channels, 1)
-
-    def initial_state(self, like: Tensor) -> Tensor:
-        return self.conv.initial_state(like)
-
-    def step(self, x: Tensor, state: State) -> tuple[Tensor, State]:
-        if x.shape[-1] == 0:
-            return x, state
-        y, state = self.conv.step(self.before(x), state)
-        return x + self.mix(self.after(y)), state
-
-
 class ConvNeXtBlock(Stateful):
     """Depthwise causal convolution, then a two-layer network on each frame, added to the input.
 
-    Liu et al. 2022 (section 2.6), in one dimension as in Vocos (Siuzdak 2023, section 3.2). All its work is matrix
-    products at the frame rate, which is what a CPU does best.
+    Liu et al. 2022 (section 2.6), in one dimension as in Vocos (Siuzdak 2023, section 3.2). Nearly all of its work is
+    matrix products at the frame rate, which are fast on a CPU.
     """
 
     checkpointed = False
-    """Keep only the input for the backward pass, and compute what is within the block again there."""
+    """Activation checkpointing: keep only the input, and compute the block again in the backward pass."""
 
     def __init__(self, dim: int, *, kernel: int, expansion: int, scale: float) -> None:
         super().__init__()
@@ -149,14 +91,14 @@ class ConvNeXtBlock(Stateful):
 
     def step(self, x: Tensor, state: State) -> tuple[Tensor, State]:
         if self.checkpointed and torch.is_grad_enabled():
-            again: tuple[Tensor, State] = checkpoint(
+            output: tuple[Tensor, State] = checkpoint(
                 self.whole_step, x, state, use_reentrant=False, preserve_rng_state=False
             )
-            return again
+            return output
         return self.whole_step(x, state)
 
     def whole_step(self, x: Tensor, state: State) -> tuple[Tensor, State]:
-        """`step`, kept whole for the backward pass."""
+        """One step without checkpointing."""
         y, state = self.depthwise.step(x, state)
         y = self.norm(y.transpose(1, 2))  # [batch, frames, dim]
         y = self.scale * self.out_proj(F.gelu(self.in_proj(y)))

@@ -4,10 +4,10 @@ A `Stateful` layer is a function of a chunk and a state:
 
     y, state = layer.step(x, state)
 
-Laws, each of which is a property test:
+Laws; each is a property test:
 
 1. `forward(x)` is one step from the initial state; there is no other implementation.
-2. Cutting x anywhere a layer allows (multiples of its stride) gives the same y, chunk by chunk.
+2. Chunks of any size that the layer allows (multiples of its stride) give the same y, chunk by chunk.
 3. The state is a value: stepping twice from one state gives the same answer twice, and two streams share nothing.
 4. The future never changes the past: y up to a chunk depends on nothing after it.
 
@@ -26,17 +26,17 @@ import torch
 from torch import Tensor, nn
 
 State: TypeAlias = Any
-"""A tensor, or a (named) tuple of states; `()` for a layer that remembers nothing."""
+"""A tensor, or a (named) tuple of states; `()` for a layer without state."""
 
 
 Value = TypeVar("Value")
 
 
 def ordinary(value: Value) -> Value:
-    """A copy of a tensor, or of a tuple of tensors and states, that no inference mode marks.
+    """Copy a tensor, or a tuple of tensors and states, so that no copy is an inference tensor.
 
-    PyTorch refuses to save an inference tensor for a backward pass or to write to it outside of inference mode, far
-    from where it was made. So what is computed in that mode, which saves a tenth of a frame's time, is copied here.
+    PyTorch refuses to save an inference tensor for a backward pass, or to write to it outside inference mode, far from
+    where it was created. The mode saves a tenth of the time per frame, so results are copied here instead.
     """
     with torch.inference_mode(False):
         copy: Value = _copied(value)
@@ -53,7 +53,7 @@ def _copied(value: Any) -> Any:
 
 
 class Stateful(nn.Module):
-    """A causal layer that is run chunk by chunk."""
+    """A causal layer that runs chunk by chunk."""
 
     @abstractmethod
     def initial_state(self, like: Tensor) -> State:
@@ -69,7 +69,7 @@ class Stateful(nn.Module):
 
 
 class Chain(Stateful):
-    """Layers one after another; layers that are not `Stateful` must act on each frame alone."""
+    """Layers in sequence; layers that are not `Stateful` must act on each frame independently."""
 
     def __init__(self, layers: Iterable[nn.Module]) -> None:
         super().__init__()

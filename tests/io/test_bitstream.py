@@ -75,6 +75,26 @@ def test_a_file_of_version_1_is_read_forever() -> None:
     assert written(HEADER, expected, time=1280) == golden
 
 
+def test_a_file_of_version_2_is_read_forever() -> None:
+    """Three channels in two rows of two, and a scale for every two frames; never write it again."""
+    golden = (Path(__file__).parents[1] / "golden/version-2.codec").read_bytes()
+    row, codebook, frame = np.ogrid[:2, :3, :9]
+    expected = (row * 331 + codebook * 77 + frame * frame * 13) % 1000
+    scale = (0.25 * row[:, 0] + 1 + frame[0] // 2).astype(np.float32)  # [rows, frames]
+    header = replace(HEADER, channels=3, model_channels=2, segment_frames=2)
+    reader = Reader(io.BytesIO(golden), label="x")
+    packets = list(reader.packets_with_scale())
+    np.testing.assert_array_equal(np.concatenate([codes for codes, _ in packets], axis=2), expected)
+    np.testing.assert_array_equal(np.concatenate([part for _, part in packets if part is not None], axis=1), scale)
+    assert reader.header == replace(header, time=1280, frames=9)
+    file = io.BytesIO()
+    writer = Writer(file, header)
+    for frames in (slice(0, 3), slice(3, 9)):
+        writer.write(expected[:, :, frames], scale[:, frames])
+    writer.close(time=1280)
+    assert file.getvalue() == golden
+
+
 def resealed(data: bytes, offset: int, value: bytes) -> bytes:
     """A header with other bytes and a matching checksum, as an attacker would write it."""
     end = 12 + struct.unpack_from("<H", data, 10)[0]
@@ -292,7 +312,7 @@ def test_any_bytes_raise_a_codec_error(data: bytes, after_a_true_header: bool) -
 def test_other_files_and_newer_versions_are_not_damage() -> None:
     _, error = read(b"RIFF\0\0\0\0WAVEfmt ")
     assert isinstance(error, UnsupportedAudio)
-    _, error = read(resealed(written(HEADER), 8, b"\2\0"))
+    _, error = read(resealed(written(HEADER), 8, b"\3\0"))
     assert isinstance(error, UnsupportedAudio)
     assert "upgrade" in str(error)
 

@@ -514,7 +514,10 @@ def test_the_plain_autoencoder_trains_and_says_why_it_cannot_code() -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"quantizer": "vector"}, r'"vector" has one codebook and no envelope: set num_codebooks = 1 .* = 0, not 3 and 4'),
+        (
+            {"quantizer": "vector"},
+            r'"vector" has one codebook and no envelope: set num_codebooks = 1 .* = 0, not 3 and 4',
+        ),
         ({"quantizer": "mixture", "num_codebooks": 1}, r'"mixture" has one codebook and no envelope'),
         ({"quantizer": "none", "envelope_bands": 0}, r'"none" has one codebook'),
         ({"num_codebooks": 1}, "the envelope takes codebook 0: set num_codebooks = 2 or more, or envelope_bands = 0"),

@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from codec.nn.conv import FEW, CausalConv1d, CausalConvTranspose1d, ConvNeXtBlock, ResidualUnit, Snake
+from codec.nn.conv import FEW, CausalConv1d, ConvNeXtBlock
 
 GEOMETRIES = [(4, 1, 1, 1), (5, 2, 1, 1), (3, 3, 1, 1), (3, 1, 4, 3), (4, 2, 3, 1), (7, 4, 1, 3)]
 """kernel, stride, dilation, groups"""
@@ -20,7 +20,7 @@ def assert_same(actual: Tensor, expected: Tensor) -> None:
 
 
 @pytest.mark.parametrize(("kernel", "stride", "dilation", "groups"), GEOMETRIES)
-def test_convolution_is_torchs_with_zeros_on_the_left(kernel: int, stride: int, dilation: int, groups: int) -> None:
+def test_convolution_equals_torch_with_left_padding(kernel: int, stride: int, dilation: int, groups: int) -> None:
     layer = CausalConv1d(3, 6, kernel=kernel, stride=stride, dilation=dilation, groups=groups)
     layer.bias = torch.nn.Parameter(noise(6))
     x = noise(2, 3, 8 * stride)
@@ -32,7 +32,7 @@ def test_convolution_is_torchs_with_zeros_on_the_left(kernel: int, stride: int, 
 
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize(("kernel", "stride", "dilation", "_"), GEOMETRIES)
-def test_few_frames_of_a_depthwise_convolution(kernel: int, stride: int, dilation: int, _: int, bias: bool) -> None:
+def test_depthwise_convolution_of_few_frames(kernel: int, stride: int, dilation: int, _: int, bias: bool) -> None:
     layer = CausalConv1d(6, 6, kernel=kernel, stride=stride, dilation=dilation, groups=6, bias=bias)
     if layer.bias is not None:
         torch.nn.init.normal_(layer.bias)
@@ -48,7 +48,7 @@ def test_few_frames_of_a_depthwise_convolution(kernel: int, stride: int, dilatio
 
 
 @pytest.mark.parametrize(("kernel", "stride", "dilation"), [(4, 1, 1), (5, 2, 1), (3, 2, 3)])
-def test_convolution_is_its_definition(kernel: int, stride: int, dilation: int) -> None:
+def test_convolution_equals_its_definition(kernel: int, stride: int, dilation: int) -> None:
     """y[t] ends at input sample (t + 1) * stride, counted with the last tap."""
     layer = CausalConv1d(2, 3, kernel=kernel, stride=stride, dilation=dilation)
     x = noise(1, 2, 6 * stride)
@@ -61,43 +61,7 @@ def test_convolution_is_its_definition(kernel: int, stride: int, dilation: int) 
     assert_same(layer(x), expected)
 
 
-@pytest.mark.parametrize(("kernel", "stride"), [(4, 2), (2, 2), (7, 3), (9, 2)])
-def test_transposed_convolution_is_its_definition(kernel: int, stride: int) -> None:
-    """Every frame adds the kernel from sample t * stride on; what would come after the last frame is kept back."""
-    layer = CausalConvTranspose1d(2, 3, kernel=kernel, stride=stride)
-    torch.nn.init.normal_(layer.bias)
-    x = noise(1, 2, 6)
-    expected = torch.zeros(1, 3, 6 * stride) + layer.bias.detach()[:, None]
-    for frame in range(6):
-        for tap in range(kernel):
-            if frame * stride + tap < 6 * stride:
-                expected[0, :, frame * stride + tap] += x[0, :, frame] @ layer.weight[:, :, tap].detach()
-    assert_same(layer(x), expected)
-    assert_same(layer(x), F.conv_transpose1d(x, layer.weight, layer.bias, stride=stride)[..., : 6 * stride])
-
-
-def test_snake_is_its_formula() -> None:
-    layer = Snake(2)
-    layer.frequency.data = torch.tensor([[0.5], [2.0]])
-    x = noise(1, 2, 9)
-    for channel, frequency in enumerate((0.5, 2.0)):
-        expected = x[:, channel] + (1 - torch.cos(2 * frequency * x[:, channel])) / (
-            2 * frequency
-        )  # sin² by half angle
-        assert_same(layer(x)[:, channel], expected)
-
-
-def test_residual_unit_adds_to_its_input() -> None:
-    unit = ResidualUnit(4, kernel=3, dilation=2)
-    x = noise(2, 4, 9)
-    inner = F.conv1d(F.pad(unit.before(x), (4, 0)), unit.conv.weight, unit.conv.bias, dilation=2)
-    assert_same(unit(x), x + F.conv1d(unit.after(inner), unit.mix.weight, unit.mix.bias))
-    for parameter in unit.mix.parameters():
-        torch.nn.init.zeros_(parameter)
-    assert torch.equal(unit(x), x)
-
-
-def test_convnext_block_is_liu_et_als_figure_4() -> None:
+def test_convnext_block_equals_figure_4_of_liu_et_al() -> None:
     """Depthwise, LayerNorm over channels, 1 x 1 up, GELU, 1 x 1 down, scaled, added: here all as convolutions."""
     block = ConvNeXtBlock(4, kernel=5, expansion=3, scale=0.3)
     x = noise(2, 4, 9)
@@ -109,8 +73,7 @@ def test_convnext_block_is_liu_et_als_figure_4() -> None:
 
 
 @pytest.mark.parametrize("stride", [1, 4])
-def test_a_fresh_convolution_keeps_the_size_of_its_input(stride: int) -> None:
+def test_initial_weights_keep_the_standard_deviation(stride: int) -> None:
     torch.manual_seed(0)
     x = torch.randn(1, 64, 400)
     assert 0.7 < CausalConv1d(64, 64, kernel=8, stride=stride)(x).std() < 1.3
-    assert 0.7 < CausalConvTranspose1d(64, 64, kernel=8, stride=stride)(x).std() < 1.3
