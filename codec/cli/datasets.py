@@ -5,31 +5,45 @@ from typing import Annotated
 
 import typer
 
-from codec.cli.options import say
+from codec.cli.options import DOWNLOAD, INPUT_OUTPUT, say
 from codec.errors import UsageError
 
 
 def prepare(
     name: Annotated[
-        str | None, typer.Argument(metavar="[NAME]", help="A dataset, as ljspeech; without it, list them all.")
+        str | None,
+        typer.Argument(
+            metavar="[NAME]",
+            help="Name of the dataset, such as ljspeech; omit it to list all datasets.",
+            rich_help_panel=INPUT_OUTPUT,
+        ),
     ] = None,
     folder: Annotated[
-        Path | None, typer.Argument(metavar="[DIR]", help="Folder that holds the dataset, or shall hold it.")
+        Path | None,
+        typer.Argument(metavar="[DIR]", help="Folder of the dataset.", rich_help_panel=INPUT_OUTPUT),
     ] = None,
-    accept_license: Annotated[
-        bool, typer.Option("--accept-license", help="Accept its license, which is shown first.")
-    ] = False,
-    no_download: Annotated[bool, typer.Option("--no-download", help="Use only what is in DIR already.")] = False,
     parts: Annotated[
         list[str] | None,
         typer.Option(
             metavar="PART,...",
-            help="Parts of the dataset, with commas between or repeated; all takes every part.",
-            show_default="those of the dataset",
+            help='Parts of the dataset, separated by commas or repeated; "all" is every part.',
+            show_default="the dataset's default parts",
+            rich_help_panel=DOWNLOAD,
         ),
     ] = None,
+    accept_license: Annotated[
+        bool,
+        typer.Option("--accept-license", help="Accept the license without a question.", rich_help_panel=DOWNLOAD),
+    ] = False,
+    no_download: Annotated[
+        bool,
+        typer.Option("--no-download", help="Use only the files that are in DIR already.", rich_help_panel=DOWNLOAD),
+    ] = False,
 ) -> None:
-    """Download a dataset, unpack it and write its manifest, ready for `codec train`."""
+    """Download a dataset, unpack it, and write its manifest for `codec train`.
+
+    Example: codec prepare ljspeech data/ljspeech --accept-license
+    """
     from rich.console import Console
 
     from codec import datasets
@@ -40,8 +54,8 @@ def prepare(
         return
     dataset = datasets.find(name)
     if folder is None:
-        parts_of_it = f"; its parts are {', '.join(dataset.parts)}" if len(dataset.parts) > 1 else ""
-        raise UsageError(f"name a folder for the dataset: codec prepare {name} DIR{parts_of_it}")
+        parts_hint = f"; its parts are {', '.join(dataset.parts)}" if len(dataset.parts) > 1 else ""
+        raise UsageError(f"give a folder for the dataset: codec prepare {name} DIR{parts_hint}")
     try:
         prepare_dataset(
             dataset,
@@ -59,10 +73,17 @@ def prepare(
 def recipes(
     name: Annotated[
         str | None,
-        typer.Argument(metavar="[NAME]", help="Print this one: digits a codec's, digits/lm a language model's."),
+        typer.Argument(
+            metavar="[NAME]",
+            help="Recipe to print: digits for a codec, digits/lm for a language model; omit it to list all recipes.",
+            rich_help_panel=INPUT_OUTPUT,
+        ),
     ] = None,
 ) -> None:
-    """List the recipes that come with this package, or print one."""
+    """List the shipped training recipes, or print one of them.
+
+    Example: codec recipes digits/lm
+    """
     from codec.config import read_text
     from codec.datasets import recipes as shipped
 
@@ -91,13 +112,13 @@ def _list_recipes() -> None:
     from codec import datasets
     from codec.datasets import recipes as shipped
 
-    table = Table("name", "what", "hours", "license", box=None, pad_edge=False)
+    table = Table("name", "purpose", "hours", "license", box=None, pad_edge=False)
     for name in shipped.names():
         dataset = datasets.find(name)
         terms = dataset.license.name if dataset.license else "yours"
         table.add_row(name, shipped.purpose(name), dataset.hours, terms)
     _print(table)
-    say("print a recipe: codec recipes NAME; that of its language model: codec recipes NAME/lm")
+    say("print a codec recipe: codec recipes NAME; a language model recipe: codec recipes NAME/lm")
 
 
 def _print(table: object) -> None:

@@ -19,6 +19,7 @@ MEASURES = "Measures"
 CONDITIONING = "Conditioning"
 SAMPLING = "Sampling"
 TRAINING = "Training"
+DOWNLOAD = "Download"
 DEVICE = "Device"
 
 ModelOption = Annotated[

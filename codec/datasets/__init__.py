@@ -1,4 +1,4 @@
-"""Datasets by name: each is a module that says where it comes from and how it is laid out."""
+"""Public datasets by name; each module has the license, the archives and the layout of one dataset."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ NAMES = (
 
 
 def find(name: str) -> Dataset:
-    """The dataset of that name.
+    """Return a dataset by its name.
 
     Raises:
-        UsageError: there is none.
+        UsageError: the name is unknown.
     """
     if name not in NAMES:
         close = get_close_matches(name, NAMES, n=1)

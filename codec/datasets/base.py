@@ -1,4 +1,4 @@
-"""What a dataset declares: its license, its archives, its parts and the layout of its files."""
+"""Declaration of a dataset: license, archives, parts, and layout of its files."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ from codec.data.clips import Clip, hashed
 from codec.errors import CodecError
 
 BOOKKEEPING = ".codec"
-"""Folder below DIR for our own notes and unfinished files; no archive may write to it."""
+"""Folder below DIR for markers and unfinished files; no archive may write to it."""
 
 Layout = Callable[[Path, Sequence[str]], Iterator[Clip]]
-"""The clips of some parts of a dataset below a folder, by its layout; their `seconds` are measured afterwards."""
+"""Yields the clips of some parts of a dataset below a folder; their `seconds` are measured afterwards."""
 
 
-class BadArchive(CodecError):  # noqa: N818 (named as its siblings are)
-    """An archive is not the one its publisher released, is damaged, or would write outside its own folder."""
+class BadArchive(CodecError):  # noqa: N818 (named like the other errors)
+    """An archive differs from the published one, is damaged, or would write outside its own folder."""
 
     exit_code: ClassVar[int] = 5
 
 
 @dataclass(frozen=True)
 class License:
-    """The terms a user accepts before anything is downloaded."""
+    """License that the user accepts before a download; the texts complete "It allows ..." and "It requires ..."."""
 
     name: str
     url: str
@@ -38,7 +38,7 @@ class License:
 class Archive:
     """One file to download.
 
-    Its entries are unpacked in `into` below DIR; `holds` is a folder below DIR that exists once they are.
+    Its entries are unpacked into the folder `into` below DIR; the folder `holds` below DIR then exists.
     """
 
     url: str
@@ -47,46 +47,46 @@ class Archive:
     size: int | None = None
     """Exact size in bytes."""
     size_limit: int | None = None
-    """Where the size is not known: bytes it certainly does not exceed."""
+    """Upper bound of the size in bytes, if the exact size is unknown."""
     sha256: str | None = None
     unchecked: str = ""
-    """Why no checksum is known, where none is."""
+    """Reason why no checksum is known, if `sha256` is None."""
     saved_as: str = ""
 
     @property
     def name(self) -> str:
-        """The name of the file."""
+        """File name."""
         return self.saved_as or self.url.rsplit("/", 1)[-1]
 
     @property
     def tree(self) -> str:
-        """The folder below DIR that all its entries lie in."""
+        """Folder below DIR that contains all entries."""
         return self.holds.split("/")[0]
 
 
 @dataclass(frozen=True)
 class Dataset:
-    """One dataset; `name` is also that of its module and of its folder in recipes/."""
+    """One dataset; `name` is also the name of its module and of its folder in recipes/."""
 
     name: str
     title: str
     hours: str
-    """All of it; "11 of 29" where the default parts are less."""
+    """Total duration; "11 of 29" if the default parts have less."""
     download: str
-    """Size of its archives, in the same way."""
+    """Total size of the archives, in the same form."""
     license: License | None
     layout: Layout
     parts: Mapping[str, Archive] = field(default_factory=dict)
-    """Names for --parts, and the archive that each part is in; one archive may hold several."""
+    """Names for --parts with the archive of each part; an archive may contain several parts."""
     default: Sequence[str] = ()
-    """The parts taken when none are named; empty: all."""
+    """Parts without --parts; empty means all."""
     packed: str = ""
-    """Pattern of archives in DIR that users put there themselves because they cannot be downloaded."""
+    """Pattern of archives that users place in DIR because they cannot be downloaded by a program."""
     by_hand: str = ""
-    """Where users find those."""
+    """Instructions for getting these archives."""
 
 
 def by_hash(name: str, *, valid: float, test: float = 0.0) -> str:
-    """A stable split for data without one: "train", "valid" or "test" by the hash of a speaker's or piece's name."""
+    """Split of a dataset without official splits, by the hash of a speaker or piece: "train", "valid" or "test"."""
     position = hashed(name) / 2**64
     return "valid" if position < valid else "test" if position < valid + test else "train"

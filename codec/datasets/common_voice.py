@@ -11,18 +11,18 @@ LICENSE = License(
     name="CC0 1.0",
     url="https://creativecommons.org/publicdomain/zero/1.0/",
     allows="everything",
-    requires="by the terms of the download, no attempt to find out who the speakers are",
+    requires="no attempt to identify the speakers, by the terms of the download",
     attribution="Mozilla Common Voice and its speakers",
 )
 SPLITS = {"train": "train", "dev": "valid", "test": "test"}
 
 
 def layout(folder: Path, parts: Sequence[str]) -> Iterator[Clip]:
-    """The release's own sets of every language below the folder, in which no speaker is on two sides."""
+    """Official splits of every language below the folder; no speaker is in two of them."""
     for clips in sorted(path for depth in ("", "*/", "*/*/") for path in folder.glob(f"{depth}clips/")):
         language = clips.parent
         for name, split in SPLITS.items():
-            if not (language / f"{name}.tsv").exists():  # small languages have none of some
+            if not (language / f"{name}.tsv").exists():  # small languages lack some splits
                 continue
             with (language / f"{name}.tsv").open(encoding="utf-8", newline="") as file:
                 for row in csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE):
@@ -39,6 +39,6 @@ DATASET = Dataset(
     license=LICENSE,
     layout=layout,
     packed="*.tar.gz",
-    by_hand="get the archive of a language (Scripted Speech) with an account at https://mozilladatacollective.com, put "
-    "it into DIR, and run the same command",
+    by_hand="download the archive of a language (Scripted Speech) with an account at "
+    "https://mozilladatacollective.com, put it into DIR, and run the same command",
 )

@@ -1,12 +1,12 @@
-"""Download one archive: resumed where it stopped, bounded in size and time, checked by its SHA-256.
+"""Download an archive: resumable, bounded in size and time, verified by SHA-256.
 
-No library among our dependencies does all of it: pooch does not resume, huggingface_hub's http_get resumes without
-If-Range and checks no SHA-256, requests and urllib3 only transport, and none ends a download that trickles.
+None of the dependencies does all of these: pooch does not resume, huggingface_hub's http_get resumes without If-Range
+and checks no SHA-256, requests and urllib3 only transfer, and none stops a download that is too slow.
 
-Two files are left in DIR/.codec until a download is complete:
+Two files stay in DIR/.codec until a download is complete:
 
     NAME.part        the bytes so far
-    NAME.validator   the ETag or date of the file they are of, sent as If-Range when resuming (RFC 9110, 13.1.5)
+    NAME.validator   the ETag or date of their version of the file, sent as If-Range (RFC 9110, 13.1.5)
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ from codec.datasets.base import BOOKKEEPING, Archive, BadArchive
 from codec.datasets.progress import Show, progress_bar
 from codec.errors import InputNotFound, StorageError
 
-WAITS = (1.0, 5.0, 20.0, 60.0)  # seconds before each new attempt; any byte that arrives starts them again
+WAITS = (1.0, 5.0, 20.0, 60.0)  # seconds before each new attempt; the list restarts whenever bytes arrive
 SILENCE = 60.0  # seconds without a byte after which a connection counts as lost
-WINDOW = 300.0  # seconds over which the rate is averaged
+WINDOW = 300.0  # seconds over which the download speed is averaged
 MIN_RATE = 10_000.0  # bytes/s; a slower download is stopped
 CHUNK = 2**16
 
@@ -42,8 +42,8 @@ def download(archive: Archive, folder: Path, console: Console) -> Path:
     """Download an archive to `folder`, resuming an earlier download; return its path.
 
     Raises:
-        InputNotFound: the server does not have the file, cannot be reached in several attempts, or is too slow.
-        BadArchive: the file is not the one its publisher released.
+        InputNotFound: the server does not have the file, is unreachable in several attempts, or is too slow.
+        BadArchive: the file differs from the published one.
         StorageError: the disk has too little space for it.
     """
     partial = Partial(folder / BOOKKEEPING / archive.name)
@@ -74,7 +74,7 @@ def download(archive: Archive, folder: Path, console: Console) -> Path:
     try:
         verify(partial.path, archive, console)
     except BadArchive:
-        partial.discard()  # resuming it would never make it right
+        partial.discard()  # resuming cannot repair it
         raise
     partial.path.replace(folder / archive.name)
     partial.discard()
@@ -93,7 +93,9 @@ def verify(path: Path, archive: Archive, console: Console) -> None:
             f"{path} has {size} bytes instead of {archive.size}: remove it, and the same command downloads it again"
         )
     if archive.sha256 is None:
-        console.print(f"no checksum of {archive.name} is known ({archive.unchecked}): only those inside it are checked")
+        console.print(
+            f"no checksum of {archive.name} is known ({archive.unchecked}): only the checksums inside it are verified"
+        )
         return
     digest = hashlib.sha256()
     with progress_bar(f"check {archive.name}", console) as show, path.open("rb") as file:
@@ -103,13 +105,13 @@ def verify(path: Path, archive: Archive, console: Console) -> None:
     if digest.hexdigest() != archive.sha256:
         raise BadArchive(
             f"{path} has the SHA-256 {digest.hexdigest()} instead of {archive.sha256}: remove it, and the same command "
-            "downloads it again; if that has the same end, its publisher has changed it"
+            "downloads it again; if the error repeats, the publisher has changed it"
         )
 
 
 @dataclass(frozen=True)
 class Partial:
-    """The unfinished download `base`.part, and the validator of the file that its bytes are of."""
+    """Unfinished download `base`.part, with the validator of the file's version."""
 
     base: Path
 
@@ -118,7 +120,7 @@ class Partial:
         return self.base.with_name(f"{self.base.name}.part")
 
     @property
-    def _note(self) -> Path:
+    def _validator_path(self) -> Path:
         return self.base.with_name(f"{self.base.name}.validator")
 
     @property
@@ -127,39 +129,39 @@ class Partial:
 
     @property
     def validator(self) -> str:
-        return self._note.read_text("latin-1") if self._note.exists() else ""
+        return self._validator_path.read_text("latin-1") if self._validator_path.exists() else ""
 
     def restart(self, validator: str) -> None:
-        """Begin an empty file."""
+        """Start with an empty file."""
         self.path.parent.mkdir(exist_ok=True)
         self.path.write_bytes(b"")
-        self._note.write_text(validator, "latin-1")
+        self._validator_path.write_text(validator, "latin-1")
 
     def discard(self) -> None:
         self.path.unlink(missing_ok=True)
-        self._note.unlink(missing_ok=True)
+        self._validator_path.unlink(missing_ok=True)
 
 
 class ConnectionLost(Exception):  # noqa: N818
-    """The connection failed in a way that another attempt may mend."""
+    """The connection failed in a way that another attempt may solve."""
 
 
 class TooSlow(Exception):  # noqa: N818
-    """The file arrives so slowly that waiting for it makes no sense."""
+    """The download is slower than MIN_RATE."""
 
 
 class MinimumRate:
-    """Ends a download whose average rate over WINDOW seconds, waits included, is below MIN_RATE."""
+    """Check that the average download speed over WINDOW seconds, waits included, is at least MIN_RATE."""
 
     def __init__(self) -> None:
         self.since = time.monotonic()
         self.received = 0
 
     def count(self, size: int) -> None:
-        """Take note of `size` bytes that have arrived.
+        """Count `size` bytes that have arrived.
 
         Raises:
-            TooSlow: too few have in the last window.
+            TooSlow: too few bytes arrived in the last window.
         """
         self.received += size
         elapsed = time.monotonic() - self.since
@@ -173,9 +175,9 @@ class MinimumRate:
 
 
 class Connection:
-    """One HTTP request, read by a thread of its own: so every wait has a limit, whatever the server sends how slowly.
+    """One HTTP request, read by a thread of its own, so that every wait has a limit.
 
-    (A socket's timeout restarts with each byte, also within headers and chunk sizes.)
+    A socket timeout is not enough, because it restarts with each byte, also within headers and chunk sizes.
     """
 
     def __init__(self, request: Request) -> None:
@@ -189,7 +191,7 @@ class Connection:
         self.headers: Message = response.headers
 
     def blocks(self) -> Iterator[bytes]:
-        """The body; ends where the server ends it.
+        """Yield the body in blocks.
 
         Raises:
             ConnectionLost: the connection broke, or was silent for SILENCE seconds.
@@ -234,10 +236,10 @@ class Connection:
 
 
 def _transfer(archive: Archive, partial: Partial, show: Show, rate: MinimumRate) -> bool:
-    """Append what one connection brings; return whether the file is complete."""
+    """Append the bytes of one connection; return whether the file is complete."""
     have, validator = partial.size, partial.validator
     if not validator and archive.sha256 is None:
-        have = 0  # nothing could tell a mixture of two files
+        have = 0  # without validator and checksum, a mixture of two versions would go unnoticed
     headers = {"User-Agent": "codec", "Accept-Encoding": "identity"}
     if have:
         headers |= {"Range": f"bytes={have}-"} | ({"If-Range": validator} if validator else {})
@@ -248,18 +250,18 @@ def _transfer(archive: Archive, partial: Partial, show: Show, rate: MinimumRate)
                 raise ConnectionLost(f"{connection.status} {connection.reason}")
             raise InputNotFound(
                 f"{archive.url} cannot be downloaded ({connection.status} {connection.reason}): if the file has moved, "
-                f"put {archive.name} into {partial.base.parent.parent} yourself and run the same command"
+                f"put {archive.name} into {partial.base.parent.parent} and run the same command"
             )
         same = not validator or _validator(connection.headers) in ("", validator)
         given = connection.headers.get("Content-Range", "")
-        if connection.status == 416:  # no byte from that one on
+        if connection.status == 416:  # range not satisfiable
             if same and given == f"bytes */{have}":
                 return True
             partial.discard()
             return False
         resumed = re.fullmatch(rf"bytes {have}-\d+/(\d+|\*)", given) if connection.status == 206 else None
         if connection.status == 206 and not (resumed and same):
-            partial.discard()  # of another file, or from another byte on
+            partial.discard()  # another version of the file, or another range
             return False
         length = resumed[1] if resumed else connection.headers.get("Content-Length", "")
         total = int(length) if length.isdecimal() else None
@@ -281,35 +283,35 @@ def _transfer(archive: Archive, partial: Partial, show: Show, rate: MinimumRate)
 
 
 def _check_size(archive: Archive, size: int | None, partial: Partial, *, final: bool = True) -> None:
-    """`BadArchive` if a size, or with `final` False a size so far, contradicts what is known."""
+    """Raise BadArchive if a size (`final` False: a size so far) contradicts the known size or limit."""
     if size is None:
         return
     folder = partial.base.parent.parent
     if archive.size is not None and (size != archive.size if final else size > archive.size):
         raise BadArchive(
             f"{archive.url} has {size} bytes instead of {archive.size}: its publisher has changed it; put a copy of "
-            f"the earlier one into {folder} yourself"
+            f"the earlier version into {folder}"
         )
     if archive.size_limit is not None and size > archive.size_limit:
         partial.discard()
         raise BadArchive(
-            f"{archive.url} has more than {archive.size_limit} bytes: it cannot be what its publisher released; get "
+            f"{archive.url} has more than {archive.size_limit} bytes: it cannot be the published file; get "
             f"{archive.name} elsewhere and put it into {folder}"
         )
 
 
 def _validator(headers: Message) -> str:
-    """What identifies the version of a file: its strong ETag, or else its date; empty where it has neither."""
+    """Return the identifier of a file's version: its strong ETag, else its date, else an empty string."""
     etag = headers.get("ETag", "")
     validator = etag if etag.startswith('"') else headers.get("Last-Modified", "")
     return validator if re.fullmatch("[ -~]+", validator) else ""
 
 
 def _check_space(archive: Archive, folder: Path, *, have: int) -> None:
-    """`StorageError` unless the rest of an archive fits on the disk."""
+    """Raise StorageError if the rest of an archive does not fit on the disk."""
     free = shutil.disk_usage(folder).free
     if archive.size is not None and free < archive.size - have:
         raise StorageError(
             f"{folder} has {free / 1e9:.1f} GB left and {archive.name} needs {(archive.size - have) / 1e9:.1f} GB, and "
-            "more when it is unpacked: free some space or choose another DIR"
+            "more to unpack it: free some space or choose another DIR"
         )

@@ -1,4 +1,4 @@
-"""ESC-50: audio/FOLD-SOURCE-TAKE-CLASS.wav and what is known of them in meta/esc50.csv, 44.1 kHz, 5 s each."""
+"""ESC-50: audio/FOLD-SOURCE-TAKE-CLASS.wav with metadata in meta/esc50.csv, 44.1 kHz, 5 s each."""
 
 import csv
 from collections.abc import Iterator, Sequence
@@ -10,8 +10,8 @@ from codec.datasets.base import Archive, Dataset, License
 LICENSE = License(
     name="CC BY-NC 3.0; ESC-10 CC BY 3.0",
     url="https://github.com/karolpiczak/ESC-50#license",
-    allows="copying and changing, but not for money; the part esc10 also for money",
-    requires="naming the authors of the recordings, who are listed in its file LICENSE",
+    allows="copying and modification for non-commercial use; commercial use of the part esc10 only",
+    requires="attribution to the authors of the recordings, who are listed in the file LICENSE",
     attribution="Karol J. Piczak, ESC, 2015, doi:10.1145/2733373.2806390, and the authors at freesound.org",
 )
 ARCHIVE = Archive(
@@ -25,7 +25,7 @@ SPLITS = {"1": "train", "2": "train", "3": "train", "4": "valid", "5": "test"}
 
 
 def layout(folder: Path, parts: Sequence[str]) -> Iterator[Clip]:
-    """Folds 1 to 3 to train on, 4 for validation, 5 for tests; what comes of one recording is in one fold."""
+    """Folds 1 to 3 for training, 4 for validation, 5 for tests; all clips of a recording are in one fold."""
     root = folder / ARCHIVE.holds
     with (root / "meta" / "esc50.csv").open(encoding="utf-8", newline="") as file:
         for row in csv.DictReader(file):

@@ -1,4 +1,4 @@
-"""Any folder of audio: its manifest, so that a training starts without looking through it."""
+"""Any folder of audio; its manifest spares a training run the scan of the folder."""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -9,13 +9,13 @@ from codec.errors import UsageError
 
 
 def layout(folder: Path, parts: Sequence[str]) -> Iterator[Clip]:
-    """Every clip as the folder shows it; where it names no splits, the training holds one file in fifty out.
+    """Yield the clips of the folder; without splits, training holds out one file in fifty.
 
     Raises:
-        UsageError: there is a manifest already, which may say more than looking through the folder would find.
+        UsageError: a manifest exists, which may have more fields than a scan of the folder finds.
     """
     if (folder / MANIFEST).exists():
-        raise UsageError(f"{folder / MANIFEST} exists already: train with it, or remove it to have another one made")
+        raise UsageError(f"{folder / MANIFEST} exists already: train with it, or remove it to write a new one")
     yield from clips(folder)
 
 

@@ -23,7 +23,7 @@ ARCHIVE = Archive(
 
 
 def layout(folder: Path, parts: Sequence[str]) -> Iterator[Clip]:
-    """There are no official sets: of the 50 chapters LJ001 to LJ050, three are for validation and two for tests."""
+    """Splits by the hash of the chapter, because there are no official ones: of 50, 3 are valid and 2 test."""
     root = folder / ARCHIVE.holds
     with (root / "metadata.csv").open(encoding="utf-8", newline="") as file:
         for name, _, spoken in csv.reader(file, delimiter="|", quoting=csv.QUOTE_NONE):

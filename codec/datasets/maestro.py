@@ -1,4 +1,4 @@
-"""MAESTRO 3.0.0: YEAR/*.wav and what is known of them in maestro-v3.0.0.csv, piano, 44.1 and 48 kHz stereo."""
+"""MAESTRO 3.0.0: YEAR/*.wav with metadata in maestro-v3.0.0.csv, piano, 44.1 and 48 kHz stereo."""
 
 import csv
 from collections.abc import Iterator, Sequence
@@ -10,8 +10,8 @@ from codec.datasets.base import Archive, Dataset, License
 LICENSE = License(
     name="CC BY-NC-SA 4.0",
     url="https://creativecommons.org/licenses/by-nc-sa/4.0/",
-    allows="copying and changing, but not for money",
-    requires="naming the authors, and the same license for whatever is made of the recordings",
+    allows="copying and modification for non-commercial use",
+    requires="attribution, and the same license for works derived from the recordings",
     attribution="Curtis Hawthorne and others, Google: MAESTRO, 2019, with the International Piano-e-Competition",
 )
 ARCHIVE = Archive(
@@ -24,7 +24,7 @@ SPLITS = {"train": "train", "validation": "valid", "test": "test"}
 
 
 def layout(folder: Path, parts: Sequence[str]) -> Iterator[Clip]:
-    """The dataset's own sets, in which no composition is on two sides."""
+    """Official splits; no composition is in two of them."""
     root = folder / ARCHIVE.holds
     with (root / "maestro-v3.0.0.csv").open(encoding="utf-8", newline="") as file:
         for row in csv.DictReader(file):

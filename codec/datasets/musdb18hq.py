@@ -9,8 +9,8 @@ from codec.datasets.base import Archive, Dataset, License
 LICENSE = License(
     name="for education and research",
     url="https://zenodo.org/records/3338373",
-    allows="education and research that are not for money; the tracks have several licenses, see the page",
-    requires="naming the authors, and no other use",
+    allows="non-commercial education and research; the tracks have several licenses, see the page",
+    requires="attribution, and no other use",
     attribution="Zafar Rafii, Antoine Liutkus and others: MUSDB18-HQ, 2019, doi:10.5281/zenodo.3338373",
 )
 ARCHIVE = Archive(
@@ -21,7 +21,7 @@ ARCHIVE = Archive(
     sha256="baac80d0483c61d74b2e5f3be75fa557eec52898339e6aa45c1fa48833c5d21d",
 )
 PARTS = ("mixture", "vocals", "drums", "bass", "other")
-VALID = frozenset(  # of the folder train, as everybody who separates sources takes them
+VALID = frozenset(  # tracks of the folder train, the usual validation set of source separation
     (
         "ANiMAL - Rockshow",
         "Actions - One Minute Smile",
@@ -42,7 +42,7 @@ VALID = frozenset(  # of the folder train, as everybody who separates sources ta
 
 
 def layout(folder: Path, parts: Sequence[str]) -> Iterator[Clip]:
-    """86 tracks to train on, the usual 14 for validation, 50 for tests."""
+    """86 tracks for training, the usual 14 for validation, 50 for tests."""
     for split in ("train", "test"):
         for track in sorted((folder / ARCHIVE.holds / split).glob("*/")):
             for path in sorted(track.glob("*.wav")):

@@ -1,8 +1,8 @@
-"""Make a dataset ready for training: show its license, download and unpack what is missing, write its manifest.
+"""Prepare a dataset for training: show its license, download and unpack missing archives, write its manifest.
 
-What a run leaves in DIR, each only when it is complete, so that the next run resumes where the last one stopped:
+Files in DIR appear only when they are complete, so that the next run resumes where the last one stopped:
 
-    NAME                   an archive: size and checksum are right
+    NAME                   an archive with verified size and checksum
     .codec/NAME.unpacked   everything in NAME has been unpacked
     manifest.jsonl         the clips
 """
@@ -20,7 +20,7 @@ from pathlib import Path
 from rich.console import Console
 
 from codec.data.clips import MANIFEST, Clip, file_length, write_manifest
-from codec.datasets.archive import Place, unpack
+from codec.datasets.archive import Destination, unpack
 from codec.datasets.base import BOOKKEEPING, Archive, Dataset, License
 from codec.datasets.download import download, verify
 from codec.datasets.progress import progress_bar
@@ -28,7 +28,7 @@ from codec.errors import CodecError, InputNotFound, UsageError
 from codec.io.storage import storing_below
 from codec.parallel import in_threads
 
-NAMED = 10  # unreadable files that are named; all are counted
+NAMED = 10  # unreadable files that are printed by name; all are counted
 
 
 def prepare(
@@ -40,15 +40,15 @@ def prepare(
     may_download: bool = True,
     console: Console,
 ) -> Path:
-    """Download and unpack what is missing below `folder` and write its manifest; return the manifest's path.
+    """Download and unpack missing archives below `folder`, write the manifest, and return its path.
 
-    `parts` ("all" is every part) default to those of the dataset; without downloads, to the parts of every archive
-    that is there, and of an archive with several parts to the default ones.
+    `parts` ("all" is every part) default to those of the dataset. Without downloads they default to the parts of the
+    archives in `folder`; of an archive with several parts, to its default parts.
 
     Raises:
-        UsageError: the license has not been accepted, or there is no such part.
-        InputNotFound: a part is missing and may not be downloaded, a server does not have it, or no audio was found.
-        BadArchive: an archive is damaged or not the expected one.
+        UsageError: the license has not been accepted, or a part is unknown.
+        InputNotFound: a part is missing and may not be downloaded, the server does not have it, or there is no audio.
+        BadArchive: an archive is damaged or differs from the published one.
         StorageError: the disk is full or the folder cannot be written.
     """
     if parts is not None:
@@ -73,24 +73,24 @@ def prepare(
         _ask(dataset.title, console)
     if not missing and not folder.is_dir():
         raise InputNotFound(f"{folder} is not a folder: {dataset.by_hand or 'check the name'}")
-    found = Found(dataset, console)
+    found = ClipCounter(dataset, console)
     with storing_below(folder, instead="choose another DIR"), _archive_files():
         folder.mkdir(parents=True, exist_ok=True)
         for archive in archives:
             others = {other.holds for other in dataset.parts.values() if other.holds != archive.holds}
-            place = Place(folder, archive.into, archive.tree, others)
-            _provide(archive, place, console)
+            destination = Destination(folder, archive.into, archive.tree, others)
+            _provide(archive, destination, console)
         for path in sorted(folder.glob(dataset.packed) if dataset.packed else ()):
-            if not _note(path).exists():
-                _unpack_once(path, Place(folder), console)
-        write_manifest(folder / MANIFEST, found.count(measured(dataset.layout(folder, parts), found.leave_out)))
+            if not _marker(path).exists():
+                _unpack_once(path, Destination(folder), console)
+        write_manifest(folder / MANIFEST, found.count(measured(dataset.layout(folder, parts), found.skip)))
     found.report()
     console.print(f"next: codec train {dataset.name} --data {folder / MANIFEST}")
     return folder / MANIFEST
 
 
 def _known_parts(dataset: Dataset, parts: Sequence[str]) -> Sequence[str]:
-    """The parts asked for, "all" spelled out; `UsageError` where there is no such part."""
+    """Expand "all" and remove duplicates. Raises UsageError for an unknown part."""
     for part in parts:
         if part not in (*dataset.parts, "all"):
             if not dataset.parts:
@@ -113,7 +113,7 @@ def _ask(title: str, console: Console) -> None:
     """Return only if the user accepts the license.
 
     Raises:
-        UsageError: the user answers anything else, or nobody can answer.
+        UsageError: the user declines, or standard input is not a terminal.
     """
     if sys.stdin is None or not sys.stdin.isatty():
         raise UsageError(f"the license of {title} has not been accepted: read it above and pass --accept-license")
@@ -126,52 +126,52 @@ def _ask(title: str, console: Console) -> None:
 
 
 def _is_present(archive: Archive, folder: Path) -> bool:
-    """Whether an archive or what was in it is below `folder`."""
+    """Return whether an archive or its contents are below `folder`."""
     return (folder / archive.holds).exists() or (folder / archive.name).exists()
 
 
-def _note(path: Path) -> Path:
-    """The file that exists once the archive `path` has been unpacked to its end."""
+def _marker(path: Path) -> Path:
+    """Marker file that exists once the archive `path` has been unpacked completely."""
     return path.parent / BOOKKEEPING / f"{path.name}.unpacked"
 
 
-def _provide(archive: Archive, place: Place, console: Console) -> None:
-    """Download and unpack an archive unless it has been; files without their archive are taken as they are."""
-    path = place.folder / archive.name
-    if (place.folder / archive.holds).exists() and (_note(path).exists() or not path.exists()):
+def _provide(archive: Archive, destination: Destination, console: Console) -> None:
+    """Download and unpack an archive unless its contents exist; contents without their archive are not checked."""
+    path = destination.folder / archive.name
+    if (destination.folder / archive.holds).exists() and (_marker(path).exists() or not path.exists()):
         return
     if path.exists():
         verify(path, archive, console)
     else:
-        download(archive, place.folder, console)
-    _unpack_once(path, place, console)
+        download(archive, destination.folder, console)
+    _unpack_once(path, destination, console)
 
 
-def _unpack_once(path: Path, place: Place, console: Console) -> None:
-    """Unpack an archive and leave its note."""
+def _unpack_once(path: Path, destination: Destination, console: Console) -> None:
+    """Unpack an archive and write its marker file."""
     with progress_bar(f"unpack {path.name}", console) as show:
-        unpack(path, place, show)
-    note = _note(path)
-    note.parent.mkdir(exist_ok=True)
-    note.touch()
+        unpack(path, destination, show)
+    marker = _marker(path)
+    marker.parent.mkdir(exist_ok=True)
+    marker.touch()
     console.print(f"unpacked {path.name}, which is no longer needed")
 
 
 # the manifest
 
 
-def measured(clips: Iterable[Clip], leave_out: Callable[[str], None]) -> Iterator[Clip]:
-    """Yield the clips with their `seconds`; report those that cannot be read to `leave_out`."""
+def measured(clips: Iterable[Clip], skip: Callable[[str], None]) -> Iterator[Clip]:
+    """Yield the clips with their `seconds`; report those that cannot be read to `skip`."""
     for clip, length in in_threads(file_length, clips):
         if isinstance(length, CodecError):
-            leave_out(str(length))
+            skip(str(length))
         else:
             samples, rate = length
             yield replace(clip, seconds=samples / rate)
 
 
-class Found:
-    """Counts the clips that go into a manifest, and the files that cannot be read."""
+class ClipCounter:
+    """Counter of the clips in a manifest and of the files that cannot be read."""
 
     def __init__(self, dataset: Dataset, console: Console) -> None:
         self.dataset = dataset
@@ -181,10 +181,10 @@ class Found:
         self.bad = 0
 
     def count(self, clips: Iterable[Clip]) -> Iterator[Clip]:
-        """The same clips, counted by split.
+        """Yield the clips and count them by split.
 
         Raises:
-            InputNotFound: there are none.
+            InputNotFound: there are no clips.
         """
         for clip in clips:
             split = clip.split or "no split"
@@ -196,16 +196,16 @@ class Found:
                 f"DIR holds no audio of {self.dataset.title}: {self.dataset.by_hand or 'check the name'}"
             )
 
-    def leave_out(self, reason: str) -> None:
-        """Count a bad file and name the first few."""
+    def skip(self, reason: str) -> None:
+        """Count an unreadable file; print the first few."""
         self.bad += 1
         if self.bad <= NAMED:
-            self.console.print(f"left out: {reason}")
+            self.console.print(f"skipped: {reason}")
 
     def report(self) -> None:
         """Print the counts."""
         if self.bad:
-            self.console.print(f"left out {self.bad} files altogether")
+            self.console.print(f"skipped {self.bad} files in total")
         for split, number in sorted(self.clips.items()):
             self.console.print(f"{split}: {number} files, {self.seconds[split] / 3600:.2f} h")
 
@@ -215,10 +215,8 @@ class Found:
 
 @contextmanager
 def _archive_files() -> Iterator[None]:
-    """Raise InputNotFound for a file that the archive holds and the folder does not."""
+    """Raise InputNotFound for a file of the archive that is missing in the folder."""
     try:
         yield
     except FileNotFoundError as error:
-        raise InputNotFound(
-            f"{error.filename} is missing: name the folder that holds what the archive holds"
-        ) from error
+        raise InputNotFound(f"{error.filename} is missing: give the folder with the contents of the archive") from error

@@ -1,4 +1,4 @@
-"""A progress bar in bytes, shown where the console is a terminal."""
+"""Progress bar in bytes, shown if the console is a terminal."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -7,12 +7,12 @@ from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 
 Show = Callable[[int, int | None], None]
-"""Takes the bytes done and the total, None where that is unknown."""
+"""Called with the bytes done and the total (None if unknown)."""
 
 
 @contextmanager
 def progress_bar(task: str, console: Console) -> Iterator[Show]:
-    """Yield a function that moves the bar."""
+    """Yield a function that updates the bar."""
     columns = TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeRemainingColumn()
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
         number = progress.add_task(task, total=None)

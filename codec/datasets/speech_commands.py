@@ -1,4 +1,4 @@
-"""Google Speech Commands 0.02: WORD/SPEAKER_nohash_NUMBER.wav, 16 kHz, one second each. Its ten digits are SC09."""
+"""Google Speech Commands 0.02: WORD/SPEAKER_nohash_NUMBER.wav, 16 kHz, one second each; the ten digits are SC09."""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -9,8 +9,8 @@ from codec.datasets.base import Archive, Dataset, License
 LICENSE = License(
     name="CC BY 4.0",
     url="https://creativecommons.org/licenses/by/4.0/",
-    allows="copying and changing for any purpose, also for money",
-    requires="naming the authors and saying what was changed",
+    allows="copying and modification for any purpose, including commercial use",
+    requires="attribution and a statement of changes",
     attribution="Pete Warden, Google: Speech Commands, 2018, arXiv:1804.03209",
 )
 ARCHIVE = Archive(
@@ -24,7 +24,7 @@ DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight"
 
 
 def layout(folder: Path, parts: Sequence[str]) -> Iterator[Clip]:
-    """The validation and test sets are those of the two lists in the archive, which keep a speaker on one side."""
+    """Splits by the two lists in the archive; no speaker is in two splits."""
     root = folder / ARCHIVE.holds
     lists = {"valid": "validation_list.txt", "test": "testing_list.txt"}
     listed = {
@@ -33,7 +33,7 @@ def layout(folder: Path, parts: Sequence[str]) -> Iterator[Clip]:
         if (root / name).exists()
         for line in (root / name).read_text("utf-8").split()
     }
-    for path in sorted(root.glob("*/*_nohash_*.wav")):  # not the background noises
+    for path in sorted(root.glob("*/*_nohash_*.wav")):  # without the background noises
         word, name = path.parts[-2:]
         part = "digits" if word in DIGITS else "words"
         if part in parts:

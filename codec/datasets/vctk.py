@@ -9,8 +9,8 @@ from codec.datasets.base import Archive, Dataset, License, by_hash
 LICENSE = License(
     name="CC BY 4.0",
     url="https://doi.org/10.7488/ds/2645",
-    allows="copying and changing for any purpose, also for money",
-    requires="naming the authors and saying what was changed",
+    allows="copying and modification for any purpose, including commercial use",
+    requires="attribution and a statement of changes",
     attribution="Junichi Yamagishi, Christophe Veaux, Kirsten MacDonald: CSTR VCTK Corpus 0.92, 2019",
 )
 ARCHIVE = Archive(
@@ -23,10 +23,9 @@ ARCHIVE = Archive(
 
 
 def layout(folder: Path, parts: Sequence[str]) -> Iterator[Clip]:
-    """There are no official sets: of the 110 speakers five are for validation and eight for tests.
+    """Splits by the hash of the speaker, because there are no official ones: of 110, 5 are valid and 8 test.
 
-    The text of p315 was lost when the corpus was made, and mic2 of p280: those recordings have no transcript or are
-    not there.
+    The corpus lacks the transcripts of p315 and mic2 of p280.
     """
     root = folder / ARCHIVE.holds
     for speaker in sorted((root / "wav48_silence_trimmed").glob("*/")):

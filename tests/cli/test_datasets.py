@@ -1,4 +1,4 @@
-"""codec prepare, codec recipes: what they print, and what they hand to the library."""
+"""codec prepare and codec recipes: their output, and their calls of the library."""
 
 from pathlib import Path
 
@@ -11,7 +11,7 @@ from tests.datasets.miniatures import MINIATURES, manifest
 ROOT = Path(__file__).parents[2]
 
 
-def test_prepare_alone_lists_the_datasets(cli: Cli) -> None:
+def test_prepare_without_a_name_lists_the_datasets(cli: Cli) -> None:
     result = cli("prepare")
     assert (result.code, result.err) == (0, "")
     head, *rows = result.out.decode().splitlines()
@@ -47,7 +47,7 @@ def test_parts(cli: Cli, parts: list[str]) -> None:
     ("arguments", "code", "says"),
     [
         (["ljspech", "data"], 2, "unknown dataset ljspech; did you mean ljspeech?"),
-        (["vctk"], 2, "name a folder for the dataset: codec prepare vctk DIR; its parts are mic1, mic2"),
+        (["vctk"], 2, "give a folder for the dataset: codec prepare vctk DIR; its parts are mic1, mic2"),
         (["digits", "data"], 2, "has not been accepted: read it above and pass --accept-license"),
         (["digits", "data", "--no-download"], 3, "is missing: run without --no-download"),
         (["vctk", "data", "--parts", "mic3"], 2, "vctk has no part mic3; did you mean mic2?"),
@@ -55,7 +55,9 @@ def test_parts(cli: Cli, parts: list[str]) -> None:
         (["general", "data"], 3, "data is not a folder: check the name"),
     ],
 )
-def test_wrong_calls(cli: Cli, monkeypatch: pytest.MonkeyPatch, arguments: list[str], code: int, says: str) -> None:
+def test_invalid_arguments(
+    cli: Cli, monkeypatch: pytest.MonkeyPatch, arguments: list[str], code: int, says: str
+) -> None:
     monkeypatch.setattr("sys.stdin", None)
     result = cli("prepare", *arguments)
     assert (result.code, result.out) == (code, b"")
@@ -76,7 +78,7 @@ def test_accept_license(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
     }
 
 
-def test_an_interrupt_says_that_it_resumes(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interrupt_prints_how_to_resume(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupt(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
@@ -88,9 +90,9 @@ def test_an_interrupt_says_that_it_resumes(cli: Cli, monkeypatch: pytest.MonkeyP
 def test_recipes_are_listed_and_printed(cli: Cli) -> None:
     result = cli("recipes")
     assert result.code == 0
-    assert result.err == "print a recipe: codec recipes NAME; that of its language model: codec recipes NAME/lm\n"
+    assert result.err == "print a codec recipe: codec recipes NAME; a language model recipe: codec recipes NAME/lm\n"
     head, *rows = result.out.decode().splitlines()
-    assert head.split() == ["name", "what", "hours", "license"]
+    assert head.split() == ["name", "purpose", "hours", "license"]
     assert [row.split()[0] for row in rows if row[0] != " "] == list(datasets.NAMES)
     for name, file in (("digits", "digits/codec.toml"), ("digits/lm", "digits/lm.toml")):
         assert cli("recipes", name).out == (ROOT / "recipes" / file).read_bytes()

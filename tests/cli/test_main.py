@@ -22,7 +22,7 @@ OPTIONS = {
         "--data --json --write --rows --model -m --codebooks --baseline --speech --visqol --dnsmos --bands "
         "--device --jobs -j"
     ),
-    "prepare": "name folder --accept-license --no-download --parts",
+    "prepare": "name folder --parts --accept-license --no-download",
     "recipes": "name",
     "tokenize": "source --out --model -m --codebooks --level --device --jobs -j --engine --force -f",
     "train": "recipe --data --out --set --resume --steps --device --dry-run --codec --overfit-batch",

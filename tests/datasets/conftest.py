@@ -1,4 +1,4 @@
-"""A server on the loopback that fails in the ways real ones do, and a console to read."""
+"""A local HTTP server with the failures of real ones, and a console that keeps its text."""
 
 import io
 import threading
@@ -16,23 +16,22 @@ from codec.datasets import download
 
 @dataclass
 class Server:
-    """Serves one file on this machine; `cuts` says after how many bytes of an answer the connection ends."""
+    """Server of one file; `cuts` lists after how many bytes of each response the connection closes."""
 
     content: bytes
     ranges: bool = True
     lengths: bool = True
     cuts: list[int] = field(default_factory=list)
     statuses: list[int] = field(default_factory=list)
-    asked: list[str] = field(default_factory=list)
+    requests: list[str] = field(default_factory=list)
     conditions: list[str] = field(default_factory=list)
     etag: str = '"1"'
     dated: str = ""
-    believes: bool = False
-    """Whether it ignores If-Range."""
+    ignores_if_range: bool = False
     pause: float = 0.0
     """Seconds before each byte of the body."""
     excess: bytes = b""
-    """What it sends after the content, without saying so."""
+    """Bytes sent after the content, beyond Content-Length."""
     url: str = ""
 
 
@@ -45,10 +44,10 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
             wanted = self.headers.get("Range", "")
-            state.asked.append(wanted)
+            state.requests.append(wanted)
             condition = self.headers.get("If-Range", "")
             state.conditions.append(condition)
-            if condition not in ("", state.etag, state.dated) and not state.believes:
+            if condition not in ("", state.etag, state.dated) and not state.ignores_if_range:
                 wanted = ""
             if state.statuses and (status := state.statuses.pop(0)) != 200:
                 self.send_error(status)

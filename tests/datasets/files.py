@@ -1,4 +1,4 @@
-"""Archives and recordings made on the spot."""
+"""Small archives and recordings for the tests."""
 
 import hashlib
 import io
@@ -13,7 +13,7 @@ from tests.datasets.conftest import Server
 from tests.helpers.training import tones
 
 
-def said(console: Console) -> str:
+def printed(console: Console) -> str:
     return console.file.getvalue()  # type: ignore[attr-defined, no-any-return]
 
 

@@ -39,17 +39,17 @@ def text(path: Path, *lines: str) -> None:
 
 
 def general(folder: Path) -> Rows:
-    """Folders train and valid, with a set and without; anything else beside them."""
+    """Folders train and valid, with and without a set, and another file."""
     rows: Rows = {}
     for path, split in (("train/birds/a.wav", "train"), ("train/b.flac", "train"), ("valid/birds/c.aiff", "valid")):
         audio(folder / path, 16000)
         rows[path] = {"split": split} | ({"set": "birds", "label": "birds"} if "birds" in path else {})
-    text(folder / "train/notes.txt", "no audio")
+    text(folder / "train/notes.txt", "not audio")
     return rows
 
 
 def digits(folder: Path) -> Rows:
-    """Of the README of its repository: {digit}_{speaker}_{index}.wav; indices 0 to 4 are the test set."""
+    """As in the README of its repository: {digit}_{speaker}_{index}.wav; indices 0 to 4 are the test set."""
     rows: Rows = {}
     root = "free-spoken-digit-dataset-1.0.10"
     for digit, word, speaker, index, split in (
@@ -66,7 +66,7 @@ def digits(folder: Path) -> Rows:
 
 
 def speech_commands(folder: Path) -> Rows:
-    """Of the paper and the README in the archive: word/speaker_nohash_number.wav, two lists, and background noise."""
+    """As in the paper and README: word/speaker_nohash_number.wav, two lists, and background noise."""
     rows: Rows = {}
     root = "SpeechCommands/speech_commands_v0.02"
     for word, speaker, split in (
@@ -75,7 +75,7 @@ def speech_commands(folder: Path) -> Rows:
         ("seven", "1b88bf70", "valid"),
         ("nine", "0ab3b47d", "test"),
         ("three", "0a7c2a8d", "train"),
-        ("bed", "0a7c2a8d", "train"),  # no digit
+        ("bed", "0a7c2a8d", "train"),  # not a digit
     ):
         path = f"{root}/{word}/{speaker}_nohash_0.wav"
         audio(folder / path, 16000)
@@ -88,7 +88,7 @@ def speech_commands(folder: Path) -> Rows:
 
 
 def ljspeech(folder: Path) -> Rows:
-    """Of its page: metadata.csv has id|text|normalized text without quoting; wavs/id.wav."""
+    """As on its page: metadata.csv has id|text|normalized text without quoting; wavs/id.wav."""
     rows: Rows = {}
     lines = []
     for name, split in (
@@ -107,32 +107,37 @@ def ljspeech(folder: Path) -> Rows:
 
 
 def libritts(folder: Path) -> Rows:
-    """Of its README: part/speaker/chapter/speaker_chapter_paragraph_sentence.wav, texts beside each and together."""
+    """As in its README: part/speaker/chapter/speaker_chapter_paragraph_sentence.wav, texts beside each and together."""
     rows: Rows = {}
     for part, speaker, chapter, split in (
         ("train-clean-100", "103", "1240", "train"),
         ("dev-clean", "84", "121123", "valid"),
         ("test-clean", "1089", "134686", "test"),
     ):
-        place = f"LibriTTS/{part}/{speaker}/{chapter}"
-        told, codebook = [], []
+        chapter_folder = f"LibriTTS/{part}/{speaker}/{chapter}"
+        lines, pages = [], []
         for number in (0, 1):
             name = f"{speaker}_{chapter}_000007_00000{number}"
-            audio(folder / place / f"{name}.wav", 24000)
+            audio(folder / chapter_folder / f"{name}.wav", 24000)
             spoken = f"Mister {name}."
-            text(folder / place / f"{name}.original.txt", f"Mr. {name}.")
-            text(folder / place / f"{name}.normalized.txt", spoken)
-            told.append(f"{name}\tMr. {name}.\t{spoken}")
-            codebook.append(f"{name}\tMr. {name}.\t27.5")
-            rows[f"{place}/{name}.wav"] = {"set": part, "split": split, "speaker": speaker, "transcript": spoken}
-        text(folder / place / f"{speaker}_{chapter}.trans.tsv", *told)
-        text(folder / place / f"{speaker}_{chapter}.codebook.tsv", *codebook)
-        text(folder / place / f"._{name}.wav", "left by another system")
+            text(folder / chapter_folder / f"{name}.original.txt", f"Mr. {name}.")
+            text(folder / chapter_folder / f"{name}.normalized.txt", spoken)
+            lines.append(f"{name}\tMr. {name}.\t{spoken}")
+            pages.append(f"{name}\tMr. {name}.\t27.5")
+            rows[f"{chapter_folder}/{name}.wav"] = {
+                "set": part,
+                "split": split,
+                "speaker": speaker,
+                "transcript": spoken,
+            }
+        text(folder / chapter_folder / f"{speaker}_{chapter}.trans.tsv", *lines)
+        text(folder / chapter_folder / f"{speaker}_{chapter}.book.tsv", *pages)
+        text(folder / chapter_folder / f"._{name}.wav", "left by another system")
     return rows
 
 
 def librispeech(folder: Path) -> Rows:
-    """Of its README: part/speaker/chapter/speaker-chapter-utterance.flac and speaker-chapter.trans.txt."""
+    """As in its README: part/speaker/chapter/speaker-chapter-utterance.flac and speaker-chapter.trans.txt."""
     rows: Rows = {}
     for part, speaker, chapter, split in (
         ("train-clean-100", "19", "198", "train"),
@@ -152,7 +157,7 @@ def librispeech(folder: Path) -> Rows:
 
 
 def vctk(folder: Path) -> Rows:
-    """Of its README: two microphones, texts by speaker; no text of p315, no mic2 of p280."""
+    """As in its README: two microphones, texts by speaker; no text of p315, no mic2 of p280."""
     rows: Rows = {}
     root = "VCTK-Corpus-0.92"
     for speaker, microphones, split in (
@@ -180,7 +185,7 @@ def vctk(folder: Path) -> Rows:
 
 
 def musdb18hq(folder: Path) -> Rows:
-    """Of its page: train and test, a folder a track, five stereo files each."""
+    """As on its page: train and test, a folder per track with five stereo files."""
     rows: Rows = {}
     for place, split in (
         ("train/A Classic Education - NightOwl", "train"),
@@ -194,7 +199,7 @@ def musdb18hq(folder: Path) -> Rows:
 
 
 def maestro(folder: Path) -> Rows:
-    """Of its page: the columns of the table; files by year."""
+    """As on its page: the columns of the table; files by year."""
     rows: Rows = {}
     table = [["canonical_composer", "canonical_title", "split", "year", "midi_filename", "audio_filename", "duration"]]
     for composer, year, rate, split, ours in (
@@ -213,7 +218,7 @@ def maestro(folder: Path) -> Rows:
 
 
 def esc50(folder: Path) -> Rows:
-    """Of its README: audio/fold-source-take-class.wav and the columns of meta/esc50.csv."""
+    """As in its README: audio/fold-source-take-class.wav and the columns of meta/esc50.csv."""
     rows: Rows = {}
     lines = ["filename,fold,target,category,esc10,src_file,take"]
     for fold, split in enumerate(("train", "train", "train", "valid", "test"), 1):
@@ -228,7 +233,7 @@ def esc50(folder: Path) -> Rows:
 
 
 def common_voice(folder: Path) -> Rows:
-    """Of its data sheets: a folder a language, clips, and a table per split with quotes that do not pair."""
+    """As in its data sheets: a folder per language, clips, and a table per split with unpaired quotes."""
     rows: Rows = {}
     head = (
         "client_id\tpath\tsentence_id\tsentence\tsentence_domain\tup_votes\tdown_votes\tage\tgender\taccents\tvariant"
@@ -262,7 +267,7 @@ MINIATURES: dict[str, Callable[[Path], Rows]] = {
     )
 }
 
-# Which folder the publishers have packed into which archive, and how the paths in it begin.
+# Archives of the publishers: archive -> (folder, prefix of the paths in it).
 LIBRI = ("train-clean-100", "dev-clean", "test-clean")
 PACKED: dict[str, dict[str, tuple[str, str]]] = {
     "digits": {
@@ -281,7 +286,7 @@ PACKED: dict[str, dict[str, tuple[str, str]]] = {
 
 
 def pack(source: Path, target: Path, prefix: str) -> None:
-    """Pack the folder `source` as the zip or tar file `target`, in which its paths begin with `prefix`."""
+    """Pack the folder `source` as a zip or tar file with paths that begin with `prefix`."""
     if target.suffix == ".zip":
         with zipfile.ZipFile(target, "w", zipfile.ZIP_DEFLATED) as archive:
             for path in sorted(source.rglob("*")):
@@ -292,7 +297,7 @@ def pack(source: Path, target: Path, prefix: str) -> None:
 
 
 def manifest(folder: Path) -> Rows:
-    """The rows of a folder's manifest by path, without their lengths."""
+    """Rows of a folder's manifest by path, without their lengths."""
     rows = [json.loads(line) for line in (folder / MANIFEST).read_text("utf-8").splitlines()]
     lengths = [row.pop("seconds") for row in rows]
     assert lengths == pytest.approx([SECONDS] * len(rows), abs=0.15)  # MP3 adds silence
@@ -300,7 +305,7 @@ def manifest(folder: Path) -> Rows:
 
 
 def prepared(dataset: Dataset, folder: Path, *parts: str) -> Rows:
-    """The rows of the manifest that preparing what is in a folder makes."""
+    """Prepare a folder and return the rows of its manifest."""
     console = Console(file=io.StringIO())
     prepare(dataset, folder, parts=parts or None, may_download=False, console=console)
     return manifest(folder)

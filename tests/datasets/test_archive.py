@@ -1,4 +1,4 @@
-"""datasets/archive.py: an archive writes below its own folder alone, whole files, and no more than audio needs."""
+"""datasets/archive.py: entries stay in their folder, files are complete, and expansion is limited."""
 
 import gzip
 import io
@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from codec.datasets import archive as module
-from codec.datasets.archive import Place, unpack
+from codec.datasets.archive import Destination, unpack
 from codec.datasets.base import BadArchive
 from codec.errors import StorageError
 from tests.datasets.files import zipped
@@ -36,33 +36,33 @@ OUTSIDE = ["../escaped", "data/../../escaped", "{absolute}/escaped", "data\\..\\
 
 
 @pytest.mark.parametrize("name", OUTSIDE)
-def test_no_entry_leads_outside(name: str, tmp_path: Path) -> None:
+def test_entries_outside_are_refused(name: str, tmp_path: Path) -> None:
     inside = tmp_path / "in/side"
     name = name.format(absolute=tmp_path)
     (tmp_path / "bad.zip").write_bytes(zipped(**{name: b"x"}))
     tar_with(tmp_path / "bad.tar.gz", (tar_entry(name), b"x"))
     for bad in ("bad.zip", "bad.tar.gz"):
         with pytest.raises(BadArchive, match="outside its folder"):
-            unpack(tmp_path / bad, Place(inside))
+            unpack(tmp_path / bad, Destination(inside))
     assert not inside.exists()
     assert {path.name for path in tmp_path.rglob("*")} == {"bad.zip", "bad.tar.gz"}
 
 
 @pytest.mark.parametrize("kind", [tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.FIFOTYPE, tarfile.CHRTYPE])
-def test_no_links_or_devices_from_tar(kind: bytes, tmp_path: Path) -> None:
+def test_links_and_devices_in_tar_files_are_refused(kind: bytes, tmp_path: Path) -> None:
     entries = (tar_entry("data/link", kind, "/etc"), b""), (tar_entry("data/link/file"), b"x")
     with pytest.raises(BadArchive, match="a link or a device"):
-        unpack(tar_with(tmp_path / "bad.tar.gz", *entries), Place(tmp_path / "out"))
+        unpack(tar_with(tmp_path / "bad.tar.gz", *entries), Destination(tmp_path / "out"))
     assert not (tmp_path / "out").exists()
 
 
-def test_no_links_from_zip(tmp_path: Path) -> None:
+def test_links_in_zip_files_are_refused(tmp_path: Path) -> None:
     info = zipfile.ZipInfo("data/link")
     info.external_attr = (stat.S_IFLNK | 0o777) << 16
     with zipfile.ZipFile(tmp_path / "bad.zip", "w") as archive:
         archive.writestr(info, "/etc")
     with pytest.raises(BadArchive, match="a link or a device"):
-        unpack(tmp_path / "bad.zip", Place(tmp_path / "out"))
+        unpack(tmp_path / "bad.zip", Destination(tmp_path / "out"))
 
 
 def good_zip(path: Path) -> Path:
@@ -78,15 +78,15 @@ def good_tar(path: Path) -> Path:
 @pytest.mark.parametrize(("make", "name"), [(good_zip, "a.zip"), (good_tar, "a.tar.gz")])
 def test_unpacking_resumes_and_repeats(make: Callable[[Path], Path], name: str, tmp_path: Path) -> None:
     archive = make(tmp_path / name)
-    unpack(archive, Place(tmp_path))
+    unpack(archive, Destination(tmp_path))
     files = {path.name: path.read_bytes() for path in (tmp_path / "data").iterdir()}
     assert sorted(files) == [str(number) for number in range(9)]
     (tmp_path / "data/3").write_bytes(b"half")
     (tmp_path / "data/5").unlink()
     os.utime(tmp_path / "data/7", (1, 1))
-    unpack(archive, Place(tmp_path))
+    unpack(archive, Destination(tmp_path))
     assert {path.name: path.read_bytes() for path in (tmp_path / "data").iterdir()} == files
-    assert (tmp_path / "data/7").stat().st_mtime == 1  # was there in full, so was left
+    assert (tmp_path / "data/7").stat().st_mtime == 1  # complete, so skipped
 
 
 @pytest.mark.parametrize(("make", "name"), [(good_zip, "a.zip"), (good_tar, "a.tar.gz")])
@@ -98,15 +98,15 @@ def test_damage_is_reported(make: Callable[[Path], Path], name: str, change: str
         case "cut":
             content = content[: len(content) // 2]
         case "flipped":
-            for place in range(2000, len(content) - 3000, 1000):
-                content[place] ^= 255
+            for offset in range(2000, len(content) - 3000, 1000):
+                content[offset] ^= 255
         case "emptied":
             content.clear()
         case "noise":
             content[:] = os.urandom(len(content))
     archive.write_bytes(content)
     with pytest.raises(BadArchive, match=r"cannot be unpacked .*: remove it, and the same command"):
-        unpack(archive, Place(tmp_path))
+        unpack(archive, Destination(tmp_path))
     for path in (tmp_path / "data").glob("*"):
         assert path.stat().st_size == 3000
 
@@ -116,7 +116,7 @@ def both(folder: Path, **files: bytes) -> list[Path]:
     with zipfile.ZipFile(folder / "a.zip", "w", zipfile.ZIP_DEFLATED) as archive:
         for number, (name, content) in enumerate(files.items()):
             archive.writestr(name or "nameless", content)
-            archive.filelist[number].filename = name  # zipfile itself writes no empty one
+            archive.filelist[number].filename = name  # zipfile does not write empty names
     tar_with(folder / "a.tar.gz", *((tar_entry(name), content) for name, content in files.items()))
     return [folder / "a.zip", folder / "a.tar.gz"]
 
@@ -126,11 +126,11 @@ def files_below(folder: Path) -> set[str]:
 
 
 @pytest.mark.parametrize("name", ["", ".", "./", "data/.", "data/.."])
-def test_names_without_a_name_write_nothing(name: str, tmp_path: Path) -> None:
+def test_empty_names_write_nothing(name: str, tmp_path: Path) -> None:
     inside = tmp_path / "in"
     for archive in both(tmp_path, **{name: b"x"}):
         try:
-            unpack(archive, Place(inside))
+            unpack(archive, Destination(inside))
         except BadArchive as error:
             assert "outside its folder" in str(error)  # noqa: PT017 (a zip file's "./" is a folder, a tar file's is not)
         assert files_below(tmp_path) == {"a.zip", "a.tar.gz"}
@@ -141,24 +141,24 @@ BESIDES = ["manifest.jsonl", "other.zip", ".codec/other.zip.unpacked", ".codec",
 
 
 @pytest.mark.parametrize("name", BESIDES)
-def test_an_archive_writes_below_its_own_folder_alone(name: str, tmp_path: Path) -> None:
+def test_an_archive_writes_only_below_its_folder(name: str, tmp_path: Path) -> None:
     for archive in both(tmp_path, **{name: b"x"}):
         with pytest.raises(BadArchive, match="outside its folder"):
-            unpack(archive, Place(tmp_path / "in", tree="corpus", others=("corpus/b",)))
+            unpack(archive, Destination(tmp_path / "in", tree="corpus", others=("corpus/b",)))
         assert files_below(tmp_path) == {"a.zip", "a.tar.gz"}
 
 
 @pytest.mark.parametrize("name", ["manifest.jsonl", "other.tar.gz", ".codec/other.tar.gz.unpacked", ".hidden/x"])
-def test_an_archive_of_any_folder_writes_no_files_beside_it(name: str, tmp_path: Path) -> None:
+def test_an_archive_without_a_folder_of_its_own_is_refused(name: str, tmp_path: Path) -> None:
     for archive in both(tmp_path, **{name: b"x"}):
         with pytest.raises(BadArchive, match="outside its folder"):
-            unpack(archive, Place(tmp_path / "in"))
+            unpack(archive, Destination(tmp_path / "in"))
         assert files_below(tmp_path) == {"a.zip", "a.tar.gz"}
 
 
-def test_names_start_where_the_place_says(tmp_path: Path) -> None:
+def test_names_are_relative_to_into(tmp_path: Path) -> None:
     for archive in both(tmp_path, **{"a": b"x", "README/b": b"y"}):
-        unpack(archive, Place(tmp_path / archive.suffix, into="corpus/one", tree="corpus"))
+        unpack(archive, Destination(tmp_path / archive.suffix, into="corpus/one", tree="corpus"))
         assert files_below(tmp_path / archive.suffix) == {"corpus/one/a", "corpus/one/README/b"}
 
 
@@ -166,43 +166,43 @@ def test_a_part_beside_a_file_is_kept(tmp_path: Path) -> None:
     content = {"data/x.part": b"mine", "data/x": b"whole", "data/y": b"1", "data/y.part": b"2"}
     for archive in both(tmp_path, **content):
         folder = tmp_path / archive.suffix
-        unpack(archive, Place(folder))
+        unpack(archive, Destination(folder))
         assert {name: (folder / name).read_bytes() for name in files_below(folder)} == content
 
 
-def test_a_link_on_the_disk_leads_nowhere_else(tmp_path: Path) -> None:
+def test_links_on_the_disk_are_not_followed(tmp_path: Path) -> None:
     (tmp_path / "elsewhere").mkdir()
     (tmp_path / "in").mkdir()
     (tmp_path / "in/data").symlink_to(tmp_path / "elsewhere")
     for archive in both(tmp_path, **{"data/x": b"x"}):
         with pytest.raises(BadArchive, match="outside its folder"):
-            unpack(archive, Place(tmp_path / "in"))
+            unpack(archive, Destination(tmp_path / "in"))
     assert list((tmp_path / "elsewhere").iterdir()) == []
 
 
-def test_what_expands_too_far_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_excessive_expansion_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "ALLOWANCE", 50_000)
     files = {f"data/{number}": bytes(20_000) for number in range(9)}
     for archive in both(tmp_path, **files):
         with pytest.raises(BadArchive, match="more than 4 times its size"):
-            unpack(archive, Place(tmp_path / "in"))
+            unpack(archive, Destination(tmp_path / "in"))
         assert sum(path.stat().st_size for path in (tmp_path / "in").rglob("*") if path.is_file()) <= 60_000
     for archive in both(tmp_path, **{f"data/{number}": b"" for number in range(50)}):  # a block each
         with pytest.raises(BadArchive, match="more than 4 times its size"):
-            unpack(archive, Place(tmp_path / "in"))
+            unpack(archive, Destination(tmp_path / "in"))
 
 
-def test_a_tar_file_that_goes_on_after_its_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_endless_data_after_a_tar_file_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "ALLOWANCE", 10_000)
     content = gzip.decompress(good_tar(tmp_path / "a.tar.gz").read_bytes())
     (tmp_path / "a.tar.gz").write_bytes(gzip.compress(content + bytes(10**7)))
     with pytest.raises(BadArchive, match="it has no end"):
-        unpack(tmp_path / "a.tar.gz", Place(tmp_path))
+        unpack(tmp_path / "a.tar.gz", Destination(tmp_path))
 
 
-def test_a_full_disk_is_told_before_it_is_full(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_is_reported_before_writing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("shutil.disk_usage", lambda _: type("Usage", (), {"free": 10})())
     for archive in both(tmp_path, **{"data/x": b"more than ten"}):
         with pytest.raises(StorageError, match=r"data/x needs .* free some space"):
-            unpack(archive, Place(tmp_path))
+            unpack(archive, Destination(tmp_path))
         assert not (tmp_path / "data").exists()

@@ -1,4 +1,4 @@
-"""datasets/download.py: no byte is downloaded twice, no file is a mixture, and every download ends."""
+"""datasets/download.py: resuming, verification, limits of size and time."""
 
 import socket
 import threading
@@ -26,7 +26,7 @@ def test_a_cut_connection_is_resumed(server: Server, console: Console, tmp_path:
     server.cuts = [300_000, 1, 400_000]
     download(archive_of(server), tmp_path, console)
     assert (tmp_path / "data.zip").read_bytes() == server.content
-    assert server.asked == ["", "bytes=300000-", "bytes=300001-", "bytes=700001-"]
+    assert server.requests == ["", "bytes=300000-", "bytes=300001-", "bytes=700001-"]
     assert not (tmp_path / ".codec/data.zip.part").exists()
 
 
@@ -34,14 +34,14 @@ def test_an_earlier_download_is_resumed(server: Server, console: Console, tmp_pa
     server.cuts = [500_000, 0, 0, 0, 0]
     with pytest.raises(InputNotFound, match="the same command resumes after 500000 bytes"):
         download(archive_of(server), tmp_path, console)
-    assert len(server.asked) == 1 + 2  # one more after each of two waits
+    assert len(server.requests) == 1 + 2  # one more after each of two waits
     server.cuts.clear()
     download(archive_of(server), tmp_path, console)
-    assert server.asked[-1] == "bytes=500000-"
+    assert server.requests[-1] == "bytes=500000-"
     assert (tmp_path / "data.zip").read_bytes() == server.content
 
 
-def test_a_part_that_is_whole_is_only_checked(server: Server, console: Console, tmp_path: Path) -> None:
+def test_a_complete_part_is_only_verified(server: Server, console: Console, tmp_path: Path) -> None:
     part(tmp_path).write_bytes(server.content)
     download(archive_of(server), tmp_path, console)
     assert (tmp_path / "data.zip").read_bytes() == server.content
@@ -54,24 +54,24 @@ def test_a_part_longer_than_the_file_is_downloaded_again(server: Server, console
 
 
 @pytest.mark.parametrize("lengths", [True, False])
-def test_a_server_that_knows_no_ranges(server: Server, console: Console, tmp_path: Path, lengths: bool) -> None:
+def test_a_server_without_ranges(server: Server, console: Console, tmp_path: Path, lengths: bool) -> None:
     server.ranges, server.lengths = False, lengths
     part(tmp_path).write_bytes(b"of another file")
     download(archive_of(server), tmp_path, console)
     assert (tmp_path / "data.zip").read_bytes() == server.content
 
 
-def test_a_busy_server_is_asked_again(server: Server, console: Console, tmp_path: Path) -> None:
+def test_a_busy_server_is_tried_again(server: Server, console: Console, tmp_path: Path) -> None:
     server.statuses = [503, 429, 200]
     download(archive_of(server), tmp_path, console)
-    assert len(server.asked) == 3
+    assert len(server.requests) == 3
 
 
 def test_a_file_that_has_moved(server: Server, console: Console, tmp_path: Path) -> None:
     server.statuses = [404]
     with pytest.raises(InputNotFound, match=r"404 Not Found.* put data.zip into"):
         download(archive_of(server), tmp_path, console)
-    assert len(server.asked) == 1
+    assert len(server.requests) == 1
 
 
 def test_a_wrong_checksum_is_not_kept(server: Server, console: Console, tmp_path: Path) -> None:
@@ -82,28 +82,28 @@ def test_a_wrong_checksum_is_not_kept(server: Server, console: Console, tmp_path
     assert list(tmp_path.rglob("*.*")) == [tmp_path / ".codec"]
 
 
-def test_a_wrong_size_is_told_before_it_is_fetched(server: Server, console: Console, tmp_path: Path) -> None:
+def test_a_wrong_size_fails_before_the_download(server: Server, console: Console, tmp_path: Path) -> None:
     archive = replace(archive_of(server), size=5)
     with pytest.raises(BadArchive, match="has 1024000 bytes instead of 5: its publisher has changed it"):
         download(archive, tmp_path, console)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_no_room_is_told_before_it_is_fetched(server: Server, console: Console, tmp_path: Path) -> None:
+def test_a_full_disk_fails_before_the_download(server: Server, console: Console, tmp_path: Path) -> None:
     with pytest.raises(StorageError, match=r"data.zip needs 1000000000.0 GB"):
         download(replace(archive_of(server), size=10**18), tmp_path, console)
-    assert server.asked == []
+    assert server.requests == []
 
 
-# never a mixture of two files
+# no mixture of two versions
 
 
 @pytest.mark.parametrize(("etag", "dated"), [('"1"', ""), ('W/"1"', "Sat, 01 Jan 2022 00:00:00 GMT")])
-@pytest.mark.parametrize("believes", [False, True])
+@pytest.mark.parametrize("ignores_if_range", [False, True])
 def test_a_file_that_changes_is_downloaded_from_its_start(
-    server: Server, console: Console, tmp_path: Path, etag: str, dated: str, believes: bool
+    server: Server, console: Console, tmp_path: Path, etag: str, dated: str, ignores_if_range: bool
 ) -> None:
-    server.etag, server.dated, server.believes = etag, dated, believes
+    server.etag, server.dated, server.ignores_if_range = etag, dated, ignores_if_range
     server.cuts = [500_000, 0, 0, 0, 0]
     archive = replace(archive_of(server), sha256=None)
     with pytest.raises(InputNotFound):
@@ -117,23 +117,21 @@ def test_a_file_that_changes_is_downloaded_from_its_start(
     assert list((tmp_path / ".codec").iterdir()) == []
 
 
-def test_only_a_checksum_vouches_for_a_file_without_etag_and_date(
-    server: Server, console: Console, tmp_path: Path
-) -> None:
+def test_without_etag_and_date_resuming_needs_a_checksum(server: Server, console: Console, tmp_path: Path) -> None:
     server.etag = ""
     part(tmp_path).write_bytes(server.content[:1000])
     download(archive_of(server), tmp_path, console)
-    assert server.asked == ["bytes=1000-"]
+    assert server.requests == ["bytes=1000-"]
     (tmp_path / "data.zip").rename(tmp_path / ".codec/data.zip.part")
     download(replace(archive_of(server), sha256=None), tmp_path, console)
-    assert server.asked[1:] == [""]
+    assert server.requests[1:] == [""]
     assert (tmp_path / "data.zip").read_bytes() == server.content
 
 
-# every download ends
+# limits
 
 
-def test_what_comes_after_the_known_size_is_not_kept(server: Server, console: Console, tmp_path: Path) -> None:
+def test_bytes_beyond_the_known_size_are_dropped(server: Server, console: Console, tmp_path: Path) -> None:
     server.lengths, server.excess = False, bytes(10**6)
     archive = replace(archive_of(server), size=len(server.content))
     download(archive, tmp_path, console)
@@ -149,7 +147,7 @@ def test_more_than_the_size_limit_is_refused(server: Server, console: Console, t
     assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
 
 
-def test_a_trickle_ends_in_one_line(
+def test_a_slow_download_stops(
     server: Server, console: Console, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "WINDOW", 0.3)
@@ -160,13 +158,11 @@ def test_a_trickle_ends_in_one_line(
     assert time.monotonic() - began < 5
     server.pause = 0
     download(archive_of(server), tmp_path, console)
-    assert server.asked[-1] != ""
+    assert server.requests[-1] != ""
     assert (tmp_path / "data.zip").read_bytes() == server.content
 
 
-def test_headers_that_trickle_end_too(
-    console: Console, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, server: Server
-) -> None:
+def test_slow_headers_stop(console: Console, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, server: Server) -> None:
     monkeypatch.setattr(module, "SILENCE", 0.2)
     ended = threading.Event()
 

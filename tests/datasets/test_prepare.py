@@ -1,4 +1,4 @@
-"""datasets/prepare.py: nothing is downloaded without consent, and nothing is done twice."""
+"""datasets/prepare.py: consent, resuming, parts, the manifest."""
 
 import hashlib
 import io
@@ -15,9 +15,9 @@ from codec.datasets.base import Archive, BadArchive, Dataset, License, by_hash
 from codec.datasets.prepare import prepare
 from codec.errors import InputNotFound, UsageError
 from tests.datasets.conftest import Server
-from tests.datasets.files import archive_of, said, wav, zipped
+from tests.datasets.files import archive_of, printed, wav, zipped
 
-LICENSE = License("CC BY 4.0", "https://example.org/by", "nearly everything", "naming the authors", "the authors")
+LICENSE = License("CC BY 4.0", "https://example.org/by", "nearly everything", "attribution", "the authors")
 
 
 def dataset(archive: Archive, **changes: object) -> Dataset:
@@ -31,33 +31,35 @@ def dataset(archive: Archive, **changes: object) -> Dataset:
 
 @pytest.fixture
 def toy(server: Server, tmp_path: Path) -> Dataset:
-    server.content = zipped(**{"data/a.wav": wav(tmp_path / "a.wav"), "data/b.wav": b"no audio at all"})
+    server.content = zipped(**{"data/a.wav": wav(tmp_path / "a.wav"), "data/b.wav": b"not audio"})
     return dataset(archive_of(server))
 
 
-def test_from_nothing_to_a_manifest_and_again(server: Server, toy: Dataset, console: Console, tmp_path: Path) -> None:
+def test_prepare_writes_a_manifest_and_repeats_nothing(
+    server: Server, toy: Dataset, console: Console, tmp_path: Path
+) -> None:
     folder = tmp_path / "new/folder"
     manifest = prepare(toy, folder, accepted=True, console=console)
     assert manifest.read_text() == '{"path": "data/a.wav", "seconds": 0.3, "split": "train"}\n'
-    text = said(console)
+    text = printed(console)
     assert text.startswith("the toy set · CC BY 4.0 · https://example.org/by\n")
-    for part in ("allows nearly everything", "requires naming the authors", "By the authors"):
+    for part in ("allows nearly everything", "requires attribution", "By the authors"):
         assert part in text
-    assert "left out 1 files altogether" in text
+    assert "skipped 1 files in total" in text
     assert "b.wav" in text
     assert "train: 1 files, 0.00 h" in text
     assert f"codec train toy --data {manifest}" in text
 
     before = manifest.stat().st_ino, (folder / "data/a.wav").stat().st_mtime_ns
     prepare(toy, folder, console=console)
-    assert len(server.asked) == 1  # nothing is fetched, and nothing asked, twice
+    assert len(server.requests) == 1  # no second download, no second question
     assert before[1] == (folder / "data/a.wav").stat().st_mtime_ns
     (folder / "data.zip").unlink()
     prepare(toy, folder, may_download=False, console=console)
-    assert len(server.asked) == 1
+    assert len(server.requests) == 1
 
 
-def test_an_interrupted_unpacking_is_resumed(
+def test_interrupted_unpacking_resumes(
     server: Server, toy: Dataset, console: Console, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def stop(*_: object) -> None:
@@ -68,11 +70,11 @@ def test_an_interrupted_unpacking_is_resumed(
         with pytest.raises(KeyboardInterrupt):
             prepare(toy, tmp_path / "data", accepted=True, console=console)
     prepare(toy, tmp_path / "data", console=console)
-    assert len(server.asked) == 1
+    assert len(server.requests) == 1
     assert (tmp_path / "data/data/a.wav").exists()
 
 
-def test_nothing_is_downloaded_without_consent(
+def test_a_download_needs_consent(
     server: Server, toy: Dataset, console: Console, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class Terminal(io.StringIO):
@@ -88,20 +90,20 @@ def test_nothing_is_downloaded_without_consent(
         monkeypatch.setattr("sys.stdin", stdin)
         with pytest.raises(UsageError, match=says):
             prepare(toy, tmp_path / "data", console=console)
-    assert server.asked == []
+    assert server.requests == []
     assert not (tmp_path / "data").exists()
     monkeypatch.setattr("sys.stdin", Terminal("yes\n"))
     prepare(toy, tmp_path / "data", console=console)
-    assert len(server.asked) == 1
+    assert len(server.requests) == 1
 
 
-def test_without_download_what_is_missing_is_named(server: Server, toy: Dataset, tmp_path: Path) -> None:
+def test_no_download_names_missing_parts(server: Server, toy: Dataset, tmp_path: Path) -> None:
     with pytest.raises(InputNotFound, match="data is missing: run without --no-download"):
         prepare(toy, tmp_path, may_download=False, console=Console(file=io.StringIO()))
-    assert server.asked == []
+    assert server.requests == []
 
 
-def test_parts_are_those_asked_for_or_there_or_the_default(tmp_path: Path, console: Console) -> None:
+def test_choice_of_parts(tmp_path: Path, console: Console) -> None:
     seen: list[list[str]] = []
 
     def layout(folder: Path, parts: Sequence[str]) -> Iterator[Clip]:
@@ -144,7 +146,7 @@ def test_a_folder_without_the_data(tmp_path: Path, console: Console) -> None:
         prepare(replace(gated, layout=listed), tmp_path, console=console)
 
 
-def test_an_archive_marks_no_other_as_unpacked(server: Server, console: Console, tmp_path: Path) -> None:
+def test_an_archive_cannot_mark_another_as_unpacked(server: Server, console: Console, tmp_path: Path) -> None:
     recording = wav(tmp_path / "a.wav")
     for name in ("LibriX/two/a.wav", ".codec/two.zip.unpacked", "two.zip", "manifest.jsonl"):
         server.content = zipped(**{"LibriX/one/a.wav": recording, name: b"x"})
@@ -159,23 +161,23 @@ def test_an_archive_marks_no_other_as_unpacked(server: Server, console: Console,
         assert {path.name for path in (folder / "LibriX").iterdir()} == {"one"}
 
 
-def test_what_the_user_put_there_is_checked_too(server: Server, console: Console, tmp_path: Path) -> None:
+def test_archives_of_the_user_are_verified(server: Server, console: Console, tmp_path: Path) -> None:
     (tmp_path / "data.zip").write_bytes(zipped(**{"data/a.wav": b"a"}))
     with pytest.raises(BadArchive, match="SHA-256"):
         prepare(dataset(archive_of(server)), tmp_path, console=console)
     assert not (tmp_path / "data").exists()
-    assert server.asked == []
+    assert server.requests == []
 
 
-def test_an_unknown_checksum_is_said(console: Console, tmp_path: Path) -> None:
+def test_an_unknown_checksum_is_printed(console: Console, tmp_path: Path) -> None:
     (tmp_path / "data.zip").write_bytes(zipped(**{"data/a.wav": wav(tmp_path / "a.wav")}))
     daily = Archive("http://nowhere/data.zip", holds="data", unchecked="it changes daily")
     prepare(dataset(daily), tmp_path, console=console)
-    assert "no checksum of data.zip is known (it changes daily)" in said(console)
+    assert "no checksum of data.zip is known (it changes daily)" in printed(console)
     assert (tmp_path / "data/a.wav").exists()
 
 
-def test_splits_by_hash_are_shares_and_stay() -> None:
+def test_splits_by_hash_have_their_shares_and_are_stable() -> None:
     names = [f"speaker {number}" for number in range(3000)]
     splits = [by_hash(name, valid=0.1, test=0.2) for name in names]
     for split, share in (("valid", 0.1), ("test", 0.2), ("train", 0.7)):

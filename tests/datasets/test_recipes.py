@@ -23,9 +23,7 @@ def test_every_dataset_has_recipes() -> None:
     assert recipes.purpose("ljspeech") == "One reader at 24 kHz (the recordings have 22.05), 0.5 to 6 kbit/s"
 
 
-def test_a_file_wins_over_a_name_only_where_it_is_written_as_a_path(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_path_wins_over_a_name_only_if_written_as_a_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     for path in ("general", "general.toml", "digits/lm", "mine/small", "own"):
         Path(path).parent.mkdir(exist_ok=True)
@@ -54,7 +52,7 @@ def test_unknown_names(name: str, hint: str) -> None:
     assert hint in str(raised.value)
 
 
-def test_a_wheel_holds_them(tmp_path: Path) -> None:
+def test_a_wheel_contains_the_recipes(tmp_path: Path) -> None:
     wheel = pytest.importorskip("hatchling.builders.wheel")
     files = {
         included.distribution_path: Path(included.path)
