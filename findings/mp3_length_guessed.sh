@@ -2,7 +2,7 @@
 # What: an MP3 of variable bit rate without a Xing frame (written to a pipe, cut out of a stream, recorded from web radio) is read up to a guessed length:
 #   here 2 of 12 seconds. Of two MP3 files joined by `cat`, the first is read. With an Info frame that counts all frames, but has no LAME part, all is
 #   read, except 529 samples at the beginning.
-# Why it surprises: no error, no warning from the API, `frames` and the samples read agree with each other, and players play all of it. The guess takes the
+# Why it surprises: no error, no warning from the API, `frames` and the samples read agree with each other, and playback software plays all of it. The guess takes the
 #   size of the first frames for that of all: a loud beginning and a quiet rest lose the rest. And a header that adds no information about delay
 #   changes the alignment by the decoder's own delay.
 # Consequence: corpora of web radio and podcasts lose audio silently. Count the frames of such files (their headers state their sizes) and put an

@@ -3,7 +3,7 @@
 #   last), those of WAV and FLAC in the order of WAV (left, right, center, LFE, ...). Nothing says which order an array has.
 # Why it surprises: one function reads both, and the usual conversion (read one, write the other) looks right for mono and stereo. For 5.1 the center,
 #   where speech is, comes out of the right front speaker, and the LFE channel out of a surround speaker.
-# Consequence: reorder by container: WAV channel i is channel [0 2 1 5 3 4][i] of a 5.1 Ogg file. A model that takes "channel 2" for dialogue gets
+# Consequence: reorder by container: WAV channel i is channel [0 2 1 5 3 4][i] of a 5.1 Ogg file. A model that takes "channel 2" for speech gets
 #   another channel for each container.
 # Versions: soundfile 0.14.0 (wheel with libsndfile 1.2.2), numpy 2.4.6.
 set -euo pipefail

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from codec.cli.options import DOWNLOAD, INPUT_OUTPUT, say
+from codec.cli.options import DOWNLOAD, say
 from codec.errors import UsageError
 
 
@@ -13,14 +13,13 @@ def prepare(
     name: Annotated[
         str | None,
         typer.Argument(
-            metavar="[NAME]",
+            metavar="NAME",
             help="Name of the dataset, such as ljspeech; omit it to list all datasets.",
-            rich_help_panel=INPUT_OUTPUT,
         ),
     ] = None,
     folder: Annotated[
         Path | None,
-        typer.Argument(metavar="[DIR]", help="Folder of the dataset.", rich_help_panel=INPUT_OUTPUT),
+        typer.Argument(metavar="DIR", help="Folder of the dataset."),
     ] = None,
     parts: Annotated[
         list[str] | None,
@@ -74,9 +73,8 @@ def recipes(
     name: Annotated[
         str | None,
         typer.Argument(
-            metavar="[NAME]",
+            metavar="NAME",
             help="Recipe to print: digits for a codec, digits/lm for a language model; omit it to list all recipes.",
-            rich_help_panel=INPUT_OUTPUT,
         ),
     ] = None,
 ) -> None:

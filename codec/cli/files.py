@@ -37,7 +37,6 @@ Input = Annotated[
         metavar="INPUT",
         help="File or folder; - for standard input.",
         callback=_named,
-        rich_help_panel=INPUT_OUTPUT,
     ),
 ]
 Output = Annotated[
@@ -46,7 +45,6 @@ Output = Annotated[
         metavar="OUTPUT",
         help="File or folder; - for standard output.",
         show_default="beside INPUT",
-        rich_help_panel=INPUT_OUTPUT,
     ),
 ]
 
@@ -157,7 +155,7 @@ def decode(
 def sample(
     output: Annotated[
         str,
-        typer.Argument(metavar="OUTPUT", help="An audio file, or - for standard output.", rich_help_panel=INPUT_OUTPUT),
+        typer.Argument(metavar="OUTPUT", help="An audio file, or - for standard output."),
     ] = "sample.wav",
     force: ForceOption = False,
 ) -> None:

@@ -27,7 +27,6 @@ def info(
         typer.Argument(
             metavar="INPUT",
             help="A .codec file or a folder of them, - for standard input, or a model: its name, file or training run.",
-            rich_help_panel=INPUT_OUTPUT,
         ),
     ],
     show_all: Annotated[

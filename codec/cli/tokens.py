@@ -28,7 +28,6 @@ def tokenize(
         typer.Argument(
             metavar="DIR",
             help="Folder of recordings, or a manifest (.jsonl, .jsonl.gz, .csv).",
-            rich_help_panel=INPUT_OUTPUT,
         ),
     ],
     out: Annotated[
