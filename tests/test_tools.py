@@ -45,8 +45,8 @@ def test_the_speed_of_generation_is_measured_for_every_system(
         "delay",
         "flatten",
         "depth",
-        "delay, drawn",
-        "delay, heard",
+        "delay, sampled",
+        "delay, audio",
     ]
     assert all(row["step_ms"] > 0 and row["weights"] > 0 for row in rows)
     assert "1 thread, batch 1" in capsys.readouterr().out

@@ -1,14 +1,14 @@
-"""Speed of generation, step by step: our patterns, the bandwidth of memory, and transformers' MusicGen decoder.
+"""Speed of generation per step: our patterns, the memory bandwidth, and the MusicGen decoder of transformers.
 
-    python tools/bench_lm.py digits-8k-lm                      the sizes of this language model, one row and eight
+    python tools/bench_lm.py digits-8k-lm                      the sizes of this language model, batch 1 and 8
     python tools/bench_lm.py --width 512 --layers 12           these sizes, for the codes of --codec
-    python tools/bench_lm.py digits-8k-lm --against musicgen   beside MusicGen's decoder of as many weights
+    python tools/bench_lm.py digits-8k-lm --against musicgen   also MusicGen's decoder with as many parameters
 
-All systems take turns and medians are shown, so that other load on the machine meets them alike; "cpu ms" is the
-processor time of a step, which such load changes least. The floor is the time in which memory moves as many bytes as
-the weights that a step reads have, at the rate at which it copied such an array in the same rounds, each byte moved
-twice. Weights are random and every clip begins anew. The models alone take the most probable codes, "drawn" is with the
-sampler (MusicGen: its own `generate`), "heard" is the model itself with the codec's decoder too, as `codec.generate`.
+Rounds are interleaved and medians are shown, so that other load on the machine affects all systems alike; "cpu ms" is
+the CPU time of a step, which such load affects least. The floor is the time that memory needs to read the weights of a
+step, from the time to copy an array of that size (read and written once) in the same rounds. Weights are random and
+every clip starts from an empty state. Models alone take the most probable codes; "sampled" adds the sampler (MusicGen:
+its own `generate`), "audio" is the model itself with the codec's decoder too, as `codec.generate`.
 """
 
 from __future__ import annotations
@@ -37,20 +37,20 @@ from codec.lm.transformer import DepthConfig, TransformerConfig, TransformerLM
 from codec.models.base import Codec
 from codec.nn.linear import HalfLinear
 
-LOOKED_UP = (
+EMBEDDINGS = (
     "vectors.",
     "token_proj.",
     "class_conditioner.",
     "phase_embedding.",
     "text_encoder.",
     "model.decoder.embed",
-)  # a few rows of these
-UNUSED = "encoder_attn"  # MusicGen's attention to a text, which it is not given
+)  # read by row
+UNUSED = "encoder_attn"  # MusicGen's cross-attention, which is not used without a text
 
 
 @dataclass(frozen=True)
 class System:
-    """Something that makes clips, `run(batch, frames)`, in `steps(frames)` steps that read so many weights each."""
+    """A generator: `run(batch, frames)` makes clips in `steps(frames)` steps, which read `weights` parameters each."""
 
     name: str
     weights: int
@@ -61,7 +61,7 @@ class System:
 
 @dataclass(frozen=True)
 class Row:
-    """Medians over the rounds."""
+    """Medians over the rounds of one system."""
 
     threads: int
     batch: int
@@ -77,24 +77,24 @@ class Row:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Speed of generation, step by step.")
-    parser.add_argument("model", nargs="?", help="language model whose sizes count: shipped name, file or training run")
-    parser.add_argument("--codec", help="whose codes: that of the model, or the default one")
+    parser.add_argument("model", nargs="?", help="language model whose sizes to use: name, file, or training run")
+    parser.add_argument("--codec", help="codec of the codes (default: the model's, or the default codec)")
     for name, size in (("width", 256), ("layers", 6), ("heads", 4), ("context", 512)):
         parser.add_argument(f"--{name}", type=int, default=size, help=f"without a model (default {size})")
     parser.add_argument("--codebooks", dest="num_codebooks", type=int, default=8, help="without a model (default 8)")
-    parser.add_argument("--against", choices=["musicgen"], help="another system beside ours")
-    parser.add_argument("--frames", type=int, default=50, help="of a clip (default 50)")
-    parser.add_argument("--rounds", type=int, default=9, help="clips of every system (default 9)")
-    parser.add_argument("--batch", type=int, nargs="+", default=[1, 8], help="rows side by side (default 1 8)")
+    parser.add_argument("--against", choices=["musicgen"], help="another system to compare with")
+    parser.add_argument("--frames", type=int, default=50, help="frames of a clip (default 50)")
+    parser.add_argument("--rounds", type=int, default=9, help="clips per system (default 9)")
+    parser.add_argument("--batch", type=int, nargs="+", default=[1, 8], help="batch sizes (default 1 8)")
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2], help="numbers of threads (default 1 2)")
-    parser.add_argument("--json", type=Path, help="write the numbers there too")
+    parser.add_argument("--json", type=Path, help="also write the results to this file")
     arguments = parser.parse_args()
 
     model, codec = chosen(arguments)
     ours = [system(name, untrained(config, model.source)) for name, config in variants(model.config).items()]
     delay = untrained(variants(model.config)["delay"], model.source)
     others = musicgen(ours[0].weights, model) if arguments.against else []
-    systems = [*ours, *others, drawn(delay), heard(model, codec)]
+    systems = [*ours, *others, sampled(delay), audio(model, codec)]
     rows = [
         row
         for threads in arguments.threads
@@ -115,11 +115,11 @@ def main() -> None:
 
 
 def chosen(arguments: argparse.Namespace) -> tuple[TransformerLM, Codec]:
-    """The language model, with random weights where none is named, and the codec whose codes it makes."""
+    """The language model, with random weights if none is named, and the codec of its codes."""
     if arguments.model:
         model = pretrained.load_lm(arguments.model, "cpu")
         if not isinstance(model, TransformerLM):
-            raise UsageError(f"{arguments.model} is no transformer: name one, or sizes")
+            raise UsageError(f"{arguments.model} is not a transformer: name one, or sizes")
         return model, pretrained.codec_of(model, arguments.codec)
     codec = pretrained.load(arguments.codec or pretrained.DEFAULT, "cpu")
     vectors = codec.quantizer.codebook_vectors()
@@ -135,7 +135,7 @@ def chosen(arguments: argparse.Namespace) -> tuple[TransformerLM, Codec]:
 
 
 def variants(config: TransformerConfig) -> dict[str, TransformerConfig]:
-    """The same sizes with each way to decide the codebooks."""
+    """The same sizes with each way to decode the codebooks of a frame."""
     delay, depth = config.pattern, config.depth
     if delay.kind != "delay" or depth:
         delay = PatternConfig()
@@ -147,7 +147,7 @@ def variants(config: TransformerConfig) -> dict[str, TransformerConfig]:
 
 
 def untrained(config: TransformerConfig, source: CodebookSpec) -> TransformerLM:
-    """Random weights, rounded as those of a shipped model."""
+    """A model with random weights, rounded to fp16 as those of a shipped model."""
     torch.manual_seed(0)
     model = TransformerLM(config, source).eval()
     for weight in model.parameters():
@@ -159,38 +159,37 @@ def untrained(config: TransformerConfig, source: CodebookSpec) -> TransformerLM:
 
 
 def system(name: str, model: TransformerLM) -> System:
-    """Our own model alone."""
+    """A model of ours without sampler."""
 
     def run(batch: int, frames: int) -> None:
         steps = model.pattern.steps(frames)
-        holes = (model.pattern.cells(0, steps) < 0).T  # [steps, codebooks]
+        empty_cells = (model.pattern.cells(0, steps) < 0).T  # [steps, codebooks]
         state = model.initial_state(model.conditioning([{}] * batch))
-        column = torch.full((batch, model.source.num_codebooks), model.special_token)
-        for special_token in holes:
+        step_tokens = torch.full((batch, model.source.num_codebooks), model.special_token)
+        for empty in empty_cells:
 
-            def pick(logits: Tensor, first: int, special_token: Tensor = special_token) -> Tensor:
-                return torch.where(
-                    special_token[first : first + logits.shape[1]], model.special_token, logits[..., :-1].argmax(dim=-1)
-                )
+            def most_probable(logits: Tensor, first: int, empty: Tensor = empty) -> Tensor:
+                codes = logits[..., :-1].argmax(dim=-1)
+                return torch.where(empty[first : first + logits.shape[1]], model.special_token, codes)
 
-            context, state = model.forward_step(column, state)
-            column = model.decode_step(context, pick)
+            hidden, state = model.forward_step(step_tokens, state)
+            step_tokens = model.decode_step(hidden, most_probable)
 
     return System(name, *weights_read(model), model.pattern.steps, run)
 
 
-def drawn(model: TransformerLM) -> System:
-    """Codes by way of the sampler."""
+def sampled(model: TransformerLM) -> System:
+    """A model of ours with the sampler."""
 
     def run(batch: int, frames: int) -> None:
         for _ in generate_frames(model, seeds=range(batch), frames=frames, stop=False):
             pass
 
-    return System("delay, drawn", *weights_read(model), model.pattern.steps, run)
+    return System("delay, sampled", *weights_read(model), model.pattern.steps, run)
 
 
-def heard(model: TransformerLM, codec: Codec) -> System:
-    """Audio of a language model, by way of the sampler, the codec's decoder and sessions."""
+def audio(model: TransformerLM, codec: Codec) -> System:
+    """A language model with sampler and codec, streamed."""
 
     def run(batch: int, frames: int) -> None:
         seconds = frames / codec.frame_spec.frame_rate
@@ -198,13 +197,13 @@ def heard(model: TransformerLM, codec: Codec) -> System:
             pass
 
     kind = "depth" if model.config.depth else model.config.pattern.kind
-    return System(f"{kind}, heard", *weights_read(model), model.pattern.steps, run)
+    return System(f"{kind}, audio", *weights_read(model), model.pattern.steps, run)
 
 
 def musicgen(weights: int, like: TransformerLM) -> list[System]:
-    """MusicGen's decoder and its cache, as wide and as deep, with the delay pattern and as many weights as `weights`.
+    """MusicGen's decoder with its cache and delay pattern, of the same width and depth, and of `weights` parameters.
 
-    Once alone, with what no generation can do without, and once as its own `generate` drives it.
+    Once without sampler, and once with its own `generate`.
     """
     try:
         transformers = import_module("transformers")
@@ -226,39 +225,39 @@ def musicgen(weights: int, like: TransformerLM) -> list[System]:
         )
         return transformers.MusicgenForCausalLM(sizes).eval()
 
-    each = 2 * config.width * config.layers  # weights for one more hidden unit
-    model = build(max(1, round((weights - weights_read(build(1))[0]) / each) + 1))
+    per_hidden_unit = 2 * config.width * config.layers  # parameters
+    model = build(max(1, round((weights - weights_read(build(1))[0]) / per_hidden_unit) + 1))
     model.generation_config.decoder_start_token_id = source.codebook_size
 
     def run(batch: int, frames: int) -> None:
         start = torch.full((batch * source.num_codebooks, 1), source.codebook_size)
         steps = frames + source.num_codebooks - 1
         codes, pattern = model.build_delay_pattern_mask(start, source.codebook_size, max_length=steps + 1)
-        known = cache(config=model.config)
+        kv_cache = cache(config=model.config)
         for _ in range(steps):
             codes = model.apply_delay_pattern_mask(codes, pattern)
-            out = model(codes[:, -1:], past_key_values=known, use_cache=True)
+            out = model(codes[:, -1:], past_key_values=kv_cache, use_cache=True)
             codes = torch.cat([codes, out.logits[:, -1:].argmax(dim=-1)], dim=1)
 
-    def drive(batch: int, frames: int) -> None:
+    def run_generate(batch: int, frames: int) -> None:
         start = torch.full((batch * source.num_codebooks, 1), source.codebook_size)
-        there = torch.ones(batch, 1, dtype=torch.int64)
+        attention_mask = torch.ones(batch, 1, dtype=torch.int64)
         length = {"max_new_tokens": frames + source.num_codebooks - 1, "num_return_sequences": 1}
-        model.generate(start, attention_mask=there, do_sample=True, **length)
+        model.generate(start, attention_mask=attention_mask, do_sample=True, **length)
 
     return [
         System(name, *weights_read(model), lambda frames: frames + source.num_codebooks - 1, one)
-        for name, one in (("MusicGen", run), ("MusicGen, drawn", drive))
+        for name, one in (("MusicGen", run), ("MusicGen, sampled", run_generate))
     ]
 
 
 def weights_read(model: nn.Module) -> tuple[int, int]:
-    """Weights that a step multiplies with, and their bytes."""
+    """Number of weights that a step multiplies with, and their bytes."""
     weights: dict[str, Tensor] = dict(model.named_parameters())
     for name, module in model.named_modules():
         if isinstance(module, HalfLinear):
             weights[f"{name}.weight"] = module.weight.half()
-    read = [weight for name, weight in weights.items() if not name.startswith(LOOKED_UP) and UNUSED not in name]
+    read = [weight for name, weight in weights.items() if not name.startswith(EMBEDDINGS) and UNUSED not in name]
     return sum(weight.numel() for weight in read), sum(weight.nbytes for weight in read)
 
 
@@ -276,7 +275,7 @@ def measured(
     frames: int,
     rounds: int,
 ) -> list[Row]:
-    """A row for each system."""
+    """Measure all systems in interleaved rounds; one row each."""
     torch.set_num_threads(threads)
     jobs: dict[str, Callable[[], object]] = {}
     for one in systems:
@@ -290,7 +289,7 @@ def measured(
         for name, job in jobs.items():
             began, used = perf_counter(), process_time()
             job()
-            if turn:  # the first one warms up
+            if turn:  # the first one is a warm-up
                 wall[name].append(perf_counter() - began)
                 cpu[name].append(process_time() - used)
     rows = []
@@ -315,7 +314,7 @@ def measured(
 
 
 def show(rows: list[Row], frames: int, rounds: int) -> None:
-    """Print a table for each number of threads and rows."""
+    """Print a table for each number of threads and batch size."""
     print(f"medians of {rounds} interleaved rounds, clips of {frames} frames; × real time of each row of the batch")
     for threads, batch in dict.fromkeys((row.threads, row.batch) for row in rows):
         some = [row for row in rows if (row.threads, row.batch) == (threads, batch)]

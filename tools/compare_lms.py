@@ -1,13 +1,13 @@
-"""How to model several codes a frame: orders, models and sizes side by side, and one large codebook against several.
+"""Compare ways to model several codes per frame: patterns, models and sizes, and one large codebook against several.
 
     python tools/compare_lms.py MANIFEST --out FOLDER                          all of it: three tables and two plots
     python tools/compare_lms.py MANIFEST --out FOLDER --minutes 4 --jobs 2     minutes of training for each model
     python tools/compare_lms.py MANIFEST --out FOLDER --part sizes             one table
 
-MANIFEST names labelled clips with the splits train and valid. Every language model has as many weights as the others,
-but for the last table, and trains as long, on one thread: what a step costs is part of what is compared. Bits are of
-the valid split; "accuracy" is how often the classifier of `codec evaluate-lm`, which learned from real recordings, hears
-in generated clips the label they were asked for. FOLDER keeps what is done, and the same command goes on from there.
+MANIFEST lists labeled clips with the splits train and valid. All language models have the same number of parameters,
+except in the last table, and train for the same time on one thread, so the cost of a step is part of the comparison.
+Bits are those of the valid split. "accuracy" is the share of generated clips to which the classifier of
+`codec evaluate-lm`, trained on real recordings, assigns their label. FOLDER keeps results; the same command resumes.
 """
 
 from __future__ import annotations
@@ -52,12 +52,12 @@ from codec.training.lm.recipe import LMRecipe
 from codec.training.logger import SPEED
 
 RECIPES = Path(__file__).parents[1] / "recipes/digits"
-WEIGHTS = 1.5e6  # of each language model, unless its size is what is compared
+PARAMETERS = 1.5e6  # of each language model, except where sizes are compared
 SIZES = (0.4e6, 1.5e6, 5e6)
-PROBE = 30  # steps that tell how long one takes
-BATCH = 64  # clips to generate side by side
+PROBE = 30  # steps to measure the speed of training
+BATCH = 64  # clips to generate at a time
 LONGEST = 3.0  # s
-NEVER = 10**9  # a step that is not reached
+NEVER = 10**9  # a step beyond any run
 TRANSFORMER = {"family": "transformer", "layers": 4, "heads": 4, "context": 1024, "dropout": 0.1}
 PARALLEL = {"kind": "parallel"}
 MODELS: dict[str, dict[str, Any]] = {
@@ -68,8 +68,8 @@ MODELS: dict[str, dict[str, Any]] = {
     "depth": TRANSFORMER | {"pattern": PARALLEL, "depth": {"width": 96, "layers": 2, "heads": 4}},
     "PixelCNN": {"family": "pixelcnn", "pattern": PARALLEL, "layers": 10},
 }
-OF_ONE_BOOK = ("parallel", "PixelCNN")  # where there is one codebook, the others are "parallel"
-CODECS: dict[str, dict[str, Any]] = {  # 12 bits a frame each
+ONE_CODEBOOK = ("parallel", "PixelCNN")  # with one codebook, the others equal "parallel"
+CODECS: dict[str, dict[str, Any]] = {  # of 12 bits per frame
     "VQ 1 × 4096": {"quantizer": "vector", "num_codebooks": 1, "codebook_size": 4096},
     "RVQ 2 × 64": {"num_codebooks": 2, "codebook_size": 64},
     "RVQ 4 × 8": {"num_codebooks": 4, "codebook_size": 8},
@@ -78,21 +78,21 @@ CODECS: dict[str, dict[str, Any]] = {  # 12 bits a frame each
 
 @dataclass(frozen=True)
 class Job:
-    """A language model to train and measure: of the codec that was given, or of one of `CODECS`."""
+    """A language model to train and evaluate, on codes of the given codec or of one of `CODECS`."""
 
     model: str
     num_codebooks: int
     codec: str | None = None
-    size: float = WEIGHTS
+    size: float = PARAMETERS
 
     @property
     def name(self) -> str:
-        size = "" if self.size == WEIGHTS else f", {self.size / 1e6:g} M"
+        size = "" if self.size == PARAMETERS else f", {self.size / 1e6:g} M"
         return f"{self.codec or 'given codec'}, {self.model}, {self.num_codebooks} codebooks{size}"
 
 
 class Comparison:
-    """All that is done in one folder."""
+    """All parts of the comparison, with their results in one folder."""
 
     def __init__(self, arguments: argparse.Namespace) -> None:
         self.arguments = arguments
@@ -102,7 +102,7 @@ class Comparison:
                 Job(model, num_codebooks)
                 for num_codebooks in arguments.num_codebooks
                 for model in MODELS
-                if num_codebooks > 1 or model in OF_ONE_BOOK
+                if num_codebooks > 1 or model in ONE_CODEBOOK
             ],
             "codecs": [
                 Job(model, sizes["num_codebooks"], name)
@@ -120,7 +120,7 @@ class Comparison:
         self.codecs = ["given codec", *dict.fromkeys(job.codec for job in self.jobs if job.codec)]
 
     def folder(self, name: str) -> Path:
-        """Where a job keeps what it made."""
+        """Folder of a job's results."""
         return self.out / name.replace(", ", "-").replace(" ", "-").replace("×", "x")
 
     def codec_file(self, name: str | None) -> str:
@@ -129,10 +129,10 @@ class Comparison:
     def store(self, name: str | None) -> Path:
         return self.folder(name or "given codec") / "store"
 
-    # what is made
+    # one part
 
     def make(self, name: str) -> None:
-        """One part of the comparison."""
+        """Train and evaluate one codec or language model."""
         jobs = {job.name: job for job in self.jobs}
         if name in jobs:
             self.make_lm(jobs[name])
@@ -140,7 +140,7 @@ class Comparison:
             self.make_codec(None if name == "given codec" else name)
 
     def make_codec(self, name: str | None) -> None:
-        """A small codec, if it is one of ours, and its codes of all clips."""
+        """Train a small codec, unless the codec is given, and tokenize all clips."""
         folder = self.folder(name or "given codec")
         if name is not None:
             overrides = [f"model.{key}={json.dumps(value)}" for key, value in CODECS[name].items()]
@@ -152,24 +152,24 @@ class Comparison:
         tokenize(self.arguments.manifest, self.store(name), model=self.codec_file(name))
         codec = pretrained.load(self.codec_file(name), "cpu")
         held_out = [clip for clip in clips(self.arguments.manifest) if clip.split == "valid"]
-        wanted = [str(clip.label) for clip in held_out]
+        labels = [str(clip.label) for clip in held_out]
         rate = codec.config.sample_rate
-        found: dict[int, dict[str, float]] = {}
+        results: dict[int, dict[str, float]] = {}
         for num_codebooks in self.arguments.num_codebooks if name is None else [codec.config.num_codebooks]:
-            distances, heard = list[float](), list[Tensor]()
+            distances, reconstructions = list[float](), list[Tensor]()
             for audio, _ in classifier.recordings(held_out, rate):
-                back = lm_evaluation.reconstructed(codec, audio, num_codebooks=num_codebooks)
-                pairs = zip(audio, back, strict=True)
+                decoded = lm_evaluation.reconstruct(codec, audio, num_codebooks=num_codebooks)
+                pairs = zip(audio, decoded, strict=True)
                 distances += [metrics.mel_dac(one[0].numpy(), other[0].numpy(), rate=rate) for one, other in pairs]
-                heard += back
-            found[num_codebooks] = {
+                reconstructions += decoded
+            results[num_codebooks] = {
                 "mel": float(np.mean(distances)),
-                "accuracy": float(self.right(heard, wanted).mean()),
+                "accuracy": float(self.correct(reconstructions, labels).mean()),
             }
-        folder.joinpath("result.json").write_text(json.dumps(found, indent=1))
+        folder.joinpath("result.json").write_text(json.dumps(results, indent=1))
 
     def make_lm(self, job: Job) -> None:
-        """A language model, and what it can do."""
+        """Train and evaluate a language model."""
         arguments, folder = self.arguments, self.folder(job.name)
         store = TokenStore(self.store(job.codec))
         codec = pretrained.load(self.codec_file(job.codec), "cpu")
@@ -180,18 +180,19 @@ class Comparison:
         model = pretrained.load_lm(folder / "run", "cpu")
         labels = model.source.classes["label"]
 
-        def spoken(first: int, count: int) -> tuple[list[str], list[Tensor]]:
-            asked = [labels[number % len(labels)] for number in range(first, first + count)]
-            told = model.conditioning([{"label": label} for label in asked])
-            return asked, generate_clips(model, codec, range(first, first + count), told, max_seconds=LONGEST)
+        def generated(first: int, count: int) -> tuple[list[str], list[Tensor]]:
+            requested = [labels[number % len(labels)] for number in range(first, first + count)]
+            conditioning = model.conditioning([{"label": label} for label in requested])
+            seeds = range(first, first + count)
+            return requested, generate_clips(model, codec, seeds, conditioning, max_seconds=LONGEST)
 
-        right = 0
+        correct = 0
         for first in range(0, arguments.samples, BATCH):
-            asked, made = spoken(first, min(BATCH, arguments.samples - first))
-            right += int(self.right(made, asked).sum())
+            requested, audio = generated(first, min(BATCH, arguments.samples - first))
+            correct += int(self.correct(audio, requested).sum())
         began = perf_counter()
-        alone = sum(clip.shape[1] for number in range(len(labels)) for clip in spoken(number, 1)[1])
-        speed = alone / codec.config.sample_rate / (perf_counter() - began)
+        samples = sum(clip.shape[1] for number in range(len(labels)) for clip in generated(number, 1)[1])
+        speed = samples / codec.config.sample_rate / (perf_counter() - began)
         record = numbers(folder / "run")
         per_frame = model.pattern.per_frame
         result = {
@@ -202,12 +203,12 @@ class Comparison:
             "raw": codec.frame_spec.bitrate(job.num_codebooks) * 1000,
             "steps": per_frame * codec.frame_spec.frame_rate,
             "speed": speed,
-            "accuracy": right / arguments.samples,
+            "accuracy": correct / arguments.samples,
         }
         folder.joinpath("result.json").write_text(json.dumps(result, indent=1))
 
     def recipe(self, job: Job, store: TokenStore, codec: Codec) -> LMRecipe:
-        """The recipe of the digits, with the job's model as wide as makes it as large as the others."""
+        """The recipe of the digits, with the job's model at the width that gives its number of parameters."""
         data = load_toml(RECIPES / "lm.toml", LMRecipe).model_dump(mode="json", exclude_unset=True)
         sizes = dict(MODELS[job.model])
         if sizes["pattern"].get("delays"):
@@ -232,66 +233,64 @@ class Comparison:
         data["train"] |= {"samples": 0, "expected": None}
         return LMRecipe.from_data(data)
 
-    # what it is measured by
+    # evaluation
 
     @cached_property
-    def judge(self) -> classifier.Classifier:
-        """The judge of real recordings, which learns but once."""
+    def classifier(self) -> classifier.Classifier:
+        """The classifier of labels, trained once on the real recordings."""
         corpus = [clip for clip in clips(self.arguments.manifest) if clip.split != "valid"]
         rate = pretrained.load(self.arguments.codec, "cpu").config.sample_rate
         return classifier.load_or_train(self.out / "classifier.safetensors", corpus, sample_rate=rate)
 
-    def right(self, heard: Sequence[Tensor], wanted: Sequence[str]) -> NDArray[np.bool_]:
-        """Whether the judge hears in each clip what was wanted."""
-        judge = self.judge
-        guesses = torch.cat(
-            [judge.judge(heard[n : n + BATCH]).probabilities.argmax(dim=1) for n in range(0, len(heard), BATCH)]
-        )
-        labels = np.array(judge.config.labels)
-        same: NDArray[np.bool_] = labels[guesses.numpy()] == np.array(wanted)
+    def correct(self, audio: Sequence[Tensor], labels: Sequence[str]) -> NDArray[np.bool_]:
+        """Whether the classifier assigns each clip its label."""
+        batches = [audio[first : first + BATCH] for first in range(0, len(audio), BATCH)]
+        predicted = torch.cat([self.classifier.predict(batch).probabilities.argmax(dim=1) for batch in batches])
+        names = np.array(self.classifier.config.labels)
+        same: NDArray[np.bool_] = names[predicted.numpy()] == np.array(labels)
         return same
 
 
 def for_time(train: Callable[..., Path], recipe: Any, data: Path, folder: Path, minutes: float, **more: Any) -> None:
-    """Train below `folder` for as many steps as the time allows, by the speed of a few."""
+    """Train in `folder` for as many steps as take `minutes`, by the speed of the first few."""
     settings = {"log_every": PROBE // 3, "validate_every": NEVER, "save_every": NEVER}
 
-    def of(steps: int) -> Any:
+    def with_steps(steps: int) -> Any:
         train = recipe.train.model_copy(update={**settings, "steps": steps})
         optimizer = recipe.optimizer.model_copy(update={"warmup": min(recipe.optimizer.warmup, max(1, steps // 10))})
         return recipe.model_copy(update={"train": train, "optimizer": optimizer})
 
     shutil.rmtree(folder / "probe", ignore_errors=True)
     shutil.rmtree(folder / "run", ignore_errors=True)
-    train(of(NEVER), data=data, out=folder / "probe", steps=PROBE, device="cpu", **more)
+    train(with_steps(NEVER), data=data, out=folder / "probe", steps=PROBE, device="cpu", **more)
     steps = max(PROBE, round(60 * minutes * numbers(folder / "probe")[SPEED]))
-    train(of(steps), data=data, out=folder / "run", device="cpu", **more)
+    train(with_steps(steps), data=data, out=folder / "run", device="cpu", **more)
     shutil.rmtree(folder / "probe")
 
 
 def numbers(run: Path) -> dict[str, float]:
-    """The last of every number that a run recorded."""
+    """The last value of everything that a run logged."""
     with (run / "record.csv").open() as file:
         return {row["name"]: float(row["value"]) for row in DictReader(file)}
 
 
 def weights_of(model: torch.nn.Module) -> int:
-    """Numbers to learn."""
+    """Number of trainable parameters."""
     return sum(parameter.numel() for parameter in model.parameters())
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("manifest", type=Path, help="labelled clips, with the splits train and valid")
-    parser.add_argument("--out", type=Path, required=True, help="folder for all that is made")
-    parser.add_argument("--codec", default="digits-8k", help="the codec of the patterns (default digits-8k)")
+    parser.add_argument("manifest", type=Path, help="labeled clips, with the splits train and valid")
+    parser.add_argument("--out", type=Path, required=True, help="folder of the results")
+    parser.add_argument("--codec", default="digits-8k", help="codec for the comparison of patterns (default digits-8k)")
     parts = ["patterns", "codecs", "sizes"]
-    parser.add_argument("--part", choices=parts, nargs="+", default=parts, help="which tables (default all)")
+    parser.add_argument("--part", choices=parts, nargs="+", default=parts, help="tables to make (default all)")
     parser.add_argument("--codebooks", dest="num_codebooks", type=int, nargs="+", default=[1, 4, 8])
-    parser.add_argument("--minutes", type=float, default=4, help="training of each language model (default 4)")
-    parser.add_argument("--codec-minutes", type=float, default=6, help="training of each small codec (default 6)")
+    parser.add_argument("--minutes", type=float, default=4, help="training time of each language model (default 4)")
+    parser.add_argument("--codec-minutes", type=float, default=6, help="training time of each small codec (default 6)")
     parser.add_argument("--samples", type=int, default=500, help="clips to generate with each model (default 500)")
-    parser.add_argument("--jobs", type=int, default=1, help="models at work at a time, on a thread each (default 1)")
+    parser.add_argument("--jobs", type=int, default=1, help="models to train in parallel, one thread each (default 1)")
     parser.add_argument("--only", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
@@ -300,11 +299,11 @@ def main() -> None:
         comparison.make(arguments.only)
         return
     arguments.out.mkdir(parents=True, exist_ok=True)
-    _ = comparison.judge  # before there are several who would train it
+    _ = comparison.classifier  # trained here, before parallel processes need it
     for stage in (comparison.codecs, [job.name for job in comparison.jobs]):
         missing = [name for name in stage if not (comparison.folder(name) / "result.json").exists()]
         with ThreadPoolExecutor(arguments.jobs) as pool:
-            list(pool.map(alone, missing))
+            list(pool.map(in_process, missing))
     results = {
         name: json.loads((comparison.folder(name) / "result.json").read_text())
         for name in (*comparison.codecs, *(job.name for job in comparison.jobs))
@@ -317,15 +316,17 @@ def main() -> None:
             plot(rows, arguments.out)
 
 
-def alone(name: str) -> None:
-    """One of the comparison's parts in a process of its own, on one thread."""
+def in_process(name: str) -> None:
+    """Run one part of the comparison in a process of its own, on one thread."""
     environment = os.environ | {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
     subprocess.run([sys.executable, *sys.argv, "--only", name], env=environment, check=True)
 
 
 def table_of_models(rows: Sequence[dict[str, Any]]) -> str:
     """Markdown."""
-    lines = ["| codebooks | model | weights | training steps | bit/s | of raw | steps a second | speed | accuracy |"]
+    lines = [
+        "| codebooks | model | parameters | training steps | bit/s | of raw | steps per second | speed | accuracy |"
+    ]
     lines += ["|---:|---|---:|---:|---:|---:|---:|---:|---:|"]
     for row in rows:
         lines.append(
@@ -350,7 +351,7 @@ def table_of_codecs(rows: Sequence[dict[str, Any]], codecs: dict[str, Any]) -> s
 
 
 def plot(rows: Sequence[dict[str, Any]], out: Path) -> None:
-    """`bits.svg`, of what is learned; `accuracy.svg`, of what is heard, against how fast it is made."""
+    """Draw `bits.svg`, bits per second by model, and `accuracy.svg`, accuracy against speed of generation."""
     import matplotlib
 
     matplotlib.use("svg")
@@ -366,7 +367,7 @@ def plot(rows: Sequence[dict[str, Any]], out: Path) -> None:
         axes.bar(places, [1 - row["bits"] / row["raw"] for row in own], 0.12, label=name)
     axes.set_xticks(range(len(counts)), [f"{count} codebook{'s' * (count > 1)}" for count in counts])
     axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
-    axes.set(title="Bits a second that a model saves on clips held out", ylabel="share of the raw rate")
+    axes.set(title="Bits per second that a model saves on held-out clips", ylabel="share of the raw bit rate")
     axes.spines[["top", "right"]].set_visible(False)
     figure.legend(loc="outside lower center", ncols=len(MODELS), fontsize="small", frameon=False)
     figure.savefig(out / "bits.svg", metadata={"Date": None})
@@ -374,16 +375,18 @@ def plot(rows: Sequence[dict[str, Any]], out: Path) -> None:
     figure, axes = pyplot.subplots(figsize=(7, 4), layout="constrained")
     for number, name in enumerate(MODELS):
         own = [row for row in rows if row["model"] == name]
-        speeds, heard = [row["speed"] for row in own], [row["accuracy"] for row in own]
-        axes.plot(speeds, heard, label=name, color=f"C{number}", linewidth=3, alpha=0.5)
-        axes.scatter(speeds, heard, [40 * (1 + counts.index(row["num_codebooks"])) for row in own], color=f"C{number}")
+        speeds, accuracies = [row["speed"] for row in own], [row["accuracy"] for row in own]
+        axes.plot(speeds, accuracies, label=name, color=f"C{number}", linewidth=3, alpha=0.5)
+        axes.scatter(
+            speeds, accuracies, [40 * (1 + counts.index(row["num_codebooks"])) for row in own], color=f"C{number}"
+        )
     axes.set_xscale("log")
     axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axes.xaxis.set_major_formatter("{x:g} ×")
     axes.xaxis.set_minor_formatter(NullFormatter())
     axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
-    axes.set(xlabel="real time, one clip at a time on one core", ylabel="accuracy of generated digits")
-    axes.set_title(f"What is heard, and how fast it is made (larger dots: {', '.join(map(str, counts))} codebooks)")
+    axes.set(xlabel="× real time, one clip at a time on one core", ylabel="accuracy of generated digits")
+    axes.set_title(f"Accuracy and speed of generation (larger dots: {', '.join(map(str, counts))} codebooks)")
     axes.spines[["top", "right"]].set_visible(False)
     figure.legend(loc="outside lower center", ncols=len(MODELS), fontsize="small", frameon=False)
     figure.savefig(out / "accuracy.svg", metadata={"Date": None})

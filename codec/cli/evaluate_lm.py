@@ -8,7 +8,16 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from codec import pretrained
-from codec.cli.options import DeviceOption, progress_bar, say
+from codec.cli.options import (
+    CONDITIONING,
+    INPUT_OUTPUT,
+    MEASURES,
+    MODEL,
+    SAMPLING,
+    DeviceOption,
+    progress_bar,
+    say,
+)
 from codec.errors import UsageError
 
 if TYPE_CHECKING:
@@ -17,36 +26,68 @@ if TYPE_CHECKING:
 
 def evaluate_lm(
     lm: Annotated[
-        str, typer.Argument(metavar="LM", help="A shipped language model's name, its file or its run's folder.")
+        str,
+        typer.Argument(
+            metavar="LM", help="Language model: name of a shipped one, path of a file, or folder of a training run."
+        ),
     ],
     data: Annotated[
-        Path, typer.Option(help="A manifest with labels: what the model learned, and as split valid what it did not.")
+        Path,
+        typer.Option(
+            help="Manifest of labeled recordings: the training data of the model, and held-out ones as split valid.",
+            rich_help_panel=INPUT_OUTPUT,
+        ),
     ],
-    samples: Annotated[int, typer.Option(min=2, help="Clips to generate, each label equally often.")] = 2048,
-    seed: Annotated[int, typer.Option(min=0, help="Of the clips.")] = 0,
+    samples: Annotated[
+        int, typer.Option(min=2, help="Clips to generate, equally many of every label.", rich_help_panel=SAMPLING)
+    ] = 2048,
+    seed: Annotated[int, typer.Option(min=0, help="Random seed of the generated clips.", rich_help_panel=SAMPLING)] = 0,
     guidance: Annotated[
-        float | None, typer.Option(min=0.0, max=1e3, help="Of the label; 1 is as learned.", show_default="the model's")
+        float | None,
+        typer.Option(
+            min=0.0,
+            max=1e3,
+            help="Classifier-free guidance scale: 1 disables it, 0 ignores the label.",
+            show_default="the model's",
+            rich_help_panel=CONDITIONING,
+        ),
     ] = None,
     temperature: Annotated[
-        float | None, typer.Option(min=0.0, help="Of the sampling; 1 is as learned.", show_default="the model's")
+        float | None,
+        typer.Option(
+            min=0.0,
+            help="Sampling temperature: below 1 favors probable codes, above 1 improbable ones.",
+            show_default="the model's",
+            rich_help_panel=SAMPLING,
+        ),
     ] = None,
     classifier: Annotated[
         Path | None,
         typer.Option(
             metavar="FILE",
-            help="The judge, which is trained on the real recordings and kept there the first time.",
+            help="Classifier of the labels; if there is no such file, it is trained on the real recordings and saved.",
             show_default="runs/classifier-DIGEST.safetensors",
+            rich_help_panel=MEASURES,
         ),
     ] = None,
     codec: Annotated[
-        str | None, typer.Option(help="The codec whose codes it learned.", show_default="found by its weights")
+        str | None,
+        typer.Option(
+            help="Codec of the model's codes: name, file, or folder of a training run.",
+            show_default="found by its hash",
+            rich_help_panel=MODEL,
+        ),
     ] = None,
-    out: Annotated[Path | None, typer.Option(metavar="JSON", help="Also write all as JSON.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(metavar="JSON", help="Also write the result as JSON.", rich_help_panel=INPUT_OUTPUT)
+    ] = None,
     device: DeviceOption = "auto",
 ) -> None:
-    """Judge the clips that a language model generates of every label, beside real recordings.
+    """Evaluate clips that a language model generates of every label against real recordings.
 
-    If the model was trained on recordings brought to one level, those it is compared with are too.
+    A classifier of the labels measures accuracy, FID, Inception Score, class balance and copies of training clips.
+
+    Example: codec evaluate-lm runs/digits-lm --data recordings/manifest.jsonl
     """
     from codec.data.clips import clips
     from codec.evaluation import classifier as classifiers
@@ -60,27 +101,27 @@ def evaluate_lm(
     decoder = pretrained.codec_of(model, codec, device)
     known = model.source.classes.get("label", ())
     if not known:
-        raise UsageError(f"{lm} knows no labels, and clips of none cannot be judged: train it on a store with labels")
-    if sampling:  # which is checked before the minutes that all else takes
+        raise UsageError(f"{lm} knows no labels, which this evaluation needs: train a model on a store with labels")
+    if sampling:  # checked here, because the classifier may take minutes to train
         Sampler(
             sampling,
             num_codebooks=model.source.num_codebooks,
             codebook_size=model.source.codebook_size,
             device=model.device,
         )
-    corpus = lm_evaluation.sides(clips(data), known=known)
+    corpus = lm_evaluation.labeled_corpus(clips(data), known=known)
 
-    def generate(asked: Sequence[tuple[int, str]]) -> "list[Tensor]":
-        made = generate_clips(
+    def generate(requests: Sequence[tuple[int, str]]) -> "list[Tensor]":
+        generated = generate_clips(
             model,
             decoder,
-            [seed for seed, _ in asked],
-            model.conditioning([{"label": label} for _, label in asked]),
+            [seed for seed, _ in requests],
+            model.conditioning([{"label": label} for _, label in requests]),
             guidance=guidance,
             sampling=sampling,
             max_seconds=classifiers.SECONDS,
         )
-        return [audio.cpu() for audio in made]
+        return [audio.cpu() for audio in generated]
 
     with ExitStack() as stack:
         file = stack.enter_context(atomic_output(out, force=True)) if out else None
@@ -88,15 +129,15 @@ def evaluate_lm(
         digest = classifiers.digest(corpus.train, sample_rate=rate)
         path = classifier or Path("runs", f"classifier-{digest[:12]}.safetensors")
         if not path.is_file():
-            say(f"training a classifier on {len(corpus.train)} real recordings, a few minutes: {path}")
+            say(f"training a classifier on {len(corpus.train)} real recordings, which takes a few minutes: {path}")
         with progress_bar("training the classifier") as show:
-            judge = classifiers.load_or_train(path, corpus.train, sample_rate=rate, report=show)
+            trained = classifiers.load_or_train(path, corpus.train, sample_rate=rate, report=show)
         with progress_bar("evaluating") as show:
             result = lm_evaluation.evaluate(
                 generate,
                 decoder,
                 corpus,
-                judge,
+                trained,
                 samples=samples,
                 seed=seed,
                 num_codebooks=model.source.num_codebooks,

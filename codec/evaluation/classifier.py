@@ -1,7 +1,7 @@
-"""A small network that tells the classes of short recordings apart, to judge generated ones by.
+"""A small classifier of short recordings, for the evaluation of generated ones.
 
-It learns from the real recordings of a corpus's train split alone. What makes it know speakers it never heard is
-`augment`, which moves, stretches, filters and covers their spectrograms.
+It is trained on the real recordings of a corpus's train split alone. `augment`, which shifts, stretches, filters and
+masks their spectrograms, makes it generalize to unseen speakers.
 """
 
 from __future__ import annotations
@@ -27,39 +27,40 @@ from codec.errors import ConfigError, UnknownModel
 from codec.io.storage import atomic_output
 from codec.models.base import SampleRate
 
-SECONDS = 1.0  # of a clip that are looked at, from its start; shorter ones are followed by silence
-RANGE = 80.0  # dB below a spectrogram's peak that count; below that is silence
+SECONDS = 1.0  # of input from the start of a clip; shorter clips are padded with silence
+RANGE = 80.0  # dB below a spectrogram's peak that count as silence
 WINDOW, HOP = 0.025, 0.0125  # s
 BANDS = 64  # a multiple of 16
-WIDTHS = (32, 64, 96, 128)  # channels of the convolutions, each of which halves bands and frames
+WIDTHS = (32, 64, 96, 128)  # channels of the convolutions; each halves bands and frames
 FEATURES = 64
 BATCH = 64
 STEPS = 1500
-RATE, DECAY = 3e-3, 0.05  # of AdamW, at its highest
-MOST_CLIPS = 2**14  # of a corpus that are learned from and compared with
+MAX_LR, WEIGHT_DECAY = 3e-3, 0.05
+MAX_CLIPS = 2**14  # of a corpus that are used
 METADATA = "codec classifier"
+DIGEST_KEY = "learnt_from"  # in that metadata, as of release 0.1.0
 
 Report = Callable[[int, int], None]
-"""Called with (steps done, steps in all)."""
+"""Called with (steps done, total steps)."""
 
 
 class ClassifierConfig(Config):
-    """What a classifier is; its network depends on nothing else."""
+    """Everything that the network depends on."""
 
     sample_rate: SampleRate
     labels: tuple[str, ...] = Field(min_length=2)
 
 
-class Judgement(NamedTuple):
-    """What a classifier says of clips; `spectrograms` are what it sees of them."""
+class Predictions(NamedTuple):
+    """Output of a classifier for some clips, and its input."""
 
     probabilities: Tensor  # [clips, labels]
-    features: Tensor  # [clips, FEATURES], of the last layer but one
+    features: Tensor  # [clips, FEATURES], of the penultimate layer
     spectrograms: Tensor  # dB [clips, BANDS, frames], 0 is RANGE below the clip's peak
 
 
 class Classifier(nn.Module):
-    """Convolutions on the log-mel spectrogram, each halving bands and frames; then bands together, and time."""
+    """Strided convolutions on the log-mel spectrogram, one over all remaining bands, then pooling over time."""
 
     mel: Tensor
     hann: Tensor
@@ -70,7 +71,7 @@ class Classifier(nn.Module):
         rate = config.sample_rate
         self.window = round(WINDOW * rate)
         self.hop = round(HOP * rate)
-        self.bins = 2 ** math.ceil(math.log2(2 * self.window))  # so many that the lowest bands have some too
+        self.bins = 2 ** math.ceil(math.log2(2 * self.window))  # fine enough for the lowest mel bands
         mel = librosa.filters.mel(sr=rate, n_fft=self.bins, n_mels=BANDS, fmin=40.0)
         self.register_buffer("mel", torch.from_numpy(mel).float(), persistent=False)  # [bands, bins]
         self.register_buffer("hann", torch.hann_window(self.window), persistent=False)
@@ -80,7 +81,7 @@ class Classifier(nn.Module):
             layers += [nn.Conv2d(inner, outer, 5 if inner == 1 else 3, 2, 2 if inner == 1 else 1, bias=False)]
             layers += [nn.BatchNorm2d(outer), nn.ReLU()]
         last = WIDTHS[-1]
-        bands = BANDS // 2 ** len(WIDTHS)  # left after them
+        bands = BANDS // 2 ** len(WIDTHS)  # remaining
         self.convolutions = nn.Sequential(
             *layers, nn.Conv2d(last, last, (bands, 1), bias=False), nn.BatchNorm2d(last), nn.ReLU()
         )
@@ -94,7 +95,7 @@ class Classifier(nn.Module):
         return features, self.head(features)
 
     def spectrograms(self, clips: Sequence[Tensor]) -> Tensor:
-        """Of clips [1, time] of any length, as in `Judgement`."""
+        """Spectrograms of clips [1, time] of any length, as in `Predictions`."""
         time = round(SECONDS * self.config.sample_rate)
         audio = torch.stack([F.pad(clip[0, :time].float(), (0, time - clip[0, :time].numel())) for clip in clips])
         spectra = torch.stft(
@@ -105,22 +106,25 @@ class Classifier(nn.Module):
         return above_floor(decibels)
 
     @torch.inference_mode()
-    def judge(self, clips: Sequence[Tensor]) -> Judgement:
-        """Judge clips [1, time] at the classifier's rate."""
+    def predict(self, clips: Sequence[Tensor]) -> Predictions:
+        """Classify clips [1, time] at the classifier's sample rate."""
         spectrograms = self.spectrograms(clips)
         features, logits = self(spectrograms)
-        return Judgement(logits.double().softmax(dim=1), features, spectrograms)
+        return Predictions(logits.double().softmax(dim=1), features, spectrograms)
 
 
 def above_floor(decibels: Tensor) -> Tensor:
-    """Levels [batch, bands, frames] relative to RANGE dB below the loudest of each item, which is 0 at least."""
-    peak = decibels.amax(dim=(1, 2), keepdim=True).clamp(min=-60)  # quieter than any recording: silence stays silent
+    """Levels [batch, bands, frames] above a floor RANGE dB below the peak of each item, 0 below the floor."""
+    peak = decibels.amax(dim=(1, 2), keepdim=True).clamp(min=-60)  # below any recording, so that silence stays silent
     return (decibels - peak + RANGE).clamp(min=0)
 
 
 def augment(spectrograms: Tensor, generator: torch.Generator) -> Tensor:
-    """As others might have said it elsewhere: stretched and shifted in time and frequency (vocal tracts differ in
-    length, Jaitly and Hinton 2013), filtered, in noise, and partly masked (SpecAugment, Park et al. 2019)."""
+    """Imitate other speakers and rooms.
+
+    Stretches and shifts spectrograms in time and frequency (vocal tract length perturbation, Jaitly and Hinton 2013),
+    filters them, adds noise, and masks parts (SpecAugment, Park et al. 2019).
+    """
     batch, bands, frames = spectrograms.shape
 
     def uniform(low: float, high: float, *shape: int) -> Tensor:
@@ -129,34 +133,34 @@ def augment(spectrograms: Tensor, generator: torch.Generator) -> Tensor:
     def normal(*shape: int) -> Tensor:
         return torch.randn(batch, *shape, generator=generator)
 
-    def curve(size: float) -> Tensor:  # dB over the bands [batch, bands, 1], a smooth one
+    def smooth_curve(size: float) -> Tensor:  # dB over the bands [batch, bands, 1]
         return F.interpolate(size * normal(1, 5), bands, mode="linear", align_corners=True).mT
 
-    warp = torch.zeros(batch, 2, 3)  # where in the old, -1 to 1 in time and frequency, each new place lies
+    warp = torch.zeros(batch, 2, 3)  # from new to old positions, -1 to 1 in time and frequency
     warp[:, 0, 0] = uniform(-0.25, 0.25).exp()
-    warp[:, 0, 2] = warp[:, 0, 0] - 1 + uniform(-0.3, 0.1)  # the clip's begin stays, but for up to 0.15 s
+    warp[:, 0, 2] = warp[:, 0, 0] - 1 + uniform(-0.3, 0.1)  # keeps the clip's start, up to 0.15 s
     warp[:, 1, 1] = uniform(-0.12, 0.12).exp()
     warp[:, 1, 2] = warp[:, 1, 1] - 1 + uniform(-0.08, 0.08)
     grid = F.affine_grid(warp, [batch, 1, bands, frames], align_corners=False)
     x = F.grid_sample(spectrograms[:, None], grid, align_corners=False)[:, 0]
-    x = x + curve(4.0) * (x > 0)
-    noise = uniform(-20, 30, 1, 1) + curve(6.0) + 4 * normal(bands, frames)
+    x = x + smooth_curve(4.0) * (x > 0)
+    noise = uniform(-20, 30, 1, 1) + smooth_curve(6.0) + 4 * normal(bands, frames)
     x = above_floor(10 * (10 ** (x / 10) + 10 ** (noise / 10)).log10())
-    for axis, places, most in ((1, bands, 12), (2, frames, 16)):
-        width = uniform(0, most, 1, 1)
-        first = uniform(0, 1, 1, 1) * (places - width)
-        place = torch.arange(places).view([-1, 1] if axis == 1 else [1, -1])
-        x = x.masked_fill((place >= first) & (place < first + width), 0)
+    for axis, size, max_width in ((1, bands, 12), (2, frames, 16)):
+        width = uniform(0, max_width, 1, 1)
+        first = uniform(0, 1, 1, 1) * (size - width)
+        position = torch.arange(size).view([-1, 1] if axis == 1 else [1, -1])
+        x = x.masked_fill((position >= first) & (position < first + width), 0)
     return x
 
 
-# learning
+# training
 
 
 def train(
     clips: Sequence[Clip], *, sample_rate: int, seed: int = 0, steps: int = STEPS, report: Report | None = None
 ) -> Classifier:
-    """A classifier of labelled clips, the same whenever it learns from the same ones.
+    """Train a classifier on labeled clips; the same clips and seed give the same classifier.
 
     Raises:
         ConfigError: clips without labels, or all of one.
@@ -167,17 +171,17 @@ def train(
         torch.manual_seed(seed)
         model = Classifier(ClassifierConfig(sample_rate=sample_rate, labels=labels))
         spectrograms = torch.cat([model.spectrograms(audio) for audio, _ in recordings(clips, sample_rate)])
-        numbers = torch.tensor([labels.index(str(clip.label)) for clip in clips])
+        targets = torch.tensor([labels.index(str(clip.label)) for clip in clips])
         generator = torch.Generator().manual_seed(seed)
-        optimizer = torch.optim.AdamW(model.parameters(), lr=RATE, weight_decay=DECAY)
-        schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, RATE, total_steps=steps, pct_start=0.2)
-        network: Any = model  # whose `to` not every torch gives types for layouts
+        optimizer = torch.optim.AdamW(model.parameters(), lr=MAX_LR, weight_decay=WEIGHT_DECAY)
+        schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, MAX_LR, total_steps=steps, pct_start=0.2)
+        network: Any = model  # because not every torch has types for `to` with a memory format
         network.to(memory_format=torch.channels_last)
         for step in range(steps):
             rows = torch.randint(len(clips), (BATCH,), generator=generator)
             _, logits = model(augment(spectrograms[rows], generator))
             optimizer.zero_grad()
-            F.cross_entropy(logits, numbers[rows]).backward()  # type: ignore[no-untyped-call]
+            F.cross_entropy(logits, targets[rows]).backward()  # type: ignore[no-untyped-call]
             optimizer.step()
             schedule.step()
             if report:
@@ -187,9 +191,9 @@ def train(
 
 
 def labels_of(clips: Sequence[Clip]) -> tuple[str, ...]:
-    """The labels of clips, in order of name.
+    """The labels of clips, sorted.
 
-    Raises ConfigError where some have none, or there are fewer than two.
+    Raises ConfigError if a clip has none, or if there are fewer than two.
     """
     without = [clip.id for clip in clips if clip.label is None]
     if without:
@@ -199,21 +203,21 @@ def labels_of(clips: Sequence[Clip]) -> tuple[str, ...]:
         )
     labels = tuple(sorted({str(clip.label) for clip in clips}))
     if len(labels) < 2:
-        raise ConfigError(f"all {len(clips)} clips have the label {labels[0]}: a classifier needs two labels to tell")
+        raise ConfigError(f"all {len(clips)} clips have the label {labels[0]}: a classifier needs at least two labels")
     return labels
 
 
 def recordings(clips: Sequence[Clip], sample_rate: int) -> Iterator[tuple[list[Tensor], Sequence[Clip]]]:
-    """The first SECONDS of clips, each [1, time], some at a time."""
+    """Read the first SECONDS of clips, each [1, time], batch by batch; yields audio and clips."""
     time = round(SECONDS * sample_rate)
     for first in range(0, len(clips), BATCH):
         batch = clips[first : first + BATCH]
         yield [torch.from_numpy(clip_audio(clip, rate=sample_rate, time=time)) for clip in batch], batch
 
 
-def some(clips: Sequence[Clip]) -> list[Clip]:
-    """At most MOST_CLIPS of the clips, in their order; which ones depends on nothing but their names."""
-    chosen = {clip.id for clip in sorted(clips, key=lambda clip: hashed(clip.id))[:MOST_CLIPS]}
+def subset(clips: Sequence[Clip]) -> list[Clip]:
+    """At most MAX_CLIPS of the clips, in their order, chosen by a hash of their ids."""
+    chosen = {clip.id for clip in sorted(clips, key=lambda clip: hashed(clip.id))[:MAX_CLIPS]}
     return [clip for clip in clips if clip.id in chosen]
 
 
@@ -221,53 +225,53 @@ def some(clips: Sequence[Clip]) -> list[Clip]:
 
 
 def digest(clips: Sequence[Clip], *, sample_rate: int) -> str:
-    """A hash of everything that a classifier depends on; files are told apart by their place in the corpus and size."""
-    found = hashlib.sha256(f"1 {sample_rate} {STEPS}\n".encode())
+    """Hash of everything that a classifier depends on; files count by their ids and sizes."""
+    hashed = hashlib.sha256(f"1 {sample_rate} {STEPS}\n".encode())
     for clip in clips:
-        found.update(repr((clip.id, clip.start, clip.seconds, clip.label, clip.path.stat().st_size)).encode())
-    return found.hexdigest()
+        hashed.update(repr((clip.id, clip.start, clip.seconds, clip.label, clip.path.stat().st_size)).encode())
+    return hashed.hexdigest()
 
 
-def save(file: BinaryIO, classifier: Classifier, *, learnt_from: str) -> None:
-    """Write a classifier as one safetensors file. `learnt_from` is the `digest` of its recordings."""
-    card = {"config": classifier.config.model_dump(mode="json"), "learnt_from": learnt_from}
+def save(file: BinaryIO, classifier: Classifier, *, trained_on: str) -> None:
+    """Write a classifier as one safetensors file. `trained_on` is the `digest` of its recordings."""
+    card = {"config": classifier.config.model_dump(mode="json"), DIGEST_KEY: trained_on}
     file.write(safetensors.torch.save(classifier.state_dict(), metadata={METADATA: json.dumps(card)}))
 
 
-def load(path: Path, *, learnt_from: str) -> Classifier:
-    """Read what `save` wrote.
+def load(path: Path, *, trained_on: str) -> Classifier:
+    """Load a classifier that `save` wrote.
 
     Raises:
-        UnknownModel: the file holds no classifier.
-        ConfigError: it learned from other recordings, perhaps from those held out here.
+        UnknownModel: the file is not a classifier.
+        ConfigError: it was trained on other recordings, perhaps on those held out here.
     """
     try:
         with safetensors.safe_open(path, framework="pt") as file:
             card = json.loads((file.metadata() or {})[METADATA])
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (it is no dict)
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
         model = Classifier(ClassifierConfig.from_data(card["config"]))
         model.load_state_dict(tensors)
     except (safetensors.SafetensorError, OSError, KeyError, TypeError, ValueError, RuntimeError, ConfigError) as error:
         raise UnknownModel(
-            f"{path} is no classifier ({shorten(str(error), 200)}): remove it, or name another file"
+            f"{path} is not a classifier ({shorten(str(error), 200)}): remove it, or name another file"
         ) from error
-    if card["learnt_from"] != learnt_from:
+    if card[DIGEST_KEY] != trained_on:
         raise ConfigError(
-            f"{path} learned from other recordings or at another rate: name a file that does not exist yet"
+            f"{path} was trained on other recordings or at another sample rate: name a file that does not exist yet"
         )
     return model.eval()
 
 
 def load_or_train(path: Path, clips: Sequence[Clip], *, sample_rate: int, report: Report | None = None) -> Classifier:
-    """The classifier of these clips: from its file, or trained now and kept there.
+    """Load the classifier of these clips from its file, or train it and save it there.
 
-    Raises as `load` and `train`, and StorageError, before the training, where the file cannot be written.
+    Raises as `load` and `train`, and StorageError before training if the file cannot be written.
     """
-    learnt_from = digest(clips, sample_rate=sample_rate)
+    trained_on = digest(clips, sample_rate=sample_rate)
     if path.is_file():
-        return load(path, learnt_from=learnt_from)
+        return load(path, trained_on=trained_on)
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_output(path, force=True) as file:
         classifier = train(clips, sample_rate=sample_rate, steps=STEPS, report=report)
-        save(file, classifier, learnt_from=learnt_from)
+        save(file, classifier, trained_on=trained_on)
     return classifier

@@ -1,7 +1,7 @@
-"""Measures of generated clips by what a classifier makes of them: features and probabilities, [clips, …] both.
+"""Measures of generated clips by the features and probabilities of a classifier, both [clips, …].
 
 Inception score, modified inception score and AM are those of Goel et al., "It's Raw! Audio Generation with State-Space
-Models" (SaShiMi), 2022, appendix C.3. The numbers depend on the classifier: compare only those of one and the same.
+Models" (SaShiMi), 2022, appendix C.3. The measures depend on the classifier: compare only values from the same one.
 """
 
 import numpy as np
@@ -10,20 +10,20 @@ from numpy.typing import ArrayLike, NDArray
 
 Doubles = NDArray[np.float64]
 
-LEAST = 2.0**-23  # probabilities below count as this, what float32 tells apart from 0 beside 1: none is impossible
-BLOCK = 2**24  # distances taken at a time
+MIN_PROBABILITY = 2.0**-23  # the resolution of float32 next to 1; lower probabilities count as this
+BLOCK = 2**24  # distances computed at a time
 
 
 def frechet_distance(real: ArrayLike, generated: ArrayLike) -> float:
-    """|m - m'|² + tr(C + C' - 2 (C C')^½) of the means and covariances of two sets of features (FID).
+    """Fréchet distance |m - m'|² + tr(C + C' - 2 (C C')^½) of two sets of features (FID, Heusel et al. 2017, eq. 6).
 
-    Heusel et al., 2017, eq. 6. Of few clips, above all of fewer than features, it comes out too high.
+    Biased upwards for few clips, especially for fewer clips than features.
     """
     (mean, covariance), (other_mean, other_covariance) = (
         (features.mean(axis=0), np.atleast_2d(np.cov(features, rowvar=False)))
         for features in (np.asarray(real, float), np.asarray(generated, float))
     )
-    # C C' has the eigenvalues of C^½ C' C^½, which is symmetric: real ones, also where covariances are singular.
+    # C C' has the eigenvalues of C^½ C' C^½, which is symmetric, so they are real even if covariances are singular.
     values, vectors = np.linalg.eigh(covariance)
     root = (vectors * np.sqrt(values.clip(min=0))) @ vectors.T
     both = np.linalg.eigvalsh(root @ other_covariance @ root)
@@ -32,9 +32,9 @@ def frechet_distance(real: ArrayLike, generated: ArrayLike) -> float:
 
 
 def inception_score(probabilities: ArrayLike) -> float:
-    """exp of the mean divergence of one half's clips from the mean of the other half (IS): 1 to the number of classes.
+    """Inception score (IS): exp of the mean divergence of clips in one half from the mean of the other half.
 
-    Clips are divided at random, always alike.
+    Ranges from 1 to the number of classes. The halves are random, but the same in every call.
     """
     clips = _clipped(probabilities)
     clips = clips[np.random.default_rng(0).permutation(len(clips))]
@@ -43,16 +43,16 @@ def inception_score(probabilities: ArrayLike) -> float:
 
 
 def modified_inception_score(probabilities: ArrayLike) -> float:
-    """exp of the mean divergence of one clip from another (mIS), over all pairs instead of 10 000 random ones."""
+    """Modified inception score (mIS): exp of the mean divergence between two clips, over all pairs, not 10 000."""
     clips = _clipped(probabilities)
     logarithms = np.log(clips)
     return float(np.exp((clips * logarithms).sum(axis=1).mean() - clips.mean(axis=0) @ logarithms.mean(axis=0)))
 
 
 def am_score(real: ArrayLike, generated: ArrayLike) -> float:
-    """Divergence of the mean of real clips from that of generated ones, plus the mean entropy of these (AM), in nats.
+    """AM score in nats: divergence of the real mean from the generated mean, plus the mean entropy of generated clips.
 
-    0 where every clip is surely of one class and all classes are as frequent as they really are.
+    0 if every clip is certainly of one class, and all classes are as frequent as in the real data.
     """
     clips = _clipped(generated)
     entropy = -(clips * np.log(clips)).sum(axis=1).mean()
@@ -60,7 +60,7 @@ def am_score(real: ArrayLike, generated: ArrayLike) -> float:
 
 
 def balance(found: ArrayLike, expected: ArrayLike) -> float:
-    """p of Pearson's chi-squared test: how probable counts of classes as unequal to the expected ones are by chance."""
+    """p of Pearson's chi-squared test that counts of classes follow the expected frequencies."""
     counts, wanted = np.asarray(found, float), np.asarray(expected, float)
     possible = wanted > 0
     if counts[~possible].any():
@@ -70,35 +70,34 @@ def balance(found: ArrayLike, expected: ArrayLike) -> float:
     return float(torch.special.gammaincc(*torch.tensor([freedom / 2, statistic / 2], dtype=torch.float64)))
 
 
-def nearest_distances(places: ArrayLike, others: ArrayLike, *, same: bool = False) -> Doubles:
-    """Euclidean distance [clips] of each place [clips, dim] to the nearest of the others.
+def nearest_distances(points: ArrayLike, others: ArrayLike, *, same: bool = False) -> Doubles:
+    """Euclidean distance [clips] from each point [clips, dim] to the nearest of the others.
 
-    With `same` the two are one set, and a clip is not its own neighbor.
+    With `same` both are one set, and a point is not its own neighbor.
     """
-    # Relative to a middle and in float32: places differ by far less than they lie from zero.
-    there = np.asarray(others)
-    middle = there.mean(axis=0, dtype=float)
-    one, all_others = (np.asarray(each - middle, np.float32) for each in (np.asarray(places), there))
-    squares = np.square(all_others).sum(axis=1, dtype=float)
-    found = np.empty(len(one))
-    rows = max(1, BLOCK // len(all_others))
-    for first in range(0, len(one), rows):
-        block = one[first : first + rows]
-        distances = np.square(block).sum(axis=1, dtype=float)[:, None] + squares - 2.0 * (block @ all_others.T)
+    # Relative to the mean, because in float32 points differ by far less than their distance from zero.
+    mean = np.asarray(others).mean(axis=0, dtype=float)
+    centered, neighbors = (np.asarray(np.asarray(each) - mean, np.float32) for each in (points, others))
+    squares = np.square(neighbors).sum(axis=1, dtype=float)
+    distance = np.empty(len(centered))
+    rows = max(1, BLOCK // len(neighbors))
+    for first in range(0, len(centered), rows):
+        block = centered[first : first + rows]
+        distances = np.square(block).sum(axis=1, dtype=float)[:, None] + squares - 2.0 * (block @ neighbors.T)
         if same:
             distances[np.arange(len(block)), first + np.arange(len(block))] = np.inf
         nearest = distances.argmin(axis=1)
-        found[first : first + rows] = np.linalg.norm((block - all_others[nearest]).astype(float), axis=1)
-    return found
+        distance[first : first + rows] = np.linalg.norm((block - neighbors[nearest]).astype(float), axis=1)
+    return distance
 
 
 def _clipped(probabilities: ArrayLike) -> Doubles:
-    clipped = np.maximum(np.asarray(probabilities, float), LEAST)
-    normalised: Doubles = clipped / clipped.sum(axis=-1, keepdims=True)
-    return normalised
+    clipped = np.maximum(np.asarray(probabilities, float), MIN_PROBABILITY)
+    normalized: Doubles = clipped / clipped.sum(axis=-1, keepdims=True)
+    return normalized
 
 
 def _divergence(one: Doubles, other: Doubles) -> Doubles:
-    """Kullback and Leibler's, in nats, over the last axis."""
+    """Kullback-Leibler divergence over the last axis, in nats."""
     divergence: Doubles = (one * np.log(one / other)).sum(axis=-1)
     return divergence

@@ -1,4 +1,4 @@
-"""How good a language model's clips of each class are, beside real recordings and what the codec makes of those."""
+"""Evaluation of language models: generated clips of every label against real and reconstructed recordings."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from torch import Tensor
 from codec.data.clips import Clip
 from codec.data.tokenize import clip_gain
 from codec.errors import ConfigError, InputNotFound, UsageError
-from codec.evaluation.classifier import BATCH, FEATURES, Classifier, Judgement, labels_of, recordings, some
+from codec.evaluation.classifier import BATCH, FEATURES, Classifier, Predictions, labels_of, recordings, subset
 from codec.evaluation.generation import (
     am_score,
     balance,
@@ -27,20 +27,20 @@ from codec.evaluation.generation import (
 )
 from codec.models.base import Codec
 
-COPY = 1.0  # dB between spectrograms: closer is no other recording, be it of the same word by the same speaker
+COPY_DISTANCE = 1.0  # dB RMS between spectrograms; two takes of a word by one speaker differ by more
 
 Generator: TypeAlias = Callable[[Sequence[tuple[int, str]]], Sequence[Tensor]]
-"""From some (seed, label) to the audio [1, time] of each, at the codec's rate."""
+"""From pairs (seed, label) to the audio [1, time] of each, at the codec's sample rate."""
 
 
 @dataclass(frozen=True)
 class Row:
-    """Measures of one kind of clips.
+    """Measures of one set of clips.
 
-    `accuracy` is the share that the classifier takes for what they are, or were asked to be. `fid` and `nearest`, the
-    mean distance of features to the nearest, are from the real training clips, and `copies` is the share that sound as
-    a training clip through the codec does; training clips are not compared with themselves. `balance` is the p of the
-    classes found being as frequent as those wanted.
+    `accuracy` is the share that the classifier assigns to their label. `fid` and `nearest` (mean distance of features
+    to the nearest neighbor) are relative to the real training clips. `copies` is the share whose spectrogram equals
+    that of a reconstructed training clip; training clips are not compared with themselves. `balance` is the p of a
+    test that predicted labels are as frequent as the true ones.
     """
 
     name: str
@@ -57,7 +57,7 @@ class Row:
 
 @dataclass(frozen=True)
 class LMEvaluation:
-    """What `evaluate` found; `notes` say what to know of single rows."""
+    """Result of `evaluate`; `notes` qualify single rows."""
 
     rows: tuple[Row, ...]
     notes: tuple[str, ...]
@@ -73,49 +73,50 @@ class LMEvaluation:
         return "\n".join([*text, *self.notes])
 
     def as_json(self) -> str:
-        """Everything, as JSON."""
+        """The result as JSON."""
         return json.dumps(asdict(self), indent=1, allow_nan=False)
 
 
 @dataclass(frozen=True)
-class Sides:
-    """The labelled clips of a corpus: those to learn from, those of its split valid, and the labels of both."""
+class LabeledCorpus:
+    """The labeled clips of a corpus by split, and their labels."""
 
     train: list[Clip]
     valid: list[Clip]
     labels: tuple[str, ...]
 
 
-def sides(corpus: Iterable[Clip], *, known: Sequence[str]) -> Sides:
-    """Divide a corpus as it says itself, and check its labels; clips that are of no split are learned from.
+def labeled_corpus(corpus: Iterable[Clip], *, known: Sequence[str]) -> LabeledCorpus:
+    """Divide a corpus by its splits and check its labels; clips without a split are for training.
 
     Raises:
-        InputNotFound: there are no clips to learn from.
-        ConfigError: clips have no label, or one that is not `known` to the model, or that is held out alone.
+        InputNotFound: there are no clips to train on.
+        ConfigError: a clip has no label, one that is not `known` to the model, or one that only the split valid has.
     """
     by_split: dict[str | None, list[Clip]] = {}
     for clip in corpus:
         by_split.setdefault(clip.split or "train", []).append(clip)
-    train, valid = (some(by_split.get(split, [])) for split in ("train", "valid"))
+    train, valid = (subset(by_split.get(split, [])) for split in ("train", "valid"))
     if not train:
         raise InputNotFound('the corpus has no clips of split "train": mark some so in its manifest')
     labels = labels_of(train)
-    for whose, theirs, those in (
-        ("the corpus", labels, known),
-        ('the split "valid"', sorted({str(clip.label) for clip in valid}), labels),
+    valid_labels = sorted({str(clip.label) for clip in valid})
+    for where, found, owner, allowed in (
+        ("the corpus", labels, "the model", known),
+        ('the split "valid"', valid_labels, "the split train", labels),
     ):
-        if unknown := sorted(set(theirs) - set(those)):
+        if unknown := sorted(set(found) - set(allowed)):
             raise ConfigError(
-                f"{whose} has labels {', '.join(unknown[:10])} that {'the model' if those is known else 'split train'} "
-                f"does not know; it knows {', '.join(those[:20]) or 'none'}: leave those clips out of the manifest"
+                f"{where} has labels {', '.join(unknown[:10])} that {owner} does not know; it knows "
+                f"{', '.join(allowed[:20]) or 'none'}: remove those clips from the manifest"
             )
-    return Sides(train, valid, labels)
+    return LabeledCorpus(train, valid, labels)
 
 
 def evaluate(
     generator: Generator,
     codec: Codec,
-    corpus: Sides,
+    corpus: LabeledCorpus,
     classifier: Classifier,
     *,
     samples: int = 2048,
@@ -124,16 +125,15 @@ def evaluate(
     level_db: float | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> LMEvaluation:
-    """Judge `samples` clips, of each class as many, as they come from the generator, beside the corpus's own.
+    """Measure `samples` generated clips, equally many of every label, and the recordings of the corpus.
 
-    `num_codebooks` is how many of the codec's the model speaks, so that many make the reconstructions; recordings are brought
-    to `level_db` first, as `tokens.tokenize` does it. Sample i has the seed `seed * samples + i`. `progress` gets
-    (clips judged, clips in all).
+    Reconstructions use `num_codebooks` codebooks, those of the model. Recordings are normalized to `level_db` first, as
+    `tokenize` does. Sample i has the seed `seed * samples + i`. `progress` is called with (clips done, total clips).
 
     Raises UsageError for fewer than 2 samples.
     """
     if samples < 2:
-        raise UsageError(f"--samples {samples}: statistics need 2 at least, and mean something from some hundreds on")
+        raise UsageError(f"--samples {samples}: statistics need at least 2 samples, and hundreds to be meaningful")
     rate = codec.config.sample_rate
     labels = corpus.labels
     notes = []
@@ -142,68 +142,69 @@ def evaluate(
         notes.append(f'The split "valid" has {len(held_out)} clips: no row for held-out recordings.')
         held_out = []
     total = 2 * (len(corpus.train) + len(held_out)) + samples
-    judged = 0
+    done = 0
 
-    def judge(clips: Sequence[Tensor]) -> Judgement:
-        nonlocal judged
-        judged += len(clips)
+    def classify(clips: Sequence[Tensor]) -> Predictions:
+        nonlocal done
+        done += len(clips)
         if progress:
-            progress(judged, total)
-        return classifier.judge(clips)
+            progress(done, total)
+        return classifier.predict(clips)
 
-    def numbers(wanted: Iterable[str | None]) -> Tensor:
-        return torch.tensor([labels.index(str(label)) for label in wanted])
+    def indices(names: Iterable[str | None]) -> Tensor:
+        return torch.tensor([labels.index(str(label)) for label in names])
 
-    kinds: dict[str, tuple[Judgement, Tensor]] = {}  # what was judged, and the number of the label of each
+    sets: dict[str, tuple[Predictions, Tensor]] = {}  # predictions, and the index of each clip's label
     for name, clips in (("train", corpus.train), ("held-out", held_out)):
         if clips:
-            both = []
-            for beginnings, whole in recordings(clips, rate):
-                audio = [
-                    part * float(clip_gain(clip, level_db, rate=rate))
-                    for part, clip in zip(beginnings, whole, strict=True)
-                ]
-                both.append((judge(audio), judge(reconstructed(codec, audio, num_codebooks=num_codebooks))))
-            theirs = numbers(clip.label for clip in clips)
-            for kind, parts in zip((name, f"{name}, reconstructed"), zip(*both, strict=True), strict=True):
-                kinds[kind] = joined(parts), theirs
-    asked = [(seed * samples + number, labels[number % len(labels)]) for number in range(samples)]
-    made = [judge(generator(asked[first : first + BATCH])) for first in range(0, samples, BATCH)]
-    kinds["generated"] = joined(made), numbers(label for _, label in asked)
+            originals, reconstructions = [], []
+            for audio, batch in recordings(clips, rate):
+                gains = [float(clip_gain(clip, level_db, rate=rate)) for clip in batch]
+                audio = [one * gain for one, gain in zip(audio, gains, strict=True)]
+                originals.append(classify(audio))
+                reconstructions.append(classify(reconstruct(codec, audio, num_codebooks=num_codebooks)))
+            expected = indices(clip.label for clip in clips)
+            sets[name] = concatenate(originals), expected
+            sets[f"{name}, reconstructed"] = concatenate(reconstructions), expected
+    requests = [(seed * samples + number, labels[number % len(labels)]) for number in range(samples)]
+    generated = [classify(generator(requests[first : first + BATCH])) for first in range(0, samples, BATCH)]
+    sets["generated"] = concatenate(generated), indices(label for _, label in requests)
 
-    real, restored = kinds["train"][0], kinds["train, reconstructed"][0]
+    real, reconstructed = sets["train"][0], sets["train, reconstructed"][0]
     rows = []
-    for name, (found, wanted) in kinds.items():
-        guesses = found.probabilities.argmax(dim=1)
-        counts, hoped = Counter(guesses.tolist()), Counter(wanted.tolist())
+    for name, (found, expected) in sets.items():
+        predicted = found.probabilities.argmax(dim=1)
+        counts, expected_counts = Counter(predicted.tolist()), Counter(expected.tolist())
         own = name.startswith("train")
-        seen = found.spectrograms.flatten(1), restored.spectrograms.flatten(1)
-        apart = nearest_distances(*seen, same=own) / math.sqrt(seen[0].shape[1])  # dB, root mean square
+        spectrograms = found.spectrograms.flatten(1), reconstructed.spectrograms.flatten(1)
+        distances = nearest_distances(*spectrograms, same=own) / math.sqrt(spectrograms[0].shape[1])  # dB RMS
         rows.append(
             Row(
                 name=name,
-                clips=len(wanted),
-                accuracy=float((guesses == wanted).double().mean()),
+                clips=len(expected),
+                accuracy=float((predicted == expected).double().mean()),
                 fid=frechet_distance(real.features, found.features),
                 inception=inception_score(found.probabilities),
                 modified_inception=modified_inception_score(found.probabilities),
                 am=am_score(real.probabilities, found.probabilities),
-                balance=balance(*([count[number] for number in range(len(labels))] for count in (counts, hoped))),
+                balance=balance(
+                    *([count[label] for label in range(len(labels))] for count in (counts, expected_counts))
+                ),
                 nearest=float(nearest_distances(found.features, real.features, same=own).mean()),
-                copies=float((apart < COPY).mean()),
+                copies=float((distances < COPY_DISTANCE).mean()),
             )
         )
-        if len(wanted) <= FEATURES:
-            notes.append(f"FID of {name} is too high: {len(wanted)} clips are not more than the {FEATURES} features.")
+        if len(expected) <= FEATURES:
+            notes.append(f"FID of {name} is too high: {len(expected)} clips are not more than the {FEATURES} features.")
         if rows[-1].inception > len(labels):
             notes.append(
-                f"IS of {name} says nothing: {len(wanted)} clips are too few for it to be at most {len(labels)}."
+                f"IS of {name} is not meaningful: with {len(expected)} clips it exceeds the {len(labels)} labels."
             )
     return LMEvaluation(tuple(rows), tuple(notes))
 
 
-def reconstructed(codec: Codec, clips: Sequence[Tensor], *, num_codebooks: int | None) -> list[Tensor]:
-    """What the codec makes of clips [1, time], each as long as it was."""
+def reconstruct(codec: Codec, clips: Sequence[Tensor], *, num_codebooks: int | None) -> list[Tensor]:
+    """Encode and decode clips [1, time]; each keeps its length."""
     lengths = [clip.shape[1] for clip in clips]
     audio = torch.stack([F.pad(clip, (0, max(1, *lengths) - clip.shape[1])) for clip in clips])
     codes = codec.encode(audio.to(codec.device), num_codebooks=num_codebooks)
@@ -211,6 +212,6 @@ def reconstructed(codec: Codec, clips: Sequence[Tensor], *, num_codebooks: int |
     return [row[:, :length] for row, length in zip(decoded, lengths, strict=True)]
 
 
-def joined(parts: Iterable[Judgement]) -> Judgement:
-    """Several judgements as one."""
-    return Judgement(*(torch.cat(values) for values in zip(*parts, strict=True)))
+def concatenate(parts: Iterable[Predictions]) -> Predictions:
+    """Predictions of several batches as one."""
+    return Predictions(*(torch.cat(values) for values in zip(*parts, strict=True)))

@@ -1,4 +1,4 @@
-"""Linear layers that read weights of 16 bits: on a CPU, that is what most of a step of generation is spent on."""
+"""Linear layers with fp16 weights, because a step of generation on a CPU is limited by reading weights."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from torch import Tensor, nn
 
 
 class HalfLinear(nn.Linear):
-    """The layer it is made of, which multiplies rows of float32 with its weights packed as 16 bits.
+    """Multiply float32 inputs with fp16 weights, packed for inference from a linear layer.
 
-    Nothing is lost where `fits` is true. Each row of a batch is computed by itself. Its weights cannot be changed.
+    Lossless if `fits` is true. Each row of a batch is computed by itself. The weights cannot be changed afterwards.
     """
 
     def __init__(self, linear: nn.Linear) -> None:
@@ -23,11 +23,11 @@ class HalfLinear(nn.Linear):
         self.pack()
 
     def pack(self) -> None:
-        """Make the product of the weights."""
+        """Pack the weights for the kernel."""
         self.product = product(self.weight.detach(), None if self.bias is None else self.bias.detach())
 
     def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in vars(self).items() if name != "product"}  # which no file can hold
+        return {name: value for name, value in vars(self).items() if name != "product"}  # which cannot be pickled
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)  # type: ignore[no-untyped-call]
@@ -35,9 +35,9 @@ class HalfLinear(nn.Linear):
 
     @staticmethod
     def fits(weight: Tensor) -> bool:
-        """Whether weights are numbers of 16 bits, as those of shipped models are, and the processor has the kernel."""
-        there = weight.device.type == "cpu" and "fbgemm" in torch.backends.quantized.supported_engines
-        return there and weight.half().float().equal(weight)
+        """Whether the weights are exact in fp16, as those of shipped models are, and the CPU has the kernel."""
+        has_kernel = weight.device.type == "cpu" and "fbgemm" in torch.backends.quantized.supported_engines
+        return has_kernel and weight.half().float().equal(weight)
 
     def forward(self, x: Tensor) -> Tensor:
         if torch.is_grad_enabled() or x.device.type != "cpu" or x.dtype != torch.float32:
@@ -46,32 +46,32 @@ class HalfLinear(nn.Linear):
 
 
 def product(weight: Tensor, bias: Tensor | None) -> Callable[[Tensor], Tensor]:
-    """x @ weight.T + bias as a function of x, the weights packed as 16 bits.
+    """A function from x to x @ weight.T + bias, with weights packed as fp16.
 
-    torch has two names for the kernel. One is called in 1 µs and will be removed from torch some day; the other takes
-    7 µs, half of what a product of one row takes, and is for that day.
+    torch has two names for the kernel. A call of the first takes 1 µs, but torch has deprecated it. A call of the
+    second takes 7 µs, half the time of a product of one row; it is the fallback.
     """
     try:
         packed = quietly(torch.fbgemm_pack_gemm_matrix_fp16, weight)
         kernel = torch.fbgemm_linear_fp16_weight_fp32_activation
-        quietly(kernel, weight[:1], packed, bias)  # it warns but once
+        quietly(kernel, weight[:1], packed, bias)  # because only the first call warns
     except (AttributeError, TypeError, RuntimeError):
-        known = torch.ops.quantized.linear_prepack_fp16(weight, bias)
-        return lambda x: torch.ops.quantized.linear_dynamic_fp16(x, known)
+        prepacked = torch.ops.quantized.linear_prepack_fp16(weight, bias)
+        return lambda x: torch.ops.quantized.linear_dynamic_fp16(x, prepacked)
     return lambda x: kernel(x, packed, bias)
 
 
-def quietly(do: Callable[..., Tensor], *arguments: Tensor | None) -> Tensor:
-    """What it does, without its warnings."""
+def quietly(function: Callable[..., Tensor], *arguments: Tensor | None) -> Tensor:
+    """Call a function without its warnings."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        return do(*arguments)
+        return function(*arguments)
 
 
 def replace_linears(module: nn.Module, make: Callable[[nn.Linear], nn.Module]) -> None:
-    """Put what `make` makes of them in the place of all linear layers within a module.
+    """Replace every linear layer within a module by what `make` returns for it.
 
-    Those of torch's own transformers stay, which use the weights of their layers without calling them.
+    Linear layers of torch's own transformers stay, because torch reads their weights without calling them.
     """
     for name, child in module.named_children():
         if isinstance(child, nn.Linear):

@@ -1,4 +1,4 @@
-"""training/classifier.py: what it sees, that it learns, and that it is kept."""
+"""Classifier: its input, its training, and its file."""
 
 import dataclasses
 from pathlib import Path
@@ -23,7 +23,7 @@ from codec.evaluation.classifier import (
     load,
     load_or_train,
     save,
-    some,
+    subset,
     train,
 )
 from tests.helpers.spoken_words import RATE, WORDS, knows_words, word, write_words
@@ -40,7 +40,7 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> list[Clip]:
 
 
 def said(*seeds: int) -> tuple[list[Tensor], list[int]]:
-    """Words that are not in the corpus, and their numbers."""
+    """Recordings that are not in the corpus, and the indices of their labels."""
     names = [WORDS[seed % len(WORDS)] for seed in seeds]
     return [torch.from_numpy(word(name, seed=1000 + seed)) for name, seed in zip(names, seeds, strict=True)], [
         WORDS.index(name) for name in names
@@ -69,7 +69,7 @@ def test_spectrograms_equal_their_definition(rate: int) -> None:
     assert (model.mel.sum(dim=1) > 0).all()  # every band has some bins
 
 
-def test_silence_follows_short_clips_and_long_ones_are_cut() -> None:
+def test_short_clips_are_padded_and_long_ones_cut() -> None:
     model = untrained()
     (clip,), _ = said(0)
     short, long, padded = model.spectrograms(
@@ -78,28 +78,28 @@ def test_silence_follows_short_clips_and_long_ones_are_cut() -> None:
     assert torch.equal(short, long)
     assert torch.equal(short, padded)
     assert not short[:, clip.shape[1] // model.hop + 2 :].any()
-    assert torch.isfinite(model.judge([torch.zeros(1, 0), torch.zeros(1, 5)]).features).all()
+    assert torch.isfinite(model.predict([torch.zeros(1, 0), torch.zeros(1, 5)]).features).all()
     assert not model.spectrograms([torch.zeros(1, 0)]).any()
 
 
-def test_level_does_not_count() -> None:
+def test_level_is_ignored() -> None:
     model = untrained()
     (clip,), _ = said(1)
     loud, soft = model.spectrograms([clip, 0.1 * clip])
     assert loud.numpy() == pytest.approx(soft.numpy(), abs=1e-3)
 
 
-def test_judgements_do_not_depend_on_company() -> None:
+def test_predictions_do_not_depend_on_the_batch() -> None:
     model = untrained()
     audio, _ = said(0, 1, 2)
-    together = model.judge(audio)
-    alone = [model.judge([clip]) for clip in audio]
+    together = model.predict(audio)
+    alone = [model.predict([clip]) for clip in audio]
     assert together.probabilities.sum(dim=1).numpy() == pytest.approx(1)
     for number, one in enumerate(alone):
         assert one.features[0].numpy() == pytest.approx(together.features[number].numpy(), abs=1e-5)
 
 
-def test_augmented_spectrograms_are_others_of_the_same_kind() -> None:
+def test_augmentation_keeps_shape_and_range() -> None:
     audio, _ = said(*range(8))
     plain = untrained().spectrograms(audio)
     one, same, other = (augment(plain, torch.Generator().manual_seed(seed)) for seed in (0, 0, 1))
@@ -110,7 +110,7 @@ def test_augmented_spectrograms_are_others_of_the_same_kind() -> None:
     assert one.max() <= RANGE + 1e-3
 
 
-def test_augmenting_moves_a_sound_a_little() -> None:
+def test_augmentation_shifts_a_sound_slightly() -> None:
     spot = torch.zeros(200, BANDS, 80)
     spot[:, 30:33, 38:41] = RANGE
     moved = augment(spot, torch.Generator().manual_seed(0)).flatten(1).argmax(dim=1)
@@ -120,10 +120,10 @@ def test_augmenting_moves_a_sound_a_little() -> None:
     assert len(set(moved[near].tolist())) > 50
 
 
-def test_it_learns_words_from_few_recordings() -> None:
+def test_training_on_few_recordings_generalizes() -> None:
     trained = knows_words()
     audio, numbers = said(*range(30))
-    guesses = trained.judge(audio).probabilities.argmax(dim=1)
+    guesses = trained.predict(audio).probabilities.argmax(dim=1)
     assert (guesses == torch.tensor(numbers)).float().mean() > 0.9
 
 
@@ -140,37 +140,37 @@ def test_training_is_deterministic(corpus: list[Clip], monkeypatch: pytest.Monke
     assert not one.training
 
 
-def test_a_file_holds_all_of_it(tmp_path: Path) -> None:
+def test_files_are_complete(tmp_path: Path) -> None:
     trained = untrained()
-    with (tmp_path / "judge.safetensors").open("wb") as file:
-        save(file, trained, learnt_from="abc")
-    restored = load(tmp_path / "judge.safetensors", learnt_from="abc")
+    with (tmp_path / "classifier.safetensors").open("wb") as file:
+        save(file, trained, trained_on="abc")
+    restored = load(tmp_path / "classifier.safetensors", trained_on="abc")
     audio, _ = said(0, 1)
-    for one, other in zip(trained.judge(audio), restored.judge(audio), strict=True):
+    for one, other in zip(trained.predict(audio), restored.predict(audio), strict=True):
         assert torch.equal(one, other)
     assert restored.config == trained.config
     with pytest.raises(ConfigError, match="other recordings"):
-        load(tmp_path / "judge.safetensors", learnt_from="abd")
+        load(tmp_path / "classifier.safetensors", trained_on="abd")
 
 
 @pytest.mark.parametrize("content", [b"", b"no model", None])
-def test_what_is_no_classifier(content: bytes | None, tmp_path: Path) -> None:
-    path = tmp_path / "judge.safetensors"
+def test_other_files_raise(content: bytes | None, tmp_path: Path) -> None:
+    path = tmp_path / "classifier.safetensors"
     if content is None:
         from safetensors.torch import save_file
 
         save_file({"weight": torch.ones(2)}, path)
     else:
         path.write_bytes(content)
-    with pytest.raises(UnknownModel, match="is no classifier"):
-        load(path, learnt_from="")
+    with pytest.raises(UnknownModel, match="is not a classifier"):
+        load(path, trained_on="")
 
 
-def test_it_is_trained_once(corpus: list[Clip], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_classifiers_are_trained_once(corpus: list[Clip], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(classifier, "BATCH", 4)
     monkeypatch.setattr(classifier, "STEPS", 1)
     done: list[int] = []
-    path = tmp_path / "runs" / "judge.safetensors"
+    path = tmp_path / "runs" / "classifier.safetensors"
     for _ in range(2):
         load_or_train(path, corpus, sample_rate=RATE, report=lambda step, _: done.append(step))
     assert done == [1]
@@ -178,12 +178,12 @@ def test_it_is_trained_once(corpus: list[Clip], tmp_path: Path, monkeypatch: pyt
         load_or_train(path, corpus[1:], sample_rate=RATE)
     with pytest.raises(StorageError, match="is a folder: name a file in it"):
         load_or_train(tmp_path, corpus, sample_rate=RATE, report=lambda step, _: done.append(step))
-    assert done == [1]  # which is said before the training
+    assert done == [1]  # the error comes before training
 
 
-def test_the_digest_is_of_what_is_learnt(corpus: list[Clip]) -> None:
-    relabelled = [dataclasses.replace(corpus[0], label="up"), *corpus[1:]]
-    digests = {digest(each, sample_rate=RATE) for each in (corpus, list(corpus), corpus[1:], relabelled)}
+def test_digest_depends_on_the_training_data(corpus: list[Clip]) -> None:
+    relabeled = [dataclasses.replace(corpus[0], label="up"), *corpus[1:]]
+    digests = {digest(each, sample_rate=RATE) for each in (corpus, list(corpus), corpus[1:], relabeled)}
     assert len(digests | {digest(corpus, sample_rate=2 * RATE)}) == 4
 
 
@@ -195,10 +195,10 @@ def test_labels(corpus: list[Clip]) -> None:
         labels_of(corpus[:1])
 
 
-def test_some_of_many_clips(corpus: list[Clip], monkeypatch: pytest.MonkeyPatch) -> None:
-    assert some(corpus) == corpus
-    monkeypatch.setattr(classifier, "MOST_CLIPS", 10)
-    chosen = some(corpus)
+def test_subset_of_many_clips(corpus: list[Clip], monkeypatch: pytest.MonkeyPatch) -> None:
+    assert subset(corpus) == corpus
+    monkeypatch.setattr(classifier, "MAX_CLIPS", 10)
+    chosen = subset(corpus)
     assert len(chosen) == 10
     assert [clip for clip in corpus if clip in chosen] == chosen
-    assert set(some(corpus[3:])) >= set(chosen) - set(corpus[:3])
+    assert set(subset(corpus[3:])) >= set(chosen) - set(corpus[:3])

@@ -1,4 +1,4 @@
-"""generation_metrics.py against closed forms and slower definitions."""
+"""Measures of generated clips against closed forms and slower definitions."""
 
 import math
 
@@ -83,7 +83,7 @@ def test_frechet_distance_of_one_feature() -> None:
 
 
 @pytest.mark.parametrize("classes", [2, 10])
-def test_scores_of_sure_and_balanced_clips(classes: int) -> None:
+def test_scores_of_certain_and_balanced_clips(classes: int) -> None:
     clips = one_hot(classes, 400 * classes)
     assert inception_score(clips) == pytest.approx(classes, rel=0.02)
     assert am_score(clips, clips) == pytest.approx(0, abs=1e-4)
@@ -139,6 +139,6 @@ def test_nearest_distances(same: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     assert nearest_distances(torch.from_numpy(places), others, same=same) == pytest.approx(slow, rel=1e-4)
 
 
-def test_a_copy_has_no_distance() -> None:
+def test_copies_have_distance_0() -> None:
     others = 50 * np.random.default_rng(0).random((40, 1000)).astype(np.float32)
     assert nearest_distances(others[7:9], others).tolist() == [0, 0]
