@@ -92,7 +92,7 @@ def sample(gpt: GPT, prompt: Tensor, *, frames: int, codebooks: int, codebook_si
         first = codebook * codebook_size
         logits = gpt(context)[:, -1, first : first + codebook_size] / temperature  # only codes of the next codebook
         tokens = torch.cat([tokens, first + torch.multinomial(logits.softmax(dim=-1), 1)], dim=1)
-    return tokens.unflatten(1, (frames, codebooks)).mT % codebook_size
+    return tokens.view(1, frames, codebooks).mT % codebook_size
 
 
 def main() -> None:
