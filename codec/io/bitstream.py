@@ -39,7 +39,7 @@ ceil(log2(codebook size)) bits, most significant bit first; zero bits fill the l
 codebooks of 8, frames (5, 1) and (2, 7): 101 001 | 010 111 -> 10100101 0111_0000 -> A5 70. A row is a channel, or in
 version 2 a group of m channels that are coded together; the last group repeats the last channel to fill up.
 
-If the model has a scale, float32 numbers [segments of the packet, rows] follow the codes: the decoded audio of a segment
+If the model has a scale, float32 numbers [segments of the packet, rows] follow the codes: decoded audio of a segment
 is multiplied by its scale. A packet begins with a segment.
 
 The end packet ends the file; a file without an end packet was truncated.

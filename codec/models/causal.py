@@ -1,4 +1,4 @@
-"""Our own family: a causal codec that works at the frame rate and starts as a linear transform codec.
+"""The causal family: networks at the frame rate around a linear transform codec.
 
     audio ─ MDCT ─┬─ envelope ─ nearest entry ─────────── codebook 0
                   ├─ ÷ decoded envelope ─ compand ─ PCA ─┬─ + ─ RVQ ─ codebooks 1, 2, ...
@@ -52,22 +52,22 @@ from codec.nn.streaming import Chain, State
 
 Size = Annotated[int, Field(ge=1, le=2**16)]
 
-NOISE_FRAMES = 499  # of the noise table, a prime: about 5 s at 20 ms a frame, then it repeats
-NOISE_RANGE = (-8.0, 2.0)  # of the log level of noise, relative to the envelope
-GAIN_RANGE = (-12.0, 3.0)  # of the log gain of the linear part
+NOISE_FRAMES = 499  # frames until the noise repeats, a prime: about 10 s at 20 ms per frame
+NOISE_RANGE = (-8.0, 2.0)  # bounds of the log level of the noise relative to the envelope
+GAIN_RANGE = (-12.0, 3.0)  # bounds of the log gain of the linear part
 
 
 class CausalConfig(CodecConfig):
-    """Sizes of a causal codec; the defaults are `general-24k`'s."""
+    """Configuration of a causal codec; the defaults are those of `general-24k`."""
 
     inference_keys: ClassVar[frozenset[str]] = frozenset({"beam_size"})
 
     family: Literal["causal"] = "causal"
     sample_rate: SampleRate = 24000
     hop: Hop = 480
-    """20 ms at 24 kHz: 50 frames a second, 0.5 kbit/s a codebook."""
+    """Samples per frame: 20 ms at 24 kHz, so 50 frames per second and 0.5 kbit/s per codebook of 1024."""
     dim: Size = 128
-    """Principal components of the spectrum, so `hop` at most."""
+    """Number of principal components of the spectrum, at most `hop`."""
     num_codebooks: NumCodebooks = 12
     codebook_size: CodebookSize = 1024
     encoder_width: Size = 352
@@ -75,45 +75,45 @@ class CausalConfig(CodecConfig):
     decoder_width: Size = 384
     decoder_blocks: Size = 4
     fine_width: Size = 256
-    """Of the decoder's last blocks, which work at twice the frame rate."""
+    """Width of the last blocks of the decoder, which run at twice the frame rate."""
     fine_blocks: Size = 2
     kernel: Size = 7
-    """Frames that a block's depthwise convolution sees: 140 ms."""
+    """Kernel size in frames of the depthwise convolution in each block: 140 ms."""
     expansion: Size = 3
     companding: float = Field(0.7, gt=0, le=1)
-    """Exponent of the spectrum before the principal components: 1 codes loud parts only, near 0 all levels alike."""
+    """Exponent of the spectrum before the principal components: 1 favors loud bins, near 0 all bins count alike."""
     envelope_bands: int = Field(20, ge=0, le=512)
-    """Bands of the spectral envelope, which is codebook 0; 0 for a codec without, whose codebooks code all levels."""
+    """Bands of the spectral envelope, which is codebook 0; 0 for a codec without an envelope."""
     envelope_exponent: float = Field(0.25, ge=0, le=1)
-    """Power of the envelope's shape that the spectrum is divided by, besides its gain."""
+    """Exponent of the envelope's shape when the spectrum is divided by gain * shape ** exponent."""
     modes: int = Field(63, ge=0)
-    """Entries of codebook 0 that stand for the gain of a tone or click instead of an envelope."""
+    """Entries of codebook 0 that are the gain of a tone or a click instead of an envelope."""
     quantizer: Literal["residual", "vector", "mixture", "scalar", "none"] = "residual"
-    """All but "residual" have one codebook and no envelope; "none" makes a plain autoencoder, which has no codes."""
+    """All but "residual" have one codebook and no envelope; "none" is a plain autoencoder without codes."""
     distance: Literal["l2", "cosine"] = "l2"
-    """Of "residual" and "vector", like the two below."""
+    """Distance to the entries; this key and the next two are for "residual" and "vector"."""
     codebook_dim: Size | None = None
-    """Dimensions in which entries are looked up; `dim` when absent."""
+    """Dimension of the entries, with projections in and out; `dim` without projections if absent."""
     codebook_update: Literal["ema", "gradient"] = "ema"
     beam_size: int = Field(1, ge=1)
-    """Of "residual": beams that encoding follows through the codebooks; 1 takes each codebook's nearest entry."""
+    """Beams of the search through the codebooks of "residual"; 1 takes the nearest entry of each codebook."""
     levels: tuple[Annotated[int, Field(ge=2)], ...] = ()
-    """Of "scalar": as many as `dim`, and their product is `codebook_size`."""
+    """Levels of each dimension for "scalar": `dim` numbers whose product is `codebook_size`."""
 
     @model_validator(mode="after")
     def check_dim(self) -> CausalConfig:
-        """A spectrum of `hop` bins has no more components than bins, and half of a frame is a whole number of them."""
+        """Check that `dim` is at most `hop`, and that `hop` is even."""
         if self.dim > self.hop:
             raise ValueError(
-                f"dim = {self.dim} is more than hop = {self.hop}, the bins of a frame: set dim lower or hop higher"
+                f"dim = {self.dim} exceeds hop = {self.hop}, the number of bins: set a lower dim or a higher hop"
             )
         if self.hop % 2:
-            raise ValueError(f"hop = {self.hop} is odd, and the decoder works at half of it: set an even number")
+            raise ValueError(f"hop = {self.hop} is odd, but the decoder works with half of it: set an even number")
         return self
 
     @model_validator(mode="after")
     def check_quantizer(self) -> CausalConfig:
-        """The sizes are those the quantizer has, so that whoever reads codebooks and rates reads the truth."""
+        """Check that the sizes are those of the quantizer, because bit rates are computed from them."""
         kind = self.quantizer
         if kind != "residual" and (self.num_codebooks, self.envelope_bands) != (1, 0):
             raise ValueError(
@@ -143,7 +143,7 @@ class CausalConfig(CodecConfig):
 
     @model_validator(mode="after")
     def check_envelope(self) -> CausalConfig:
-        """The envelope has a codebook of its own, bins in every band, and entries beside its modes."""
+        """Check that the envelope has its own codebook, bins in every band, and enough entries besides the modes."""
         if not self.envelope_bands:
             return self
         if self.num_codebooks < 2:
@@ -159,21 +159,21 @@ class CausalConfig(CodecConfig):
 
 
 def compand(x: Tensor, exponent: float, floor: float = 0.02) -> Tensor:
-    """sign(x) |x|^exponent, made linear below `floor` so that its slope stays finite. Inverse: `expand`."""
+    """Compress amplitudes to sign(x) |x|^exponent, linear below `floor` so that the slope is finite; see `expand`."""
     out: Tensor = x.sign() * ((x.abs() + floor) ** exponent - floor**exponent)
     return out
 
 
 def expand(y: Tensor, exponent: float, floor: float = 0.02) -> Tensor:
-    """Inverse of `compand`."""
+    """Invert `compand`."""
     out: Tensor = y.sign() * ((y.abs() + floor**exponent) ** (1 / exponent) - floor)
     return out
 
 
 class MDCT(nn.Module):
-    """Lapped transform of frames two hops long under a sine window: MDCT (and MDST), exact by overlap-add.
+    """MDCT and MDST of frames two hops long with a sine window; the inverse MDCT is exact (Princen and Bradley 1986).
 
-    Princen and Bradley 1986; the MDST of the same frame makes magnitudes that do not depend on phase.
+    MDCT and MDST together give magnitudes that do not depend on phase.
     """
 
     basis: Tensor
@@ -194,31 +194,94 @@ class MDCT(nn.Module):
         return frames @ self.basis, audio[:, audio.shape[-1] - self.hop :]
 
     def synthesize(self, bins: Tensor, before: Tensor) -> tuple[Tensor, Tensor]:
-        """Audio [batch, frames * hop] of MDCT bins [batch, frames, hop], one hop late, and the half frame left over."""
+        """Audio [batch, frames * hop] of MDCT bins [batch, frames, hop], one hop late, and the last half frame."""
         return overlap_add(bins @ self.basis[:, : self.hop].T, before)
 
 
 def sine_window(hop: int) -> Tensor:
-    """Float64 window [2 hop] whose squares, a hop apart, add up to 1 (Princen and Bradley's condition)."""
+    """Float64 window [2 hop] whose squares a hop apart add up to 1 (the Princen-Bradley condition)."""
     return torch.sin(math.pi * (torch.arange(2 * hop, dtype=torch.float64) + 0.5) / (2 * hop))
 
 
 def overlap_add(frames: Tensor, before: Tensor) -> tuple[Tensor, Tensor]:
-    """Audio [batch, frames * hop] of frames [batch, frames, 2 hop], and the half of the last one that waits."""
+    """Audio [batch, frames * hop] of frames [batch, frames, 2 hop], and the second half of the last frame."""
     first, second = frames.chunk(2, dim=-1)
     audio = first + torch.cat([before[:, None], second[:, :-1]], dim=1)  # [batch, frames, hop]
     return audio.flatten(1), second[:, -1]
 
 
+def plain(latents: Latents, hop: int) -> Parts:
+    """The parts of latents without an envelope: all residual."""
+    batch, _, frames = latents.shape
+    one = latents.new_ones(batch, 1, frames)
+    return Parts(latents, one, one, latents.new_zeros(batch, hop, frames))
+
+
+def random_phases(frames: int, bins: int) -> Tensor:
+    """Cosines and sines [frames, 2 bins] of pseudorandom phases, the same on every machine."""
+    index = torch.arange(frames * bins).view(frames, bins)
+    for factor in (2654435761, 2246822519, 3266489917):  # integer hash; products stay below 2^63
+        index = (index ^ (index >> 15)) * factor % 2**31
+    phase = index.double() * (2 * math.pi / 2**31)
+    return torch.cat([phase.cos(), phase.sin()], dim=1).float()
+
+
+def backbone(width: int, blocks: int, config: CausalConfig) -> Chain:
+    """A chain of ConvNeXt blocks, with layer scales initialized to 1 / blocks as in Vocos."""
+    return Chain(
+        ConvNeXtBlock(width, kernel=config.kernel, expansion=config.expansion, scale=1 / blocks) for _ in range(blocks)
+    )
+
+
+def quantizer(config: CausalConfig) -> Quantizer:
+    """Build the quantizer of a configuration."""
+    match config.quantizer:
+        case "residual":
+            residual = ResidualVQ(
+                config.dim,
+                config.num_codebooks - (config.envelope_bands > 0),
+                config.codebook_size,
+                distance=config.distance,
+                codebook_dim=config.codebook_dim,
+                codebook_update=config.codebook_update,
+                beam_size=config.beam_size,
+            )
+            if not config.envelope_bands:
+                return residual
+            return GainShapeVQ(
+                residual,
+                dim=config.dim,
+                hop=config.hop,
+                bands=config.envelope_bands,
+                sample_rate=config.sample_rate,
+                exponent=config.envelope_exponent,
+                modes=config.modes,
+            )
+        case "vector":
+            return VectorQuantizer(
+                config.dim,
+                config.codebook_size,
+                distance=config.distance,
+                codebook_dim=config.codebook_dim,
+                codebook_update=config.codebook_update,
+            )
+        case "mixture":
+            return Mixture(config.dim, config.codebook_size)
+        case "scalar":
+            return FSQ(config.levels)
+        case "none":
+            return Unquantized(config.codebook_size)
+
+
 class EncoderState(NamedTuple):
-    """The last hop of samples, and the frames that the backbone remembers."""
+    """The last hop of samples, and the state of the backbone."""
 
     samples: Tensor
     backbone: State
 
 
 class Encoder(nn.Module):
-    """Audio to latents: principal components of the divided and companded spectrum, plus what the backbone adds."""
+    """Audio to latents: principal components of the normalized, companded spectrum, plus the backbone's output."""
 
     pca: Tensor
     reference: Tensor
@@ -228,7 +291,7 @@ class Encoder(nn.Module):
         self.config = config
         self.mdct = MDCT(config.hop)
         self.register_buffer("pca", torch.randn(config.hop, config.dim) * config.hop**-0.5)
-        self.register_buffer("reference", torch.tensor(0.1))  # what bins are divided by where there is no envelope
+        self.register_buffer("reference", torch.tensor(0.1))  # divisor of the bins for a codec without an envelope
         extra = config.envelope_bands + 1 if config.envelope_bands else 0
         self.in_proj = nn.Linear(2 * config.hop + extra, config.encoder_width)
         self.backbone = backbone(config.encoder_width, config.encoder_blocks, config)
@@ -242,14 +305,14 @@ class Encoder(nn.Module):
         return EncoderState(like.new_zeros(like.shape[0], self.config.hop), self.backbone.initial_state(wide))
 
     def step(self, audio: Audio, state: EncoderState, shape: GainShapeVQ | None) -> tuple[Latents, EncoderState]:
-        """Latents of audio [batch, 1, frames * hop]: for `shape` its parts, without it the residual alone."""
+        """Latents of audio [batch, 1, frames * hop]: all `Parts`, or the residual only without a `shape`."""
         if audio.shape[-1] == 0:
             dim = sum(shape.sizes) if shape else self.config.dim
             return audio.new_zeros(audio.shape[0], dim, 0), state
         with torch.autocast(audio.device.type, enabled=False):
             spectrum, samples = self.mdct.analyze(audio[:, 0], state.samples)
             cosine, sine = spectrum.chunk(2, dim=-1)  # each [batch, frames, hop]
-            features, linear, envelope = self.divided(cosine, sine, shape)
+            features, linear, envelope = self.normalized(cosine, sine, shape)
         x = self.in_proj(features).transpose(1, 2)  # [batch, width, frames]
         x, inner = self.backbone.step(x, state.backbone)
         latents = linear + self.out_proj(self.norm(x.transpose(1, 2)))
@@ -257,8 +320,8 @@ class Encoder(nn.Module):
             latents = torch.cat([latents, envelope, torch.zeros_like(latents[..., :1]), cosine], dim=-1)
         return latents.transpose(1, 2), EncoderState(samples, inner)
 
-    def divided(self, cosine: Tensor, sine: Tensor, shape: GainShapeVQ | None) -> tuple[Tensor, Tensor, Tensor]:
-        """(features of the backbone, principal components, envelope), each [batch, frames, ...], of MDCT, MDST bins."""
+    def normalized(self, cosine: Tensor, sine: Tensor, shape: GainShapeVQ | None) -> tuple[Tensor, Tensor, Tensor]:
+        """(backbone features, principal components, envelope) of MDCT and MDST bins, each [batch, frames, ...]."""
         envelope, error, divisor = cosine[..., :0], cosine[..., :0], self.reference
         if shape:
             envelope = shape.envelope.measure(cosine, sine)
@@ -270,7 +333,7 @@ class Encoder(nn.Module):
 
 
 class DecoderState(NamedTuple):
-    """The frames that the backbones remember, the half frames that the next ones are added to, the frame's number."""
+    """States of the backbones, the half frames for overlap-add, and the index of the next frame."""
 
     backbone: State
     fine: State
@@ -280,7 +343,7 @@ class DecoderState(NamedTuple):
 
 
 class Decoder(nn.Module):
-    """Latents to audio: the linear part, cleaned by a gain per bin, plus a spectrum and noise of the network's own."""
+    """Latents to audio: the linear part with a gain per bin, plus a spectrum and noise from the network."""
 
     pca: Tensor
     window: Tensor
@@ -327,11 +390,11 @@ class Decoder(nn.Module):
             return latents.new_zeros(batch, 1, 0), state
         parts = shape.split(latents) if shape else plain(latents, self.config.hop)
         residual, envelope, learned, bins = (part.transpose(1, 2) for part in parts)  # each [batch, frames, ...]
-        known = torch.cat([residual, envelope[..., :-1], learned], dim=-1)
-        x, inner = self.backbone.step(self.in_proj(known).transpose(1, 2), state.backbone)
+        features = torch.cat([residual, envelope[..., :-1], learned], dim=-1)
+        x, inner = self.backbone.step(self.in_proj(features).transpose(1, 2), state.backbone)
         x = self.norm(x.transpose(1, 2))  # [batch, frames, width]
         gain = self.gain(x)
-        x = self.fine_proj(x).view(batch, 2 * frames, -1)  # two short frames of each
+        x = self.fine_proj(x).view(batch, 2 * frames, -1)  # two short frames per frame
         x, fine = self.fine.step(x.transpose(1, 2), state.fine)
         head = self.head(self.fine_norm(x.transpose(1, 2)))
         with torch.autocast(latents.device.type, enabled=False):
@@ -343,10 +406,10 @@ class Decoder(nn.Module):
             bins = bins + on * linear * gain.clamp(*GAIN_RANGE).exp()
             audio, half = self.mdct.synthesize(bins, state.half)
             level = (level * on).repeat_interleave(2, dim=1)  # [batch, 2 frames, bins]
-            place = (2 * state.position[:, None] + torch.arange(2 * frames, device=x.device)) % len(self.noise)
+            row = (2 * state.position[:, None] + torch.arange(2 * frames, device=x.device)) % len(self.noise)
             real, imaginary, loudness = head.chunk(3, dim=-1)
             loudness = loudness.clamp(*NOISE_RANGE).exp()
-            cosine, sine = F.embedding(place, self.noise).chunk(2, dim=-1)
+            cosine, sine = F.embedding(row, self.noise).chunk(2, dim=-1)
             spectrum = torch.complex(level * (real + loudness * cosine), level * (imaginary + loudness * sine))
             short = torch.fft.irfft(spectrum, n=self.config.hop, norm="ortho") * self.window
             own, fine_half = overlap_add(short, state.fine_half)
@@ -354,76 +417,13 @@ class Decoder(nn.Module):
         return (audio + own)[:, None], after
 
 
-def plain(latents: Latents, hop: int) -> Parts:
-    """The parts of latents that are all residual."""
-    batch, _, frames = latents.shape
-    one = latents.new_ones(batch, 1, frames)
-    return Parts(latents, one, one, latents.new_zeros(batch, hop, frames))
-
-
-def random_phases(frames: int, bins: int) -> Tensor:
-    """Cosines and sines [frames, 2 bins] of phases that are the same on every machine."""
-    index = torch.arange(frames * bins).view(frames, bins)
-    for factor in (2654435761, 2246822519, 3266489917):  # integer hash; products stay below 2^63
-        index = (index ^ (index >> 15)) * factor % 2**31
-    phase = index.double() * (2 * math.pi / 2**31)
-    return torch.cat([phase.cos(), phase.sin()], dim=1).float()
-
-
-def backbone(width: int, blocks: int, config: CausalConfig) -> Chain:
-    """ConvNeXt blocks; layer scales start at one over their number, as in Vocos."""
-    return Chain(
-        ConvNeXtBlock(width, kernel=config.kernel, expansion=config.expansion, scale=1 / blocks) for _ in range(blocks)
-    )
-
-
-def quantizer(config: CausalConfig) -> Quantizer:
-    """The quantizer that the configuration names."""
-    match config.quantizer:
-        case "residual":
-            residual = ResidualVQ(
-                config.dim,
-                config.num_codebooks - (config.envelope_bands > 0),
-                config.codebook_size,
-                distance=config.distance,
-                codebook_dim=config.codebook_dim,
-                codebook_update=config.codebook_update,
-                beam_size=config.beam_size,
-            )
-            if not config.envelope_bands:
-                return residual
-            return GainShapeVQ(
-                residual,
-                dim=config.dim,
-                hop=config.hop,
-                bands=config.envelope_bands,
-                sample_rate=config.sample_rate,
-                exponent=config.envelope_exponent,
-                modes=config.modes,
-            )
-        case "vector":
-            return VectorQuantizer(
-                config.dim,
-                config.codebook_size,
-                distance=config.distance,
-                codebook_dim=config.codebook_dim,
-                codebook_update=config.codebook_update,
-            )
-        case "mixture":
-            return Mixture(config.dim, config.codebook_size)
-        case "scalar":
-            return FSQ(config.levels)
-        case "none":
-            return Unquantized(config.codebook_size)
-
-
 class CausalCodec(StepCodec):
-    """Causal MDCT codec with ConvNeXt networks between; see the drawing at the top of the file."""
+    """Causal MDCT codec with ConvNeXt networks; see the drawing at the top of the file."""
 
     config: CausalConfig
     encoder: Encoder
     decoder: Decoder
-    limit = 1.05  # 0.4 dB above full scale: clipped recordings come back with other phases, so with higher peaks
+    limit = 1.05  # 0.4 dB above full scale, because decoded phases differ, so clipped recordings get higher peaks
 
     def __init__(self, config: CausalConfig) -> None:
         super().__init__(config, decoder_delay=config.hop)
@@ -433,13 +433,13 @@ class CausalCodec(StepCodec):
 
     @property
     def shape(self) -> GainShapeVQ | None:
-        """The quantizer, where it has an envelope."""
+        """The quantizer if it has an envelope."""
         return self.quantizer if isinstance(self.quantizer, GainShapeVQ) else None
 
     def forward(self, audio: Audio, num_codebooks: Tensor | None = None) -> CodecOutput:
-        """As of any codec; `latents` are the residual's, which the encoder makes."""
-        trained = super().forward(audio, num_codebooks)
-        return trained._replace(latents=trained.latents[:, : self.config.dim])
+        """Run a training pass as in any codec; `latents` are only those of the residual."""
+        output = super().forward(audio, num_codebooks)
+        return output._replace(latents=output.latents[:, : self.config.dim])
 
     def receptive_field(self) -> ReceptiveField:
         """A block adds kernel - 1 frames of context.
@@ -470,11 +470,11 @@ class CausalCodec(StepCodec):
 
     @torch.no_grad()
     def init_from_audio(self, audio: Audio) -> None:
-        """Set every closed-form part from audio [batch, 1, time]: envelopes, components, codebooks and noise levels.
+        """Set all closed-form parts from audio [batch, 1, time]: envelopes, components, codebooks and noise levels.
 
-        k-means of the envelopes, principal components of the divided and companded MDCT spectrum, then k-means for each
-        residual codebook on what those before it left, and noise as loud as what all of them leave. Minutes of audio
-        are enough; the networks stay silent.
+        k-means of the envelopes, principal components of the normalized and companded MDCT spectrum, k-means of each
+        residual codebook on the residuals of those before it, and noise at the level of the final residuals. Minutes of
+        audio are enough; the networks stay silent.
 
         Raises UsageError: the audio is silent.
         """
@@ -484,12 +484,12 @@ class CausalCodec(StepCodec):
         cosine, sine = spectrum.flatten(0, 1).chunk(2, dim=-1)  # each [rows, hop]
         loud = cosine.square().mean(dim=-1) > 1e-10  # -100 dBFS
         if not loud.any():
-            raise UsageError("the audio to start from is silent: there is nothing to fit a codec to")
+            raise UsageError("the audio to initialize from is silent: give audio with some sound")
         self.encoder.reference.copy_(cosine[loud].square().mean().sqrt())
         self.decoder.reference.copy_(self.encoder.reference)
         if self.shape:
             self.shape.init_envelopes(self.shape.envelope.measure(cosine[loud], sine[loud]))
-        companded = self.encoder.divided(cosine[None], sine[None], self.shape)[0][0, loud, :hop]
+        companded = self.encoder.normalized(cosine[None], sine[None], self.shape)[0][0, loud, :hop]
         _, components = torch.linalg.eigh((companded.T @ companded).double())
         components = components[:, -self.config.dim :].flip(1).float()  # [hop, dim], strongest first
         scale = (companded @ components).square().mean().sqrt()
@@ -500,7 +500,7 @@ class CausalCodec(StepCodec):
         self.init_noise(latents)
 
     def init_noise(self, latents: Latents) -> None:
-        """Set the noise to the size of what the linear part leaves of latents [batch, ..., frames]."""
+        """Set the noise to the level of the residuals of latents [batch, ..., frames] after the linear part."""
         if not self.shape:
             return
         before = self.shape.split(latents)
@@ -511,7 +511,7 @@ class CausalCodec(StepCodec):
         residual, envelope = (part.transpose(1, 2)[learned] for part in (parts.residual, parts.envelope))
         decoded = expand(residual @ self.decoder.pca, self.config.companding) * self.shape.envelope.divisor(envelope)
         level = self.shape.envelope.level(envelope)
-        left = ((before.bins.transpose(1, 2)[learned] - decoded) / level).clamp(-10, 10)
-        loudness = left.square().mean(dim=0).view(-1, 2).mean(dim=1).sqrt()  # [hop / 2]
+        residual_bins = ((before.bins.transpose(1, 2)[learned] - decoded) / level).clamp(-10, 10)
+        loudness = residual_bins.square().mean(dim=0).view(-1, 2).mean(dim=1).sqrt()  # [hop / 2]
         loudness = F.pad(loudness[None], (0, 1), mode="replicate")[0].clamp(min=1e-3)
         self.decoder.head.bias.view(3, -1)[2].copy_(loudness.log())

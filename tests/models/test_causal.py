@@ -398,7 +398,7 @@ def test_fit_on_steady_tones_alone() -> None:
 
 @pytest.mark.parametrize("level", [0.0, 1e-7])
 def test_there_is_no_fit_to_silence(level: float) -> None:
-    with pytest.raises(UsageError, match="silent: there is nothing to fit"):
+    with pytest.raises(UsageError, match="is silent: give audio with some sound"):
         tiny_model().init_from_audio(level * AUDIO)
 
 

@@ -1,17 +1,17 @@
-"""Gain-shape quantization: codebook 0 is the spectral envelope, the others code what is left once it is divided out.
+"""Gain-shape quantization: codebook 0 is the spectral envelope, the others code the spectrum divided by it.
 
-As in CELT (Valin et al. 2010, section 3) and CELP, the level of a frame is coded apart from its waveform, so that soft
-and loud signals cost the same and come back alike. One frame of three bins, with one band and one residual codebook:
+As in CELT (Valin et al. 2010, section 3) and CELP, the level of a frame is coded apart from its waveform, so that the
+quality does not depend on the level. One frame of three bins, with one band and one residual codebook:
 
     bins          (0.6, -0.3, 0.0)     gain 0.4, the root mean square
-    codebook 0    0.5                  the nearest gain it knows
-    divided       (1.2, -0.6, 0.0)     which has no level any more
+    codebook 0    0.5                  the nearest gain
+    divided       (1.2, -0.6, 0.0)     the shape, independent of the level
     codebook 1    (1.0, -0.5, 0.1)     the nearest entry
     decoded       (0.5, -0.25, 0.05)
 
-A few entries of codebook 0 are modes instead of envelopes. In such a frame the other codebooks are fixed tables of
-single MDCT bins (a tone) or single samples (a click), each with a sign and an amplitude that is smaller from codebook
-to codebook; and one entry is silence. A learned codebook has no entry for every frequency, these tables do.
+A few entries of codebook 0 are modes instead of envelopes. In frames of a mode, the other codebooks index fixed tables
+of single MDCT bins (a tone) or single samples (a click), each with a sign and an amplitude that decreases from codebook
+to codebook. One more entry is silence. A learned codebook has no entry for every frequency; these tables do.
 """
 
 from __future__ import annotations
@@ -29,25 +29,25 @@ from codec.nn.quantize.residual import ResidualVQ
 from codec.nn.quantize.vq import VectorQuantizer
 from codec.nn.shapes import Codes, Latents
 
-SILENCE = 1e-5  # root mean square of a frame's bins, -100 dBFS, below which it is silence
-RANGE = 1e-6  # power, relative to a frame's loudest band, that is added to each band: what is 60 dB below is alike
-GAIN_WEIGHT = 5.0  # of the log gain beside the log shape of each band, where codebook 0 looks for its entry
-STEP = 0.3  # of the modes' log gains: 2.6 dB
+SILENCE = 1e-5  # frames whose bins have a lower root mean square (-100 dBFS) are silence
+RANGE = 1e-6  # share of the loudest band's power that is added to each band, so that bands below -60 dB do not matter
+GAIN_WEIGHT = 5.0  # weight of the log gain, relative to the log shape of a band, in the distance of codebook 0
+STEP = 0.3  # between log gains of modes: 2.6 dB
 TONE = (0.73, 0.45, 0.30, 0.22, 0.17, 0.13, 0.11, 0.10, 0.08, 0.07, 0.06)  # amplitudes from codebook 1 on
 CLICK = (1.0,)
-TONE_ERROR = 0.08  # share of the weighted energy that a tone's atoms may leave, for the frame to be a tone: -11 dB
-HIGH = 2500  # Hz, above which the residual codebooks hardly know the waveform
-HIGH_TONE_ERROR = 0.3  # the same, of frames that lie above: a fast chirp or a bird is no noise
-HIGH_SHARE = 0.8  # of the weighted energy, for a frame to lie above
+TONE_ERROR = 0.08  # largest share of the weighted energy in the residual of a tone: -11 dB
+HIGH = 2500  # Hz, above which the residual codebooks hardly code the waveform
+HIGH_TONE_ERROR = 0.3  # TONE_ERROR of frames above HIGH, because fast chirps and birdsong should not become noise
+HIGH_SHARE = 0.8  # share of the weighted energy above HIGH in such frames
 CLICK_ERROR = 0.3
 
 
 class Envelope(nn.Module):
     """The spectral envelope of a frame: a gain, and the shape of `bands` mel-spaced bands relative to it.
 
-    Bands are triangles around knots that are equally spaced in mel from 0 Hz to half the sample rate. A description
-    [..., bands + 1] is the natural logarithm of each band's size less that of the gain, then `GAIN_WEIGHT` times that
-    of the gain.
+    Bands are triangles around knots that are equally spaced in mel from 0 Hz to half the sample rate. An envelope is a
+    vector [..., bands + 1]: the natural logarithm of each band's level minus the log gain, then `GAIN_WEIGHT` times the
+    log gain.
     """
 
     weights: Tensor
@@ -62,13 +62,13 @@ class Envelope(nn.Module):
         half = interpolation(torch.arange(hop // 2 + 1) * sample_rate / hop, bands, sample_rate)
         self.register_buffer("curve", curve, persistent=False)  # [bands, hop]
         self.register_buffer("half_curve", half, persistent=False)  # [bands, hop / 2 + 1]
-        weights = (curve / curve.sum(dim=1, keepdim=True).clamp(min=1e-6)).T.contiguous()
+        weights = (curve / curve.sum(dim=1, keepdim=True).clamp(min=1e-5)).T.contiguous()
         self.register_buffer("weights", weights, persistent=False)  # [hop, bands]
 
     def measure(self, cosine: Tensor, sine: Tensor) -> Tensor:
-        """Describe frames [..., hop] by their MDCT and MDST bins; the MDST keeps a steady tone's level steady."""
+        """Envelope of frames from MDCT and MDST bins [..., hop]; the MDST makes the level independent of phase."""
         power = (cosine.square() + sine.square()) / 2
-        mean = power.mean(dim=-1, keepdim=True) * 1e6 + 1e-5  # scaled, for -110 dBFS is 1e-11
+        mean = power.mean(dim=-1, keepdim=True) * 1e6 + 1e-5  # scaled, because -110 dBFS is 1e-11
         bands = power @ self.weights * 1e6 + 1e-5
         bands = bands + RANGE * bands.amax(dim=-1, keepdim=True)
         gain = 0.5 * (mean.log() - math.log(1e6))
@@ -80,35 +80,35 @@ class Envelope(nn.Module):
         return envelope[..., self.bands :] / GAIN_WEIGHT
 
     def divisor(self, envelope: Tensor) -> Tensor:
-        """What MDCT bins [..., hop] are divided by before they are coded: gain · shape ** exponent."""
+        """Divisor [..., hop] of MDCT bins before quantization: gain * shape ** exponent."""
         return self.at(envelope, self.curve, self.exponent)
 
     def level(self, envelope: Tensor) -> Tensor:
-        """Expected size of MDCT bins [..., hop]."""
+        """Expected magnitude of MDCT bins [..., hop]."""
         return self.at(envelope, self.curve)
 
     def half_level(self, envelope: Tensor) -> Tensor:
-        """Expected size of the bins [..., hop / 2 + 1] of a frame half as long."""
+        """Expected magnitude of the bins [..., hop / 2 + 1] of a frame of half the length."""
         return self.at(envelope, self.half_curve)
 
     def at(self, envelope: Tensor, curve: Tensor, exponent: float = 1.0) -> Tensor:
-        """gain · shape ** exponent at the bins of a curve [bands, bins]."""
+        """gain * shape ** exponent at the bins of a curve [bands, bins]."""
         return (self.log_gain(envelope) + exponent * (envelope[..., : self.bands] @ curve)).exp()
 
 
 def interpolation(frequencies: Tensor, bands: int, sample_rate: int) -> Tensor:
-    """Weights [bands, bins] of triangles around mel-spaced knots; those of a frequency in Hz add up to 1."""
+    """Weights [bands, bins] of triangles around mel-spaced knots; the weights at each frequency in Hz add up to 1."""
     mel = torch.log1p(frequencies.double() / 700)
-    place = (mel / math.log1p(sample_rate / 2 / 700) * bands - 0.5).clamp(0, bands - 1)
+    position = (mel / math.log1p(sample_rate / 2 / 700) * bands - 0.5).clamp(0, bands - 1)
     knots = torch.arange(bands, dtype=torch.float64)
-    return (1 - (place - knots[:, None]).abs()).clamp(min=0).float()
+    return (1 - (position - knots[:, None]).abs()).clamp(min=0).float()
 
 
 class Modes(nn.Module):
-    """Frames of a few atoms: MDCT bins for a tone, samples under the window's fold for a click.
+    """Frames of a few atoms: MDCT bins for a tone, samples of the folded frame for a click.
 
-    `gains` [modes] are the steps' natural logarithms, the tone's first. A code is twice the atom's place, plus one
-    where its sign is negative.
+    `gains` [modes] are natural logarithms, those of tones first. A code is twice the index of the atom, plus one if its
+    sign is negative.
     """
 
     to_samples: Tensor
@@ -129,7 +129,7 @@ class Modes(nn.Module):
             ladder[row, : len(amplitudes)] = torch.tensor(amplitudes)
         self.register_buffer("tone", ladder[0], persistent=False)
         self.register_buffer("click", ladder[1], persistent=False)
-        # the bins of a full-scale sine have a norm of sqrt(hop) at most, a click the size of its sample
+        # the bins of a full-scale sine have a norm of at most sqrt(hop), those of a click the norm of its sample
         kinds = ((self.tones, math.log(hop**0.5)), (self.clicks, 0.0))
         gains = [loudest - STEP * step for count, loudest in kinds for step in range(count)]
         self.register_buffer("gains", torch.tensor(gains), persistent=False)
@@ -141,9 +141,9 @@ class Modes(nn.Module):
         return self.tones + self.clicks
 
     def find(self, bins: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
-        """(mode [rows], codes [rows, codebooks]) of MDCT bins [rows, hop]; mode -1 where neither fits.
+        """(mode [rows], codes [rows, codebooks]) of MDCT bins [rows, hop]; the mode is -1 if none fits.
 
-        `weight` [rows, hop] says how much an error in each bin counts.
+        `weight` [rows, hop] is the weight of an error in each bin.
         """
         rows = len(bins)
         mode = torch.full((rows,), -1, dtype=torch.int64, device=bins.device)
@@ -170,7 +170,7 @@ class Modes(nn.Module):
         return mode, codes
 
     def decode(self, mode: Tensor, codes: Tensor) -> Tensor:
-        """MDCT bins [rows, hop] of modes [rows] and codes [rows, as many codebooks as there are]; -1 is no atom."""
+        """MDCT bins [rows, hop] of modes [rows] and codes [rows, codebooks]; code -1 adds no atom."""
         out = torch.zeros(len(mode), self.hop, device=mode.device)
         count = codes.shape[1]
         click = mode >= self.tones
@@ -178,7 +178,7 @@ class Modes(nn.Module):
             torch.where(click[:, None], self.click[:count], self.tone[:count]) * self.gains[mode].exp()[:, None]
         )
         amplitudes = torch.where(codes < 0, 0.0, amplitudes)
-        place = (codes // 2).clamp(0, self.hop - 1)  # a file may say what no encoder does
+        place = (codes // 2).clamp(0, self.hop - 1)  # because files may contain any code
         out.scatter_add_(1, place, amplitudes * (1 - 2 * (codes % 2)))
         return torch.where(click[:, None], out @ self.to_samples, out)
 
@@ -186,9 +186,9 @@ class Modes(nn.Module):
 def fit_atoms(
     signal: Tensor, weight: Tensor, gains: Tensor, ladder: Tensor, most: Tensor, places: int
 ) -> tuple[Tensor, Tensor]:
-    """(step of the log `gains` [rows], codes [rows, codebooks]) that leave least of signals [rows, hop].
+    """(index of the log gain [rows], codes [rows, codebooks]) with the smallest residual of signals [rows, hop].
 
-    Step -1 and codes 0 where the atoms leave more than a share of `most` [rows] of the weighted energy.
+    Index -1 and codes 0 if the residual has more than a share of `most` [rows] of the weighted energy.
     """
     size = signal.square().sum(dim=-1).sqrt()
     nearest = (size.log()[:, None] - gains).abs().argmin(dim=-1)
@@ -207,7 +207,10 @@ def fit_atoms(
 
 
 def pursue(signal: Tensor, gain: Tensor, ladder: Tensor, places: int) -> tuple[Tensor, Tensor]:
-    """Codes [rows, codebooks] and what is left of signals [rows, hop]: each codebook takes the largest bin left."""
+    """Matching pursuit: codes [rows, codebooks] and residuals of signals [rows, hop].
+
+    Each codebook takes the largest bin of the residual.
+    """
     left = signal / gain[:, None]
     codes = []
     for amplitude in ladder:
@@ -221,23 +224,26 @@ def pursue(signal: Tensor, gain: Tensor, ladder: Tensor, places: int) -> tuple[T
 
 
 class Parts(NamedTuple):
-    """Latents [batch, ..., frames] by what they are."""
+    """Parts of the latents [batch, ..., frames]."""
 
     residual: Tensor
-    """[batch, dim, frames]: what the residual codebooks code."""
+    """[batch, dim, frames]: input of the residual codebooks."""
     envelope: Tensor
-    """[batch, bands + 1, frames]: what `Envelope` describes."""
+    """[batch, bands + 1, frames]: see `Envelope`."""
     learned: Tensor
-    """[batch, 1, frames]: share of the residual codebooks that the frame has; -1 where it is a mode or silence."""
+    """[batch, 1, frames]: share of the residual codebooks that the frame uses; -1 for a mode or silence."""
     bins: Tensor
-    """[batch, hop, frames]: MDCT bins; of decoded latents those of a mode, and 0 in other frames."""
+    """[batch, hop, frames]: MDCT bins; decoded, those of a mode, and 0 in other frames."""
 
 
 class GainShapeVQ(Quantizer):
-    """Codebook 0 by `Envelope` or a mode, the others by `ResidualVQ` or the mode's table.
+    """Codebook 0 is an envelope or a mode; the others are a `ResidualVQ` or the tables of the mode.
 
     Latents [batch, dim + bands + 2 + hop, frames] are `Parts`.
     """
+
+    decodes_to_latents = True
+    envelopes: Tensor
 
     def __init__(
         self,
@@ -262,26 +268,28 @@ class GainShapeVQ(Quantizer):
             steps=modes,
         )
         self.silence = self.codebook_size - 1 - len(self.modes)
-        """The code of silence; those below are envelopes, those above modes."""
+        """The code of silence; lower codes are envelopes, higher codes modes."""
         self.envelope = Envelope(bands=bands, hop=hop, sample_rate=sample_rate, exponent=exponent)
         envelopes = torch.randn(self.silence, bands + 1)
         envelopes[:, -1] = GAIN_WEIGHT * torch.linspace(-7, 0, self.silence)
         self.register_buffer("envelopes", envelopes)
         self.residual = residual
 
-    envelopes: Tensor
+    @property
+    def strict_prefix(self) -> bool:
+        return self.residual.strict_prefix
 
     def nearest(self, envelope: Tensor) -> Tensor:
-        """Codes [rows] of the envelopes nearest to descriptions [rows, bands + 1]."""
+        """Codes [rows] of the nearest entries to envelopes [rows, bands + 1]."""
         return torch.addmm(self.envelopes.square().sum(dim=-1), envelope, self.envelopes.T, alpha=-2).argmin(dim=-1)
 
     def split(self, latents: Latents) -> Parts:
-        """Latents by what they are."""
+        """Split latents into their parts."""
         return Parts(*latents.split_with_sizes(self.sizes, dim=1))
 
     @torch.no_grad()
     def first_codes(self, parts: Parts) -> tuple[Tensor, Tensor]:
-        """(codes of codebook 0 [batch, frames], codes of the others where it is a mode [batch, codebooks, frames])."""
+        """(codes of codebook 0 [batch, frames], codes of the other codebooks in modes [batch, codebooks, frames])."""
         batch, _, frames = parts.envelope.shape
         envelope, bins = (part.transpose(1, 2).flatten(0, 1).float() for part in (parts.envelope, parts.bins))
         code = self.nearest(envelope)
@@ -308,11 +316,12 @@ class GainShapeVQ(Quantizer):
 
     def decode(self, codes: Codes) -> Latents:
         residual = self.residual.decode(codes[:, 1:]) if codes.shape[1] > 1 else None
-        return self.joined(codes, residual, (codes.shape[1] - 1) / self.residual.num_codebooks)
+        return self.assemble(codes, residual, (codes.shape[1] - 1) / self.residual.num_codebooks)
 
-    def joined(self, codes: Codes, residual: Tensor | None, share: float | Tensor) -> Latents:
-        """Decoded latents of codes [batch, codebooks, frames] and the residual's part of them; `share` [batch] or one
-        for all, as in `Parts.learned`.
+    def assemble(self, codes: Codes, residual: Tensor | None, share: float | Tensor) -> Latents:
+        """Decoded latents of codes [batch, codebooks, frames] and their decoded residual.
+
+        `share` [batch], or one for all items, as in `Parts.learned`.
         """
         batch, count, frames = codes.shape
         code = codes[:, 0]
@@ -351,16 +360,16 @@ class GainShapeVQ(Quantizer):
                 > torch.arange(self.residual.num_codebooks, device=code.device)[:, None]
             )
             fixed = torch.where(kept, others, -1)
-            shown = torch.where(learned[:, None], residual.codes, -1)  # modes use no entry of the residual codebooks
-            decoded = self.joined(
+            used = torch.where(learned[:, None], residual.codes, -1)  # modes use no entry of the residual codebooks
+            decoded = self.assemble(
                 torch.cat([code[:, None], torch.where(learned[:, None], residual.codes.clamp(min=0), fixed)], dim=1),
                 residual.latents,
                 (num_codebooks - 1) / self.residual.num_codebooks,
             )
-        return residual._replace(latents=decoded, codes=torch.cat([code[:, None], shown], dim=1))
+        return residual._replace(latents=decoded, codes=torch.cat([code[:, None], used], dim=1))
 
     def codebook_vectors(self) -> Tensor:
-        """Envelope entries and residual entries, one beside the other; a mode or silence counts as no envelope."""
+        """Vectors of the residual and the envelope, concatenated; 0 for modes and silence."""
         residual = self.residual.codebook_vectors()
         first = F.pad(self.envelopes, (0, 0, 0, self.codebook_size - self.silence))  # [codebook_size, bands + 1]
         return torch.cat([F.pad(first, (self.sizes[0], 0))[None], F.pad(residual, (0, first.shape[1]))])
@@ -370,22 +379,21 @@ class GainShapeVQ(Quantizer):
 
     @torch.no_grad()
     def init_envelopes(self, envelope: Tensor, iterations: int = 20) -> None:
-        """k-means of codebook 0 on descriptions [rows, bands + 1] of frames that are not silent.
+        """k-means of codebook 0 on envelopes [rows, bands + 1] of frames that are not silent.
 
-        A quarter of them is given a random gain, from silence to full scale, so that each shape is known at every
-        level.
+        A quarter of them gets a random gain from silence to full scale, so that the entries cover shapes at all levels.
         """
         envelope = envelope.clone()
-        other = torch.rand(len(envelope), device=envelope.device) < 0.25
+        shifted = torch.rand(len(envelope), device=envelope.device) < 0.25
         lowest = math.log(SILENCE)
-        envelope[other, -1] = GAIN_WEIGHT * (lowest - lowest * torch.rand_like(envelope[other, -1]))
+        envelope[shifted, -1] = GAIN_WEIGHT * (lowest - lowest * torch.rand_like(envelope[shifted, -1]))
         table = VectorQuantizer(envelope.shape[1], self.silence).to(envelope.device)
         table.init_from_data(envelope.T[None], iterations)
         self.envelopes.copy_(table.codebook)
 
     @torch.no_grad()
     def init_from_data(self, latents: Latents, iterations: int = 10) -> None:
-        """k-means of the residual codebooks on frames that are neither modes nor silence; on all where none is."""
+        """k-means of the residual codebooks on frames that are neither modes nor silence, or on all if none remain."""
         parts = self.split(latents)
         learned = self.first_codes(parts)[0] < self.silence
         learned = learned | ~learned.any()

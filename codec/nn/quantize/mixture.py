@@ -33,7 +33,7 @@ class Mixture(Quantizer):
     variance is stored as its logarithm to keep it positive.
     """
 
-    floor = 1e-6
+    floor = 1e-5
     """Smallest variance, because the likelihood of a component around a single latent is unbounded."""
 
     def __init__(self, dim: int, codebook_size: int) -> None:

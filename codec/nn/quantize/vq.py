@@ -90,7 +90,7 @@ class VectorQuantizer(Quantizer):
         """Squared distances [rows, codebook_size] of x [rows, inner] from all entries, minus |x|²: same ranking."""
         table = self.codebook
         if self.distance == "cosine":
-            x, table = F.normalize(x, dim=-1), F.normalize(table, dim=-1)
+            x, table = unit(x), unit(table)
         # |x - c|² = |x|² - 2 x.c + |c|²
         return torch.addmm(table.square().sum(dim=-1), x, table.T, alpha=-2)
 
@@ -123,7 +123,7 @@ class VectorQuantizer(Quantizer):
 
     def entries(self, codes: Tensor) -> Tensor:
         """Entries [..., dim] of codes [...], projected out."""
-        table = F.normalize(self.codebook, dim=-1) if self.distance == "cosine" else self.codebook
+        table = unit(self.codebook) if self.distance == "cosine" else self.codebook
         out: Tensor = self.project_out(F.embedding(codes, table))
         return out
 
@@ -144,9 +144,9 @@ class VectorQuantizer(Quantizer):
         """
         inner = self.project_in(rows)
         codes = self.nearest(inner.detach())
-        table = F.normalize(self.codebook, dim=-1) if self.distance == "cosine" else self.codebook
+        table = unit(self.codebook) if self.distance == "cosine" else self.codebook
         chosen = F.embedding(codes, table)
-        target = F.normalize(inner, dim=-1) if self.distance == "cosine" else inner
+        target = unit(inner) if self.distance == "cosine" else inner
         commitment = (target - chosen.detach()).square().mean(dim=-1)
         codebook = (target.detach() - chosen).square().mean(dim=-1)
         if self.codebook_update == "ema":
@@ -195,7 +195,7 @@ class VectorQuantizer(Quantizer):
         """k-means (Lloyd) on the frames of `latents`, from random frames."""
         rows = self.project_in(rearrange(latents, "batch dim frames -> (batch frames) dim"))
         if self.distance == "cosine":
-            rows = F.normalize(rows, dim=-1)
+            rows = unit(rows)
         first = torch.randperm(len(rows), device=rows.device)[: self.codebook_size]
         self.codebook[: len(first)] = rows[first]
         for _ in range(iterations):
@@ -232,6 +232,11 @@ def update_stages(stages: Sequence[VectorQuantizer], parts: Sequence[Quantized])
             if entries.any():
                 stage.codebook[entries] = sample_rows(inputs[code >= 0], int(entries.sum()))
                 stage.cluster_size[entries] = stage.cluster_size.mean()
+
+
+def unit(x: Tensor) -> Tensor:
+    """Scale rows [..., dim] to length 1; the constant is one that exporters keep."""
+    return F.normalize(x, dim=-1, eps=1e-5)
 
 
 def lowest(values: Tensor, count: int) -> Tensor:
