@@ -109,19 +109,27 @@ def decode_file(
     *,
     model: Model | None = None,
     rate: int | None = None,
+    subtype: str | None = None,
     device: str = "auto",
     force: bool = False,
 ) -> Report:
     """Restore a recording from a .codec file, at the source's sample rate or at `rate` Hz; as `codec decode`.
 
-    The suffix of `output` selects the format; by default a .wav file is written beside the source. The file names its
-    model; pass `model` if that is not a shipped one. `device` and `force` as in `encode_file`.
+    The suffix of `output` selects the format, `subtype` its sample format ("PCM_16", "PCM_24", "FLOAT", ...); by
+    default a 16-bit .wav file is written beside the source. The file names its model; pass `model` if that is not a
+    shipped one. `device` and `force` as in `encode_file`.
 
     Raises UsageError, InputNotFound, UnsupportedAudio, UnknownModel, WeightsMismatch, StorageError, and DamagedFile
     after the intact audio before the damage was written to the output.
     """
     return compression.decompress(
-        source, compression.target_of(source, output, ".wav"), model=model, rate=rate, force=force, device=device
+        source,
+        compression.target_of(source, output, ".wav"),
+        model=model,
+        rate=rate,
+        subtype=subtype,
+        force=force,
+        device=device,
     )
 
 

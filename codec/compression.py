@@ -1,5 +1,6 @@
 """Compress recordings to .codec files and restore them, one by one or as whole folders, in constant memory."""
 
+import math
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -27,7 +28,7 @@ from codec.errors import (
 )
 from codec.frames import resampled_length
 from codec.io import audio, bitstream
-from codec.io.audio import AudioReader, AudioWriter, Block, Resampler
+from codec.io.audio import AudioReader, AudioWriter, Block, Resampler, is_audio_path
 from codec.io.bitstream import Codes, Header, Reader, Writer
 from codec.io.storage import atomic_output, storing, walk
 from codec.models.base import Codec, Encoded, split_scale
@@ -36,6 +37,7 @@ from codec.streams import StreamDecoder, StreamEncoder
 
 BLOCK_SECONDS = 4.0  # of one channel; blocks of recordings with more channels are shorter
 MAX_BLOCK = 1 << 20  # samples, at any sample rate
+INTEGERS = 100.0  # peak of floating-point samples from which on they look like integers
 
 Model: TypeAlias = Codec | str | Path
 
@@ -45,7 +47,7 @@ class Report:
     """The result for one file.
 
     `time` is the recording's length in samples per channel at `rate` Hz, `compressed_bytes` the size of the whole
-    .codec file, `elapsed` the seconds it took, loading the model included.
+    .codec file, `elapsed` the seconds it took, loading the model included. `notes` say what was clipped.
     """
 
     source: str
@@ -56,6 +58,7 @@ class Report:
     num_codebooks: int
     compressed_bytes: int
     elapsed: float
+    notes: tuple[str, ...] = ()
 
     @property
     def seconds(self) -> float:
@@ -120,7 +123,22 @@ def compress(
         num_codebooks=num_codebooks,
         compressed_bytes=size,
         elapsed=perf_counter() - start,
+        notes=_peak_notes(reader.label, reader.peak, cached_model(model, device).limit),
     )
+
+
+def _peak_notes(label: str, peak: float, limit: float) -> tuple[str, ...]:
+    """What becomes of samples beyond full scale, if there are any."""
+    if peak > INTEGERS:
+        return (
+            f"{label} peaks at {peak:g} times full scale, as if it held integers: divide its samples by 32768 first",
+        )
+    if peak > limit:
+        return (
+            f"{label} peaks at {20 * math.log10(peak):+.1f} dBFS, and decoded audio is clipped at "
+            f"{20 * math.log10(limit):+.1f} dBFS: lower its gain first to keep the peaks",
+        )
+    return ()
 
 
 def compress_into(
@@ -160,12 +178,14 @@ def decompress(
     *,
     model: Model | None = None,
     rate: int | None = None,
+    subtype: str | None = None,
     force: bool = False,
     device: str = "cpu",
 ) -> Report:
     """Restore a recording with its channels, length and sample rate (or `rate` Hz); "-" is standard input or output.
 
-    The file names its model; pass `model` if that is not a shipped one. `force` and `device` as in `compress`.
+    The file names its model; pass `model` if that is not a shipped one. `subtype` is the sample format, as in
+    `audio.open_writer`. `force` and `device` as in `compress`.
 
     Raises UsageError, InputNotFound, UnsupportedAudio, UnknownModel, WeightsMismatch, StorageError, and DamagedFile
     after the intact audio before the damage was written to the target; without intact audio there is no target.
@@ -177,7 +197,9 @@ def decompress(
         codec = model_of(reader, model, device)
         damage = None
         target = _other_than(source, target)
-        with audio.open_writer(target, rate=rate, channels=header.channels, force=force, time=time) as writer:
+        with audio.open_writer(
+            target, rate=rate, channels=header.channels, subtype=subtype, force=force, time=time
+        ) as writer:
             try:
                 restore_into(reader, writer, codec=codec, rate=rate, time=time)
             except DamagedFile as error:
@@ -195,6 +217,7 @@ def decompress(
         num_codebooks=header.num_codebooks,
         compressed_bytes=reader.offset,
         elapsed=perf_counter() - start,
+        notes=writer.clip_notes(),
     )
 
 
@@ -222,10 +245,16 @@ def restore_into(reader: Reader, writer: AudioWriter, *, codec: Codec, rate: int
 def target_of(source: str | Path, output: str | Path | None, suffix: str) -> str:
     """The target of one file: `output`, a file in it if it is a folder, or a file beside the source if it is None.
 
-    Raises InputNotFound if the source is a folder, StorageError if `output` ends with "/" and is not a folder.
+    Raises UsageError for a .codec file with an audio file's suffix, InputNotFound if the source is a folder,
+    StorageError if `output` ends with "/" and is not a folder.
     """
     if Path(source).is_dir():
         raise InputNotFound(f"{source} is a folder: name a file in it")
+    if suffix == ".codec" and output is not None and is_audio_path(output) and not Path(output).is_dir():
+        raise UsageError(
+            f"{output} would be a .codec file under the name of an audio file: name it {Path(output).stem}.codec, or "
+            "use codec decode to write audio"
+        )
     if output is None:
         return "-" if str(source) == "-" else str(Path(source).with_suffix(suffix))
     if Path(output).is_dir() and str(source) != "-":
@@ -275,20 +304,24 @@ def decompress_tree(
     *,
     model: str | Path | None = None,
     rate: int | None = None,
+    suffix: str = ".wav",
+    subtype: str | None = None,
     force: bool = False,
     device: str = "cpu",
     jobs: int = 1,
     progress: Progress | None = None,
 ) -> list[Outcome]:
-    """Restore every .codec file in the folder `source` to a .wav file at the same path in `target`.
+    """Restore every .codec file in the folder `source` to an audio file at the same path in `target`.
 
-    As `compress_tree`, with the options of `decompress`. Only a target of the full length is skipped.
+    `suffix` selects the format. As `compress_tree`, with the options of `decompress`. Only a target of the full length
+    is skipped.
     """
+    audio.check_format(suffix, subtype)
     if model is not None:
         cached_model(model, device)
     return _run(
-        _pairs(source, target, frozenset((".codec",)), ".wav"),
-        partial(decompress, model=model, rate=rate, force=force, device=device),
+        _pairs(source, target, frozenset((".codec",)), suffix),
+        partial(decompress, model=model, rate=rate, subtype=subtype, force=force, device=device),
         is_done=partial(_is_restored, rate=rate, force=force),
         jobs=jobs,
         progress=progress,

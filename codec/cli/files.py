@@ -14,6 +14,7 @@ from codec.cli.options import (
     ForceOption,
     JobsOption,
     ModelOption,
+    SubtypeOption,
     check_sink,
     one_line,
     progress_bar,
@@ -124,6 +125,15 @@ def decode(
             rich_help_panel=INPUT_OUTPUT,
         ),
     ] = None,
+    subtype: SubtypeOption = None,
+    format_: Annotated[
+        str,
+        typer.Option(
+            "--format",
+            help="Format of the files of a folder: wav, flac, ogg, mp3, ...",
+            rich_help_panel=INPUT_OUTPUT,
+        ),
+    ] = "wav",
     device: DeviceOption = "auto",
     jobs: JobsOption = 1,
     force: ForceOption = False,
@@ -141,6 +151,8 @@ def decode(
                 output,
                 model=model,
                 rate=rate,
+                suffix=f".{format_.lower().removeprefix('.')}",
+                subtype=subtype,
                 force=force,
                 device=device,
                 jobs=jobs,
@@ -149,7 +161,7 @@ def decode(
         _print_outcomes(outcomes)
     else:
         target = _target(source, output, ".wav")
-        _print_report(decompress(source, target, model=model, rate=rate, force=force, device=device))
+        _print_report(decompress(source, target, model=model, rate=rate, subtype=subtype, force=force, device=device))
 
 
 def sample(
@@ -184,6 +196,8 @@ def _print_report(report: "Report") -> None:
         f"{report.source} -> {report.target}: {report.seconds:.2f} s, {report.compressed_bytes} bytes compressed, "
         f"{report.bitrate:.2f} kbit/s, {report.speed:.0f} × real time"
     )
+    for note in report.notes:
+        say(f"note: {note}")
 
 
 def _print_outcomes(outcomes: "list[Outcome]") -> None:
@@ -193,6 +207,9 @@ def _print_outcomes(outcomes: "list[Outcome]") -> None:
     skipped = len(outcomes) - len(reports) - len(failures)
     seconds = sum(report.seconds for report in reports)
     say(f"{len(reports)} done ({seconds:.1f} s of audio), {skipped} skipped, {len(failures)} failed")
+    for report in reports:
+        for note in report.notes:
+            say(f"  note: {note}")
     for failure in failures:
         say(f"  {failure.source}: {one_line(failure.error)}")
     if failures:

@@ -18,6 +18,7 @@ from codec.cli.options import (
     SAMPLING,
     DeviceOption,
     ForceOption,
+    SubtypeOption,
     check_sink,
     say,
 )
@@ -97,6 +98,7 @@ def generate(
         str | None,
         typer.Option(metavar="FROM:TO", help="Part of --infill to replace, in seconds.", rich_help_panel=INPUT_OUTPUT),
     ] = None,
+    subtype: SubtypeOption = None,
     force: ForceOption = False,
     raw: Annotated[
         bool,
@@ -227,7 +229,9 @@ def generate(
                 sampling=sampling,
             )
             blocks = iter([filled])
-        time = _write(target, (block[0].cpu().numpy() for block in blocks), rate=rate, force=force, raw=raw)
+        time = _write(
+            target, (block[0].cpu().numpy() for block in blocks), rate=rate, subtype=subtype, force=force, raw=raw
+        )
         speed = time / rate / (perf_counter() - began)
         name = "standard output" if target == "-" else target
         say(f"{name}: {time / rate:.2f} s, {speed:.1f} × real time, seed {number}")
@@ -290,7 +294,7 @@ def _sampling(model: "CodecLM", repetition: dict[str, float | None], **texts: st
     return Sampling.from_data(values, source="options")
 
 
-def _write(target: str, blocks: "Iterator[Block]", *, rate: int, force: bool, raw: bool) -> int:
+def _write(target: str, blocks: "Iterator[Block]", *, rate: int, subtype: str | None, force: bool, raw: bool) -> int:
     """Write blocks as they are generated; returns the number of samples. Raises UsageError if there are none."""
     from codec.io.audio import LiveOutput, open_writer
 
@@ -301,11 +305,13 @@ def _write(target: str, blocks: "Iterator[Block]", *, rate: int, force: bool, ra
                 sink.write(block)
                 time += block.shape[1]
         return _nonzero(time)
-    with open_writer(target, rate=rate, channels=1, force=force) as writer:
+    with open_writer(target, rate=rate, channels=1, subtype=subtype, force=force) as writer:
         for block in blocks:
             writer.write(block)
             time += block.shape[1]
         _nonzero(time)
+    for note in writer.clip_notes():
+        say(f"note: {note}")
     return time
 
 

@@ -49,6 +49,15 @@ EngineOption = Annotated[
     Engine,
     typer.Option(help="Where --jobs run: on this machine or on a Ray cluster.", rich_help_panel=DEVICE),
 ]
+SubtypeOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAME",
+        help="Sample format of the output, such as PCM_16, PCM_24 or FLOAT.",
+        show_default="16 bits where the format has them",
+        rich_help_panel=INPUT_OUTPUT,
+    ),
+]
 ForceOption = Annotated[
     bool,
     typer.Option("--force", "-f", help="Overwrite existing output files.", rich_help_panel=INPUT_OUTPUT),

@@ -8,6 +8,7 @@ with open_reader("in.flac") as reader, open_writer("out.wav", rate=24000, channe
 """
 
 import io
+import math
 import os
 import stat
 import struct
@@ -109,6 +110,8 @@ class AudioReader:
         self.time: int | None = stated if stated < 2**63 - 1 else None  # libsndfile's SF_COUNT_MAX
         self._order = channel_order(self._source.format, self.channels)
         self._seen = 0
+        self.peak = 0.0
+        """Largest magnitude of the samples read so far; 1 is full scale."""
 
     def _count_frames(self) -> None:
         """Have MPEG audio read to its end where it does not say how long it is."""
@@ -235,7 +238,8 @@ class AudioReader:
             pass
 
     def _check_samples(self, block: Block) -> None:
-        good = (np.abs(block) <= LOUDEST).all(axis=0)  # False for NaN too
+        magnitudes = np.abs(block)
+        good = (magnitudes <= LOUDEST).all(axis=0)  # False for NaN too
         if not good.all():
             at = int(good.argmin())
             worst = block[:, at].max()  # NaN if one is
@@ -244,6 +248,7 @@ class AudioReader:
                 f"{self.label} has a sample that is {kind} at {(self._seen + at) / self.rate:.6f} s: "
                 "repair the recording or cut that place out"
             )
+        self.peak = max(self.peak, float(magnitudes.max(initial=0)))
 
 
 @contextmanager
@@ -401,6 +406,13 @@ class AudioWriter:
         if self._container in _32_BIT_FORMATS and self._bridge.tell() > _32_BIT_LIMIT:
             raise StorageError(f"{self._label} passes the 4 GiB its header can say: write .flac, .w64 or .rf64 instead")
 
+    def clip_notes(self) -> tuple[str, ...]:
+        """A sentence about the samples that were clipped, if any were."""
+        if not self.clipped:
+            return ()
+        peak = 20 * math.log10(self.peak)
+        return (f"{self.clipped} samples were clipped, the peak was {peak:+.2f} dBFS: --subtype FLOAT keeps them",)
+
     @contextmanager
     def _checked(self) -> Iterator[None]:
         try:
@@ -430,14 +442,7 @@ def open_writer(
     """
     label = "standard output" if str(path) == "-" else str(path)
     suffix = ".wav" if str(path) == "-" or is_device(path) else Path(path).suffix.lower()
-    if suffix not in _FORMATS:
-        raise UsageError(f"{label}: cannot write {suffix or 'a file without suffix'}: use one of {' '.join(_FORMATS)}")
-    container = _FORMATS[suffix]
-    if subtype is None:
-        subtype = "PCM_16" if soundfile.check_format(container, "PCM_16") else soundfile.default_subtype(container)
-    elif not soundfile.check_format(container, subtype):
-        known = " ".join(name for name in soundfile.available_subtypes(container))
-        raise UsageError(f"{label}: {container} has no subtype {subtype}: use one of {known}")
+    container, subtype = check_format(suffix, subtype, label=label)
     if container == "WAV" and channels > 2:
         container = "WAVEX"  # WAVE_FORMAT_EXTENSIBLE, as its definition asks of more than two channels
     if container in ("WAV", "WAVEX") and (time or 0) * channels * _SAMPLE_BYTES.get(subtype, 8) > _32_BIT_LIMIT:
@@ -447,6 +452,25 @@ def open_writer(
         AudioWriter(file, label, container=container, subtype=subtype, rate=rate, channels=channels) as writer,
     ):
         yield writer
+
+
+def check_format(suffix: str, subtype: str | None, *, label: str | None = None) -> tuple[str, str]:
+    """libsndfile's names of the format with a suffix and of its sample format, by default 16 bits where it has them.
+
+    Raises UsageError for a suffix or subtype that cannot be written.
+    """
+    if suffix not in _FORMATS:
+        raise UsageError(
+            f"{label or suffix}: cannot write {suffix or 'a file without suffix'}: use one of {' '.join(_FORMATS)}"
+        )
+    container = _FORMATS[suffix]
+    if subtype is None:
+        default = "PCM_16" if soundfile.check_format(container, "PCM_16") else soundfile.default_subtype(container)
+        return container, str(default)
+    if not soundfile.check_format(container, subtype):
+        known = " ".join(soundfile.available_subtypes(container))
+        raise UsageError(f"{label or suffix}: {container} has no subtype {subtype}: use one of {known}")
+    return container, subtype
 
 
 class LiveOutput:
