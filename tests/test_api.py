@@ -134,7 +134,7 @@ def test_arguments_have_the_names_of_the_options() -> None:
         return set(function.__annotations__) - {"return"}
 
     assert names(file_commands.encode) - names(codec.encode_file) == {"jobs", "engine"}
-    assert names(file_commands.decode) - names(codec.decode_file) == {"jobs"}
+    assert names(file_commands.decode) - names(codec.decode_file) == {"jobs", "format_"}
     assert names(model_commands.evaluate) - names(codec.evaluate) == {"rows", "json_output"}
     assert names(codec.encode_file) <= names(file_commands.encode)
     assert names(codec.evaluate) - names(model_commands.evaluate) == {"bitrate", "progress"}

@@ -14,7 +14,7 @@ from tests.cli.conftest import Cli
 
 OPTIONS = {
     "encode": "source output --model -m --bitrate --codebooks --device --jobs -j --engine --force -f",
-    "decode": "source output --model -m --rate --device --jobs -j --force -f",
+    "decode": "source output --model -m --rate --subtype --format --device --jobs -j --force -f",
     "info": "source --all --json",
     "sample": "output --force -f",
     "models": "--json",
@@ -28,7 +28,7 @@ OPTIONS = {
     "train": "recipe --data --out --set --resume --steps --device --dry-run --codec --overfit-batch",
     "evaluate-lm": "lm --data --samples --seed --guidance --temperature --classifier --codec --out --device",
     "generate": (
-        "lm --output -o --seconds --count --prompt --infill --gap --force -f --raw --codec --seed "
+        "lm --output -o --seconds --count --prompt --infill --gap --subtype --force -f --raw --codec --seed "
         "--temperature --top-k --top-p --min-p --repetition-threshold --repetition-window --guidance --device "
         "--speaker --label --text --language"
     ),
