@@ -3,12 +3,16 @@
 import runpy
 import sys
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import soundfile
+import torch
 
-from codec.checkpoint import save_model
+from codec.checkpoint import load_model, save_model
 from codec.data.tokenize import tokenize
+from codec.io.audio import read_audio
 from tests.helpers.tokens import noise
 from tests.tiny import tiny_model
 
@@ -20,7 +24,8 @@ SIZES = [
 
 
 def test_every_example_has_a_test() -> None:
-    assert [path.name for path in EXAMPLES.iterdir() if path.is_file()] == ["gpt.py"]
+    names = sorted(path.name for path in EXAMPLES.iterdir() if path.is_file())
+    assert names == ["batch_ray.py", "gpt.py", "microphone.py"]
 
 
 @pytest.mark.parametrize("source", ["folder", "store"])
@@ -36,3 +41,73 @@ def test_gpt(source: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsy
     runpy.run_path(str(EXAMPLES / "gpt.py"), run_name="__main__")
     assert capsys.readouterr().out.splitlines()[0] == "3 clips, 234 tokens"
     assert soundfile.info(output).frames == 2400
+
+
+def example(name: str) -> dict[str, Any]:
+    """The names that a script defines."""
+    return runpy.run_path(str(EXAMPLES / f"{name}.py"))
+
+
+@pytest.fixture
+def model_file(tmp_path: Path) -> Path:
+    path = tmp_path / "tiny.safetensors"
+    save_model(path, tiny_model(), training={})
+    return path
+
+
+@pytest.fixture
+def recordings(tmp_path: Path) -> Path:
+    folder = tmp_path / "recordings"
+    (folder / "deep").mkdir(parents=True)
+    samples = np.random.default_rng(0).normal(0, 0.1, (4001, 2))
+    soundfile.write(folder / "a.wav", samples[:, 0], 8000)
+    soundfile.write(folder / "deep" / "b.flac", samples, 16_000)
+    (folder / "bad.wav").write_text("not audio")
+    return folder
+
+
+def check_token_files(recordings: Path, tokens: Path, model_file: Path) -> None:
+    model = load_model(model_file)
+    for name in ("a.wav", "deep/b.flac"):
+        audio, _ = read_audio(recordings / name, rate=model.sample_rate)
+        codes = np.load(tokens / f"{name}.npy")
+        assert torch.equal(torch.from_numpy(codes.astype(np.int64)), model.encode(torch.from_numpy(audio)[:, None]))
+    assert sorted(path.name for path in tokens.rglob("*.npy")) == ["a.wav.npy", "b.flac.npy"]
+
+
+def test_batch_ray_worker(tmp_path: Path, recordings: Path, model_file: Path) -> None:
+    """The work of one process, without Ray."""
+    encoder = example("batch_ray")["Encoder"](str(model_file), recordings, tmp_path / "tokens")
+    results = [encoder({"name": name})["result"] for name in ("a.wav", "deep/b.flac", "bad.wav")]
+    assert results[0].endswith(" frames")
+    assert results[2].startswith("failed: ")
+    check_token_files(recordings, tmp_path / "tokens", model_file)
+
+
+@pytest.mark.filterwarnings("ignore")  # of Ray
+def test_batch_ray(
+    tmp_path: Path, recordings: Path, model_file: Path, ray_cluster: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    main = example("batch_ray")["main"]
+    main([str(recordings), str(tmp_path / "tokens"), "--model", str(model_file), "--jobs", "2"])
+    assert "bad.wav failed: " in capsys.readouterr().out
+    check_token_files(recordings, tmp_path / "tokens", model_file)
+
+
+@pytest.mark.parametrize("block", [[], ["--block", "100"]])
+def test_microphone_with_a_recording(
+    tmp_path: Path, recordings: Path, model_file: Path, capsys: pytest.CaptureFixture[str], block: list[str]
+) -> None:
+    main = example("microphone")["main"]
+    target = tmp_path / "out.wav"
+    main(["--input", str(recordings / "a.wav"), "--output", str(target), "--model", str(model_file), *block])
+    model = load_model(model_file)
+    audio, _ = read_audio(recordings / "a.wav")
+    expected = model.decode(model.encode(torch.from_numpy(audio)[None]))[0].numpy()
+    decoded, rate = read_audio(target)
+    assert rate == model.sample_rate
+    np.testing.assert_allclose(decoded[:, : expected.shape[1]], expected.clip(-1, 1), atol=1e-4)
+    printed = capsys.readouterr().out
+    assert printed.startswith("latency ")
+    if not block:
+        assert f"{1000 * model.delay / model.sample_rate:.1f} ms of audio in the codec" in printed

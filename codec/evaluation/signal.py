@@ -151,7 +151,7 @@ def hop_periodicity(
     x = np.where(x_power > silence, x, 0)
     counted: NDArray[np.bool_] = np.asarray(y_power > silence)
     if mask is not None:
-        counted &= sliding_window_view(mask, segment + hop)[:: _half(segment)].all(axis=1)[:, None]
+        counted &= np.all(sliding_window_view(mask, segment + hop)[:: _half(segment)], axis=1, keepdims=True)
     results = []
     for index, (low, high) in enumerate(bands):
         if counted[:, index].any():
