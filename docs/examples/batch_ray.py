@@ -46,6 +46,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--gpus", type=float, default=0, help="GPUs per process; 0.25 lets four processes share one")
     options = parser.parse_args(arguments)
     import ray.data  # after the options, because it takes seconds
+
     source, target = options.source.absolute(), options.target.absolute()
     names = [name for name in walk(source, is_audio_path) if not (target / f"{name}.npy").exists()]
     workers = ray.data.ActorPoolStrategy(min_size=1, max_size=options.jobs)
