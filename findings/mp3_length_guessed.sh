@@ -6,7 +6,7 @@
 #   size of the first frames for that of all: a loud beginning and a quiet rest lose the rest. And a header that adds no information about delay
 #   changes the alignment by the decoder's own delay.
 # Consequence: corpora of web radio and podcasts lose audio silently. Count the frames of such files (their headers state their sizes) and put an
-#   Info frame before them, or convert them with a player; compare durations only among files treated alike.
+#   Info frame before them, or convert them with other software; compare durations only among files treated alike.
 # Versions: soundfile 0.14.0 (wheel with libsndfile 1.2.2 and its own libmpg123), numpy 2.4.6.
 set -euo pipefail
 work=$(mktemp -d)

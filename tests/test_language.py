@@ -45,7 +45,9 @@ WORDS = {
 PATTERN = re.compile(rf"(?<![a-z])(?:{'|'.join(WORDS)})(?![a-z])", re.IGNORECASE)
 
 # Lines that keep such a word: file, a part of the line, reason.
-KEPT: list[tuple[str, str, str]] = []
+KEPT: list[tuple[str, str, str]] = [
+    ("tests/datasets/miniatures.py", ".book.tsv", "a file name of LibriTTS"),
+]
 
 # Rooms whose words have not been reread yet.
 NOT_YET = {
@@ -53,7 +55,6 @@ NOT_YET = {
     "codec",
     "codec/cli",
     "codec/data",
-    "codec/datasets",
     "codec/evaluation",
     "codec/io",
     "codec/lm",
@@ -65,7 +66,6 @@ NOT_YET = {
     "tests",
     "tests/cli",
     "tests/data",
-    "tests/datasets",
     "tests/evaluation",
     "tests/io",
     "tests/lm",

@@ -1,11 +1,11 @@
-"""Speed and memory of encoding and decoding, beside EnCodec where the package `encodec` is installed.
+"""Measure speed and memory of encoding and decoding, also of EnCodec if the package `encodec` is installed.
 
     python tools/bench.py                            speed and memory of the default model
     python tools/bench.py --model PATH --no-memory   speed alone
     python tools/bench.py --untrained                the causal family's default configuration, random weights
 
-Speeds are real-time factors: seconds of audio per second of work, medians over rounds in which all systems take turns,
-so that other load on the machine meets them alike. Memory is the peak resident set of a process that does nothing else.
+Speeds are real-time factors (seconds of audio per second of computation), medians over rounds in which all systems
+alternate, so that other load affects them equally. Memory is the peak resident set size of a separate process.
 """
 
 import argparse
@@ -30,8 +30,8 @@ from codec.errors import CodecError
 from codec.evaluation.codec import peak_memory
 from codec.io import bitstream
 
-RATE = 24_000  # Hz, of the audio made here
-BLOCK = 10  # s, of audio made at a time
+RATE = 24_000  # Hz, of the synthetic audio
+BLOCK = 10  # s of audio per block
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,7 @@ def report_speed(model: str, num_codebooks: int | None, seconds: float, rounds: 
     systems = ours(model, num_codebooks, audio)
     try:
         systems.append(encodec(audio))
-    except (ImportError, OSError) as error:  # OSError: a torchaudio that does not fit the torch beside it
+    except (ImportError, OSError) as error:  # OSError: torchaudio is incompatible with torch
         print(f"EnCodec skipped: the package encodec cannot be imported ({error})\n")
     took: dict[tuple[str, int], list[tuple[float, float]]] = {}
     for turn in range(rounds + 1):
@@ -90,7 +90,7 @@ def report_speed(model: str, num_codebooks: int | None, seconds: float, rounds: 
             torch.set_num_threads(count)
             for system in systems:
                 pair = timed(system.encode), timed(system.decode)
-                if turn:  # the first one warms up
+                if turn:  # the first round is a warm-up
                     took.setdefault((system.name, count), []).append(pair)
     print(f"{seconds:g} s of mono at {RATE} Hz, medians (best) of {rounds} interleaved rounds, × real time")
     print(f"{'':24}{'threads':>8}{'encode':>18}{'decode':>18}")
@@ -101,7 +101,7 @@ def report_speed(model: str, num_codebooks: int | None, seconds: float, rounds: 
 
 
 def ours(name: str, num_codebooks: int | None, audio: torch.Tensor) -> list[System]:
-    """Our model on the whole signal, and as files take it: in a session, a second at a time."""
+    """Our model on the whole signal, and streamed in blocks of one second, as for files."""
     model = pretrained.load(name, "cpu")
     codes = model.encode(audio, num_codebooks=num_codebooks)
     second = model.frame_spec.frames_per_packet()
@@ -128,7 +128,7 @@ def ours(name: str, num_codebooks: int | None, audio: torch.Tensor) -> list[Syst
 
 
 def encodec(audio: torch.Tensor) -> System:
-    """EnCodec at 24 kHz and 6 kbit/s with random weights: its speed does not depend on them."""
+    """EnCodec at 24 kHz and 6 kbit/s with random weights, because the speed does not depend on the weights."""
     model = import_module("encodec").EncodecModel.encodec_model_24khz(pretrained=False).eval()
     model.set_target_bandwidth(6.0)
     with torch.inference_mode():
@@ -141,7 +141,7 @@ def encodec(audio: torch.Tensor) -> System:
 
 
 def timed(run: Callable[[], object]) -> float:
-    """Seconds that `run` takes."""
+    """Run a function and return the seconds it takes."""
     started = perf_counter()
     run()
     return perf_counter() - started
@@ -151,7 +151,7 @@ def timed(run: Callable[[], object]) -> float:
 
 
 def report_memory(model: str, num_codebooks: int | None, minutes: Sequence[float], folder: Path) -> None:
-    """Print the table of peak memory of whole compression, one fresh process each."""
+    """Print the peak memory of compression and decompression, each in a process of its own."""
     print(f"files of mono at {RATE} Hz, 16 bit: peak resident set and speed of a process of its own, one thread")
     print(f"{'minutes':>8}{'compress':>14}{'× real time':>13}{'decompress':>14}{'× real time':>13}{'kbit/s':>9}")
     for length in minutes:
@@ -174,7 +174,7 @@ def report_memory(model: str, num_codebooks: int | None, minutes: Sequence[float
 
 
 def in_process(job: str, source: Path, target: Path, model: str, num_codebooks: int | None) -> tuple[float, float]:
-    """Peak memory in MiB and seconds of one job in a fresh process."""
+    """Peak memory in MiB and seconds of one job in a new process."""
     command = [sys.executable, __file__, "--model", model, "--worker", job, str(source), str(target)]
     if num_codebooks:
         command += ["--codebooks", str(num_codebooks)]
@@ -185,7 +185,7 @@ def in_process(job: str, source: Path, target: Path, model: str, num_codebooks: 
 
 
 def work(job: str, source: str, target: str, *, model: str, num_codebooks: int | None) -> None:
-    """The body of such a process: prints MiB and seconds."""
+    """Run one job in this process and print MiB and seconds."""
     loaded = pretrained.load(model, "cpu")
     started = perf_counter()
     if job == "compress":
@@ -197,7 +197,7 @@ def work(job: str, source: str, target: str, *, model: str, num_codebooks: int |
 
 
 def sound(start: int, time: int) -> np.ndarray:
-    """`time` samples of a gliding tone that comes and goes over noise, from sample `start` on."""
+    """Synthetic audio: `time` samples of a modulated tone over noise, starting at sample `start`."""
     seconds = (start + np.arange(time)) / RATE
     tone = np.sin(2 * np.pi * (200 * seconds + 40 * np.sin(seconds))) * np.clip(np.sin(3 * seconds), 0, 1)
     noise = np.random.default_rng(start).standard_normal(time)

@@ -1,10 +1,10 @@
-"""Speed of training data: audio-seconds a second that one worker reads as crops, from FLAC made here or from a folder.
+"""Measure the speed of reading training crops in one worker, from synthetic FLAC files or a folder.
 
     python tools/bench_data.py                   an hour of FLAC at 24 kHz and one at 48 kHz
-    python tools/bench_data.py --folder DIR      audio of your own
+    python tools/bench_data.py --folder DIR      your own recordings
 
-"in process" is the crops alone, by wall clock and by processor time (which other load on the machine hardly moves);
-"worker" is what arrives in the training process from one worker, its start not counted.
+Speeds are seconds of audio per second. "in process" is reading in this process, by wall time and by CPU time (which
+other load hardly affects); "worker" is the rate at which batches arrive from one worker process, without its start.
 """
 
 import argparse
@@ -20,16 +20,16 @@ import torch
 from codec.training.codec.crops import Crops, batches, material
 from codec.training.codec.recipe import Recipe
 
-RATES = (24_000, 48_000)  # Hz, of the audio made here
+RATES = (24_000, 48_000)  # Hz, of the synthetic corpora
 FILE_MINUTES = 5
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Speed of training data from one worker.")
-    parser.add_argument("--folder", type=Path, help="a corpus to read instead of one made here")
-    parser.add_argument("--minutes", type=float, default=60, help="length of each corpus made here (default 60)")
-    parser.add_argument("--crop", type=float, default=1.5, help="seconds of a crop (default 1.5)")
-    parser.add_argument("--batch", type=int, default=16, help="crops of a step (default 16)")
+    parser.add_argument("--folder", type=Path, help="corpus to read (default: synthetic FLAC files)")
+    parser.add_argument("--minutes", type=float, default=60, help="length of each synthetic corpus (default 60)")
+    parser.add_argument("--crop", type=float, default=1.5, help="crop length in seconds (default 1.5)")
+    parser.add_argument("--batch", type=int, default=16, help="batch size (default 16)")
     parser.add_argument("--steps", type=int, default=40, help="steps to time (default 40)")
     arguments = parser.parse_args()
 
@@ -49,11 +49,11 @@ def main() -> None:
 
 
 def write_corpus(folder: Path, rate: int, minutes: float) -> None:
-    """Files of five minutes that compress about as speech does: noise of its spectrum, four syllables a second."""
+    """Write files of five minutes that compress about like speech: noise with four syllables per second."""
     folder.mkdir()
     time = np.arange(FILE_MINUTES * 60 * rate) / rate
     spectrum = np.fft.rfft(np.random.default_rng(0).standard_normal(len(time)))
-    spectrum /= 1 + (np.fft.rfftfreq(len(time), 1 / rate) / 500) ** 2  # falls by 12 dB an octave from 500 Hz on
+    spectrum /= 1 + (np.fft.rfftfreq(len(time), 1 / rate) / 500) ** 2  # -12 dB per octave above 500 Hz
     noise = np.fft.irfft(spectrum, len(time))
     noise *= 0.1 / noise.std()
     speech = noise * np.clip(np.sin(2 * np.pi * 4 * time) + np.sin(2 * np.pi * 0.3 * time), 0, None)
@@ -62,12 +62,12 @@ def write_corpus(folder: Path, rate: int, minutes: float) -> None:
 
 
 def report(name: str, recipe: Recipe, folder: Path, out: Path, steps: int) -> None:
-    """Print a corpus's line of the table."""
+    """Print the row of a corpus."""
     began = perf_counter()
     crops, _ = material(recipe, folder, out, report=lambda line: None)
     index = perf_counter() - began
     seconds = steps * recipe.data.batch_size * recipe.data.crop
-    crops.batch(steps)  # warm: soxr's and libsndfile's first calls
+    crops.batch(steps)  # warm-up of soxr and libsndfile
     wall, cpu = perf_counter(), process_time()
     for step in range(steps):
         crops.batch(step)
@@ -78,7 +78,7 @@ def report(name: str, recipe: Recipe, folder: Path, out: Path, steps: int) -> No
 
 
 def from_worker(crops: Crops, steps: int) -> float:
-    """Seconds until so many batches have come from a worker, after those that it had time to make before."""
+    """Seconds until `steps` batches have arrived from a worker, after the batches that it prefetched."""
     ahead = 4
     arriving = batches(crops, 0, steps + ahead, workers=1)
     for _ in islice(arriving, ahead):

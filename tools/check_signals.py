@@ -1,11 +1,11 @@
-"""How tones, clicks, noise, silence and repeated coding come through a codec, beside the bounds we aim for.
+"""Signal checks of a codec: tones, clicks, noise, silence and repeated coding, with target ranges.
 
     python tools/check_signals.py general-24k --data DIR           all checks, some minutes
     python tools/check_signals.py runs/mine --data DIR --quick     fewer and shorter signals, within a minute
 
 DIR is a corpus with a manifest that has a valid split (read speech, music, rain); without it, a synthetic voice and
-plucked strings stand in, and the figures of speech, music and rain mean less. Figures that miss their aim are marked
-with an exclamation mark; the exit status is 0 all the same.
+plucked strings replace the recordings, and their figures mean less. An exclamation mark marks figures outside their
+target range; the exit status is 0 nevertheless.
 """
 
 import argparse
@@ -17,16 +17,16 @@ from time import perf_counter
 
 import codec
 from codec.errors import CodecError
-from codec.evaluation.signal_checks import Result, check_all, made_recordings, read_recordings
+from codec.evaluation.signal_checks import Result, check_all, read_recordings, synthetic_recordings
 
 UNITS = {"db": "dB", "dbfs": "dBFS", "khz": "kHz", "hz": "Hz", "pesq": "PESQ"}
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="How signals come through a codec, beside the bounds we aim for.")
-    parser.add_argument("model", help="shipped name, .safetensors file or training run")
-    parser.add_argument("--data", type=Path, help="corpus with a manifest; a synthetic voice and strings by default")
-    parser.add_argument("--json", type=Path, help="file for the figures")
+    parser = argparse.ArgumentParser(description="Signal checks of a codec, with target ranges.")
+    parser.add_argument("model", help="name of a shipped model, .safetensors file, or folder of a training run")
+    parser.add_argument("--data", type=Path, help="corpus with a manifest (default: synthetic signals)")
+    parser.add_argument("--json", type=Path, help="also write the figures to this JSON file")
     parser.add_argument("--quick", action="store_true", help="fewer and shorter signals")
     arguments = parser.parse_args()
 
@@ -34,10 +34,10 @@ def main() -> None:
     rate, codebooks = model.frame_spec.sample_rate, model.frame_spec.num_codebooks
     recordings = read_recordings(arguments.data, rate=rate, quick=arguments.quick) if arguments.data else None
     counts = f"full = {codebooks}, half = {max(1, codebooks // 2)}, quarter = {max(1, codebooks // 4)} codebooks"
-    print(f"{arguments.model}: {counts}; output minus input; ! misses its aim")
+    print(f"{arguments.model}: {counts}; output minus input; ! is outside its target range")
     results: list[Result] = []
     started = perf_counter()
-    for result in check_all(model, recordings or made_recordings(rate), quick=arguments.quick):
+    for result in check_all(model, recordings or synthetic_recordings(rate), quick=arguments.quick):
         results.append(result)
         print(line(result), flush=True)
     aims = sum(result.aim(figure) is not None for result in results for figure in result.figures)
@@ -48,7 +48,7 @@ def main() -> None:
 
 
 def line(result: Result) -> str:
-    """One line of a check's figures, with aims in parentheses."""
+    """Format a check's figures, with target ranges in parentheses."""
     missed = result.missed()
     cells = []
     for figure, value in result.figures.items():
@@ -71,7 +71,7 @@ def text(figure: str, value: float) -> str:
 
 
 def as_row(result: Result) -> dict[str, object]:
-    """The result as JSON; figures that are not defined are null."""
+    """Convert a result to JSON; undefined figures are null."""
     figures = {name: None if math.isnan(value) else value for name, value in result.figures.items()}
     aims = {name: str(aim) for name in figures if (aim := result.aim(name))}
     return {"check": result.check, "figures": figures, "aims": aims, "missed": result.missed(), "note": result.note}

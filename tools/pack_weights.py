@@ -1,8 +1,8 @@
-"""Pack a trained model for shipping: half precision, with the recipe, the step and the numbers that made it.
+"""Pack a trained model for release: fp16 weights with recipe, step and measures.
 
     python tools/pack_weights.py runs/general codec/weights/general-24k.safetensors --numbers evaluation.json
 
-`evaluation.json` is what `codec evaluate --json` wrote for this run's model on data it was not trained on.
+`evaluation.json` is the output of `codec evaluate --json` for this model on held-out data.
 """
 
 import argparse
@@ -19,16 +19,16 @@ NUM_CODEBOOKS = (3, 6, 11, 12)  # numbers of codebooks whose measures are kept
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("run", help="a training run's folder, or a model file")
-    parser.add_argument("target", type=Path, help="the file to ship")
+    parser.add_argument("run", help="folder of a training run, or a model file")
+    parser.add_argument("target", type=Path, help="file to write")
     parser.add_argument("--numbers", type=Path, help="JSON of codec evaluate")
     arguments = parser.parse_args()
 
     card = read_card(find(arguments.run))
     training = dict(card.training)
-    training["data"] = Path(training["data"]).name  # where it lay on the machine that trained is nobody's concern
-    if begun := training["recipe"]["train"].get("start_from"):
-        training["recipe"]["train"]["start_from"] = Path(begun).name
+    training["data"] = Path(training["data"]).name  # the path on the training machine is private
+    if start := training["recipe"]["train"].get("start_from"):
+        training["recipe"]["train"]["start_from"] = Path(start).name
     if arguments.numbers:
         rows = json.loads(arguments.numbers.read_text())["rows"]
         training["numbers"] = {

@@ -1,8 +1,8 @@
-"""Quality against bit rate, from the JSON of `codec evaluate`: our codebooks, the baselines in it, published numbers.
+"""Plot quality against bit rate from the JSON of `codec evaluate`, with baselines and published values.
 
     python tools/plot_rates.py evaluation.json --out docs/images/rate-quality.svg
     python tools/plot_rates.py evaluation.json --out music.svg --domain music --measures visqol_audio mel_dac
-    python tools/plot_rates.py new.json old.json --out both.svg       models beside each other
+    python tools/plot_rates.py new.json old.json --out both.svg       several models
 
 The JSON is that of `codec evaluate --codebooks all --visqol --baseline opus:6,opus:8,opus:12 --json evaluation.json`.
 """
@@ -25,7 +25,7 @@ from matplotlib import pyplot as plt
 
 
 class Measure(NamedTuple):
-    """How a measure is shown."""
+    """Label and direction of a measure."""
 
     label: str
     lower_is_better: bool = False
@@ -40,20 +40,20 @@ MEASURES = {
     "mel_dac": Measure("mel distance (mel_dac)", lower_is_better=True),
     "stft_dac": Measure("STFT distance (stft_dac)", lower_is_better=True),
 }
-# (kbit/s of codes, value), read in the sources named; other recordings than ours, so only the measure is the same.
+# (kbit/s of codes, value) from the named sources, on other recordings: only the measure is the same.
 PUBLISHED = {
     # LibriSpeech test-clean: table of OpenMOSS/MOSS-Audio-Tokenizer's README at 010cf64, 24 kHz models
     ("speech", "pesq_wb"): {
         "EnCodec": [(1.5, 1.56), (4.5, 2.46)],
         "DAC": [(1.5, 1.48), (3.0, 2.31), (6.0, 3.41)],
     },
-    # DAC (Kumar et al. 2023), table 3: speech, music and sounds at 44.1 kHz, where EnCodec's 12 kHz of band cost it
+    # DAC (Kumar et al. 2023), table 3: speech, music and sounds at 44.1 kHz; EnCodec is limited to 12 kHz
     ("", "visqol_audio"): {
         "EnCodec": [(1.5, 2.82), (3.0, 2.94), (6.0, 3.05), (12.0, 3.13)],
         "DAC": [(1.78, 3.76), (2.67, 3.90), (5.33, 4.09), (8.0, 4.18)],
     },
 }
-OURS = ("#1f4e9c", "#8a2f8f", "#0a7d6c")
+MODELS = ("#1f4e9c", "#8a2f8f", "#0a7d6c")
 BASELINES = ("#c05a00", "#7a7a00", "#444444")
 PUBLISHED_COLORS = {"EnCodec": "#888888", "DAC": "#555555"}
 
@@ -61,14 +61,14 @@ Points = list[tuple[float, float]]
 
 
 def curves(evaluation: dict[str, Any], domain: str, measure: str, rate: str) -> dict[tuple[str, bool], Points]:
-    """(kbit/s, value) of every codec by (name, whether it is a model's codebooks), in order of rate.
+    """(kbit/s, value) of every codec by (name, is a model), in order of bit rate.
 
-    Rows are those of the domain, or of all files if it is "all". Baselines of one program (Opus 6, Opus 8) make one
-    curve. What codes nothing (`original`) is left out.
+    Rows are those of the domain; "all" is all files. Bit rates of one baseline (Opus 6, Opus 8) make one curve. The
+    baseline `original` is omitted.
     """
     found: dict[tuple[str, bool], Points] = defaultdict(list)
     names = [row["group"] for row in evaluation["rows"] if row["name"] == domain]
-    group = min(names, key=("all", "domain", "set").index, default="")  # a domain of one set has rows of the set alone
+    group = min(names, key=("all", "domain", "set").index, default="")  # a domain of one set has only rows of the set
     for row in evaluation["rows"]:
         value, kbps = row["measures"].get(measure), row["measures"].get(rate)
         if (row["group"], row["name"]) != (group, domain) or value is None or not kbps or row["codec"] == "original":
@@ -89,7 +89,7 @@ def published(domain: str, measure: str) -> dict[str, Points]:
 
 
 def chosen(evaluations: list[dict[str, Any]], domain: str, rate: str) -> list[str]:
-    """PESQ or audio-mode ViSQOL, and a measure that no loss imitates: ViSQOL if the JSON has it, else `mel_dac`."""
+    """Default measures: PESQ, and one that no loss imitates: ViSQOL if the JSON has it, else `mel_dac`."""
     order = [("pesq_wb",), ("visqol_speech", "visqol_audio", "mel_dac")]
     has = {name for name in MEASURES for each in evaluations if curves(each, domain, name, rate)}
     return [next(name for name in names if name in has) for names in order if has & set(names)]
@@ -120,11 +120,11 @@ def plot(evaluations: list[dict[str, Any]], measures: list[str], *, domain: str,
 
 
 def draw(panel: Any, evaluations: list[dict[str, Any]], measure: str, *, domain: str, rate: str) -> None:
-    """One panel: ours as solid lines, baselines dashed, published numbers as gray dots."""
+    """Draw one panel: models as solid lines, baselines dashed, published values as gray markers."""
     found: dict[tuple[str, bool], Points] = {}
     for each in evaluations:
-        found |= curves(each, domain, measure, rate)  # the same baseline in two JSONs is drawn once
-    for ours, colors, form in ((True, OURS, "o-"), (False, BASELINES, "s--")):
+        found |= curves(each, domain, measure, rate)  # a baseline in several files is drawn once
+    for ours, colors, form in ((True, MODELS, "o-"), (False, BASELINES, "s--")):
         of_kind = [(name, points) for (name, mine), points in found.items() if mine == ours]
         for (name, points), color in zip(of_kind, cycle(colors), strict=False):
             panel.plot(*zip(*points, strict=True), form, color=color, label=name, lw=2 if ours else 1.5, ms=5)
@@ -142,11 +142,11 @@ def draw(panel: Any, evaluations: list[dict[str, Any]], measure: str, *, domain:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("json", nargs="+", type=Path, help="what `codec evaluate --json` wrote")
-    parser.add_argument("--out", type=Path, required=True, help="the figure: .svg, .png or .pdf")
+    parser.add_argument("json", nargs="+", type=Path, help="output of `codec evaluate --json`")
+    parser.add_argument("--out", type=Path, required=True, help="file of the figure: .svg, .png or .pdf")
     parser.add_argument("--domain", default="speech", help='a domain of the JSON, or "all"')
     parser.add_argument("--measures", nargs="+", choices=MEASURES, help="panels (PESQ, and ViSQOL or mel_dac)")
-    parser.add_argument("--whole-files", action="store_true", help="rates of whole files, headers and all")
+    parser.add_argument("--whole-files", action="store_true", help="bit rates of whole files, with headers")
     options = parser.parse_args()
     evaluations = [json.loads(path.read_text("utf-8")) for path in options.json]
     rate = "file_kbps" if options.whole_files else "payload_kbps"

@@ -161,7 +161,7 @@ def _unpack_once(path: Path, destination: Destination, console: Console) -> None
 
 
 def measured(clips: Iterable[Clip], skip: Callable[[str], None]) -> Iterator[Clip]:
-    """Yield the clips with their `seconds`; report those that cannot be read to `skip`."""
+    """Yield the clips with their `seconds`; report unreadable files to `skip`."""
     for clip, length in in_threads(file_length, clips):
         if isinstance(length, CodecError):
             skip(str(length))

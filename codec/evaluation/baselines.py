@@ -1,4 +1,4 @@
-"""Reference encoders beside a model, Opus and Codec 2: one recording through their own command-line tools.
+"""Reference encoders (Opus, Codec 2) by their command-line tools.
 
 (opus,) = find_baselines("opus:12")
 decoded = opus.round_trip(audio, rate=24_000)
@@ -20,17 +20,17 @@ from codec.io.audio import read_audio, resample, write_audio
 
 Floats = NDArray[np.float32]
 
-OPUS_KBPS = (6.0, 256.0)  # what `opusenc --bitrate` takes for one channel
+OPUS_KBPS = (6.0, 256.0)  # range of `opusenc --bitrate` for one channel
 OPUS_CURRENT = (1, 5)  # the first libopus whose decoder enhances speech (LACE and NoLACE)
 CODEC2_MODES = ("3200", "2400", "1600", "1400", "1300", "1200")  # bit/s
 CODEC2_RATE = 8000  # Hz
-CODEC2_DELAY = 160  # samples (20 ms): the shift at which STOI is highest, the same in all of these modes
-CODEC2_FRAME = 320  # samples of the longest frame; a last frame that is not whole is not coded
+CODEC2_DELAY = 160  # samples (20 ms); the shift with the highest STOI, equal in all these modes
+CODEC2_FRAME = 320  # samples of the longest frame; an incomplete last frame is not encoded
 
 
 @dataclass(frozen=True)
 class Decoded:
-    """What comes back, [time] at the rate it was given, and the sizes: of the file, and of its packets alone."""
+    """Decoded audio [time] at the sample rate of the input, size of the encoded file, and size of its packets alone."""
 
     audio: Floats
     file_bytes: int
@@ -39,7 +39,7 @@ class Decoded:
 
 @dataclass(frozen=True)
 class Baseline(ABC):
-    """A reference encoder with its setting. `label` names it in tables, `note` says which version and how it is run."""
+    """Reference encoder with a setting; `label` is its name in tables, `note` its version and command."""
 
     setting: str
     label: str
@@ -47,14 +47,14 @@ class Baseline(ABC):
 
     @abstractmethod
     def round_trip(self, audio: Floats, *, rate: int) -> Decoded:
-        """Encode and decode [time] at `rate` Hz, given to the encoder as mono of 16 bits; delay removed, same length.
+        """Encode and decode audio [time] at `rate` Hz as 16-bit mono, with delay removed and length kept.
 
-        Raises CodecError where a tool fails.
+        Raises CodecError if a tool fails.
         """
 
 
 class Original(Baseline):
-    """No codec: the recording itself in 16 bits, which measures without a reference need beside them."""
+    """The recording itself in 16 bits, for comparison with measures that need no reference."""
 
     def round_trip(self, audio: Floats, *, rate: int) -> Decoded:
         size = 2 * len(audio)
@@ -70,7 +70,7 @@ class Opus(Baseline):
                 *("opusenc", "--quiet", "--bitrate", self.setting, "--comp", "10", "--padding", "0"),
                 *("--discard-comments", str(source), str(coded)),
             )
-            # At Opus's own rate and in float: the tool's resampler and dither are no part of the codec.
+            # At 48 kHz and in float, because the resampler and dither of opusdec are not part of the codec.
             _call("opusdec", "--quiet", "--rate", "48000", "--float", str(coded), str(decoded))
             content = coded.read_bytes()
             restored = read_audio(decoded, rate=rate, mono=True)[0][0]
@@ -93,30 +93,30 @@ class Codec2(Baseline):
 
 
 def find_baselines(text: str) -> tuple[Baseline, ...]:
-    """Reference encoders from a list such as "opus:6,opus:12,codec2:3200": kbit/s of Opus, modes of Codec 2 in bit/s.
+    """Parse a list such as "opus:6,opus:12,codec2:3200,original": kbit/s of Opus, bit/s of Codec 2.
 
-    "original" is the recordings themselves, not coded.
+    "original" is the recording without a codec.
 
     Raises:
         UsageError: an unknown encoder or setting.
-        MissingDependency: a tool is not installed; the message names Debian's package.
+        MissingDependency: a tool is not installed; the message has the name of the Debian package.
     """
     return tuple(_find(item.strip()) for item in dict.fromkeys(text.split(",")))
 
 
 def _find(item: str) -> Baseline:
     if item == "original":
-        return Original("", item, "original: the recordings at the model's rate, not coded")
+        return Original("", item, "original: the recordings at the model's sample rate, without a codec")
     name, _, setting = item.partition(":")
     if name == "opus" and re.fullmatch(r"\d+(\.\d+)?", setting) and OPUS_KBPS[0] <= float(setting) <= OPUS_KBPS[1]:
         _need("opus-tools", "opusenc", "opusdec")
         return _opus(setting, _call("opusenc", "--version"))
     if name == "codec2" and setting in CODEC2_MODES:
         _need("codec2", "c2enc", "c2dec")
-        note = f"codec2: c2enc at 8 kHz (it does not tell its version), its delay of {CODEC2_DELAY} samples removed"
+        note = f"codec2: c2enc at 8 kHz (its version is unknown), with its delay of {CODEC2_DELAY} samples removed"
         return Codec2(setting, item, note)
     raise UsageError(
-        f'baseline "{item}" is not known: write opus:KBPS, {OPUS_KBPS[0]:g} to {OPUS_KBPS[1]:g}, '
+        f'unknown baseline "{item}": write opus:KBPS, {OPUS_KBPS[0]:g} to {OPUS_KBPS[1]:g}, '
         f"codec2:MODE, one of {', '.join(CODEC2_MODES)}, or original"
     )
 
@@ -128,7 +128,7 @@ def _opus(setting: str, version_text: str) -> Opus:
     if _release(version) >= OPUS_CURRENT:
         decoder = "decoder complexity 0, the default of opusdec (no LACE or NoLACE)"
     else:
-        decoder = "whose decoder has no complexity to set; older than 1.5, so do not quote these rows as today's Opus"
+        decoder = "older than 1.5, without decoder complexity: do not quote these rows as current Opus"
     note = f"opus: opusenc of {tools}, VBR, encoder complexity 10, libopus {version}, {decoder}"
     return Opus(setting, f"opus:{setting} (libopus {version})", note)
 
@@ -143,7 +143,7 @@ def _need(package: str, *tools: str) -> None:
     if missing:
         raise MissingDependency(
             f"{missing[0]} is not installed: it comes with Debian's package {package} (`apt-get install {package}`); "
-            "or leave that baseline out"
+            "or omit this baseline"
         )
 
 
@@ -152,22 +152,22 @@ def _call(*command: str) -> str:
     if done.returncode:
         lines = (done.stderr or done.stdout).split("\n")
         reason = next((line.strip() for line in reversed(lines) if line.strip()), "no message")
-        raise CodecError(f"{command[0]} ended with status {done.returncode} ({reason}): leave that baseline out")
+        raise CodecError(f"{command[0]} ended with status {done.returncode} ({reason}): omit this baseline")
     return done.stdout or done.stderr
 
 
 def _ogg_payload(content: bytes) -> int:
-    """Bytes of the audio packets of an Ogg Opus file: without page headers, OpusHead and OpusTags (RFC 3533, 7845)."""
+    """Bytes of the audio packets of an Ogg Opus file, without page headers, OpusHead and OpusTags (RFC 3533, 7845)."""
     packets: list[int] = []  # sizes
-    size = place = 0
-    while place < len(content):
-        segments = content[place + 27 : place + 27 + content[place + 26]]
+    size = position = 0
+    while position < len(content):
+        segments = content[position + 27 : position + 27 + content[position + 26]]
         for segment in segments:
             size += segment
             if segment < 255:  # a packet ends
                 packets.append(size)
                 size = 0
-        place += 27 + len(segments) + sum(segments)
+        position += 27 + len(segments) + sum(segments)
     return sum(packets[2:])
 
 

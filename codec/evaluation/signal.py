@@ -131,7 +131,7 @@ def hop_periodicity(
     magnitudes do not measure. The signal is cut into segments of `segment_seconds` (at least 4 hops) that overlap by
     half, under a Hann window. For y(t) and y(t - hop), limited to the band, the value of a segment is
     < y(t) y(t - hop) > / sqrt(< y(t)^2 > < y(t - hop)^2 >). The result is the mean over the segments in which the
-    degraded band is not silent; the reference's mean is over the same segments, with 0 for those in which it is silent.
+    degraded band is not silent; the reference's mean is over the same segments, where silent segments count 0.
     Silent is 60 dB below the mean power of the whole reference, or below -90 dB re full scale. `mask` [time] keeps only
     the segments that lie inside it, with the hop before them.
 

@@ -1,11 +1,11 @@
-"""Signal checks: how tones, clicks, noise, silence and repeated coding come through a codec.
+"""Test signals through a codec: tones, clicks, noise, silence, and repeated coding.
 
-Each check sends signals through the codec, whole, and returns one or more `Result`s of named figures. `AIMS` has the
-bounds we aim for. All signals are made by rule with fixed seeds, except the recordings that the caller hands in.
+Each check encodes and decodes whole signals and returns one or more `Result`s of named figures. `AIMS` has the target
+range of each figure. All signals are synthetic with fixed seeds, except the recordings that the caller passes.
 
-Conventions: differences are output minus input in dB. "dBFS" is 0 for a sine of amplitude 1 where a peak or amplitude
-is meant (sines, beeps, speech peaks), and 0 for an RMS of 1 where a level is meant (noise, silence). Checks that need
-less than the whole codec use all its codebooks ("full"), half of them, or a quarter of them.
+Conventions: differences are output minus input in dB. 0 dBFS is a sine of amplitude 1 for peaks and amplitudes (sines,
+beeps, speech peaks), and an RMS of 1 for levels (noise, silence). Sines use all codebooks ("full"), half of them, or a
+quarter of them; other checks use all.
 """
 
 import math
@@ -21,65 +21,65 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from codec.data import clips as corpus
+from codec.data.clips import Clip, clip_audio, clips
 from codec.errors import InputNotFound
 from codec.evaluation.signal import HOP_BANDS, hop_periodicity, pesq_wb
 from codec.frames import FrameSpec
-from codec.io import synth as sample
+from codec.io import synth
 from codec.io.audio import Resampler, read_audio, write_audio
 
-Signal: TypeAlias = NDArray[np.floating[Any]]  # [time], or [batch, time] where so named
+Signal: TypeAlias = NDArray[np.floating[Any]]  # [time], or [batch, time] where documented
 CodeArray: TypeAlias = NDArray[np.int64]  # [batch, codebooks, frames]
 
-BATCH_SECONDS = 40  # s of audio in one call of the codec
+BATCH_SECONDS = 40  # s of audio per call of the codec
 FLOOR = 1e-12  # power added to both sides of a level difference, -120 dBFS
-DRIFT_FLOOR = 1e-8  # the same for drift of high frequencies, -80 dBFS: what nobody hears may come and go
+DRIFT_FLOOR = 1e-8  # the same for drift of high frequencies, -80 dBFS, because inaudible changes do not count
 SILENT = -200.0  # dBFS, reported for exact zeros
-MOST = 120.0  # dB, reported for an infinite ratio
-HIGHEST = 10_000 / 24_000  # highest frequency of test tones, as a share of the sample rate
-NYQUIST_MARGIN = 0.46  # upper edge of the highest bands, as a share of the sample rate
+MAX_RATIO = 120.0  # dB, reported for an infinite ratio
+HIGHEST = 10_000 / 24_000  # highest frequency of test tones over the sample rate
+NYQUIST_MARGIN = 0.46  # upper edge of the highest bands over the sample rate
 
 
 class CodecLike(Protocol):
-    """What the checks need of a codec; `codec.models.base.Codec` is one."""
+    """Interface of a codec for the checks; `codec.models.base.Codec` has it."""
 
     @property
     def frame_spec(self) -> FrameSpec:
-        """Rates and sizes."""
+        """Sample rate, hop and codebooks."""
 
     def encode(self, audio: Tensor, *, num_codebooks: int | None = None) -> Tensor:
-        """Codes [batch, codebooks, frames] of audio [batch, 1, time]."""
+        """Encode audio [batch, 1, time] to codes [batch, codebooks, frames]."""
 
     def decode(self, codes: Tensor, *, length: int | None = None) -> Tensor:
-        """Audio [batch, 1, length] of codes."""
+        """Decode codes to audio [batch, 1, length]."""
 
 
 @dataclass(frozen=True)
 class Result:
-    """The figures of one check; `note` says where the worst ones were found."""
+    """Figures of one check; `note` has the conditions of the worst one."""
 
     check: str
     figures: Mapping[str, float]
     note: str = ""
 
     def missed(self) -> list[str]:
-        """Names of the figures that miss their aim; NaN misses."""
+        """Return the names of the figures outside their target range; NaN is outside."""
         return [name for name, value in self.figures.items() if (aim := self.aim(name)) and not aim.met(value)]
 
     def aim(self, figure: str) -> "Aim | None":
-        """The aim of a figure, if it has one."""
+        """Return the target range of a figure, if it has one."""
         return AIMS.get((self.check, figure))
 
 
 @dataclass(frozen=True)
 class Aim:
-    """A closed range for a figure."""
+    """Target range of a figure, bounds included."""
 
     low: float = -math.inf
     high: float = math.inf
 
     def met(self, value: float) -> bool:
-        """Whether the value lies in the range."""
+        """Return whether the value lies in the range."""
         return self.low <= value <= self.high
 
     def __str__(self) -> str:
@@ -89,7 +89,7 @@ class Aim:
 
 
 def within(bound: float) -> Aim:
-    """At most `bound` away from 0."""
+    """Range of values at most `bound` away from 0."""
     return Aim(-bound, bound)
 
 
@@ -140,19 +140,18 @@ class Recordings:
 
 
 def read_recordings(folder: Path, *, rate: int, quick: bool = False) -> Recordings:
-    """Read the middles of some clips of the valid split of a corpus: `SPEECH_SETS`, music, and sounds labeled rain.
+    """Read the middles of some clips of a corpus's valid split: `SPEECH_SETS`, the set music, and the label rain.
 
-    The choice depends on the corpus alone: of each set, clips evenly spaced in the manifest's order. Raises
-    InputNotFound where there is no speech.
+    The clips of each set are evenly spaced in the order of the manifest. Raises InputNotFound without speech.
     """
     seconds, of_each, of_music, of_rain = (3.0, 1, 2, 2) if quick else (4.0, 3, 8, 4)
-    valid = [clip for clip in corpus.clips(folder) if clip.split == "valid" and (clip.seconds or 0) >= seconds]
+    valid = [clip for clip in clips(folder) if clip.split == "valid" and (clip.seconds or 0) >= seconds]
     time = round(seconds * rate)
 
-    def middles(clips: Sequence[corpus.Clip], count: int) -> list[Signal]:
+    def middles(clips: Sequence[Clip], count: int) -> list[Signal]:
         picked = [clips[round(i)] for i in np.linspace(0, len(clips) - 1, min(count, len(clips)))]
         firsts = [round(((clip.seconds or 0) - seconds) / 2 * rate) for clip in picked]
-        return [corpus.clip_audio(c, rate=rate, first=f, time=time)[0] for c, f in zip(picked, firsts, strict=True)]
+        return [clip_audio(c, rate=rate, first=f, time=time)[0] for c, f in zip(picked, firsts, strict=True)]
 
     def stacked(clips: list[Signal]) -> Signal:
         if not clips:
@@ -170,13 +169,13 @@ def read_recordings(folder: Path, *, rate: int, quick: bool = False) -> Recordin
     )
 
 
-def made_recordings(rate: int) -> Recordings:
-    """Stand-ins made by rule where no recordings are at hand: a synthetic voice, plucked strings, no rain."""
-    audio = sample.synthesize()[0]
-    middle = round(2.35 * sample.RATE)  # where the voice ends and the strings begin
+def synthetic_recordings(rate: int) -> Recordings:
+    """Synthetic substitutes for recordings: a voice, plucked strings, no rain."""
+    audio = synth.synthesize()[0]
+    middle = round(2.35 * synth.RATE)  # end of the voice, start of the strings
 
     def at_rate(part: Signal) -> Signal:
-        resampler = Resampler(sample.RATE, rate, 1)
+        resampler = Resampler(synth.RATE, rate, 1)
         block = part[None].astype(np.float32)
         return np.concatenate([resampler.push(block), resampler.flush()], axis=1)
 
@@ -187,10 +186,10 @@ def made_recordings(rate: int) -> Recordings:
 
 
 def check_all(coder: CodecLike, recordings: Recordings, *, quick: bool = False) -> Iterator[Result]:
-    """Run every check, in the order of the table; `quick` takes fewer and shorter signals."""
+    """Run all checks; `quick` uses fewer and shorter signals."""
     yield from sines(coder, quick=quick)
-    for of_signals in (dtmf, sweep, beeps, clicks):
-        yield from of_signals(coder)
+    for check in (dtmf, sweep, beeps, clicks):
+        yield from check(coder)
     yield from speech_levels(coder, recordings)
     yield from noise_levels(coder, quick=quick)
     yield from noisy_pauses(coder, recordings)
@@ -206,16 +205,15 @@ def check_all(coder: CodecLike, recordings: Recordings, *, quick: bool = False) 
 
 
 def sines(coder: CodecLike, *, quick: bool = False) -> list[Result]:
-    """Levels of steady sines at their own frequency, over their steady middle, with all, half, a quarter of the
-    codebooks."""
+    """Measure the level of steady sines at their frequency, with all, half, and a quarter of the codebooks."""
     spec = coder.frame_spec
     frequencies, levels = tone_frequencies(spec, quick=quick), (-6, -20, -40)
     seconds, steady = (0.6, (0.25, 0.56)) if quick else (0.8, (0.3, 0.75))
     cases = list(product(levels, frequencies))
     audio = np.stack([_tone(spec, frequency, level, seconds) for level, frequency in cases])
     results = []
-    for name, codebooks in (("full", 1), ("half", 2), ("quarter", 4)):
-        decoded = through(coder, audio, max(1, spec.num_codebooks // codebooks))
+    for name, divisor in (("full", 1), ("half", 2), ("quarter", 4)):
+        decoded = through(coder, audio, max(1, spec.num_codebooks // divisor))
         differences = np.array(
             [
                 _amplitude_difference(original, output, frequency, spec, steady)
@@ -239,7 +237,7 @@ def sines(coder: CodecLike, *, quick: bool = False) -> list[Result]:
 
 
 def tone_frequencies(frame_spec: FrameSpec, *, quick: bool = False) -> list[float]:
-    """60 Hz to 10 kHz at 24 kHz: log-spaced, MDCT bin centers, bin edges, and multiples of the frame rate."""
+    """List test frequencies, 60 Hz to 10 kHz: log-spaced, MDCT bin centers and edges, frame rate multiples."""
     logarithmic, others = (12, 4) if quick else (48, 16)
     highest, frame_rate = HIGHEST * frame_spec.sample_rate, frame_spec.frame_rate
     spaced = np.geomspace(60, highest, others) / frame_rate
@@ -257,7 +255,7 @@ DTMF_COLUMNS = (1209, 1336, 1477, 1633)
 
 
 def dtmf(coder: CodecLike) -> list[Result]:
-    """Levels of both tones of all 16 keys, 0.2 s at -12 dBFS each, and the share that a Goertzel detector reads."""
+    """Measure the tones of all 16 keys, 0.2 s at -12 dBFS each, and the share that a Goertzel detector recognizes."""
     spec = coder.frame_spec
     keys = list(product(range(4), range(4)))
     pair = {key: (DTMF_ROWS[key[0]], DTMF_COLUMNS[key[1]]) for key in keys}
@@ -274,10 +272,11 @@ def dtmf(coder: CodecLike) -> list[Result]:
 
 
 def detect_dtmf(signal: Signal, rate: int) -> tuple[int, int] | None:
-    """Row and column of the one key that at least two consecutive frames of 25.6 ms agree on, by Goertzel's filter.
+    """Detect a DTMF key by the Goertzel algorithm; return its row and column.
 
-    A frame has a key if in both groups one tone is 6 dB above the others, the two differ by at most 8 dB, hold half of
-    the frame's energy, and are above -45 dBFS.
+    The key must be the only one that at least two consecutive frames of 25.6 ms have. A frame has a key if in both
+    groups one tone is 6 dB above the others, and these two tones differ by at most 8 dB, have half of the frame's
+    energy, and are above -45 dBFS.
     """
     size = round(205 / 8000 * rate)  # the usual 205 samples at 8 kHz
     time = np.arange(size) / rate
@@ -295,15 +294,15 @@ def detect_dtmf(signal: Signal, rate: int) -> tuple[int, int] | None:
             and min(strongest) >= 10 ** (-45 / 20)
         )
         found.append((int(rows.argmax()), int(columns.argmax())) if clear else None)
-    seen = {key for key, run in groupby(found) if key is not None and len(list(run)) >= 2}
-    return seen.pop() if len(seen) == 1 else None
+    detected = {key for key, run in groupby(found) if key is not None and len(list(run)) >= 2}
+    return detected.pop() if len(detected) == 1 else None
 
 
 def sweep(coder: CodecLike) -> list[Result]:
-    """Level of a sine that glides from 100 Hz to 10 kHz in 4 s at -12 dBFS, over tenths of its duration.
+    """Measure the level of a sine sweep from 100 Hz to 10 kHz in 4 s at -12 dBFS, in tenths of its duration.
 
-    The level is that of the output within some 50 Hz of the gliding frequency: demodulated, and smoothed by a Hann
-    window of 20 ms (6 dB down at 50 Hz).
+    The level is that of the output within about 50 Hz of the sweep: demodulated, and smoothed by a Hann window of 20 ms
+    (6 dB down at 50 Hz).
     """
     rate = coder.frame_spec.sample_rate
     seconds, low, high = 4.0, 100.0, HIGHEST * rate
@@ -325,7 +324,7 @@ def sweep(coder: CodecLike) -> list[Result]:
 
 
 def beeps(coder: CodecLike) -> list[Result]:
-    """Levels of beeps of 0.2 s at -12 dBFS in silence, at their own frequency, over their middle."""
+    """Measure the level of beeps of 0.2 s at -12 dBFS in silence, at their frequency."""
     spec = coder.frame_spec
     frequencies = [125, 250, 440, 800, 1000, 1013.7, 1700, 2500, 3150, 4000, 5210, 6300, 8000, 9400]
     frequencies = [frequency for frequency in frequencies if frequency <= HIGHEST * spec.sample_rate]
@@ -344,16 +343,18 @@ def beeps(coder: CodecLike) -> list[Result]:
 
 
 def clicks(coder: CodecLike) -> list[Result]:
-    """A single sample of 0.5 at every 20th position of a frame: its peak, and its energy within 2.5 ms against all
-    other; levels of pulse trains of 37 and 100 a second."""
+    """Measure clicks (one sample of 0.5) at every 20th position of a frame, and pulse trains of 37 and 100 Hz.
+
+    Figures of a click are its peak, and its energy within 2.5 ms over the remaining energy.
+    """
     spec = coder.frame_spec
     near = spec.samples(0.0025)
-    places = [10 * spec.hop + place for place in range(0, spec.hop, 20)]
-    audio = np.zeros((len(places), 20 * spec.hop))
-    audio[np.arange(len(places)), places] = 0.5
+    positions = [10 * spec.hop + offset for offset in range(0, spec.hop, 20)]
+    audio = np.zeros((len(positions), 20 * spec.hop))
+    audio[np.arange(len(positions)), positions] = 0.5
     peaks, concentrations = [], []
-    for place, output in zip(places, through(coder, audio), strict=True):
-        around = output[place - near : place + near + 1]
+    for position, output in zip(positions, through(coder, audio), strict=True):
+        around = output[position - near : position + near + 1]
         inside = float(np.sum(around**2))
         peaks.append(float(np.abs(around).max()) / 0.5)
         concentrations.append(_ratio_db(inside, float(np.sum(output**2)) - inside))
@@ -365,7 +366,7 @@ def clicks(coder: CodecLike) -> list[Result]:
         "concentration_median_db": float(np.median(concentrations)),
     }
     return [
-        Result("click", figures, f"lowest peak at sample {places[worst] % spec.hop} of the frame"),
+        Result("click", figures, f"lowest peak at sample {positions[worst] % spec.hop} of the frame"),
         _pulse_trains(coder),
     ]
 
@@ -388,9 +389,9 @@ def _pulse_trains(coder: CodecLike) -> Result:
 
 
 def speech_levels(coder: CodecLike, recordings: Recordings) -> list[Result]:
-    """Speech of peaks from -60 to 0 dBFS: level, and PESQ relative to that at 0 dBFS, means over the clips.
+    """Measure speech with peaks from -60 to 0 dBFS: level, and PESQ relative to 0 dBFS, means over the clips.
 
-    PESQ is taken of signals amplified back to a peak of 0 dBFS, so its own resolution does not matter.
+    PESQ is computed after amplification to a peak of 0 dBFS, so that the resolution of PESQ does not matter.
     """
     rate = coder.frame_spec.sample_rate
     speech = recordings.speech / np.abs(recordings.speech).max(axis=1, keepdims=True)
@@ -415,7 +416,7 @@ def speech_levels(coder: CodecLike, recordings: Recordings) -> list[Result]:
 
 
 def noise_levels(coder: CodecLike, *, quick: bool = False) -> list[Result]:
-    """White and pink noise from -70 to -10 dBFS RMS: levels of octaves from 125 Hz up, and of the whole."""
+    """Measure white and pink noise from -70 to -10 dBFS RMS: levels of octaves from 125 Hz, and of the whole signal."""
     spec = coder.frame_spec
     levels = range(-70, -9, 10)
     seconds = 1.5 if quick else 3.0
@@ -447,7 +448,7 @@ def noise_levels(coder: CodecLike, *, quick: bool = False) -> list[Result]:
 
 
 def noisy_pauses(coder: CodecLike, recordings: Recordings) -> list[Result]:
-    """Level in the pauses of speech with white and pink noise at an SNR of 10 dB; worst clip and mean."""
+    """Measure the level in pauses of speech with white and pink noise at an SNR of 10 dB; worst clip and mean."""
     spec = coder.frame_spec
     rate, frame = spec.sample_rate, spec.samples(0.02)
     differences = []
@@ -469,7 +470,7 @@ def noisy_pauses(coder: CodecLike, recordings: Recordings) -> list[Result]:
 
 
 def _pauses(clip: Signal, frame: int) -> NDArray[np.bool_]:
-    """Which frames lie inside a pause: at least five frames 35 dB below the loudest one, without the first and last."""
+    """Mark the frames inside pauses: runs of five or more frames 35 dB below the loudest, without first and last."""
     power = np.mean(clip[: len(clip) // frame * frame].reshape(-1, frame) ** 2, axis=1)
     low = power < power.max() * 10**-3.5
     inside = np.zeros(len(low), np.bool_)
@@ -480,11 +481,11 @@ def _pauses(clip: Signal, frame: int) -> NDArray[np.bool_]:
     return inside
 
 
-# Noise that is noise
+# Periodicity of noise
 
 
 def periodicity(coder: CodecLike, recordings: Recordings, *, quick: bool = False) -> list[Result]:
-    """Autocorrelation at the hop, in bands, minus that of the original: of white noise, rain and fricatives."""
+    """Measure the excess of `hop_periodicity` by band, for white noise, rain and fricatives."""
     spec = coder.frame_spec
     white = noise(spec.samples(6 if quick else 12), rate=spec.sample_rate, color="white", seed=3).reshape(3, -1) / 10
     results = [_periodicity(coder, "white noise", white, None)]
@@ -520,8 +521,10 @@ def _periodicity(coder: CodecLike, name: str, audio: Signal, frames: NDArray[np.
 
 
 def _fricatives(clip: Signal, spec: FrameSpec) -> NDArray[np.bool_]:
-    """Which frames [frames] are loud enough (40 dB below the loudest) and have 70 % of their energy above 3 kHz, or
-    the upper three quarters of the spectrum where that is less."""
+    """Mark the frames of fricatives: within 40 dB of the loudest frame, with 70 % of their energy above 3 kHz.
+
+    At low sample rates the limit is the upper three quarters of the spectrum.
+    """
     hop = spec.hop
     high = _band(clip, spec.sample_rate, (min(3000, spec.sample_rate / 8), spec.sample_rate))
     whole, upper = (np.mean(signal[: len(clip) // hop * hop].reshape(-1, hop) ** 2, axis=1) for signal in (clip, high))
@@ -530,8 +533,10 @@ def _fricatives(clip: Signal, spec: FrameSpec) -> NDArray[np.bool_]:
 
 
 def stripes(coder: CodecLike, *, quick: bool = False) -> list[Result]:
-    """Lines at the frame rate and twice and three times it in the spectrum of the power envelope of decoded white noise
-    (-20 dBFS), in dB over its surroundings; whole band and top octave."""
+    """Measure modulation of decoded white noise (-20 dBFS) at one, two and three times the frame rate.
+
+    Figures are lines in the spectrum of the power envelope, in dB over their surroundings; whole band and top octave.
+    """
     spec = coder.frame_spec
     frames = 50  # in a segment, so that the frame rate is bin 50 of its spectrum
     segments = 5 if quick else 12
@@ -565,7 +570,7 @@ def stripes(coder: CodecLike, *, quick: bool = False) -> list[Result]:
 
 
 def silence(coder: CodecLike, recordings: Recordings) -> list[Result]:
-    """RMS level out of 2 s of zeros, and of the zeros after loud speech from 0.25 s after its end on; worst clip."""
+    """Measure the RMS level of decoded zeros, alone and from 0.25 s after the end of loud speech; worst clip."""
     spec = coder.frame_spec
     zeros = through(coder, np.zeros((1, spec.samples(2))))[0]
     loud = 0.9 * recordings.speech / np.abs(recordings.speech).max(axis=1, keepdims=True)
@@ -575,8 +580,10 @@ def silence(coder: CodecLike, recordings: Recordings) -> list[Result]:
 
 
 def overshoot(coder: CodecLike, recordings: Recordings) -> list[Result]:
-    """Peaks over 1.0 from full-scale square waves, sines and clipped speech, and samples of the output that differ
-    from the clipped signal after a 16-bit WAV file."""
+    """Measure peaks above 1.0 of full-scale square waves, sines and clipped speech, and wrapped samples.
+
+    Wrapped samples differ from the clipped output in a 16-bit WAV file.
+    """
     spec = coder.frame_spec
     time = np.arange(spec.samples(0.6)) / spec.sample_rate
     tones = np.stack([np.sin(2 * np.pi * frequency * time) for frequency in (60, 100, 441, 1000, 3000)])
@@ -605,18 +612,18 @@ def _through_wav(audio: Signal, rate: int) -> Signal:
 
 
 def generations(coder: CodecLike, recordings: Recordings, *, count: int = 10) -> list[Result]:
-    """Speech and music encoded, decoded and rounded to 16 bits `count` times, and codes of the second generation.
+    """Encode, decode and round speech and music to 16 bits `count` times; compare levels, PESQ and codes.
 
-    Levels are those of the last generation minus those of the original, of the whole signal and of its highs (above
-    4 kHz, or a quarter of the sample rate where that is less). PESQ is that of the last over that of the first
-    generation. Shares are of codes of the second generation that equal the first's.
+    Levels are those of the last generation minus those of the original, for the whole signal and for frequencies above
+    4 kHz (or a quarter of the sample rate if that is less). PESQ is the last generation's over the first's. Shares are
+    those of codes of the second generation that equal the first.
     """
     rate = coder.frame_spec.sample_rate
-    kinds = [clips for clips in (recordings.speech, recordings.music) if len(clips)]
+    kinds = [audio for audio in (recordings.speech, recordings.music) if len(audio)]
     equal_first, equal_all = [], []
     levels, highs, ratio = [], [], math.nan
-    for clips in kinds:
-        original = audio = to_16_bit(clips)
+    for kind in kinds:
+        original = audio = to_16_bit(kind)
         first_codes: CodeArray | None = None
         first_audio = audio
         for generation in range(count):
@@ -633,12 +640,12 @@ def generations(coder: CodecLike, recordings: Recordings, *, count: int = 10) ->
             levels.append(_level_difference(x, y))
             before, after = (_band_power(signal, rate, band) + DRIFT_FLOOR for signal in (x, y))
             highs.append(_decibels(after, before))
-        if clips is recordings.speech:
+        if kind is recordings.speech:
             ratio = _mean_pesq(original, audio, rate) / _mean_pesq(original, first_audio, rate)
     speech = len(recordings.speech)
     note = "; ".join(
-        f"{kind} {np.mean(levels[part]):.1f}, highs {np.mean(highs[part]):.1f} dB"
-        for kind, part in (("speech", slice(speech)), ("music", slice(speech, None)))
+        f"{name} {np.mean(levels[part]):.1f}, highs {np.mean(highs[part]):.1f} dB"
+        for name, part in (("speech", slice(speech)), ("music", slice(speech, None)))
         if levels[part]
     )
     figures = {
@@ -653,8 +660,8 @@ def generations(coder: CodecLike, recordings: Recordings, *, count: int = 10) ->
 
 
 def stability(coder: CodecLike, recordings: Recordings) -> list[Result]:
-    """Codes of speech that stay the same under a gain of -6 dB, inverted polarity, a delay of one sample, and noise of
-    one step of 16 bits."""
+    """Count codes of speech that stay equal under a gain of -6 dB, inverted polarity, a delay of one sample, and
+    noise of one step of 16 bits."""
     speech = to_16_bit(recordings.speech)
     steps = np.random.default_rng(13).integers(-1, 2, speech.shape) / 32768
     delayed = np.pad(speech, ((0, 0), (1, 0)))[:, :-1]
@@ -675,19 +682,19 @@ def _equal_shares(codes: CodeArray, others: CodeArray) -> tuple[float, float]:
 # Through the codec, in batches
 
 
-def through(coder: CodecLike, audio: Signal, codebooks: int | None = None) -> Signal:
-    """Audio [batch, time] encoded and decoded."""
+def through(coder: CodecLike, audio: Signal, num_codebooks: int | None = None) -> Signal:
+    """Encode and decode audio [batch, time]."""
     parts = _parts(coder, audio)
-    return np.concatenate([_decode(coder, _encode(coder, part, codebooks), audio.shape[1]) for part in parts])
+    return np.concatenate([_decode(coder, _encode(coder, part, num_codebooks), audio.shape[1]) for part in parts])
 
 
-def encoded(coder: CodecLike, audio: Signal, codebooks: int | None = None) -> CodeArray:
-    """Codes [batch, codebooks, frames] of audio [batch, time]."""
-    return np.concatenate([_encode(coder, part, codebooks).cpu().numpy() for part in _parts(coder, audio)])
+def encoded(coder: CodecLike, audio: Signal, num_codebooks: int | None = None) -> CodeArray:
+    """Encode audio [batch, time] to codes [batch, codebooks, frames]."""
+    return np.concatenate([_encode(coder, part, num_codebooks).cpu().numpy() for part in _parts(coder, audio)])
 
 
 def decoded_audio(coder: CodecLike, codes: CodeArray, time: int) -> Signal:
-    """Audio [batch, time] of codes [batch, codebooks, frames]."""
+    """Decode codes [batch, codebooks, frames] to audio [batch, time]."""
     rows = max(1, int(BATCH_SECONDS * coder.frame_spec.sample_rate / time))
     starts = range(0, len(codes), rows)
     return np.concatenate([_decode(coder, torch.from_numpy(codes[start : start + rows]), time) for start in starts])
@@ -699,8 +706,8 @@ def _parts(coder: CodecLike, audio: Signal) -> Iterator[Signal]:
         yield audio[start : start + rows]
 
 
-def _encode(coder: CodecLike, audio: Signal, codebooks: int | None) -> Tensor:
-    return coder.encode(torch.from_numpy(audio.astype(np.float32))[:, None], num_codebooks=codebooks)
+def _encode(coder: CodecLike, audio: Signal, num_codebooks: int | None) -> Tensor:
+    return coder.encode(torch.from_numpy(audio.astype(np.float32))[:, None], num_codebooks=num_codebooks)
 
 
 def _decode(coder: CodecLike, codes: Tensor, time: int) -> Signal:
@@ -712,7 +719,7 @@ def _decode(coder: CodecLike, codes: Tensor, time: int) -> Signal:
 
 
 def noise(time: int, *, rate: int, color: str, seed: int) -> Signal:
-    """White or pink noise [time] of RMS 1; pink has equal power per octave from 20 Hz up."""
+    """Generate white or pink noise [time] of RMS 1; pink has equal power per octave from 20 Hz."""
     white = np.random.default_rng(seed).standard_normal(time)
     if color == "pink":
         frequencies = np.fft.rfftfreq(time, 1 / rate)
@@ -722,7 +729,7 @@ def noise(time: int, *, rate: int, color: str, seed: int) -> Signal:
 
 
 def to_16_bit(audio: Signal) -> Signal:
-    """Round to the values that 16 bits hold, clipping at full scale."""
+    """Round to 16-bit values, clipped at full scale."""
     return np.clip(np.rint(audio * 32768), -32768, 32767) / 32768
 
 
@@ -733,7 +740,7 @@ def _tone(spec: FrameSpec, frequency: float, level: float, seconds: float) -> Si
 
 
 def _beep(spec: FrameSpec, frequency: float, level: float, seconds: float) -> Signal:
-    """A tone with ramps of 5 ms at both ends, with 0.1 s of silence on both sides."""
+    """Tone with ramps of 5 ms and 0.1 s of silence at both ends."""
     time = np.arange(spec.samples(seconds)) / spec.sample_rate
     ramp = np.minimum(1, np.minimum(time, seconds - time) / 0.005)
     tone = 10 ** (level / 20) * ramp * np.sin(2 * np.pi * frequency * time)
@@ -753,7 +760,7 @@ def _amplitude_difference(
 def _amplitudes(
     signal: Signal, frequencies: Sequence[float], spec: FrameSpec, steady: tuple[float, float]
 ) -> list[float]:
-    """Amplitudes of sines of these frequencies between two times in s: a least-squares fit under a Hann window."""
+    """Amplitudes of sines between two times in s, by a least-squares fit under a Hann window."""
     begin, end = map(spec.samples, steady)
     time = np.arange(begin, end) / spec.sample_rate
     window = np.hanning(len(time) + 2)[1:-1, None]
@@ -770,20 +777,20 @@ def _convolved(signal: NDArray[np.complexfloating[Any, Any]], window: Signal) ->
 
 
 def _band(audio: Signal, rate: int, band: tuple[float, float]) -> Signal:
-    """The signal's part between two frequencies in Hz, by setting all others to zero."""
+    """Band-limit a signal (Hz) by setting the other frequencies to zero."""
     frequencies = np.fft.rfftfreq(audio.shape[-1], 1 / rate)
     inside = (frequencies >= band[0]) & (frequencies < band[1])
     return np.fft.irfft(np.fft.rfft(audio) * inside, audio.shape[-1])
 
 
 def _band_power(signal: Signal, rate: int, band: tuple[float, float]) -> float:
-    return float(np.mean(_band(_faded(signal, rate), rate, band) ** 2))  # cut ends would leak into all bands
+    return float(np.mean(_band(_faded(signal, rate), rate, band) ** 2))  # abrupt ends would leak into all bands
 
 
 def _faded(signal: Signal, rate: int) -> Signal:
-    """The signal [time] with 10 ms faded in and out."""
-    place = np.arange(len(signal))
-    ramp = np.minimum(1, np.minimum(place, place[::-1]) / (0.01 * rate))
+    """Fade the signal [time] in and out over 10 ms."""
+    index = np.arange(len(signal))
+    ramp = np.minimum(1, np.minimum(index, index[::-1]) / (0.01 * rate))
     faded: Signal = signal * np.sin(np.pi / 2 * ramp) ** 2
     return faded
 
@@ -810,10 +817,10 @@ def _decibels(after: float, before: float) -> float:
 
 def _ratio_db(part: float, rest: float) -> float:
     if part <= 0:
-        return -MOST
-    return min(MOST, max(-MOST, 10 * math.log10(part / rest))) if rest > 0 else MOST
+        return -MAX_RATIO
+    return min(MAX_RATIO, max(-MAX_RATIO, 10 * math.log10(part / rest))) if rest > 0 else MAX_RATIO
 
 
 def _furthest(differences: Sequence[float] | Signal) -> int:
-    """Index of the value furthest from 0."""
+    """Index of the value farthest from 0."""
     return int(np.argmax(np.abs(differences)))

@@ -293,7 +293,7 @@ def test_baselines_have_rows_beside_the_model(tmp_path: Path) -> None:
     assert (original.files, original.codebooks) == (2, ())
     assert original.measures.si_sdr > 90
     assert original.measures.file_kbps == pytest.approx(RATE * 16 / 1000)
-    assert found.notes == ("original: the recordings at the model's rate, not coded",)
+    assert found.notes == ("original: the recordings at the model's sample rate, without a codec",)
     assert found.notes[0] in str(found)
     headings, lines = found.table()
     line = dict(zip(headings, lines[2], strict=True))
