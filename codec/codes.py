@@ -100,3 +100,9 @@ class Codes:
         first = math.whole_frames(math.samples(start))
         time = max(0, end - first * math.hop)
         return Codes(self.codes[:, :, first : first + math.frames(time)], math, time)
+
+
+def entropy(counts: Tensor) -> Tensor:
+    """Entropy in bits of code counts [..., codebook_size]; 0 without codes. The perplexity is 2 ** entropy."""
+    share = counts.double() / counts.sum(dim=-1, keepdim=True).clamp(min=1e-12)
+    return -(share * share.clamp(min=1e-300).log2()).sum(dim=-1)

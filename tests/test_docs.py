@@ -75,7 +75,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     noise = np.random.default_rng(0).uniform(-0.3, 0.3, (11_201, 2)).astype(np.float32)
     for name in ("voice.wav", "in.wav", "in.flac"):
         soundfile.write(name, noise, 16_000)
-    (folder / "runs" / "mine" / "record.csv").write_text(",".join(ROW) + "\n" + ",".join(ROW.values()) + "\n")
+    (folder / "runs" / "mine" / "metrics.csv").write_text(",".join(ROW) + "\n" + ",".join(ROW.values()) + "\n")
 
 
 @pytest.mark.parametrize("page", PAGES, ids=NAMES)

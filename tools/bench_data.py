@@ -17,7 +17,7 @@ import numpy as np
 import soundfile
 import torch
 
-from codec.training.codec.crops import Crops, batches, material
+from codec.training.codec.crops import Crops, load_batches, open_crops
 from codec.training.codec.recipe import Recipe
 
 RATES = (24_000, 48_000)  # Hz, of the synthetic corpora
@@ -64,7 +64,8 @@ def write_corpus(folder: Path, rate: int, minutes: float) -> None:
 def report(name: str, recipe: Recipe, folder: Path, out: Path, steps: int) -> None:
     """Print the row of a corpus."""
     began = perf_counter()
-    crops, _ = material(recipe, folder, out, report=lambda line: None)
+    rate, seed = recipe.model.sample_rate, recipe.train.seed
+    crops, _ = open_crops(folder, out / "index", recipe.data, sample_rate=rate, seed=seed, report=lambda line: None)
     index = perf_counter() - began
     seconds = steps * recipe.data.batch_size * recipe.data.crop
     crops.batch(steps)  # warm-up of soxr and libsndfile
@@ -80,7 +81,7 @@ def report(name: str, recipe: Recipe, folder: Path, out: Path, steps: int) -> No
 def from_worker(crops: Crops, steps: int) -> float:
     """Seconds until `steps` batches have arrived from a worker, after the batches that it prefetched."""
     ahead = 4
-    arriving = batches(crops, 0, steps + ahead, workers=1)
+    arriving = load_batches(crops, 0, steps + ahead, num_workers=1)
     for _ in islice(arriving, ahead):
         pass
     began = perf_counter()

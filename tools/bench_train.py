@@ -6,8 +6,8 @@
     python tools/bench_train.py --set data.batch_size=4 --steps 5 --rounds 3 --json numbers.json
 
 Every number comes from the real loop, on FLAC files made on the spot, in fresh processes. All variants take turns and
-medians are shown, so that other load on the machine meets them alike; "cpu s" is the processor time of a step in all
-training processes together, which such load changes least.
+medians are shown, so that other load on the machine meets them alike; "cpu s" is the CPU time of a step in all training
+processes together, which such load changes least.
 """
 
 from __future__ import annotations
@@ -31,40 +31,41 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from codec import models
 from codec.config import load_toml
 from codec.errors import CodecError, MissingDependency, UsageError
 from codec.io.audio import write_audio
-from codec.models.causal import CausalCodec
-from codec.training.codec import task as codec_loop
-from codec.training.codec.losses import SpectralLoss
+from codec.training.codec.crops import Batch
 from codec.training.codec.recipe import Recipe
-from codec.training.logger import SPEED, WAITING
+from codec.training.codec.task import CodecTask
+from codec.training.codec.task import train as train_codec
+from codec.training.logger import DATA_WAIT, STEPS_PER_SECOND
 
-NEVER = 10**9  # a step that is not reached
+UNREACHED = 10**9  # steps
 
 
 @dataclass(frozen=True)
 class Variant:
-    """A way to train."""
+    """A configuration to measure."""
 
     name: str
-    judged: bool
+    adversarial: bool
     processes: int
     threads: int
     batch: int
-    """Crops of a step, of all processes together."""
+    """Crops per step, of all processes together."""
 
 
 @dataclass(frozen=True)
 class Speed:
-    """What came of it."""
+    """The result of a run."""
 
     steps: float
-    """A second."""
+    """Per second."""
     waiting: float
-    """Share of the time."""
+    """Share of the time spent waiting for data."""
     cpu: float
-    """Seconds a step, of all training processes."""
+    """CPU seconds per step, of all training processes."""
 
 
 def main() -> None:
@@ -73,11 +74,16 @@ def main() -> None:
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="change the recipe")
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--threads", type=int, default=1, help="of each process (default 1)")
-    parser.add_argument("--processes", type=int, default=1, help="also as many, on one batch and on one each")
-    parser.add_argument("--steps", type=int, default=20, help="measured in every run, after as many more (default 20)")
+    parser.add_argument(
+        "--processes",
+        type=int,
+        default=1,
+        help="measure this many processes too",
+    )
+    parser.add_argument("--steps", type=int, default=20, help="measured steps of a run (default 20)")
     parser.add_argument("--rounds", type=int, default=3, help="runs of every variant (default 3)")
     parser.add_argument("--against", choices=["dac"], help="another codec's training step beside ours")
-    parser.add_argument("--json", type=Path, help="write the numbers there too")
+    parser.add_argument("--json", type=Path, help="write the results to this file too")
     parser.add_argument("--worker", type=json.loads, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.worker:
@@ -89,20 +95,22 @@ def main() -> None:
     if arguments.against == "dac":
         numbers = beside_dac(recipe, arguments.device, arguments.steps, arguments.rounds)
     else:
-        numbers = ourselves(recipe, arguments)
+        numbers = measure_variants(recipe, arguments)
     if arguments.json:
         arguments.json.write_text(json.dumps(numbers, indent=2) + "\n")
 
 
-# Ourselves
+# our training
 
 
-def ourselves(recipe: Recipe, arguments: argparse.Namespace) -> dict[str, Any]:
-    """Print the table of our own variants; its numbers."""
+def measure_variants(recipe: Recipe, arguments: argparse.Namespace) -> dict[str, Any]:
+    """Print the table of the variants; returns its numbers."""
     kinds = {"generator": False, "with discriminators": True}
     batch, many = recipe.data.batch_size, arguments.processes
     sizes = [(1, batch)] + ([(many, batch), (many, many * batch)] if many > 1 else [])
-    variants = [Variant(kind, judged, n, arguments.threads, of) for kind, judged in kinds.items() for n, of in sizes]
+    variants = [
+        Variant(kind, adversarial, n, arguments.threads, of) for kind, adversarial in kinds.items() for n, of in sizes
+    ]
     speeds: dict[Variant, list[Speed]] = {variant: [] for variant in variants}
     with tempfile.TemporaryDirectory() as folder:
         data = Path(folder, "data")
@@ -139,12 +147,12 @@ def ourselves(recipe: Recipe, arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def astuple(speed: Speed) -> tuple[float, float, float]:
-    """Its numbers in order."""
+    """The fields in order."""
     return speed.steps, speed.waiting, speed.cpu
 
 
 def make_recordings(folder: Path, recipe: Recipe, count: int = 40) -> None:
-    """FLAC files of gliding tones and noise, long enough for crops from anywhere; one in each half is held out."""
+    """FLAC files of gliding tones and noise, long enough for crops from anywhere; two are held out."""
     rate = recipe.model.sample_rate
     time = np.arange(round(max(10, 4 * recipe.data.crop) * rate)) / rate
     for number in range(count):
@@ -156,16 +164,16 @@ def make_recordings(folder: Path, recipe: Recipe, count: int = 40) -> None:
 
 
 def train(arguments: argparse.Namespace, variant: Variant, data: Path, out: Path) -> Speed:
-    """One run in processes of its own."""
+    """Train in new processes."""
     steps = arguments.steps
     settings = {
-        "discriminator.start": 0 if variant.judged else NEVER,
+        "discriminator.start": 0 if variant.adversarial else UNREACHED,
         "data.batch_size": variant.batch,
         "data.init_seconds": 30.0,
-        "train.steps": NEVER,
+        "train.steps": UNREACHED,
         "train.log_every": steps,
-        "train.validate_every": NEVER,
-        "train.save_every": NEVER,
+        "train.validate_every": UNREACHED,
+        "train.save_every": UNREACHED,
     }
     overrides = [*arguments.set, *(f"{key}={value}" for key, value in settings.items())]
     job = {
@@ -185,34 +193,34 @@ def train(arguments: argparse.Namespace, variant: Variant, data: Path, out: Path
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     if done.returncode:
         raise UsageError(f"{variant.name} in {variant.processes} processes failed: {done.stderr.strip()[-2000:]}")
-    with (out / "record.csv").open() as file:
+    with (out / "metrics.csv").open() as file:
         last = {row["name"]: float(row["value"]) for row in DictReader(file) if int(row["step"]) == 2 * steps}
     cpu = sum(float(path.read_text()) for path in out.glob("cpu-*"))
-    return Speed(last[SPEED], last[WAITING], cpu)
+    return Speed(last[STEPS_PER_SECOND], last[DATA_WAIT], cpu)
 
 
 def work(recipe: str, overrides: list[str], data: str, out: str, steps: int, device: str) -> None:
-    """The body of such a process: train, and note the processor time of a step."""
+    """The program of such a process: train, and write the CPU time of a step."""
     marks: list[float] = []
-    train_step = codec_loop.train_step
+    step = CodecTask.step
 
-    def marked(*inputs: Any) -> dict[str, Tensor]:
+    def timed_step(task: CodecTask, batch: Batch, number: int) -> dict[str, Tensor]:
         marks.append(process_time())
-        return train_step(*inputs)
+        return step(task, batch, number)
 
-    codec_loop.train_step = marked  # type: ignore[assignment]
+    CodecTask.step = timed_step  # type: ignore[method-assign, assignment]
     loaded = load_toml(recipe, Recipe, overrides)
-    codec_loop.train(loaded, data=Path(data), out=Path(out), steps=2 * steps, device=device)
+    train_codec(loaded, data=Path(data), out=Path(out), steps=2 * steps, device=device)
     Path(out, f"cpu-{os.environ.get('RANK', 0)}").write_text(str((marks[-1] - marks[steps]) / (len(marks) - 1 - steps)))
 
 
-# Beside others
+# other codecs
 
 
 def beside_dac(recipe: Recipe, device: str, steps: int, rounds: int) -> dict[str, Any]:
-    """Print our step beside DAC's, both with discriminators, on one batch of noise; the numbers."""
+    """Compare our step with DAC's, both with discriminators, on one batch of noise; returns the numbers."""
     if device == "cpu" and "--device" not in sys.argv:
-        raise UsageError("the comparison is meant for a GPU, and there is none: pass --device cpu to make it here")
+        raise UsageError("the comparison is meant for a GPU: pass --device cpu to run it on this machine")
     batch, time = recipe.data.batch_size, round(recipe.data.crop * recipe.model.sample_rate)
     audio = 0.1 * torch.randn(batch, 1, time, generator=torch.Generator().manual_seed(0)).to(device)
     systems = {"codec": our_step(recipe, audio), "dac": dac_step(recipe, audio)}
@@ -222,10 +230,8 @@ def beside_dac(recipe: Recipe, device: str, steps: int, rounds: int) -> dict[str
             seconds = timed(step, steps if turn else 2)
             if turn:  # the first one warms up
                 took[name].append(seconds)
-    print(
-        f"{device}, {batch} crops of {recipe.data.crop:g} s, both sides train; medians of {rounds} interleaved rounds"
-    )
-    print(f"{'':8}{'million weights':>17}{'steps/s':>10}{'audio s/s':>11}")
+    print(f"{device}, {batch} crops of {recipe.data.crop:g} s, with discriminators; medians of {rounds} rounds")
+    print(f"{'':8}{'million parameters':>19}{'steps/s':>10}{'audio s/s':>11}")
     numbers: dict[str, Any] = {"device": device}
     for name, (weights, _) in systems.items():
         speed = 1 / statistics.median(took[name])
@@ -237,7 +243,7 @@ def beside_dac(recipe: Recipe, device: str, steps: int, rounds: int) -> dict[str
 
 
 def timed(step: Callable[[], object], count: int) -> float:
-    """Seconds of one of `count` steps, the device's work included."""
+    """Seconds per step, until the device has finished."""
     began = perf_counter()
     for _ in range(count):
         step()
@@ -247,26 +253,26 @@ def timed(step: Callable[[], object], count: int) -> float:
 
 
 def our_step(recipe: Recipe, audio: Tensor) -> tuple[int, Callable[[], object]]:
-    """Our weights and our step."""
-    judged = recipe.model_copy(update={"discriminator": recipe.discriminator.model_copy(update={"start": 0})})
-    players = codec_loop.assemble(judged, audio.device)
-    players.model.init_from_audio(audio)
-    spectral = SpectralLoss(recipe.model.sample_rate).to(audio.device)
-    step = iter(range(NEVER))
-    return weights_of(players.model), lambda: codec_loop.train_step(players, spectral, audio, next(step), judged)
+    """The number of our parameters, and our step."""
+    discriminator = recipe.discriminator.model_copy(update={"start": 0})
+    task = CodecTask(recipe.model_copy(update={"discriminator": discriminator}), audio.device)
+    model = task.train_state.model
+    model.init_from_audio(audio)
+    numbers = iter(range(UNREACHED))
+    return parameters_of(model), lambda: task.step(Batch(audio, ()), next(numbers))
 
 
 def dac_step(recipe: Recipe, audio: Tensor) -> tuple[int, Callable[[], object]]:
-    """DAC's weights and its step at our size: its 24 kHz layout (rates 2, 4, 5, 8), as wide as makes as many weights.
+    """The number of DAC's parameters, and its step: its 24 kHz layout (rates 2, 4, 5, 8), as large as our model.
 
-    Losses, weights of the losses, clipping and optimizers are those of its published training of the 24 kHz model,
-    float32 as there; the codebooks are as many as ours.
+    Losses, loss weights, clipping and optimizers are those of the published training recipe of the 24 kHz model, in
+    float32; the number of codebooks is ours.
     """
     try:
         dac, signals = import_module("dac"), import_module("audiotools").AudioSignal
     except ImportError as error:
         raise MissingDependency(f"DAC cannot be imported ({error}): pip install descript-audio-codec") from error
-    rate, wanted = recipe.model.sample_rate, weights_of(CausalCodec(recipe.model))
+    rate, wanted = recipe.model.sample_rate, parameters_of(models.build(recipe.model.family, recipe.model.model_dump()))
 
     def build(width: int) -> Any:
         return dac.model.DAC(
@@ -280,10 +286,12 @@ def dac_step(recipe: Recipe, audio: Tensor) -> tuple[int, Callable[[], object]]:
             sample_rate=rate,
         )
 
-    width = min(range(8, 97, 4), key=lambda width: abs(weights_of(build(width)) - wanted))
+    width = min(range(8, 97, 4), key=lambda width: abs(parameters_of(build(width)) - wanted))
     model = build(width).to(audio.device).train()
     discriminators = dac.model.Discriminator(sample_rate=rate).to(audio.device).train()
-    optimizers = [torch.optim.AdamW(side.parameters(), lr=1e-4, betas=(0.8, 0.99)) for side in (model, discriminators)]
+    optimizers = [
+        torch.optim.AdamW(network.parameters(), lr=1e-4, betas=(0.8, 0.99)) for network in (model, discriminators)
+    ]
     windows = [32, 64, 128, 256, 512, 1024, 2048]
     none: Sequence[Any] = [None] * len(windows)
     mel = dac.nn.loss.MelSpectrogramLoss(
@@ -294,34 +302,34 @@ def dac_step(recipe: Recipe, audio: Tensor) -> tuple[int, Callable[[], object]]:
         pow=1.0,
         mag_weight=0.0,
     )
-    stft, waveform = dac.nn.loss.MultiScaleSTFTLoss(), dac.nn.loss.L1Loss()  # it computes these two and weighs them 0
-    game = dac.nn.loss.GANLoss(discriminators)
+    stft, waveform = dac.nn.loss.MultiScaleSTFTLoss(), dac.nn.loss.L1Loss()  # it computes these two with weight 0
+    adversarial_loss = dac.nn.loss.GANLoss(discriminators)
 
     def step() -> None:
         out = model(audio, rate)
         decoded = signals(out["audio"], rate)
         true = signals(audio[..., : decoded.audio_data.shape[-1]], rate)
-        loss = game.discriminator_loss(decoded, true)
+        loss = adversarial_loss.discriminator_loss(decoded, true)
         descend(optimizers[1], loss, discriminators, 10.0)
         stft(decoded, true), waveform(decoded, true)
-        adversarial, features = game.generator_loss(decoded, true)
+        adversarial, features = adversarial_loss.generator_loss(decoded, true)
         loss = 15 * mel(decoded, true) + 2 * features + adversarial
         loss = loss + 0.25 * out["vq/commitment_loss"] + out["vq/codebook_loss"]
         descend(optimizers[0], loss, model, 1e3)
 
-    return weights_of(model), step
+    return parameters_of(model), step
 
 
-def descend(optimizer: torch.optim.Optimizer, loss: Tensor, module: torch.nn.Module, most: float) -> None:
-    """One step down a loss, the gradient clipped to `most`."""
+def descend(optimizer: torch.optim.Optimizer, loss: Tensor, module: torch.nn.Module, max_norm: float) -> None:
+    """One optimizer step, the gradient norm clipped to `max_norm`."""
     optimizer.zero_grad()
     loss.backward()  # type: ignore[no-untyped-call]
-    torch.nn.utils.clip_grad_norm_(module.parameters(), most)
+    torch.nn.utils.clip_grad_norm_(module.parameters(), max_norm)
     optimizer.step()
 
 
-def weights_of(module: torch.nn.Module) -> int:
-    """Trained and stored numbers: parameters, and the codebooks where they are buffers."""
+def parameters_of(module: torch.nn.Module) -> int:
+    """Stored numbers: parameters, and codebooks that are buffers."""
     return sum(tensor.numel() for tensor in module.state_dict().values())
 
 

@@ -49,7 +49,7 @@ from codec.training.codec import task as codec_loop
 from codec.training.codec.recipe import Recipe
 from codec.training.lm import task as lm_loop
 from codec.training.lm.recipe import LMRecipe
-from codec.training.logger import SPEED
+from codec.training.logger import STEPS_PER_SECOND
 
 RECIPES = Path(__file__).parents[1] / "recipes/digits"
 PARAMETERS = 1.5e6  # of each language model, except where sizes are compared
@@ -263,14 +263,14 @@ def for_time(train: Callable[..., Path], recipe: Any, data: Path, folder: Path, 
     shutil.rmtree(folder / "probe", ignore_errors=True)
     shutil.rmtree(folder / "run", ignore_errors=True)
     train(with_steps(NEVER), data=data, out=folder / "probe", steps=PROBE, device="cpu", **more)
-    steps = max(PROBE, round(60 * minutes * numbers(folder / "probe")[SPEED]))
+    steps = max(PROBE, round(60 * minutes * numbers(folder / "probe")[STEPS_PER_SECOND]))
     train(with_steps(steps), data=data, out=folder / "run", device="cpu", **more)
     shutil.rmtree(folder / "probe")
 
 
 def numbers(run: Path) -> dict[str, float]:
     """The last value of everything that a run logged."""
-    with (run / "record.csv").open() as file:
+    with (run / "metrics.csv").open() as file:
         return {row["name"]: float(row["value"]) for row in DictReader(file)}
 
 

@@ -6,53 +6,77 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from codec.cli.options import DeviceOption, say
+from codec.cli.options import INPUT_OUTPUT, MODEL, TRAINING, DeviceOption, say
 from codec.errors import UsageError
 
 if TYPE_CHECKING:
+    from codec.training.codec.recipe import Recipe
     from codec.training.lm.recipe import LMRecipe
 
-TOLD_EVERY = 25  # steps of a batch that is learned by heart
+OVERFIT_LOG_EVERY = 25  # steps
 
 
 def train(
     recipe: Annotated[
         str,
-        typer.Argument(metavar="RECIPE", help="A name that `codec recipes` lists, as general or digits/lm, or a file."),
+        typer.Argument(
+            metavar="RECIPE",
+            help="Name listed by `codec recipes`, such as general or digits/lm, or path of a TOML file.",
+        ),
     ],
     data: Annotated[
         Path | None,
         typer.Option(
-            help="For a codec: folder of recordings of any formats and rates, or a manifest of them (.jsonl, .csv, "
-            "lhotse's). For a language model: what `codec tokenize` made of them.",
+            help="For a codec: folder of recordings in any formats and sample rates, or a manifest (.jsonl, .csv, "
+            "lhotse). For a language model: token store made by `codec tokenize`.",
             show_default="data.folder or data.store of the recipe",
+            rich_help_panel=INPUT_OUTPUT,
         ),
     ] = None,
-    out: Annotated[Path | None, typer.Option(help="Folder of the run.", show_default="runs/NAME of the recipe")] = None,
-    overrides: Annotated[
-        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a value of the recipe; repeatable.")
+    out: Annotated[
+        Path | None,
+        typer.Option(help="Folder of the run.", show_default="runs/NAME of the recipe", rich_help_panel=INPUT_OUTPUT),
     ] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on where the run in --out stopped.")] = False,
-    steps: Annotated[int | None, typer.Option(min=1, help="Stop after this many steps in all.")] = None,
+    overrides: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set", metavar="KEY=VALUE", help="Override a recipe value; repeatable.", rich_help_panel=TRAINING
+        ),
+    ] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Continue the run in --out.", rich_help_panel=TRAINING)
+    ] = False,
+    steps: Annotated[
+        int | None,
+        typer.Option(
+            min=1, help="Stop early, after this many steps in total; the schedule stays.", rich_help_panel=TRAINING
+        ),
+    ] = None,
     device: DeviceOption = "auto",
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Print what the recipe makes and takes, and train nothing.")
+        bool,
+        typer.Option(
+            "--dry-run", help="Print size, memory and speed of the recipe without training.", rich_help_panel=TRAINING
+        ),
     ] = False,
     codec: Annotated[
         str | None,
         typer.Option(
-            help="For a language model: the codec that made the tokens, its file or its run's folder.",
-            show_default="the shipped one that the tokens name",
+            help="For a language model: codec that made the tokens, as a name, a file or a run's folder.",
+            show_default="the shipped codec named in the token store",
+            rich_help_panel=MODEL,
         ),
     ] = None,
     overfit_batch: Annotated[
         bool,
         typer.Option(
-            "--overfit-batch", help="For a language model: see whether it learns one batch by heart, and keep nothing."
+            "--overfit-batch",
+            help="For a language model: check that it can memorize one batch; nothing is saved.",
+            rich_help_panel=TRAINING,
         ),
     ] = False,
 ) -> None:
-    """Train a model."""
+    """Train a codec or a language model by a recipe."""
     from codec.config import read_toml
     from codec.datasets import recipes
     from codec.training.codec.recipe import Recipe
@@ -63,8 +87,8 @@ def train(
     if "kind" in tables:
         loaded = LMRecipe.from_data(tables, source=recipe)
         if overrides and not any(override.startswith("train.expected=") for override in overrides):
-            train = loaded.train.model_copy(update={"expected": None})  # which was measured on the recipe as it is
-            loaded = loaded.model_copy(update={"train": train})
+            run = loaded.train.model_copy(update={"expected": None})  # because it was measured without overrides
+            loaded = loaded.model_copy(update={"train": run})
     else:
         loaded = Recipe.from_data(tables, source=recipe)
     if steps is not None and steps > loaded.train.steps:
@@ -72,58 +96,80 @@ def train(
             f"--steps {steps} is past the end of the schedule, train.steps = {loaded.train.steps}: "
             f"add --set train.steps={steps}, or leave --steps out"
         )
-    place = None if device == "auto" else device
+    torch_device = None if device == "auto" else device
     out = out or Path("runs", loaded.name)
     if isinstance(loaded, LMRecipe):
-        source = data or loaded.data.store
-        if source is None:
-            raise UsageError(
-                f"{recipe} names no data.store: pass --data, what `codec tokenize DIR --out STORE` made of recordings"
-            )
-        if dry_run:
-            from codec.training.lm import dry_run as lm_plan
-
-            typer.echo(lm_plan.table(loaded, data=source, codec=codec, device=place))
-        elif overfit_batch:
-            _learn_by_heart(loaded, source, codec, place, steps)
+        store = data or loaded.data.store
+        if store is None:
+            raise UsageError(f"{recipe} names no data.store: pass --data, made by `codec tokenize DIR --out STORE`")
+        if overfit_batch and not dry_run:
+            _overfit_one_batch(loaded, store, codec, torch_device, steps)
         else:
-            from codec.training.lm import task as lm_loop
-
-            model = lm_loop.train(loaded, data=source, out=out, codec=codec, resume=resume, steps=steps, device=place)
-            _tell(model)
+            _train_lm(loaded, store, codec, out, resume, steps, torch_device, dry_run)
         return
     for option, given in (("--codec", codec is not None), ("--overfit-batch", overfit_batch)):
         if given:
-            raise UsageError(f'{option} is for language models, whose recipes say kind = "lm"; {recipe} is a codec\'s')
-    source = data or loaded.data.folder
+            raise UsageError(f'{option} is for language models, whose recipes have kind = "lm"; {recipe} is a codec\'s')
+    folder = data or loaded.data.folder
+    if folder is None and not dry_run:
+        raise UsageError(f"{recipe} names no data.folder: pass --data, a folder of recordings or a manifest")
+    _train_codec(loaded, folder, out, resume, steps, torch_device, dry_run)
+
+
+def _train_codec(
+    recipe: "Recipe",
+    data: Path | None,
+    out: Path,
+    resume: bool,
+    steps: int | None,
+    device: str | None,
+    dry_run: bool,
+) -> None:
+    from codec.training.codec import dry_run as estimates
+    from codec.training.codec import task
+
+    if dry_run or data is None:
+        typer.echo(estimates.report(estimates.estimate(recipe, data=data, device=device)))
+    else:
+        _say_path(task.train(recipe, data=data, out=out, resume=resume, steps=steps, device=device))
+
+
+def _train_lm(
+    recipe: "LMRecipe",
+    data: Path,
+    codec: str | None,
+    out: Path,
+    resume: bool,
+    steps: int | None,
+    device: str | None,
+    dry_run: bool,
+) -> None:
+    from codec.training.lm import dry_run as estimates
+    from codec.training.lm import task
+
     if dry_run:
-        from codec.training.codec import dry_run as plan
-
-        typer.echo(plan.table(plan.plan(loaded, data=source, device=place)))
-        return
-    if source is None:
-        raise UsageError(f"{recipe} names no data.folder: pass --data, any folder of recordings or a manifest of them")
-    from codec.training.codec import task as codec_loop
-
-    model = codec_loop.train(loaded, data=source, out=out, resume=resume, steps=steps, device=place)
-    _tell(model)
+        typer.echo(estimates.report(recipe, data=data, codec=codec, device=device))
+    else:
+        _say_path(task.train(recipe, data=data, out=out, codec=codec, resume=resume, steps=steps, device=device))
 
 
-def _tell(model: Path) -> None:
-    """Where it is, once of all processes that torchrun started."""
+def _say_path(model: Path) -> None:
+    """Print the path of the model, in the first process of torchrun only."""
     if os.environ.get("RANK", "0") == "0":
         say(f"the model is {model}")
 
 
-def _learn_by_heart(recipe: "LMRecipe", source: Path, codec: str | None, device: str | None, steps: int | None) -> None:
-    """Say how it goes; exit status 1 where the batch is not learned."""
-    from codec.training.lm import task as lm_loop
+def _overfit_one_batch(
+    recipe: "LMRecipe", data: Path, codec: str | None, device: str | None, steps: int | None
+) -> None:
+    """Print the progress; exit status 1 if the model does not memorize the batch."""
+    from codec.training.lm import task
 
-    for done, bits, learnt in lm_loop.learn_by_heart(recipe, data=source, codec=codec, device=device, steps=steps):
-        if learnt:
-            say(f"learned by heart: {bits:.3f} bits per code after {done} steps")
+    for done, bits, memorized in task.overfit_one_batch(recipe, data=data, codec=codec, device=device, steps=steps):
+        if memorized:
+            say(f"memorized: {bits:.3f} bits per code after {done} steps")
             return
-        if done % TOLD_EVERY == 0 or done == 1:
+        if done % OVERFIT_LOG_EVERY == 0 or done == 1:
             say(f"step {done}: {bits:.3f} bits per code")
-    say(f"not learned: {bits:.3f} bits per code after {done} steps; try another optimizer.lr or a larger model")
+    say(f"not memorized: {bits:.3f} bits per code after {done} steps; try another optimizer.lr or a larger model")
     raise typer.Exit(1)

@@ -1,18 +1,11 @@
-"""What surrounds a training's steps: devices and processes (by Accelerate), signals, going on where one stopped, and
-errors told as what to set."""
+"""Devices and processes of a training run (by Accelerate), and errors that name the setting to change."""
 
 from __future__ import annotations
 
-import signal
-import threading
-import time as clock
 import warnings
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
-from pathlib import Path
-from textwrap import shorten
-from types import FrameType
 from typing import Any, TypeVar
 
 import torch
@@ -23,121 +16,99 @@ from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forwar
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 
-from codec.checkpoint import load_state
-from codec.config import Config
 from codec.errors import CodecError, ConfigError, MissingDependency, UsageError
-from codec.nn import distributed as processes
-from codec.nn.conv import ConvNeXtBlock
-from codec.training.codec.crops import INTERRUPTS
-from codec.training.codec.recipe import TrainConfig
+from codec.nn import distributed
+from codec.training.shared_memory import SharedMemory, average_bucket
 
 try:
     from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGroupKwargs
     from accelerate.state import AcceleratorState
     from accelerate.utils import gather_object
 except ImportError as missing:
-    raise MissingDependency("training runs on Accelerate: pip install 'codec[train]'") from missing
+    raise MissingDependency("training needs Accelerate: pip install 'codec[train]'") from missing
 
 
 T = TypeVar("T")
-WHOLE = 2**20  # MB of gradients: all there are
-LONGEST_WAIT = timedelta(hours=6)  # of processes for the first one, which looks through the corpus before all begin
+ONE_BUCKET = 2**20  # MB: all gradients
+INIT_TIMEOUT = timedelta(hours=6)  # because all processes wait until the first one has scanned the corpus
 
 
 @contextmanager
-def launched(device: str | None) -> Iterator[Accelerator]:
-    """This process's place among those that `torchrun` or `accelerate launch` started, or alone.
+def launch(device: str | None) -> Iterator[Accelerator]:
+    """Join the processes that `torchrun` or `accelerate launch` started, or run alone.
 
-    `device` None is a GPU where there is one. Precision and sharding are the recipe's, not the launcher's.
+    `device` None is a GPU if there is one. The recipe sets precision and sharding, not the launcher.
 
-    Raises UsageError where there is no such device.
+    Raises UsageError: the device does not exist.
     """
     check_device(device)
     if device and device.startswith("cuda:"):
         torch.cuda.set_device(device)
     cpu = device == "cpu" or not torch.cuda.is_available()
-    AcceleratorState._reset_state(reset_partial_state=True)  # of a training before
-    own = not (dist.is_available() and dist.is_initialized())
-    # As views, gradients need not be copied. A processor that exchanges them cannot go on computing meanwhile, so it
-    # does so once a step; a GPU can.
-    joint = DistributedDataParallelKwargs(gradient_as_bucket_view=True, bucket_cap_mb=WHOLE if cpu else 25)
-    # "no", for the step says itself what runs in which precision
-    patient = InitProcessGroupKwargs(timeout=LONGEST_WAIT)
-    accelerator = Accelerator(cpu=cpu, mixed_precision="no", kwargs_handlers=[joint, patient])
+    AcceleratorState._reset_state(reset_partial_state=True)  # of an earlier run in this process
+    owns_group = not (dist.is_available() and dist.is_initialized())
+    # Gradients are views of buckets, which saves a copy. A CPU cannot compute while it exchanges gradients, so it
+    # exchanges them once per step; a GPU can.
+    ddp = DistributedDataParallelKwargs(gradient_as_bucket_view=True, bucket_cap_mb=ONE_BUCKET if cpu else 25)
+    group = InitProcessGroupKwargs(timeout=INIT_TIMEOUT)
+    # mixed_precision is "no" because the training step chooses the precision of each part
+    accelerator = Accelerator(cpu=cpu, mixed_precision="no", kwargs_handlers=[ddp, group])
     try:
         yield accelerator
     finally:
-        processes.share_memory(0)
-        if own and processes.count() > 1:
+        if owns_group and distributed.count() > 1:
             dist.destroy_process_group()
         AcceleratorState._reset_state(reset_partial_state=True)
 
 
 def check_device(device: str | None) -> None:
-    """`UsageError` for a GPU where there is none."""
+    """Raise UsageError for a GPU on a machine without one."""
     if device and device.startswith("cuda") and not torch.cuda.is_available():
         raise UsageError(f"device {device} cannot be used, torch finds no GPU here: use cpu, or leave it to auto")
 
 
-def share(batch: int, parts: int) -> tuple[int, int]:
-    """(first, last) rows of every batch that are this process's, which takes them in so many parts.
+def rows_of_process(batch_size: int, parts: int) -> tuple[int, int]:
+    """(first, last) rows of every batch that this process takes, in `parts` micro-batches.
 
     Raises:
-        ConfigError: the batch does not divide into the processes and their parts.
+        ConfigError: the batch size is not a multiple of processes times parts.
     """
-    count = processes.count()
-    if batch % (count * parts):
-        enough = -(-batch // (count * parts)) * count * parts
+    count = distributed.count()
+    if batch_size % (count * parts):
+        enough = -(-batch_size // (count * parts)) * count * parts
         raise ConfigError(
-            f"data.batch_size = {batch} does not divide into {count} processes times train.accumulate = {parts} parts: "
-            f"set data.batch_size = {enough}, or fewer parts"
+            f"data.batch_size = {batch_size} does not divide into {count} processes times train.accumulate = {parts} "
+            f"parts: set data.batch_size = {enough}, or fewer parts"
         )
-    rows = batch // count
-    return processes.rank() * rows, (processes.rank() + 1) * rows
+    rows = batch_size // count
+    return distributed.rank() * rows, (distributed.rank() + 1) * rows
 
 
-def equip(module: nn.Module, settings: TrainConfig) -> None:
-    """Have a network run as `train.checkpoint_activations` and `train.compile` say; its weights keep their names."""
-    if settings.checkpoint_activations:
-        for block in module.modules():
-            if isinstance(block, ConvNeXtBlock):
-                block.checkpointed = True
-    if settings.compile:
-        module.compile()
-
-
-def join(accelerator: Accelerator, network: nn.Module) -> nn.Module:
-    """The network as all processes train it: each backward pass averages its gradients over them."""
-    joint: nn.Module = accelerator.prepare(network)
-    if isinstance(joint, DistributedDataParallel):
-        joint.broadcast_buffers = False  # codebooks are the same already, learned from what all saw
+def data_parallel(accelerator: Accelerator, network: nn.Module) -> nn.Module:
+    """Wrap a network so that each backward pass averages its gradients over all processes."""
+    ddp: nn.Module = accelerator.prepare(network)
+    if isinstance(ddp, DistributedDataParallel):
+        ddp.broadcast_buffers = False  # because codebooks are equal already: their statistics are of all processes
         weights = [weight for weight in network.parameters() if weight.requires_grad]
-        on_processors = all(weight.device.type == "cpu" and weight.dtype == torch.float32 for weight in weights)
-        if on_processors and processes.share_memory(sum(weight.numel() for weight in weights)):
-            joint.register_comm_hook(None, lambda _, bucket: at_hand(processes.all_reduce_mean(bucket.buffer())))
-    return joint
+        if all(weight.device.type == "cpu" and weight.dtype == torch.float32 for weight in weights):
+            memory = SharedMemory.create(sum(weight.numel() for weight in weights))
+            if memory is not None:
+                ddp.register_comm_hook(memory, lambda memory, bucket: average_bucket(memory, bucket.buffer()))
+    return ddp
 
 
-def at_hand(value: T) -> torch.futures.Future[T]:
-    """A future that has come."""
-    future = torch.futures.Future[T]()
-    future.set_result(value)
-    return future
+def shard(network: nn.Module, blocks: Iterable[nn.Module], optimizer: torch.optim.Optimizer | None = None) -> None:
+    """Shard weights, gradients and optimizer state over the processes (FSDP2).
 
-
-def shard(network: nn.Module, optimizer: torch.optim.Optimizer | None = None) -> None:
-    """Leave each process its part of the weights, their gradients and what the optimizer keeps of them (FSDP2).
-
-    The weights come together in a block's own pass, and for the rest of the network in the whole one's.
+    The weights of each of `blocks` are gathered for its own pass, the other weights for the pass of the whole network.
     """
-    warnings.filterwarnings("ignore", "FSDP2-wrapped module", UserWarning)  # of writing to outputs, which nobody does
+    warnings.filterwarnings("ignore", "FSDP2-wrapped module", UserWarning)  # about in-place changes of outputs
     device = next(network.parameters()).device
-    mesh = init_device_mesh(device.type, (processes.count(),))
+    mesh = init_device_mesh(device.type, (distributed.count(),))
     before = list(network.parameters())
-    for block in network.modules():
-        if isinstance(block, ConvNeXtBlock):
-            fully_shard(block, mesh=mesh)
-            register_fsdp_forward_method(block, "step")
+    for block in blocks:
+        fully_shard(block, mesh=mesh)
+        register_fsdp_forward_method(block, "step")
     fully_shard(network, mesh=mesh)
     if optimizer is None:
         return
@@ -153,143 +124,46 @@ def shard(network: nn.Module, optimizer: torch.optim.Optimizer | None = None) ->
 
 
 def is_sharded(network: nn.Module) -> bool:
-    """Whether each process has but a part of the weights."""
+    """Whether each process holds only a part of the weights."""
     return isinstance(network, FSDPModule)
 
 
-def whole(state: Any) -> Any:
-    """A state, through dicts and lists, with all that lies in shards whole; where there are any, all processes ask."""
+def gather_shards(state: Any) -> Any:
+    """A state with every sharded tensor gathered, through dicts and lists; all processes call it."""
     if isinstance(state, DTensor):
         return state.full_tensor()
     if isinstance(state, dict):
-        return type(state)((key, whole(value)) for key, value in state.items())
-    return [whole(value) for value in state] if isinstance(state, list) else state
+        return type(state)((key, gather_shards(value)) for key, value in state.items())
+    return [gather_shards(value) for value in state] if isinstance(state, list) else state
 
 
-def exchange_gradients(now: bool, *networks: nn.Module) -> None:
-    """Whether the next backward pass averages the gradients over processes, as that of a step's last part does."""
+def sync_gradients(enabled: bool, *networks: nn.Module) -> None:
+    """Set whether the next backward pass averages gradients over processes; only that of the last micro-batch does."""
     for network in networks:
         if isinstance(network, DistributedDataParallel):
-            network.require_backward_grad_sync = now
+            network.require_backward_grad_sync = enabled
         elif isinstance(network, FSDPModule):
-            network.set_requires_gradient_sync(now)
+            network.set_requires_gradient_sync(enabled)
 
 
-def of_all(items: list[T]) -> list[T]:
-    """The items of all processes; each of them has to ask."""
+def gather_items(items: list[T]) -> list[T]:
+    """The items of all processes; all of them call it."""
     gathered: list[T] = gather_object(items)
     return gathered
 
 
 @contextmanager
-def interrupts() -> Iterator[Callable[[], bool]]:
-    """Yields what to ask between steps: has Ctrl-C, SIGTERM or SIGHUP come? A later one does not wait to be asked for.
-
-    Within two seconds it is the same wish: a launcher passes on to its processes what they were sent already.
-    """
-    stopping = threading.Event()
-    since: list[float] = []
-    if threading.current_thread() is not threading.main_thread():  # where signals cannot be handled, nor arrive
-        yield stopping.is_set
-        return
-    before = {
-        number: handler
-        for number in INTERRUPTS
-        if (handler := signal.getsignal(number)) is not signal.SIG_IGN or number.name != "SIGHUP"  # as nohup has it
-    }
-
-    def stop(number: int, _: FrameType | None) -> None:
-        stopping.set()
-        since.append(clock.monotonic())
-        if since[-1] - since[0] > 2:
-            raise KeyboardInterrupt
-
-    try:
-        for number in before:
-            signal.signal(number, stop)
-        yield stopping.is_set
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
-@contextmanager
-def within_memory(*ways: str, workers: int = 0) -> Iterator[None]:
-    """Running out of memory, here or in a reader, as an error that names the settings to change."""
+def memory_errors(*settings: str, num_workers: int = 0) -> Iterator[None]:
+    """Turn out-of-memory errors, here or in a data worker, into errors that name the `settings` to change."""
     try:
         yield
     except (RuntimeError, MemoryError) as error:  # torch.OutOfMemoryError is a RuntimeError; a CPU's has no class
-        if str(error).startswith("DataLoader worker"):  # torch tells so in the middle of a step
+        if str(error).startswith("DataLoader worker"):
             raise CodecError(
-                "a reader of the audio was killed, perhaps for want of memory: set data.num_workers = "
-                f"{workers} lower; --resume goes on from the last checkpoint"
+                "a data worker was killed, perhaps because memory ran out: set data.num_workers = "
+                f"{num_workers} lower; --resume continues from the last checkpoint"
             ) from error
-        lacking = isinstance(error, MemoryError | torch.OutOfMemoryError)
-        if not (lacking or "DefaultCPUAllocator" in str(error)):
+        out_of_memory = isinstance(error, MemoryError | torch.OutOfMemoryError)
+        if not (out_of_memory or "DefaultCPUAllocator" in str(error)):
             raise
-        raise ConfigError(f"memory does not suffice for this training: set {', or '.join(ways)}") from error
-
-
-# going on
-
-
-def resumable(path: Path, recipe: Config, *, needs: Iterable[str], free: Collection[str]) -> dict[str, Any]:
-    """The state to go on from, if it is one of this recipe; only the keys that are `free` may have changed.
-
-    Raises:
-        InputNotFound: there is no state.
-        UnknownModel: it is damaged, or none.
-        ConfigError: it was made by an older program, or by another recipe; the message names what differs.
-    """
-    state = load_state(path)
-    tables = state.get("recipe")
-    if isinstance(tables, dict) and tables.get("kind") != getattr(recipe, "kind", None):
-        one, other = sorted(("a codec", "a language model"), reverse="kind" in tables)  # codecs' recipes name no kind
-        raise ConfigError(f"{path} is of {one}, the recipe of {other}: resume with its own, or change --out")
-    missing = ", ".join(name for name in needs if name not in state)
-    if missing:
-        raise ConfigError(f"{path} is of an older program: it lacks {missing}; begin anew in another --out")
-    try:
-        then = type(recipe).from_data(state["recipe"], source=str(path))
-    except ConfigError as error:
-        raise ConfigError(f"{error}: the state is of an older program; begin anew in another --out") from error
-    old = flat(then.model_dump())
-    new = flat(recipe.model_dump())
-    known = flat(state["recipe"])
-    old = {key: value if key in known else "unknown" for key, value in old.items()}  # what was no choice then
-    differing = [key for key in old | new if new.get(key) != old.get(key) and key not in free]
-    if differing:
-        changes = ", ".join(f"{key} ({old.get(key)} then, {new.get(key)} now)" for key in differing)
-        raise ConfigError(f"{path} is of another recipe: {changes}; resume with the same, or choose another --out")
-    return state
-
-
-def flat(tables: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested tables as one, by dotted keys: {"a": {"b": 1}} is {"a.b": 1}."""
-    values: dict[str, Any] = {}
-    for key, value in tables.items():
-        values |= flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
-    return values
-
-
-def states(trained: object, names: Iterable[str]) -> dict[str, Any]:
-    """The states of what is `trained`, by the names of its parts."""
-    return {name: whole(getattr(trained, name).state_dict()) for name in names}
-
-
-def restore(trained: object, state: dict[str, Any], names: Iterable[str]) -> int:
-    """Inverse of `states`; the step to go on with.
-
-    Raises ConfigError: what the state holds is not what is trained.
-    """
-    for name in names:
-        try:
-            getattr(trained, name).load_state_dict(state[name])
-        except torch.OutOfMemoryError:
-            raise
-        except (RuntimeError, LookupError, ValueError, TypeError, AttributeError) as error:
-            raise ConfigError(
-                f"the training state is of an older program or another model ({name}: {shorten(str(error), 200)}): "
-                "begin anew in another --out"
-            ) from error
-    return int(state["step"])
+        raise ConfigError(f"out of memory: try {', or '.join(settings)}") from error

@@ -1,9 +1,9 @@
-"""What a training shows, and what it leaves to look at: TensorBoard events, and the same numbers as CSV.
+"""Log of a training run: a line on stderr, TensorBoard events, and the same metrics as CSV.
 
-`record.csv` has one row per number, so that numbers may join or leave at any step. Its curves, by name:
+`metrics.csv` has one row per value, because metrics may be added or missing at any step. Its curves, by name:
 
     curves = collections.defaultdict(list)
-    for row in csv.DictReader(open("runs/mine/record.csv")):
+    for row in csv.DictReader(open("runs/mine/metrics.csv")):
         curves[row["name"]].append((int(row["step"]), float(row["value"])))
 """
 
@@ -20,69 +20,80 @@ from typing import TYPE_CHECKING, Self, TypeVar
 import librosa
 import numpy as np
 import torch
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.text import Text
 from torch import Tensor
 
+from codec.codes import entropy
 from codec.nn.shapes import Audio
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
 
-SPEED = "speed/steps per second"
+STEPS_PER_SECOND = "speed/steps per second"
 REAL_TIME = "speed/audio seconds per second"
-WAITING = "speed/share waiting for data"
-USE = "perplexity/mean share of a codebook"
+DATA_WAIT = "speed/share waiting for data"
+CODEBOOK_USE = "perplexity/mean share of a codebook"
 BITS = "bits/mean"
-BAD = "data/bad files"
-MAIN_LOSSES = ("mel", "complex_stft", "feature_matching", "discriminator")  # the ones to watch; the record has all
+BAD_FILES = "data/bad files"
+LINE_LOSSES = ("mel", "noise_to_mask", "feature_matching", "discriminator")  # in the line; the files have all losses
 
 BANDS = 128
 """Rows of a spectrogram; each is two pixels high."""
 RANGE = 80.0
 """dB from black to the lightest color."""
-COLOURS = np.array([(0, 0, 0), (70, 20, 110), (190, 50, 90), (250, 150, 20), (255, 255, 200)])
+COLORS = np.array([(0, 0, 0), (70, 20, 110), (190, 50, 90), (250, 150, 20), (255, 255, 200)])
 
 T = TypeVar("T")
 
 
-class Record:
-    """Writes below a run's folder; a run that goes on from `step` continues its record, less what came after.
+class Logger:
+    """Writes metrics and audio below a run's folder; a run resumed from `step` drops what was logged after it.
 
-    Without TensorBoard there is the table alone, and `report` is told so.
+    Without TensorBoard only the table is written, and `report` gets a line that says so. A logger that is not
+    `enabled`, as in every process but the first, writes nothing.
     """
 
-    def __init__(self, folder: Path, step: int = 0, *, report: Callable[[str], None] = lambda _: None) -> None:
+    def __init__(
+        self, folder: Path, step: int = 0, *, report: Callable[[str], None] = lambda _: None, enabled: bool = True
+    ) -> None:
+        self.enabled = enabled
+        self.events: SummaryWriter | None = None
+        if not enabled:
+            return
         folder.mkdir(parents=True, exist_ok=True)
-        self.events = events(folder / "events", step)
+        self.events = open_events(folder / "events", step)
         if self.events is None:
-            report("no TensorBoard here, record.csv alone: pip install 'codec[train]' for curves, sounds and pictures")
-        path = folder / "record.csv"
+            report("TensorBoard is not installed, metrics.csv only: pip install 'codec[train]' for curves and audio")
+        path = folder / "metrics.csv"
         before = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else []
         self.table = path.open("w", newline="", encoding="utf-8")
         self.rows = csv.writer(self.table, lineterminator="\n")
         self.rows.writerow(["step", "name", "value"])
-        cells = (line.split(",") for line in before)  # no csv.reader, for which a stray quote hides the lines after it
+        cells = (line.split(",") for line in before)  # not csv.reader, because a stray quote hides the lines after it
         kept = (row for row in cells if len(row) == 3 and row[0].isdecimal())
         self.rows.writerows(row for row in kept if int(row[0]) <= step)
         self.table.flush()
 
-    def numbers(self, step: int, values: Mapping[str, float]) -> None:
-        """Scalars by name, "group/name"."""
-        for name, value in values.items():
+    def log_metrics(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Write scalars by name, "group/name"."""
+        if not self.enabled:
+            return
+        for name, value in metrics.items():
             if self.events is not None:
                 self.events.add_scalar(name, value, step)
             self.rows.writerow([step, name, f"{value:.6g}"])
         self.table.flush()
 
-    def clips(self, step: int, name: str, audio: Audio, sample_rate: int, original: Audio | None = None) -> None:
-        """Audio [batch, 1, time] to listen to, and its spectrograms, each below that of its `original`."""
+    def log_audio(self, step: int, name: str, audio: Audio, sample_rate: int, original: Audio | None = None) -> None:
+        """Write audio [batch, 1, time] and its spectrograms, each below that of its `original`."""
         if self.events is None:
             return
         for number, clip in enumerate(audio[:, 0].cpu().float()):
             self.events.add_audio(f"{name}/{number}", clip.clamp(-1, 1), step, sample_rate)
             panels = {} if original is None else {"original": original[number, 0].cpu().float()}
-            image = picture({**panels, name: clip}, sample_rate)
+            image = draw_spectrograms({**panels, name: clip}, sample_rate)
             self.events.add_image(f"{name}/{number}", image, step, dataformats="HWC")
 
     def __enter__(self) -> Self:
@@ -93,11 +104,12 @@ class Record:
     ) -> None:
         if self.events is not None:
             self.events.close()
-        self.table.close()
+        if self.enabled:
+            self.table.close()
 
 
-def events(folder: Path, step: int) -> SummaryWriter | None:
-    """A writer that goes on after `step`; nothing where TensorBoard is not installed."""
+def open_events(folder: Path, step: int) -> SummaryWriter | None:
+    """A TensorBoard writer that continues after `step`; None if TensorBoard is not installed."""
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError:
@@ -105,19 +117,19 @@ def events(folder: Path, step: int) -> SummaryWriter | None:
     return SummaryWriter(str(folder), purge_step=step + 1)
 
 
-def picture(panels: Mapping[str, Tensor], sample_rate: int) -> np.ndarray:
+def draw_spectrograms(panels: Mapping[str, Tensor], sample_rate: int) -> np.ndarray:
     """Spectrograms of clips [time] by name, one below the other, as an image [height, width, 3].
 
-    Mel frequencies from below, 5 ms a frame, two pixels each; colors from 80 dB below the loudest of the first clip,
-    so that the others can be compared with it.
+    Mel frequencies from below, 5 ms per frame, two pixels each; colors from 80 dB below the loudest of the first clip,
+    so that the other clips can be compared with it.
     """
     from PIL import Image, ImageDraw  # comes with TensorBoard
 
-    spectrograms = [decibels(clip, sample_rate) for clip in panels.values()]
+    spectrograms = [mel_decibels(clip, sample_rate) for clip in panels.values()]
     shares = (np.concatenate([s[::-1] for s in spectrograms]) - spectrograms[0].max()) / RANGE + 1
-    steps = np.linspace(0, 1, len(COLOURS))
-    colours = np.stack([np.interp(shares, steps, channel) for channel in COLOURS.T], axis=-1).astype(np.uint8)
-    image = Image.fromarray(colours.repeat(2, axis=0).repeat(2, axis=1))
+    steps = np.linspace(0, 1, len(COLORS))
+    colors = np.stack([np.interp(shares, steps, channel) for channel in COLORS.T], axis=-1).astype(np.uint8)
+    image = Image.fromarray(colors.repeat(2, axis=0).repeat(2, axis=1))
     draw = ImageDraw.Draw(image)
     hertz = librosa.mel_frequencies(BANDS + 2, fmax=sample_rate / 2)
     for number, name in enumerate(panels):
@@ -133,10 +145,10 @@ def picture(panels: Mapping[str, Tensor], sample_rate: int) -> np.ndarray:
     return np.asarray(image)
 
 
-def decibels(clip: Tensor, sample_rate: int) -> np.ndarray:
+def mel_decibels(clip: Tensor, sample_rate: int) -> np.ndarray:
     """Mel spectrum [bands, frames] of a clip [time] in dB; windows of 40 ms, 5 ms apart."""
     window = sample_rate // 25
-    size = 4 * window  # padded, so that there is a bin in every band
+    size = 4 * window  # zero-padded, so that every band has a bin
     hann = torch.hann_window(window)
     spectrum = torch.stft(clip, size, sample_rate // 200, window, window=hann, pad_mode="constant", return_complex=True)
     filters = torch.from_numpy(librosa.filters.mel(sr=sample_rate, n_fft=size, n_mels=BANDS))
@@ -145,22 +157,22 @@ def decibels(clip: Tensor, sample_rate: int) -> np.ndarray:
     return decibels
 
 
-class Tally:
-    """Gathers what the steps return; nothing waits for the device until `numbers`.
+class Meter:
+    """Averages the metrics of the steps between two log lines; nothing waits for the device until `compute`.
 
-    Each step is of so many `seconds` of audio; `codebook_size` is for the usage of codebooks.
+    A step trains on `seconds` of audio. `codebook_size` scales the perplexity of codebooks to a share.
     """
 
     def __init__(self, seconds: float = 0.0, codebook_size: int = 1) -> None:
         self.seconds = seconds
         self.codebook_size = codebook_size
         self.steps: list[Mapping[str, Tensor]] = []
-        self.bad: dict[str, str] = {}
+        self.bad_files: dict[str, str] = {}
         self.waited = 0.0
-        self.began = clock.perf_counter()
+        self.started = clock.perf_counter()
 
-    def waiting(self, batches: Iterable[T]) -> Iterator[T]:
-        """The batches, with the time until each is there counted as waiting for data."""
+    def time_data(self, batches: Iterable[T]) -> Iterator[T]:
+        """Yield the batches, and count the time until each arrives as waiting for data."""
         before = clock.perf_counter()
         for batch in batches:
             self.waited += clock.perf_counter() - before
@@ -168,87 +180,99 @@ class Tally:
             before = clock.perf_counter()
 
     @contextmanager
-    def aside(self) -> Iterator[None]:
-        """Around what is no training, such as validation: its time does not count."""
+    def paused(self) -> Iterator[None]:
+        """Exclude validation and the like from the speed."""
         before = clock.perf_counter()
         yield
-        self.began += clock.perf_counter() - before
+        self.started += clock.perf_counter() - before
 
-    def add(self, losses: Mapping[str, Tensor]) -> None:
-        """Take in one step's losses, and the `usage` of the codebooks."""
-        self.steps.append(losses)
+    def add(self, metrics: Mapping[str, Tensor]) -> None:
+        """Add the metrics of one step, with the `code_counts` of the codebooks if there are any."""
+        self.steps.append(metrics)
 
-    def left_out(self, bad: Iterable[tuple[str, str]]) -> list[tuple[str, str]]:
-        """Take in the files (name, reason) that could not be read; those that were never given before."""
-        new = {name: reason for name, reason in bad if name not in self.bad}
-        self.bad |= new
+    def add_bad_files(self, files: Iterable[tuple[str, str]]) -> list[tuple[str, str]]:
+        """Add files (name, reason) that could not be read; returns those that were not added before."""
+        new = {name: reason for name, reason in files if name not in self.bad_files}
+        self.bad_files |= new
         return list(new.items())
 
-    def numbers(self) -> dict[str, float]:
-        """Means over the steps since the last call, by the names they are recorded under, and the speed.
+    def compute(self) -> dict[str, float]:
+        """Means over the steps since the last call, and the speed, by the names that they are logged under.
 
-        A loss whose name has a group ("gradient/model") is recorded under that name. Perplexities are of all codes of
-        these steps together: a step alone has too few to use every entry.
+        A metric whose name has a group ("grad_norm/model") keeps its name; others are losses. Perplexities are of all
+        codes of these steps together, because a step alone has too few codes to use every entry.
         """
-        numbers: dict[str, float] = {}
-        for name in dict.fromkeys(name for losses in self.steps for name in losses):
-            mean = torch.stack([losses[name] for losses in self.steps if name in losses]).mean(dim=0)
-            if name == "usage":
-                num_codebooks = perplexity(mean).tolist()
-                numbers |= {f"perplexity/{codebook}": value for codebook, value in enumerate(num_codebooks)}
-                numbers[USE] = sum(num_codebooks) / len(num_codebooks) / self.codebook_size
+        metrics: dict[str, float] = {}
+        for name in dict.fromkeys(name for step in self.steps for name in step):
+            mean = torch.stack([step[name] for step in self.steps if name in step]).mean(dim=0)
+            if name == "code_counts":
+                perplexities = (2 ** entropy(mean)).tolist()
+                metrics |= {f"perplexity/{codebook}": value for codebook, value in enumerate(perplexities)}
+                metrics[CODEBOOK_USE] = sum(perplexities) / len(perplexities) / self.codebook_size
             else:
-                numbers[name if "/" in name else f"loss/{name}"] = float(mean)
-        now = clock.perf_counter()  # the device is done by now
-        numbers[SPEED] = len(self.steps) / (now - self.began)
-        numbers[REAL_TIME] = numbers[SPEED] * self.seconds
-        numbers[WAITING] = self.waited / (now - self.began)
-        numbers[BAD] = len(self.bad)
-        self.steps, self.waited, self.began = [], 0.0, now
-        return numbers
+                metrics[name if "/" in name else f"loss/{name}"] = float(mean)
+        now = clock.perf_counter()  # after the device has finished, because the means have been read
+        metrics[STEPS_PER_SECOND] = len(self.steps) / (now - self.started)
+        metrics[REAL_TIME] = metrics[STEPS_PER_SECOND] * self.seconds
+        metrics[DATA_WAIT] = self.waited / (now - self.started)
+        metrics[BAD_FILES] = len(self.bad_files)
+        self.steps, self.waited, self.started = [], 0.0, now
+        return metrics
+
+
+class StatusLine(Progress):
+    """A progress bar, and below it the latest metrics, which wrap where the terminal is narrow."""
+
+    metrics = ""
+
+    def get_renderables(self) -> Iterable[RenderableType]:
+        yield self.make_tasks_table(self.tasks)
+        if self.metrics:
+            yield Text(self.metrics)
 
 
 @contextmanager
-def live(console: Console, name: str, first: int, last: int) -> Iterator[Callable[[int, Mapping[str, float]], None]]:
-    """One line on a terminal, nothing elsewhere; yields what to call with (steps done, `Tally.numbers` or nothing)."""
-    columns = BarColumn(20), MofNCompleteColumn(), TimeRemainingColumn(), TextColumn("{task.fields[numbers]}")
-    with Progress(TextColumn(name), *columns, console=console, disable=not console.is_terminal) as progress:
-        bar = progress.add_task(name, total=last, completed=first, numbers="")
+def progress(
+    console: Console, name: str, first: int, last: int
+) -> Iterator[Callable[[int, Mapping[str, float] | None], None]]:
+    """Yield a function to call after each step with the steps done and, if they were just computed, the metrics.
 
-        def show(done: int, numbers: Mapping[str, float]) -> None:
-            progress.update(bar, completed=done, numbers=summary(numbers))
+    A terminal shows a status line; a file or a pipe gets a plain line for each set of metrics.
+    """
+    columns = BarColumn(20), MofNCompleteColumn(), TimeRemainingColumn()
+    with StatusLine(TextColumn(name), *columns, console=console, disable=not console.is_terminal) as bar:
+        task = bar.add_task(name, total=last, completed=first)
+
+        def show(done: int, metrics: Mapping[str, float] | None) -> None:
+            if metrics is not None:
+                bar.metrics = summary(metrics)
+                if not console.is_terminal:
+                    console.print(f"step {done}/{last}: {bar.metrics}")
+            bar.update(task, completed=done)
 
         yield show
 
 
-def summary(numbers: Mapping[str, float]) -> str:
-    """The numbers to watch: 2.31 steps/s  28 × real time  mel 1.23 complex_stft 0.50  codebooks 61 % used."""
-    parts = [f"{numbers[SPEED]:.2f} steps/s  {numbers[REAL_TIME]:.0f} × real time"] if SPEED in numbers else []
-    if numbers.get(WAITING, 0) >= 0.05:
-        parts.append(f"{numbers[WAITING]:.0%} waiting for data")
-    losses = [f"{key} {numbers[f'loss/{key}']:.2f}" for key in MAIN_LOSSES if f"loss/{key}" in numbers]
-    parts += [" ".join(losses)] if losses else []
-    if BITS in numbers:
-        parts.append(f"{numbers[BITS]:.2f} bits per code")
-    if USE in numbers:
-        parts.append(f"codebooks {numbers[USE]:.0%} used")
-    if numbers.get(BAD):
-        parts.append(f"{numbers[BAD]:.0f} bad files")
+def summary(metrics: Mapping[str, float]) -> str:
+    """The metrics to watch: mel 1.23 noise_to_mask 0.50  codebooks 61% used  2.31 steps/s  28 × real time."""
+    losses = [f"{key} {metrics[f'loss/{key}']:.2f}" for key in LINE_LOSSES if f"loss/{key}" in metrics]
+    parts = [" ".join(losses)] if losses else []
+    if BITS in metrics:
+        parts.append(f"{metrics[BITS]:.2f} bits per code")
+    if CODEBOOK_USE in metrics:
+        parts.append(f"codebooks {metrics[CODEBOOK_USE]:.0%} used")
+    if STEPS_PER_SECOND in metrics:
+        parts.append(f"{metrics[STEPS_PER_SECOND]:.2f} steps/s  {metrics[REAL_TIME]:.0f} × real time")
+    if metrics.get(DATA_WAIT, 0) >= 0.05:
+        parts.append(f"{metrics[DATA_WAIT]:.0%} waiting for data")
+    if metrics.get(BAD_FILES):
+        parts.append(f"{metrics[BAD_FILES]:.0f} bad files")
     return "  ".join(parts)
 
 
-def usage(codes: Tensor, codebook_size: int) -> Tensor:
-    """How often each entry was chosen [codebooks, codebook_size], by codes [batch, codebooks, frames]; -1 does not count."""
+def count_codes(codes: Tensor, codebook_size: int) -> Tensor:
+    """How often each entry occurs [codebooks, codebook_size] in codes [batch, codebooks, frames]; -1 does not count."""
     num_codebooks = codes.shape[1]
     counts = torch.zeros(num_codebooks, codebook_size + 1, device=codes.device)
     rows = codes.transpose(0, 1).flatten(1) % (codebook_size + 1)  # -1 is last
     return counts.scatter_add_(1, rows, torch.ones_like(rows, dtype=counts.dtype))[:, :-1].contiguous()
-
-
-def perplexity(usage: Tensor) -> Tensor:
-    """Perplexity [codebooks] of what `usage` counted: as many entries in equal use would be as hard to guess.
-
-    A codebook that nothing used has perplexity 1.
-    """
-    share = usage / usage.sum(dim=-1, keepdim=True).clamp(min=1e-12)
-    return torch.exp(-(share * share.clamp(min=1e-12).log()).sum(dim=-1))

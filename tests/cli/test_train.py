@@ -1,4 +1,4 @@
-"""codec train: what it hands to the loop."""
+"""codec train: options, recipes and messages."""
 
 from pathlib import Path
 from typing import Any
@@ -6,9 +6,9 @@ from typing import Any
 import pytest
 
 from codec.io.audio import write_audio
-from codec.training.codec import task as codec_loop
+from codec.training.codec import task as codec_task
 from codec.training.codec.recipe import Recipe
-from codec.training.lm import task as lm_loop
+from codec.training.lm import task as lm_task
 from codec.training.lm.recipe import LMRecipe
 from tests.cli.conftest import Cli
 from tests.helpers.training import tones, write_codec, write_store
@@ -22,7 +22,7 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Recipe, dict[str, Any]]
         calls.append((recipe, options))
         return Path(options["out"], "model.safetensors")
 
-    monkeypatch.setattr(codec_loop, "train", train)
+    monkeypatch.setattr(codec_task, "train", train)
     return calls
 
 
@@ -44,7 +44,7 @@ def test_defaults(cli: Cli, recipe: Path, calls: list[Any]) -> None:
 def test_the_recipe_may_name_the_data(cli: Cli, recipe: Path, calls: list[Any]) -> None:
     result = cli("train", recipe)
     assert (result.code, calls) == (2, [])
-    assert "pass --data, any folder" in result.err
+    assert "pass --data, a folder of recordings" in result.err
     assert cli("train", recipe, "--set", "data.folder=sounds").code == 0
     assert cli("train", recipe, "--set", "data.folder=sounds", "--data", "others").code == 0
     assert [options["data"] for _, options in calls] == [Path("sounds"), Path("others")]
@@ -115,10 +115,10 @@ def test_a_dry_run_prints_and_leaves_nothing(cli: Cli, calls: list[Any]) -> None
     first, *rest = result.out.decode().splitlines()
     assert first == "model night"
     assert any(line.split()[:1] == ["delay"] and "160 samples (20.0 ms)" in line for line in rest)
-    assert any("0.00 h in 1 clips (by 1 of their headers): 2.4 times through" in line for line in rest)
+    assert any("0.00 h in 1 clips (by 1 of their headers): 2.4 epochs" in line for line in rest)
     assert sorted(Path().rglob("*")) == before
     result = cli("train", "small.toml", "--dry-run")  # without data
-    assert (result.code, b"times through" in result.out) == (0, False)
+    assert (result.code, b"epochs" in result.out) == (0, False)
     result = cli("train", "small.toml", "--dry-run", "--data", "none")
     assert (result.code, result.out) == (3, b"")
 
@@ -134,7 +134,7 @@ def lm_calls(monkeypatch: pytest.MonkeyPatch) -> list[tuple[LMRecipe, dict[str, 
         calls.append((recipe, options))
         return Path(options["out"], "model.safetensors")
 
-    monkeypatch.setattr(lm_loop, "train", train)
+    monkeypatch.setattr(lm_task, "train", train)
     return calls
 
 
@@ -144,7 +144,7 @@ def lm_recipe(cli: Cli) -> Path:
     return Path("lm.toml")
 
 
-def test_the_kind_says_which_loop(cli: Cli, lm_recipe: Path, calls: list[Any], lm_calls: list[Any]) -> None:
+def test_the_kind_selects_the_task(cli: Cli, lm_recipe: Path, calls: list[Any], lm_calls: list[Any]) -> None:
     result = cli("train", lm_recipe, "--data", "tokens")
     assert (result.code, result.out, result.err) == (0, b"", "the model is runs/talk/model.safetensors\n")
     ((loaded, options),) = lm_calls
@@ -163,19 +163,19 @@ def test_the_kind_says_which_loop(cli: Cli, lm_recipe: Path, calls: list[Any], l
 @pytest.mark.parametrize(
     ("arguments", "code", "says"),
     [
-        (["lm.toml"], 2, "lm.toml names no data.store: pass --data, what `codec tokenize DIR --out STORE` made"),
+        (["lm.toml"], 2, "lm.toml names no data.store: pass --data, made by `codec tokenize DIR --out STORE`"),
         (
             ["lm.toml", "--data", "sounds"],
             3,
-            "sounds is no token store: tokenize it first: codec tokenize sounds ",
+            "sounds is not a token store: tokenize it first: codec tokenize sounds ",
         ),
-        (["lm.toml", "--data", "sounds", "--dry-run"], 3, "sounds is no token store: tokenize it first"),
-        (["lm.toml", "--data", "sounds", "--overfit-batch"], 3, "sounds is no token store: tokenize it first"),
+        (["lm.toml", "--data", "sounds", "--dry-run"], 3, "sounds is not a token store: tokenize it first"),
+        (["lm.toml", "--data", "sounds", "--overfit-batch"], 3, "sounds is not a token store: tokenize it first"),
         (["lm.toml", "--data", "none"], 3, "none: there is no such token store"),
         (["lm.toml", "--data", "x", "--set", "model.layer=2"], 2, "did you mean layers?"),
         (["lm.toml", "--data", "x", "--set", "kind=ml"], 2, 'kind = "ml": must be'),
         (["lm.toml", "--data", "x", "--steps", "20001"], 2, "past the end of the schedule, train.steps = 20000"),
-        (["small.toml", "--data", "x", "--codec", "y"], 2, "--codec is for language models, whose recipes say kind"),
+        (["small.toml", "--data", "x", "--codec", "y"], 2, "--codec is for language models, whose recipes have kind"),
         (["small.toml", "--data", "x", "--overfit-batch"], 2, "--overfit-batch is for language models"),
     ],
 )
@@ -206,40 +206,40 @@ def test_a_dry_run_of_a_language_model(cli: Cli, lm_recipe: Path, store: Path) -
     result = cli("train", lm_recipe, *arguments, "--set", 'data.classes=["label"]', "--dry-run", "--device", "cpu")
     assert (result.code, result.err) == (0, "")
     lines = dict(line.strip().split("  ", 1) for line in result.out.decode().splitlines() if line[:2] == "  ")
-    told = {name: value.strip() for name, value in lines.items()}
+    report = {name: value.strip() for name, value in lines.items()}
     assert result.out.decode().startswith("language model talk\n")
-    assert told["codes"] == "3 codebooks of 20, 100 frames a second"
-    assert told["pattern"] == "delay, a frame is whole 2 frames later"
-    assert told["context"] == "512 frames (5.1 s)"
-    assert told["told"] == "label"
-    assert told["data"] == "train on 7 clips (0.0 min, 366 codes), validate on 2"
-    assert told["bits per code"].startswith("4.32 by guessing, ")
-    assert told["bits per code"].endswith("2.50 at the end as measured on the audio of its README")
+    assert report["codes"] == "3 codebooks of 20, 100 frames/s"
+    assert report["pattern"] == "delay, latency 2 frames"
+    assert report["context"] == "512 frames (5.1 s)"
+    assert report["conditioning"] == "label"
+    assert report["data"] == "train on 7 clips (0.0 min, 366 codes), validate on 2"
+    assert report["bits per code"].startswith("4.32 uniform, ")
+    assert report["bits per code"].endswith("2.50 at the end as measured on the audio of its README")
     assert sorted(Path().rglob("*")) == before
     lm_recipe.write_text(lm_recipe.read_text() + "[train]\nexpected = 2.5\n")
-    told_of_it = [
+    printed = [
         b"2.50 at the end" in cli("train", lm_recipe, *arguments[:4], *more, "--dry-run", "--device", "cpu").out
         for more in ([], ["--set", "train.samples=0"])
     ]
-    assert told_of_it == [True, False]  # of a changed recipe it was not measured
+    assert printed == [True, False]  # a changed recipe has not been measured
 
 
-def test_a_batch_learnt_by_heart(cli: Cli, lm_recipe: Path, store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_overfitting_one_batch(cli: Cli, lm_recipe: Path, store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     before = sorted(Path().rglob("*"))
     arguments = ["--data", store, "--codec", "corpus/tiny.safetensors", *SMALL, "--overfit-batch", "--device", "cpu"]
     result = cli("train", lm_recipe, *arguments, "--set", "optimizer.lr=0.01")
     assert (result.code, result.out) == (0, b"")
     first, *_, last = result.err.splitlines()
     assert first.startswith("step 1: 4.")
-    assert last.startswith("learned by heart: 0.")
+    assert last.startswith("memorized: 0.")
     result = cli("train", lm_recipe, *arguments, "--steps", 2, "--set", "optimizer.lr=1e-9")
     assert result.code == 1
-    assert "not learned: 4." in result.err.splitlines()[-1]
+    assert "not memorized: 4." in result.err.splitlines()[-1]
     assert "after 2 steps" in result.err
-    monkeypatch.setattr(lm_loop, "HEART", 3)
+    monkeypatch.setattr(lm_task, "OVERFIT_STEPS", 3)
     result = cli("train", lm_recipe, *arguments, "--set", "optimizer.lr=1e-9")
     assert result.code == 1
-    assert "not learned: 4." in result.err.splitlines()[-1]
+    assert "not memorized: 4." in result.err.splitlines()[-1]
     assert sorted(Path().rglob("*")) == before
 
 

@@ -1,5 +1,6 @@
-"""A training small enough for a test: a tiny model, short crops, and tones to learn from."""
+"""Training runs small enough for a test: a tiny model, short crops, and tones as audio."""
 
+import csv
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -7,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator  # type: ignore[import-untyped]
 from torch import Tensor
 
 from codec.checkpoint import save_model
@@ -26,13 +28,13 @@ TABLES: dict[str, dict[str, Any]] = {
 
 
 def small_recipe(**tables: Mapping[str, Any]) -> Recipe:
-    """8 kHz, crops of 0.15 s, no discriminators; each table given is laid over the small one's."""
+    """8 kHz, crops of 0.15 s, no discriminators; given tables override single keys."""
     merged = {name: {**TABLES.get(name, {}), **tables.get(name, {})} for name in TABLES | tables}
     return Recipe.from_data({"name": "small", **merged})
 
 
 def options(recipe: Recipe) -> list[str]:
-    """What of a recipe was given, as options of the command line."""
+    """The keys of a recipe that differ from the defaults, as command line options."""
     tables = recipe.model_dump(mode="json", exclude_unset=True)
     return [
         f"--set={table}.{key}={json.dumps(value)}"
@@ -44,7 +46,7 @@ def options(recipe: Recipe) -> list[str]:
 
 
 def tones(seconds: float, rate: int, *, seed: int, channels: int = 1) -> Block:
-    """Three tones at rest and a little noise, [channels, time]."""
+    """Three steady tones and weak noise, [channels, time]."""
     rng = np.random.default_rng(seed)
     time = np.arange(round(seconds * rate)) / rate
     audio = rng.normal(0, 0.01, (channels, len(time)))
@@ -78,13 +80,13 @@ LENGTHS = (5, 8, 12, 16, 17, 24, 40, 9, 11)
 
 
 def small_lm_recipe(**tables: Mapping[str, Any]) -> LMRecipe:
-    """A transformer told labels and speakers; each table given is laid over the small one's."""
+    """A transformer conditioned on labels and speakers; given tables override single keys."""
     merged = {name: {**LM_TABLES.get(name, {}), **tables.get(name, {})} for name in LM_TABLES | tables}
     return LMRecipe.from_data({"kind": "lm", "name": "small", **merged})
 
 
 def write_codec(folder: Path) -> Path:
-    """The tiny codec, fitted to tones so that its codes are many."""
+    """The tiny codec, initialized from tones so that it uses many codes."""
     model = tiny_model()
     torch.manual_seed(0)
     model.init_from_audio(batch(1))
@@ -93,7 +95,7 @@ def write_codec(folder: Path) -> Path:
 
 
 def write_store(folder: Path, codec: Path, *, level_db: float | None = None, **columns: Sequence[str | None]) -> Path:
-    """A token store of a clip for each of `LENGTHS`; `columns` stand in for those of its manifest."""
+    """A token store of a clip for each of `LENGTHS`; `columns` override those of its manifest."""
     known: dict[str, Sequence[str | None]] = {
         "split": ["train"] * 7 + ["valid"] * 2,
         "label": ["yes", "no"] * 4 + ["yes"],
@@ -104,9 +106,35 @@ def write_store(folder: Path, codec: Path, *, level_db: float | None = None, **c
     rows = []
     for number, frames in enumerate(LENGTHS):
         name = f"audio/{number}.wav"
-        write_audio(folder / name, tones((frames - 1) * 0.01, 8000, seed=number), 8000)  # and a frame for its end
+        write_audio(folder / name, tones((frames - 1) * 0.01, 8000, seed=number), 8000)  # the end adds one frame
         row = {key: values[number] for key, values in (known | columns).items()}
         rows.append({"path": name} | {key: value for key, value in row.items() if value is not None})
     (folder / "manifest.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     tokenize(folder / "manifest.jsonl", folder / "store", model=codec, level_db=level_db)
     return folder / "store"
+
+
+def read_events(folder: Path) -> EventAccumulator:
+    """The TensorBoard events of a run."""
+    accumulator = EventAccumulator(str(folder / "events"))
+    accumulator.Reload()
+    return accumulator
+
+
+def read_metrics(folder: Path) -> list[list[str]]:
+    """The rows [step, name, value] of a run's metrics.csv."""
+    with (folder / "metrics.csv").open(newline="") as file:
+        header, *rows = csv.reader(file)
+    assert header == ["step", "name", "value"]
+    return rows
+
+
+def same(one: Any, other: Any) -> bool:
+    """Whether two states are equal bit for bit, through dicts and lists."""
+    if isinstance(one, Tensor):
+        return one.dtype == other.dtype and torch.equal(one, other)
+    if isinstance(one, dict):
+        return one.keys() == other.keys() and all(same(one[key], other[key]) for key in one)
+    if isinstance(one, list | tuple):
+        return len(one) == len(other) and all(map(same, one, other))
+    return bool(one == other)

@@ -1,4 +1,4 @@
-"""recipes/: every folder is whole, and its recipes train."""
+"""recipes/: every folder is complete, and its recipes train."""
 
 import re
 from pathlib import Path
@@ -14,7 +14,7 @@ from codec.data.tokenize import tokenize
 from codec.lm import build
 from codec.training.codec.recipe import Recipe
 from codec.training.codec.task import train
-from codec.training.lm import task as lm_loop
+from codec.training.lm import task as lm_task
 from codec.training.lm.recipe import LMRecipe
 from tests.datasets.miniatures import MINIATURES, audio, prepared
 
@@ -55,7 +55,7 @@ SMALL_LM = [
 ]
 
 
-def test_every_recipe_is_three_files_and_stands_in_the_readme() -> None:
+def test_every_recipe_is_three_files_and_in_the_readme() -> None:
     assert len(FOLDERS) == 11
     assert set(NAMES) == set(datasets.NAMES)
     for folder in FOLDERS:
@@ -71,7 +71,7 @@ def test_every_recipe_is_three_files_and_stands_in_the_readme() -> None:
 
 
 @pytest.mark.parametrize("folder", FOLDERS, ids=NAMES)
-def test_a_readme_says_what_a_user_needs(folder: Path) -> None:
+def test_readmes_are_complete(folder: Path) -> None:
     text = (folder / "README.md").read_text("utf-8")
     assert text.startswith(f"# {folder.name}\n")
     assert f"codec prepare {folder.name} DIR" in text
@@ -95,13 +95,13 @@ def test_a_miniature_trains(name: str, tmp_path: Path) -> None:
     assert model.is_file()
 
     tokenize(tmp_path / "data" / MANIFEST, tmp_path / "tokens", model=model)
-    talk = load_toml(ROOT / "recipes" / name / "lm.toml", LMRecipe, SMALL_LM)
+    lm_recipe = load_toml(ROOT / "recipes" / name / "lm.toml", LMRecipe, SMALL_LM)
     options: dict[str, Any] = {"data": tmp_path / "tokens", "codec": model, "steps": 2, "device": "cpu"}
-    assert lm_loop.train(talk, out=tmp_path / "lm", **options).is_file()
+    assert lm_task.train(lm_recipe, out=tmp_path / "lm", **options).is_file()
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_recipe_makes_fifty_frames_a_second_and_switches_its_discriminators_on(name: str) -> None:
+def test_codecs_have_fifty_frames_per_second_and_discriminators(name: str) -> None:
     recipe = load_toml(ROOT / "recipes" / name / "codec.toml", Recipe)
     assert recipe.model.sample_rate == 50 * recipe.model.hop
     assert recipe.discriminator.start is not None
@@ -109,7 +109,7 @@ def test_a_recipe_makes_fifty_frames_a_second_and_switches_its_discriminators_on
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_language_model_sees_all_of_the_longest_crop(name: str) -> None:
+def test_the_context_holds_the_longest_crop(name: str) -> None:
     codec = load_toml(ROOT / "recipes" / name / "codec.toml", Recipe).model
     recipe = load_toml(ROOT / "recipes" / name / "lm.toml", LMRecipe)
     source = {
@@ -124,17 +124,17 @@ def test_a_language_model_sees_all_of_the_longest_crop(name: str) -> None:
     assert recipe.name == f"{name}-{codec.sample_rate // 1000}k-lm"
 
 
-def test_the_shipped_language_model_is_made_by_its_recipe() -> None:
+def test_the_shipped_language_model_has_its_recipe() -> None:
     made = LMRecipe.from_data(pretrained.describe(pretrained.DEFAULT_LM).training["recipe"]).model_dump()
-    told = load_toml(ROOT / "recipes/digits/lm.toml", LMRecipe).model_dump()
-    assert told["train"].pop("expected") == 7.8  # which was measured afterwards
+    recipe = load_toml(ROOT / "recipes/digits/lm.toml", LMRecipe).model_dump()
+    assert recipe["train"].pop("expected") == 7.8  # which was measured afterwards
     assert made["train"].pop("expected") is None
     for key in ("steps", "precision", "validate_every", "save_every"):  # a shorter run: recipes/digits/README.md
-        del told["train"][key], made["train"][key]
-    assert made == told
+        del recipe["train"][key], made["train"][key]
+    assert made == recipe
 
 
-def test_general_leaves_it_to_the_training_what_is_held_out(tmp_path: Path) -> None:
+def test_general_has_no_splits_of_its_own(tmp_path: Path) -> None:
     for number in range(3):
         audio(tmp_path / "data" / f"{number}.wav", 8000)
     rows = prepared(datasets.find("general"), tmp_path / "data")

@@ -1,4 +1,4 @@
-"""Two processes train what one does with the joined batch. Run as a program, this file is one of the two."""
+"""Two processes train what one process trains on the whole batch. Run as a program, this file is one of the two."""
 
 from __future__ import annotations
 
@@ -19,14 +19,23 @@ from torch import distributed as dist
 
 from codec.checkpoint import load_state
 from codec.errors import ConfigError
-from codec.nn import distributed as processes
+from codec.nn import distributed
 from codec.nn.quantize.base import Quantized
 from codec.nn.quantize.residual import ResidualVQ
+from codec.training import shared_memory
 from codec.training.codec.recipe import Recipe
 from codec.training.codec.task import train
-from codec.training.lm import task as lm_loop
-from tests.helpers.training import options, small_lm_recipe, small_recipe, write_codec, write_recordings, write_store
-from tests.training.test_logger import rows
+from codec.training.lm import task as lm_task
+from codec.training.shared_memory import SharedMemory
+from tests.helpers.training import (
+    options,
+    read_metrics,
+    small_lm_recipe,
+    small_recipe,
+    write_codec,
+    write_recordings,
+    write_store,
+)
 
 ROOT = Path(__file__).parents[2]
 OPTIONS: dict[str, dict[str, Any]] = {
@@ -40,7 +49,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
 
 
 def recipe_of(name: str) -> Recipe:
-    """Three steps on a batch of four; at a rate that keeps Adam from making much of rounding."""
+    """Three steps on a batch of four, at a learning rate at which Adam does not amplify rounding."""
     tables: dict[str, dict[str, Any]] = {
         "data": {"batch_size": 4},
         "optimizer": {"lr": 1e-4, "warmup": 8},
@@ -50,8 +59,8 @@ def recipe_of(name: str) -> Recipe:
     return small_recipe(**{key: {**tables.get(key, {}), **given.get(key, {})} for key in tables | given})
 
 
-def learn(first: int, last: int) -> tuple[dict[str, Tensor], list[Tensor]]:
-    """A residual quantizer after three steps on items of a batch of six in parts; the second makes entries dead."""
+def train_quantizer(first: int, last: int) -> tuple[dict[str, Tensor], list[Tensor]]:
+    """A residual quantizer after three steps on items of a batch of six; before the second, some entries are dead."""
     torch.manual_seed(0)
     quantizer = ResidualVQ(4, 3, 8)
     quantizer.init_from_data(torch.randn(6, 4, 40))
@@ -79,56 +88,54 @@ def train_lm(folder: Path, out: Path, *, accumulate: int) -> None:
         optimizer={"lr": 1e-4, "warmup": 8},
         train={"steps": 3, "accumulate": accumulate},
     )
-    lm_loop.train(recipe, data=folder / "store", codec=folder / "tiny.safetensors", out=out, device="cpu")
+    lm_task.train(recipe, data=folder / "store", codec=folder / "tiny.safetensors", out=out, device="cpu")
 
 
-def exchange() -> None:
-    """Sums through memory, beside those of gloo, which also adds what does not go through it."""
-    for shared in (False, True):
-        assert processes.share_memory(1000 * shared) == shared
-        for size in (1, 2, 7, 999, 1000, 1001):
-            own = torch.randn(size, generator=torch.Generator().manual_seed(processes.rank()))
-            theirs = own.clone()
-            dist.all_reduce(theirs)
-            assert torch.equal(processes.all_reduce_sum(own.clone()), theirs)
-            assert torch.equal(processes.all_reduce_mean(own.clone()), theirs / 2)
-            assert processes.all_reduce_sum(own.double()).allclose(theirs.double())
-    processes.share_memory(0)
+def check_shared_memory() -> None:
+    """Means through shared memory equal those of gloo."""
+    memory = SharedMemory.create(1000)
+    assert memory is not None
+    for size in (1, 2, 7, 999, 1000):
+        own = torch.randn(size, generator=torch.Generator().manual_seed(distributed.rank()))
+        expected = own.clone()
+        dist.all_reduce(expected)
+        assert torch.equal(distributed.all_reduce_sum(own.clone()), expected)
+        assert torch.equal(distributed.all_reduce_mean(own.clone()), expected / 2)
+        assert torch.equal(memory.all_reduce_mean(own.clone()), expected / 2)
     with patch.object(os, "memfd_create", side_effect=OSError):
-        assert not processes.share_memory(10)
-    with patch.object(Path, "readlink", (lambda path: path) if processes.rank() else Path.readlink):
-        assert not processes.share_memory(10)  # what one cannot reach none uses
+        assert SharedMemory.create(10) is None
+    with patch.object(Path, "readlink", (lambda path: path) if distributed.rank() else Path.readlink):
+        assert SharedMemory.create(10) is None  # in both processes, if one cannot reach the memory
 
 
 def main(folder: Path) -> None:
-    """What each of the two processes does."""
+    """The program of each of the two distributed."""
     torch.set_num_threads(1)
-    processes.MUCH = 1
+    shared_memory.MIN_NUMBERS = 1
     dist.init_process_group("gloo")
-    rank = processes.rank()
-    learned = learn(3 * rank, 3 * rank + 3)
+    rank = distributed.rank()
+    learned = train_quantizer(3 * rank, 3 * rank + 3)
     torch.save(learned, folder / f"learned-{rank}.pt")
-    joined = processes.all_gather_rows(torch.full((1 + 2 * rank, 2), float(rank)))
-    assert joined[:, 0].tolist() == [0, 1, 1, 1]
-    assert processes.any_rank(rank == 1, torch.device("cpu"))
-    assert not processes.any_rank(False, torch.device("cpu"))
-    exchange()
+    gathered = distributed.all_gather_rows(torch.full((1 + 2 * rank, 2), float(rank)))
+    assert gathered[:, 0].tolist() == [0, 1, 1, 1]
+    assert distributed.any_rank(rank == 1, torch.device("cpu"))
+    assert not distributed.any_rank(False, torch.device("cpu"))
+    check_shared_memory()
     with pytest.raises(ConfigError, match=r"data\.batch_size = 3 does not divide into 2 processes"):
         train(small_recipe(), data=folder / "data", out=folder / "odd")
     shared: dict[str, list[bool]] = {name: [] for name in OPTIONS}
-    share_memory = processes.share_memory
+    create = SharedMemory.create
     for name in OPTIONS:
         stops = name != "gradient"
         if stops:
             train(recipe_of(name), data=folder / "data", out=folder / name, steps=2)
 
-        def way(numbers: int, name: str = name) -> bool:
-            through_memory = share_memory(numbers if name != "gradient" else 0)
-            if numbers:
-                shared[name].append(through_memory)
-            return through_memory
+        def maybe_create(size: int, name: str = name) -> SharedMemory | None:
+            memory = create(size) if name != "gradient" else None
+            shared[name].append(memory is not None)
+            return memory
 
-        with patch.object(processes, "share_memory", way):
+        with patch.object(SharedMemory, "create", maybe_create):
             train(recipe_of(name), data=folder / "data", out=folder / name, resume=stops)
     assert shared == {"ema": [True, True], "sharded": [True], "gradient": [False, False]}
     train_lm(folder, folder / "lm", accumulate=2)
@@ -137,7 +144,7 @@ def main(folder: Path) -> None:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where two processes have left what they learned."""
+    """The folder in which two processes have trained."""
     folder = tmp_path_factory.mktemp("two")
     write_recordings(folder / "data")
     write_store(folder, write_codec(folder))
@@ -166,23 +173,23 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def assert_close(ours: Any, theirs: Any, place: str = "") -> int:
+def assert_close(ours: Any, theirs: Any, path: str = "") -> int:
     """Equal up to rounding, through dicts and lists; how many tensors there were."""
     if isinstance(ours, Tensor):
-        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=5e-6, msg=lambda text: f"{place}: {text}")
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=5e-6, msg=lambda text: f"{path}: {text}")
         return 1
     if isinstance(ours, dict):
-        assert ours.keys() == theirs.keys(), place
-        return sum(assert_close(ours[key], theirs[key], f"{place}.{key}") for key in ours)
+        assert ours.keys() == theirs.keys(), path
+        return sum(assert_close(ours[key], theirs[key], f"{path}.{key}") for key in ours)
     if isinstance(ours, list | tuple):
-        assert len(ours) == len(theirs), place
-        return sum(assert_close(*pair, place) for pair in zip(ours, theirs, strict=True))
-    assert ours == pytest.approx(theirs), place
+        assert len(ours) == len(theirs), path
+        return sum(assert_close(*pair, path) for pair in zip(ours, theirs, strict=True))
+    assert ours == pytest.approx(theirs), path
     return 0
 
 
-def test_two_processes_learn_the_codebooks_of_one(folder: Path) -> None:
-    alone, restarted = learn(0, 6)
+def test_two_processes_train_the_codebooks_of_one(folder: Path) -> None:
+    alone, restarted = train_quantizer(0, 6)
     for rank in range(2):
         theirs, theirs_restarted = torch.load(folder / f"learned-{rank}.pt")
         assert_close(theirs, alone)
@@ -198,34 +205,43 @@ def test_two_processes_train_what_one_does(name: str, folder: Path, tmp_path: Pa
     alone = Recipe.from_data({**tables, "train": {**tables["train"], **plain}})
     train(alone, data=folder / "data", out=tmp_path)
     ours, theirs = load_state(tmp_path / "state.pt"), load_state(folder / name / "state.pt")
-    for key in ("model", "discriminators", "average", "averages", "optimizer", "judges_optimiser"):
+    for key in (
+        "model",
+        "discriminators",
+        "ema_model",
+        "latent_power",
+        "balancer",
+        "optimizer",
+        "discriminator_optimizer",
+    ):
         compared = assert_close(theirs[key], ours[key], key)
-        assert compared > 0 or (name, key) == ("gradient", "judges_optimiser")  # which has no judges
-    groups = ("loss", "gradient", "perplexity")
+        unused = key == "discriminator_optimizer" if name == "gradient" else key == "balancer"
+        assert compared > 0 or unused
+    groups = ("loss", "grad_norm", "perplexity")
     numbers = [
-        {(step, number): float(value) for step, number, value in rows(run) if number.startswith(groups)}
+        {(step, number): float(value) for step, number, value in read_metrics(run) if number.startswith(groups)}
         for run in (tmp_path, folder / name)
     ]
     assert len(numbers[0]) > 20
     assert numbers[0].keys() == numbers[1].keys()
-    for place, value in numbers[0].items():
-        assert numbers[1][place] == pytest.approx(value, rel=1e-3, abs=1e-4), place
+    for row, value in numbers[0].items():
+        assert numbers[1][row] == pytest.approx(value, rel=1e-3, abs=1e-4), row
 
 
 def test_two_processes_train_the_language_model_of_one(folder: Path, tmp_path: Path) -> None:
     train_lm(folder, tmp_path, accumulate=1)
     ours, theirs = load_state(tmp_path / "state.pt"), load_state(folder / "lm/state.pt")
-    for key in ("model", "average", "optimizer"):
+    for key in ("model", "ema_model", "optimizer"):
         assert assert_close(theirs[key], ours[key], key) > 0
     numbers = [
-        {(step, number): float(value) for step, number, value in rows(run) if not number.startswith("speed")}
+        {(step, number): float(value) for step, number, value in read_metrics(run) if not number.startswith("speed")}
         for run in (tmp_path, folder / "lm")
     ]
     assert len(numbers[0]) > 20
     assert numbers[1] == pytest.approx(numbers[0], rel=1e-3, abs=1e-4)
 
 
-def test_a_launcher_that_is_told_to_stop_leaves_a_training_that_goes_on(tmp_path: Path) -> None:
+def test_a_run_stopped_by_its_launcher_resumes(tmp_path: Path) -> None:
     """`torchrun` and `codec train` as in the README, and SIGTERM as a cluster sends it."""
     data = write_recordings(tmp_path / "data")
     (tmp_path / "small.toml").write_text('name = "small"')
@@ -233,23 +249,23 @@ def test_a_launcher_that_is_told_to_stop_leaves_a_training_that_goes_on(tmp_path
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     command = [*launch, "-m", "codec", "train", "small.toml", *sets, "--data", str(data), "--out", "run"]
     settings = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    record = tmp_path / "run/record.csv"
+    metrics = tmp_path / "run/metrics.csv"
     with subprocess.Popen(command, cwd=tmp_path, env=settings, stderr=subprocess.PIPE, text=True) as running:
         assert running.stderr
-        while running.poll() is None and not (record.is_file() and record.stat().st_size > 1000):
+        while running.poll() is None and not (metrics.is_file() and metrics.stat().st_size > 1000):
             sleep(0.1)
         running.send_signal(signal.SIGTERM)
         said = running.stderr.read()
     assert (tmp_path / "run/state.pt").is_file(), said
     steps = load_state(tmp_path / "run/state.pt")["step"]
-    assert f"stopped after step {steps}, which is saved in run: --resume goes on from there" in said
+    assert f"stopped after step {steps}, saved in run: --resume continues from there" in said
     assert said.count("stopped after step") == 1
     more = [*command, "--resume", "--steps", str(steps + 2)]
     subprocess.run(more, cwd=tmp_path, env=settings, check=True, capture_output=True, timeout=300)
     assert load_state(tmp_path / "run/state.pt")["step"] == steps + 2
 
 
-def test_one_process_speaks_and_writes(folder: Path) -> None:
+def test_the_first_process_prints_and_writes(folder: Path) -> None:
     assert "mel of the validation clips" in (folder / "said-0").read_text()
     assert (folder / "said-1").read_text() == ""
     assert len(list((folder / "gradient/events").iterdir())) == 1

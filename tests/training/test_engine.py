@@ -1,4 +1,4 @@
-"""training/engine.py: what surrounds a training tells what is wrong, and leaves no trace where nothing came of it."""
+"""training/engine.py and signals.py: errors name the way out, and a run that fails at the start leaves no files."""
 
 import os
 import signal
@@ -13,6 +13,7 @@ from codec.io.audio import write_audio
 from codec.io.storage import locked_folder
 from codec.training import engine
 from codec.training.codec.task import train
+from codec.training.signals import catch_stop_signals
 from tests.helpers.training import small_recipe, write_recordings
 
 
@@ -21,17 +22,17 @@ def recordings(tmp_path: Path) -> Path:
     return write_recordings(tmp_path / "recordings")
 
 
-def test_a_folder_has_one_training_at_a_time(recordings: Path, tmp_path: Path) -> None:
+def test_a_folder_has_one_training_run_at_a_time(recordings: Path, tmp_path: Path) -> None:
     with locked_folder(tmp_path / "run", "training run"):
         with pytest.raises(ConfigError, match="another training run is running in"):
             train(small_recipe(), data=recordings, out=tmp_path / "run")
         assert (tmp_path / "run" / ".lock").exists()
-    assert not (tmp_path / "run").exists()  # nothing came of it
+    assert not (tmp_path / "run").exists()  # because it stayed empty
     train(small_recipe(), data=recordings, out=tmp_path / "run")
     assert not (tmp_path / "run" / ".lock").exists()
 
 
-def test_a_gpu_that_is_not_there_is_refused(recordings: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_gpu_is_refused(recordings: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(UsageError, match="device cuda cannot be used"):
         train(small_recipe(), data=recordings, out=tmp_path / "run", device="cuda")
@@ -44,7 +45,7 @@ def test_a_run_cannot_be_a_file(recordings: Path, tmp_path: Path) -> None:
             train(small_recipe(), data=recordings, out=out)
 
 
-def test_silence_is_told(tmp_path: Path) -> None:
+def test_silent_audio_is_refused(tmp_path: Path) -> None:
     (tmp_path / "data").mkdir()
     for name in "abc":
         write_audio(tmp_path / "data" / f"{name}.wav", np.zeros((1, 8000), np.float32), 8000)
@@ -52,17 +53,17 @@ def test_silence_is_told(tmp_path: Path) -> None:
         train(small_recipe(), data=tmp_path / "data", out=tmp_path / "run")
 
 
-def test_a_killed_reader_is_told() -> None:
-    with pytest.raises(CodecError, match="a reader of the audio was killed"), engine.within_memory(workers=2):
+def test_a_killed_data_worker_is_reported() -> None:
+    with pytest.raises(CodecError, match="a data worker was killed"), engine.memory_errors(num_workers=2):
         raise RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed.")
 
 
 @pytest.mark.parametrize("ignored", [True, False])
-def test_who_ignores_the_end_of_the_terminal_is_left_alone(ignored: bool) -> None:
+def test_sighup_stays_ignored_under_nohup(ignored: bool) -> None:
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN if ignored else signal.SIG_DFL)
     try:
-        with engine.interrupts() as asked:
+        with catch_stop_signals() as stop_requested:
             os.kill(os.getpid(), signal.SIGHUP)
-            assert asked() is not ignored
+            assert stop_requested() is not ignored
     finally:
         signal.signal(signal.SIGHUP, before)

@@ -1,8 +1,9 @@
-"""A corpus as random training crops, each read from its file by seeking.
+"""Random training crops of a corpus, each read from its file by seeking.
 
-What a run needs to know of millions of files lies in an index beside it, memory-mapped. A crop is a draw of a set, of a
-clip in it (in proportion to its length) and of a place in that; it depends on the seed, the step and the row of the
-batch alone. So a resumed run sees what an uninterrupted one would, and processes that share a batch what one would.
+An index beside the run, memory-mapped, holds what a run needs to know of millions of files. A crop is a draw of a set,
+of a clip in it (in proportion to its length) and of a position in the clip; it depends on the seed, the step and the
+row of the batch alone. So a resumed run gets the same crops as an uninterrupted one, and processes that share a batch
+the same as one process.
 """
 
 from __future__ import annotations
@@ -13,14 +14,11 @@ import json
 import math
 import mmap
 import os
-import signal
 import tempfile
 import warnings
 from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from itertools import islice
-from multiprocessing import resource_tracker
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
 
@@ -35,31 +33,31 @@ from codec.errors import CodecError, ConfigError, InputNotFound, UnsupportedAudi
 from codec.io.audio import open_reader
 from codec.io.storage import atomic_output
 from codec.training.codec.synthetic import Samples, synthetic
+from codec.training.signals import block_stop_signals, ignore_stop_signals
 
 if TYPE_CHECKING:
-    from codec.training.codec.recipe import DataConfig, Recipe
+    from codec.training.codec.recipe import DataConfig
 
 Report = Callable[[str], None]
-Choice = Callable[[NDArray[Any], str], NDArray[np.bool_]]  # rows of `FOUND`, a side -> which of them are of it
+Chooser = Callable[[NDArray[Any], str], NDArray[np.bool_]]  # rows of `SCANNED`, a split -> which of them it has
 
-SIDES = ("train", "valid")
-FILES = ("names", *(f"{side}.rows" for side in SIDES))  # of an index, beside its index.json
-CHUNK = 2**14  # clips held in memory at a time while an index is made
-NAMED = 20  # files left out that are named one by one; the others are counted
-FIT_STEP = 2**32 - 1  # whose crops are those of the closed-form start: no training comes so far
-PATIENCE = 100  # draws in a row that may fail
-FADE = 0.005  # s, of the cross-fade where clips are joined: a step between two rooms is a click that nobody recorded
-MOST_GAIN = 10 ** (30 / 20)  # of levelling: 30 dB; pauses are not blown up to noise
-MIX_DB = 15.0  # the softer of two mixed crops lies at most so far below the other
-INTERRUPTS = tuple(signal.Signals[name] for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
+SPLITS = ("train", "valid")
+FILES = ("names", *(f"{split}.rows" for split in SPLITS))  # of an index, beside its index.json
+CHUNK = 2**14  # clips held in memory at a time while an index is built
+MAX_NAMED = 20  # unreadable files that are named one by one; the others are counted
+INIT_STEP = 2**32 - 1  # the step number of the crops for the closed-form start, which training never reaches
+MAX_FAILED_DRAWS = 100  # in a row
+FADE = 0.005  # s, of the cross-fade between clips, because a cut between two rooms is a click in neither recording
+MAX_GAIN = 10 ** (30 / 20)  # 30 dB, so that pauses are not amplified to noise
+MIX_DB = 15.0  # the softer of two mixed crops lies at most this far below the other
 FAINT_DB = (-60.0, -20.0)  # levels of faint crops, RMS below full scale
 
-ROW = np.dtype([("end", "<i8"), ("start", "<f8"), ("name", "<i8")])  # of an index: 24 bytes a clip, and its path
-FOUND = np.dtype(
+ROW = np.dtype([("end", "<i8"), ("start", "<f8"), ("name", "<i8")])  # of an index: 24 bytes per clip, and its path
+SCANNED = np.dtype(
     [
         ("set", "<i4"),
-        ("side", "i1"),  # 1 + its place in SIDES; 0 is for the hash to say
-        ("group", "<u8"),  # hash of what a split must not tear apart
+        ("split", "i1"),  # 1 + its index in SPLITS; 0: the hash decides
+        ("group", "<u8"),  # hash of what a split must keep together
         ("file", "<u8"),
         ("time", "<i8"),
         ("start", "<f8"),
@@ -71,8 +69,8 @@ FOUND = np.dtype(
 # the index
 
 
-class Stretch(NamedTuple):
-    """A set in an index: its rows, and their length in samples at the model's rate."""
+class SetRows(NamedTuple):
+    """The rows of one set in an index, and their length in samples at the model's rate."""
 
     set: str
     first: int
@@ -81,30 +79,30 @@ class Stretch(NamedTuple):
 
 
 class Index:
-    """The clips of one side of a corpus, set by set; opened from `folder`, where `build` made it.
+    """The clips of one split of a corpus, set by set; `build_index` writes it to `folder`.
 
-    A row holds where its clip ends if the clips of its set were laid end to end (samples at the model's rate), where it
-    begins in its file (s), and where in the blob of names its path begins, which ends with a zero byte.
+    A row holds where its clip ends if the clips of its set were laid end to end (samples at the model's rate), where
+    the clip begins in its file (s), and where its path begins in the file of names; a path ends with a zero byte.
     """
 
-    def __init__(self, folder: Path, side: str) -> None:
-        self.folder, self.side = folder, side
+    def __init__(self, folder: Path, split: str) -> None:
+        self.folder, self.split = folder, split
         content = json.loads((folder / "index.json").read_text())
         self.key = str(content["key"])
         self.root = Path(content["root"])
         self.sample_rate = int(content["sample_rate"])
-        self.sets = [Stretch(*stretch) for stretch in content[side]]
-        self.rows = np.memmap(folder / f"{side}.rows", dtype=ROW, mode="r")
+        self.sets = [SetRows(*rows) for rows in content[split]]
+        self.rows = np.memmap(folder / f"{split}.rows", dtype=ROW, mode="r")
         with (folder / "names").open("rb") as file:
             self.names = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
 
     def __reduce__(self) -> tuple[object, ...]:
-        return Index, (self.folder, self.side)  # workers open the files themselves: a memory map would be copied
+        return Index, (self.folder, self.split)  # workers open the files, because a memory map would be copied
 
     @property
     def time(self) -> int:
         """Samples of all clips, at the model's rate."""
-        return sum(stretch.time for stretch in self.sets)
+        return sum(rows.time for rows in self.sets)
 
     @property
     def seconds(self) -> float:
@@ -116,59 +114,66 @@ class Index:
         lengths = (np.diff(self.rows["end"][first:last], prepend=0).max() for _, first, last, _ in self.sets)
         return float(max(lengths)) / self.sample_rate
 
-    def clip(self, stretch: Stretch, place: int) -> tuple[Clip, int]:
-        """The clip at a place (samples into a set laid end to end), and its length in samples."""
-        ends = self.rows["end"][stretch.first : stretch.last]
-        number = int(np.searchsorted(ends, place, side="right"))
-        row = self.rows[stretch.first + number]
+    def clip(self, rows: SetRows, position: int) -> tuple[Clip, int]:
+        """The clip at a position (samples into a set laid end to end), and its length in samples."""
+        ends = self.rows["end"][rows.first : rows.last]
+        number = int(np.searchsorted(ends, position, side="right"))
+        row = self.rows[rows.first + number]
         time = int(row["end"]) - (int(ends[number - 1]) if number else 0)
         begin = int(row["name"])
         name = os.fsdecode(self.names[begin : self.names.find(b"\0", begin)])
         return Clip(self.root / name, name, float(row["start"]), time / self.sample_rate), time
 
 
-def build(recipe: Recipe, data: Path, folder: Path, *, report: Report, resumed: bool | str = False) -> None:
-    """Make the index of a corpus in `folder`, unless it is there and whole.
+def build_index(
+    data: Path,
+    folder: Path,
+    config: DataConfig,
+    *,
+    sample_rate: int,
+    report: Report,
+    expected_key: str | None = None,
+) -> None:
+    """Write the index of a corpus to `folder`, unless a complete one is there.
 
-    Lengths come from the manifest or from the files' headers; files that cannot be opened are reported and left out.
-    `resumed` is the `Index.key` of the audio that a training began with, or True: the one of the index in `folder`.
+    Lengths come from the manifest or from the headers of the files; files that cannot be opened are reported and left
+    out. `expected_key` is the `Index.key` of the audio that a resumed run was started on.
 
     Raises:
-        InputNotFound: there is no audio, or none for one of the sides.
-        ConfigError: for a resumed training, this is other audio; or the manifest is wrong.
+        InputNotFound: there is no audio, or none for one of the splits.
+        ConfigError: a resumed run was started on other audio; or the manifest is wrong.
         UnsupportedAudio: none of the files can be opened.
         StorageError: the index cannot be written.
     """
-    rate = recipe.model.sample_rate
-    key = fingerprint(recipe, data)
+    key = fingerprint(data, config, sample_rate)
     target = folder / "index.json"
-    known = last_index(target)
+    existing = read_index(target)
     root = str(root_of(data).absolute())
-    if (known.get("key"), known.get("root")) == (key, root) and is_whole(folder, known):
-        return
-    began = known.get("key") if resumed is True else resumed
-    if began and began != key:
+    if expected_key is not None and expected_key != key:
         raise ConfigError(
-            f"{data} is not the audio that this training began with: give it the same files, or begin anew in another "
+            f"{data} is not the audio that this run was started on: give it the same files, or start again in another "
             "--out"
         )
+    if (existing.get("key"), existing.get("root")) == (key, root) and is_complete(folder, existing):
+        return
     folder.mkdir(parents=True, exist_ok=True)
-    target.unlink(missing_ok=True)  # it never stands beside rows that are not its own
-    content: dict[str, Any] = {"key": key, "root": root, "sample_rate": rate}
-    with tempfile.TemporaryFile(dir=folder) as found:
+    target.unlink(missing_ok=True)  # so that it never stands beside rows that do not belong to it
+    content: dict[str, Any] = {"key": key, "root": root, "sample_rate": sample_rate}
+    with tempfile.TemporaryFile(dir=folder) as scanned:
         with atomic_output(folder / "names", force=True) as names:
-            sets = survey(recipe, data, found, names, report=report)
-        choice = divided(found, data, recipe.data.held_out)
-        for side in SIDES:
-            with atomic_output(folder / f"{side}.rows", force=True) as file:
-                content[side] = sort(found, choice, side, sets, file)
+            by_folder = config.split_by == "folder"
+            sets = scan(data, scanned, names, sample_rate=sample_rate, by_folder=by_folder, report=report)
+        choose = split_chooser(scanned, data, config.held_out)
+        for split in SPLITS:
+            with atomic_output(folder / f"{split}.rows", force=True) as file:
+                content[split] = write_split(scanned, choose, split, sets, file)
     content["sizes"] = {name: (folder / name).stat().st_size for name in FILES}
     with atomic_output(target, force=True) as file:
         file.write(json.dumps(content).encode())
 
 
-def last_index(path: Path) -> dict[str, Any]:
-    """What an `index.json` says; nothing if it is not there or damaged."""
+def read_index(path: Path) -> dict[str, Any]:
+    """The content of an `index.json`; empty if the file is missing or damaged."""
     try:
         content = json.loads(path.read_bytes())
     except (FileNotFoundError, ValueError):
@@ -176,136 +181,138 @@ def last_index(path: Path) -> dict[str, Any]:
     return content if isinstance(content, dict) else {}
 
 
-def is_whole(folder: Path, content: dict[str, Any]) -> bool:
+def is_complete(folder: Path, content: dict[str, Any]) -> bool:
     """Whether the files of an index have the sizes that they were written with."""
     sizes = content.get("sizes", {})
     return all((folder / name).is_file() and (folder / name).stat().st_size == sizes.get(name) for name in FILES)
 
 
-def fingerprint(recipe: Recipe, data: Path) -> str:
-    """A hash of everything that an index depends on; files are told apart by their place in the corpus and size."""
-    config = recipe.data
-    digest = hashlib.sha256(f"1 {recipe.model.sample_rate} {config.held_out} {config.split_by}\n".encode())
+def fingerprint(data: Path, config: DataConfig, sample_rate: int) -> str:
+    """A hash of everything that an index depends on; files count by their path in the corpus and their size."""
+    digest = hashlib.sha256(f"1 {sample_rate} {config.held_out} {config.split_by}\n".encode())
     for clip in clips(data):
-        told = (clip.id, clip.start, clip.seconds, clip.set, clip.split, clip.speaker, clip.size())
-        digest.update(repr(told).encode())
+        parts = (clip.id, clip.start, clip.seconds, clip.set, clip.split, clip.speaker, clip.size())
+        digest.update(repr(parts).encode())
     return digest.hexdigest()
 
 
-def survey(recipe: Recipe, data: Path, found: BinaryIO, names: BinaryIO, *, report: Report) -> list[str]:
-    """Write what is known of every clip that can be opened, in the corpus's order; the names of the sets."""
-    rate, by_folder, root = recipe.model.sample_rate, recipe.data.split_by == "folder", root_of(data)
+def scan(
+    data: Path, scanned: BinaryIO, names: BinaryIO, *, sample_rate: int, by_folder: bool, report: Report
+) -> list[str]:
+    """Write a row of `SCANNED` for every clip that can be opened, in corpus order; returns the names of the sets."""
+    root = root_of(data)
     sets: dict[str, int] = {}
-    bad = total = place = 0
+    bad = total = position = 0
     corpus = (clip for clip in clips(data) if clip.split != "test")
     with ThreadPoolExecutor() as pool:
         while chunk := list(islice(corpus, CHUNK)):
             total += len(chunk)
             rows = []
             mapped = pool.map if any(clip.seconds is None for clip in chunk) else map
-            for clip, time in zip(chunk, mapped(lambda clip: length(clip, rate), chunk), strict=True):
+            times = mapped(lambda clip: clip_time(clip, sample_rate), chunk)
+            for clip, time in zip(chunk, times, strict=True):
                 if isinstance(time, CodecError):
                     bad += 1
-                    if bad <= NAMED:
+                    if bad <= MAX_NAMED:
                         report(f"left out: {time}")
                     continue
                 inside = clip.path.is_relative_to(root)
                 path = clip.path.relative_to(root) if inside else clip.path
                 group = clip.speaker or str(path.parent if by_folder else path)
-                side = 1 + SIDES.index(clip.split) if clip.split else 0
+                split = 1 + SPLITS.index(clip.split) if clip.split else 0
                 number = sets.setdefault(clip.set, len(sets))
-                rows.append((number, side, hashed(group), hashed(str(path)), time, clip.start, place))
-                place += names.write(os.fsencode(path if inside else path.absolute()) + b"\0")
-            found.write(np.array(rows, FOUND).tobytes())
+                rows.append((number, split, hashed(group), hashed(str(path)), time, clip.start, position))
+                position += names.write(os.fsencode(path if inside else path.absolute()) + b"\0")
+            scanned.write(np.array(rows, SCANNED).tobytes())
     if not total:
-        raise InputNotFound(f"{data} has audio of the split test alone: mark some as train and valid")
+        raise InputNotFound(f"{data} has only audio of the split test: mark some as train and valid")
     if bad == total:
         raise UnsupportedAudio(f"none of the {total} audio files of {data} could be opened: add some that can")
-    if bad > NAMED:
+    if bad > MAX_NAMED:
         report(f"left out {bad} of {total} files in all")
     return list(sets)
 
 
-def length(clip: Clip, rate: int) -> int | CodecError:
-    """Samples of a clip at `rate` Hz, or why it has none."""
+def clip_time(clip: Clip, sample_rate: int) -> int | CodecError:
+    """Length of a clip in samples at a sample rate, or why it has none."""
     if clip.seconds is not None:
         if clip.size() is None:
             return InputNotFound(f"{clip.path} does not exist: fetch it")
-        return max(1, int(clip.seconds * rate))
+        return max(1, int(clip.seconds * sample_rate))
     try:
         with open_reader(clip.path) as reader:
-            time = (reader.length() - round(clip.start * reader.rate)) * rate // reader.rate
+            time = (reader.length() - round(clip.start * reader.rate)) * sample_rate // reader.rate
             return time if time > 0 else UnsupportedAudio(f"{reader.label} has nothing from {clip.start:g} s on")
     except CodecError as error:
         return error
 
 
-def chunks(found: BinaryIO) -> Iterator[NDArray[Any]]:
-    """What `survey` wrote, some rows at a time."""
-    found.seek(0)
-    while content := found.read(CHUNK * FOUND.itemsize):
-        yield np.frombuffer(content, FOUND)
+def chunks(scanned: BinaryIO) -> Iterator[NDArray[Any]]:
+    """The rows that `scan` wrote, chunk by chunk."""
+    scanned.seek(0)
+    while content := scanned.read(CHUNK * SCANNED.itemsize):
+        yield np.frombuffer(content, SCANNED)
 
 
-def divided(found: BinaryIO, data: Path, held_out: float) -> Choice:
-    """What tells a side's rows: those said to be of it, and of the others a share by their hash.
+def split_chooser(scanned: BinaryIO, data: Path, held_out: float) -> Chooser:
+    """A function that chooses the rows of a split: those marked as its own, and of the unmarked ones a share by hash.
 
-    Who adds files moves none over. Only a share that is empty, as with few files, takes what has the lowest hash; and
-    what is all of one speaker or folder is divided by files.
+    So added files do not move others to another split. If the hash chooses no rows, as with few files, a split takes
+    the row with the lowest hash. If all audio is of one speaker or folder, it is split by files.
     """
-    said: set[int] = set()
+    marked: set[int] = set()
     low, high = {"group": 2**64, "file": 2**64}, {"group": -1, "file": -1}
-    for rows in chunks(found):
-        said |= set(np.unique(rows["side"]).tolist())
+    for rows in chunks(scanned):
+        marked |= set(np.unique(rows["split"]).tolist())
         for by in low:
-            hashes = rows[by][rows["side"] == 0]
+            hashes = rows[by][rows["split"] == 0]
             low[by] = min(low[by], int(hashes.min(initial=2**64 - 1)))
             high[by] = max(high[by], int(hashes.max(initial=0)))
-    for number, side in enumerate(SIDES, 1):
-        if not said & {0, number}:
+    for number, split in enumerate(SPLITS, 1):
+        if not marked & {0, number}:
             raise InputNotFound(
-                f"{data} has no audio for {side}, as folders or manifest say which is whose: "
-                f"mark some as {side}, or name no split at all, and data.held_out of the audio is kept for valid"
+                f"{data} has no audio for {split} by the splits of its folders or manifest: "
+                f"mark some as {split}, or mark none at all, and data.held_out of the audio is kept for valid"
             )
     by = "group" if low["group"] < high["group"] else "file"
     limit = int(held_out * 2**64)
-    if 2 not in said:
+    if 2 not in marked:
         limit = max(limit, low[by] + 1)
-    if 1 not in said:
+    if 1 not in marked:
         limit = min(limit, high[by])
-    alone = low[by] == high[by]  # one file is on both sides
+    single = low[by] == high[by]  # one file is in both splits
 
-    def choice(rows: NDArray[Any], side: str) -> NDArray[np.bool_]:
+    def choose(rows: NDArray[Any], split: str) -> NDArray[np.bool_]:
         held = rows[by] < np.uint64(limit)
-        drawn = alone | (held if side == "valid" else ~held)
-        chosen: NDArray[np.bool_] = np.where(rows["side"] == 0, drawn, rows["side"] == 1 + SIDES.index(side))
+        by_hash = single | (held if split == "valid" else ~held)
+        chosen: NDArray[np.bool_] = np.where(rows["split"] == 0, by_hash, rows["split"] == 1 + SPLITS.index(split))
         return chosen
 
-    return choice
+    return choose
 
 
-def sort(found: BinaryIO, choice: Choice, side: str, sets: list[str], file: BinaryIO) -> list[Stretch]:
-    """Write the rows of a side set by set, each set in the corpus's order; where the sets lie."""
+def write_split(scanned: BinaryIO, choose: Chooser, split: str, sets: list[str], file: BinaryIO) -> list[SetRows]:
+    """Write the rows of a split set by set, each set in corpus order; returns the rows of each set."""
     counts = np.zeros(len(sets), np.int64)
-    for rows in chunks(found):
-        counts += np.bincount(rows["set"][choice(rows, side)], minlength=len(sets))
+    for rows in chunks(scanned):
+        counts += np.bincount(rows["set"][choose(rows, split)], minlength=len(sets))
     order = sorted(range(len(sets)), key=lambda number: sets[number])
     lasts = np.zeros_like(counts)
     lasts[order] = np.cumsum(counts[order])
-    places, ends = lasts - counts, np.zeros_like(counts)
-    for rows in chunks(found):
-        rows = rows[choice(rows, side)]
+    positions, ends = lasts - counts, np.zeros_like(counts)
+    for rows in chunks(scanned):
+        rows = rows[choose(rows, split)]
         for number in np.unique(rows["set"]):
             part = rows[rows["set"] == number]
             written = np.empty(len(part), ROW)
             written["end"] = ends[number] + np.cumsum(part["time"])
             written["start"], written["name"] = part["start"], part["name"]
-            file.seek(int(places[number]) * ROW.itemsize)
+            file.seek(int(positions[number]) * ROW.itemsize)
             file.write(written.tobytes())
-            places[number] += len(part)
+            positions[number] += len(part)
             ends[number] = written["end"][-1]
     return [
-        Stretch(sets[number], int(lasts[number] - counts[number]), int(lasts[number]), int(ends[number]))
+        SetRows(sets[number], int(lasts[number] - counts[number]), int(lasts[number]), int(ends[number]))
         for number in order
         if counts[number]
     ]
@@ -315,20 +322,20 @@ def sort(found: BinaryIO, choice: Choice, side: str, sets: list[str], file: Bina
 
 
 class Batch(NamedTuple):
-    """What a step sees."""
+    """The rows of a step."""
 
     audio: Tensor
     """float32 [rows, 1, time]."""
-    bad: tuple[tuple[str, str], ...]
-    """(file, what is wrong with it) of the draws that failed and were replaced by others."""
+    bad_files: tuple[tuple[str, str], ...]
+    """(file, reason) of the draws that could not be read and were replaced by others."""
 
 
 class Crops:
-    """Random crops of one side of a corpus: `batch(step)` is a function of the seed and the step.
+    """Random crops of one split of a corpus: `batch(step)` is a function of the seed and the step.
 
-    A clip shorter than a crop is used whole, and further draws of its set follow it: nothing is lost to padding.
+    A clip shorter than a crop is used whole, and further draws of its set follow it, so nothing is lost to padding.
 
-    Raises UnsupportedAudio if all clips together are shorter than a crop.
+    Raises UnsupportedAudio: all clips together are shorter than a crop.
     """
 
     def __init__(self, index: Index, config: DataConfig, *, seed: int) -> None:
@@ -338,133 +345,139 @@ class Crops:
         self.sample_rate = index.sample_rate
         self.time = round(config.crop * index.sample_rate)
         if index.time < self.time:
-            more = f"data.held_out = {config.held_out:g} higher or " if index.side == "valid" else ""
+            more = f"data.held_out = {config.held_out:g} higher or " if index.split == "valid" else ""
             raise UnsupportedAudio(
-                f"the {index.side} audio is {index.seconds:.2f} s in all (the longest clip {index.longest():.2f} s), "
+                f"the {index.split} audio is {index.seconds:.2f} s in all (the longest clip {index.longest():.2f} s), "
                 f"shorter than a crop of {config.crop} s: set {more}data.crop lower or add audio"
             )
-        self.shares = shares({stretch.set: stretch.time for stretch in index.sets}, config)
+        self.probabilities = set_probabilities({rows.set: rows.time for rows in index.sets}, config)
 
     def batch(self, step: int, first: int = 0, last: int | None = None) -> Batch:
-        """Rows `first` to before `last` of a step's batch; all `data.batch_size` of them unless told.
+        """Rows `first` to before `last` of a step's batch, by default all `data.batch_size`.
 
-        Raises UnsupportedAudio when a hundred draws in a row fail.
+        Raises UnsupportedAudio: a hundred draws in a row could not be read.
         """
         bad: dict[str, str] = {}
         rows = range(first, self.config.batch_size if last is None else last)
         crops = [self.crop(np.random.default_rng((self.seed, step, row)), bad) for row in rows]
         return Batch(torch.from_numpy(np.stack(crops)[:, None]), tuple(bad.items()))
 
-    def fit_audio(self, seconds: float, first: int = 0, last: int | None = None) -> Tensor:
-        """Crops [rows, 1, time] for the closed-form start, about `seconds` in all; or some rows of them."""
+    def init_audio(self, seconds: float, first: int = 0, last: int | None = None) -> Tensor:
+        """Crops [rows, 1, time] for the closed-form start, about `seconds` in all; or only rows `first` to `last`."""
         rows = math.ceil(seconds / self.config.crop)
-        return self.batch(FIT_STEP, first, rows if last is None else last).audio
+        return self.batch(INIT_STEP, first, rows if last is None else last).audio
 
-    def first_clips(self, count: int) -> Tensor:
-        """`count` fixed clips [count, 1, time], one after another over the sets, as they were recorded."""
+    def fixed_clips(self, count: int) -> Tensor:
+        """`count` fixed clips [count, 1, time], the sets in turn, at their recorded level."""
         sets = self.index.sets
-        clips = [self.joined(np.random.default_rng((1, turn)), sets[turn % len(sets)], {}) for turn in range(count)]
+        clips = [self.fill(np.random.default_rng((1, turn)), sets[turn % len(sets)], {}) for turn in range(count)]
         return torch.from_numpy(np.stack(clips)[:, None])
 
     def crop(self, rng: np.random.Generator, bad: dict[str, str]) -> Samples:
-        """A crop [time] as training sees it; `bad` takes in the files that failed."""
+        """A crop [time] with the augmentations of training; unreadable files are added to `bad`."""
         config = self.config
         if config.tones and rng.random() < config.tones:
             return synthetic(rng, self.time, self.sample_rate)
-        audio = self.drawn(rng, bad)
+        audio = self.draw(rng, bad)
         if config.mix and rng.random() < config.mix:
-            audio = mixed(audio, self.drawn(rng, bad), rng.uniform(-MIX_DB, MIX_DB))
+            audio = mix_at_level(audio, self.draw(rng, bad), rng.uniform(-MIX_DB, MIX_DB))
         peak = float(np.abs(audio).max())
         if peak == 0:
             return audio
         if config.faint and rng.random() < config.faint:
-            gain = min(10 ** (rng.uniform(*FAINT_DB) / 20) / rms(audio), MOST_GAIN)
+            gain = min(10 ** (rng.uniform(*FAINT_DB) / 20) / rms(audio), MAX_GAIN)
         elif config.level_db is None:
             gain = 10 ** (rng.uniform(*config.gain_db) / 20)
         else:
-            gain = min(10 ** (rng.uniform(*config.level_db) / 20) / rms(audio), MOST_GAIN)
+            gain = min(10 ** (rng.uniform(*config.level_db) / 20) / rms(audio), MAX_GAIN)
         audio *= np.float32(min(gain, 1 / peak))
         return audio
 
-    def drawn(self, rng: np.random.Generator, bad: dict[str, str]) -> Samples:
-        """Audio [time] of a set drawn by the recipe's shares."""
-        return self.joined(rng, self.index.sets[rng.choice(len(self.shares), p=self.shares)], bad)
+    def draw(self, rng: np.random.Generator, bad: dict[str, str]) -> Samples:
+        """Audio [time] of a set drawn by the recipe's weights."""
+        return self.fill(rng, self.index.sets[rng.choice(len(self.probabilities), p=self.probabilities)], bad)
 
-    def joined(self, rng: np.random.Generator, stretch: Stretch, bad: dict[str, str]) -> Samples:
-        """Audio [time] of one set: of one clip, or of as many as it takes."""
+    def fill(self, rng: np.random.Generator, rows: SetRows, bad: dict[str, str]) -> Samples:
+        """Audio [time] of one set: of one clip, or of several that are cross-faded."""
         fade = round(FADE * self.sample_rate)
-        audio = self.part(rng, stretch, self.time, bad)
+        audio = self.read(rng, rows, self.time, bad)
         while (missing := self.time - len(audio)) > 0:
-            following = self.part(rng, stretch, missing + fade, bad)
+            following = self.read(rng, rows, missing + fade, bad)
             over = min(fade, len(audio) // 2, len(following) // 2)
             rising = np.linspace(0, 1, over + 2, dtype=np.float32)[1:-1]
             joint = audio[len(audio) - over :] * (1 - rising) + following[:over] * rising
             audio = np.concatenate([audio[: len(audio) - over], joint, following[over:]])
         return audio[: self.time]
 
-    def part(self, rng: np.random.Generator, stretch: Stretch, time: int, bad: dict[str, str]) -> Samples:
+    def read(self, rng: np.random.Generator, rows: SetRows, time: int, bad: dict[str, str]) -> Samples:
         """Audio [at most `time`] of one clip of a set: anywhere in it, or all of a shorter one."""
-        for _ in range(PATIENCE):
-            clip, clip_time = self.index.clip(stretch, int(rng.integers(stretch.time)))
-            first = int(rng.integers(clip_time - time + 1)) if clip_time > time else 0
+        for _ in range(MAX_FAILED_DRAWS):
+            clip, length = self.index.clip(rows, int(rng.integers(rows.time)))
+            first = int(rng.integers(length - time + 1)) if length > time else 0
             try:
-                (audio,) = clip_audio(clip, rate=self.sample_rate, first=first, time=min(time, clip_time))
+                (audio,) = clip_audio(clip, rate=self.sample_rate, first=first, time=min(time, length))
                 return np.asarray(audio)
             except (UnsupportedAudio, InputNotFound) as error:
                 bad[clip.id] = str(error)
-        raise UnsupportedAudio(f"{PATIENCE} draws in a row could not be read, the last of them because {bad[clip.id]}")
+        raise UnsupportedAudio(f"{MAX_FAILED_DRAWS} draws in a row could not be read, the last because {bad[clip.id]}")
 
 
-def shares(times: dict[str, int], config: DataConfig) -> NDArray[np.float64]:
-    """How often each set is drawn: as `weights` says, and what that leaves by length ** balance."""
+def set_probabilities(times: dict[str, int], config: DataConfig) -> NDArray[np.float64]:
+    """How often each set is drawn: by `weights`, and the other sets by length ** balance."""
     named = {name: config.weights[name] for name in times if name in config.weights}
     lengths = {name: float(time) ** config.balance for name, time in times.items() if name not in named}
     left = max(0.0, 1 - sum(named.values())) / max(sum(lengths.values()), 1e-300)
-    drawn = np.array([named[name] if name in named else lengths[name] * left for name in times])
-    if not drawn.any():
+    shares = np.array([named[name] if name in named else lengths[name] * left for name in times])
+    if not shares.any():
         raise ConfigError(f"data.weights leaves nothing to draw: give one of {', '.join(times)} more than 0")
-    parts: NDArray[np.float64] = drawn / drawn.sum()
-    return parts
+    probabilities: NDArray[np.float64] = shares / shares.sum()
+    return probabilities
 
 
-def mixed(audio: Samples, other: Samples, ratio_db: float) -> Samples:
-    """The sum of two recordings, the second `ratio_db` below the first; silence adds nothing and drowns in nothing."""
+def mix_at_level(audio: Samples, other: Samples, ratio_db: float) -> Samples:
+    """The sum of two recordings, the second `ratio_db` below the first; silence is mixed as it is."""
     if not (audio.any() and other.any()):
         return audio + other
     return audio + other * np.float32(10 ** (-ratio_db / 20) * rms(audio) / rms(other))
 
 
 def rms(audio: Samples) -> float:
-    """Root of the mean square."""
+    """Root mean square."""
     return math.sqrt(float(np.mean(np.square(audio, dtype=np.float64))))
 
 
-def material(
-    recipe: Recipe, data: Path, out: Path, *, report: Report, resumed: bool | str = False
+def open_crops(
+    data: Path,
+    index_folder: Path,
+    config: DataConfig,
+    *,
+    sample_rate: int,
+    seed: int,
+    report: Report,
+    expected_key: str | None = None,
 ) -> tuple[Crops, Crops]:
-    """Crops of the training and of the validation audio; their index is kept in `out`.
+    """Crops of the training and of the validation audio of a folder or a manifest; their index is kept.
 
-    `data` is a folder or a manifest. `resumed` refuses other audio, as `build` does. Raises as `build` and
-    `Crops`, and ConfigError where `data.weights` names no set.
+    Raises as `build_index` and `Crops`, and ConfigError: `data.weights` names an unknown set.
     """
-    build(recipe, data, out / "index", report=report, resumed=resumed)
-    train, valid = (Index(out / "index", side) for side in SIDES)
-    sets = [stretch.set for stretch in train.sets]
-    for name in recipe.data.weights:
+    build_index(data, index_folder, config, sample_rate=sample_rate, report=report, expected_key=expected_key)
+    train, valid = (Index(index_folder, split) for split in SPLITS)
+    sets = [rows.set for rows in train.sets]
+    for name in config.weights:
         if name not in sets:
             close = difflib.get_close_matches(name, sets, n=1)
             hint = f"did you mean {close[0]}?" if close else f"its sets are {', '.join(sets)}"
             raise ConfigError(f"data.weights.{name}: {data} has no such set to train on; {hint}")
     report(f"train on {train.seconds / 3600:.2f} h, validate on {valid.seconds / 60:.1f} min")
-    unweighted = recipe.data.model_copy(update={"weights": {}})  # what is validated takes the sets in turn
-    return Crops(train, recipe.data, seed=recipe.train.seed), Crops(valid, unweighted, seed=0)
+    unweighted = config.model_copy(update={"weights": {}})  # validation takes the sets in turn
+    return Crops(train, config, seed=seed), Crops(valid, unweighted, seed=0)
 
 
 # workers
 
 
-class Steps(Dataset[Batch | CodecError]):
-    """The batches by step, as a DataLoader asks for them; errors are values, since it would make long texts of them."""
+class StepDataset(Dataset[Batch | CodecError]):
+    """The batches by step, for a DataLoader; errors are values, because it would turn them into long texts."""
 
     def __init__(self, crops: Crops, rows: tuple[int, int] | None) -> None:
         self.crops = crops
@@ -477,70 +490,42 @@ class Steps(Dataset[Batch | CodecError]):
             return error
 
 
-def batches(
-    crops: Crops, first_step: int, last_step: int, *, rows: tuple[int, int] | None = None, workers: int
-) -> Generator[tuple[int, Batch], None, None]:
-    """(step, its batch) from `first_step` to before `last_step`, made by so many processes, or in this one if 0.
+def load_batches(
+    crops: Crops, first_step: int, last_step: int, *, rows: tuple[int, int] | None = None, num_workers: int
+) -> Generator[Batch, None, None]:
+    """Batches of the steps `first_step` to before `last_step`, read by worker processes, or by this one if 0.
 
-    `rows` are the (first, last) rows to make of each batch. A bad file is named in the first batch that met it.
-    Workers leave `INTERRUPTS` to the process they work for, and end with it or when the iterator is closed.
+    `rows` are the (first, last) rows to read of each batch. A bad file is named only in the first batch that met it.
+    Workers ignore stop signals, and end with this process or when the iterator is closed.
     """
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # that there are more workers than cores: two do no harm on one
+        warnings.simplefilter("ignore")  # about more workers than cores: two do no harm on one core
         loader = DataLoader(
-            Steps(crops, rows),
+            StepDataset(crops, rows),
             batch_size=None,
             sampler=range(first_step, last_step),
-            num_workers=workers,
-            collate_fn=as_is,
-            worker_init_fn=undisturbed,
-            multiprocessing_context="spawn" if workers else None,  # forked, they would share locks with a GPU's threads
-            generator=torch.Generator(),  # else its seed would be taken from the training's random state
+            num_workers=num_workers,
+            collate_fn=identity,
+            worker_init_fn=ignore_stop_signals,
+            multiprocessing_context="spawn"
+            if num_workers
+            else None,  # forked, they would share locks with a GPU's threads
+            generator=torch.Generator(),  # otherwise its seed would be drawn from the random state of training
         )
-        with held_back(*INTERRUPTS):  # workers are born so, until `undisturbed`
-            made = iter(loader)
+        with block_stop_signals():  # workers start like this, until `ignore_stop_signals`
+            batches = iter(loader)
     known: set[str] = set()
     try:
-        for step, batch in zip(range(first_step, last_step), made, strict=True):
+        for batch in batches:
             if isinstance(batch, CodecError):
                 raise batch
-            news = tuple((name, reason) for name, reason in batch.bad if name not in known)
-            known.update(name for name, _ in news)
-            yield step, Batch(batch.audio, news)
+            new = tuple((name, reason) for name, reason in batch.bad_files if name not in known)
+            known.update(name for name, _ in new)
+            yield Batch(batch.audio, new)
     finally:
-        del made  # ends the workers; an error that is raised would keep them
+        del batches  # ends the workers, which a raised error would keep alive
 
 
-@contextmanager
-def held_back(*numbers: int) -> Iterator[None]:
-    """Signals wait meanwhile, also in processes that are started; on systems that know that."""
-    if not hasattr(signal, "pthread_sigmask"):
-        yield
-        return
-    resource_tracker.ensure_running()  # the first process that is started would let signals through to start it
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, numbers)
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
-def as_is(batch: Any) -> Any:
-    """In place of a DataLoader's own collating, which would make lists of the tuples."""
+def identity(batch: Any) -> Any:
+    """Replace a DataLoader's collating, which would turn the tuples into lists."""
     return batch
-
-
-def undisturbed(_: int) -> None:
-    """In a worker: whoever interrupts a training wants the step that is under way finished.
-
-    A second SIGTERM ends the worker, for that is how a process that ends gets rid of those that do not hear it.
-    """
-    for number in INTERRUPTS:
-        signal.signal(number, signal.SIG_IGN)
-
-    def endure(*_: object) -> None:
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
-
-    signal.signal(signal.SIGTERM, endure)
-    if hasattr(signal, "pthread_sigmask"):
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, INTERRUPTS)

@@ -15,26 +15,26 @@ from codec.nn.shapes import Audio
 
 
 class DiscriminatorOutput(NamedTuple):
-    """Scores and inner layers, one entry per discriminator."""
+    """Scores and features (of the inner layers), one entry per discriminator."""
 
     scores: list[Tensor]
     features: list[list[Tensor]]
 
 
 class SpectrumDiscriminator(nn.Module):
-    """2-D convolutions over time and frequency of one complex spectrum; frequency is halved at each layer."""
+    """2-D convolutions over time and frequency of one complex spectrum; each layer halves the frequency resolution."""
 
     def __init__(self, window: int, channels: int) -> None:
         super().__init__()
         self.size = window
         self.register_buffer("window", torch.hann_window(window), persistent=False)
-        widths = [2, channels, channels, 2 * channels, 2 * channels]
+        sizes = [2, channels, channels, 2 * channels, 2 * channels]
         self.layers = nn.ModuleList(
             weight_norm(nn.Conv2d(before, after, (3, 9), stride=(1, 2), padding=(1, 4)))
-            for before, after in pairwise(widths)
+            for before, after in pairwise(sizes)
         )
-        self.mix = weight_norm(nn.Conv2d(widths[-1], widths[-1], (3, 3), padding=1))
-        self.score = weight_norm(nn.Conv2d(widths[-1], 1, (3, 3), padding=1))
+        self.mix = weight_norm(nn.Conv2d(sizes[-1], sizes[-1], (3, 3), padding=1))
+        self.score = weight_norm(nn.Conv2d(sizes[-1], 1, (3, 3), padding=1))
 
     def forward(self, audio: Audio) -> tuple[Tensor, list[Tensor]]:
         window = self.get_buffer("window")
@@ -42,7 +42,7 @@ class SpectrumDiscriminator(nn.Module):
             spectrum = torch.stft(
                 audio[:, 0].float(), self.size, self.size // 4, window=window, normalized=True, return_complex=True
             )
-            # magnitudes are compressed as in the losses, so that quiet parts are judged too
+            # magnitudes are compressed as in the losses, so that quiet parts count too
             spectrum = spectrum * (spectrum.real.square() + spectrum.imag.square() + 1e-7) ** -0.25
             x = torch.view_as_real(spectrum.transpose(1, 2)).permute(0, 3, 1, 2)  # [batch, 2, frames, bins]
             x = x.contiguous(memory_format=torch.channels_last)
@@ -64,5 +64,5 @@ class Discriminators(nn.Module):
         self.discriminators = nn.ModuleList(SpectrumDiscriminator(window, channels) for window in windows)
 
     def forward(self, audio: Audio) -> DiscriminatorOutput:
-        judged = [judge(audio) for judge in self.discriminators]
-        return DiscriminatorOutput([score for score, _ in judged], [features for _, features in judged])
+        outputs = [discriminator(audio) for discriminator in self.discriminators]
+        return DiscriminatorOutput([score for score, _ in outputs], [features for _, features in outputs])

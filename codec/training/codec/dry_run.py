@@ -1,8 +1,7 @@
-"""What a recipe would make and what it would take, before anything is trained: `codec train --dry-run`."""
+"""Size, delay, memory and speed of a codec recipe before it is trained: `codec train --dry-run`."""
 
 from __future__ import annotations
 
-import math
 import os
 import weakref
 from collections.abc import Callable, Mapping
@@ -24,140 +23,127 @@ from codec.data.clips import Clip, clips
 from codec.errors import CodecError
 from codec.frames import FrameSpec
 from codec.io.audio import open_reader
-from codec.models.base import Codec
-from codec.models.causal import CausalConfig
+from codec.models.base import Codec, ReceptiveField
 from codec.training import engine
-from codec.training.codec.losses import SpectralLoss
+from codec.training.codec.crops import Batch
 from codec.training.codec.recipe import Recipe
-from codec.training.codec.task import Players, assemble, train_step, ways
+from codec.training.codec.task import CodecTask, TrainState, memory_settings
 from codec.training.optimizer import autocast_dtype
 
-AUDIO = 12.0  # s of audio in the largest batch that is tried
-PATIENCE = 4.0  # s of steps of a kind, after which no more are timed
-HEADERS = 2000  # files opened to learn their lengths; of more, a sample
+MAX_AUDIO = 12.0  # s of audio in the largest measured batch
+MAX_SECONDS = 4.0  # of steps of a stage, after which no more are timed
+MAX_HEADERS = 2000  # files opened to read their lengths; of more files, a sample
 
 
 @dataclass(frozen=True)
-class Heard:
-    """The audio of a corpus to train on."""
+class DataSummary:
+    """The training audio of a corpus."""
 
     clips: int
     seconds: float
-    read: int
-    """Headers that were read to know; the lengths of others are taken to be like theirs, or stood in the manifest."""
+    headers: int
+    """Headers that were read; the lengths of other clips are estimated from them, or are in the manifest."""
     bad: int
-    """How many of them could not be read."""
+    """Headers that could not be read."""
 
 
 @dataclass(frozen=True)
-class Phase:
-    """A part of the training, and what a step of it costs each process."""
+class Stage:
+    """A stage of training, and the cost of its steps for each process."""
 
     name: str
     steps: int
     seconds: float
     memory: float
-    """Bytes of all tensors when they are most: weights, averages, optimizers, gradients, activations."""
+    """Peak bytes of all tensors: weights, averaged weights, optimizer state, gradients and activations."""
 
 
 @dataclass(frozen=True)
 class Plan:
-    """All that is known beforehand."""
+    """The estimates of a dry run."""
 
     recipe: Recipe
     frame_spec: FrameSpec
-    numbers: Mapping[str, int]
-    """What is stored of the encoder, quantizer and decoder, and the discriminators' weights."""
-    receptive_field: tuple[int, int]
+    parameters: Mapping[str, int]
+    """Stored numbers by part of the model, and the discriminators' weights."""
+    delay: int
+    """Samples from one that enters a stream until the same one leaves it."""
+    receptive_field: ReceptiveField
     flops: Mapping[str, float]
-    """By part, for a second of audio; a multiplication and an addition are two."""
-    phases: tuple[Phase, ...]
+    """By part, per second of audio; a multiplication and an addition are two."""
+    stages: tuple[Stage, ...]
     processes: int
-    share: int
-    """Rows of the batch that each process takes."""
-    tried: int
-    """Rows that the phases were measured with."""
-    place: str
-    heard: Heard | None
+    rows: int
+    """Rows of the batch of each process."""
+    measured_rows: int
+    """Rows of the measured batches."""
+    device: str
+    data: DataSummary | None
 
     @property
-    def delay(self) -> int:
-        """Samples from one that enters a stream to its leaving it: its frame fills up, and the overlap comes after."""
-        return self.frame_spec.hop + self.frame_spec.decoder_delay
-
-    @property
-    def shipped(self) -> int:
-        """Bytes of the weights as float16; a file has its header more, some kilobytes."""
-        return 2 * sum(self.numbers[part] for part in ("encoder", "quantizer", "decoder"))
+    def file_bytes(self) -> int:
+        """Bytes of the weights as float16, without the header of the file (some kilobytes)."""
+        return 2 * sum(count for part, count in self.parameters.items() if part != "discriminators")
 
     @property
     def hours(self) -> float:
         """Time of all steps."""
-        return sum(phase.steps * phase.seconds for phase in self.phases) / 3600
+        return sum(stage.steps * stage.seconds for stage in self.stages) / 3600
 
     @property
-    def seen(self) -> float:
+    def trained_seconds(self) -> float:
         """Seconds of audio in all steps, repetitions counted."""
         return self.recipe.train.steps * self.recipe.data.batch_size * self.recipe.data.crop
 
 
-def plan(recipe: Recipe, *, data: Path | None = None, device: str | None = None) -> Plan:
-    """Build what the recipe says and make a few steps on noise; nothing is written.
+def estimate(recipe: Recipe, *, data: Path | None = None, device: str | None = None) -> Plan:
+    """Build the networks of a recipe and measure a few steps on noise; nothing is written.
 
-    Raises as `corpus.clips`; UsageError where there is no such device.
+    Raises as `clips`; UsageError: the device does not exist.
     """
     engine.check_device(device)
-    place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    heard = None if data is None else hear(data)
-    processes = int(os.environ.get("WORLD_SIZE", "1"))  # where torchrun or accelerate started this
-    share = -(-recipe.data.batch_size // processes)
-    tried = min(share, max(2, int(AUDIO / recipe.data.crop)))  # two tell what one more takes
+    torch_device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    summary = None if data is None else summarize_data(data)
+    processes = int(os.environ.get("WORLD_SIZE", "1"))  # set by torchrun and accelerate
+    rows = -(-recipe.data.batch_size // processes)
+    measured = min(rows, max(2, int(MAX_AUDIO / recipe.data.crop)))  # two, to know the cost of one more
     steps = recipe.train.steps
     start = steps if recipe.discriminator.start is None else min(recipe.discriminator.start, steps)
-    with torch.random.fork_rng(), engine.within_memory(*ways(recipe)):
-        players = assemble(recipe, place)
-        kinds = (("without discriminators", 0, start), ("with discriminators", start, steps))
-        phases = tuple(
-            Phase(name, last - first, *step_costs(players, recipe, first, share, tried))
-            for name, first, last in kinds
+    with torch.random.fork_rng(), engine.memory_errors(*memory_settings(recipe)):
+        task = CodecTask(recipe, torch_device)
+        stages = tuple(
+            Stage(name, last - first, *step_cost(task, first, rows, measured))
+            for name, first, last in (("without discriminators", 0, start), ("with discriminators", start, steps))
             if first < last
         )
-    model = players.model
-    parts = {"encoder": model.encoder, "quantizer": model.quantizer, "decoder": model.decoder}
-    numbers = {name: sum(tensor.numel() for tensor in part.state_dict().values()) for name, part in parts.items()}
-    numbers["discriminators"] = sum(weight.numel() for weight in players.discriminators.parameters())
-    threads = f"{torch.get_num_threads()} threads, " if place.type == "cpu" else ""
-    dtype = str(autocast_dtype(recipe.train.precision, place)).removeprefix("torch.")
+    state = task.train_state
+    parameters = {
+        name: sum(tensor.numel() for tensor in part.state_dict().values())
+        for name, part in state.model.named_children()
+    }
+    parameters["discriminators"] = sum(weight.numel() for weight in state.discriminators.parameters())
+    threads = f"{torch.get_num_threads()} threads, " if torch_device.type == "cpu" else ""
+    dtype = str(autocast_dtype(recipe.train.precision, torch_device)).removeprefix("torch.")
     return Plan(
         recipe,
-        model.frame_spec,
-        numbers,
-        receptive_field(recipe.model),
-        flops(players.average),
-        phases,
+        state.model.frame_spec,
+        parameters,
+        state.model.delay,
+        state.model.receptive_field(),
+        flops_per_second(state.ema_model),
+        stages,
         processes,
-        share,
-        tried,
-        f"{place.type}, {threads}{dtype}",
-        heard,
+        rows,
+        measured,
+        f"{torch_device.type}, {threads}{dtype}",
+        summary,
     )
 
 
-def receptive_field(config: CausalConfig) -> tuple[int, int]:
-    """(encoder, decoder): hops of audio that a latent frame knows of; latent frames that a sample of audio knows of.
-
-    A block adds kernel - 1 frames to one. A frame is two hops long, so n frames reach over n + 1 hops, and a hop lies
-    in two frames; at twice the rate frames, and what a block adds, are half as long.
-    """
-    more = config.kernel - 1
-    encoder, decoder = config.encoder_blocks * more + 1, config.decoder_blocks * more + 1
-    return encoder + 1, decoder + math.ceil((config.fine_blocks * more + 1) / 2)
-
-
 @torch.no_grad()
-def flops(model: Codec, frames: int = 100) -> dict[str, float]:
-    """Operations on a second of audio by part, fast Fourier transforms not counted."""
-    audio = torch.zeros(1, 1, frames * model.config.hop, device=model.device)
+def flops_per_second(model: Codec, frames: int = 100) -> dict[str, float]:
+    """Operations per second of audio by part, without fast Fourier transforms."""
+    audio = torch.zeros(1, 1, frames * model.frame_spec.hop, device=model.device)
     counts = {}
     with FlopCounterMode(display=False) as counter:
         latents = model.analyze(audio)
@@ -171,101 +157,99 @@ def flops(model: Codec, frames: int = 100) -> dict[str, float]:
     return {part: count / frames * model.frame_spec.frame_rate for part, count in counts.items()}
 
 
-def step_costs(players: Players, recipe: Recipe, step: int, share: int, tried: int) -> tuple[float, float]:
-    """(seconds, bytes) of a step with `share` rows, from steps with `tried` rows and fewer on noise."""
-    spectral = SpectralLoss(recipe.model.sample_rate).to(players.model.device)
-    time = round(recipe.data.crop * recipe.model.sample_rate)
+def step_cost(task: CodecTask, step: int, rows: int, measured: int) -> tuple[float, float]:
+    """(seconds, bytes) of a step with `rows` rows, from steps with at most `measured` rows on noise."""
+    device = task.device
+    time = round(task.data.crop * task.train_state.model.sample_rate)
 
     def run(rows: int) -> float:
-        for optimizer in (players.optimizer, players.discriminators_optimizer):
+        for optimizer in (task.train_state.optimizer, task.train_state.discriminator_optimizer):
             optimizer.zero_grad()  # of the step before
-        audio = 0.1 * torch.randn(rows, 1, time, device=players.model.device)
-        began = perf_counter()
-        losses = train_step(players, spectral, audio, step, recipe)
-        losses["mel"].item()  # waits for the device
-        return perf_counter() - began
+        audio = 0.1 * torch.randn(rows, 1, time, device=device)
+        started = perf_counter()
+        task.step(Batch(audio, ()), step)["mel"].item()  # waits for the device
+        return perf_counter() - started
 
-    fewer = max(1, tried // 4)
-    run(fewer)  # the first one is slower, and makes what the optimizers keep
-    peaks = {rows: peak_bytes(partial(run, rows), players.model.device) for rows in (fewer, tried)}
-    a_row = (peaks[tried] - peaks[fewer]) / max(1, tried - fewer)
-    took = [run(tried)]
-    while len(took) < 3 and sum(took) < PATIENCE:
-        took.append(run(tried))
-    return median(took) * share / tried, kept_bytes(players) + peaks[tried] + a_row * (share - tried)
+    fewer = max(1, measured // 4)
+    run(fewer)  # the first step is slower, and allocates the optimizer state
+    peaks = {count: peak_bytes(partial(run, count), device) for count in (fewer, measured)}
+    row_bytes = (peaks[measured] - peaks[fewer]) / max(1, measured - fewer)
+    seconds = [run(measured)]
+    while len(seconds) < 3 and sum(seconds) < MAX_SECONDS:
+        seconds.append(run(measured))
+    memory = state_bytes(task.train_state) + peaks[measured] + row_bytes * (rows - measured)
+    return median(seconds) * rows / measured, memory
 
 
-def kept_bytes(players: Players) -> int:
-    """Bytes that stay between steps: weights, averages and what the optimizers remember; gradients belong to a step."""
-    modules = (players.model, players.average, players.discriminators)
+def state_bytes(state: TrainState) -> int:
+    """Bytes that stay between steps: weights, averaged weights and optimizer state; gradients belong to a step."""
+    modules = (state.model, state.ema_model, state.discriminators)
     tensors = [tensor for module in modules for tensor in (*module.parameters(), *module.buffers())]
-    for optimizer in (players.optimizer, players.discriminators_optimizer):
-        tensors += [
-            value for state in optimizer.state.values() for value in state.values() if isinstance(value, Tensor)
-        ]
+    for optimizer in (state.optimizer, state.discriminator_optimizer):
+        tensors += [value for slot in optimizer.state.values() for value in slot.values() if isinstance(value, Tensor)]
     return sum(tensor.nbytes for tensor in tensors)
 
 
-def peak_bytes(work: Callable[[], object], place: torch.device) -> int:
-    """Most bytes alive at once of those that `work` makes."""
-    if place.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(place)
-        before: int = torch.cuda.memory_allocated(place)
+def peak_bytes(work: Callable[[], object], device: torch.device) -> int:
+    """Peak bytes of the tensors that `work` allocates."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        before: int = torch.cuda.memory_allocated(device)
         work()
-        return int(torch.cuda.max_memory_allocated(place)) - before
-    alive = Alive()
-    with alive:
+        return int(torch.cuda.max_memory_allocated(device)) - before
+    counter = AllocationCounter()
+    with counter:
         work()
-    return alive.most
+    return counter.peak
 
 
-class Alive(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Counts the bytes of tensors made under it, for as long as they live."""
+class AllocationCounter(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Counts the bytes of the tensors that are allocated under it, while they are alive."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.bytes = self.most = 0
+        self.bytes = self.peak = 0
         self.known: set[int] = set()
 
     def __torch_dispatch__(
         self, function: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        made = function(*args, **(kwargs or {}))
-        given = {id(tensor.untyped_storage()) for tensor in tree_leaves((args, kwargs)) if isinstance(tensor, Tensor)}
-        for tensor in tree_leaves(made):
-            if isinstance(tensor, Tensor) and id(storage := tensor.untyped_storage()) not in self.known | given:
+        outputs = function(*args, **(kwargs or {}))
+        inputs = {id(tensor.untyped_storage()) for tensor in tree_leaves((args, kwargs)) if isinstance(tensor, Tensor)}
+        for tensor in tree_leaves(outputs):
+            if isinstance(tensor, Tensor) and id(storage := tensor.untyped_storage()) not in self.known | inputs:
                 self.known.add(id(storage))
                 self.bytes += storage.nbytes()
-                weakref.finalize(storage, self.forget, id(storage), storage.nbytes())
-        self.most = max(self.most, self.bytes)
-        return made
+                weakref.finalize(storage, self.free, id(storage), storage.nbytes())
+        self.peak = max(self.peak, self.bytes)
+        return outputs
 
-    def forget(self, storage: int, size: int) -> None:
-        """A storage is gone."""
+    def free(self, storage: int, size: int) -> None:
+        """Subtract a storage that has been freed."""
         self.known.discard(storage)
         self.bytes -= size
 
 
-def hear(source: Path) -> Heard:
+def summarize_data(data: Path) -> DataSummary:
     """How much audio a corpus has to train on, by its manifest or the headers of its files.
 
-    Raises as `corpus.clips`.
+    Raises as `clips`.
     """
     rng = np.random.default_rng(0)
-    known, silent = 0.0, 0  # seconds that the manifest says; clips of which it says nothing
+    known, unknown = 0.0, 0  # seconds by the manifest; clips without a length
     sample: list[Clip] = []
     count = 0
-    for clip in clips(source):
+    for clip in clips(data):
         if clip.split in (None, "train"):
             count += 1
             if clip.seconds is not None:
                 known += clip.seconds
                 continue
-            silent += 1
-            if len(sample) < HEADERS:
+            unknown += 1
+            if len(sample) < MAX_HEADERS:
                 sample.append(clip)
-            elif (place := int(rng.integers(silent))) < HEADERS:  # each has the same chance to stay
-                sample[place] = clip
+            elif (slot := int(rng.integers(unknown))) < MAX_HEADERS:  # reservoir sampling
+                sample[slot] = clip
     lengths = []
     for clip in sample:
         try:
@@ -273,59 +257,71 @@ def hear(source: Path) -> Heard:
                 lengths.append((reader.time or 0) / reader.rate - clip.start)
         except CodecError:
             continue
-    unknown = sum(lengths) / max(1, len(sample)) * silent
-    return Heard(count, known + unknown, len(sample), len(sample) - len(lengths))
+    estimated = sum(lengths) / max(1, len(sample)) * unknown
+    return DataSummary(count, known + estimated, len(sample), len(sample) - len(lengths))
 
 
-def table(plan: Plan) -> str:
-    """A plan to read, in aligned lines."""
+def report(plan: Plan) -> str:
+    """The estimates as aligned lines."""
     recipe, frames = plan.recipe, plan.frame_spec
-    encoder, decoder = (f"{count} frames ({1000 * count / frames.frame_rate:.0f} ms)" for count in plan.receptive_field)
+    encoder, decoder = (
+        f"{context.frames} frames ({1000 * context.frames / frames.frame_rate:.0f} ms)"
+        for context in plan.receptive_field
+    )
+    future = max(context.future for context in plan.receptive_field)
+    lookahead = f"{future} frames ahead" if future else "causal"
     rates = " ".join(f"{frames.bitrate(num_codebooks):.4g}" for num_codebooks in range(1, frames.num_codebooks + 1))
-    coding = (plan.flops["encoder"] + plan.flops["quantizer"]) / 1e9
-    parts = ("encoder", "quantizer", "decoder")
+    encoding = (plan.flops["encoder"] + plan.flops["quantizer"]) / 1e9
     model = [
-        ("size", f"{plan.shipped / 2e6:.2f} million numbers, {plan.shipped / 1e6:.1f} MB shipped as float16"),
-        *((f"  {part}", f"{plan.numbers[part] / 1e6:.2f} million") for part in parts),
-        ("audio", f"{frames.sample_rate} Hz mono, {frames.frame_rate:g} frames a second of {frames.hop} samples"),
+        ("parameters", f"{plan.file_bytes / 2e6:.2f} million, {plan.file_bytes / 1e6:.1f} MB as float16"),
+        *(
+            (f"  {part}", f"{count / 1e6:.2f} million")
+            for part, count in plan.parameters.items()
+            if part != "discriminators"
+        ),
+        ("audio", f"{frames.sample_rate} Hz mono, {frames.frame_rate:g} frames/s of {frames.hop} samples"),
         ("delay", f"{plan.delay} samples ({1000 * frames.seconds(plan.delay):.1f} ms)"),
-        ("receptive field", f"encoder {encoder}, decoder {decoder}; no future"),
+        ("receptive field", f"encoder {encoder}, decoder {decoder}; {lookahead}"),
         ("bit rate", f"{rates} kbit/s with 1 to {frames.num_codebooks} codebooks"),
-        ("work", f"{coding:.2f} GFLOP to encode a second of audio, {plan.flops['decoder'] / 1e9:.2f} to decode it"),
+        (
+            "operations",
+            f"{encoding:.2f} GFLOP to encode a second of audio, {plan.flops['decoder'] / 1e9:.2f} to decode",
+        ),
     ]
     batch = f"{recipe.data.batch_size} crops of {recipe.data.crop:g} s"
     if plan.processes > 1:
-        batch += f", {plan.share} in each of {plan.processes} processes"
+        batch += f", {plan.rows} in each of {plan.processes} processes"
     discriminators = (
-        f"{plan.numbers['discriminators'] / 1e6:.2f} million numbers, from step {recipe.discriminator.start} on"
+        f"{plan.parameters['discriminators'] / 1e6:.2f} million parameters, from step {recipe.discriminator.start} on"
     )
     training = [
         ("batch", batch),
         ("discriminators", "none" if recipe.discriminator.start is None else discriminators),
-        ("audio heard", f"{plan.seen / 3600:.1f} h in {recipe.train.steps} steps, repetitions counted"),
+        ("audio", f"{plan.trained_seconds / 3600:.1f} h in {recipe.train.steps} steps, repetitions counted"),
     ]
-    if plan.heard is not None:
-        training.append(("data", data_row(plan.heard, plan.seen)))
+    if plan.data is not None:
+        training.append(("data", data_line(plan.data, plan.trained_seconds)))
     measured = [
-        (phase.name, f"{phase.seconds:.3g} s a step, {phase.memory / 2**30:.2f} GiB of tensors, {phase.steps} steps")
-        for phase in plan.phases
+        (stage.name, f"{stage.seconds:.3g} s per step, {stage.memory / 2**30:.2f} GiB of tensors, {stage.steps} steps")
+        for stage in plan.stages
     ]
-    measured.append(("in all", f"{plan.hours:.3g} h on a machine like this, with data that is never waited for"))
-    batch = "the whole batch" if plan.tried == plan.share else f"{plan.tried} of {plan.share} rows, in proportion"
+    measured.append(("total", f"{plan.hours:.3g} h on a machine like this, without waiting for data"))
+    whole = plan.measured_rows == plan.rows
+    rows = "the whole batch" if whole else f"{plan.measured_rows} of {plan.rows} rows, extrapolated"
     sections = {
         f"model {recipe.name}": model,
         "training": training,
-        f"measured here: {plan.place}, noise as audio, {batch}": measured,
+        f"measured here: {plan.device}, noise as audio, {rows}": measured,
     }
     lines = []
-    for title, rows in sections.items():
-        lines += ["", title, *(f"  {name:24}{value}" for name, value in rows)]
+    for title, entries in sections.items():
+        lines += ["", title, *(f"  {name:24}{value}" for name, value in entries)]
     return "\n".join(lines[1:])
 
 
-def data_row(heard: Heard, seen: float) -> str:
-    """What there is to train on, and how often it is gone through."""
-    told = f"by {heard.read} of their headers" if heard.read else "by the manifest"
-    bad = f", {heard.bad} of which cannot be read" if heard.bad else ""
-    passes = f"{seen / heard.seconds:.3g} times through" if heard.seconds else "nothing to hear"
-    return f"{heard.seconds / 3600:.2f} h in {heard.clips} clips ({told}{bad}): {passes}"
+def data_line(data: DataSummary, trained_seconds: float) -> str:
+    """The amount of training audio, and how often it is repeated."""
+    source = f"by {data.headers} of their headers" if data.headers else "by the manifest"
+    bad = f", {data.bad} of which cannot be read" if data.bad else ""
+    epochs = f"{trained_seconds / data.seconds:.3g} epochs" if data.seconds else "no audio"
+    return f"{data.seconds / 3600:.2f} h in {data.clips} clips ({source}{bad}): {epochs}"

@@ -1,4 +1,4 @@
-"""Losses of the codec: spectra at several scales, and the adversarial game."""
+"""Losses of a codec: multi-scale spectra, perceptual measures, artifacts at the frame rate, and adversarial losses."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ SCALES = ((5, 32), (10, 64), (20, 128), (40, 256), (80, 512), (160, 1024), (320,
 
 
 class Spectral(NamedTuple):
-    """The distances of `SpectralLoss`."""
+    """Distances by `SpectralLoss`."""
 
     mel: Tensor
     complex_stft: Tensor
@@ -31,18 +31,19 @@ class Spectral(NamedTuple):
 class SpectralLoss(nn.Module):
     """Distances of two signals through one set of short-time spectra.
 
-    `mel` is the sum over scales of mean |log10 mel - log10 mel'| (DAC, section 3.4). `complex_stft` is the distance of the
-    complex spectra with magnitudes compressed to |S|^0.5, relative to the reference's own size (compression as in Braun
-    and Tashev 2020, eq. 5). `noise_to_mask` is the root of the noise-to-signal ratio of each mel band and frame, at most 2: as
-    in hearing, what is loud hides noise in its own band only (the noise-to-mask ratio of Brandenburg 1987). These two
-    hear phase; they are means over the scales of 256 samples and more. `pesq_like` and `stoi_like` are `HearingLoss`.
+    `mel` is the sum over scales of mean |log10 mel - log10 mel'| (DAC, section 3.4). `complex_stft` is the distance of
+    the complex spectra with magnitudes compressed to |S|^0.5, relative to the mean magnitude of the reference
+    (compression as in Braun and Tashev 2020, eq. 5). `noise_to_mask` is the root of the noise-to-signal ratio of each
+    mel band and frame, at most 2, because loud sound masks noise in its own band only (the noise-to-mask ratio of
+    Brandenburg 1987). These two depend on phase; they are means over the windows of 256 samples and more. `pesq_like`
+    and `stoi_like` are of `PerceptualLoss`.
     """
 
     def __init__(self, sample_rate: int, scales: Sequence[tuple[int, int]] = SCALES, phase_from: int = 256) -> None:
         super().__init__()
         self.scales = tuple(scales)
         self.phase_from = phase_from
-        self.hearing = HearingLoss(sample_rate)
+        self.perceptual = PerceptualLoss(sample_rate)
         self.filters: dict[int, BandFilters] = {}
         for bands, window in self.scales:
             with warnings.catch_warnings():
@@ -53,12 +54,13 @@ class SpectralLoss(nn.Module):
             self.register_buffer(f"window_{window}", torch.hann_window(window), persistent=False)
 
     def forward(self, decoded: Audio, audio: Audio, half: int | None = None) -> Spectral:
-        """Distances of [batch, 1, time] signals at all scales, or at every second one from the first (`half` 0) or the
-        second (1) on. The two halves cost half the time each, and their mean is the whole.
+        """Distances of [batch, 1, time] signals at all scales, or at every second scale from index `half` (0 or 1).
+
+        The two halves take half the time each, and their mean is the distance at all scales.
         """
         scales = self.scales if half is None else self.scales[half::2]
         mel, complex_stft, noise_to_mask = decoded.new_zeros(()), decoded.new_zeros(()), decoded.new_zeros(())
-        voices = sum(window >= self.phase_from for _, window in scales)
+        complex_scales = sum(window >= self.phase_from for _, window in scales)
         for _, window in scales:
             hann, filters = self.get_buffer(f"window_{window}"), self.get_buffer(f"mel_{window}")
             ours = short_time_spectra(decoded[:, 0].float(), hann, window // 4)
@@ -69,26 +71,26 @@ class SpectralLoss(nn.Module):
             )
             mel = mel + distances[0]
             complex_stft, noise_to_mask = complex_stft + distances[1], noise_to_mask + distances[2]
-        pesq_like, stoi_like = self.hearing(decoded, audio)
+        pesq_like, stoi_like = self.perceptual(decoded, audio)
         return Spectral(
             mel if half is None else 2 * mel,
-            complex_stft / max(voices, 1),
-            noise_to_mask / max(voices, 1),
+            complex_stft / max(complex_scales, 1),
+            noise_to_mask / max(complex_scales, 1),
             pesq_like,
             stoi_like,
         )
 
 
-class HearingLoss(nn.Module):
-    """Two distances that listeners' judgements were once fitted to, made differentiable, on spectra of 32 ms every 16.
+class PerceptualLoss(nn.Module):
+    """Differentiable versions of PESQ and STOI, which were fitted to listening tests, on 32 ms windows every 16 ms.
 
-    `pesq_like` follows PESQ (ITU-T P.862, section 10.2): power in bands of half a Bark, loudness by Zwicker's law, what
-    differs beyond a quarter of the softer one, added sound counted far more than missing sound; means that the worst
-    frames rule, though none counts more than 45. It is what PESQ takes from 4.5, without its alignments in time, level
-    and response.
+    `pesq_like` follows PESQ (ITU-T P.862, section 10.2): power in bands of half a Bark, loudness by Zwicker's law, the
+    difference beyond a quarter of the softer loudness, added sound weighted far more than missing sound, and norms over
+    time that the worst frames dominate, each frame at most 45. It is what PESQ subtracts from 4.5, without its
+    alignment of time, level and frequency response.
 
-    `stoi_like` follows STOI (Taal et al. 2011, section II): 1 less the mean correlation of the envelopes of one-third
-    octave bands from 150 Hz over 384 ms, where something is heard.
+    `stoi_like` follows STOI (Taal et al. 2011, section II): 1 minus the mean correlation of the envelopes of one-third
+    octave bands from 150 Hz over 384 ms, in segments that are not silent.
     """
 
     def __init__(self, sample_rate: int) -> None:
@@ -123,24 +125,27 @@ class HearingLoss(nn.Module):
         return self.pesq_like(bands[:, : len(bark)]), self.stoi_like(bands[:, len(bark) :])
 
     def pesq_like(self, bark_power: Tensor) -> Tensor:
-        """What PESQ takes from its 4.5 for power [2 batch, bands, frames], 1 a frame in the mean over all bins."""
+        """The PESQ disturbance of Bark-band power [2 batch, bands, frames]: decoded signals, then references.
+
+        The power is relative to the mean power of a frame of the reference.
+        """
         threshold = self.get_buffer("threshold")
-        heard = bark_power * 10**7.9  # as if played at 79 dB
-        sones = 0.187 * (threshold / 0.5) ** 0.23 * ((0.5 + 0.5 * heard / threshold) ** 0.23 - 1).relu()
-        (ours, theirs), (wrong, right) = sones.chunk(2), heard.chunk(2)
+        power = bark_power * 10**7.9  # played back at 79 dB
+        sones = 0.187 * (threshold / 0.5) ** 0.23 * ((0.5 + 0.5 * power / threshold) ** 0.23 - 1).relu()
+        (ours, theirs), (decoded, reference) = sones.chunk(2), power.chunk(2)
         difference = ours - theirs
         masked = difference.sign() * (difference.abs() - 0.25 * torch.minimum(ours, theirs)).relu()
-        added = ((wrong + 50) / (right + 50)) ** 1.2
+        added = ((decoded + 50) / (reference + 50)) ** 1.2
         added = torch.where(added < 3, 0.0, added.clamp(max=12)).detach()
         bands = sones.shape[1]
         symmetric = (masked.square().mean(dim=1) + 1e-6).sqrt() * bands  # [batch, frames]
         asymmetric = (masked.abs() * added).mean(dim=1) * bands
-        level = ((right.sum(dim=1) + 1e5) / 1e7) ** 0.04
-        parts = [over_time((part / level).clamp(max=45)) for part in (symmetric, asymmetric)]
+        level = ((reference.sum(dim=1) + 1e5) / 1e7) ** 0.04
+        parts = [norm_over_time((part / level).clamp(max=45)) for part in (symmetric, asymmetric)]
         return (0.1 * parts[0] + 0.0309 * parts[1]).mean()
 
     def stoi_like(self, thirds_power: Tensor) -> Tensor:
-        """1 less the mean correlation of band envelopes of power [2 batch, bands, frames]."""
+        """1 minus the mean correlation of envelopes of power [2 batch, bands, frames]: decoded, then references."""
         bands = (thirds_power + 1e-7).sqrt()
         parts = bands.unfold(-1, min(24, bands.shape[-1]), 3)  # [2 batch, bands, parts, frames of a part]
         ours, theirs = parts.chunk(2)
@@ -148,10 +153,12 @@ class HearingLoss(nn.Module):
         ours = ours * (size / ours.square().sum(dim=-1, keepdim=True)).sqrt()
         ours = torch.minimum(ours, theirs * (1 + 10 ** (15 / 20)))
         ours, theirs = (part - part.mean(dim=-1, keepdim=True) for part in (ours, theirs))
-        alike = (ours * theirs).sum(dim=-1) / (ours.square().sum(dim=-1) * theirs.square().sum(dim=-1) + 1e-9).sqrt()
+        correlation = (ours * theirs).sum(dim=-1) / (
+            ours.square().sum(dim=-1) * theirs.square().sum(dim=-1) + 1e-9
+        ).sqrt()
         loud = size[..., 0].sum(dim=1, keepdim=True)
-        weight = (loud > 1e-3 * loud.amax(dim=-1, keepdim=True)).expand_as(alike).float()
-        return 1 - ((alike * weight).sum(dim=(1, 2)) / weight.sum(dim=(1, 2))).mean()
+        weight = (loud > 1e-3 * loud.amax(dim=-1, keepdim=True)).expand_as(correlation).float()
+        return 1 - ((correlation * weight).sum(dim=(1, 2)) / weight.sum(dim=(1, 2))).mean()
 
 
 PERIODICITY_EDGES = (100, 600, 1200, 2000, 3000, 4200, 5600, 7600, 11000)
@@ -159,19 +166,19 @@ PERIODICITY_EDGES = (100, 600, 1200, 2000, 3000, 4200, 5600, 7600, 11000)
 
 
 def hop_periodicity_loss(decoded: Audio, audio: Audio, *, sample_rate: int, hop: int) -> Tensor:
-    """How much more [batch, 1, time] repeats itself after one and two hops than the reference does; 0 is the least.
+    """Excess autocorrelation of [batch, 1, time] signals at lags of one and two hops over that of the reference.
 
-    A decoder that knows only the level of noise may give every frame the same phases, which is heard as a buzz at the
-    frame rate; losses on magnitudes do not see it. In every band and part of twelve hops, the normalized
-    autocorrelation beyond the reference's by more than 0.1, mean over bands, parts and both lags.
+    A decoder that knows only the level of noise may give every frame the same phases, which sounds like a buzz at the
+    frame rate; losses of magnitudes do not measure it. The loss is the normalized autocorrelation above that of the
+    reference plus 0.1, in every band and segment of twelve hops, mean over bands, segments and both lags.
     """
     part = min(12 * hop, audio.shape[-1])
     both = torch.cat([decoded, audio])[:, 0].float()
     parts = both.unfold(-1, part, part)  # [2 batch, parts, time]
-    size = 1 << (part + 2 * hop - 1).bit_length()  # zeros behind, so that the end does not meet the beginning
+    size = 1 << (part + 2 * hop - 1).bit_length()  # zero-padded, so that the correlation is not circular
     power = torch.view_as_real(torch.fft.rfft(parts, size)).square().sum(dim=-1)  # [2 batch, parts, bins]
     frequency = torch.arange(size // 2 + 1, device=both.device) * (sample_rate / size)
-    bands = bands_of(frequency, PERIODICITY_EDGES, sample_rate)
+    bands = band_matrix(frequency, PERIODICITY_EDGES, sample_rate)
     if bands.numel() == 0:
         return both.new_zeros(())
     lags = torch.cos(2 * math.pi * hop / sample_rate * frequency[:, None] * torch.tensor([0, 1, 2], device=both.device))
@@ -190,16 +197,16 @@ LEVEL_EDGES = (50, 200, 400, 700, 1100, 1600, 2300, 3200, 4300, 5800, 7800, 1100
 
 
 def band_level_loss(decoded: Audio, audio: Audio, *, sample_rate: int, hop: int) -> Tensor:
-    """Mean |ln of the ratio of energies| of [batch, 1, time] signals in every band and part of twelve hops.
+    """Mean |log energy ratio| of [batch, 1, time] signals in every band and segment of twelve hops.
 
-    Losses of the waveform are least for a signal that is softer wherever it is uncertain, so each generation of coding
-    would lose level; this loss asks for the right energy.
+    Waveform losses are minimal for a signal that is softer where it is uncertain, so each generation of coding would
+    lose level; this loss penalizes the wrong energy.
     """
     part = min(12 * hop, audio.shape[-1])
     parts = torch.cat([decoded, audio])[:, 0].float().unfold(-1, part, part)  # [2 batch, parts, time]
     power = torch.view_as_real(torch.fft.rfft(parts)).square().sum(dim=-1) / part
     frequency = torch.arange(power.shape[-1], device=power.device) * (sample_rate / part)
-    energy = power @ bands_of(frequency, LEVEL_EDGES, sample_rate)  # [2 batch, parts, bands]
+    energy = power @ band_matrix(frequency, LEVEL_EDGES, sample_rate)  # [2 batch, parts, bands]
     total = energy.chunk(2)[1].sum(dim=-1, keepdim=True)
     floor = (1e-5 * total + 1e-5).repeat(2, 1, 1)
     ours, theirs = (energy + floor).log().chunk(2)
@@ -208,19 +215,19 @@ def band_level_loss(decoded: Audio, audio: Audio, *, sample_rate: int, hop: int)
 
 MODULATION_EDGES = (100, 1000, 3000, 6000, 11000)
 """Bands in Hz of `hop_modulation_loss`."""
-MODULATION_PLACES = 4  # in a hop
+MODULATION_POSITIONS = 4  # per hop
 
 
 def hop_modulation_loss(decoded: Audio, audio: Audio, *, sample_rate: int, hop: int) -> Tensor:
-    """How differently the energy of [batch, 1, time] signals is spread over the places within a hop.
+    """Difference of how the energy of [batch, 1, time] signals is spread over the positions within a hop.
 
-    A decoder may put its waveform in one half of every frame and its noise in the other, which is heard as roughness at
-    the frame rate. For each band and quarter of a hop, the share of the hop's energy is averaged over all hops of an
-    item; the mean square difference from the reference's.
+    A decoder may put its waveform in one half of every frame and its noise in the other, which sounds rough at the
+    frame rate. For each band and quarter of a hop, the share of the hop's energy is averaged over all hops of an item;
+    the loss is the mean square difference of these shares.
     """
     both = torch.cat([decoded, audio])[:, 0].float()
     length = hop // 2
-    starts = [round(place * hop / MODULATION_PLACES) for place in range(MODULATION_PLACES)]
+    starts = [round(position * hop / MODULATION_POSITIONS) for position in range(MODULATION_POSITIONS)]
     if both.shape[-1] < starts[-1] + length:
         return both.new_zeros(())
     hops = (both.shape[-1] - starts[-1] - length) // hop + 1
@@ -228,22 +235,22 @@ def hop_modulation_loss(decoded: Audio, audio: Audio, *, sample_rate: int, hop: 
     window = torch.hann_window(length, device=both.device)
     power = torch.view_as_real(torch.fft.rfft(frames * window)).square().sum(dim=-1) / length
     frequency = torch.arange(power.shape[-1], device=both.device) * (sample_rate / length)
-    energy = power @ bands_of(frequency, MODULATION_EDGES, sample_rate)  # [2 batch, hops, places, bands]
+    energy = power @ band_matrix(frequency, MODULATION_EDGES, sample_rate)  # [2 batch, hops, positions, bands]
     mean = energy.mean(dim=2, keepdim=True)
     floor = 1e-4 * mean.chunk(2)[1].mean(dim=(1, 3), keepdim=True) + 1e-8
-    share = (energy / (mean + floor.repeat(2, 1, 1, 1))).mean(dim=1)  # [2 batch, places, bands]
+    share = (energy / (mean + floor.repeat(2, 1, 1, 1))).mean(dim=1)  # [2 batch, positions, bands]
     ours, theirs = share.chunk(2)
     return (ours - theirs).square().mean() if ours.numel() else ours.new_zeros(())
 
 
-def bands_of(frequency: Tensor, edges: Sequence[int], sample_rate: int) -> Tensor:
-    """1 where a frequency [bins] in Hz lies in a band, [bins, bands]; bands beyond 0.46 of the rate are left out."""
+def band_matrix(frequency: Tensor, edges: Sequence[int], sample_rate: int) -> Tensor:
+    """1 where a frequency [bins] in Hz lies in a band, [bins, bands]; without bands above 0.46 of the sample rate."""
     limits = torch.tensor([edge for edge in edges if edge <= 0.46 * sample_rate], device=frequency.device)
     return ((frequency[:, None] >= limits[:-1]) & (frequency[:, None] < limits[1:])).float()
 
 
-def over_time(disturbance: Tensor) -> Tensor:
-    """[batch] of [batch, frames]: norm of order 6 within 20 frames, of order 2 over these (P.862, section 10.2)."""
+def norm_over_time(disturbance: Tensor) -> Tensor:
+    """Norms [batch] of [batch, frames]: of order 6 within 20 frames, of order 2 over these (P.862, section 10.2)."""
     parts = disturbance.unfold(-1, min(20, disturbance.shape[-1]), 10)
     return ((parts + 1e-4) ** 6).mean(dim=-1).pow(1 / 3).mean(dim=-1).sqrt()
 
@@ -260,25 +267,25 @@ def generator_loss(fake: list[Tensor]) -> Tensor:
 
 
 def feature_loss(real: list[list[Tensor]], fake: list[list[Tensor]]) -> Tensor:
-    """Mean |difference| of the discriminators' inner layers [batch, ...], relative to the real ones' size.
+    """Feature matching: mean |difference| of the discriminators' features [batch, ...], relative to the real ones.
 
-    As in EnCodec, eq. 2, but with the size of each item's own, so that an item's loss does not depend on its company.
+    As in EnCodec, eq. 2, but relative to the size of each item, so that an item's loss does not depend on the batch.
     """
     losses = [
-        (size_of(r.detach() - f) / (size_of(r.detach()) + 1e-4)).mean()
+        (mean_magnitude(r.detach() - f) / (mean_magnitude(r.detach()) + 1e-4)).mean()
         for reals, fakes in zip(real, fake, strict=True)
         for r, f in zip(reals, fakes, strict=True)
     ]
     return torch.stack(losses).mean()
 
 
-def size_of(layer: Tensor) -> Tensor:
+def mean_magnitude(layer: Tensor) -> Tensor:
     """Mean absolute value [batch] of each item."""
     return layer.abs().flatten(1).mean(dim=1)
 
 
 class EMA:
-    """Moving averages by name, of equal weight at first: decay 0.9 makes (9 a + 10 b) / 19 of a, then b.
+    """Bias-corrected exponential moving averages by name: decay 0.9 makes (9 a + 10 b) / 19 of a, then b.
 
     `state_dict` and `load_state_dict` are as a module's.
     """
@@ -289,7 +296,7 @@ class EMA:
         self.weights: dict[str, float] = {}
 
     def add(self, values: Mapping[str, Tensor]) -> None:
-        """Take in one value each."""
+        """Add one value of each name."""
         for name, value in values.items():
             self.sums[name] = value.detach() + self.decay * self.sums.get(name, torch.zeros_like(value))
             self.weights[name] = 1 + self.decay * self.weights.get(name, 0.0)
@@ -301,18 +308,40 @@ class EMA:
         return self.sums[name] / self.weights[name]
 
     def state_dict(self) -> dict[str, Any]:
-        """All there is, for `load_state_dict`."""
+        """The sums and their weights, for `load_state_dict`."""
         return {"sums": dict(self.sums), "weights": dict(self.weights)}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from another's state."""
+        """Restore the averages of `state_dict`."""
         self.sums, self.weights = dict(state["sums"]), dict(state["weights"])
 
 
-def loss_balancer_weights(weights: Mapping[str, float | Tensor], norms: EMA) -> dict[str, float | Tensor]:
-    """Weights that make each loss's gradient, seen from the decoded audio, as large as its share (EnCodec, eq. 4).
+class LossBalancer:
+    """Weights that give each loss a fixed share of the gradient of the decoded audio (EnCodec, section 3.4, eq. 4).
 
-    `norms` are the average norms of those gradients so far; a loss that has none yet is left out, to be measured.
+    `state_dict` and `load_state_dict` are as a module's.
     """
-    whole = sum(weights.values())
-    return {name: weight / whole / norms[name].clamp(min=1e-12) for name, weight in weights.items() if name in norms}
+
+    def __init__(self, decay: float) -> None:
+        self.norms = EMA(decay)
+
+    def scale(self, shares: Mapping[str, float]) -> dict[str, float | Tensor]:
+        """Weights for the given shares; a loss whose gradient norm has not been measured yet is left out."""
+        total = sum(shares.values())
+        return {
+            name: share / total / self.norms[name].clamp(min=1e-12)
+            for name, share in shares.items()
+            if name in self.norms
+        }
+
+    def update(self, norms: Mapping[str, Tensor]) -> None:
+        """Add the norms of the unweighted losses' gradients in one step."""
+        self.norms.add(norms)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The averaged norms, for `load_state_dict`."""
+        return self.norms.state_dict()
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restore the averages of `state_dict`."""
+        self.norms.load_state_dict(state)

@@ -1,4 +1,4 @@
-"""What a recipe (codec.toml) may say, with every default."""
+"""The recipe of a codec (codec.toml): every key with its default."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Annotated, Literal, Self
 from pydantic import AfterValidator, Field, model_validator
 
 from codec.config import Config
-from codec.models.causal import CausalConfig
+from codec.models import ModelConfig
 from codec.training.codec.losses import SCALES
 
 Count = Annotated[int, Field(ge=1, lt=2**31)]
@@ -22,7 +22,7 @@ Window = Annotated[int, Field(ge=16, le=2**16, multiple_of=4)]  # samples; each 
 
 
 def ordered(bounds: tuple[float, float]) -> tuple[float, float]:
-    """The bounds, if the lower one comes first."""
+    """Check that the lower bound comes first."""
     if bounds[0] > bounds[1]:
         raise ValueError(f"the lower bound comes first: write [{bounds[1]:g}, {bounds[0]:g}]")
     return bounds
@@ -32,40 +32,40 @@ Range = Annotated[tuple[Decibels, Decibels], AfterValidator(ordered)]
 
 
 class DataConfig(Config):
-    """Which audio a step sees."""
+    """The audio that a step trains on."""
 
     folder: Path | None = None
-    """Where the audio lies, a folder or a manifest, unless --data says."""
+    """A folder of audio or a manifest; --data overrides it."""
     crop: Seconds = 1.5
     """Seconds of each crop."""
     batch_size: Count = 8
-    """Crops of each step, over all processes."""
+    """Crops per step, of all processes together."""
     weights: dict[str, Share] = Field({})
-    """Shares of the crops by set (first-level folder, or as the manifest says); the other sets share what is left."""
+    """Shares of the crops by set (first-level folder, or the manifest's column); the other sets share the rest."""
     balance: Share = 0.7
-    """Sets without a weight are drawn in proportion to hours ** balance: 1 as they come, 0 all alike."""
+    """Sets without a weight are drawn in proportion to hours ** balance: 1 by their hours, 0 equally often."""
     gain_db: Range = (-12.0, 6.0)
-    """Range of the random gain, in dB; crops that would clip get less."""
+    """Range of the random gain in dB; crops that would clip get less."""
     level_db: Range | None = None
-    """Instead of a gain: range of the level that each crop is brought to, RMS in dB below full scale."""
+    """Range of the level that each crop is scaled to, RMS in dB below full scale, instead of a gain."""
     mix: Share = 0.0
     """Share of the crops that are the sum of two draws."""
     tones: Share = 0.0
-    """Share of the crops that are synthetic: tones, chords, DTMF, beeps, clicks, bells, noise; loud to very quiet."""
+    """Share of the crops that are synthetic: tones, chords, DTMF, beeps, clicks, bells and noise at all levels."""
     faint: Share = 0.0
-    """Share of the other crops that are brought to a level of -60 to -20 dBFS RMS instead of the usual gain."""
+    """Share of the other crops that are scaled to a level of -60 to -20 dBFS RMS instead of the random gain."""
     held_out: float = Field(0.02, gt=0, lt=1)
-    """Share kept for validation, of the audio that no folder or manifest says to be train or valid."""
+    """Share held out for validation, of the audio without a split."""
     split_by: Literal["file", "folder"] = "file"
-    """What is kept whole on one side where no speaker is known; "folder" where a piece or a speaker has its own."""
+    """What a split keeps together where no speaker is known; "folder" if each piece or speaker has its own folder."""
     init_seconds: Seconds = 2000.0
-    """Audio for the closed-form start."""
+    """Seconds of audio for the closed-form start."""
     num_workers: int = Field(2, ge=0, le=1024)
-    """Processes that read crops for each training process; 0 has it read them itself."""
+    """Worker processes that read crops, per training process; 0 reads them in the training process."""
 
     @model_validator(mode="after")
     def check_weights(self) -> Self:
-        """Shares of one whole."""
+        """Check that the shares add up to 1 at most."""
         if sum(self.weights.values()) > 1 + 1e-9:
             raise ValueError(
                 f"data.weights add up to {sum(self.weights.values()):g}: they are shares of all crops, so 1 at most"
@@ -74,7 +74,7 @@ class DataConfig(Config):
 
 
 class LossConfig(Config):
-    """Weight of every loss by name; 0 switches one off."""
+    """Weight of every loss by name; 0 switches a loss off."""
 
     mel: Weight = 1.0
     complex_stft: Weight = 0.0
@@ -82,26 +82,27 @@ class LossConfig(Config):
     pesq_like: Weight = 1.5
     stoi_like: Weight = 4.0
     periodicity: Weight = 20.0
-    """Of what repeats itself every hop, beyond what the reference does."""
+    """Repetition of the waveform from hop to hop, beyond that of the reference."""
     level: Weight = 1.0
-    """Of the energy of every band."""
+    """Difference of the energy in every band."""
     modulation: Weight = 10.0
-    """Of how the energy is spread over the places within a hop."""
+    """Difference of how the energy is spread within a hop."""
     idempotence: Weight = 2.0
-    """Distance of a re-encoded crop's latents from the entries it was decoded from; see train.reencoded."""
+    """Distance of a re-encoded crop's latents from the codebook entries it was decoded from; see train.reencoded."""
     commitment: Weight = 4.0
     codebook: Weight = 1.0
     adversarial: Weight = 0.1
     feature_matching: Weight = 0.5
     balance: bool = False
-    """Make the weights of all losses of the decoded audio shares of its gradient, whatever the losses' own scales."""
+    """Loss balancer (EnCodec): the weights of the audio losses are shares of the gradient, whatever their scales."""
 
     @model_validator(mode="after")
     def check_something_trains(self) -> Self:
-        """There is a loss whether or not the discriminators have joined."""
+        """Check that there is a reconstruction loss before the discriminators join."""
         if self.mel == self.complex_stft == self.noise_to_mask == 0:
             raise ValueError(
-                "losses.mel, losses.complex_stft and losses.noise_to_mask are all 0, so no loss compares the output with the input: raise one"
+                "losses.mel, losses.complex_stft and losses.noise_to_mask are all 0, so no loss compares output "
+                "and input: raise one"
             )
         return self
 
@@ -115,69 +116,69 @@ class OptimizerConfig(Config):
     betas: tuple[Decay, Decay] = (0.8, 0.99)
     weight_decay: Weight = 0.01
     grad_clip: Positive = 1.0
-    """Largest norm of the gradient of all weights."""
+    """Maximal norm of the gradient of all weights."""
     ema_decay: Share = 0.999
-    """Decay of the moving average of the weights, which is what is saved and validated."""
+    """Decay of the moving average of the weights; the averaged model is saved and validated."""
 
 
 class DiscriminatorConfig(Config):
-    """The discriminators, and when they join."""
+    """The discriminators, and when they join training."""
 
     start: int | None = Field(None, ge=0)
-    """Step at which they join; never when absent."""
+    """Step at which the discriminators join; never if not set."""
     update_every: Count = 2
-    """Steps from one training of theirs to the next; what they say moves the model in all."""
+    """Steps between updates of the discriminators; their losses train the model in every step."""
     lr: Positive = 3e-4
-    """Follows the model's schedule, after a warm-up of its own."""
+    """Learning rate; follows the model's schedule, after a warm-up of its own."""
     windows: tuple[Window, ...] = Field((2048, 1024, 512), min_length=1)
     channels: Count = 16
     crop: Seconds = 0.75
-    """Seconds of each crop that they see; they cost more than everything else."""
+    """Seconds of each crop that the discriminators see, because they cost more than all other parts."""
 
 
 class RunConfig(Config):
-    """How long, how often, how exactly: what every training is asked."""
+    """Length, precision and intervals of a run."""
 
     steps: Count = 20000
     seed: int = Field(0, ge=0, lt=2**63)
     precision: str = Field("auto", pattern="^(auto|float32|bfloat16|float16)$")
-    """Of the networks; codebooks, transforms and losses are always float32. "auto" is bfloat16 where it is fast."""
+    """Of the networks; codebooks, transforms and losses are always float32. "auto" is bfloat16 where that is fast."""
     accumulate: Count = 1
-    """Parts that each process takes its share of a batch in: the same training in less memory."""
+    """Micro-batches per step and process (gradient accumulation): the same training in less memory."""
     log_every: Count = 50
     validate_every: Count = 1000
     save_every: Count = 500
 
 
 class TrainConfig(RunConfig):
-    """The run of a codec's training."""
+    """The run of a codec."""
 
     start_from: str | None = None
-    """A model to go on from, by name or path, instead of the closed-form start: of the same [model], but for search."""
+    """A model to start from, by name or path, instead of the closed form; [model] must be its own, except beam_size."""
     checkpoint_activations: bool = False
-    """Compute what is within a network's blocks again in the backward pass: the same training in less memory."""
+    """Activation checkpointing: compute the networks' blocks again in the backward pass, which saves memory."""
     sharding: Literal["none", "full"] = "none"
-    """Where several processes train, "full" leaves each only a part of the model and of what its optimizer keeps."""
+    """Of the model and its optimizer state over several processes; "full" is FSDP."""
     compile: bool = False
-    """Run the networks through torch.compile."""
+    """Compile the networks with torch.compile."""
     quantizer_dropout: Share = 0.5
-    """Share of the items that train with a random number of codebooks."""
+    """Share of the crops that train with a random number of codebooks."""
     reencoded: Share = 0.15
-    """Share of the crops that are coded and decoded once to four times first, so that generations stay alike."""
+    """Share of the crops that are encoded and decoded one to four times first, against loss over generations."""
 
     @model_validator(mode="after")
     def check_precision_of_shards(self) -> Self:
-        """Shards have no common scale of gradients."""
+        """Check the precision of sharded training, because gradient scaling does not work with shards."""
         if (self.sharding, self.precision) == ("full", "float16"):
             raise ValueError('sharding = "full" does not go with precision = "float16": set "bfloat16"')
         return self
 
 
 class Recipe(Config):
-    """A whole codec training."""
+    """The recipe of a codec."""
 
     name: str
-    model: CausalConfig = CausalConfig()
+    model: ModelConfig = ModelConfig()
     data: DataConfig = DataConfig()
     losses: LossConfig = LossConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
@@ -186,7 +187,7 @@ class Recipe(Config):
 
     @model_validator(mode="after")
     def check_crops(self) -> Self:
-        """Crops hold more than half of the longest window, which is mirrored at their ends."""
+        """Check that crops are longer than half of the longest window, because their ends are mirrored."""
         windows = {"data": max(window for _, window in SCALES)}
         if self.discriminator.start is not None:
             windows["discriminator"] = max(self.discriminator.windows)

@@ -1,7 +1,7 @@
-"""Short-time spectra and band filters of the spectral losses, with backward passes of their own.
+"""Short-time spectra and band filters of the spectral losses, with hand-written backward passes.
 
 Spectra are pairs of real planes [2, batch, frames, bins], real and imaginary parts: on a CPU, autograd of complex
-numbers and of `torch.stft` takes several times as long, most of it in copies and in a full complex FFT.
+numbers and of `torch.stft` takes several times as long, mostly for copies and a full complex FFT.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from torch.autograd.function import once_differentiable
 
 
 def short_time_spectra(audio: Tensor, window: Tensor, hop: int) -> Tensor:
-    """STFT [2, batch, frames, bins] of audio [batch, time], centered, with reflected ends, as `torch.stft` does it.
+    """STFT [2, batch, frames, bins] of audio [batch, time], centered, with reflected ends, as `torch.stft`.
 
     The window has an even length, a multiple of `hop`.
     """
@@ -61,14 +61,14 @@ def overlap_add(frames: Tensor, hop: int, time: int) -> Tensor:
 
 
 def power(spectra: Tensor) -> Tensor:
-    """|x|² [batch, frames, bins]; no gradient flows through it."""
+    """|x|² [batch, frames, bins], without a gradient."""
     return (spectra[0] * spectra[0]).addcmul_(spectra[1], spectra[1])
 
 
 class BandFilters:
     """Products with filters [bands, bins] that overlap with their neighbors only, as mel filters do.
 
-    Bands are taken in groups, each with the bins that it has: of 320 mel bands, an eighth of the full product.
+    Bands are multiplied in groups, each with its own bins: for 320 mel bands an eighth of the full product.
     """
 
     def __init__(self, filters: Tensor, group: int = 40) -> None:
@@ -96,7 +96,7 @@ class BandFilters:
 def scale_distances(
     decoded: Tensor, audio: Tensor, filters: Tensor, groups: BandFilters, *, complex_too: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """`mel`, `complex_stft` and `noise_to_mask` of spectra [2, batch, frames, bins], the second ones without a gradient.
+    """`mel`, `complex_stft` and `noise_to_mask` of spectra [2, batch, frames, bins]; only `decoded` gets a gradient.
 
     Unless `complex_too`, only `mel`, and zeros.
     """
@@ -130,11 +130,11 @@ class _ScaleDistances(torch.autograd.Function):
         complex_stft = (distance.mean(dim=(1, 2)) / size).mean()
 
         signal = groups.apply(filters, theirs)
-        audible = signal + 1e-4 * signal.mean(dim=(1, 2), keepdim=True) + 1e-7
-        wrong = decoded - audio
-        ratio = (groups.apply(filters, power(wrong)) / audible + 1e-6).sqrt_()
+        masking = signal + 1e-4 * signal.mean(dim=(1, 2), keepdim=True) + 1e-7
+        error = decoded - audio
+        ratio = (groups.apply(filters, power(error)) / masking + 1e-6).sqrt_()
         noise_to_mask = ratio.clamp(max=2).mean()
-        ctx.save_for_backward(*saved, ours, size, compression, compressed, distance, audible, wrong, ratio)
+        ctx.save_for_backward(*saved, ours, size, compression, compressed, distance, masking, error, ratio)
         return difference.abs().mean(), complex_stft, noise_to_mask
 
     @staticmethod
@@ -155,9 +155,9 @@ class _ScaleDistances(torch.autograd.Function):
             along = (decoded[0] * gradient[0]).addcmul_(decoded[1], gradient[1])
             weight.addcdiv_(along, ours + 1e-7, value=-0.5)
         if of_noise_to_mask is not None and others:
-            *_, audible, wrong, ratio = others
-            of_bands = (ratio <= 2) / (ratio * audible) * (of_noise_to_mask / ratio.numel())
+            *_, masking, error, ratio = others
+            of_bands = (ratio <= 2) / (ratio * masking) * (of_noise_to_mask / ratio.numel())
             of_bins = ctx.groups.transposed(filters, of_bands)
-            gradient = wrong * of_bins if gradient is None else gradient.addcmul_(wrong, of_bins)
+            gradient = error * of_bins if gradient is None else gradient.addcmul_(error, of_bins)
         whole = decoded * weight if gradient is None else gradient.addcmul_(decoded, weight)
         return whole, None, None, None, None

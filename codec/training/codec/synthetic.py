@@ -1,7 +1,7 @@
 """Synthetic training crops: test signals at all levels.
 
-Each generator returns float32 audio [time] at a sample rate in Hz, with a peak of at most 1, that depends on the random
-generator alone.
+Each generator returns float32 audio [time] at a sample rate in Hz with a peak of at most 1, which depends only on the
+random generator.
 """
 
 from __future__ import annotations
@@ -17,7 +17,10 @@ Wave = NDArray[np.float64]  # [time]; before its level is set
 LOW = 40.0  # Hz, the lowest pitch
 TOP = 0.45  # of the sample rate, the highest
 TONE_DB = (-50.0, -1.0)  # peaks of all but noise
-BED_DB = (-90.0, -25.0)  # noise under them, RMS below their peaks: alone, they would be learned as silence
+BED_DB = (
+    -90.0,
+    -25.0,
+)  # noise floor under them, RMS below their peaks, because without it they would be learned as silence
 NOISE_DB = (-70.0, -10.0)  # levels of noise, RMS
 NOISE_LOW = 20.0  # Hz; brown noise would otherwise be mostly below the audible range
 DTMF = ((697, 770, 852, 941), (1209, 1336, 1477, 1633))  # Hz, rows and columns of the keys; ITU-T Q.23
@@ -33,10 +36,10 @@ def synthetic(rng: np.random.Generator, time: int, rate: int) -> Samples:
 
 
 def tone(rng: np.random.Generator, time: int, rate: int) -> Samples:
-    """A steady tone, a sum of harmonics or a sweep [time], of a random pitch and level, on a bed of weak noise.
+    """A steady tone, a sum of harmonics or a sweep [time], of random pitch and level, with weak noise.
 
-    Half of the steady ones, and of the harmonics, have round pitches, as signals to test with do: their periods fit
-    into most hops, so that all frames are alike.
+    Half of the steady tones and of the harmonics have round pitches, as test signals do: their periods fit into most
+    hops, so that all frames are equal.
     """
     low, top = LOW, TOP * rate
     pitch, end = np.geomspace(low, top, 1001)[rng.integers(1001, size=2)]
@@ -66,7 +69,7 @@ def dtmf(rng: np.random.Generator, time: int, rate: int) -> Samples:
 
 
 def beeps(rng: np.random.Generator, time: int, rate: int) -> Samples:
-    """Beeps of 0.05 to 0.3 s with gaps between them, all of one pitch or each of its own."""
+    """Beeps of 0.05 to 0.3 s with gaps between them, all of one pitch or of a pitch each."""
     audio = np.zeros(time)
     changing, ramp = rng.random() < 0.5, round(rng.uniform(0, 0.01) * rate)
     pitch = random_pitch(rng, rate)
@@ -146,7 +149,7 @@ def chord(rng: np.random.Generator, time: int, rate: int) -> Samples:
 
 
 def rounded(rng: np.random.Generator, pitch: float) -> float:
-    """Every other pitch, a multiple of 50 Hz instead."""
+    """The pitch, or with probability 1/2 the nearest multiple of 50 Hz."""
     return max(50.0, 50.0 * round(pitch / 50)) if rng.random() < 0.5 else pitch
 
 

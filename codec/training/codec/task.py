@@ -1,33 +1,33 @@
-"""The codec's training: `train_step` is the method, `train` is everything around it."""
+"""Training of a codec: the step with its losses, the closed-form start, validation."""
 
 from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Mapping
-from contextlib import ExitStack, closing, nullcontext
+from collections.abc import Callable, Collection, Generator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
-from rich.console import Console
+from accelerate import Accelerator
 from torch import Tensor, nn
 
-from codec import pretrained
-from codec.checkpoint import RUN_MODEL, RUN_STATE, save_model, save_state
+from codec import models, pretrained
+from codec.checkpoint import save_model
 from codec.errors import ConfigError
-from codec.io.storage import locked_folder, storing_below
-from codec.models.causal import CausalCodec
+from codec.models.base import Codec, CodecConfig
 from codec.nn import distributed
+from codec.nn.quantize.base import Unquantized
 from codec.nn.shapes import Audio
-from codec.training import engine
-from codec.training.codec.crops import Crops, batches, material
+from codec.training import engine, loop
+from codec.training.codec.crops import Batch, Crops, load_batches, open_crops
 from codec.training.codec.discriminators import Discriminators
 from codec.training.codec.losses import (
     EMA,
+    LossBalancer,
     Spectral,
     SpectralLoss,
     band_level_loss,
@@ -36,465 +36,498 @@ from codec.training.codec.losses import (
     generator_loss,
     hop_modulation_loss,
     hop_periodicity_loss,
-    loss_balancer_weights,
 )
 from codec.training.codec.recipe import Recipe
-from codec.training.logger import Record, Tally, live, usage
-from codec.training.optimizer import autocast_dtype, clip, finite, follow, left_out, schedule, to_blame, whole_batch
-
-FREE = (  # what a resumed training may have changed: how it runs, and what keeps it from running away
-    "train.steps",
-    "train.log_every",
-    "train.validate_every",
-    "train.save_every",
-    "train.precision",
-    "optimizer.lr",
-    "discriminator.lr",
-    "train.accumulate",
-    "train.checkpoint_activations",
-    "train.sharding",
-    "train.compile",
-    "data.num_workers",
+from codec.training.logger import Logger, Meter, count_codes
+from codec.training.optimizer import (
+    autocast_dtype,
+    batch_mean,
+    can_step,
+    clip_gradients,
+    grad_scaler,
+    lr_scale,
+    update_ema,
 )
-HOP_LOSSES = {"periodicity": hop_periodicity_loss, "level": band_level_loss, "modulation": hop_modulation_loss}
-# losses of the decoded audio; the others are of latents
-AUDIBLE = (*Spectral._fields, *HOP_LOSSES, "adversarial", "feature_matching")
+
+AUDIO_LOSSES = (*Spectral._fields, "periodicity", "level", "modulation", "adversarial", "feature_matching")
+"""Losses of the decoded audio; the others are of latents."""
+ADVERSARIAL = {"adversarial", "feature_matching", "discriminator", "grad_norm/discriminators"}
+"""Metrics that are not finite when the discriminators diverge."""
+VALIDATION_CLIPS = 24
+LOGGED_CLIPS = 8
 
 
 @dataclass
-class Players:
-    """The two sides of the game, and what trains them."""
+class TrainState:
+    """Everything that a step depends on; what it draws at random depends on its number."""
 
-    model: CausalCodec
-    average: CausalCodec
-    """Moving average of the model's weights."""
+    model: Codec
+    ema_model: Codec
     optimizer: torch.optim.Optimizer
     discriminators: Discriminators
-    discriminators_optimizer: torch.optim.Optimizer
-    averages: EMA
-    """Of the latents' power and, for balance, of the norms of the losses' gradients."""
+    discriminator_optimizer: torch.optim.Optimizer
+    latent_power: EMA
+    """Mean square of the latents."""
+    balancer: LossBalancer
     scaler: torch.amp.GradScaler
-    """Keeps both sides' gradients within the range of float16."""
+    """Keeps float16 gradients of both optimizers in range."""
     ddp_model: nn.Module
-    """The model, averaging its gradients over all processes; alone, the model itself."""
+    """The model with gradients averaged over all processes; with one process, the model itself."""
     ddp_discriminators: nn.Module
 
 
-TRAINED = (
-    "model",
-    "average",
-    "optimizer",
-    "discriminators",
-    "discriminators_optimizer",
-    "averages",
-    "scaler",
-)  # what a state holds
+class CodecTask:
+    """Train a codec with spectral, quantizer and adversarial losses on random crops of recordings."""
 
+    STATE: ClassVar[tuple[str, ...]] = (
+        *("model", "ema_model", "optimizer", "discriminators", "discriminator_optimizer"),
+        *("latent_power", "balancer", "scaler"),
+    )
+    MAY_CHANGE: ClassVar[tuple[str, ...]] = (
+        *("train.steps", "train.log_every", "train.validate_every", "train.save_every", "train.precision"),
+        *("train.accumulate", "train.checkpoint_activations", "train.sharding", "train.compile", "data.num_workers"),
+        *("optimizer.lr", "discriminator.lr"),  # to lower when a loss diverges
+    )
 
-def train_step(players: Players, spectral: SpectralLoss, audio: Audio, step: int, recipe: Recipe) -> dict[str, Tensor]:
-    """One step of both sides on this process's rows [rows, 1, time] of the batch.
+    def __init__(
+        self,
+        recipe: Recipe,
+        device: torch.device,
+        *,
+        train_data: Crops | None = None,
+        valid_data: Crops | None = None,
+        provenance: Mapping[str, Any] | None = None,
+        report: Callable[[str], None] = lambda _: None,
+    ) -> None:
+        self.name = recipe.name
+        self.device = device
+        self.train_data, self.valid_data = train_data, valid_data
+        self.data_key = "" if train_data is None else train_data.index.key
+        self.provenance = dict(provenance or {})
+        self.report = report
+        self.data, self.losses, self.optimizer = recipe.data, recipe.losses, recipe.optimizer
+        self.discriminator, self.run = recipe.discriminator, recipe.train
+        self.train_state = self.create_state(recipe.model)
+        self.spectral = SpectralLoss(recipe.model.sample_rate).to(device)
+        self.meter = Meter(recipe.data.batch_size * recipe.data.crop, recipe.model.codebook_size)
+        self.clips: Audio | None = None  # for validation
+        self.unread: list[tuple[str, str]] = []
 
-    Gives the losses by name, before weighting, the learning rates, and the gradients' norms before clipping, all of the
-    whole batch.
-    """
-    torch.manual_seed(int(np.random.default_rng((recipe.train.seed, step, 3)).integers(2**63)))
-    parts, scaler, weights = recipe.train.accumulate, players.scaler, weights_at(step, recipe)
-    since = -1 if recipe.discriminator.start is None else step - recipe.discriminator.start
-    judged, taught = since >= 0, since >= 0 and since % recipe.discriminator.update_every == 0
-    dtype = autocast_dtype(recipe.train.precision, audio.device)
-    autocast = partial(torch.autocast, audio.device.type, dtype, enabled=dtype != torch.float32)
-    # what the stages left counts relative to the latents, so that its weight means the same at every scale
-    power = players.averages["latents"].clamp(min=1e-6) if "latents" in players.averages else 1.0  # as `fit` makes it
-    shares: Mapping[str, float | Tensor] = {name: weights[name] for name in AUDIBLE if name in weights}
-    if recipe.losses.balance:
-        shares = loss_balancer_weights(shares, players.averages)
+    def create_state(self, config: CodecConfig) -> TrainState:
+        """Fresh weights, the same in every process."""
 
-    measures, seen = [], []
-    players.optimizer.zero_grad(set_to_none=True)
-    players.discriminators_optimizer.zero_grad(set_to_none=True)
-    depths = own_codebooks(len(audio), step, recipe).to(audio.device)
-    audio, entries = reencoded(players.model, audio, step, recipe)
-    known_mean = distributed.all_reduce_sum((~entries.isnan()).sum().float()) / parts / distributed.count()  # of a part
-    for number, (rows, num_codebooks, known) in enumerate(
-        zip(audio.chunk(parts), depths.chunk(parts), entries.chunk(parts), strict=True)
-    ):
-        engine.exchange_gradients(number == parts - 1, players.ddp_model, players.ddp_discriminators)
-        with autocast():
-            decoded, latents, quantized = players.ddp_model(rows, num_codebooks)
-        heard = decoded.detach().requires_grad_()  # what the losses ask of the audio is handed to the model in one pass
-        losses: dict[str, Tensor] = spectral(heard, rows, half=step % 2)._asdict()
-        for name, of_hops in HOP_LOSSES.items():
-            losses[name] = of_hops(heard, rows, sample_rate=recipe.model.sample_rate, hop=recipe.model.hop)
-        losses["idempotence"] = idempotence(latents, known, known_mean) / power
-        losses["commitment"] = quantized.commitment / power / recipe.model.num_codebooks
-        losses["codebook"] = quantized.codebook / power / recipe.model.num_codebooks
+        def adamw(module: nn.Module) -> torch.optim.Optimizer:
+            config = self.optimizer
+            return torch.optim.AdamW(
+                module.parameters(), betas=config.betas, weight_decay=config.weight_decay, fused=True
+            )
 
-        if judged:
-            first, last = judged_part(audio.shape[-1], step, recipe)
-            discriminators = players.ddp_discriminators if taught else players.discriminators
+        torch.manual_seed(self.run.seed)
+        model = models.build(config.family, config.model_dump()).to(self.device).train()
+        discriminators = Discriminators(self.discriminator.windows, self.discriminator.channels).to(self.device)
+        ema_model = copy.deepcopy(model).eval().requires_grad_(False)
+        if self.run.checkpoint_activations:
+            for block in model.checkpoint_blocks():
+                block.checkpointed = True  # type: ignore[assignment]
+        if self.run.compile:
+            model.compile()
+            discriminators.compile()
+        return TrainState(
+            model,
+            ema_model,
+            adamw(model),
+            discriminators,
+            adamw(discriminators),
+            EMA(0.99),
+            LossBalancer(0.99),
+            grad_scaler(self.run.precision, self.device),
+            model,
+            discriminators,
+        )
+
+    def initialize(self, logger: Logger) -> None:
+        """Start from `train.start_from`, or from the closed form on audio that each process reads its share of.
+
+        Raises ConfigError: the model to start from has another configuration.
+        """
+        assert self.train_data is not None
+        state, start_from, seconds = self.train_state, self.run.start_from, self.data.init_seconds
+        self.report(f"start from {start_from or f'the closed form on {seconds:g} s of audio'}")
+        if start_from:
+            load_pretrained(state.model, start_from)
+            with torch.no_grad():
+                latents = state.model(self.train_data.batch(0).audio.to(self.device)).latents
+            state.latent_power.add({"latents": latents.square().mean()})
+        else:
+            with engine.memory_errors(f"data.init_seconds = {seconds:g} lower"):
+                crops = math.ceil(seconds / self.data.crop)
+                first, last = ((distributed.rank() + more) * crops // distributed.count() for more in (0, 1))
+                audio = self.train_data.init_audio(seconds, first, last).to(self.device)
+                state.model.init_from_audio(distributed.all_gather_rows(audio))
+            distributed.broadcast_(*state.model.parameters(), *state.model.buffers())
+        state.ema_model.load_state_dict(state.model.state_dict())
+        if logger.enabled:
+            clips = self.validation_clips()[:LOGGED_CLIPS]
+            logger.log_audio(0, "original", clips, state.model.sample_rate)
+
+    def distribute(self, accelerator: Accelerator) -> None:
+        """Shard the model (FSDP) or wrap it (DDP); the discriminators are wrapped."""
+        state = self.train_state
+        if self.run.sharding == "full" and distributed.count() > 1:
+            engine.shard(state.ema_model, state.ema_model.checkpoint_blocks())
+            engine.shard(state.model, state.model.checkpoint_blocks(), state.optimizer)
+        else:
+            state.ddp_model = engine.data_parallel(accelerator, state.model)
+        state.ddp_discriminators = engine.data_parallel(accelerator, state.discriminators)
+
+    def batches(self, first: int, last: int) -> Generator[Batch, None, None]:
+        """Batches of crops, read ahead by worker processes."""
+        assert self.train_data is not None
+        rows = engine.rows_of_process(self.data.batch_size, self.run.accumulate)
+        yield from load_batches(self.train_data, first, last, rows=rows, num_workers=self.data.num_workers)
+
+    def step(self, batch: Batch, step: int) -> loop.Metrics:
+        """Train the model, and in every `update_every`-th step the discriminators, on this process's rows.
+
+        Returns the losses before weighting, the learning rates, and the gradient norms before clipping.
+        """
+        state, parts, scaler = self.train_state, self.run.accumulate, self.train_state.scaler
+        self.unread += batch.bad_files
+        audio = batch.audio.to(self.device)
+        torch.manual_seed(int(np.random.default_rng((self.run.seed, step, 3)).integers(2**63)))
+        since = -1 if self.discriminator.start is None else step - self.discriminator.start
+        adversarial_on, update_discriminator = since >= 0, since >= 0 and since % self.discriminator.update_every == 0
+        dtype = autocast_dtype(self.run.precision, self.device)
+        autocast = partial(torch.autocast, self.device.type, dtype, enabled=dtype != torch.float32)
+        # quantization errors count relative to the latents, so that a weight means the same at every scale
+        power = state.latent_power["latents"].clamp(min=1e-6) if "latents" in state.latent_power else 1.0
+        weights = self.loss_weights(step)
+        shares = {name: weights[name] for name in AUDIO_LOSSES if name in weights}
+        audio_weights = state.balancer.scale(shares) if self.losses.balance else shares
+
+        metrics, quantized_parts = [], []
+        state.optimizer.zero_grad(set_to_none=True)
+        state.discriminator_optimizer.zero_grad(set_to_none=True)
+        n_codebooks = self.sample_num_codebooks(len(audio), step).to(self.device)
+        audio, entries = reencode(state.model, audio, self.sample_generations(len(audio), step))
+        mean_known = distributed.all_reduce_sum((~entries.isnan()).sum().float()) / parts / distributed.count()
+        first, last = self.discriminator_crop(audio.shape[-1], step)
+        hop = {"sample_rate": state.model.sample_rate, "hop": state.model.frame_spec.hop}
+        for part, (rows, n_rows, known) in enumerate(
+            zip(audio.chunk(parts), n_codebooks.chunk(parts), entries.chunk(parts), strict=True)
+        ):
+            engine.sync_gradients(part == parts - 1, state.ddp_model, state.ddp_discriminators)
             with autocast():
-                fake = discriminators(heard[..., first:last])
-                with torch.set_grad_enabled(taught):
-                    real = discriminators(rows[..., first:last])
-            losses["adversarial"] = generator_loss(fake.scores)
-            losses["feature_matching"] = feature_loss(real.features, fake.features)
-            if taught:
+                output, latents, quantized = state.ddp_model(rows, n_rows)
+            decoded = output.detach().requires_grad_()  # the losses' gradient goes back to the model in one pass
+            losses: dict[str, Tensor] = self.spectral(decoded, rows, half=step % 2)._asdict()
+            losses["periodicity"] = hop_periodicity_loss(decoded, rows, **hop)
+            losses["level"] = band_level_loss(decoded, rows, **hop)
+            losses["modulation"] = hop_modulation_loss(decoded, rows, **hop)
+            losses["idempotence"] = idempotence_loss(latents, known, mean_known) / power
+            losses["commitment"] = quantized.commitment / power / state.model.num_codebooks
+            losses["codebook"] = quantized.codebook / power / state.model.num_codebooks
+            if adversarial_on:
+                discriminators = state.ddp_discriminators if update_discriminator else state.discriminators
+                with autocast():
+                    fake = discriminators(decoded[..., first:last])
+                    with torch.set_grad_enabled(update_discriminator):
+                        real = discriminators(rows[..., first:last])
+                losses["adversarial"] = generator_loss(fake.scores)
+                losses["feature_matching"] = feature_loss(real.features, fake.features)
+            if adversarial_on and update_discriminator:
                 losses["discriminator"] = discriminator_loss(real.scores, fake.scores)
                 loss = scaler.scale(losses["discriminator"] / parts)
-                torch.autograd.backward(loss, inputs=list(players.discriminators.parameters()), retain_graph=True)
+                torch.autograd.backward(loss, inputs=list(state.discriminators.parameters()), retain_graph=True)
 
-        scale = scaler.get_scale() / parts
-        asked, squares = audio_gradient(losses, shares, heard, scale, balance=recipe.losses.balance)
-        latent = [weights.get(name, 0.0) * losses[name] for name in ("commitment", "codebook", "idempotence")]
-        total = (decoded * asked).sum() + scaler.scale(torch.stack(latent).sum() / parts)
-        total.backward()
-        seen.append(quantized)
-        measured = {f"square of {name}": square for name, square in squares.items()}
-        measures.append(losses | measured | {"latents": latents.float().square().mean()})
+            scale = scaler.get_scale() / parts
+            gradient, squares = audio_gradient(losses, audio_weights, decoded, scale, balance=self.losses.balance)
+            of_latents = [weights.get(name, 0.0) * losses[name] for name in ("commitment", "codebook", "idempotence")]
+            total = (output * gradient).sum() + scaler.scale(torch.stack(of_latents).sum() / parts)
+            total.backward()
+            quantized_parts.append(quantized)
+            metrics.append(losses | squares | {"latents": latents.float().square().mean()})
 
-    losses = whole_batch(measures)
-    averaged = {"latents": losses.pop("latents")}
-    for name in squares:  # a part's loss is a mean of its own rows, which are not all there are
-        averaged[name] = (losses.pop(f"square of {name}") / parts / distributed.count()).sqrt()
-    sides = {"model": (players.optimizer, recipe.optimizer.lr * schedule(step, recipe.train.steps, recipe.optimizer))}
-    if taught:
-        sides["discriminators"] = (
-            players.discriminators_optimizer,
-            recipe.discriminator.lr * min(warmth(step, recipe), schedule(step, recipe.train.steps, recipe.optimizer)),
+        losses = batch_mean(metrics)
+        latent_power = losses.pop("latents")
+        norms = {name: (losses.pop(name) / parts / distributed.count()).sqrt() for name in squares}
+        lrs = self.learning_rates(step, discriminators=update_discriminator)
+        optimizers = {"model": state.optimizer, "discriminators": state.discriminator_optimizer}
+        for name, lr in lrs.items():
+            losses[f"lr/{name}"] = torch.tensor(lr)
+            losses[f"grad_norm/{name}"] = clip_gradients(
+                optimizers[name], scaler, lr=lr, max_norm=self.optimizer.grad_clip
+            )
+        used = [*weights, "discriminator"]
+        if can_step(losses, scaler, step=step, losses=used, lr_setting=self.lr_setting):
+            for name in lrs:
+                scaler.step(optimizers[name])
+            state.model.quantizer.update_codebook(quantized_parts)
+            update_ema(state.ema_model, state.model, decay=self.optimizer.ema_decay, step=step)
+            state.latent_power.add({"latents": latent_power})
+            state.balancer.update({name.removeprefix(SQUARE): norm for name, norm in norms.items()})
+        scaler.update()
+        codes = torch.cat([quantized.codes for quantized in quantized_parts])
+        losses["code_counts"] = distributed.all_reduce_sum(count_codes(codes, state.model.codebook_size))
+        return losses
+
+    def bad_files(self) -> list[tuple[str, str]]:
+        """Files (name, reason) that could not be read since the last call."""
+        files, self.unread = self.unread, []
+        return files
+
+    def summarize(self, metrics: dict[str, float]) -> dict[str, float]:
+        """The metrics as they are."""
+        return metrics
+
+    def validate(self, logger: Logger, step: int) -> str:
+        """Log spectral distances and audio of fixed clips at one codebook, a quarter, half and all of them."""
+        model = self.full_ema_model()
+        if not logger.enabled:
+            return ""
+        metrics = validate(model, self.spectral, self.validation_clips(), logger, step)
+        mel = (f"{metrics[name]:.2f} ({name.split()[1]})" for name in metrics if "/mel" in name)
+        return f"mel of the validation clips (codebooks) {', '.join(mel)}"
+
+    def save(self, path: Path, step: int) -> None:
+        """Save the averaged model with the recipe, the data and the step."""
+        model = self.full_ema_model()
+        if distributed.rank() == 0:
+            save_model(path, model, training=self.provenance | {"step": step})
+
+    def full_ema_model(self) -> Codec:
+        """The averaged model; if its weights are sharded, a copy with all of them."""
+        model = self.train_state.ema_model
+        if not engine.is_sharded(model):
+            return model
+        full = models.build(model.config.family, model.config.model_dump()).to(self.device).eval()
+        full.load_state_dict(engine.gather_shards(model.state_dict()))
+        return full
+
+    def validation_clips(self) -> Audio:
+        """The fixed clips [clips, 1, time] to validate on."""
+        if self.clips is None:
+            assert self.valid_data is not None
+            self.clips = self.valid_data.fixed_clips(VALIDATION_CLIPS).to(self.device)
+        return self.clips
+
+    # what a step depends on, by its number
+
+    def adversarial_warmup(self, step: int) -> float:
+        """Factor of the adversarial losses: 0 before the discriminators join, then a line to 1 over `warmup` steps."""
+        start = self.discriminator.start
+        return 0.0 if start is None else min(1.0, max(0.0, (step - start + 1) / self.optimizer.warmup))
+
+    def loss_weights(self, step: int) -> dict[str, float]:
+        """The weights of all losses that are not 0; adversarial ones rise over the warm-up."""
+        weights = {name: float(weight) for name, weight in self.losses if name != "balance"}
+        weights["adversarial"] *= self.adversarial_warmup(step)
+        weights["feature_matching"] *= self.adversarial_warmup(step)
+        return {name: weight for name, weight in weights.items() if weight}
+
+    def learning_rates(self, step: int, *, discriminators: bool) -> dict[str, float]:
+        """Learning rates by network; the discriminators' has a warm-up of its own."""
+        scale = lr_scale(step, self.run.steps, self.optimizer)
+        rates = {"model": self.optimizer.lr * scale}
+        if discriminators:
+            rates["discriminators"] = self.discriminator.lr * min(self.adversarial_warmup(step), scale)
+        return rates
+
+    def lr_setting(self, metrics: Collection[str]) -> str:
+        """The learning rate to lower where these metrics are not finite."""
+        if not set(metrics) - ADVERSARIAL:
+            return f"discriminator.lr = {self.discriminator.lr}"
+        return f"optimizer.lr = {self.optimizer.lr}"
+
+    def sample_num_codebooks(self, rows: int, step: int) -> Tensor:
+        """Codebooks [rows] that each row of this process trains with (quantizer dropout)."""
+        n_codebooks = sample_num_codebooks(
+            rows * distributed.count(),
+            self.train_state.model.num_codebooks,
+            dropout=self.run.quantizer_dropout,
+            seed=self.run.seed,
+            step=step,
         )
-    for name, (optimizer, rate) in sides.items():
-        losses[f"lr/{name}"] = torch.tensor(rate)
-        losses[f"gradient/{name}"] = clip(optimizer, rate, scaler, recipe.optimizer.grad_clip)
-    if can_step(losses, step, recipe, scaler):
-        for optimizer, _ in sides.values():
-            scaler.step(optimizer)
-        players.model.quantizer.update_codebook(seen)
-        follow(players.average, players.model, decay=recipe.optimizer.ema_decay, step=step)
-        players.averages.add(averaged)
-    scaler.update()
-    codes = torch.cat([quantized.codes for quantized in seen])
-    losses["usage"] = distributed.all_reduce_sum(usage(codes, recipe.model.codebook_size))
-    return losses
+        return n_codebooks[distributed.rank() * rows :][:rows]
+
+    def sample_generations(self, rows: int, step: int) -> list[int]:
+        """How often each row of the whole batch is encoded and decoded before it is trained on."""
+        counts = range(rows * distributed.count())
+        return [sample_generations(self.run.reencoded, seed=self.run.seed, step=step, row=row) for row in counts]
+
+    def discriminator_crop(self, time: int, step: int) -> tuple[int, int]:
+        """(first, last) samples of the part of every crop that the discriminators see in this step."""
+        length = min(time, round(self.discriminator.crop * self.train_state.model.sample_rate))
+        first = int(np.random.default_rng((self.run.seed, step, 2)).integers(0, time - length + 1))
+        return first, first + length
 
 
-# the parts of a step
-
-
-def weights_at(step: int, recipe: Recipe) -> dict[str, float]:
-    """Weight of every loss that is not switched off; what the discriminators say comes in over the warm-up."""
-    weights = {name: float(weight) for name, weight in recipe.losses if name != "balance"}
-    weights["adversarial"] *= warmth(step, recipe)
-    weights["feature_matching"] *= warmth(step, recipe)
-    return {name: weight for name, weight in weights.items() if weight}
+SQUARE = "square of "  # of the norm of a loss's gradient
 
 
 def audio_gradient(
-    losses: Mapping[str, Tensor], shares: Mapping[str, float | Tensor], heard: Audio, scale: float, *, balance: bool
+    losses: Mapping[str, Tensor],
+    weights: Mapping[str, float | Tensor],
+    decoded: Audio,
+    scale: float,
+    *,
+    balance: bool,
 ) -> tuple[Audio, dict[str, Tensor]]:
-    """What the losses of the decoded audio ask of it: `scale` times the gradient of their weighted sum.
+    """`scale` times the gradient of the weighted sum of the audio losses, with respect to the decoded audio.
 
-    For balance, also the square of the norm of each loss's own gradient. The graphs of the losses are used up.
+    For the balancer, also the square of the norm of each loss's own gradient. The graphs of the losses are freed.
     """
-    named = {name: losses[name] for name in AUDIBLE if name in losses}
+    named = {name: losses[name] for name in AUDIO_LOSSES if name in losses}
     if not balance:
-        total = torch.stack([shares[name] * loss for name, loss in named.items() if name in shares]).sum()
-        return torch.autograd.grad(scale * total, heard)[0], {}
-    gradients = {name: torch.autograd.grad(scale * loss, heard, retain_graph=True)[0] for name, loss in named.items()}
-    asked = torch.zeros_like(heard)
+        total = torch.stack([weights[name] * loss for name, loss in named.items() if name in weights]).sum()
+        return torch.autograd.grad(scale * total, decoded)[0], {}
+    gradients = {name: torch.autograd.grad(scale * loss, decoded, retain_graph=True)[0] for name, loss in named.items()}
+    weighted = torch.zeros_like(decoded)
     for name, gradient in gradients.items():
-        if name in shares:
-            asked = asked + shares[name] * gradient
-    return asked, {name: (gradient / scale).square().sum() for name, gradient in gradients.items()}
+        if name in weights:
+            weighted = weighted + weights[name] * gradient
+    return weighted, {f"{SQUARE}{name}": (gradient / scale).square().sum() for name, gradient in gradients.items()}
 
 
-def can_step(losses: Mapping[str, Tensor], step: int, recipe: Recipe, scaler: torch.amp.GradScaler) -> bool:
-    """Whether the gradients are finite; in float16 steps are left out until their scale fits.
+def sample_num_codebooks(rows: int, num_codebooks: int, *, dropout: float, seed: int, step: int) -> Tensor:
+    """Codebooks [rows] that each row trains with: all, or with probability `dropout` a random number.
 
-    Raises:
-        ConfigError: they are not, and no scale would help; the message names the losses to blame.
+    That number is log-uniform, because one codebook more matters most where there are few.
     """
-    if finite(losses):
-        return True
-    if left_out(losses, scaler):
-        return False
-    wrong = to_blame(losses, [*weights_at(step, recipe), "discriminator"])
-    of_judges = not wrong.keys() - {"adversarial", "feature_matching", "discriminator", "gradient/discriminators"}
-    rate = f"discriminator.lr = {recipe.discriminator.lr}" if of_judges else f"optimizer.lr = {recipe.optimizer.lr}"
-    raise ConfigError(
-        f"in step {step} {' and '.join(f'{name} became {value}' for name, value in wrong.items())}: "
-        f"lower {rate} or set train.precision = float32, and resume"
-    )
+    rng = np.random.default_rng((seed, step, 1))
+    dropped = np.exp(rng.random(rows) * math.log(num_codebooks + 1)).astype(np.int64).clip(1, num_codebooks)
+    return torch.from_numpy(np.where(rng.random(rows) >= dropout, num_codebooks, dropped))
 
 
-def own_codebooks(rows: int, step: int, recipe: Recipe) -> Tensor:
-    """`dropped_books` of the rows that this process has of the batch."""
-    return dropped_codebooks(rows * distributed.count(), step, recipe)[distributed.rank() * rows :][:rows]
+def sample_generations(share: float, *, seed: int, step: int, row: int) -> int:
+    """How often a row is encoded and decoded before it is trained on: one to four times for a `share` of the rows."""
+    rng = np.random.default_rng((seed, step, 4, row))
+    return int(rng.integers(1, 5)) if rng.random() < share else 0
 
 
 @torch.no_grad()
-def reencoded(model: CausalCodec, audio: Audio, step: int, recipe: Recipe) -> tuple[Audio, Tensor]:
-    """The rows [rows, 1, time] of a batch, some of them as they come back from being coded once to four times.
+def reencode(model: Codec, audio: Audio, generations: Sequence[int]) -> tuple[Audio, Tensor]:
+    """Rows [rows, 1, time] of a batch after some generations of coding, and the entries they were last decoded from.
 
-    Also the entries [rows, dim, frames] that these were decoded from last, NaN where there are none.
+    `generations` are of all rows of all processes. Entries [rows, dim, frames] are NaN where a row was not encoded, and
+    as in `Codec.entries`; if all are NaN, they may be [rows, 1, frames].
     """
-    dim, frames = recipe.model.dim, model.frame_spec.frames(audio.shape[-1])
-    entries = torch.full((len(audio), dim, frames), torch.nan, device=audio.device)
-    times = [generations(step, row, recipe) for row in range(len(audio) * distributed.count())]
-    shares = [times[first : first + len(audio)] for first in range(0, len(times), len(audio))]
-    if recipe.model.quantizer == "none":
+    frames = model.frame_spec.frames(audio.shape[-1])
+    entries = torch.full((len(audio), 1, frames), torch.nan, device=audio.device)
+    if isinstance(model.quantizer, Unquantized):
         return audio, entries
     audio = audio.clone()
+    shares = [generations[first : first + len(audio)] for first in range(0, len(generations), len(audio))]
     own = shares[distributed.rank()]
-    for row in range(len(audio)):
-        for _ in range(own[row]):
-            trained = model(audio[row : row + 1])
-            audio[row] = trained.audio[0].float().clamp(-1, 1)
-        if own[row] and recipe.model.quantizer in ("residual", "vector"):  # the others' entries are not latents
-            residual = trained.quantized.latents[:, :dim]
-            entries[row] = torch.where(trained.quantized.codes[:, -1:] >= 0, residual, torch.nan)[0].float()
-    if engine.is_sharded(model):  # whose weights come together in all processes at once
+    for row, count in enumerate(own):
+        for _ in range(count):
+            output = model(audio[row : row + 1])
+            audio[row] = output.audio[0].float().clamp(-1, 1)
+        if count and (own_entries := model.entries(output)) is not None:
+            dim = own_entries.shape[1]
+            entries = entries.expand(-1, dim, -1).clone() if entries.shape[1] != dim else entries
+            entries[row] = own_entries[0]
+    if engine.is_sharded(model):  # all processes gather its weights together, so they make equally many passes
         for _ in range(max(map(sum, shares)) - sum(own)):
             model(audio[:1])
     return audio, entries
 
 
-def generations(step: int, row: int, recipe: Recipe) -> int:
-    """How often a row of the whole batch is coded and decoded before it is trained on."""
-    rng = np.random.default_rng((recipe.train.seed, step, 4, row))
-    return int(rng.integers(1, 5)) if rng.random() < recipe.train.reencoded else 0
+def idempotence_loss(latents: Tensor, entries: Tensor, count: Tensor) -> Tensor:
+    """Mean square distance of latents [rows, dim, frames] from `entries`, where these are not NaN.
 
-
-def idempotence(latents: Tensor, entries: Tensor, count: Tensor) -> Tensor:
-    """Square distance of latents [rows, dim, frames] from the entries that are known, over their mean `count` in such
-    a part of the batch; so that the mean over all parts is that of the batch.
+    `count` is the mean number of such values in a micro-batch, so that the mean over all micro-batches is that of the
+    batch.
     """
     known = ~entries.isnan()
     distance = torch.where(known, latents.float() - entries.nan_to_num(), 0.0).square().sum()
     return distance / torch.where(count > 0, count, 1.0)
 
 
-def warmth(step: int, recipe: Recipe) -> float:
-    """How much the discriminators matter: a line from 0 before they join to 1 after `warmup` steps."""
-    start = recipe.discriminator.start
-    return 0.0 if start is None else min(1.0, max(0.0, (step - start + 1) / recipe.optimizer.warmup))
+@torch.no_grad()
+def validate(model: Codec, spectral: SpectralLoss, clips: Audio, logger: Logger, step: int) -> dict[str, float]:
+    """Log and return the spectral distances of clips at one codebook, a quarter, half and all of them."""
+    most = model.num_codebooks
+    metrics: dict[str, float] = {}
+    for num_codebooks in sorted({1, max(1, most // 4), max(1, most // 2), most}):
+        if isinstance(model.quantizer, Unquantized):
+            decoded = model(clips).audio
+        else:
+            decoded = model.decode(model.encode(clips, num_codebooks=num_codebooks), length=clips.shape[-1])
+        for name, value in spectral(decoded, clips)._asdict().items():
+            metrics[f"valid/{name} {num_codebooks} codebooks"] = float(value)
+        if num_codebooks in (1, most):
+            pair = decoded[:LOGGED_CLIPS], clips[:LOGGED_CLIPS]
+            logger.log_audio(step, f"{num_codebooks} codebooks", pair[0], model.sample_rate, original=pair[1])
+    logger.log_metrics(step, metrics)
+    return metrics
 
 
-def dropped_codebooks(batch: int, step: int, recipe: Recipe) -> Tensor:
-    """Codebooks [batch] that each item trains with: all, or for a share of the items a random number.
+def load_pretrained(model: Codec, name: str) -> None:
+    """Copy the weights of a pretrained model. Raises ConfigError: its configuration is another one."""
+    known = pretrained.load(name, "cpu")
+    old, new = (config.model_dump() for config in (known.config, model.config))
+    changes = [
+        f"{key} ({old.get(key)}, not {new[key]})"
+        for key in new
+        if key not in model.config.inference_keys and old.get(key) != new[key]
+    ]
+    if changes:
+        raise ConfigError(
+            f"train.start_from = {name} is another model: it has {', '.join(changes)}; set [model] to match, or leave "
+            "train.start_from out"
+        )
+    model.load_state_dict(known.state_dict())
 
-    That number is log-uniform, because one codebook more matters most where there are few.
-    """
-    rng = np.random.default_rng((recipe.train.seed, step, 1))
-    num_codebooks = (
-        np.exp(rng.random(batch) * math.log(recipe.model.num_codebooks + 1))
-        .astype(np.int64)
-        .clip(1, recipe.model.num_codebooks)
-    )
-    whole = rng.random(batch) >= recipe.train.quantizer_dropout
-    return torch.from_numpy(np.where(whole, recipe.model.num_codebooks, num_codebooks))
 
-
-def judged_part(time: int, step: int, recipe: Recipe) -> tuple[int, int]:
-    """(first, last) samples of the part of every crop that the discriminators see in this step."""
-    length = min(time, round(recipe.discriminator.crop * recipe.model.sample_rate))
-    first = int(np.random.default_rng((recipe.train.seed, step, 2)).integers(0, time - length + 1))
-    return first, first + length
+def memory_settings(recipe: Recipe) -> tuple[str, ...]:
+    """Settings that reduce memory, the best first."""
+    data, run = recipe.data, recipe.train
+    settings = [] if run.checkpoint_activations else ["train.checkpoint_activations = true"]
+    if data.batch_size > run.accumulate:
+        settings.append(f"train.accumulate = {run.accumulate} higher")
+    return (*settings, f"data.crop = {data.crop} lower", f"data.batch_size = {data.batch_size} lower")
 
 
 def train(
     recipe: Recipe, *, data: Path, out: Path, resume: bool = False, steps: int | None = None, device: str | None = None
 ) -> Path:
-    """Train by a recipe on a folder of audio; the path of the trained model's file.
+    """Train a codec by a recipe on a folder of audio or a manifest; the path of the model's file.
 
-    `steps` stops early without changing the schedule. A run's folder holds `model.safetensors` (averaged weights, ready
-    for use), `state.pt` (to resume), TensorBoard events, `record.csv` and the index of the audio. Processes started by
-    `torchrun` or `accelerate launch` share every batch, so that they train what one alone would; the first one writes.
-
-    Raises:
-        ConfigError: the folder holds a training already; to resume, it is one of another recipe or other audio; the
-            batch does not divide into the processes; a loss is not finite any more; or memory does not suffice.
-        KeyboardInterrupt: after Ctrl-C, SIGTERM or SIGHUP, once the step is done and the checkpoint saved.
+    Raises as `loop.train`.
     """
-    with (
-        engine.launched(device) as accelerator,
-        storing_below(out, instead="choose another --out"),
-        locked_folder(out, "training run") if accelerator.is_main_process else nullcontext(),
-        engine.within_memory(*ways(recipe), workers=recipe.data.num_workers),
-    ):
-        main, place = accelerator.is_main_process, accelerator.device
-        console = Console(stderr=True, soft_wrap=True, markup=False, highlight=False, quiet=not main)
-        rows = engine.share(recipe.data.batch_size, recipe.train.accumulate)
-        state = engine.resumable(out / RUN_STATE, recipe, needs=TRAINED, free=FREE) if resume else None
-        if state is None and (out / RUN_STATE).exists():
-            raise ConfigError(f"{out} holds a training already: add --resume to go on, or choose another --out")
-        with accelerator.main_process_first():
-            known = state.get("audio", True) if state else False  # what the training began with
-            crops, valid = material(recipe, data, out, report=console.print, resumed=known)
-        players = assemble(recipe, place)
-        if state is None:
-            console.print(
-                f"begin with {recipe.train.start_from or f'a fit to {recipe.data.init_seconds:g} s of audio'}"
+
+    def build(context: loop.Context) -> CodecTask:
+        engine.rows_of_process(recipe.data.batch_size, recipe.train.accumulate)  # refused before the corpus is read
+        with context.accelerator.main_process_first():
+            train_data, valid_data = open_crops(
+                data,
+                context.out / "index",
+                recipe.data,
+                sample_rate=recipe.model.sample_rate,
+                seed=recipe.train.seed,
+                report=context.report,
+                expected_key=None if context.saved is None else context.saved["data"],
             )
-            with engine.within_memory(f"data.init_seconds = {recipe.data.init_seconds:g} lower"):
-                first = begin(players, crops, recipe)
-        else:
-            first = engine.restore(players, state, TRAINED)
-        if recipe.train.sharding == "full" and distributed.count() > 1:
-            engine.shard(players.average)
-            engine.shard(players.model, players.optimizer)
-        else:
-            players.ddp_model = engine.join(accelerator, players.model)
-        players.ddp_discriminators = engine.join(accelerator, players.discriminators)
-        last = min(steps or recipe.train.steps, recipe.train.steps)
-        if first >= last:
-            console.print(f"{first} steps are done already: nothing is left up to step {last}")
-
-        spectral = SpectralLoss(recipe.model.sample_rate).to(place)
-        tally, numbers, bad = (
-            Tally(recipe.data.batch_size * recipe.data.crop, recipe.model.codebook_size),
-            dict[str, float](),
-            list[tuple[str, str]](),
-        )
-        with ExitStack() as stack:
-            record = stack.enter_context(Record(out, first, report=console.print)) if main else None
-            show = stack.enter_context(live(console, recipe.name, first, last))
-            interrupted = stack.enter_context(engine.interrupts())
-            ahead = stack.enter_context(
-                closing(batches(crops, first, last, rows=rows, workers=recipe.data.num_workers))
-            )
-            clips = valid.first_clips(24).to(place) if main else None
-            if record and clips is not None and state is None:
-                record.clips(0, "original", clips[:8], recipe.model.sample_rate)
-            for step, batch in tally.waiting(ahead):
-                tally.add(train_step(players, spectral, batch.audio.to(place), step, recipe))
-                bad += batch.bad
-                done = step + 1
-                stop = distributed.any_rank(interrupted(), place)
-                if done % recipe.train.log_every == 0 or done == last or stop:
-                    for _, reason in tally.left_out(engine.of_all(bad)):
-                        console.print(f"left out: {reason}")
-                    bad = []
-                    numbers = tally.numbers()
-                    if record:
-                        record.numbers(done, numbers)
-                show(done, numbers)
-                validating = done % recipe.train.validate_every == 0 or done == last
-                saving = done % recipe.train.save_every == 0 or done == last or stop
-                average = whole_average(players) if validating or saving else players.average
-                if record and clips is not None and validating:
-                    with tally.aside():
-                        valid_numbers = validate(average, spectral, clips, record, done)
-                    mel = (f"{valid_numbers[name]:.2f} ({name.split()[1]})" for name in valid_numbers if "/mel" in name)
-                    console.print(f"step {done}: mel of the validation clips (codebooks) {', '.join(mel)}")
-                if saving:
-                    states = state_of(players, done, recipe) | {"audio": crops.index.key}
-                    if main:
-                        training = {"recipe": recipe.model_dump(mode="json"), "data": str(data), "step": done}
-                        save_model(out / RUN_MODEL, average, training=training)  # first: a state promises its model
-                        save_state(out / RUN_STATE, states)
-                    accelerator.wait_for_everyone()  # a process that ended would have its launcher end the others
-                if stop:
-                    console.print(f"stopped after step {done}, which is saved in {out}: --resume goes on from there")
-                    raise KeyboardInterrupt
-    return out / RUN_MODEL
-
-
-# before the loop
-
-
-def ways(recipe: Recipe) -> list[str]:
-    """What to set for less memory, the best first."""
-    data, settings = recipe.data, recipe.train
-    ways = [] if settings.checkpoint_activations else ["train.checkpoint_activations = true"]
-    if data.batch_size > settings.accumulate:
-        ways.append(f"train.accumulate = {settings.accumulate} higher")
-    return [*ways, f"data.crop = {data.crop} lower", f"data.batch_size = {data.batch_size} lower"]
-
-
-def assemble(recipe: Recipe, place: torch.device) -> Players:
-    """Both sides with fresh weights, the same in every process."""
-
-    def adamw(module: nn.Module) -> torch.optim.Optimizer:
-        settings = recipe.optimizer
-        return torch.optim.AdamW(
-            module.parameters(), betas=settings.betas, weight_decay=settings.weight_decay, fused=True
+        provenance = {"recipe": recipe.model_dump(mode="json"), "data": str(data)}
+        return CodecTask(
+            recipe,
+            context.accelerator.device,
+            train_data=train_data,
+            valid_data=valid_data,
+            provenance=provenance,
+            report=context.report,
         )
 
-    torch.manual_seed(recipe.train.seed)
-    model = CausalCodec(recipe.model).to(place).train()
-    discriminators = Discriminators(recipe.discriminator.windows, recipe.discriminator.channels).to(place)
-    average = copy.deepcopy(model).eval().requires_grad_(False)
-    engine.equip(model, recipe.train)
-    engine.equip(discriminators, recipe.train)
-    half = autocast_dtype(recipe.train.precision, place) == torch.float16
-    scaler = torch.amp.GradScaler(place.type, enabled=half)
-    return Players(
-        model, average, adamw(model), discriminators, adamw(discriminators), EMA(0.99), scaler, model, discriminators
+    return loop.train(
+        build,
+        recipe,
+        recipe.train,
+        task=CodecTask,
+        out=out,
+        resume=resume,
+        steps=steps,
+        device=device,
+        memory_settings=memory_settings(recipe),
+        num_workers=recipe.data.num_workers,
     )
-
-
-def begin(players: Players, crops: Crops, recipe: Recipe) -> int:
-    """Start from a model, or the closed form on audio that each process decodes its share of; the first step.
-
-    Raises ConfigError: the model to start from is another.
-    """
-    if recipe.train.start_from:
-        known = pretrained.load(recipe.train.start_from, "cpu")
-        old, new = (config.model_dump() for config in (known.config, recipe.model))
-        changes = [
-            f"{key} ({old.get(key)}, not {new[key]})" for key in new if key != "beam_size" and old.get(key) != new[key]
-        ]
-        if changes:
-            raise ConfigError(
-                f"train.start_from = {recipe.train.start_from} is another model: it has {', '.join(changes)}; set "
-                "[model] to match, or leave train.start_from out"
-            )
-        players.model.load_state_dict(known.state_dict())
-        with torch.no_grad():
-            latents = players.model(crops.batch(0).audio.to(players.model.device)).latents
-        players.averages.add({"latents": latents.square().mean()})
-    else:
-        crops_to_fit = math.ceil(recipe.data.init_seconds / recipe.data.crop)
-        first, last = ((distributed.rank() + more) * crops_to_fit // distributed.count() for more in (0, 1))
-        audio = crops.fit_audio(recipe.data.init_seconds, first, last).to(players.model.device)
-        players.model.init_from_audio(distributed.all_gather_rows(audio))
-        distributed.broadcast_(*players.model.parameters(), *players.model.buffers())
-    players.average.load_state_dict(players.model.state_dict())
-    return 0
-
-
-# around the loop
-
-
-def whole_average(players: Players) -> CausalCodec:
-    """The averaged model; where its weights lie in shards, a copy that has them all."""
-    if not engine.is_sharded(players.average):
-        return players.average
-    copied = CausalCodec(players.average.config).to(players.average.device).eval()
-    copied.load_state_dict(engine.whole(players.average.state_dict()))
-    return copied
-
-
-@torch.no_grad()
-def validate(model: CausalCodec, spectral: SpectralLoss, clips: Audio, record: Record, step: int) -> dict[str, float]:
-    """Record how fixed clips come back at one codebook, a quarter, half and all of them; the spectral distances."""
-    config = model.config
-    numbers: dict[str, float] = {}
-    for num_codebooks in sorted(
-        {1, max(1, config.num_codebooks // 4), max(1, config.num_codebooks // 2), config.num_codebooks}
-    ):
-        if config.quantizer == "none":  # which has no codes
-            decoded = model(clips).audio
-        else:
-            decoded = model.decode(model.encode(clips, num_codebooks=num_codebooks), length=clips.shape[-1])
-        for name, value in spectral(decoded, clips)._asdict().items():
-            numbers[f"valid/{name} {num_codebooks} codebooks"] = float(value)
-        if num_codebooks in (1, config.num_codebooks):
-            record.clips(step, f"{num_codebooks} codebooks", decoded[:8], config.sample_rate, original=clips[:8])
-    record.numbers(step, numbers)
-    return numbers
-
-
-def state_of(players: Players, step: int, recipe: Recipe) -> dict[str, Any]:
-    """Everything that the next step depends on; what it draws at random depends on its number."""
-    return {"step": step, "recipe": recipe.model_dump(mode="json"), **engine.states(players, TRAINED)}

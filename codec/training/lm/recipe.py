@@ -1,4 +1,4 @@
-"""What a recipe of a language model (lm.toml) may say, with every default."""
+"""The recipe of a language model (lm.toml): every key with its default."""
 
 from __future__ import annotations
 
@@ -14,48 +14,48 @@ from codec.lm.transformer import TransformerConfig
 from codec.training.codec.recipe import Count, Decay, OptimizerConfig, Positive, RunConfig, Share, Weight
 
 ModelConfig: TypeAlias = Annotated[TransformerConfig | PixelCNNConfig, Field(discriminator="family")]
-"""Of any family, which has to be named."""
+"""The configuration of any family; `family` is required."""
 
 
 class LMDataConfig(Config):
-    """Which codes a step sees."""
+    """The codes that a step trains on."""
 
     store: Path | None = None
-    """The token store, unless --data says."""
+    """The token store; --data overrides it."""
     frames: Annotated[int, Field(ge=2, lt=2**31)] = 512
-    """Frames of the longest crop; shorter clips are taken whole."""
+    """Frames of the longest crop; shorter clips are used whole."""
     batch_size: Count = 16
-    """Crops of each step, over all processes."""
+    """Crops per step, of all processes together."""
     num_codebooks: Count | None = None
-    """The first so many codebooks of the store, or all."""
+    """Codebooks to model, the coarsest first; all if not set."""
     classes: tuple[ClassKind, ...] = ()
-    """What the model is told of each clip."""
+    """Class labels to condition on."""
     held_out: float = Field(0.02, gt=0, lt=1)
-    """Share kept for validation, of the clips that are of no split."""
+    """Share held out for validation, of the clips without a split."""
 
 
 class LMLossConfig(Config):
-    """What is asked of the predictions."""
+    """The cross-entropy of the codebooks, and its targets."""
 
     codebook_weights: tuple[Weight, ...] | None = None
-    """How much each codebook counts, or all alike; their sum does not matter."""
+    """Relative weight of each codebook; equal if not set."""
     soft: Positive | None = None
-    """Temperature of soft targets, or the stored codes alone; see `lm_data.soften`."""
+    """Temperature of soft targets; hard targets if not set. See `crops.sample_soft_codes`."""
     stochastic: Positive | None = None
-    """Temperature at which codes are drawn anew, or the stored ones; see `lm_data.soften`."""
+    """Temperature to sample input codes near the stored ones; the stored codes if not set."""
     condition_dropout: Share = 0.1
-    """How often each kind of condition is left out, and all of them together; what guidance needs."""
+    """Probability to drop each condition, and all of them together, for classifier-free guidance."""
 
     @model_validator(mode="after")
     def check_something_trains(self) -> Self:
-        """There is a codebook that counts."""
+        """Check that a codebook has a weight."""
         if self.codebook_weights is not None and not sum(self.codebook_weights):
             raise ValueError("codebook_weights are all 0: raise one, or leave them out")
         return self
 
 
 class LMOptimizerConfig(OptimizerConfig):
-    """As a codec's; the weight decay is of matrices alone."""
+    """As a codec's; weight decay applies to matrices only."""
 
     lr: Positive = 1e-3
     betas: tuple[Decay, Decay] = (0.9, 0.95)
@@ -63,16 +63,16 @@ class LMOptimizerConfig(OptimizerConfig):
 
 
 class LMRunConfig(RunConfig):
-    """The run of a language model's training."""
+    """The run of a language model."""
 
     expected: Positive | None = None
-    """Bits per code of the validation clips that the recipe was measured to end with; told before it begins."""
+    """Bits per code of the validation clips that this recipe reached; printed at the start."""
     samples: int = Field(4, ge=0, le=64)
     """Clips to generate at each validation."""
 
 
 class LMRecipe(Config):
-    """A whole training of a language model."""
+    """The recipe of a language model."""
 
     kind: Literal["lm"]
     name: str
@@ -84,5 +84,5 @@ class LMRecipe(Config):
 
     @property
     def text(self) -> bool:
-        """Whether transcripts are told."""
+        """Whether the model is conditioned on transcripts."""
         return bool(getattr(self.model, "text", False))

@@ -1,161 +1,428 @@
-"""The training of language models of codes: `train_step` is the method, `train` is everything around it."""
+"""Training of a language model of codes: the step with its loss, validation, and overfitting one batch."""
 
 from __future__ import annotations
 
 import copy
 import math
 import zlib
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import ExitStack, nullcontext
+from collections.abc import Collection, Generator, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from rich.console import Console
+from accelerate import Accelerator
 from torch import Tensor, nn
 
 from codec import lm, pretrained
-from codec.checkpoint import RUN_MODEL, RUN_STATE, save_lm, save_state
+from codec.checkpoint import save_lm
 from codec.data.token_store import TokenStore
 from codec.errors import ConfigError, InputNotFound, UnknownModel, UsageError
-from codec.io.storage import locked_folder, storing_below
 from codec.lm.base import CodecLM
 from codec.lm.conditioning import CodebookSpec
 from codec.models.base import Codec
 from codec.nn import distributed
 from codec.nn.shapes import Codes
-from codec.training import engine
-from codec.training.lm.crops import Batch, LMData, names_of, sides, soften, unigram
-from codec.training.lm.recipe import LMRecipe
-from codec.training.logger import BITS, REAL_TIME, SPEED, Record, Tally, live
-from codec.training.optimizer import autocast_dtype, clip, finite, follow, left_out, schedule, to_blame
-
-FREE = (  # as codec_loop's
-    *("train.steps", "train.log_every", "train.validate_every", "train.save_every", "train.precision"),
-    *("train.accumulate", "train.samples", "train.expected", "optimizer.lr", "data.store"),
+from codec.training import engine, loop
+from codec.training.lm.crops import (
+    Batch,
+    TokenCrops,
+    class_names,
+    sample_soft_codes,
+    split_clips,
+    unigram_entropy,
 )
-LONGEST_SAMPLE = 10.0  # s
-LEARNT = 0.1  # of what guessing costs: a batch that is learned by heart costs less
-HEART = 500  # steps to learn a batch by heart at most
+from codec.training.lm.recipe import LMRecipe
+from codec.training.logger import BITS, REAL_TIME, STEPS_PER_SECOND, Logger, Meter
+from codec.training.optimizer import autocast_dtype, can_step, clip_gradients, grad_scaler, lr_scale, update_ema
+
+MAX_SAMPLE_SECONDS = 10.0
+OVERFIT_BELOW = 0.1  # of the bits of a uniform guess: a batch that the model has memorized costs less
+OVERFIT_STEPS = 500
 
 
 @dataclass
-class Learner:
-    """A model, and what trains it."""
+class TrainState:
+    """Everything that a step depends on; what it draws at random depends on its number."""
 
     model: CodecLM
-    average: CodecLM
-    """Moving average of the model's weights."""
+    ema_model: CodecLM
     optimizer: torch.optim.Optimizer
     scaler: torch.amp.GradScaler
-    """Keeps the gradients within the range of float16."""
-    vectors: Tensor | None
-    """The codec's, where soft targets or stochastic codes need them."""
-    joint: nn.Module
-    """The model, averaging its gradients over all processes; alone, the model itself."""
+    """Keeps float16 gradients in range."""
+    ddp_model: nn.Module
+    """The model with gradients averaged over all processes; with one process, the model itself."""
 
 
-TRAINED = ("model", "average", "optimizer", "scaler")  # what a state holds
+class LMTask:
+    """Train a language model by cross-entropy on crops of a token store."""
+
+    STATE: ClassVar[tuple[str, ...]] = ("model", "ema_model", "optimizer", "scaler")
+    MAY_CHANGE: ClassVar[tuple[str, ...]] = (
+        *("train.steps", "train.log_every", "train.validate_every", "train.save_every", "train.precision"),
+        *("train.accumulate", "train.samples", "train.expected", "data.store"),
+        "optimizer.lr",  # to lower when the loss diverges
+    )
+
+    def __init__(
+        self,
+        recipe: LMRecipe,
+        device: torch.device,
+        *,
+        store: TokenStore,
+        codec: Codec,
+        provenance: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Fresh weights, the same in every process.
+
+        Raises:
+            ConfigError: the store or the codec does not have what the recipe needs.
+            UsageError: a split of the store is empty.
+        """
+        self.name = recipe.name
+        self.device = device
+        self.codec = codec
+        self.provenance = dict(provenance or {})
+        self.data, self.losses, self.optimizer, self.run = recipe.data, recipe.losses, recipe.optimizer, recipe.train
+        self.text = recipe.text
+        self.data_key = store_key(store)
+        train_rows, valid_rows = split_clips(store, recipe.data.held_out)
+        source, vectors = codebook_spec(recipe, store, codec, train_rows)
+        torch.manual_seed(recipe.train.seed)
+        model = lm.build(recipe.model.model_dump(), source.model_dump()).to(device).train()
+        if recipe.model.vectors == "codebook":
+            assert vectors is not None
+            model.vectors.init_from_codec(vectors)
+        ema_model = copy.deepcopy(model).eval().requires_grad_(False)
+        decayed = {"params": [weight for weight in model.parameters() if weight.ndim >= 2]}
+        others = {"params": [weight for weight in model.parameters() if weight.ndim < 2], "weight_decay": 0.0}
+        groups = [
+            group for group in (decayed | {"weight_decay": self.optimizer.weight_decay}, others) if group["params"]
+        ]
+        optimizer = torch.optim.AdamW(groups, betas=self.optimizer.betas, fused=True)
+        self.train_state = TrainState(model, ema_model, optimizer, grad_scaler(self.run.precision, device), model)
+        self.vectors = None if vectors is None else vectors[: store.num_codebooks].float().to(device)
+        options: dict[str, Any] = {
+            "seed": self.run.seed,
+            "condition_dropout": self.losses.condition_dropout,
+            "stochastic": self.losses.stochastic is not None,
+            "text": recipe.text,
+        }
+        self.train_data = TokenCrops(store, train_rows, model, recipe.data, **options)
+        self.valid_data = TokenCrops(store, valid_rows, model, recipe.data, **options)
+        self.measures = Measures(self.train_data, self.valid_data, expected=recipe.train.expected)
+        self.meter = Meter()
+
+    def initialize(self, logger: Logger) -> None:
+        """Start from fresh weights."""
+
+    def distribute(self, accelerator: Accelerator) -> None:
+        """Wrap the model for several processes (DDP)."""
+        self.train_state.ddp_model = engine.data_parallel(accelerator, self.train_state.model)
+
+    def batches(self, first: int, last: int) -> Generator[Batch, None, None]:
+        """Batches of crops of the token store."""
+        rows = engine.rows_of_process(self.data.batch_size, self.run.accumulate)
+        for step in range(first, last):
+            yield self.train_data.batch(step, *rows)
+
+    def step(self, batch: Batch, step: int) -> loop.Metrics:
+        """Train the model on this process's rows.
+
+        Returns the bits per code of each codebook (against soft targets if there are any, so they do not reach 0), the
+        loss in nats, the learning rate, the gradient norm before clipping and the number of codes, all of the whole
+        batch.
+        """
+        state, parts, batch = self.train_state, self.run.accumulate, batch.to(self.device)
+        torch.manual_seed(int(np.random.default_rng((self.run.seed, step, distributed.rank())).integers(2**63)))
+        dtype = autocast_dtype(self.run.precision, self.device)
+        weights = torch.tensor(self.losses.codebook_weights or (1.0,) * len(batch.target_counts), device=self.device)
+
+        bits = torch.zeros_like(batch.target_counts)
+        state.optimizer.zero_grad(set_to_none=True)
+        for number, part in enumerate(batch.split(parts)):
+            engine.sync_gradients(number == parts - 1, state.ddp_model)
+            codes, targets, soft_targets = self.inputs_and_targets(part)
+            inputs, steps = arrange(codes, state.model)
+            with torch.autocast(self.device.type, dtype, enabled=dtype != torch.float32):
+                logits = state.ddp_model(inputs, part.conditioning)
+            nats = cross_entropy(logits, targets, steps, soft_targets) / batch.target_counts  # [codebooks]
+            loss = (weights * nats).sum() / weights.sum()
+            # times the number of processes, because their gradients are averaged and their losses are parts of a sum
+            torch.autograd.backward(state.scaler.scale(loss * distributed.count()))
+            bits += nats.detach() / math.log(2)
+
+        bits = distributed.all_reduce_sum(bits)
+        lr = self.optimizer.lr * lr_scale(step, self.run.steps, self.optimizer)
+        metrics = {f"bits/{codebook}": value for codebook, value in enumerate(bits)}
+        metrics["cross-entropy"] = (weights * bits).sum() / weights.sum() * math.log(2)
+        metrics["grad_norm/model"] = clip_gradients(
+            state.optimizer, state.scaler, lr=lr, max_norm=self.optimizer.grad_clip
+        )
+        losses = [name for name in metrics if name.startswith("bits/")]
+        if can_step(metrics, state.scaler, step=step, losses=losses, lr_setting=self.lr_setting):
+            state.scaler.step(state.optimizer)
+            update_ema(state.ema_model, state.model, decay=self.optimizer.ema_decay, step=step)
+        state.scaler.update()
+        return metrics | {"lr/model": torch.tensor(lr), "codes": batch.target_counts.sum()}
+
+    def inputs_and_targets(self, batch: Batch) -> tuple[Codes, Codes, Tensor | None]:
+        """Input codes, target codes, and soft targets if the recipe has them."""
+        soft, stochastic = self.losses.soft, self.losses.stochastic
+        num_codebooks = batch.targets.shape[1]
+        if soft is None and stochastic is None:
+            return batch.codes[:, :num_codebooks], batch.targets, None
+        assert self.vectors is not None
+        codes, soft_targets = sample_soft_codes(
+            batch.codes, self.vectors, num_codebooks, soft=soft, stochastic=stochastic, noise=batch.noise
+        )
+        codes = torch.where(batch.codes[:, :num_codebooks] < 0, -1, codes)
+        is_code = (batch.targets >= 0) & (batch.targets < self.vectors.shape[1])
+        return codes, torch.where(is_code, F.pad(codes, (0, 1), value=-1), batch.targets), soft_targets
+
+    def lr_setting(self, metrics: Collection[str]) -> str:
+        """The learning rate to lower where metrics are not finite."""
+        return f"optimizer.lr = {self.optimizer.lr}"
+
+    def bad_files(self) -> list[tuple[str, str]]:
+        """No files: a damaged store raises an error."""
+        return []
+
+    def summarize(self, metrics: dict[str, float]) -> dict[str, float]:
+        """Add speeds in codes and audio, and what the bits per code mean."""
+        return self.measures.summarize(metrics)
+
+    def validate(self, logger: Logger, step: int) -> str:
+        """Log bits per code of the validation clips, and generated clips."""
+        if not logger.enabled:
+            return ""
+        model = self.train_state.ema_model
+        bits = validate(model, self.valid_data.validation())
+        logger.log_metrics(step, self.measures.validation(bits))
+        self.log_samples(model, logger, step)
+        return self.measures.validation_line(bits)
+
+    def log_samples(self, model: CodecLM, logger: Logger, step: int) -> None:
+        """Log clips generated with the classes in turn and with transcripts of validation clips."""
+        if not self.run.samples:
+            return
+        from codec.generation import generate_clips
+
+        conditions: list[dict[str, str]] = []
+        valid = self.valid_data
+        for number in range(self.run.samples):
+            row = {kind: names[number % len(names)] for kind, names in model.source.classes.items()}
+            clip = int(valid.rows[number % len(valid.rows)])
+            if self.text and (transcript := valid.store.row(clip).transcript):
+                row["text"] = transcript
+            conditions.append(row)
+        clips = generate_clips(
+            model,
+            self.codec,
+            seeds=range(len(conditions)),
+            conditioning=model.conditioning(conditions),
+            max_seconds=MAX_SAMPLE_SECONDS,
+        )
+        for number, audio in enumerate(clips):
+            if audio.numel():  # otherwise the model began with the end token
+                logger.log_audio(step, f"generated {number}", audio[None], self.codec.sample_rate)
+
+    def save(self, path: Path, step: int) -> None:
+        """Save the averaged model with the recipe, the data and the step."""
+        if distributed.rank() == 0:
+            save_lm(path, self.train_state.ema_model, training=self.provenance | {"step": step})
 
 
-def train_step(learner: Learner, batch: Batch, step: int, recipe: LMRecipe) -> dict[str, Tensor]:
-    """One step on this process's rows of the batch.
+def codebook_spec(
+    recipe: LMRecipe, store: TokenStore, codec: Codec, train_rows: np.ndarray
+) -> tuple[CodebookSpec, Tensor | None]:
+    """The codebooks and classes to model, and the codec's vectors [codebooks, codebook_size, dim] if it has any.
 
-    Gives the bits per code of each codebook (against soft targets where they are, so they do not go to 0), the loss in
-    nats, the learning rate, the gradient's norm before clipping and the number of codes, all of the whole batch.
+    Raises ConfigError: the store or the codec does not have what the recipe needs.
     """
-    torch.manual_seed(int(np.random.default_rng((recipe.train.seed, step, distributed.rank())).integers(2**63)))
-    parts, losses, device = recipe.train.accumulate, recipe.losses, batch.codes.device
-    dtype = autocast_dtype(recipe.train.precision, device)
-    weights = torch.tensor(losses.codebook_weights or (1.0,) * len(batch.counted), device=device)
-
-    bits = torch.zeros_like(batch.counted)
-    learner.optimizer.zero_grad(set_to_none=True)
-    for number, part in enumerate(batch.parts(parts)):
-        engine.exchange_gradients(number == parts - 1, learner.joint)
-        codes, targets, soft = asked(part, learner.vectors, recipe)
-        columns, places = laid_out(codes, learner.model)
-        with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
-            logits = learner.joint(columns, part.conditions)
-        nats = cross_entropy(logits, targets, places, soft) / batch.counted  # [codebooks]
-        loss = (weights * nats).sum() / weights.sum()
-        torch.autograd.backward(
-            learner.scaler.scale(loss * distributed.count())
-        )  # of which the gradients will be averaged
-        bits += nats.detach() / math.log(2)
-
-    bits = distributed.all_reduce_sum(bits)
-    rate = recipe.optimizer.lr * schedule(step, recipe.train.steps, recipe.optimizer)
-    told = {f"bits/{codebook}": of_it for codebook, of_it in enumerate(bits)}
-    told["cross-entropy"] = (weights * bits).sum() / weights.sum() * math.log(2)
-    told["gradient/model"] = clip(learner.optimizer, rate, learner.scaler, recipe.optimizer.grad_clip)
-    if can_step(told, step, recipe, learner.scaler):
-        learner.scaler.step(learner.optimizer)
-        follow(learner.average, learner.model, decay=recipe.optimizer.ema_decay, step=step)
-    learner.scaler.update()
-    return told | {"lr/model": torch.tensor(rate), "codes": batch.counted.sum()}
+    num_codebooks, weights = recipe.data.num_codebooks or store.num_codebooks, recipe.losses.codebook_weights
+    if num_codebooks > store.num_codebooks:
+        raise ConfigError(f"data.num_codebooks = {num_codebooks}: {store.path} has {store.num_codebooks}")
+    if weights is not None and len(weights) != num_codebooks:
+        raise ConfigError(
+            f"losses.codebook_weights has {len(weights)} weights for {num_codebooks} codebooks: give each codebook one"
+        )
+    vectors = codec.quantizer.codebook_vectors()
+    if vectors is None:
+        changes = ['set model.vectors = "learned"'] if recipe.model.vectors == "codebook" else []
+        if recipe.losses.soft is not None or recipe.losses.stochastic is not None:
+            changes.append("leave out losses.soft and losses.stochastic")
+        if changes:
+            raise ConfigError(f"the codes of {codec.name} have no vectors of their own: {' and '.join(changes)}")
+        dim = codec.quantizer.decode(torch.zeros(1, codec.quantizer.num_codebooks, 1, dtype=torch.int64)).shape[1]
+    else:
+        dim = vectors.shape[2]
+    return CodebookSpec(
+        codec=codec.name or store.model_name,
+        weights_hash=store.weights_hash,
+        num_codebooks=num_codebooks,
+        codebook_size=store.frame_spec.codebook_size,
+        dim=dim,
+        classes=class_names(store, train_rows, recipe.data.classes),
+        level_db=store.level_db,
+    ), vectors
 
 
-# the parts of a step
+def arrange(codes: Codes, model: CodecLM) -> tuple[Codes, Tensor]:
+    """Arrange codes [batch, codebooks, frames] (-1: none) by the model's pattern.
 
-
-def asked(batch: Batch, vectors: Tensor | None, recipe: LMRecipe) -> tuple[Codes, Codes, Tensor | None]:
-    """What a model sees of a batch, what it should say, and how likely each code is where the targets are soft."""
-    soft, stochastic = recipe.losses.soft, recipe.losses.stochastic
-    num_codebooks = batch.targets.shape[1]
-    if soft is None and stochastic is None:
-        return batch.codes[:, :num_codebooks], batch.targets, None
-    assert vectors is not None
-    codes, likely = soften(batch.codes, vectors, num_codebooks, soft=soft, stochastic=stochastic, draws=batch.draws)
-    codes = torch.where(batch.codes[:, :num_codebooks] < 0, -1, codes)
-    is_code = (batch.targets >= 0) & (batch.targets < vectors.shape[1])
-    return codes, torch.where(is_code, F.pad(codes, (0, 1), value=-1), batch.targets), likely
-
-
-def laid_out(codes: Codes, model: CodecLM) -> tuple[Codes, Tensor]:
-    """Columns [batch, codebooks, steps] of codes, -1 for none; the step [codebooks, frames + 1] that decides each of them.
-
-    The frame more is where the end may come, which only the first codebook says.
+    Returns the inputs [batch, codebooks, steps], and the step [codebooks, frames + 1] that predicts each code; the
+    additional frame is where the end token may come, which only the first codebook has.
     """
     frames = codes.shape[-1]
-    places = model.pattern.step_of_cells(0, frames + 1)
-    steps = max(model.pattern.steps(frames), int(places[0, -1]) + 1)
-    holes = F.pad(torch.where(codes < 0, model.special_token, codes), (0, 1), value=model.special_token)
-    return model.pattern.lay_out(holes, model.special_token)[..., :steps], places.clamp(max=steps - 1).to(codes.device)
+    predicted_at = model.pattern.step_of_cells(0, frames + 1)
+    steps = max(model.pattern.steps(frames), int(predicted_at[0, -1]) + 1)
+    padded = F.pad(torch.where(codes < 0, model.special_token, codes), (0, 1), value=model.special_token)
+    inputs = model.pattern.lay_out(padded, model.special_token)[..., :steps]
+    return inputs, predicted_at.clamp(max=steps - 1).to(codes.device)
 
 
-def cross_entropy(logits: Tensor, targets: Codes, places: Tensor, soft: Tensor | None = None) -> Tensor:
-    """Sum over each codebook's targets [codebooks] of their cross-entropy in nats; -1 does not count.
+def cross_entropy(logits: Tensor, targets: Codes, steps: Tensor, soft_targets: Tensor | None = None) -> Tensor:
+    """Sum of the cross-entropy of each codebook's targets [codebooks] in nats; targets of -1 do not count.
 
-    `logits` [batch, codebooks, steps, codebook_size + 1] decide the targets [batch, codebooks, frames + 1] at the steps
-    `places`. Where `soft` [batch, codebooks, frames, codebook_size] is given, it stands for the targets that are codes.
+    `logits` [batch, codebooks, steps, codebook_size + 1] predict the targets [batch, codebooks, frames + 1] at `steps`
+    [codebooks, frames + 1]. `soft_targets` [batch, codebooks, frames, codebook_size] replace targets that are codes.
     """
-    num_codebooks, end = torch.arange(targets.shape[1], device=targets.device)[:, None], logits.shape[-1] - 1
-    decided = logits[:, num_codebooks, places].float()  # [batch, codebooks, frames + 1, classes]
-    nats = F.cross_entropy(decided.flatten(0, 2), targets.flatten(), ignore_index=-1, reduction="none").view_as(targets)
-    if soft is not None:
-        softly = -(soft * decided[:, :, :-1].log_softmax(dim=-1)[..., :-1]).sum(dim=-1)
-        codes = (targets[..., :-1] >= 0) & (targets[..., :-1] < end)
-        nats = torch.cat([torch.where(codes, softly, nats[..., :-1]), nats[..., -1:]], dim=-1)
+    codebooks, end = torch.arange(targets.shape[1], device=targets.device)[:, None], logits.shape[-1] - 1
+    predicted = logits[:, codebooks, steps].float()  # [batch, codebooks, frames + 1, classes]
+    nats = F.cross_entropy(predicted.flatten(0, 2), targets.flatten(), ignore_index=-1, reduction="none")
+    nats = nats.view_as(targets)
+    if soft_targets is not None:
+        soft = -(soft_targets * predicted[:, :, :-1].log_softmax(dim=-1)[..., :-1]).sum(dim=-1)
+        is_code = (targets[..., :-1] >= 0) & (targets[..., :-1] < end)
+        nats = torch.cat([torch.where(is_code, soft, nats[..., :-1]), nats[..., -1:]], dim=-1)
     return nats.sum(dim=(0, 2))
 
 
-def can_step(told: Mapping[str, Tensor], step: int, recipe: LMRecipe, scaler: torch.amp.GradScaler) -> bool:
-    """Whether the gradients are finite; in float16 steps are left out until their scale fits.
+@torch.no_grad()
+def validate(model: CodecLM, batches: Iterable[Batch]) -> list[float]:
+    """Bits per code of each codebook."""
+    nats, counts = torch.zeros(2, model.source.num_codebooks, dtype=torch.float64)
+    for batch in batches:
+        batch = batch.to(model.device)
+        inputs, steps = arrange(batch.codes[:, : model.source.num_codebooks], model)
+        nats += cross_entropy(model(inputs, batch.conditioning), batch.targets, steps).double().cpu()
+        counts += batch.target_counts.double().cpu()
+    bits: list[float] = (nats / counts / math.log(2)).tolist()
+    return bits
 
-    Raises ConfigError: they are not, and no scale would help; the message names the codebooks to blame.
+
+class Measures:
+    """Bits per code beside those of a uniform and of a unigram model, as metrics and as lines to print."""
+
+    def __init__(self, train_data: TokenCrops, valid_data: TokenCrops, *, expected: float | None) -> None:
+        source, store = train_data.model.source, train_data.store
+        self.train_data, self.valid_data = train_data, valid_data
+        self.expected = expected
+        self.num_codebooks = source.num_codebooks
+        self.frame_rate = store.frame_spec.frame_rate
+        self.uniform = math.log2(source.codebook_size)
+        unigram = unigram_entropy(store, train_data.rows, source.num_codebooks, source.codebook_size)
+        self.unigram: list[float] = unigram.tolist()
+
+    def data_line(self) -> str:
+        """How much there is to train and to validate on."""
+        frames = int(self.train_data.lengths.sum())
+        return (
+            f"train on {len(self.train_data.rows)} clips ({frames / self.frame_rate / 60:.1f} min, "
+            f"{frames * self.num_codebooks} codes), validate on {len(self.valid_data.rows)}"
+        )
+
+    def baseline_line(self) -> str:
+        """Bits per code of a uniform and a unigram model, and those that the recipe was measured to end with."""
+        end = self.expected
+        measured = "" if end is None else f", {end:.2f} at the end as measured on the audio of its README"
+        unigram = sum(self.unigram) / self.num_codebooks
+        return f"{self.uniform:.2f} uniform, {unigram:.2f} unigram{measured}"
+
+    def context_line(self) -> str:
+        """A line break and a warning if the context is shorter than a crop; empty otherwise."""
+        pattern, frames = self.train_data.model.pattern, self.train_data.config.frames
+        context, needed = getattr(self.train_data.model.config, "context", None), pattern.steps(frames)
+        if context is None or context >= needed:
+            return ""
+        reach = f"model.context = {context} steps are {context // pattern.per_frame} frames"
+        return f"\n{reach}, crops have {frames}: {needed} steps would see all of a crop"
+
+    def rates(self, bits: list[float], group: str) -> dict[str, float]:
+        """Perplexities and bit rates of bits per code of each codebook."""
+        per_second = self.frame_rate * sum(bits)
+        perplexities = {f"{group}perplexity/{codebook}": 2.0**value for codebook, value in enumerate(bits)}
+        return perplexities | {
+            f"{group}{BITS}": sum(bits) / self.num_codebooks,
+            f"{group}bits/per second": per_second,
+            f"{group}bits/share of the raw rate": per_second / (self.frame_rate * self.num_codebooks * self.uniform),
+        }
+
+    def summarize(self, metrics: dict[str, float]) -> dict[str, float]:
+        """Metrics to log from those of `Meter.compute`."""
+        codes = metrics.pop("loss/codes")
+        metrics["speed/codes per second"] = codes * metrics[STEPS_PER_SECOND]
+        metrics[REAL_TIME] = codes * metrics[STEPS_PER_SECOND] / self.num_codebooks / self.frame_rate
+        metrics |= {f"bits/{codebook} unigram": value for codebook, value in enumerate(self.unigram)}
+        bits = [metrics[f"bits/{codebook}"] for codebook in range(self.num_codebooks)]
+        return metrics | {"bits/uniform": self.uniform} | self.rates(bits, "")
+
+    def validation(self, bits: list[float]) -> dict[str, float]:
+        """Metrics to log of a validation."""
+        metrics = {f"valid/bits/{codebook}": value for codebook, value in enumerate(bits)}
+        return metrics | self.rates(bits, "valid/")
+
+    def validation_line(self, bits: list[float]) -> str:
+        """A validation on one line."""
+        mean = sum(bits) / self.num_codebooks
+        each = " ".join(f"{value:.2f}" for value in bits)
+        kbps, share = self.frame_rate * sum(bits) / 1000, mean / self.uniform
+        return f"{mean:.3f} bits per code of validation clips ({each}), {kbps:.2f} kbit/s, {share:.0%} of the raw rate"
+
+
+def memory_settings(recipe: LMRecipe) -> tuple[str, ...]:
+    """Settings that reduce memory, the best first."""
+    data, parts = recipe.data, recipe.train.accumulate
+    first = (f"train.accumulate = {parts} higher",) if data.batch_size > parts else ()
+    return (*first, f"data.frames = {data.frames} lower", f"data.batch_size = {data.batch_size} lower")
+
+
+def store_key(store: TokenStore) -> str:
+    """Identifies a store: its index has a checksum of every clip."""
+    return f"{store.weights_hash} {zlib.crc32(store.index.data)}"
+
+
+def open_store(data: Path, codec: str | Path | None) -> tuple[TokenStore, Codec]:
+    """The token store, and the codec that made it, by its name in the store unless given.
+
+    Raises:
+        InputNotFound: `data` is not a token store.
+        UnknownModel: the codec is not found.
+        WeightsMismatch: another codec made the store.
     """
-    if finite(told):
-        return True
-    if left_out(told, scaler):
-        return False
-    wrong = to_blame(told, [name for name in told if name.startswith("bits/")])
-    raise ConfigError(
-        f"in step {step} {' and '.join(f'{name} became {value}' for name, value in wrong.items())}: "
-        f"lower optimizer.lr = {recipe.optimizer.lr} or set train.precision = float32, and resume"
-    )
+    try:
+        store = TokenStore(data)
+    except InputNotFound as error:
+        if not data.exists():
+            raise InputNotFound(f"{data}: there is no such token store: make one with `codec tokenize`") from error
+        raise InputNotFound(
+            f"{data} is not a token store: tokenize it first: codec tokenize {data} --out STORE, then --data STORE"
+        ) from error
+    if codec is None:
+        try:
+            model = pretrained.load(store.model_name, "cpu")
+        except UnknownModel as error:
+            raise UnknownModel(
+                f"{data} was made by the codec {store.model_name}, and there is none of that name here: pass --codec, "
+                "its file or its run's folder"
+            ) from error
+    else:
+        model = pretrained.load(codec, "cpu")
+    store.check(model)
+    return store, model
 
 
 def train(
@@ -168,282 +435,42 @@ def train(
     steps: int | None = None,
     device: str | None = None,
 ) -> Path:
-    """Train by a recipe on a token store; the path of the trained model's file.
+    """Train a language model by a recipe on a token store; the path of the model's file.
 
-    `codec` is the name or file of the codec that made the store, by the store's own word unless given. `steps` stops
-    early without changing the schedule. The run's folder, its processes and what may interrupt it are as in
-    `codec_loop.train`.
+    `codec` is the name or file of the codec that made the store, by default its name in the store.
 
-    Raises:
-        WeightsMismatch: the codec is not the one that made the store.
-        UnknownModel: there is none of the name that the store says.
-        InputNotFound, UsageError: there is no store; it is not finished, or has nothing to train on or to validate on.
-        ConfigError: the store lacks what the recipe asks for; and as `codec_loop.train`.
-        KeyboardInterrupt: after Ctrl-C, SIGTERM or SIGHUP, once the step is done and the checkpoint saved.
+    Raises as `loop.train` and `open_store`.
     """
-    store, teacher = material(data, codec)  # before anything is made
+    store, model = open_store(data, codec)
     if out.resolve() == data.resolve():
-        raise UsageError(f"{out} is the store to learn from: choose another --out for the training")
-    with (
-        engine.launched(device) as accelerator,
-        storing_below(out, instead="choose another --out"),
-        locked_folder(out, "training run") if accelerator.is_main_process else nullcontext(),
-        engine.within_memory(*ways(recipe)),
-    ):
-        main, place = accelerator.is_main_process, accelerator.device
-        console = Console(stderr=True, soft_wrap=True, markup=False, highlight=False, quiet=not main)
-        rows = engine.share(recipe.data.batch_size, recipe.train.accumulate)
-        state = engine.resumable(out / RUN_STATE, recipe, needs=TRAINED, free=FREE) if resume else None
-        if state is None and (out / RUN_STATE).exists():
-            raise ConfigError(f"{out} holds a training already: add --resume to go on, or choose another --out")
-        if state is not None and state["store"] != key(store):
-            raise ConfigError(f"{data} is not the store that this training began with: resume with that one")
-        learner, lessons, valid = assemble(recipe, store, teacher, place)
-        first = 0 if state is None else engine.restore(learner, state, TRAINED)
-        learner.joint = engine.join(accelerator, learner.model)
-        last = min(steps or recipe.train.steps, recipe.train.steps)
-        told = Told(recipe, lessons, valid)
-        console.print(f"{told.amount()}\nbits per code: {told.expectation()}{told.short_sight()}")
-        if first >= last:
-            console.print(f"{first} steps are done already: nothing is left up to step {last}")
+        raise UsageError(f"{out} is the token store to train on: choose another --out")
 
-        tally, numbers = Tally(), dict[str, float]()
-        with ExitStack() as stack:
-            record = stack.enter_context(Record(out, first, report=console.print)) if main else None
-            show = stack.enter_context(live(console, recipe.name, first, last))
-            interrupted = stack.enter_context(engine.interrupts())
-            batches = ((step, lessons.batch(step, *rows).to(place)) for step in range(first, last))
-            for step, batch in tally.waiting(batches):
-                tally.add(train_step(learner, batch, step, recipe))
-                done = step + 1
-                stop = distributed.any_rank(interrupted(), place)
-                if done % recipe.train.log_every == 0 or done == last or stop:
-                    numbers = told.numbers(tally.numbers())
-                    if record:
-                        record.numbers(done, numbers)
-                show(done, numbers)
-                if record and (done % recipe.train.validate_every == 0 or done == last):
-                    with tally.aside():
-                        found = validate(learner.average, valid.validation())
-                        record.numbers(done, told.validated(found))
-                        speak(learner.average, teacher, valid, record, done, recipe)
-                    console.print(f"step {done}: {told.line(found)}")
-                if done % recipe.train.save_every == 0 or done == last or stop:
-                    states = {"step": done, "recipe": recipe.model_dump(mode="json"), "store": key(store)}
-                    states |= engine.states(learner, TRAINED)
-                    if main:
-                        training = {"recipe": states["recipe"], "data": str(data), "step": done}
-                        save_lm(out / RUN_MODEL, learner.average, training=training)  # first, as codec_loop's
-                        save_state(out / RUN_STATE, states)
-                    accelerator.wait_for_everyone()
-                if stop:
-                    console.print(f"stopped after step {done}, which is saved in {out}: --resume goes on from there")
-                    raise KeyboardInterrupt
-    return out / RUN_MODEL
+    def build(context: loop.Context) -> LMTask:
+        if context.saved is not None and context.saved["data"] != store_key(store):
+            raise ConfigError(f"{data} is not the token store that this run was started on: resume with that one")
+        engine.rows_of_process(recipe.data.batch_size, recipe.train.accumulate)
+        provenance = {"recipe": recipe.model_dump(mode="json"), "data": str(data)}
+        device = context.accelerator.device
+        task = LMTask(recipe, device, store=store, codec=model, provenance=provenance)
+        measures = task.measures
+        context.report(measures.data_line())
+        context.report(f"bits per code: {measures.baseline_line()}{measures.context_line()}")
+        return task
 
-
-# before the loop
-
-
-def ways(recipe: LMRecipe) -> list[str]:
-    """What to set for less memory, the best first."""
-    data, parts = recipe.data, recipe.train.accumulate
-    better = [f"train.accumulate = {parts} higher"] if data.batch_size > parts else []
-    return [*better, f"data.frames = {data.frames} lower", f"data.batch_size = {data.batch_size} lower"]
-
-
-def key(store: TokenStore) -> str:
-    """What tells a store from others: its index has a checksum of every clip."""
-    return f"{store.weights_hash} {zlib.crc32(store.index.data)}"
-
-
-def material(data: Path, codec: str | Path | None) -> tuple[TokenStore, Codec]:
-    """The token store, and the codec that made it. Raises as `train`."""
-    try:
-        store = TokenStore(data)
-    except InputNotFound as error:
-        if not data.exists():
-            raise InputNotFound(f"{data}: there is no such token store: make one with `codec tokenize`") from error
-        raise InputNotFound(
-            f"{data} is no token store: tokenize it first: codec tokenize {data} --out STORE, then --data STORE"
-        ) from error
-    if codec is None:
-        try:
-            made_by = pretrained.load(store.model_name, "cpu")
-        except UnknownModel as error:
-            raise UnknownModel(
-                f"{data} was made by the codec {store.model_name}, and there is none of that name here: pass --codec, "
-                "its file or its run's folder"
-            ) from error
-    else:
-        made_by = pretrained.load(codec, "cpu")
-    store.check(made_by)
-    return store, made_by
-
-
-def assemble(recipe: LMRecipe, store: TokenStore, codec: Codec, place: torch.device) -> tuple[Learner, LMData, LMData]:
-    """A learner with fresh weights, the same in every process; and what it learns from and is validated on.
-
-    Raises ConfigError: the store or the codec lacks what the recipe asks for. UsageError: a side of the store is empty.
-    """
-    num_codebooks = recipe.data.num_codebooks or store.num_codebooks
-    if num_codebooks > store.num_codebooks:
-        raise ConfigError(f"data.codebooks = {num_codebooks}: {store.path} has {store.num_codebooks}")
-    if recipe.losses.codebook_weights is not None and len(recipe.losses.codebook_weights) != num_codebooks:
-        raise ConfigError(
-            f"losses.codebook_weights are {len(recipe.losses.codebook_weights)}, for {num_codebooks} codebooks: give each one"
-        )
-    vectors = codec.quantizer.codebook_vectors()
-    if vectors is None:
-        needs = 'set model.vectors = "learned"' if recipe.model.vectors == "codebook" else ""
-        if recipe.losses.soft is not None or recipe.losses.stochastic is not None:
-            needs = needs + " and " * bool(needs) + "leave out losses.soft and losses.stochastic"
-        if needs:
-            raise ConfigError(f"the codes of {codec.name} stand for no vectors of their own: {needs}")
-    if vectors is None:
-        dim = codec.quantizer.decode(torch.zeros(1, codec.quantizer.num_codebooks, 1, dtype=torch.int64)).shape[1]
-    else:
-        dim = vectors.shape[2]
-    train_rows, valid_rows = sides(store, recipe.data.held_out)
-    source = CodebookSpec(
-        codec=codec.name or store.model_name,
-        weights_hash=store.weights_hash,
-        num_codebooks=num_codebooks,
-        codebook_size=store.frame_spec.codebook_size,
-        dim=dim,
-        classes=names_of(store, train_rows, recipe.data.classes),
-        level_db=store.level_db,
+    return loop.train(
+        build,
+        recipe,
+        recipe.train,
+        task=LMTask,
+        out=out,
+        resume=resume,
+        steps=steps,
+        device=device,
+        memory_settings=memory_settings(recipe),
     )
-    torch.manual_seed(recipe.train.seed)
-    model = lm.build(recipe.model.model_dump(), source.model_dump()).to(place).train()
-    if recipe.model.vectors == "codebook":
-        assert vectors is not None
-        model.vectors.init_from_codec(vectors)
-    average = copy.deepcopy(model).eval().requires_grad_(False)
-    settings = recipe.optimizer
-    groups = [
-        {
-            "params": [weight for weight in model.parameters() if weight.ndim >= 2],
-            "weight_decay": settings.weight_decay,
-        },
-        {"params": [weight for weight in model.parameters() if weight.ndim < 2], "weight_decay": 0.0},
-    ]
-    optimizer = torch.optim.AdamW([group for group in groups if group["params"]], betas=settings.betas, fused=True)
-    half = autocast_dtype(recipe.train.precision, place) == torch.float16
-    guide = None if vectors is None else vectors[: store.num_codebooks].float().to(place)
-    learner = Learner(model, average, optimizer, torch.amp.GradScaler(place.type, enabled=half), guide, model)
-    lessons, valid = (LMData(store, recipe, rows, model) for rows in (train_rows, valid_rows))
-    return learner, lessons, valid
 
 
-# around the loop
-
-
-class Told:
-    """What a training tells: bits beside what guessing costs, and what knowing no more than each code's frequency."""
-
-    def __init__(self, recipe: LMRecipe, lessons: LMData, valid: LMData) -> None:
-        source, store = lessons.model.source, lessons.store
-        self.recipe = recipe
-        self.lessons, self.valid = lessons, valid
-        self.num_codebooks = source.num_codebooks
-        self.frame_rate = store.frame_spec.frame_rate
-        self.guess = math.log2(source.codebook_size)
-        self.unigram = unigram(store, lessons.rows, source.num_codebooks, source.codebook_size).tolist()
-
-    def amount(self) -> str:
-        """What there is to learn from."""
-        frames = int(self.lessons.lengths.sum())
-        return (
-            f"train on {len(self.lessons.rows)} clips ({frames / self.frame_rate / 60:.1f} min, "
-            f"{frames * self.num_codebooks} codes), validate on {len(self.valid.rows)}"
-        )
-
-    def expectation(self) -> str:
-        """Bits per code that need no model, and those that the recipe was measured to end with."""
-        ends = self.recipe.train.expected
-        then = "" if ends is None else f", {ends:.2f} at the end as measured on the audio of its README"
-        return f"{self.guess:.2f} by guessing, {sum(self.unigram) / self.num_codebooks:.2f} by how often each code occurs{then}"
-
-    def short_sight(self) -> str:
-        """A line more where the model does not see all of a crop: of a frame that takes several steps it sees fewer."""
-        pattern, frames = self.lessons.model.pattern, self.recipe.data.frames
-        context, needed = getattr(self.recipe.model, "context", None), pattern.steps(frames)
-        if context is None or context >= needed:
-            return ""
-        seen = f"model.context = {context} steps are {context // pattern.per_frame} frames"
-        return f"\n{seen}, crops have {frames}: {needed} steps would see them all"
-
-    def rates(self, bits: list[float], group: str) -> dict[str, float]:
-        """What bits per code of each codebook mean."""
-        per_second = self.frame_rate * sum(bits)
-        perplexities = {f"{group}perplexity/{codebook}": 2.0**of_it for codebook, of_it in enumerate(bits)}
-        return perplexities | {
-            f"{group}{BITS}": sum(bits) / self.num_codebooks,
-            f"{group}bits/per second": per_second,
-            f"{group}bits/share of the raw rate": per_second / (self.frame_rate * self.num_codebooks * self.guess),
-        }
-
-    def numbers(self, numbers: dict[str, float]) -> dict[str, float]:
-        """What to record of `Tally.numbers`."""
-        codes = numbers.pop("loss/codes")
-        numbers["speed/codes per second"] = codes * numbers[SPEED]
-        numbers[REAL_TIME] = codes * numbers[SPEED] / self.num_codebooks / self.frame_rate
-        numbers |= {f"bits/{codebook} unigram": of_it for codebook, of_it in enumerate(self.unigram)}
-        return numbers | {"bits/guessing": self.guess} | self.rates(self._bits(numbers), "")
-
-    def _bits(self, numbers: Mapping[str, float]) -> list[float]:
-        return [numbers[f"bits/{codebook}"] for codebook in range(self.num_codebooks)]
-
-    def validated(self, bits: list[float]) -> dict[str, float]:
-        """What to record of a validation."""
-        numbers = {f"valid/bits/{codebook}": of_it for codebook, of_it in enumerate(bits)}
-        return numbers | self.rates(bits, "valid/")
-
-    def line(self, bits: list[float]) -> str:
-        """A validation on one line."""
-        rate = self.frame_rate * sum(bits) / 1000
-        of_raw = sum(bits) / self.num_codebooks / self.guess
-        each = " ".join(f"{of_it:.2f}" for of_it in bits)
-        mean = sum(bits) / self.num_codebooks
-        return f"{mean:.3f} bits per code of validation clips ({each}), {rate:.2f} kbit/s, {of_raw:.0%} of the raw rate"
-
-
-@torch.no_grad()
-def validate(model: CodecLM, batches: Iterable[Batch]) -> list[float]:
-    """Bits per code of each codebook."""
-    nats, counted = torch.zeros(2, model.source.num_codebooks, dtype=torch.float64)
-    for batch in batches:
-        batch = batch.to(model.device)
-        columns, places = laid_out(batch.codes[:, : model.source.num_codebooks], model)
-        nats += cross_entropy(model(columns, batch.conditions), batch.targets, places).double().cpu()
-        counted += batch.counted.double().cpu()
-    bits: list[float] = (nats / counted / math.log(2)).tolist()
-    return bits
-
-
-def speak(model: CodecLM, codec: Codec, valid: LMData, record: Record, step: int, recipe: LMRecipe) -> None:
-    """Record clips that the model makes when told what it is told of validation clips, and classes it knows."""
-    if not recipe.train.samples:
-        return
-    from codec.generation import generate_clips
-
-    names = list(model.source.classes.items())
-    rows: list[dict[str, str]] = []
-    for number in range(recipe.train.samples):
-        row = {kind: of_it[number % len(of_it)] for kind, of_it in names}
-        if recipe.text and (said := valid.store.row(int(valid.rows[number % len(valid.rows)])).transcript):
-            row["text"] = said
-        rows.append(row)
-    clips = generate_clips(
-        model, codec, seeds=range(len(rows)), conditioning=model.conditioning(rows), max_seconds=LONGEST_SAMPLE
-    )
-    for number, audio in enumerate(clips):
-        if audio.numel():  # or the model began with the end
-            record.clips(step, f"generated {number}", audio[None], codec.config.sample_rate)
-
-
-def learn_by_heart(
+def overfit_one_batch(
     recipe: LMRecipe,
     *,
     data: Path,
@@ -451,27 +478,25 @@ def learn_by_heart(
     device: str | None = None,
     steps: int | None = None,
 ) -> Iterator[tuple[int, float, bool]]:
-    """Train on one batch alone; (steps done, bits per code, whether it is learned) after each step, until it is.
+    """Train on one batch until it is memorized; (steps done, bits per code, whether it is memorized) after each step.
 
-    A check that model, data and losses fit together: whatever can learn at all learns this in a few hundred steps.
-    Nothing is written. Nothing is left to chance either: no dropout, and the rate is the recipe's all the time.
+    A check that model, data and losses fit together, because a correct setup memorizes a batch in a few hundred steps.
+    Nothing is written. Dropout, soft targets, weight decay and the learning rate schedule are off.
     """
-    calm = {"soft": None, "stochastic": None, "condition_dropout": 0.0}
     tables = recipe.model_dump(mode="json")
-    tables["losses"] |= calm
+    tables["losses"] |= {"soft": None, "stochastic": None, "condition_dropout": 0.0}
     tables["model"] |= {"dropout": 0.0}
     tables["optimizer"] |= {"warmup": 1, "lr_min_ratio": 1.0, "weight_decay": 0.0}
-    calmly = LMRecipe.from_data(tables)
-    with engine.launched(device) as accelerator, engine.within_memory(*ways(recipe)):
-        store, made_by = material(data, codec)
-        learner, lessons, _ = assemble(calmly, store, made_by, accelerator.device)
-        batch = lessons.batch(0, 0, recipe.data.batch_size).to(accelerator.device)
-        for step in range(HEART if steps is None else steps):
-            told = train_step(learner, batch, step, calmly)
-            bits = float(
-                torch.stack([told[f"bits/{codebook}"] for codebook in range(learner.model.source.num_codebooks)]).mean()
-            )
-            learnt = bits < LEARNT * math.log2(learner.model.source.codebook_size)
-            yield step + 1, bits, learnt
-            if learnt:
+    plain = LMRecipe.from_data(tables)
+    with engine.launch(device) as accelerator, engine.memory_errors(*memory_settings(recipe)):
+        store, model = open_store(data, codec)
+        task = LMTask(plain, accelerator.device, store=store, codec=model)
+        batch = task.train_data.batch(0, 0, recipe.data.batch_size)
+        for step in range(OVERFIT_STEPS if steps is None else steps):
+            metrics = task.step(batch, step)
+            values = [metrics[f"bits/{codebook}"] for codebook in range(task.measures.num_codebooks)]
+            bits = float(torch.stack(values).mean())
+            memorized = bits < OVERFIT_BELOW * task.measures.uniform
+            yield step + 1, bits, memorized
+            if memorized:
                 return

@@ -26,7 +26,7 @@ def test_one_score_map_per_window_and_five_inner_layers(discriminators: Discrimi
         assert all(after == (before + 1) // 2 for before, after in pairwise(bins[:4]))
 
 
-def test_every_weight_learns(discriminators: Discriminators) -> None:
+def test_every_weight_has_a_gradient(discriminators: Discriminators) -> None:
     torch.stack([score.square().mean() for score in discriminators(batch()).scores]).sum().backward()  # type: ignore[no-untyped-call]
     for name, weight in discriminators.named_parameters():
         assert weight.grad is not None, name
@@ -51,7 +51,7 @@ def test_scores_are_float32_and_spectra_exact_under_autocast(discriminators: Dis
         assert torch.allclose(score, expected, atol=0.05)
 
 
-def test_they_learn_to_tell_two_kinds_apart(discriminators: Discriminators) -> None:
+def test_they_learn_to_classify_two_kinds_of_signals(discriminators: Discriminators) -> None:
     optimizer = torch.optim.AdamW(discriminators.parameters(), lr=5e-3)
     losses = []
     for step in range(25):

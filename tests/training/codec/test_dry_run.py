@@ -1,4 +1,4 @@
-"""training/plan.py: what is told beforehand is what then comes."""
+"""training/codec/dry_run.py: the estimates are those of the model and of training."""
 
 from itertools import pairwise
 from pathlib import Path
@@ -12,19 +12,18 @@ from codec.errors import ConfigError, InputNotFound
 from codec.io.audio import write_audio
 from codec.models.causal import CausalCodec, CausalConfig
 from codec.streams import StreamDecoder, StreamEncoder
-from codec.training.codec import dry_run as plans
+from codec.training.codec import dry_run
 from codec.training.codec.dry_run import (
     Plan,
-    flops,
-    hear,
-    kept_bytes,
+    estimate,
+    flops_per_second,
     peak_bytes,
-    plan,
-    receptive_field,
-    step_costs,
-    table,
+    report,
+    state_bytes,
+    step_cost,
+    summarize_data,
 )
-from codec.training.codec.task import assemble
+from codec.training.codec.task import CodecTask
 from tests.helpers.training import small_recipe, tones, write_recordings
 from tests.tiny import CONFIG, tiny_model
 
@@ -38,13 +37,13 @@ def one_thread() -> None:
 
 
 @pytest.fixture(scope="module")
-def judged() -> Plan:
-    """Of a training whose discriminators join at step 2 of 6."""
-    return plan(small_recipe(discriminator={"start": 2}), device="cpu")
+def adversarial() -> Plan:
+    """A run whose discriminators join at step 2 of 6."""
+    return estimate(small_recipe(discriminator={"start": 2}), device="cpu")
 
 
 def lively(config: CausalConfig) -> CausalCodec:
-    """A model whose every weight matters; fresh networks are silent."""
+    """A model in which every weight matters, because fresh networks are silent."""
     model = CausalCodec(config).eval()
     for number, parameter in enumerate(model.parameters()):
         nn.init.normal_(parameter, std=0.3, generator=torch.Generator().manual_seed(number))
@@ -52,7 +51,7 @@ def lively(config: CausalConfig) -> CausalCodec:
 
 
 def changed_steps(one: Tensor, other: Tensor) -> int:
-    """From the first to the last place along time where two signals [1, channels, time] differ."""
+    """Length of the part in which two signals [1, channels, time] differ."""
     places = (one - other).abs().amax(dim=(0, 1)).nonzero()[:, 0]
     return int(places[-1] - places[0]) + 1
 
@@ -60,7 +59,7 @@ def changed_steps(one: Tensor, other: Tensor) -> int:
 # the model
 
 
-def test_numbers_by_part_are_those_of_the_formulas(judged: Plan, tmp_path: Path) -> None:
+def test_numbers_by_part_are_those_of_the_formulas(adversarial: Plan, tmp_path: Path) -> None:
     def linear(inputs: int, outputs: int) -> int:
         return inputs * outputs + outputs
 
@@ -74,26 +73,26 @@ def test_numbers_by_part_are_those_of_the_formulas(judged: Plan, tmp_path: Path)
 
     fine = linear(16, 2 * 12) + networks(12, 12, 3 * 41) - linear(12, 12)  # a map to two short frames of 12
     widths = [2, 2, 2, 4, 4]
-    judge = sum(convolution(before, after, 27) for before, after in pairwise(widths))
-    judge += convolution(4, 4, 9) + convolution(4, 1, 9)
-    assert judged.numbers == {
+    discriminator = sum(convolution(before, after, 27) for before, after in pairwise(widths))
+    discriminator += convolution(4, 4, 9) + convolution(4, 1, 9)
+    assert adversarial.parameters == {
         "encoder": 80 * 8 + 1 + networks(160 + 5, 16, 8),
         "quantizer": 15 * 5 + 2 * (20 * 8 + 20),  # envelopes of four bands and a gain; 5 codes are modes and silence
         "decoder": 8 * 80 + 1 + networks(8 + 5, 16, 80) + fine,
-        "discriminators": 2 * judge,
+        "discriminators": 2 * discriminator,
     }
     save_model(tmp_path / "model.safetensors", tiny_model(), training={}, dtype=torch.float16)
-    assert 0 < (tmp_path / "model.safetensors").stat().st_size - judged.shipped < 6000
+    assert 0 < (tmp_path / "model.safetensors").stat().st_size - adversarial.file_bytes < 6000
 
 
 @pytest.mark.parametrize(
     ("kernel", "encoder_blocks", "decoder_blocks", "fine_blocks"),
     [(1, 1, 1, 1), (3, 1, 1, 1), (5, 2, 1, 1), (4, 1, 3, 1), (4, 1, 1, 2), (3, 1, 1, 2)],
 )
-def test_the_receptive_field_is_what_a_change_reaches(
+def test_a_change_reaches_the_receptive_field(
     kernel: int, encoder_blocks: int, decoder_blocks: int, fine_blocks: int
 ) -> None:
-    """A hop of audio changes as many latent frames as a frame knows hops; a frame changes as many hops of audio."""
+    """A hop of audio changes as many latent frames as the encoder sees hops; a frame changes as many hops of audio."""
     sizes = {"encoder_blocks": encoder_blocks, "decoder_blocks": decoder_blocks, "fine_blocks": fine_blocks}
     config = CausalConfig.from_data(CONFIG.model_dump() | {"kernel": kernel} | sizes)
     model, frames = lively(config), 60
@@ -106,13 +105,14 @@ def test_the_receptive_field_is_what_a_change_reaches(
         changed = latents.clone()
         changed[..., 20] += 0.5
         ours, theirs = (model.audio_step(some, model.decoder_state(1))[0] for some in (latents, changed))
-    assert hops == receptive_field(config)[0]
+    encoder, decoder = (context.frames for context in model.receptive_field())
+    assert hops == encoder
     samples = changed_steps(ours, theirs)
-    assert receptive_field(config)[1] * HOP - HOP < samples <= receptive_field(config)[1] * HOP
+    assert decoder * HOP - HOP < samples <= decoder * HOP
 
 
-def test_the_delay_is_that_of_a_stream(judged: Plan) -> None:
-    """Most samples, over all positions, from one that goes in to its coming out, pushed one by one."""
+def test_the_delay_is_that_of_a_stream(adversarial: Plan) -> None:
+    """The maximum, over all positions, of the samples pushed between a sample and its decoded one."""
     model = tiny_model()
     encoder, decoder = StreamEncoder(model), StreamDecoder(model)
     came, delays = 0, []
@@ -120,7 +120,7 @@ def test_the_delay_is_that_of_a_stream(judged: Plan) -> None:
         audio = decoder.push(encoder.push(torch.zeros(1, 1, 1)))
         delays += [pushed - place for place in range(came, came + audio.shape[-1])]
         came += audio.shape[-1]
-    assert max(delays) == judged.delay == 2 * HOP
+    assert max(delays) == adversarial.delay == 2 * HOP
 
 
 def test_operations_are_those_of_the_matrix_products() -> None:
@@ -143,78 +143,79 @@ def test_operations_are_those_of_the_matrix_products() -> None:
         + 8 * 80
         + 80 * 160,
     }
-    assert flops(model) == {part: 2 * products * RATE / HOP for part, products in frame.items()}
+    assert flops_per_second(model) == {part: 2 * products * RATE / HOP for part, products in frame.items()}
 
 
 # the training
 
 
-def test_phases(judged: Plan) -> None:
-    assert [(phase.name, phase.steps) for phase in judged.phases] == [
+def test_stages(adversarial: Plan) -> None:
+    assert [(stage.name, stage.steps) for stage in adversarial.stages] == [
         ("without discriminators", 2),
         ("with discriminators", 4),
     ]
-    alone, both = judged.phases
+    alone, both = adversarial.stages
     assert both.memory > alone.memory
-    assert judged.hours == pytest.approx((2 * alone.seconds + 4 * both.seconds) / 3600)
-    assert judged.seen == pytest.approx(6 * 3 * 0.15)
+    assert adversarial.hours == pytest.approx((2 * alone.seconds + 4 * both.seconds) / 3600)
+    assert adversarial.trained_seconds == pytest.approx(6 * 3 * 0.15)
     for start, names in (
         (None, ["without discriminators"]),
         (9, ["without discriminators"]),
         (0, ["with discriminators"]),
     ):
-        found = plan(small_recipe(discriminator={"start": start}), device="cpu")
-        assert [(phase.name, phase.steps) for phase in found.phases] == [(names[0], 6)]
+        found = estimate(small_recipe(discriminator={"start": start}), device="cpu")
+        assert [(stage.name, stage.steps) for stage in found.stages] == [(names[0], 6)]
 
 
 def test_a_batch_too_large_to_try_is_extrapolated(monkeypatch: pytest.MonkeyPatch) -> None:
-    whole = plan(small_recipe(data={"batch_size": 16}), device="cpu")
-    monkeypatch.setattr(plans, "AUDIO", 8.5 * 0.15)
-    part = plan(small_recipe(data={"batch_size": 16}), device="cpu")
-    assert (whole.tried, part.tried, part.share) == (16, 8, 16)
-    assert part.phases[0].memory == pytest.approx(whole.phases[0].memory, rel=0.03)
-    assert "8 of 16 rows, in proportion" in table(part)
-    monkeypatch.setattr(plans, "AUDIO", 0.1)  # less than a crop
-    least = plan(small_recipe(data={"batch_size": 16}), device="cpu")
-    assert least.tried == 2
-    assert least.phases[0].memory == pytest.approx(whole.phases[0].memory, rel=0.1)
+    whole = estimate(small_recipe(data={"batch_size": 16}), device="cpu")
+    monkeypatch.setattr(dry_run, "MAX_AUDIO", 8.5 * 0.15)
+    part = estimate(small_recipe(data={"batch_size": 16}), device="cpu")
+    assert (whole.measured_rows, part.measured_rows, part.rows) == (16, 8, 16)
+    assert part.stages[0].memory == pytest.approx(whole.stages[0].memory, rel=0.03)
+    assert "8 of 16 rows, extrapolated" in report(part)
+    monkeypatch.setattr(dry_run, "MAX_AUDIO", 0.1)  # less than a crop
+    least = estimate(small_recipe(data={"batch_size": 16}), device="cpu")
+    assert least.measured_rows == 2
+    assert least.stages[0].memory == pytest.approx(whole.stages[0].memory, rel=0.1)
 
 
-def test_too_little_memory_is_told_as_what_to_set(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_out_of_memory_says_what_to_set(monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*_: object) -> None:
         raise torch.OutOfMemoryError("out of memory")
 
-    monkeypatch.setattr(plans, "train_step", full)
-    with pytest.raises(ConfigError, match=r"memory does not suffice for this training: set .*data\.crop = .* lower"):
-        plan(small_recipe(), device="cpu")
+    monkeypatch.setattr(CodecTask, "step", full)
+    with pytest.raises(ConfigError, match=r"out of memory: try .*data\.crop = .* lower"):
+        estimate(small_recipe(), device="cpu")
 
 
 def test_processes_share_the_batch(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
-    found = plan(small_recipe(), device="cpu")
-    assert (found.processes, found.share, found.tried) == (2, 2, 2)
-    assert "2 in each of 2 processes" in table(found)
-    assert found.seen == pytest.approx(6 * 3 * 0.15)
+    found = estimate(small_recipe(), device="cpu")
+    assert (found.processes, found.rows, found.measured_rows) == (2, 2, 2)
+    assert "2 in each of 2 processes" in report(found)
+    assert found.trained_seconds == pytest.approx(6 * 3 * 0.15)
 
 
-def test_what_stays_between_steps() -> None:
-    """Weights and their average, and two moments of each weight; buffers are in both."""
+def test_bytes_between_steps() -> None:
+    """Weights, averaged weights and two moments of each weight; buffers are in both models."""
     recipe = small_recipe(discriminator={"start": 0})
-    players = assemble(recipe, CPU)
-    step_costs(players, recipe, 0, 3, 3)
-    weights = 4 * sum(p.numel() for p in players.model.parameters())
-    buffers = 4 * sum(b.numel() for b in players.model.buffers())
-    discriminators = 4 * sum(p.numel() for p in players.discriminators.parameters())
+    task = CodecTask(recipe, CPU)
+    step_cost(task, 0, 3, 3)
+    state = task.train_state
+    weights = 4 * sum(p.numel() for p in state.model.parameters())
+    buffers = 4 * sum(b.numel() for b in state.model.buffers())
+    discriminators = 4 * sum(p.numel() for p in state.discriminators.parameters())
     windows = 4 * (256 + 128)
-    steps = 4 * (len(list(players.model.parameters())) + len(list(players.discriminators.parameters())))
-    assert kept_bytes(players) == 4 * weights + 2 * buffers + 3 * discriminators + windows + steps
+    steps = 4 * (len(list(state.model.parameters())) + len(list(state.discriminators.parameters())))
+    assert state_bytes(state) == 4 * weights + 2 * buffers + 3 * discriminators + windows + steps
 
 
 def test_peak_bytes() -> None:
     x = torch.zeros(1000)
 
     def work() -> None:
-        x.add_(1)  # makes nothing
+        x.add_(1)  # allocates nothing
         x.view(10, 100)
         y = x * 2
         z = y + 1
@@ -225,7 +226,7 @@ def test_peak_bytes() -> None:
     weight = torch.ones(1000, requires_grad=True)
 
     def held() -> None:
-        """exp keeps its result for the way back: one more is alive than Python names."""
+        """exp saves its result for the backward pass, so one more tensor is alive than Python names."""
         a = weight.exp()
         a = a.exp()
         a = a * 1
@@ -239,34 +240,34 @@ def test_peak_bytes() -> None:
 
 def test_audio_by_headers_and_by_manifest(tmp_path: Path) -> None:
     write_recordings(tmp_path)
-    assert (heard := hear(tmp_path)).seconds == pytest.approx(1.5, abs=1e-3)
-    assert (heard.clips, heard.read, heard.bad) == (3, 3, 0)
+    assert (summary := summarize_data(tmp_path)).seconds == pytest.approx(1.5, abs=1e-3)
+    assert (summary.clips, summary.headers, summary.bad) == (3, 3, 0)
     lines = ['{"path": "a.wav", "seconds": 0.25}', '{"path": "b/c.flac", "split": "valid"}']
     lines += ['{"path": "b/d.aiff", "start": 0.2}']
     (tmp_path / "some.jsonl").write_text("\n".join(lines))
-    assert (heard := hear(tmp_path / "some.jsonl")).seconds == pytest.approx(0.55, abs=1e-3)
-    assert (heard.clips, heard.read) == (2, 1)
+    assert (summary := summarize_data(tmp_path / "some.jsonl")).seconds == pytest.approx(0.55, abs=1e-3)
+    assert (summary.clips, summary.headers) == (2, 1)
     with pytest.raises(InputNotFound):
-        hear(tmp_path / "none")
+        summarize_data(tmp_path / "none")
 
 
 def test_of_many_files_a_sample_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for number in range(30):
         write_audio(tmp_path / f"{number:02}.wav", tones(0.1 if number < 15 else 0.3, 8000, seed=0), 8000)
     (tmp_path / "15.wav").write_bytes(b"no audio")
-    assert hear(tmp_path).seconds == pytest.approx(15 * 0.1 + 14 * 0.3)
-    assert hear(tmp_path).bad == 1
-    monkeypatch.setattr(plans, "HEADERS", 20)
-    heard = hear(tmp_path)
-    assert (heard.clips, heard.read) == (30, 20)
-    assert heard.seconds == pytest.approx(5.7, rel=0.25)  # the first twenty would say 4.2 or less
+    assert summarize_data(tmp_path).seconds == pytest.approx(15 * 0.1 + 14 * 0.3)
+    assert summarize_data(tmp_path).bad == 1
+    monkeypatch.setattr(dry_run, "MAX_HEADERS", 20)
+    summary = summarize_data(tmp_path)
+    assert (summary.clips, summary.headers) == (30, 20)
+    assert summary.seconds == pytest.approx(5.7, rel=0.25)  # the first twenty would say 4.2 or less
 
 
-def test_the_table(judged: Plan, tmp_path: Path) -> None:
-    text = table(judged)
+def test_the_report(adversarial: Plan, tmp_path: Path) -> None:
+    text = report(adversarial)
     for words in (
         "model small",
-        "8000 Hz mono, 100 frames a second of 80 samples",
+        "8000 Hz mono, 100 frames/s of 80 samples",
         "160 samples (20.0 ms)",
         "encoder 4 frames (40 ms), decoder 5 frames (50 ms)",
         "0.5 1 1.5 kbit/s with 1 to 3 codebooks",
@@ -276,6 +277,6 @@ def test_the_table(judged: Plan, tmp_path: Path) -> None:
     ):
         assert words in text, words
     assert "data " not in text.split("measured")[0]
-    with_data = table(plan(small_recipe(), data=write_recordings(tmp_path), device="cpu"))
-    assert "0.00 h in 3 clips (by 3 of their headers): 1.8 times through" in with_data
+    with_data = report(estimate(small_recipe(), data=write_recordings(tmp_path), device="cpu"))
+    assert "0.00 h in 3 clips (by 3 of their headers): 1.8 epochs" in with_data
     assert max(map(len, with_data.splitlines())) <= 120

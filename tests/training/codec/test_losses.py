@@ -1,4 +1,4 @@
-"""training/losses.py: the spectral distances against the measures of metrics.py, the adversarial ones by hand."""
+"""training/codec/losses.py: spectral losses against the measures of evaluation/signal.py, adversarial ones by hand."""
 
 import math
 from collections.abc import Callable
@@ -15,6 +15,7 @@ from codec.io.synth import RATE, synthesize
 from codec.training.codec.losses import (
     EMA,
     SCALES,
+    LossBalancer,
     SpectralLoss,
     band_level_loss,
     discriminator_loss,
@@ -22,7 +23,6 @@ from codec.training.codec.losses import (
     generator_loss,
     hop_modulation_loss,
     hop_periodicity_loss,
-    loss_balancer_weights,
 )
 from tests.helpers.training import batch
 
@@ -37,7 +37,7 @@ def noisy(audio: Tensor, level: float) -> Tensor:
 
 
 @pytest.mark.parametrize("rate", [8000, 24000])
-def test_mel_is_the_measure_of_that_name(rate: int) -> None:
+def test_mel_equals_mel_dac(rate: int) -> None:
     audio = batch(items=2, time=3000)
     decoded = noisy(audio, 0.05)
     expected = [
@@ -47,7 +47,7 @@ def test_mel_is_the_measure_of_that_name(rate: int) -> None:
     assert float(SpectralLoss(rate)(decoded, audio).mel) == pytest.approx(np.mean(expected), rel=1e-4)
 
 
-def test_equal_signals_have_no_distance(spectral: SpectralLoss) -> None:
+def test_equal_signals_have_distance_0(spectral: SpectralLoss) -> None:
     audio = batch()
     distances = spectral(audio, audio)
     assert distances.mel == 0
@@ -55,7 +55,7 @@ def test_equal_signals_have_no_distance(spectral: SpectralLoss) -> None:
     assert distances.noise_to_mask == pytest.approx(1e-3, rel=0.01)  # the floor that keeps its slope finite
 
 
-def test_phase_hears_what_mel_does_not(spectral: SpectralLoss) -> None:
+def test_complex_stft_depends_on_phase(spectral: SpectralLoss) -> None:
     audio = batch()
     distances = spectral(-audio, audio)
     assert distances.mel == 0
@@ -66,7 +66,7 @@ def test_phase_hears_what_mel_does_not(spectral: SpectralLoss) -> None:
     assert 1.1 < unrelated < 1.5
 
 
-def test_phase_means_the_same_at_any_level(spectral: SpectralLoss) -> None:
+def test_complex_stft_does_not_depend_on_the_level(spectral: SpectralLoss) -> None:
     audio = batch()
     decoded = noisy(audio, 0.02)
     loud, quiet = (spectral(gain * decoded, gain * audio).complex_stft for gain in (1.0, 0.1))
@@ -74,7 +74,7 @@ def test_phase_means_the_same_at_any_level(spectral: SpectralLoss) -> None:
     assert spectral(noisy(audio, 0.04), audio).complex_stft > loud
 
 
-def test_noise_is_the_noise_to_signal_ratio_of_each_band() -> None:
+def test_noise_to_mask_is_the_ratio_in_each_band() -> None:
     bands, window = 40, 512
     rng = np.random.default_rng(0)
     audio, wrong = rng.normal(size=(2, 6000)) * [[0.1], [0.02]]
@@ -91,7 +91,7 @@ def test_noise_is_the_noise_to_signal_ratio_of_each_band() -> None:
     assert float(mine.noise_to_mask) == pytest.approx(np.minimum(ratios, 2).mean(), rel=1e-3)
 
 
-def test_noise_counts_in_quiet_bands_as_in_loud_ones() -> None:
+def test_noise_to_mask_weights_quiet_and_loud_bands_equally() -> None:
     time = torch.arange(8000) / 8000
     low, high = torch.sin(2 * torch.pi * 300 * time), 0.01 * torch.sin(2 * torch.pi * 2500 * time)
     loss = SpectralLoss(8000)
@@ -111,7 +111,7 @@ def test_halves_of_the_scales_average_to_the_whole(spectral: SpectralLoss) -> No
         assert float((one + other) / 2) == pytest.approx(float(both), rel=1e-5)
 
 
-def test_the_whole_is_made_of_its_scales(spectral: SpectralLoss) -> None:
+def test_the_loss_is_the_mean_of_its_scales(spectral: SpectralLoss) -> None:
     audio = batch()
     decoded = noisy(audio, 0.05)
     alone = [SpectralLoss(8000, [scale])(decoded, audio) for scale in SCALES]
@@ -140,7 +140,7 @@ def damaged(audio: Tensor) -> list[Tensor]:
     return [*hiss, *low, *((audio * steps).round() / steps for steps in (200, 50, 15))]
 
 
-def test_loudness_ranks_as_pesq_does(spoken: Tensor) -> None:
+def test_pesq_like_ranks_as_pesq(spoken: Tensor) -> None:
     loss = SpectralLoss(16000)
     versions = damaged(spoken)
     ours = [-float(loss(version, spoken).pesq_like) for version in versions]
@@ -150,7 +150,7 @@ def test_loudness_ranks_as_pesq_does(spoken: Tensor) -> None:
     assert ours[:4] == sorted(ours[:4], reverse=True)
 
 
-def test_envelope_is_near_stoi(spoken: Tensor) -> None:
+def test_stoi_like_is_close_to_stoi(spoken: Tensor) -> None:
     loss = SpectralLoss(16000)
     versions = damaged(spoken)[:4]
     ours = [1 - float(loss(version, spoken).stoi_like) for version in versions]
@@ -159,14 +159,14 @@ def test_envelope_is_near_stoi(spoken: Tensor) -> None:
     assert min(theirs) < 0.8
 
 
-def test_hearing_counts_added_sound_more_than_missing_sound(spoken: Tensor) -> None:
+def test_pesq_like_weights_added_sound_more_than_missing_sound(spoken: Tensor) -> None:
     loss = SpectralLoss(16000)
     hum = 0.05 * torch.sin(2 * torch.pi * 1000 / 16000 * torch.arange(spoken.shape[-1]))
     added, missing = loss(spoken + hum, spoken).pesq_like, loss(spoken, spoken + hum).pesq_like
     assert added > 1.2 * missing
 
 
-def test_hearing_of_a_batch_is_the_mean_of_its_items(spoken: Tensor) -> None:
+def test_perceptual_losses_of_a_batch_are_the_mean_of_its_items(spoken: Tensor) -> None:
     loss = SpectralLoss(16000)
     halves = torch.cat(spoken[..., : spoken.shape[-1] // 2 * 2].chunk(2, dim=-1))
     halves[0, :, :8000] = 0  # silence counts in neither
@@ -179,7 +179,7 @@ def test_hearing_of_a_batch_is_the_mean_of_its_items(spoken: Tensor) -> None:
         )
 
 
-def test_a_step_down_the_loudness_gradient_is_heard_less(spoken: Tensor) -> None:
+def test_a_gradient_step_lowers_pesq_like(spoken: Tensor) -> None:
     loss = SpectralLoss(16000)
     version = noisy(spoken, 0.02).requires_grad_()
     before = loss(version, spoken).pesq_like
@@ -188,7 +188,7 @@ def test_a_step_down_the_loudness_gradient_is_heard_less(spoken: Tensor) -> None
 
 
 @pytest.mark.parametrize("gain", [0.01, 0.1])
-def test_hearing_means_the_same_at_any_level(gain: float, spoken: Tensor) -> None:
+def test_perceptual_losses_do_not_depend_on_the_level(gain: float, spoken: Tensor) -> None:
     loss = SpectralLoss(16000)
     version = noisy(spoken, 0.02)
     loud, soft = loss(version, spoken), loss(gain * version, gain * spoken)
@@ -196,7 +196,7 @@ def test_hearing_means_the_same_at_any_level(gain: float, spoken: Tensor) -> Non
     assert float(soft.stoi_like) == pytest.approx(float(loud.stoi_like), rel=0.02)
 
 
-def test_gradients_are_finite_where_all_is_silent(spectral: SpectralLoss) -> None:
+def test_gradients_are_finite_at_silence(spectral: SpectralLoss) -> None:
     decoded = torch.zeros(1, 1, 1200, requires_grad=True)
     torch.stack(spectral(decoded, torch.zeros(1, 1, 1200))).sum().backward()  # type: ignore[no-untyped-call]
     assert decoded.grad is not None
@@ -222,7 +222,7 @@ def periodicity(decoded: Tensor, audio: Tensor, rate: int = 8000) -> float:
 
 
 @pytest.mark.parametrize("rate", [8000, 24000])
-def test_noise_that_repeats_every_hop_is_heard(rate: int) -> None:
+def test_noise_that_repeats_every_hop_has_a_loss(rate: int) -> None:
     audio = rustle(0, time=24 * HOP)
     assert periodicity(rustle(1, time=24 * HOP), audio, rate) < 0.05
     # repeated 12 times, correlation at one and two hops is 11/12 and 10/12 of the energy, of which 0.1 is forgiven
@@ -231,13 +231,13 @@ def test_noise_that_repeats_every_hop_is_heard(rate: int) -> None:
     assert shares == sorted(shares)
 
 
-def test_repetition_every_second_hop_counts_for_its_lag() -> None:
+def test_repetition_every_second_hop_counts_at_its_lag() -> None:
     audio = rustle(0, time=24 * HOP)
     two = audio[..., : 2 * HOP].repeat(1, 1, 12)
     assert periodicity(two, audio) == pytest.approx((10 / 12 - 0.1) / 2, abs=0.1)
 
 
-def test_what_repeats_in_the_reference_may_repeat() -> None:
+def test_repetition_of_the_reference_is_allowed() -> None:
     tone = buzzing(rustle(0))
     assert periodicity(tone, tone) == 0
     assert periodicity(0.1 * tone, tone) < 0.01
@@ -245,7 +245,7 @@ def test_what_repeats_in_the_reference_may_repeat() -> None:
     assert periodicity(tone + 0.05 * rustle(2), tone) < 0.01
 
 
-def test_repetition_means_the_same_at_any_level() -> None:
+def test_repetition_does_not_depend_on_the_level() -> None:
     audio = rustle(0)
     loud, soft = (periodicity(gain * buzzing(audio), gain * audio) for gain in (3.0, 0.3))
     assert soft == pytest.approx(loud, rel=0.02)
@@ -268,7 +268,7 @@ def test_repetition_has_a_finite_gradient_at_silence_and_any_length(time: int) -
         assert gradient.isfinite().all()
 
 
-def test_a_step_down_the_gradient_repeats_less() -> None:
+def test_a_gradient_step_lowers_repetition() -> None:
     audio = rustle(0)
     decoded = (0.3 * audio + 0.7 * buzzing(audio)).requires_grad_()
     before = hop_periodicity_loss(decoded, audio, sample_rate=8000, hop=HOP)
@@ -276,7 +276,7 @@ def test_a_step_down_the_gradient_repeats_less() -> None:
     assert periodicity((decoded - 1e-2 * gradient / gradient.abs().max()).detach(), audio) < before
 
 
-def test_repetition_is_not_asked_of_rates_below_its_bands() -> None:
+def test_repetition_is_0_at_sample_rates_below_its_bands() -> None:
     assert periodicity(buzzing(rustle(0)), rustle(0), rate=1000) == 0
 
 
@@ -297,7 +297,7 @@ def test_other_noise_of_the_same_level_costs_little() -> None:
     assert band_level_loss(rustle(0), rustle(0), sample_rate=8000, hop=HOP) == 0
 
 
-def test_the_modulation_loss_knows_its_depth() -> None:
+def test_the_modulation_loss_grows_with_the_depth() -> None:
     """Energy (1 + m cos)^2 in four places of a hop: their mean square difference from 1 is 2 m^2 for small m."""
     time = torch.arange(12_000)
     audio, other = rustle(0, items=8), rustle(1, items=8)
@@ -336,7 +336,7 @@ def test_hinge_losses_by_hand() -> None:
     assert float(generator_loss(FAKE)) == pytest.approx((1.75 + 1) / 2)
 
 
-def test_hinge_losses_end_where_the_discriminator_is_sure() -> None:
+def test_hinge_losses_are_0_beyond_the_margin() -> None:
     assert discriminator_loss([torch.tensor([1.0])], [torch.tensor([-1.0])]) == 0
     assert generator_loss([torch.tensor([1.0])]) == 0
 
@@ -348,7 +348,7 @@ def test_feature_loss_by_hand() -> None:
     assert float(feature_loss(real, fake)) == pytest.approx((0.25 + 0 + 2) / 3, rel=1e-3)
 
 
-def test_feature_loss_moves_the_fake_side_only() -> None:
+def test_feature_loss_has_a_gradient_for_the_fake_only() -> None:
     real = torch.ones(1, 3, requires_grad=True)
     fake = torch.zeros(1, 3, requires_grad=True)
     feature_loss([[real]], [[fake]]).backward()  # type: ignore[no-untyped-call]
@@ -367,7 +367,7 @@ def test_the_feature_loss_of_a_batch_is_the_mean_of_its_items() -> None:
 # balance
 
 
-def test_averages_by_hand() -> None:
+def test_ema_by_hand() -> None:
     averages = EMA(0.9)
     assert "a" not in averages
     averages.add({"a": torch.tensor(2.0)})
@@ -383,10 +383,10 @@ def test_averages_by_hand() -> None:
 
 
 def test_balanced_weights_by_hand() -> None:
-    norms = EMA(0.5)
-    norms.add({"mel": torch.tensor(4.0), "complex_stft": torch.tensor(0.1)})
-    weights = loss_balancer_weights({"mel": 3.0, "complex_stft": 1.0, "feature_matching": 4.0}, norms)
-    # EnCodec, eq. 4: shares 3/8 and 1/8 over average norms; features has no norm yet
+    balancer = LossBalancer(0.5)
+    balancer.update({"mel": torch.tensor(4.0), "complex_stft": torch.tensor(0.1)})
+    weights = balancer.scale({"mel": 3.0, "complex_stft": 1.0, "feature_matching": 4.0})
+    # EnCodec, eq. 4: shares 3/8 and 1/8 over average norms; feature_matching has no norm yet
     assert {name: float(weight) for name, weight in weights.items()} == pytest.approx(
         {"mel": 3 / 32, "complex_stft": 1.25}
     )

@@ -1,4 +1,4 @@
-"""training/recipe.py: what a recipe may say, and what is refused before hours are spent on it."""
+"""training/codec/recipe.py: valid recipes, and what is refused before training."""
 
 import math
 import re
@@ -17,13 +17,13 @@ from tests.helpers.training import small_recipe
 RECIPES = sorted(Path(__file__).parents[3].glob("recipes/*/codec.toml"))
 
 
-def test_recipes_of_the_project_are_whole() -> None:
+def test_recipes_of_the_project_are_valid() -> None:
     assert len(RECIPES) >= 1
     names = [load_toml(path, Recipe).name for path in RECIPES]
     assert len(set(names)) == len(names)
 
 
-def test_a_name_is_all_a_recipe_needs() -> None:
+def test_only_a_name_is_required() -> None:
     recipe = Recipe(name="plain")
     assert (recipe.model.sample_rate, recipe.discriminator.start) == (24000, None)
     assert Recipe.from_data(recipe.model_dump(mode="json")) == recipe
@@ -92,14 +92,14 @@ def test_overrides_reach_every_table(tmp_path: Path) -> None:
         ),
     ],
 )
-def test_what_cannot_train_is_refused(tables: dict[str, Any], says: str) -> None:
+def test_invalid_values_are_refused(tables: dict[str, Any], says: str) -> None:
     with pytest.raises(ConfigError) as refused:
         small_recipe(**tables)
     assert says in str(refused.value)
 
 
 @pytest.mark.parametrize("name", ["sample_rate", "hop", "num_codebooks", "codebook_size"])
-def test_models_are_what_a_codec_file_can_say(name: str) -> None:
+def test_models_are_within_the_limits_of_codec_files(name: str) -> None:
     least, most = bitstream._BOUNDS[name]
     sizes = {"family": "any", "sample_rate": 8000, "hop": 80, "num_codebooks": 3, "codebook_size": 20}
     for value in (least, most):
@@ -115,7 +115,9 @@ def test_crops_just_long_enough() -> None:
 
 
 def test_old_keys_name_the_new_ones() -> None:
+    assert len(RENAMED) == 22
     for old, new in RENAMED.items():
+        assert old != new
         table, _, key = old.rpartition(".")
         with pytest.raises(ConfigError, match=rf"^recipe: {re.escape(old)} is now {re.escape(new)}$"):
             Recipe.from_data({"name": "old", **({table: {key: {}}} if table else {key: {}})}, source="recipe")

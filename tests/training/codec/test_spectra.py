@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from codec.training.codec.losses import SCALES, HearingLoss, SpectralLoss
+from codec.training.codec.losses import SCALES, PerceptualLoss, SpectralLoss
 from codec.training.codec.spectra import BandFilters, power, short_time_spectra
 from tests.helpers.training import batch
 
@@ -35,7 +35,7 @@ def distances_by_autograd(decoded: Tensor, audio: Tensor, bands: int, length: in
     return mel, phase, (wrong / audible + 1e-6).sqrt().clamp(max=2).mean()
 
 
-def hearing_by_autograd(loss: HearingLoss, decoded: Tensor, audio: Tensor) -> tuple[Tensor, Tensor]:
+def hearing_by_autograd(loss: PerceptualLoss, decoded: Tensor, audio: Tensor) -> tuple[Tensor, Tensor]:
     """pesq_like and stoi_like with the power of each bin relative to the reference's, before it is summed to bands."""
     window = loss.get_buffer("hann")
     both = spectra_by_stft(torch.cat([decoded, audio])[:, 0], window, len(window) // 2).mT
@@ -79,10 +79,10 @@ def test_distances_and_gradients_are_those_of_autograd(bands: int, length: int, 
 
 
 @pytest.mark.parametrize("level", [1.0, 1e-2])
-def test_hearing_and_its_gradients_are_those_of_autograd(level: float) -> None:
+def test_perceptual_losses_and_gradients_are_those_of_autograd(level: float) -> None:
     decoded, audio = signals(level)
     decoded.requires_grad_()
-    loss = HearingLoss(RATE)
+    loss = PerceptualLoss(RATE)
     for ours, theirs in zip(loss(decoded, audio), hearing_by_autograd(loss, decoded, audio), strict=True):
         assert_same(ours, theirs, decoded)
 

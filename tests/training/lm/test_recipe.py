@@ -1,4 +1,4 @@
-"""training/lm_recipe.py: what an lm.toml may say."""
+"""training/lm/recipe.py: keys and defaults of an lm.toml."""
 
 from typing import Any
 
@@ -13,7 +13,7 @@ from tests.helpers.training import small_lm_recipe
 LEAST: dict[str, Any] = {"kind": "lm", "name": "night", "model": {"family": "transformer"}}
 
 
-def test_a_name_and_a_family_suffice() -> None:
+def test_name_and_family_are_required() -> None:
     recipe = LMRecipe.from_data(LEAST)
     assert recipe.model == TransformerConfig()
     assert (recipe.optimizer.betas, recipe.optimizer.weight_decay, recipe.optimizer.grad_clip) == (

@@ -1,4 +1,4 @@
-"""training/lm_loop.py: the step is right, and a run can stop anywhere and go on as if it had not."""
+"""training/lm/task.py: the training step is right, and a resumed run equals an uninterrupted one."""
 
 import json
 import math
@@ -26,27 +26,14 @@ from codec.lm import build
 from codec.lm.base import CodecLM
 from codec.lm.conditioning import Conditioning
 from codec.models.base import Codec
-from codec.training.lm import task as lm_loop
-from codec.training.lm.crops import Batch, LMData, soften
+from codec.training.lm.crops import Batch, TokenCrops, sample_soft_codes
 from codec.training.lm.recipe import LMRecipe
-from codec.training.lm.task import (
-    Learner,
-    asked,
-    assemble,
-    cross_entropy,
-    laid_out,
-    learn_by_heart,
-    train,
-    train_step,
-    validate,
-)
-from codec.training.optimizer import schedule
-from tests.helpers.training import small_lm_recipe, write_codec, write_store
+from codec.training.lm.task import LMTask, TrainState, arrange, cross_entropy, overfit_one_batch, train, validate
+from codec.training.optimizer import lr_scale
+from tests.helpers.training import read_events, read_metrics, same, small_lm_recipe, write_codec, write_store
 from tests.lm.test_models import MODELS
 from tests.lm.tiny import SIZE, some_conditioning, tiny_lm
 from tests.tiny import tiny_model
-from tests.training.codec.test_task import same
-from tests.training.test_logger import events, rows
 
 CPU = torch.device("cpu")
 LIVELY: dict[str, Any] = {"losses": {"soft": 0.2, "stochastic": 0.1}, "model": {"dropout": 0.1}}
@@ -86,16 +73,19 @@ def run(
     return train(recipe, out=out, resume=resume, steps=steps, device="cpu", **where)
 
 
+def task_of(recipe: LMRecipe, store: TokenStore, codec: Codec) -> LMTask:
+    return LMTask(recipe, CPU, store=store, codec=codec)
+
+
 def stepped(
     store: TokenStore, codec: Codec, *, steps: int = 1, **tables: Mapping[str, Any]
-) -> tuple[Learner, dict[str, Tensor]]:
-    """A learner after some steps, and what the last one told."""
-    recipe = small_lm_recipe(**tables)
-    learner, lessons, _ = assemble(recipe, store, codec, CPU)
-    numbers: dict[str, Tensor] = {}
+) -> tuple[TrainState, dict[str, Tensor]]:
+    """The state after some steps, and the metrics of the last step."""
+    task = task_of(small_lm_recipe(**tables), store, codec)
+    metrics: dict[str, Tensor] = {}
     for step in range(steps):
-        numbers = train_step(learner, lessons.batch(step, 0, 4), step, recipe)
-    return learner, numbers
+        metrics = task.step(task.train_data.batch(step, 0, 4), step)
+    return task.train_state, metrics
 
 
 # a step
@@ -136,19 +126,19 @@ def test_the_loss_is_that_of_every_cell_that_counts(name: str, softly: bool) -> 
     targets[2, :, 0] = -1  # begins and ends anywhere
     soft = torch.rand(3, 3, 7, SIZE, generator=rng).softmax(dim=-1) if softly else None
     with torch.no_grad():
-        columns, places = laid_out(codes, model)
-        ours = cross_entropy(model(columns, some_conditioning(model, 3)), targets, places, soft)
+        inputs, steps = arrange(codes, model)
+        ours = cross_entropy(model(inputs, some_conditioning(model, 3)), targets, steps, soft)
         torch.testing.assert_close(
             ours, slowly(model, codes, targets, some_conditioning(model, 3), soft), rtol=1e-4, atol=1e-3
         )
 
 
-def test_a_step_tells_bits_per_code(store: TokenStore, codec: Codec) -> None:
+def test_a_step_returns_bits_per_code(store: TokenStore, codec: Codec) -> None:
     recipe = small_lm_recipe(losses={"codebook_weights": [3.0, 1.0, 0.0], "condition_dropout": 0.0})
-    learner, lessons, _ = assemble(recipe, store, codec, CPU)
-    batch = lessons.batch(0, 0, 4)
-    expected = validate(learner.model, [batch])
-    numbers = train_step(learner, batch, 0, recipe)
+    task = task_of(recipe, store, codec)
+    batch = task.train_data.batch(0, 0, 4)
+    expected = validate(task.train_state.model, [batch])
+    numbers = task.step(batch, 0)
     assert [float(numbers[f"bits/{codebook}"]) for codebook in range(3)] == pytest.approx(expected, rel=1e-4)
     mean = (3 * expected[0] + expected[1]) / 4 * math.log(2)
     assert float(numbers["cross-entropy"]) == pytest.approx(mean, rel=1e-4)
@@ -156,26 +146,26 @@ def test_a_step_tells_bits_per_code(store: TokenStore, codec: Codec) -> None:
     assert float(numbers["lr/model"]) == pytest.approx(0.5e-2)
 
 
-def test_codebooks_count_by_their_weights(store: TokenStore, codec: Codec) -> None:
+def test_codebook_weights_scale_their_gradients(store: TokenStore, codec: Codec) -> None:
     """A codebook of weight 0 has no gradient; the others' does not depend on the weights' sum."""
-    learners = [
+    models = [
         stepped(store, codec, losses={"codebook_weights": weights}, optimizer={"grad_clip": 1e9})[0].model
         for weights in ([1.0, 0.0, 2.0], [2.0, 0.0, 4.0])
     ]
-    one, other = ([weight.grad for weight in model.parameters()] for model in learners)
+    one, other = ([weight.grad for weight in model.parameters()] for model in models)
     for ours, theirs in zip(one, other, strict=True):
         assert ours is not None
         assert theirs is not None
         torch.testing.assert_close(ours, theirs)
-    heads = dict(learners[0].named_parameters())["lm_heads.weight"].grad
+    heads = dict(models[0].named_parameters())["lm_heads.weight"].grad
     assert heads is not None
     by_codebook = heads.view(3, 21, -1).abs().amax(dim=(1, 2))
     assert by_codebook[1] == 0
     assert (by_codebook[::2] > 0).all()
 
 
-def test_accumulating_over_parts_is_the_same_training(store: TokenStore, codec: Codec) -> None:
-    """Though parts have different numbers of codes."""
+def test_gradient_accumulation_is_the_same_training(store: TokenStore, codec: Codec) -> None:
+    """Micro-batches have different numbers of codes."""
     calm = {"optimizer": {"lr": 1e-4, "warmup": 2}}
     (whole, numbers), (parted, same_numbers) = (
         stepped(store, codec, steps=3, train={"accumulate": parts}, losses=LIVELY["losses"], **calm) for parts in (1, 4)
@@ -186,15 +176,15 @@ def test_accumulating_over_parts_is_the_same_training(store: TokenStore, codec: 
         torch.testing.assert_close(numbers[name], same_numbers[name], rtol=1e-3, atol=1e-5, msg=name)
 
 
-def test_soft_targets_know_of_all_stored_codebooks(store: TokenStore, codec: Codec) -> None:
-    """Also of those that are not learned."""
+def test_soft_targets_depend_on_all_stored_codebooks(store: TokenStore, codec: Codec) -> None:
+    """Also on those that are not modeled."""
     recipe = small_lm_recipe(**LIVELY, data={"num_codebooks": 2})
-    learner, lessons, _ = assemble(recipe, store, codec, CPU)
-    batch = lessons.batch(0, 0, 4)
-    codes, targets, likely = asked(batch, learner.vectors, recipe)
+    task = task_of(recipe, store, codec)
+    batch = task.train_data.batch(0, 0, 4)
+    codes, targets, likely = task.inputs_and_targets(batch)
     vectors = codec.quantizer.codebook_vectors()
     assert vectors is not None
-    expected = soften(batch.codes, vectors, 2, soft=0.2, stochastic=0.1, draws=batch.draws)
+    expected = sample_soft_codes(batch.codes, vectors, 2, soft=0.2, stochastic=0.1, noise=batch.noise)
     known = batch.codes[:, :2] >= 0
     assert codes.equal(torch.where(known, expected[0], -1))
     assert likely is not None
@@ -202,60 +192,59 @@ def test_soft_targets_know_of_all_stored_codebooks(store: TokenStore, codec: Cod
     assert likely.equal(expected[1])
     assert (targets == 20).equal(batch.targets == 20)
     assert (targets >= 0).equal(batch.targets >= 0)
-    taught = (batch.targets[..., :-1] >= 0) & (batch.targets[..., :-1] < 20)
-    assert targets[..., :-1][taught].equal(codes[taught])
+    is_code = (batch.targets[..., :-1] >= 0) & (batch.targets[..., :-1] < 20)
+    assert targets[..., :-1][is_code].equal(codes[is_code])
     assert not targets.equal(batch.targets)
-    assert train_step(learner, batch, 0, recipe)["cross-entropy"].isfinite()
+    assert task.step(batch, 0)["cross-entropy"].isfinite()
 
 
-def test_only_matrices_decay(store: TokenStore, codec: Codec) -> None:
-    learner, _ = stepped(store, codec, optimizer={"weight_decay": 0.25})
-    decays = {
-        id(weight): group["weight_decay"] for group in learner.optimizer.param_groups for weight in group["params"]
-    }
-    assert len(decays) == len(list(learner.model.parameters()))
-    for name, weight in learner.model.named_parameters():
+def test_weight_decay_of_matrices_only(store: TokenStore, codec: Codec) -> None:
+    state, _ = stepped(store, codec, optimizer={"weight_decay": 0.25})
+    decays = {id(weight): group["weight_decay"] for group in state.optimizer.param_groups for weight in group["params"]}
+    assert len(decays) == len(list(state.model.parameters()))
+    for name, weight in state.model.named_parameters():
         assert decays[id(weight)] == (0.0 if "norm" in name else 0.25), name
 
 
-def test_the_codecs_vectors_are_what_codes_look_like(store: TokenStore, codec: Codec) -> None:
-    learner, _ = stepped(store, codec, steps=2, data={"num_codebooks": 2})
+def test_code_embeddings_are_the_vectors_of_the_codec(store: TokenStore, codec: Codec) -> None:
+    state, _ = stepped(store, codec, steps=2, data={"num_codebooks": 2})
     entries = codec.quantizer.codebook_vectors()
     assert entries is not None
-    ours = learner.model.vectors.entries
-    assert entries.shape[2] == learner.model.source.dim == 8 + 5  # the residual beside four bands and the gain
+    ours = state.model.vectors.entries
+    assert entries.shape[2] == state.model.source.dim == 8 + 5  # the residual beside four bands and the gain
     length = entries[0].square().sum(dim=-1).mean().sqrt()  # of the first codebook
     torch.testing.assert_close(ours, entries[:2] / length * 13**0.5)
-    assert learner.model.source.num_codebooks == 2
-    assert learner.model.source.level_db is None
-    assert learner.model.source.weights_hash == codec.weights_hash
+    assert state.model.source.num_codebooks == 2
+    assert state.model.source.level_db is None
+    assert state.model.source.weights_hash == codec.weights_hash
 
 
 def test_the_model_knows_the_level_of_its_recordings(tmp_path: Path) -> None:
     codec_file = write_codec(tmp_path)
     write_store(tmp_path, codec_file, level_db=-20.0)
-    learner, _, _ = assemble(small_lm_recipe(), TokenStore(tmp_path / "store"), pretrained.load(codec_file), CPU)
-    assert learner.model.source.level_db == -20.0
+    task = task_of(small_lm_recipe(), TokenStore(tmp_path / "store"), pretrained.load(codec_file))
+    model = task.train_state.model
+    assert model.source.level_db == -20.0
 
 
 def test_dropout_depends_on_the_step_alone(store: TokenStore, codec: Codec) -> None:
     recipe = small_lm_recipe(model={"dropout": 0.5}, optimizer={"lr": 1e-12, "warmup": 1})
-    learner, lessons, _ = assemble(recipe, store, codec, CPU)
-    batch = lessons.batch(0, 0, 4)
-    one, other, again = (float(train_step(learner, batch, step, recipe)["cross-entropy"]) for step in (1, 2, 1))
+    task = task_of(recipe, store, codec)
+    batch = task.train_data.batch(0, 0, 4)
+    one, other, again = (float(task.step(batch, step)["cross-entropy"]) for step in (1, 2, 1))
     assert one == again != other
 
 
-def test_what_is_not_finite_is_named(store: TokenStore, codec: Codec) -> None:
+def test_losses_that_are_not_finite_are_named(store: TokenStore, codec: Codec) -> None:
     recipe = small_lm_recipe()
-    learner, lessons, _ = assemble(recipe, store, codec, CPU)
+    task = task_of(recipe, store, codec)
     with torch.no_grad():
-        dict(learner.model.named_parameters())["lm_heads.weight"][21:42] = math.nan
+        dict(task.train_state.model.named_parameters())["lm_heads.weight"][21:42] = math.nan
     with pytest.raises(ConfigError, match=r"^in step 7 bits/1 became nan: lower optimizer\.lr = 0\.01 or set"):
-        train_step(learner, lessons.batch(0, 0, 4), 7, recipe)
+        task.step(task.train_data.batch(0, 0, 4), 7)
 
 
-def test_bfloat16_learns_too(store: TokenStore, codec: Codec) -> None:
+def test_bfloat16_trains_too(store: TokenStore, codec: Codec) -> None:
     exact = stepped(store, codec, steps=2)[1]
     rough = stepped(store, codec, steps=2, train={"precision": "bfloat16"})[1]
     assert float(exact["cross-entropy"]) == pytest.approx(float(rough["cross-entropy"]), rel=0.02)
@@ -263,57 +252,55 @@ def test_bfloat16_learns_too(store: TokenStore, codec: Codec) -> None:
 
 
 @pytest.mark.parametrize("model", [{"width": 32}, {"width": 32, "pattern": {"kind": "parallel"}}, PIXELCNN])
-def test_a_batch_is_learnt_by_heart(model: dict[str, Any], folder: Path) -> None:
+def test_one_batch_can_be_memorized(model: dict[str, Any], folder: Path) -> None:
     tables = small_lm_recipe(**LIVELY).model_dump(mode="json", exclude_unset=True)
     tables["model"] = {**({} if "family" in model else tables["model"]), **model, "dropout": 0.5}
     recipe = LMRecipe.from_data(tables)
     before = sorted(folder.rglob("*"))
-    told = list(learn_by_heart(recipe, data=folder / "store", codec=folder / "tiny.safetensors", device="cpu"))
-    done, bits, learnt = told[-1]
-    assert learnt
-    assert done == len(told) < 300
+    steps = list(overfit_one_batch(recipe, data=folder / "store", codec=folder / "tiny.safetensors", device="cpu"))
+    done, bits, memorized = steps[-1]
+    assert memorized
+    assert done == len(steps) < 300
     assert bits < 0.1 * math.log2(20)
-    assert not any(learnt for *_, learnt in told[:-1])
-    assert told[0][1] > 3
+    assert not any(memorized for *_, memorized in steps[:-1])
+    assert steps[0][1] > 3
     assert sorted(folder.rglob("*")) == before
 
 
-# what there is to learn from
+# data and codecs
 
 
 def test_codecs_without_vectors(store: TokenStore, codec: Codec, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(type(codec.quantizer), "vectors", lambda _: None)
+    monkeypatch.setattr(type(codec.quantizer), "codebook_vectors", lambda _: None)
     with pytest.raises(ConfigError, match=r'no vectors of their own: set model\.vectors = "learned"$'):
-        assemble(small_lm_recipe(), store, codec, CPU)
+        task_of(small_lm_recipe(), store, codec)
     with pytest.raises(ConfigError, match=r"no vectors of their own: leave out losses\.soft"):
-        assemble(small_lm_recipe(**LIVELY | {"model": {"vectors": "learned"}}), store, codec, CPU)
-    learner, _ = stepped(store, codec, model={"vectors": "learned"})
-    assert learner.model.vectors.entries.requires_grad
-    assert learner.model.source.dim == 8 + 5 + 1 + 80  # all that codes decode to
+        task_of(small_lm_recipe(**LIVELY | {"model": {"vectors": "learned"}}), store, codec)
+    state, _ = stepped(store, codec, model={"vectors": "learned"})
+    assert state.model.vectors.entries.requires_grad
+    assert state.model.source.dim == 8 + 5 + 1 + 80  # all that codes decode to
 
 
 @pytest.mark.parametrize(
     ("tables", "says"),
     [
-        ({"data": {"num_codebooks": 4}}, r"data\.codebooks = 4: .* has 3"),
-        ({"losses": {"codebook_weights": [1.0]}}, r"losses\.codebook_weights are 1, for 3 codebooks"),
+        ({"data": {"num_codebooks": 4}}, r"data\.num_codebooks = 4: .* has 3"),
+        ({"losses": {"codebook_weights": [1.0]}}, r"losses\.codebook_weights has 1 weights for 3 codebooks"),
         ({"model": {"pattern": {"delays": [0, 1]}}}, r"delays = \[0, 1\] is for 2 codebooks, not 3"),
     ],
 )
-def test_recipes_that_ask_for_what_is_not_there(
-    tables: dict[str, Any], says: str, store: TokenStore, codec: Codec
-) -> None:
+def test_recipes_that_do_not_fit_the_store(tables: dict[str, Any], says: str, store: TokenStore, codec: Codec) -> None:
     with pytest.raises(ConfigError, match=says):
-        assemble(small_lm_recipe(**tables), store, codec, CPU)
+        task_of(small_lm_recipe(**tables), store, codec)
 
 
 def test_wrong_data_says_what_to_do(folder: Path, tmp_path: Path) -> None:
     def attempt(data: Path, codec: Path | None = folder / "tiny.safetensors") -> None:
         train(small_lm_recipe(), data=data, out=tmp_path / "run", codec=codec, device="cpu")
 
-    with pytest.raises(InputNotFound, match="audio is no token store: tokenize it first: codec tokenize "):
+    with pytest.raises(InputNotFound, match="audio is not a token store: tokenize it first: codec tokenize "):
         attempt(folder / "audio")
-    with pytest.raises(InputNotFound, match=r"manifest\.jsonl is no token store: tokenize it first"):
+    with pytest.raises(InputNotFound, match=r"manifest\.jsonl is not a token store: tokenize it first"):
         attempt(folder / "manifest.jsonl")
     with pytest.raises(InputNotFound, match="there is no such token store"):
         attempt(tmp_path / "none")
@@ -325,7 +312,7 @@ def test_wrong_data_says_what_to_do(folder: Path, tmp_path: Path) -> None:
     unfinished = shutil.copytree(folder / "store", tmp_path / "unfinished")
     facts = (unfinished / "store.json").read_text()
     (unfinished / "store.json").write_text(facts.replace('"index"', '"later"'))
-    with pytest.raises(UsageError, match="is not finished"):
+    with pytest.raises(UsageError, match="is not complete"):
         attempt(unfinished)
     assert not (tmp_path / "run").exists()
 
@@ -341,24 +328,26 @@ def finished(tmp_path_factory: pytest.TempPathFactory, folder: Path) -> Path:
     return out
 
 
-def test_an_interrupted_run_goes_on_as_if_it_had_not_been(
+def test_an_interrupted_run_resumes_as_if_uninterrupted(
     interrupt: signal.Signals, finished: Path, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def step(learner: Learner, batch: Batch, step: int, recipe: LMRecipe) -> dict[str, Tensor]:
+    original = LMTask.step
+
+    def step(task: LMTask, batch: Batch, step: int) -> dict[str, Tensor]:
         if step == 2:
             os.kill(os.getpid(), interrupt)
-        return train_step(learner, batch, step, recipe)
+        return original(task, batch, step)
 
     with monkeypatch.context() as patch:
-        patch.setattr(lm_loop, "train_step", step)
+        patch.setattr(LMTask, "step", step)
         with pytest.raises(KeyboardInterrupt):
             run(folder, tmp_path / "six")
     assert load_state(tmp_path / "six/state.pt")["step"] == 3
-    torch.manual_seed(99)  # whatever went on in between
+    torch.manual_seed(99)  # whatever random numbers were drawn in between
     run(folder, tmp_path / "six", resume=True)
     assert same(load_state(tmp_path / "six/state.pt"), load_state(finished / "state.pt"))
     assert (tmp_path / "six/model.safetensors").read_bytes() == (finished / "model.safetensors").read_bytes()
-    ours, theirs = ([row for row in rows(out) if row[1][:5] != "speed"] for out in (tmp_path / "six", finished))
+    ours, theirs = ([row for row in read_metrics(out) if row[1][:5] != "speed"] for out in (tmp_path / "six", finished))
     assert ours == theirs
 
 
@@ -372,96 +361,101 @@ def test_a_run_may_stop_early_and_later_be_longer(folder: Path, finished: Path, 
     assert load_state(tmp_path / "state.pt")["step"] == 7
 
 
-def test_what_may_not_be_resumed(folder: Path, finished: Path, tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="is the store to learn from: choose another --out"):
+def test_runs_that_cannot_be_resumed(folder: Path, finished: Path, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="is the token store to train on: choose another --out"):
         run(folder, folder / "store")
     before = (finished / "state.pt").read_bytes()
-    with pytest.raises(ConfigError, match="holds a training already: add --resume"):
+    with pytest.raises(ConfigError, match="holds a training run already: add --resume"):
         run(folder, finished)
     with pytest.raises(ConfigError) as refused:
         run(folder, finished, resume=True, losses={"soft": 0.5, "stochastic": 0.1}, data={"batch_size": 2})
     assert "data.batch_size (4 then, 2 now), losses.soft (0.2 then, 0.5 now); resume with" in str(refused.value)
     write_store(tmp_path, folder / "tiny.safetensors", split=["train"] * 6 + ["valid"] * 3)
     shutil.copy(folder / "tiny.safetensors", tmp_path)
-    with pytest.raises(ConfigError, match="is not the store that this training began with"):
+    with pytest.raises(ConfigError, match="is not the token store that this run was started on"):
         run(tmp_path, finished, resume=True)
-    with pytest.raises(InputNotFound, match="no training to resume there"):
+    with pytest.raises(InputNotFound, match="there is no training run to resume"):
         run(folder, tmp_path / "new", resume=True)
     assert (finished / "state.pt").read_bytes() == before
 
 
-def test_the_model_is_the_average_and_complete(finished: Path, folder: Path) -> None:
+def test_the_saved_model_is_the_ema_model(finished: Path, folder: Path) -> None:
     state = load_state(finished / "state.pt")
-    assert not same(dict(state["average"]), dict(state["model"]))
-    assert same(load_file(finished / "model.safetensors"), dict(state["average"]))
+    assert not same(dict(state["ema_model"]), dict(state["model"]))
+    assert same(load_file(finished / "model.safetensors"), dict(state["ema_model"]))
     with safe_open(finished / "model.safetensors", framework="pt") as file:
         card = json.loads(file.metadata()["codec"])
     model = build(card["config"]["model"], card["config"]["source"])
-    model.load_state_dict(state["average"])
+    model.load_state_dict(state["ema_model"])
     assert model.source.classes == {"label": ("no", "yes"), "speaker": ("anna", "ben", "cleo")}
     assert model.source.weights_hash == TokenStore(folder / "store").weights_hash
     assert card["training"]["step"] == 6
     assert LMRecipe.from_data(card["training"]["recipe"]) == small_lm_recipe(**LIVELY)
 
 
-def test_the_record_is_complete(finished: Path, store: TokenStore) -> None:
-    found = events(finished)
+def test_the_log_is_complete(finished: Path, store: TokenStore) -> None:
+    found = read_events(finished)
     curves = {name: [event.step for event in found.Scalars(name)] for name in found.Tags()["scalars"]}
     each = [f"{kind}/{codebook}" for kind in ("bits", "perplexity") for codebook in range(3)]
     rates = ["bits/mean", "bits/per second", "bits/share of the raw rate"]
     trained = [
         *each,
         *rates,
-        "bits/guessing",
+        "bits/uniform",
         *(f"bits/{codebook} unigram" for codebook in range(3)),
         "loss/cross-entropy",
     ]
-    trained += ["gradient/model", "lr/model", "speed/codes per second", "speed/steps per second"]
+    trained += ["grad_norm/model", "lr/model", "speed/codes per second", "speed/steps per second"]
     assert {name: curves[name] for name in trained} == {name: [1, 2, 3, 4, 5, 6] for name in trained}
     validated = [f"valid/{name}" for name in (*each, *rates)]
     assert {name: curves[name] for name in validated} == {name: [3, 6] for name in validated}
-    numbers = {(int(step), name): float(value) for step, name, value in rows(finished)}
+    numbers = {(int(step), name): float(value) for step, name, value in read_metrics(finished)}
     bits = [numbers[6, f"bits/{codebook}"] for codebook in range(3)]
     assert numbers[6, "perplexity/1"] == pytest.approx(2 ** bits[1], rel=1e-4)
     assert numbers[6, "bits/per second"] == pytest.approx(100 * sum(bits), rel=1e-4)  # frames of 10 ms
     assert numbers[6, "bits/share of the raw rate"] == pytest.approx(sum(bits) / 3 / math.log2(20), rel=1e-4)
-    assert numbers[6, "bits/guessing"] == pytest.approx(math.log2(20), rel=1e-4)
+    assert numbers[6, "bits/uniform"] == pytest.approx(math.log2(20), rel=1e-4)
     shares = [numbers[step + 1, "lr/model"] for step in range(6)]
     optimizer = small_lm_recipe().optimizer
-    assert shares == pytest.approx([1e-2 * schedule(step, 6, optimizer) for step in range(6)], rel=1e-4)
+    assert shares == pytest.approx([1e-2 * lr_scale(step, 6, optimizer) for step in range(6)], rel=1e-4)
     assert numbers[6, "valid/bits/mean"] < numbers[3, "valid/bits/mean"]
 
 
-def test_what_is_validated_is_the_average(finished: Path, store: TokenStore, codec: Codec) -> None:
-    learner, _, valid = assemble(small_lm_recipe(**LIVELY), store, codec, CPU)
-    learner.average.load_state_dict(load_state(finished / "state.pt")["average"])
-    numbers = {(int(step), name): float(value) for step, name, value in rows(finished)}
-    for codebook, bits in enumerate(validate(learner.average, valid.validation())):
+def test_the_ema_model_is_validated(finished: Path, store: TokenStore, codec: Codec) -> None:
+    task = task_of(small_lm_recipe(**LIVELY), store, codec)
+    model = task.train_state.ema_model
+    model.load_state_dict(load_state(finished / "state.pt")["ema_model"])
+    numbers = {(int(step), name): float(value) for step, name, value in read_metrics(finished)}
+    for codebook, bits in enumerate(validate(model, task.valid_data.validation())):
         assert numbers[6, f"valid/bits/{codebook}"] == pytest.approx(bits, rel=1e-5)
 
 
-def test_it_says_what_to_expect(folder: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    run(folder, tmp_path, train={"expected": 3.25})
+def test_the_start_prints_the_data_and_the_expected_bits(
+    folder: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    run(folder, tmp_path, train={"expected": 3.25, "log_every": 2})
     out, err = capfd.readouterr()
     assert out == ""
-    amount, expectation, *validations = err.splitlines()
-    assert amount == "train on 7 clips (0.0 min, 366 codes), validate on 2"
-    assert expectation.startswith("bits per code: 4.32 by guessing, ")
-    assert expectation.endswith(
-        " by how often each code occurs, 3.25 at the end as measured on the audio of its README"
-    )
-    assert [line.partition(":")[0] for line in validations] == ["step 3", "step 6"]
-    assert all("bits per code of validation clips (" in line for line in validations)
+    data, baseline, *lines = err.splitlines()
+    assert data == "train on 7 clips (0.0 min, 366 codes), validate on 2"
+    assert baseline.startswith("bits per code: 4.32 uniform, ")
+    assert baseline.endswith(" unigram, 3.25 at the end as measured on the audio of its README")
+    assert [line.partition(":")[0] for line in lines] == ["step 2/6", "step 3", "step 4/6", "step 6/6", "step 6"]
+    assert all("bits per code of validation clips (" in lines[index] for index in (1, 4))
+    assert all(" bits per code  " in lines[index] for index in (0, 2, 3))
 
 
-def test_it_says_where_a_context_is_too_short(folder: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_a_context_shorter_than_a_crop_prints_a_warning(
+    folder: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     run(folder, tmp_path, model={"pattern": {"kind": "flatten"}, "context": 30}, train={"steps": 1})
     line = capfd.readouterr().err.splitlines()[2]
     frames = small_lm_recipe().data.frames
-    assert line == f"model.context = 30 steps are 10 frames, crops have {frames}: {3 * frames} steps would see them all"
+    needed = f"{3 * frames} steps would see all of a crop"
+    assert line == f"model.context = 30 steps are 10 frames, crops have {frames}: {needed}"
 
 
-def test_validation_and_samples_touch_nothing(
+def test_validation_and_samples_change_nothing(
     finished: Path, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked: list[Any] = []
@@ -470,7 +464,7 @@ def test_validation_and_samples_touch_nothing(
         lm: CodecLM, codec: Codec, seeds: Any, conditioning: Conditioning, *, max_seconds: float
     ) -> list[Tensor]:
         torch.manual_seed(1)
-        np.random.seed(1)  # noqa: NPY002 (whatever it may draw by)
+        np.random.seed(1)  # noqa: NPY002 (any random generator)
         asked.append((lm.training, list(seeds), conditioning.classes.tolist()))
         return [torch.zeros(1, 0), *(torch.rand(1, 400) for _ in seeds[1:])]
 
@@ -479,31 +473,31 @@ def test_validation_and_samples_touch_nothing(
     monkeypatch.setitem(sys.modules, "codec.generation", module)
     run(folder, tmp_path, train={"samples": 3, "validate_every": 1})
     ours, theirs = load_state(tmp_path / "state.pt"), load_state(finished / "state.pt")
-    for name in ("model", "average", "optimizer"):
+    for name in ("model", "ema_model", "optimizer"):
         assert same(ours[name], theirs[name]), name
     assert asked == [(False, [0, 1, 2], [[0, 0], [1, 1], [0, 2]])] * 6
-    tags = events(tmp_path).Tags()
-    assert tags["audio"] == tags["images"] == ["generated 1/0", "generated 2/0"]  # the first one has ended at once
+    tags = read_events(tmp_path).Tags()
+    assert tags["audio"] == tags["images"] == ["generated 1/0", "generated 2/0"]  # the first one was empty
 
 
 def test_samples_are_generated_by_the_model_itself(folder: Path, tmp_path: Path) -> None:
     run(folder, tmp_path, train={"samples": 2, "steps": 2, "validate_every": 2})
-    heard = events(tmp_path)
-    clips = [heard.Audio(tag)[0] for tag in heard.Tags()["audio"]]
-    assert clips  # those that did not end at once
+    found = read_events(tmp_path)
+    clips = [found.Audio(tag)[0] for tag in found.Tags()["audio"]]
+    assert clips  # those that did not begin with the end token
     assert all(clip.sample_rate == 8000 and clip.length_frames > 0 for clip in clips)
 
 
-def test_validation_is_of_the_average_in_rest(store: TokenStore, codec: Codec) -> None:
-    """By hand: the mean over all cells, no dropout, everything told."""
-    learner, _ = stepped(store, codec, model={"dropout": 0.5})
-    valid = LMData(store, small_lm_recipe(data={"batch_size": 2}), np.arange(5), learner.model)
-    bits = validate(learner.average, valid.validation())
+def test_validation_by_hand(store: TokenStore, codec: Codec) -> None:
+    """The mean over all codes, without dropout and with all conditions."""
+    state, _ = stepped(store, codec, model={"dropout": 0.5})
+    valid = TokenCrops(store, np.arange(5), state.model, small_lm_recipe(data={"batch_size": 2}).data)
+    bits = validate(state.ema_model, valid.validation())
     nats, counted = torch.zeros(3), torch.zeros(3)
     with torch.no_grad():
         for batch in valid.validation():
-            columns, places = laid_out(batch.codes, learner.average)
-            nats += cross_entropy(learner.average(columns, batch.conditions), batch.targets, places)
+            inputs, steps = arrange(batch.codes, state.ema_model)
+            nats += cross_entropy(state.ema_model(inputs, batch.conditioning), batch.targets, steps)
             counted += (batch.targets >= 0).sum(dim=(0, 2))
     assert bits == pytest.approx((nats / counted / math.log(2)).tolist(), rel=1e-5)
-    assert bits == validate(learner.average, valid.validation())
+    assert bits == validate(state.ema_model, valid.validation())

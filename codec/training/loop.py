@@ -1,0 +1,163 @@
+"""The training loop: launch, resume, step, log, validate, save, and stop on signals. A task says what is trained."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Mapping
+from contextlib import ExitStack, closing, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Protocol, TypeAlias
+
+from accelerate import Accelerator
+from rich.console import Console
+from torch import Tensor
+
+from codec.checkpoint import RUN_MODEL, RUN_STATE, save_state
+from codec.config import Config
+from codec.errors import ConfigError
+from codec.io.storage import locked_folder, storing_below
+from codec.nn import distributed
+from codec.training import engine
+from codec.training.codec.recipe import RunConfig
+from codec.training.logger import Logger, Meter, progress
+from codec.training.resume import load_resumable, load_state_dicts, state_dicts
+from codec.training.signals import catch_stop_signals
+
+Metrics: TypeAlias = dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Context:
+    """What a task is built with."""
+
+    accelerator: Accelerator
+    out: Path
+    report: Callable[[str], None]
+    """Print a line, in the first process only."""
+    saved: Mapping[str, Any] | None
+    """The state of the run to resume; None for a new run."""
+
+
+class Task(Protocol):
+    """A training task: batches, the step with its losses, validation and what is saved.
+
+    All processes call all methods; `logger` and `save` write in the first process only.
+    """
+
+    STATE: ClassVar[tuple[str, ...]]
+    """Attributes of `train_state` whose state dicts are saved to resume."""
+    MAY_CHANGE: ClassVar[tuple[str, ...]]
+    """Keys of the recipe that may differ when a run is resumed."""
+
+    name: str
+    train_state: Any
+    data_key: str
+    """Identifies the training data, because a resumed run needs the same."""
+    meter: Meter
+
+    def initialize(self, logger: Logger) -> None:
+        """Set the weights that a new run starts from."""
+
+    def distribute(self, accelerator: Accelerator) -> None:
+        """Wrap or shard the networks for several processes."""
+
+    def batches(self, first: int, last: int) -> Generator[Any, None, None]:
+        """This process's rows of the batches of steps `first` to before `last`."""
+
+    def step(self, batch: Any, step: int) -> Metrics:
+        """Train on a batch; returns the losses, learning rates and gradient norms of all processes, by name."""
+
+    def bad_files(self) -> list[tuple[str, str]]:
+        """Files (name, reason) that this process could not read since the last call."""
+
+    def summarize(self, metrics: dict[str, float]) -> dict[str, float]:
+        """Add what follows from the mean metrics of some steps."""
+
+    def validate(self, logger: Logger, step: int) -> str:
+        """Log measures and audio of the averaged model; returns a line to print."""
+
+    def save(self, path: Path, step: int) -> None:
+        """Save the averaged model, ready for use."""
+
+
+def train(
+    build: Callable[[Context], Task],
+    recipe: Config,
+    run: RunConfig,
+    *,
+    task: type[Task],
+    out: Path,
+    resume: bool = False,
+    steps: int | None = None,
+    device: str | None = None,
+    memory_settings: tuple[str, ...] = (),
+    num_workers: int = 0,
+) -> Path:
+    """Train the task that `build` returns; the path of the trained model's file.
+
+    `steps` stops early without changing the schedule. A run's folder holds `model.safetensors` (averaged weights, ready
+    for use), `state.pt` (to resume), TensorBoard events and `metrics.csv`. Processes started by `torchrun` or
+    `accelerate launch` share every batch, so they train what one process would; the first one writes.
+
+    Raises:
+        ConfigError: the folder holds a training run already; to resume, another recipe or other data; the batch size
+            does not divide into the processes; a loss is not finite any more; or memory ran out.
+        KeyboardInterrupt: after Ctrl-C, SIGTERM or SIGHUP, once the step is done and the checkpoint is saved.
+    """
+    with (
+        engine.launch(device) as accelerator,
+        storing_below(out, instead="choose another --out"),
+        locked_folder(out, "training run") if accelerator.is_main_process else nullcontext(),
+        engine.memory_errors(*memory_settings, num_workers=num_workers),
+        ExitStack() as stack,
+    ):
+        main = accelerator.is_main_process
+        console = Console(stderr=True, soft_wrap=True, markup=False, highlight=False, quiet=not main)
+        saved = None
+        if resume:
+            saved = load_resumable(out / RUN_STATE, recipe, required=task.STATE, may_change=task.MAY_CHANGE)
+        elif (out / RUN_STATE).exists():
+            raise ConfigError(f"{out} holds a training run already: add --resume to continue, or choose another --out")
+        trained = build(Context(accelerator, out, console.print, saved))
+        first = 0 if saved is None else int(saved["step"])
+        last = min(steps or run.steps, run.steps)
+        logger = stack.enter_context(Logger(out, first, report=console.print, enabled=main))
+        if saved is None:
+            trained.initialize(logger)
+        else:
+            load_state_dicts(trained.train_state, saved, task.STATE)
+            del saved
+        trained.distribute(accelerator)
+        if first >= last:
+            console.print(f"{first} steps are done already: nothing is left up to step {last}")
+
+        show = stack.enter_context(progress(console, trained.name, first, last))
+        stop_requested = stack.enter_context(catch_stop_signals())
+        batches = stack.enter_context(closing(trained.batches(first, last)))
+        meter = trained.meter
+        for step, batch in zip(range(first, last), meter.time_data(batches), strict=True):
+            meter.add(trained.step(batch, step))
+            done = step + 1
+            stop = distributed.any_rank(stop_requested(), accelerator.device)
+            metrics = None
+            if done % run.log_every == 0 or done == last or stop:
+                for _, reason in meter.add_bad_files(engine.gather_items(trained.bad_files())):
+                    console.print(f"left out: {reason}")
+                metrics = trained.summarize(meter.compute())
+                logger.log_metrics(done, metrics)
+            show(done, metrics)
+            if done % run.validate_every == 0 or done == last:
+                with meter.paused():
+                    line = trained.validate(logger, done)
+                console.print(f"step {done}: {line}")
+            if done % run.save_every == 0 or done == last or stop:
+                trained.save(out / RUN_MODEL, done)  # first, because a state implies its model
+                state = {"step": done, "recipe": recipe.model_dump(mode="json"), "data": trained.data_key}
+                state |= state_dicts(trained.train_state, task.STATE)
+                if main:
+                    save_state(out / RUN_STATE, state)
+                accelerator.wait_for_everyone()  # because a launcher ends all processes when one ends
+            if stop:
+                console.print(f"stopped after step {done}, saved in {out}: --resume continues from there")
+                raise KeyboardInterrupt
+    return out / RUN_MODEL
