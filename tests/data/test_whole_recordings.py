@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from codec.data.clips import Clip, clip_audio
 from codec.io import mpeg
 from codec.io.audio import open_reader, read_audio
-from codec.training.codec.crops import length
+from codec.training.codec.crops import clip_time
 
 RATE = 8000
 TIME = 5 * RATE
@@ -105,7 +105,7 @@ def test_read_to_the_end(case: tuple[str, Path, int, int]) -> None:
 def test_the_length_in_an_index_is_what_can_be_read(case: tuple[str, Path, int, int]) -> None:
     """As training measures files."""
     _, path, least, most = case
-    time = length(Clip(id="a", path=path), RATE)
+    time = clip_time(Clip(id="a", path=path), RATE)
     assert isinstance(time, int)
     assert least <= time <= most
     with open_reader(path) as reader:
