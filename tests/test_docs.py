@@ -236,6 +236,7 @@ NOT_RUN = {
 }
 IF_INSTALLED = {"opusenc": "--baseline opus", "jq": "jq "}
 TRAINED = {  # training runs that a page uses but does not train
+    "README.md": {"music": "digits-8k-lm"},
     "docs/compress.md": {"mine": "general-24k"},
     "docs/generate.md": {"music": "digits-8k-lm", "digits-lm": "digits-8k-lm"},
 }
