@@ -246,9 +246,10 @@ set -o pipefail
 codec() {
   command=$1
   case "$*" in
-    train*--resume*) "$PYTHON" -m codec "$@" --steps 3 ;;
     train*--dry-run*|train*--overfit-batch*) "$PYTHON" -m codec "$@" ;;
-    train*) "$PYTHON" -m codec "$@" --steps 2 ;;
+    train*/lm*) "$PYTHON" -m codec "$@" --steps 2 ;;
+    train*--resume*) "$PYTHON" -m codec "$@" --steps 3 --set data.init_seconds=20 ;;
+    train*) "$PYTHON" -m codec "$@" --steps 2 --set data.init_seconds=20 ;;
     evaluate-lm*) "$PYTHON" -m codec "$@" --samples 20 ;;
     encode*|decode*|generate*|sample*|tokenize*) shift; "$PYTHON" -m codec "$command" --force "$@" ;;
     *) "$PYTHON" -m codec "$@" ;;
