@@ -1,5 +1,6 @@
 """README, docs/ and the READMEs of recipes: Python examples run, links resolve, options and recipe keys exist."""
 
+import inspect
 import itertools
 import json
 import os
@@ -19,6 +20,7 @@ import torch
 import typer
 from pydantic import BaseModel
 
+import codec
 from codec import generation, pretrained
 from codec.checkpoint import save_model
 from codec.cli.main import app
@@ -104,6 +106,35 @@ def test_example_of_the_file_format() -> None:
     exec("".join(text for _, text in blocks(page, "python")), namespace)
     assert namespace["file"].getvalue() == expected
     assert f"These {len(expected)} bytes are" in page.read_text("utf-8")
+
+
+def test_api_reference_is_current() -> None:
+    result = subprocess.run(
+        [sys.executable, "tools/api_reference.py", "--check"],
+        cwd=ROOT,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert result.returncode == 0, result.stderr
+
+
+def test_api_page_names_everything_public() -> None:
+    """Every name of the package and every public member of its classes, with all parameters."""
+    page = (ROOT / "docs" / "api.md").read_text("utf-8")
+    rows = dict(re.findall(r"^\| `(?:codec\.)?(\w+)(.*?)` \|", page, re.MULTILINE))
+    checked = 0
+    for kind in (codec, codec.Codec, codec.Codes, codec.StreamEncoder, codec.StreamDecoder):
+        names = codec.__all__ if kind is codec else vars(kind)
+        for name in names:
+            member = getattr(kind, name)
+            if name.startswith("_") or not (callable(member) or isinstance(member, property)):
+                continue
+            checked += 1
+            assert name in rows, f"{kind.__name__}.{name}"
+            assert inspect.getdoc(member), f"{kind.__name__}.{name} has no docstring"
+    assert checked >= 40
 
 
 # Links
