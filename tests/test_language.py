@@ -47,6 +47,7 @@ PATTERN = re.compile(rf"(?<![a-z])(?:{'|'.join(WORDS)})(?![a-z])", re.IGNORECASE
 # Lines that keep such a word: file, a part of the line, reason.
 KEPT: list[tuple[str, str, str]] = [
     ("tests/datasets/miniatures.py", ".book.tsv", "a file name of LibriTTS"),
+    ("codec/evaluation/classifier.py", "learnt_from", "a key of saved classifiers"),
 ]
 
 # Rooms whose words have not been reread yet.
@@ -57,7 +58,6 @@ NOT_YET = {
     "codec/data",
     "codec/evaluation",
     "codec/io",
-    "codec/lm",
     "codec/models",
     "codec/nn",
     "codec/training",
@@ -68,7 +68,6 @@ NOT_YET = {
     "tests/data",
     "tests/evaluation",
     "tests/io",
-    "tests/lm",
     "tests/models",
     "tests/nn",
     "tests/recipes",

@@ -70,7 +70,7 @@ class PixelCNNConfig(CodecLMConfig):
     def dilations(self) -> tuple[int, ...]:
         """Frames that each layer looks back, 0 for a layer that sees its own frame alone.
 
-        Their sum is `context` - 1. Each is at most one more than the sum of those before it, so every frame of the
+        Their sum is `context` - 1. Each is at most one more than the sum of the layers before, so every frame of the
         context is a sum of some of them and none is skipped. The receptive field grows geometrically: 16 frames in 4
         layers give 1, 2, 4, 8; 9 frames give 1, 1, 3, 3, with receptive fields of 2, 3, 6 and 9 frames.
         """

@@ -203,7 +203,7 @@ class Transformer(Stateful):
     """Pre-norm transformer over x [batch, steps, width]; a step attends to itself and the `context` - 1 before it.
 
     `step` leaves the given state as it was, as every layer does; `forward_step` writes into its cache, which saves a
-    copy where nobody needs the old state. Raises ConfigError unless width / heads is an even number.
+    copy if the old state is not needed. Raises ConfigError unless width / heads is an even number.
     """
 
     def __init__(

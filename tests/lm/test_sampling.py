@@ -375,7 +375,7 @@ class Chain(CodecLM):
 
 
 def test_fillings_lead_to_what_follows() -> None:
-    """From 0 the chain moves to any code and then mostly stays, so the codes after the gap determine those in it."""
+    """From 0 the chain moves to any code and then mostly stays, so the codes after a gap determine its codes."""
     table = torch.full((6, 6), -8.0)
     table[0, :] = 0.0
     table[range(1, 5), range(1, 5)] = 0.0

@@ -1,4 +1,4 @@
-"""Weights of 16 bits: nothing is lost, and the layer stays what it was."""
+"""Linear layers with fp16 weights: lossless, and equal to the original layer in every other way."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from torch import nn
 from codec.nn.linear import HalfLinear, replace_linears
 
 pytestmark = pytest.mark.skipif(
-    "fbgemm" not in torch.backends.quantized.supported_engines, reason="this processor has no such kernel"
+    "fbgemm" not in torch.backends.quantized.supported_engines, reason="this CPU does not have the kernel"
 )
 
 
@@ -26,7 +26,7 @@ def linear(bias: bool, *, outputs: int = 37) -> nn.Linear:
 
 
 @pytest.mark.parametrize("bias", [True, False])
-def test_a_layer(bias: bool) -> None:
+def test_output_is_that_of_the_original_layer(bias: bool) -> None:
     real = linear(bias)
     real.weight.data[3] *= 1024
     layer = HalfLinear(real)
@@ -45,7 +45,7 @@ def test_a_layer(bias: bool) -> None:
     assert list(layer.state_dict()) == list(real.state_dict())
 
 
-def test_without_the_name_that_will_go(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_fallback_kernel_gives_equal_output(monkeypatch: pytest.MonkeyPatch) -> None:
     x = torch.randn(3, 48)
     for bias in (True, False):
         layer = HalfLinear(linear(bias))
@@ -56,15 +56,15 @@ def test_without_the_name_that_will_go(monkeypatch: pytest.MonkeyPatch) -> None:
             assert other(x).equal(layer(x))
 
 
-def test_nothing_is_said_of_what_will_go() -> None:
-    """In a process of its own, as torch warns but once."""
+def test_packing_does_not_warn() -> None:
+    """In a process of its own, because torch warns once per process."""
     code = "import torch; from codec.nn.linear import HalfLinear as Half; torch.set_grad_enabled(False)\n"
     code += "Half(torch.nn.Linear(32, 8))(torch.randn(1, 32))"
     done = subprocess.run([sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, check=True)
     assert done.stderr == ""
 
 
-def test_gradients_of_its_input() -> None:
+def test_gradients_of_the_input() -> None:
     real = linear(True)
     layer = HalfLinear(real)
     x = torch.randn(3, 48, requires_grad=True)
@@ -74,7 +74,7 @@ def test_gradients_of_its_input() -> None:
     assert not layer.weight.requires_grad
 
 
-def test_which_weights_fit() -> None:
+def test_weights_that_fit_fp16() -> None:
     weight = linear(False).weight
     assert HalfLinear.fits(weight)
     assert not HalfLinear.fits(weight + 1e-5)
