@@ -162,8 +162,8 @@ class TransformerLM(CodecLM):
         super().__init__(config, source)
         if config.depth and self.pattern.per_frame > 1:
             raise ConfigError(
-                f'model.depth and pattern kind = "{config.pattern.kind}" both decide the codebooks of a frame one by one'
-                ": remove one of them"
+                f'model.depth and pattern kind = "{config.pattern.kind}" both decide the codebooks of a frame one by '
+                "one: remove one of them"
             )
         num_codebooks, dim, width = source.num_codebooks, source.dim, config.width
         codebook_classes = source.codebook_size + 1
