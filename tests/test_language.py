@@ -60,7 +60,6 @@ NOT_YET = {
     "codec/io",
     "codec/models",
     "codec/nn",
-    "codec/training",
     "docs",
     "recipes",
     "tests",
@@ -71,7 +70,6 @@ NOT_YET = {
     "tests/models",
     "tests/nn",
     "tests/recipes",
-    "tests/training",
     "tools",
 }
 

@@ -3,7 +3,10 @@
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+
+from codec.codes import entropy
 
 Counts = NDArray[np.int64]
 
@@ -31,9 +34,8 @@ def codebook_usage(counts: NDArray[np.integer | np.floating]) -> tuple[CodebookU
 
     Example: the counts [[4, 2, 1, 1, 0, 0, 0, 0]] give used 0.5, entropy 1.75 and perplexity 3.36.
     """
-    usage = []
-    for row in counts:
-        shares = row[row > 0] / row.sum()
-        entropy = float(-(shares * np.log2(shares)).sum()) + 0.0  # a single code gives -0.0
-        usage.append(CodebookUsage(used=len(shares) / len(row), entropy=entropy, perplexity=2**entropy))
-    return tuple(usage)
+    bits = (entropy(torch.from_numpy(np.asarray(counts))) + 0.0).tolist()  # a single code gives -0.0
+    return tuple(
+        CodebookUsage(used=float((row > 0).mean()), entropy=value, perplexity=2**value)
+        for row, value in zip(counts, bits, strict=True)
+    )

@@ -191,7 +191,7 @@ class Meter:
         self.steps.append(metrics)
 
     def add_bad_files(self, files: Iterable[tuple[str, str]]) -> list[tuple[str, str]]:
-        """Add files (name, reason) that could not be read; returns those that were not added before."""
+        """Add files (name, reason) that could not be read; returns the new ones."""
         new = {name: reason for name, reason in files if name not in self.bad_files}
         self.bad_files |= new
         return list(new.items())

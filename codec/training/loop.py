@@ -39,7 +39,7 @@ class Context:
 
 
 class Task(Protocol):
-    """A training task: batches, the step with its losses, validation and what is saved.
+    """What is trained: batches, the step with its losses, validation and what is saved.
 
     All processes call all methods; `logger` and `save` write in the first process only.
     """

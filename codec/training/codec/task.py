@@ -209,7 +209,7 @@ class CodecTask:
         state.optimizer.zero_grad(set_to_none=True)
         state.discriminator_optimizer.zero_grad(set_to_none=True)
         n_codebooks = self.sample_num_codebooks(len(audio), step).to(self.device)
-        audio, entries = reencode(state.model, audio, self.sample_generations(len(audio), step))
+        audio, entries = recode(state.model, audio, self.sample_generations(len(audio), step))
         mean_known = distributed.all_reduce_sum((~entries.isnan()).sum().float()) / parts / distributed.count()
         first, last = self.discriminator_crop(audio.shape[-1], step)
         hop = {"sample_rate": state.model.sample_rate, "hop": state.model.frame_spec.hop}
@@ -406,7 +406,7 @@ def sample_generations(share: float, *, seed: int, step: int, row: int) -> int:
 
 
 @torch.no_grad()
-def reencode(model: Codec, audio: Audio, generations: Sequence[int]) -> tuple[Audio, Tensor]:
+def recode(model: Codec, audio: Audio, generations: Sequence[int]) -> tuple[Audio, Tensor]:
     """Rows [rows, 1, time] of a batch after some generations of coding, and the entries they were last decoded from.
 
     `generations` are of all rows of all processes. Entries [rows, dim, frames] are NaN where a row was not encoded, and

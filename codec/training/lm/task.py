@@ -336,7 +336,7 @@ class Measures:
         )
 
     def baseline_line(self) -> str:
-        """Bits per code of a uniform and a unigram model, and those that the recipe was measured to end with."""
+        """Bits per code of a uniform and a unigram model, and the bits that the recipe reached."""
         end = self.expected
         measured = "" if end is None else f", {end:.2f} at the end as measured on the audio of its README"
         unigram = sum(self.unigram) / self.num_codebooks

@@ -87,7 +87,7 @@ def integers(audio: torch.Tensor) -> np.ndarray:
 
 
 def empty_corpus(root: Path, *names: str) -> Path:
-    """A manifest that gives lengths, so that nobody opens its empty files."""
+    """A manifest that gives lengths, so that its empty files are not opened."""
     for name in names:
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         (root / name).touch()
@@ -508,9 +508,9 @@ def test_too_short_for_a_crop(tmp_path: Path) -> None:
     root = corpus(tmp_path / "data", a=np.ones(500), b=np.ones(600))
     with pytest.raises(
         UnsupportedAudio, match=r"train audio is 0\.14 s in all \(the longest clip 0\.07 s\), shorter"
-    ) as told:
+    ) as error:
         opened(root, tmp_path / "out")
-    assert "set data.crop lower" in str(told.value)
+    assert "set data.crop lower" in str(error.value)
 
 
 def test_too_little_validation_audio_says_how_to_hold_out_more(tmp_path: Path) -> None:

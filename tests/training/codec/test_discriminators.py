@@ -17,10 +17,10 @@ def discriminators() -> Discriminators:
 
 
 def test_one_score_map_per_window_and_five_inner_layers(discriminators: Discriminators) -> None:
-    judged = discriminators(batch(time=1280))
-    assert [tuple(score.shape[:3]) for score in judged.scores] == [(3, 1, 21), (3, 1, 41)]  # hops of a quarter window
-    assert [len(features) for features in judged.features] == [5, 5]
-    for features in judged.features:
+    outputs = discriminators(batch(time=1280))
+    assert [tuple(score.shape[:3]) for score in outputs.scores] == [(3, 1, 21), (3, 1, 41)]  # hops of a quarter window
+    assert [len(features) for features in outputs.features] == [5, 5]
+    for features in outputs.features:
         bins = [layer.shape[3] for layer in features]
         assert bins[4] == bins[3]
         assert all(after == (before + 1) // 2 for before, after in pairwise(bins[:4]))
@@ -44,10 +44,10 @@ def test_scores_are_float32_and_spectra_exact_under_autocast(discriminators: Dis
     audio = batch()
     exact = discriminators(audio)
     with torch.autocast("cpu", torch.bfloat16):
-        judged = discriminators(audio)
-    assert {score.dtype for score in judged.scores} == {torch.float32}
-    assert {layer.dtype for features in judged.features for layer in features} == {torch.bfloat16}
-    for score, expected in zip(judged.scores, exact.scores, strict=True):
+        outputs = discriminators(audio)
+    assert {score.dtype for score in outputs.scores} == {torch.float32}
+    assert {layer.dtype for features in outputs.features for layer in features} == {torch.bfloat16}
+    for score, expected in zip(outputs.scores, exact.scores, strict=True):
         assert torch.allclose(score, expected, atol=0.05)
 
 

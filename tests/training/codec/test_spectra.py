@@ -35,7 +35,7 @@ def distances_by_autograd(decoded: Tensor, audio: Tensor, bands: int, length: in
     return mel, phase, (wrong / audible + 1e-6).sqrt().clamp(max=2).mean()
 
 
-def hearing_by_autograd(loss: PerceptualLoss, decoded: Tensor, audio: Tensor) -> tuple[Tensor, Tensor]:
+def perceptual_by_autograd(loss: PerceptualLoss, decoded: Tensor, audio: Tensor) -> tuple[Tensor, Tensor]:
     """pesq_like and stoi_like with the power of each bin relative to the reference's, before it is summed to bands."""
     window = loss.get_buffer("hann")
     both = spectra_by_stft(torch.cat([decoded, audio])[:, 0], window, len(window) // 2).mT
@@ -83,7 +83,7 @@ def test_perceptual_losses_and_gradients_are_those_of_autograd(level: float) -> 
     decoded, audio = signals(level)
     decoded.requires_grad_()
     loss = PerceptualLoss(RATE)
-    for ours, theirs in zip(loss(decoded, audio), hearing_by_autograd(loss, decoded, audio), strict=True):
+    for ours, theirs in zip(loss(decoded, audio), perceptual_by_autograd(loss, decoded, audio), strict=True):
         assert_same(ours, theirs, decoded)
 
 

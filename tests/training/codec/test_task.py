@@ -37,7 +37,7 @@ from codec.training.codec.task import (
     TrainState,
     audio_gradient,
     idempotence_loss,
-    reencode,
+    recode,
     sample_generations,
     sample_num_codebooks,
     train,
@@ -450,7 +450,7 @@ def test_reencoded_crops_are_decoded_codes() -> None:
     seen = set()
     for step in range(4):
         generations = task.sample_generations(6, step)
-        found, entries = reencode(model, audio, generations)
+        found, entries = recode(model, audio, generations)
         assert audio.equal(original)
         assert entries.shape == (6, 8, model.frame_spec.frames(1200))
         assert not found.requires_grad
@@ -477,16 +477,16 @@ def test_reencoding_depends_on_the_step_and_the_row_of_the_whole_batch(monkeypat
     task = initialized(train={"reencoded": 0.5})
     model = task.train_state.model
     audio = torch.cat([rustle(), batch(1)])
-    whole = reencode(model, audio, task.sample_generations(6, 3))
+    whole = recode(model, audio, task.sample_generations(6, 3))
     torch.manual_seed(7)
-    again = reencode(model, audio, task.sample_generations(6, 3))
+    again = recode(model, audio, task.sample_generations(6, 3))
     assert whole[0].equal(again[0])
     assert whole[1].nan_to_num(9).equal(again[1].nan_to_num(9))
-    assert not whole[0].equal(reencode(model, audio, task.sample_generations(6, 4))[0])
+    assert not whole[0].equal(recode(model, audio, task.sample_generations(6, 4))[0])
     monkeypatch.setattr(distributed, "count", lambda: 3)
     for rank in range(3):
         monkeypatch.setattr(distributed, "rank", lambda rank=rank: rank)
-        part = reencode(model, audio[2 * rank : 2 * rank + 2], task.sample_generations(2, 3))
+        part = recode(model, audio[2 * rank : 2 * rank + 2], task.sample_generations(2, 3))
         for ours, theirs in zip(part, whole, strict=True):
             expected = theirs[2 * rank : 2 * rank + 2].nan_to_num(9)
             assert ours.nan_to_num(9).expand_as(expected).equal(expected)
@@ -502,7 +502,7 @@ def test_reencoding_depends_on_the_step_and_the_row_of_the_whole_batch(monkeypat
 )
 def test_quantizers_without_entries_have_no_idempotence_loss(model: dict[str, Any]) -> None:
     task = initialized(model=model, train={"reencoded": 1.0})
-    found, entries = reencode(task.train_state.model, batch(), task.sample_generations(3, 0))
+    found, entries = recode(task.train_state.model, batch(), task.sample_generations(3, 0))
     assert entries.isnan().all()
     assert found.equal(batch()) == (model["quantizer"] == "none")
     assert train_step(task, batch(), 0)["idempotence"] == 0

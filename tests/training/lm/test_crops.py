@@ -186,7 +186,7 @@ def test_classes_are_those_trained_on(folder: Path, tmp_path: Path, store: Token
     expected = {"speaker": ("anna", "ben", "cleo"), "label": ("no", "yes")}
     assert class_names(store, train, ["speaker", "label"]) == expected
     (batch,) = TokenCrops(store, valid, train_data.model, small_lm_recipe().data).validation()
-    assert batch.conditioning.classes.tolist() == [[0, 0], [1, -1]]  # dora is not a training speaker
+    assert batch.conditioning.classes.tolist() == [[0, 0], [1, -1]]  # dora is a validation speaker only
     silent = TokenStore(write_store(tmp_path, folder / "tiny.safetensors", speaker=[None] * 9))
     with pytest.raises(ConfigError, match=r'data\.classes has "speaker", but no training clip of .* column speaker'):
         class_names(silent, train, ["label", "speaker"])

@@ -54,6 +54,6 @@ def test_a_recipe_survives_being_stored() -> None:
     ],
 )
 def test_wrong_recipes(table: dict[str, Any], says: str) -> None:
-    with pytest.raises(ConfigError) as told:
+    with pytest.raises(ConfigError) as error:
         LMRecipe.from_data(LEAST | table)
-    assert says in str(told.value)
+    assert says in str(error.value)
