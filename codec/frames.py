@@ -45,7 +45,7 @@ class FrameSpec:
         return (self.codebook_size - 1).bit_length()
 
     def frames(self, time: int) -> int:
-        """Frames that hold `time` samples, including those that flush the decoder's delay; 0 for 0 samples."""
+        """Frames that hold `time` samples, including the frames that flush the decoder's delay; 0 for 0 samples."""
         return _ceil_div(time + self.decoder_delay, self.hop) if time > 0 else 0
 
     def whole_frames(self, time: int) -> int:

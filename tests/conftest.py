@@ -4,6 +4,7 @@ import os
 import signal
 import warnings
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from hypothesis import settings
@@ -14,6 +15,31 @@ install_import_hook(["codec.nn", "codec.models.causal"], "beartype.beartype")
 
 settings.register_profile("tests", deadline=None)
 settings.load_profile("tests")
+
+
+SLOW = {
+    "test_shipped_weights.py",
+    "test_tools.py",
+    "test_parallel.py",
+    "test_examples.py",
+    "datasets/test_recipes.py",
+    "recipes/test_recipes.py",
+    "training/codec/test_task.py",
+    "training/lm/test_task.py",
+    "training/test_distributed.py",
+    "training/test_engine.py",
+    "training/codec/test_dry_run.py",
+    "training/codec/test_crops.py",
+    "cli/test_train.py",
+}
+"""Files whose tests train, start processes or run the shipped models."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    folder = Path(__file__).parent
+    for item in items:
+        if item.path.is_relative_to(folder) and item.path.relative_to(folder).as_posix() in SLOW:
+            item.add_marker(pytest.mark.slow)
 
 
 @pytest.fixture(scope="session")
@@ -31,7 +57,7 @@ def ray_cluster() -> Iterator[str]:
 
 @pytest.fixture(params=["SIGINT", "SIGTERM", "SIGHUP"])
 def interrupt(request: pytest.FixtureRequest) -> Iterator[signal.Signals]:
-    """A signal that stops a training; heard also where nohup has it ignored."""
+    """A signal that stops a training run; its handler is reset where nohup ignores it."""
     number = signal.Signals[request.param]
     before = signal.getsignal(number)
     if before is signal.SIG_IGN:

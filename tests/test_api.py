@@ -33,7 +33,7 @@ NOISE = np.random.default_rng(0).uniform(-0.3, 0.3, (2, TIME)).astype(np.float32
 
 @pytest.fixture(autouse=True)
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder with a tiny model in the place of the shipped one, and stereo recordings in two formats."""
+    """A folder with a tiny model instead of the shipped one, and stereo recordings in two formats."""
     (tmp_path / "weights").mkdir()
     save_model(tmp_path / "weights" / "general-24k.safetensors", tiny_model(), training={})
     monkeypatch.setattr(pretrained, "WEIGHTS", tmp_path / "weights")

@@ -79,6 +79,7 @@ def rewritten(path: Path, **changes: int | str) -> Path:
     return path
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("block_seconds", [0.03, 4.0])
 @pytest.mark.parametrize(
     ("time", "rate", "channels"),

@@ -52,7 +52,7 @@ def test_time_is_the_longest_signal(math_: FrameSpec, frames: int) -> None:
 
 
 @pytest.mark.parametrize("size", [2, 3, 4, 5, 1000, 1024, 1025, 4096])
-def test_bits_tell_all_codes_apart(size: int) -> None:
+def test_bits_represent_every_code(size: int) -> None:
     bits = FrameSpec(24000, 320, 320, 8, size).bits_per_code
     assert 2 ** (bits - 1) < size <= 2**bits
 

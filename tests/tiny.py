@@ -1,4 +1,4 @@
-"""A real model, small enough to make anew in every test."""
+"""A real model, small enough to build in every test."""
 
 import hashlib
 

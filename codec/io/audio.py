@@ -265,7 +265,7 @@ def open_reader(path: str | Path | bytes) -> Iterator[AudioReader]:
             raise UnsupportedAudio(f"{label} is empty (0 bytes): record or copy it again")
         if (count := riff.joined(file)) > 1:
             raise UnsupportedAudio(
-                f"{label} holds {count} WAV files one behind the other, of which players play the first: split it, or "
+                f"{label} holds {count} WAV files one behind the other, of which most software plays one: split it, or "
                 "join the samples with an audio tool"
             )
         with AudioReader(file, label) as reader:
@@ -561,7 +561,7 @@ class _Bridge:
         if self._error is None:
             try:
                 return call(*arguments)
-            except BaseException as error:  # an interrupt too: lost here, it would leave a hole in the file
+            except BaseException as error:  # an interrupt too: lost here, it would leave a gap in the file
                 self._error = error
         return 0
 

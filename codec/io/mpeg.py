@@ -61,7 +61,7 @@ class Frames(NamedTuple):
 
     @property
     def time(self) -> int:
-        """Samples per channel of all frames, with those that the encoder added."""
+        """Samples per channel of all frames, with the samples that the encoder added."""
         frame = _frame(self.header)
         assert frame is not None
         return self.number * frame.samples
@@ -105,7 +105,7 @@ def without_length(file: BinaryIO) -> Frames | None:
 
 @dataclass(frozen=True)
 class _Known:
-    """A file by what tells it from others."""
+    """Key that identifies a file."""
 
     identity: tuple[int, ...]
     file: BinaryIO = field(compare=False)

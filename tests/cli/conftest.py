@@ -1,4 +1,4 @@
-"""The command line run in this process, with a tiny model in the place of the shipped one."""
+"""The command line run in this process, with a tiny model instead of the shipped one."""
 
 from collections.abc import Callable
 from dataclasses import dataclass

@@ -120,6 +120,7 @@ def test_standard_output(cli: Cli, lm: CodecLM) -> None:
     assert read_audio("piped.wav")[0].shape == (1, 1600)
 
 
+@pytest.mark.slow
 def test_infinite_stream_stops_on_closed_pipe(tmp_path: Path) -> None:
     """Samples are written while the stream has no end; closing the pipe ends it without a message."""
     code = """

@@ -262,6 +262,7 @@ def test_mismatches_are_refused(tmp_path: Path, corpus: Path, model_file: Path) 
         TokenStore(corpus)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("level", [None, -20.0])
 def test_memory_is_constant(tmp_path: Path, model_file: Path, level: float | None) -> None:
     peaks = []
@@ -371,6 +372,7 @@ def mapping() -> list[psutil.Process]:
     return found
 
 
+@pytest.mark.slow
 def test_two_processes_write_the_same_store(tmp_path: Path, model_file: Path) -> None:
     corpus = many(tmp_path / "corpus", 6)
     one = tokenize(corpus, tmp_path / "one", model=model_file)

@@ -80,6 +80,7 @@ def test_a_lossless_codec_meets_every_aim() -> None:
     assert len({result.check for result in results}) == len(results)
 
 
+@pytest.mark.slow
 def test_a_gain_is_found_by_every_check_of_levels() -> None:
     """-5.9 dB, within the aim for half of the codebooks only."""
     softer = gain(-5.9)

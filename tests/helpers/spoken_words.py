@@ -28,7 +28,7 @@ def word(name: str, *, seed: int, seconds: float = 0.4) -> Block:
 
 
 def write_words(folder: Path, *, train: int = 30, valid: int = 9) -> Path:
-    """A manifest of so many recordings."""
+    """A manifest of a given number of recordings."""
     rows = []
     for number in range(train + valid):
         name = WORDS[number % len(WORDS)]

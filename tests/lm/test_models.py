@@ -35,6 +35,7 @@ MODELS: dict[str, dict[str, Any]] = {name: {"pattern": pattern} for name, patter
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("context", [5, 64])
 @pytest.mark.parametrize("batch", [1, 3])
 @pytest.mark.parametrize("name", MODELS)
@@ -214,6 +215,7 @@ def test_caches_are_overwritten_in_place(name: str) -> None:
             assert pointers(state) == before
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("context", [4, 64])
 @pytest.mark.parametrize("name", MODELS)
 def test_reset_rows_equal_fresh_ones(name: str, context: int) -> None:

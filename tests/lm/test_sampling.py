@@ -176,6 +176,7 @@ def row_of(conditioning: Conditioning, row: int) -> Conditioning:
     return conditioning.rows(row, row + 1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", MODELS)
 def test_generation_equals_a_plain_loop(name: str) -> None:
     """For every pattern and model; rows of a batch end at different frames, and equal those generated alone."""
@@ -203,6 +204,7 @@ def test_input_equals_that_of_training(name: str, monkeypatch: pytest.MonkeyPatc
             assert tokens.equal(model.pattern.lay_out(codes, model.special_token)[:, :, : tokens.shape[2]])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("guidance", [-1.0, 0.0, 3.0])
 @pytest.mark.parametrize("name", ["delay", "depth", "flatten", "text"])
 def test_guidance(name: str, guidance: float) -> None:
@@ -232,6 +234,7 @@ GAPS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("given", GAPS)
 @pytest.mark.parametrize("name", ["delay", "partial flatten", "coarse first", "depth with delays"])
 def test_given_codes_are_kept_and_conditioned_on(name: str, given: str) -> None:
@@ -247,6 +250,7 @@ def test_given_codes_are_kept_and_conditioned_on(name: str, given: str) -> None:
         assert torch.where(codes >= 0, kept, -1).equal(codes.repeat(2, 1, 1))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("context", [5, 64])
 @pytest.mark.parametrize("name", MODELS)
 def test_logits_of_generation_equal_teacher_forcing(name: str, context: int, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -315,6 +319,7 @@ def test_frames_are_yielded_as_early_as_the_pattern_allows(monkeypatch: pytest.M
         assert forward_step.call_count == first + then
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["delay", "coarse first", "depth"])
 def test_endless_generation_continues_past_the_context(name: str) -> None:
     model = sensitive_lm(**MODELS[name], context=5)

@@ -181,11 +181,11 @@ def test_lengths_may_be_a_list_an_array_or_a_tensor(kind: Any) -> None:
     padded = nn.utils.rnn.pad_sequence(RECORDINGS, batch_first=True, padding_value=math.nan)[:, None]
     codes, frames = MODEL.encode(RECORDINGS)
     assert torch.equal(MODEL.encode(padded, lengths=kind(TIMES)), codes)
-    holes = codes.clone()
+    padded_codes = codes.clone()
     for row, own in enumerate(frames.tolist()):
-        holes[row, :, own:] = -1  # whatever stands there
+        padded_codes[row, :, own:] = -1  # whatever stands there
     expected = MODEL.decode(codes, lengths=TIMES)
-    torch.testing.assert_close(MODEL.decode(holes, lengths=kind(TIMES)), expected, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(MODEL.decode(padded_codes, lengths=kind(TIMES)), expected, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -312,7 +312,7 @@ def test_autocast_changes_nothing(dtype: torch.dtype) -> None:
         fenced = MODEL.decode(CODES), MODEL.decode_latents(latents), MODEL.decode(CODES, grad=True)
         trained = MODEL(AUDIO)
     assert all(torch.equal(one, other) for one, other in zip(plain, fenced, strict=True))
-    assert not torch.equal(trained.latents, MODEL(AUDIO).latents)  # training does as it is told
+    assert not torch.equal(trained.latents, MODEL(AUDIO).latents)  # training uses the given number of codebooks
 
 
 # sample rates
@@ -351,6 +351,7 @@ def test_rates_that_cannot_be(rate: Any) -> None:
         MODEL.encode(AUDIO, sample_rate=rate)
 
 
+@pytest.mark.slow
 def test_torchaudio_is_not_imported_on_the_way_of_plain_calls() -> None:
     code = (
         "import sys, torch, codec; from tests.tiny import tiny_model\n"

@@ -118,6 +118,7 @@ def test_the_mixed_signal_has_frames_of_all_kinds() -> None:
     assert (MODAL.decode(CASES["modes"].codes)[0, 0, 46 * HOP : 49 * HOP] == 0).all()
 
 
+@pytest.mark.slow
 @all_cases
 @settings(max_examples=25)
 @given(hops=st.one_of(chunk_sizes, st.just([1] * 60)))
@@ -130,6 +131,7 @@ def test_codes_do_not_depend_on_chunks(case: Case, hops: list[int]) -> None:
     assert torch.equal(torch.cat(made, dim=-1), case.codes[..., : sum(hops)])
 
 
+@pytest.mark.slow
 @all_cases
 @settings(max_examples=25)
 @given(frames=st.one_of(chunk_sizes, st.just([1] * 60)))
@@ -142,6 +144,7 @@ def test_audio_does_not_depend_on_chunks(case: Case, frames: list[int]) -> None:
     assert_same(torch.cat(made, dim=-1)[..., HOP:], model.decode(case.codes[..., : sum(frames)]))
 
 
+@pytest.mark.slow
 @all_cases
 @settings(max_examples=25)
 @given(hops=st.one_of(chunk_sizes, st.just([1] * 60)))
@@ -187,6 +190,7 @@ def test_rows_of_a_batch_are_items_alone(case: Case) -> None:
     assert (decoded[4] == 0).all()
 
 
+@pytest.mark.slow
 @all_cases
 @pytest.mark.parametrize("decibels", [0, -20, -40, -60, -80, -100])
 def test_codes_of_every_level_do_not_depend_on_chunks(case: Case, decibels: int) -> None:
@@ -232,6 +236,7 @@ def test_nothing_comes_out_far_beyond_full_scale() -> None:
 # lengths and batches
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("codebook_count", [None, 1])
 def test_every_length_is_exact(codebook_count: int | None) -> None:
     for time in [*range(1, 3 * HOP + 1), 12_345, 54_321]:
@@ -262,7 +267,7 @@ def test_a_padded_batch_is_its_items() -> None:
         assert_same(decoded, MODEL.decode(alone, length=length)[0])
 
 
-# the lapped transform
+# the MDCT
 
 
 def test_the_transform_is_the_textbooks_double_sum() -> None:

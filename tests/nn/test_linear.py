@@ -56,6 +56,7 @@ def test_fallback_kernel_gives_equal_output(monkeypatch: pytest.MonkeyPatch) -> 
             assert other(x).equal(layer(x))
 
 
+@pytest.mark.slow
 def test_packing_does_not_warn() -> None:
     """In a process of its own, because torch warns once per process."""
     code = "import torch; from codec.nn.linear import HalfLinear as Half; torch.set_grad_enabled(False)\n"

@@ -79,7 +79,7 @@ class ResidualVQ(Quantizer):
     def search_distances(self, rows: Tensor, stages: Sequence[VectorQuantizer]) -> Tensor:
         """Codes [rows, codebooks] of `rows` [rows, dim] if the distance to an entry is the error of choosing it.
 
-        The best candidates of all beams are then those with the lowest distances; only their residuals are computed.
+        The best candidates of all beams are then the ones with the lowest distances; only their residuals are computed.
         """
         count, dim = rows.shape
         # [rows * beams, dim + 2] for `distance_table`: the residual, 1, and its square, which ranks beams

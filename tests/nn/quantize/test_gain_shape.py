@@ -447,7 +447,7 @@ def test_no_frames_and_one() -> None:
 
 
 def test_vectors_add_up_to_the_latents() -> None:
-    """Of the residual and the envelope, where a frame is no mode."""
+    """Of the residual and the envelope, in frames without a mode."""
     vectors = VQ.codebook_vectors()
     assert vectors.shape == (NUM_CODEBOOKS, SIZE, DIM + BANDS + 1)
     total = sum(vectors[codebook][CODES[:, codebook]] for codebook in range(NUM_CODEBOOKS))

@@ -162,6 +162,7 @@ def slow_beam_search(quantizer: ResidualVQ, latents: Tensor, num_codebooks: int)
     return torch.tensor(codes).view(len(latents), -1, num_codebooks).transpose(1, 2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("beam_size", [1, 2, 4, 9])
 @pytest.mark.parametrize("size", [6, 20, 128])
 def test_beam_search_is_brute_force(beam_size: int, size: int) -> None:
@@ -174,6 +175,7 @@ def test_beam_search_is_brute_force(beam_size: int, size: int) -> None:
         )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("beam_size", [1, 2, 3, 4])
 def test_beam_search_with_ties(beam_size: int) -> None:
     """Every entry twice: equal candidates leave equal residuals, so the sums that are found do not depend on ties."""
@@ -259,6 +261,7 @@ def pickled(quantizer: ResidualVQ) -> ResidualVQ:
     return scaled(other)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("counted", [1, 2, 3])
 @pytest.mark.parametrize("beam_size", [1, 4])
 @pytest.mark.parametrize(
@@ -419,7 +422,7 @@ def test_a_collapsed_codebook_recovers() -> None:
     assert squares(quantizer.decode(codes), latents) < 0.5 * before
 
 
-def test_a_dead_code_starts_anew_with_its_statistics() -> None:
+def test_dead_code_is_replaced_with_its_statistics() -> None:
     quantizer = VectorQuantizer(DIM, 4, decay=0.9)
     quantizer.codebook.copy_(torch.tensor([0.0, 9.0, 20.0, 30.0])[:, None].expand(4, DIM))
     quantizer.cluster_size.copy_(torch.tensor([10.0, 10.0, 0.1, 0.1]))
@@ -435,7 +438,7 @@ def test_a_dead_code_starts_anew_with_its_statistics() -> None:
     torch.testing.assert_close(quantizer.codebook[2:], again[2:])
 
 
-def test_entries_start_anew_as_different_rows_while_there_are_enough() -> None:
+def test_dead_codes_are_replaced_by_different_rows() -> None:
     assert random_rows(40, 40).sort().values.tolist() == list(range(40))
     assert len(set(random_rows(40, 7).tolist())) == 7
     assert torch.bincount(random_rows(3, 8), minlength=3).sort().values.tolist() == [2, 3, 3]

@@ -34,6 +34,7 @@ def power_spectrum(audio: Samples) -> np.ndarray:
     return np.asarray(np.abs(np.fft.rfft(audio * np.hanning(len(audio)))) ** 2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize(("time", "rate"), [(1200, 8000), (3200, 16000), (9601, 48000), (36000, 24000)])
 def test_every_signal_has_its_length_and_level_and_depends_on_the_seed_alone(
