@@ -2,6 +2,8 @@
 
     python tools/api_reference.py            # rewrite the tables
     python tools/api_reference.py --check    # exit 1 if they are out of date
+
+Run it after changing the signature or the first docstring line of a public name.
 """
 
 import argparse
