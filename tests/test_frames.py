@@ -12,7 +12,7 @@ from codec.errors import ConfigError
 from codec.frames import FrameSpec, resampled_length
 
 MATH = FrameSpec(sample_rate=24000, hop=320, decoder_delay=320, num_codebooks=8, codebook_size=1024)
-maths = st.builds(
+frame_specs = st.builds(
     FrameSpec,
     sample_rate=st.integers(1, 200_000),
     hop=st.integers(1, 700),
@@ -34,7 +34,7 @@ def test_numbers_by_hand() -> None:
     assert MATH.frames_per_packet(0.001) == 1
 
 
-@given(math_=maths, time=st.integers(1, 3000))
+@given(math_=frame_specs, time=st.integers(1, 3000))
 def test_frames_are_the_fewest_that_hold_the_signal(math_: FrameSpec, time: int) -> None:
     count = 0
     while count * math_.hop - math_.decoder_delay < time:
@@ -44,7 +44,7 @@ def test_frames_are_the_fewest_that_hold_the_signal(math_: FrameSpec, time: int)
     assert math_.time(math_.frames(time) - 1) < time
 
 
-@given(math_=maths, frames=st.integers(0, 10**9))
+@given(math_=frame_specs, frames=st.integers(0, 10**9))
 def test_time_is_the_longest_signal(math_: FrameSpec, frames: int) -> None:
     longest = math_.time(frames)
     assert math_.frames(longest) <= frames
@@ -57,13 +57,13 @@ def test_bits_represent_every_code(size: int) -> None:
     assert 2 ** (bits - 1) < size <= 2**bits
 
 
-@given(math_=maths, time=st.integers(0, 10**13))
+@given(math_=frame_specs, time=st.integers(0, 10**13))
 def test_whole_frames_have_all_their_samples(math_: FrameSpec, time: int) -> None:
     whole = math_.whole_frames(time)
     assert whole * math_.hop <= time < (whole + 1) * math_.hop
 
 
-@given(math_=maths, kbps=st.floats(0.001, 500))
+@given(math_=frame_specs, kbps=st.floats(0.001, 500))
 def test_codebooks_for_bitrate_is_the_largest_that_fits(math_: FrameSpec, kbps: float) -> None:
     per_codebook = Fraction(math_.bits_per_code * math_.sample_rate, math_.hop * 1000)
     fitting = math.floor(Fraction(kbps) / per_codebook)
@@ -76,7 +76,7 @@ def test_codebooks_for_bitrate_is_the_largest_that_fits(math_: FrameSpec, kbps: 
         assert math_.codebooks_for_bitrate(kbps) == min(fitting, math_.num_codebooks)
 
 
-@given(math_=maths, data=st.data())
+@given(math_=frame_specs, data=st.data())
 def test_a_models_own_rate_gives_its_codebooks(math_: FrameSpec, data: st.DataObject) -> None:
     num_codebooks = data.draw(st.integers(1, math_.num_codebooks))
     assert math_.codebooks_for_bitrate(math_.bitrate(num_codebooks)) == num_codebooks
@@ -91,7 +91,7 @@ def test_rates_as_people_write_them() -> None:
     assert thirds.codebooks_for_bitrate(99) == 12
 
 
-@given(math_=maths)
+@given(math_=frame_specs)
 def test_the_lowest_rate_in_the_message_is_accepted(math_: FrameSpec) -> None:
     with pytest.raises(ConfigError, match="lowest rate") as caught:
         math_.codebooks_for_bitrate(0)
