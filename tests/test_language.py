@@ -50,11 +50,13 @@ KEPT = [
     ("codec/config.py", '"adversary": "discriminator"', "a key of release 0.1.0, named in the error for it"),
     ("codec/config.py", '"model.books": "model.num_codebooks"', "a key of release 0.1.0, named in the error for it"),
     ("codec/config.py", '"optimiser": "optimizer"', "a key of release 0.1.0, named in the error for it"),
+    ("codec/evaluation/classifier.py", '"learnt_from"', "a metadata key of release 0.1.0"),
     ("codec/data/token_store.py", "FORMAT_1_KEYS = ", "keys of token stores of release 0.1.0"),
     ("tests/data/test_token_store.py", "Format 1 had the keys", "keys of token stores of release 0.1.0"),
     ("tests/data/test_token_store.py", 'old = metadata | {"format": 1', "keys of token stores of release 0.1.0"),
     ("tests/data/test_token_store.py", '("num_codebooks", "books")', "keys of token stores of release 0.1.0"),
     ("tests/data/test_token_store.py", 'old["frame_math"]', "keys of token stores of release 0.1.0"),
+    ("tests/datasets/miniatures.py", ".book.tsv", "a file name of LibriTTS"),
     ("tests/io/test_audio.py", "Dear diary, today was no audio", "the content of a text file, not prose"),
 ]
 
