@@ -1,4 +1,4 @@
-"""Audio files and streams as float32 blocks [channels, time]: read, resample, write, in memory that does not grow.
+"""Read, resample and write audio files and streams as float32 blocks [channels, time], in constant memory.
 
 with open_reader("in.flac") as reader, open_writer("out.wav", rate=24000, channels=reader.channels) as writer:
     resampler = Resampler(reader.rate, 24000, reader.channels)
@@ -31,7 +31,7 @@ from codec.io.pieces import Pieces
 from codec.io.storage import COPY_BYTES, atomic_output, is_device, raw_stdout, storing, write_all
 
 Block = NDArray[np.float32]  # [channels, time]
-LOUDEST = 1e6  # magnitude of samples that are taken for audio: 120 dB over full scale
+MAX_MAGNITUDE = 1e6  # of samples, 120 dB over full scale; larger values are not audio
 
 # Formats that can be written, by suffix, as libsndfile names them.
 _FORMATS = {
@@ -48,13 +48,13 @@ _FORMATS = {
     ".wav": "WAV",
     ".wave": "WAV",
 }
-# What a folder walk takes for audio. Left out: files without a header (.raw, .gsm) and .mat, which is mostly no audio.
+# Suffixes of audio files in folders, without headerless formats (.raw, .gsm) and .mat, which mostly is not audio.
 AUDIO_SUFFIXES = frozenset(_FORMATS) | frozenset(
     (".aifc", ".avr", ".iff", ".nist", ".opus", ".paf", ".pvf", ".sf", ".snd", ".sph", ".svx", ".voc", ".wve", ".xi")
 )
-_32_BIT_FORMATS = ("AIFF", "AU", "WAV", "WAVEX")  # their headers cannot say sizes past 4 GiB
+_32_BIT_FORMATS = ("AIFF", "AU", "WAV", "WAVEX")  # their headers cannot state sizes over 4 GiB
 _32_BIT_LIMIT = 2**32 - 2**16  # bytes; the margin is for chunks other than the samples
-_OGG_TO_WAV = {  # where each channel of an Ogg file stands in a WAV file, by number of channels
+_OGG_TO_WAV = {  # index in an Ogg file of each channel of a WAV file, by number of channels
     3: [0, 2, 1],
     5: [0, 2, 1, 3, 4],
     6: [0, 2, 1, 4, 5, 3],
@@ -65,17 +65,17 @@ _LIVE_HEADER_BYTES = 44
 _SAMPLE_BYTES = {"PCM_U8": 1, "PCM_16": 2, "PCM_24": 3, "PCM_32": 4, "FLOAT": 4}
 
 SETTLING = {"VORBIS": 16384, "MPEG_LAYER_III": 4096}
-"""Samples to read before those wanted, by subtype: after one seek in five libsndfile 1.2.2 gets a thousand samples of
-Vorbis wrong, and near the end of a file it may be at another place (findings/vorbis_seek.sh)."""
+"""Samples to decode before a part, by subtype: after one in five Vorbis seeks, libsndfile 1.2.2 decodes a thousand
+samples wrongly, and near the end of a file it may be at another position (findings/vorbis_seek.sh)."""
 
 
 def is_audio_path(path: str | Path) -> bool:
-    """Whether the suffix is that of an audio file; the file itself is not looked at."""
+    """Whether the suffix is that of an audio file; the file is not opened."""
     return Path(path).suffix.lower() in AUDIO_SUFFIXES
 
 
 class _Sequential(soundfile.SoundFile):  # type: ignore[misc]
-    """A SoundFile that only goes forward.
+    """A SoundFile that is read forward only.
 
     soundfile seeks after every read, which fails, and loses the last block, in FLAC streams of undeclared length.
     """
@@ -114,16 +114,16 @@ class AudioReader:
         """Largest magnitude of the samples read so far; 1 is full scale."""
 
     def _count_frames(self) -> None:
-        """Have MPEG audio read to its end where it does not say how long it is."""
+        """Count the frames of MPEG audio that does not state its length."""
         frames = mpeg.without_length(self._file)
         if frames is not None:
             self._stream = mpeg.exact(self._file, frames)
             self._expected = None if self._stream.head else frames.time
 
     def _opened(self) -> soundfile.SoundFile:
-        # By descriptor, so that the content decides the format: by name, libsndfile takes any text.au for samples.
+        # By descriptor, so that the content determines the format: by name, libsndfile reads any text.au as samples.
         descriptor = self._file.fileno()
-        os.lseek(descriptor, 0, os.SEEK_SET)  # libsndfile begins where the descriptor stands
+        os.lseek(descriptor, 0, os.SEEK_SET)  # libsndfile starts at the descriptor's position
         try:
             return _Sequential(descriptor if self._stream is None else self._stream, closefd=False)
         except soundfile.LibsndfileError as error:
@@ -150,7 +150,7 @@ class AudioReader:
     def blocks(self, time: int) -> Iterator[Block]:
         """Yield [channels, at most `time`] up to the end of the file; can be read through once.
 
-        Raises UnsupportedAudio where there are no samples, a sample is NaN, infinite or beyond LOUDEST, or the file
+        Raises UnsupportedAudio if there are no samples, a sample is NaN, infinite or beyond MAX_MAGNITUDE, or the file
         cannot be decoded.
         """
         while True:
@@ -179,7 +179,7 @@ class AudioReader:
             )
 
     def part(self, first: int, time: int, *, least: int | None = None) -> Block:
-        """Read [channels, time] from sample `first` on; found by seeking, or by reading forward where that fails.
+        """Read [channels, time] from sample `first` on; by seeking, or by reading forward if seeking fails.
 
         Raises UnsupportedAudio as `blocks`, and where the file ends before `least` samples, all if None.
         """
@@ -187,7 +187,7 @@ class AudioReader:
         if self._seen != first:
             self._go_to(first - earlier)
         else:
-            earlier = 0  # reading on is exact
+            earlier = 0  # reading forward is exact
         block = next(self.blocks(earlier + time), None)
         if block is None or block.shape[1] < earlier + (time if least is None else least):
             raise UnsupportedAudio(
@@ -220,7 +220,7 @@ class AudioReader:
         return counted
 
     def _is_plain(self) -> bool:
-        """Whether every sample has its own bytes, so that libsndfile knows their number from the file's size."""
+        """Whether the format is uncompressed, so that libsndfile derives the length from the file's size."""
         return self.container != "FLAC" and self.subtype.startswith(("PCM_", "FLOAT", "DOUBLE", "ULAW", "ALAW"))
 
     def _rewind(self) -> None:
@@ -228,7 +228,7 @@ class AudioReader:
         self._source, self._seen = self._opened(), 0
 
     def _go_to(self, first: int) -> None:
-        """Have sample `first` come next; past the end if the file is shorter."""
+        """Move to sample `first`, or past the end if the file is shorter."""
         with suppress(soundfile.LibsndfileError):
             if self._source.seek(first) == first:
                 self._seen = first
@@ -239,14 +239,20 @@ class AudioReader:
 
     def _check_samples(self, block: Block) -> None:
         magnitudes = np.abs(block)
-        good = (magnitudes <= LOUDEST).all(axis=0)  # False for NaN too
+        good = (magnitudes <= MAX_MAGNITUDE).all(axis=0)  # False for NaN too
         if not good.all():
             at = int(good.argmin())
             worst = block[:, at].max()  # NaN if one is
-            kind = "NaN" if np.isnan(worst) else "infinite" if np.isinf(block[:, at]).any() else f"beyond {LOUDEST:g}"
+            kind = (
+                "NaN"
+                if np.isnan(worst)
+                else "infinite"
+                if np.isinf(block[:, at]).any()
+                else f"beyond {MAX_MAGNITUDE:g}"
+            )
             raise UnsupportedAudio(
                 f"{self.label} has a sample that is {kind} at {(self._seen + at) / self.rate:.6f} s: "
-                "repair the recording or cut that place out"
+                "repair the recording or cut this part out"
             )
         self.peak = max(self.peak, float(magnitudes.max(initial=0)))
 
@@ -265,7 +271,7 @@ def open_reader(path: str | Path | bytes) -> Iterator[AudioReader]:
             raise UnsupportedAudio(f"{label} is empty (0 bytes): record or copy it again")
         if (count := riff.joined(file)) > 1:
             raise UnsupportedAudio(
-                f"{label} holds {count} WAV files one behind the other, of which most software plays one: split it, or "
+                f"{label} holds {count} WAV files one after another, and others read only the first: split it, or "
                 "join the samples with an audio tool"
             )
         with AudioReader(file, label) as reader:
@@ -273,14 +279,14 @@ def open_reader(path: str | Path | bytes) -> Iterator[AudioReader]:
                 raise without_samples(label)
             if reader.container in _32_BIT_FORMATS and size >= 2**32 + COPY_BYTES:
                 raise UnsupportedAudio(
-                    f"{label} has {size} bytes, but its header can only say 4 GiB and libsndfile stops there: "
+                    f"{label} has {size} bytes, but its header states at most 4 GiB, where libsndfile stops: "
                     "convert it to FLAC, W64 or RF64 first"
                 )
             yield reader
 
 
 def without_samples(label: str) -> UnsupportedAudio:
-    """The error of a recording of 0 s."""
+    """The error for a recording of 0 s."""
     return UnsupportedAudio(f"{label} has no samples (0 s): record or copy it again")
 
 
@@ -323,7 +329,7 @@ def _spooled(stream: BinaryIO, label: str) -> Iterator[BinaryIO]:
 
 
 class Resampler:
-    """Changes the rate of a stream of blocks with soxr's VHQ filter (linear phase, no delay left in the output).
+    """Resample a stream of blocks with soxr's VHQ filter (linear phase, delay compensated).
 
     In all, `resampled_length(samples pushed)` samples come out, however they are cut. Equal rates pass through.
     """
@@ -338,7 +344,7 @@ class Resampler:
         )
 
     def push(self, block: Block) -> Block:
-        """Takes [channels, any time] at the old rate, returns what is ready at the new one."""
+        """Take [channels, any time] at the old rate and return the samples that are complete at the new rate."""
         if self._stream is None:
             return block
         self._pushed += block.shape[1]
@@ -347,10 +353,10 @@ class Resampler:
         return ready
 
     def flush(self) -> Block:
-        """Returns the rest; the resampler takes no more after it."""
+        """Return the remaining samples; the stream is closed then."""
         if self._stream is None:
             return np.zeros((self._channels, 0), np.float32)
-        # soxr rounds its total to the nearest: zeros worth one output sample bring out the one that rounding up adds.
+        # soxr rounds the total length to the nearest; zeros of one output sample yield the one that rounding up adds.
         zeros = np.zeros((self._channels, resampled_length(1, self._to_rate, self._from_rate)), np.float32)
         rest = self._resample(zeros, last=True)
         return rest[:, : resampled_length(self._pushed, self._from_rate, self._to_rate) - self._returned]
@@ -404,7 +410,7 @@ class AudioWriter:
         with self._checked():
             self._target.write(_quantized(block if self._order is None else block[self._order], self._subtype).T)
         if self._container in _32_BIT_FORMATS and self._bridge.tell() > _32_BIT_LIMIT:
-            raise StorageError(f"{self._label} passes the 4 GiB its header can say: write .flac, .w64 or .rf64 instead")
+            raise StorageError(f"{self._label} exceeds the 4 GiB that its header can state: write .flac, .w64 or .rf64")
 
     def clip_notes(self) -> tuple[str, ...]:
         """A sentence about the samples that were clipped, if any were."""
@@ -433,7 +439,7 @@ def open_writer(
     force: bool = False,
     time: int | None = None,
 ) -> Iterator[AudioWriter]:
-    """A file in the format of its suffix that appears under `path` once complete; `-` is standard output, as WAV.
+    """Open an audio file in the format of its suffix, which replaces `path` atomically; `-` is standard output, as WAV.
 
     `subtype` is libsndfile's name of the sample format; 16 bits where the format has them. `time` is the number of
     samples to come, where known: a .wav that would pass 4 GiB is then written as RF64.
@@ -474,7 +480,7 @@ def check_format(suffix: str, subtype: str | None, *, label: str | None = None) 
 
 
 class LiveOutput:
-    """Standard output as 16-bit samples while they are being made: each block is gone when `write` returns.
+    """Stream 16-bit samples to standard output; each block is flushed when `write` returns.
 
     As WAV, whose header claims the largest size there is: readers of streams take that for "up to the end". If standard
     output is a regular file, leaving the context puts the true sizes in. `bare` has no header; the samples are
@@ -490,14 +496,14 @@ class LiveOutput:
             self._send(struct.pack("<4sI4s4sI16s4sI", b"RIFF", most, b"WAVE", b"fmt ", len(form), form, b"data", most))
 
     def write(self, block: Block) -> None:
-        """Sends [channels, time]; samples past full scale are clipped. Raises StorageError."""
+        """Write [channels, time]; samples past full scale are clipped. Raises StorageError."""
         self._send(_quantized(block, "PCM_16").T.astype("<i2").tobytes())
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Complete the header where that is possible. Raises StorageError."""
+        """Complete the header if the output is seekable. Raises StorageError."""
         if self._start is None:
             return
         with storing("standard output"):
@@ -512,7 +518,7 @@ class LiveOutput:
 
 
 def _place_in_file(sink: Any) -> int | None:
-    """Where the next byte goes in a regular file; None for pipes, terminals and files that are appended to."""
+    """The position in a regular file; None for pipes, terminals and files opened to append."""
     try:
         descriptor = sink.fileno()
         if not stat.S_ISREG(os.fstat(descriptor).st_mode):
@@ -520,7 +526,7 @@ def _place_in_file(sink: Any) -> int | None:
         import fcntl
 
         if fcntl.fcntl(descriptor, fcntl.F_GETFL) & os.O_APPEND:
-            return None  # every write goes to the end there
+            return None  # opened to append
         return os.lseek(descriptor, 0, os.SEEK_CUR)
     except (ImportError, OSError):
         return None
@@ -531,14 +537,14 @@ def _quantized(block: Block, subtype: str) -> NDArray[Any]:
         case "FLOAT" | "DOUBLE":
             return block
         case "PCM_16":
-            # Rounded here, because libsndfile rounds down when it writes floats to WAV: half a step of offset.
+            # Rounded here, because libsndfile rounds floats down in WAV files, which adds an offset of half a step.
             return np.rint(np.clip(block * 32768, -32768, 32767)).astype(np.int16)
         case _:
             return np.clip(block, -1, 1)
 
 
 class _Bridge:
-    """A file as libsndfile's callbacks see it: no exception can cross C, so the first one waits for `check`."""
+    """A file for libsndfile's callbacks. Exceptions cannot pass through C, so the first one is kept for `check`."""
 
     def __init__(self, file: BinaryIO) -> None:
         self._file = file
@@ -561,7 +567,7 @@ class _Bridge:
         if self._error is None:
             try:
                 return call(*arguments)
-            except BaseException as error:  # an interrupt too: lost here, it would leave a gap in the file
+            except BaseException as error:  # KeyboardInterrupt too, which would otherwise be lost
                 self._error = error
         return 0
 
@@ -579,7 +585,7 @@ def _reading(label: str) -> Iterator[None]:
 
 
 def read_audio(path: str | Path | bytes, *, rate: int | None = None, mono: bool = False) -> tuple[Block, int]:
-    """The whole file as [channels, time] and its rate in Hz, resampled to `rate`, channels averaged if `mono`.
+    """Read a whole file as [channels, time] and its sample rate in Hz; resample to `rate`, average channels if `mono`.
 
     Raises as `open_reader`.
     """
@@ -593,12 +599,12 @@ def read_audio(path: str | Path | bytes, *, rate: int | None = None, mono: bool 
 
 
 def resample(array: Block, from_rate: int, to_rate: int) -> Block:
-    """A whole signal [channels, time] at another rate, `resampled_length` samples long."""
+    """Resample a whole signal [channels, time]; the result has `resampled_length` samples."""
     resampler = Resampler(from_rate, to_rate, array.shape[0])
     return np.concatenate([resampler.push(array), resampler.flush()], axis=1)
 
 
 def write_audio(path: str | Path, array: Block, rate: int, *, force: bool = False) -> None:
-    """Writes [channels, time], 16 bits where the format has them. Raises as `open_writer`."""
+    """Write [channels, time], with 16 bits if the format has them. Raises as `open_writer`."""
     with open_writer(path, rate=rate, channels=array.shape[0], force=force, time=array.shape[1]) as writer:
         writer.write(array)

@@ -37,7 +37,7 @@ _CHUNK = 2**20
 
 
 class Frame(NamedTuple):
-    """What the four bytes of a frame's header say."""
+    """The fields of a frame header (four bytes)."""
 
     size: int
     """Bytes, header included."""
@@ -45,7 +45,7 @@ class Frame(NamedTuple):
     """Samples per channel."""
     layer: int
     info_at: int
-    """Where the mark of a Xing or Info frame stands: after header, checksum and side information."""
+    """Offset of the mark of a Xing or Info frame: after header, checksum and side information."""
 
 
 class Frames(NamedTuple):
@@ -55,13 +55,13 @@ class Frames(NamedTuple):
     number: int
     header: bytes
     delay: int
-    """Samples that the encoder added before the first one, as the first LAME part says."""
+    """Encoder delay in samples, from the first LAME part."""
     padding: int
-    """Samples that it added after the last one, as the last LAME part says."""
+    """Encoder padding in samples, from the last LAME part."""
 
     @property
     def time(self) -> int:
-        """Samples per channel of all frames, with the samples that the encoder added."""
+        """Samples per channel of all frames, including the encoder's delay and padding."""
         frame = _frame(self.header)
         assert frame is not None
         return self.number * frame.samples
@@ -73,7 +73,7 @@ def is_mpeg(container: str) -> bool:
 
 
 def begins(file: BinaryIO) -> bool:
-    """Whether the file begins with MPEG audio, behind any ID3 tags."""
+    """Whether the file begins with MPEG audio, after any ID3 tags."""
     file.seek(_after_tag(file))
     return _frame(file.read(4)) is not None
 
@@ -105,19 +105,19 @@ def without_length(file: BinaryIO) -> Frames | None:
 
 @dataclass(frozen=True)
 class _Known:
-    """Key that identifies a file."""
+    """The identity of a file, as a key of the cache."""
 
     identity: tuple[int, ...]
     file: BinaryIO = field(compare=False)
 
 
-@lru_cache(maxsize=256)  # a training run opens the same files again and again
+@lru_cache(maxsize=256)  # because a training run opens the same files many times
 def _known_frames(known: _Known) -> Frames | None:
     return find_frames(known.file)
 
 
 def find_frames(file: BinaryIO) -> Frames | None:
-    """Find all frames of a file, whatever stands between them; None if there are none. Reads the whole file.
+    """Find all frames of a file, with any bytes between them; None if there are none. Reads the whole file.
 
     A frame counts where another one of the same kind, or the end of the file, or a tag, follows it.
     """

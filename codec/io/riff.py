@@ -1,4 +1,4 @@
-"""WAV files whose writer never came back to fill in the sizes: it was killed, or wrote to a pipe.
+"""WAV files without final sizes in the header, because their writer was killed or wrote to a pipe.
 
 Such a header states 0 bytes of samples, and libsndfile believes it. `finished` shows libsndfile the same file with the
 sizes that it has.
@@ -13,7 +13,7 @@ from typing import BinaryIO
 
 from codec.io.pieces import Pieces
 
-_HEADER_BYTES = 2**20  # that a header has at most
+_HEADER_BYTES = 2**20  # maximum size of a header
 _LARGEST = 2**32 - 2**16  # bytes of samples that a header can state
 
 
@@ -50,7 +50,7 @@ def finished(file: BinaryIO) -> Pieces | None:
 
 
 def joined(file: BinaryIO) -> int:
-    """How many WAV files stand one behind the other in this file; 0 if it is not WAV."""
+    """The number of WAV files that are concatenated in this file; 0 if it is not WAV."""
     size, position, count = file.seek(0, os.SEEK_END), 0, 0
     while position + 12 <= size:
         file.seek(position)

@@ -25,7 +25,7 @@ from codec.codes import Codes as CodesView
 from codec.config import Config
 from codec.errors import UsageError
 from codec.frames import FrameSpec, resampled_length
-from codec.io.audio import LOUDEST
+from codec.io.audio import MAX_MAGNITUDE
 from codec.nn.quantize.base import Quantized, Quantizer
 from codec.nn.resample import resample
 from codec.nn.shapes import Audio, Codes, Latents
@@ -641,9 +641,9 @@ class Codec(nn.Module):
             )
 
     def check_samples(self, audio: Audio) -> None:
-        """Raise UsageError if a sample is NaN, infinite or beyond `audio.LOUDEST`."""
-        if audio.numel() and not audio.abs().max() <= LOUDEST:  # false for NaN too
-            raise UsageError(f"audio has samples that are NaN, infinite or beyond {LOUDEST:g}; full scale is 1")
+        """Raise UsageError if a sample is NaN, infinite or beyond `audio.MAX_MAGNITUDE`."""
+        if audio.numel() and not audio.abs().max() <= MAX_MAGNITUDE:  # false for NaN too
+            raise UsageError(f"audio has samples that are NaN, infinite or beyond {MAX_MAGNITUDE:g}; full scale is 1")
 
     def check_codes(self, codes: Codes) -> None:
         """Raise UsageError unless codes are int64 [batch, codebooks, frames] within their codebooks."""

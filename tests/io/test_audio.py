@@ -206,9 +206,9 @@ def test_bad_sample_is_reported_with_its_time(tmp_path: Path, value: float, word
     ("name", "content", "words"),
     [
         ("empty.wav", b"", "is empty"),
-        ("text.wav", b"Dear diary, today was no audio.\n" * 50, "is not audio"),
-        ("text.au", b"Dear diary, today was no audio.\n" * 50, "is not audio"),
-        ("text.raw", b"Dear diary, today was no audio.\n" * 50, "is not audio"),
+        ("text.wav", b"Dear diary, this text is not audio.\n" * 50, "is not audio"),
+        ("text.au", b"Dear diary, this text is not audio.\n" * 50, "is not audio"),
+        ("text.raw", b"Dear diary, this text is not audio.\n" * 50, "is not audio"),
         ("head.wav", wav_bytes(b"")[:30], "is not audio"),
         ("none.wav", wav_bytes(b""), "has no samples"),
         ("gone.wav", wav_bytes(b"", claimed=4000), "has no samples"),
@@ -377,7 +377,7 @@ def test_wav_that_would_pass_four_gibibytes(tmp_path: Path, monkeypatch: pytest.
     audio.write_audio(tmp_path / "short.wav", array[:, :2400], 8000)
     assert soundfile.info(tmp_path / "short.wav").format == "WAV"
     with (
-        pytest.raises(StorageError, match=r"unknown\.wav passes the 4 GiB"),
+        pytest.raises(StorageError, match=r"unknown\.wav exceeds the 4 GiB"),
         open_writer(tmp_path / "unknown.wav", rate=8000, channels=2) as writer,
     ):
         writer.write(array)

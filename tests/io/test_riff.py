@@ -69,9 +69,9 @@ def test_headers_that_are_not_whole(data: bytes) -> None:
     assert finished(io.BytesIO(data)) is None
 
 
-def test_files_one_behind_the_other_are_named() -> None:
+def test_concatenated_files_raise() -> None:
     whole = bytes(written("WAV", "PCM_16"))
     assert joined(io.BytesIO(whole)) == 1
     assert joined(io.BytesIO(whole * 3)) == 3
-    with pytest.raises(UnsupportedAudio, match="holds 2 WAV files one behind the other"), open_reader(whole * 2):
+    with pytest.raises(UnsupportedAudio, match="holds 2 WAV files one after another"), open_reader(whole * 2):
         pass
