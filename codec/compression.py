@@ -253,7 +253,7 @@ def target_of(source: str | Path, output: str | Path | None, suffix: str) -> str
     misnamed = suffix == ".codec" and output is not None and is_audio_path(output) and not Path(output).is_dir()
     if misnamed and Path(str(output)) != Path(source):
         raise UsageError(
-            f"{output} would be a .codec file under the name of an audio file: name it {Path(output).stem}.codec, or "
+            f"{output} would be a .codec file under the name of an audio file: name it {Path(str(output)).stem}.codec, or "
             "use codec decode to write audio"
         )
     if output is None:

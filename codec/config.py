@@ -43,7 +43,7 @@ RENAMED = {
     "model.lookup": "model.distance",
     "model.project": "model.codebook_dim",
     "model.search": "model.beam_size",
-    "optimiser": "optimizer",
+    "optimiser": "optimizer",  # codespell:ignore optimiser
     "optimizer.average": "optimizer.ema_decay",
     "optimizer.clip": "optimizer.grad_clip",
     "optimizer.decay": "optimizer.weight_decay",

@@ -118,7 +118,7 @@ def tokenize(
     """Encode every clip of `source`, as `codec.data.clips` finds them, to a token store in the folder `target`.
 
     Channels are averaged. With `level_db`, from -60 to 0, every clip is scaled before it is encoded, so that the RMS of
-    its loud part (`codec.io.level`) is `level_db` dBFS. A store that exists is resumed: complete shards are kept, and in
+    its loud part (`codec.io.level`) is `level_db` dBFS. An existing store is resumed: complete shards are kept, and in
     shards with failures the clips that did not fail. `force` starts over. A clip that cannot be read does not stop the
     others; it is listed in the report and in its shard's lines. `jobs` and `engine` as in `codec.parallel.each`.
 
