@@ -250,14 +250,14 @@ def target_of(source: str | Path, output: str | Path | None, suffix: str) -> str
     """
     if Path(source).is_dir():
         raise InputNotFound(f"{source} is a folder: name a file in it")
-    misnamed = suffix == ".codec" and output is not None and is_audio_path(output) and not Path(output).is_dir()
-    if misnamed and Path(str(output)) != Path(source):
-        raise UsageError(
-            f"{output} would be a .codec file under the name of an audio file: name it {Path(str(output)).stem}.codec, or "
-            "use codec decode to write audio"
-        )
     if output is None:
         return "-" if str(source) == "-" else str(Path(source).with_suffix(suffix))
+    misnamed = suffix == ".codec" and is_audio_path(output) and not Path(output).is_dir()
+    if misnamed and Path(output) != Path(source):
+        raise UsageError(
+            f"{output} would be a .codec file under the name of an audio file: name it {Path(output).stem}.codec, or "
+            "use codec decode to write audio"
+        )
     if Path(output).is_dir() and str(source) != "-":
         return str(Path(output, Path(source).name).with_suffix(suffix))
     if str(output).endswith("/"):
