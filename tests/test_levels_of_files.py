@@ -49,7 +49,7 @@ def test_clipping_is_counted_and_floats_keep_the_peaks(noise: Path, monkeypatch:
     loud(model, monkeypatch)
     report = codec.decode_file(noise.with_suffix(".codec"), noise.with_name("b.wav"), model=model)
     (note,) = report.notes
-    assert "samples were clipped, the peak was +0.34 dBFS: --subtype FLOAT keeps them" in note
+    assert "samples clipped at a peak of +0.34 dBFS (--subtype FLOAT keeps them)" in note
     assert soundfile.read(noise.with_name("b.wav"))[0].max() == 32767 / 32768
     out = noise.with_name("c.wav")
     report = codec.decode_file(noise.with_suffix(".codec"), out, model=model, subtype="FLOAT")

@@ -229,12 +229,14 @@ def generate(
                 sampling=sampling,
             )
             blocks = iter([filled])
-        time = _write(
+        time, notes = _write(
             target, (block[0].cpu().numpy() for block in blocks), rate=rate, subtype=subtype, force=force, raw=raw
         )
         speed = time / rate / (perf_counter() - began)
         name = "standard output" if target == "-" else target
-        say(f"{name}: {time / rate:.2f} s, {speed:.1f} × real time, seed {number}")
+        say(
+            f"{name}: {time / rate:.2f} s, {speed:.1f} × real time, {''.join(f'{note}, ' for note in notes)}seed {number}"
+        )
 
 
 def _check(output: str, *, endless: bool, count: int, raw: bool) -> None:
@@ -294,8 +296,10 @@ def _sampling(model: "CodecLM", repetition: dict[str, float | None], **texts: st
     return Sampling.from_data(values, source="options")
 
 
-def _write(target: str, blocks: "Iterator[Block]", *, rate: int, subtype: str | None, force: bool, raw: bool) -> int:
-    """Write blocks as they are generated; returns the number of samples. Raises UsageError if there are none."""
+def _write(
+    target: str, blocks: "Iterator[Block]", *, rate: int, subtype: str | None, force: bool, raw: bool
+) -> tuple[int, tuple[str, ...]]:
+    """Write blocks as they are generated; returns the number of samples, and what was clipped. Raises UsageError if there are none."""
     from codec.io.audio import LiveOutput, open_writer
 
     time = 0
@@ -304,15 +308,13 @@ def _write(target: str, blocks: "Iterator[Block]", *, rate: int, subtype: str | 
             for block in blocks:
                 sink.write(block)
                 time += block.shape[1]
-        return _nonzero(time)
+        return _nonzero(time), ()
     with open_writer(target, rate=rate, channels=1, subtype=subtype, force=force) as writer:
         for block in blocks:
             writer.write(block)
             time += block.shape[1]
         _nonzero(time)
-    for note in writer.clip_notes():
-        say(f"note: {note}")
-    return time
+    return time, writer.clip_notes()
 
 
 def _nonzero(time: int) -> int:

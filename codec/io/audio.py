@@ -417,7 +417,7 @@ class AudioWriter:
         if not self.clipped:
             return ()
         peak = 20 * math.log10(self.peak)
-        return (f"{self.clipped} samples were clipped, the peak was {peak:+.2f} dBFS: --subtype FLOAT keeps them",)
+        return (f"{self.clipped} samples clipped at a peak of {peak:+.2f} dBFS (--subtype FLOAT keeps them)",)
 
     @contextmanager
     def _checked(self) -> Iterator[None]:

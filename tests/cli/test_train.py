@@ -59,7 +59,7 @@ def test_shipped_recipes_by_name(cli: Cli, calls: list[Any], lm_calls: list[Any]
     assert lm_calls[0][0].name == "digits-8k-lm"
     result = cli("train", "./general", "--data", "sounds")
     assert (result.code, len(calls)) == (2, 1)
-    assert "general: not a readable TOML file" in result.err
+    assert "general is not a readable TOML file" in result.err
     assert "digits/lm names no data.store" in cli("train", "digits/lm").err
 
 

@@ -79,7 +79,7 @@ def test_overrides_reach_every_table(tmp_path: Path) -> None:
         ({"model": {"sample_rate": -8000}}, "model.sample_rate = -8000"),
         ({"model": {"hop": 0}}, "model.hop = 0"),
         ({"model": {"dim": 0}}, "model.dim = 0"),
-        ({"model": {"dim": 81}}, "dim = 81 is more than hop = 80"),
+        ({"model": {"dim": 81}}, "dim = 81 exceeds hop = 80"),
         ({"model": {"num_codebooks": 0}}, "model.num_codebooks = 0"),
         ({"model": {"codebook_size": 10**12}}, "model.codebook_size = 1000000000000"),
         ({"model": {"encoder_width": 0}}, "model.encoder_width = 0"),
