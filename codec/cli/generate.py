@@ -233,10 +233,9 @@ def generate(
             target, (block[0].cpu().numpy() for block in blocks), rate=rate, subtype=subtype, force=force, raw=raw
         )
         speed = time / rate / (perf_counter() - began)
+        clipped = "".join(f"{note}, " for note in notes)
         name = "standard output" if target == "-" else target
-        say(
-            f"{name}: {time / rate:.2f} s, {speed:.1f} × real time, {''.join(f'{note}, ' for note in notes)}seed {number}"
-        )
+        say(f"{name}: {time / rate:.2f} s, {speed:.1f} × real time, {clipped}seed {number}")
 
 
 def _check(output: str, *, endless: bool, count: int, raw: bool) -> None:
@@ -299,7 +298,10 @@ def _sampling(model: "CodecLM", repetition: dict[str, float | None], **texts: st
 def _write(
     target: str, blocks: "Iterator[Block]", *, rate: int, subtype: str | None, force: bool, raw: bool
 ) -> tuple[int, tuple[str, ...]]:
-    """Write blocks as they are generated; returns the number of samples, and what was clipped. Raises UsageError if there are none."""
+    """Write blocks as they are generated; returns the number of samples, and notes on what was clipped.
+
+    Raises UsageError if there are no samples.
+    """
     from codec.io.audio import LiveOutput, open_writer
 
     time = 0
