@@ -76,7 +76,10 @@ def train(
         ),
     ] = False,
 ) -> None:
-    """Train a codec or a language model by a recipe."""
+    """Train a codec or a language model by a recipe.
+
+    Example: codec train general --data DIR --out runs/general
+    """
     from codec.config import read_toml
     from codec.datasets import recipes
     from codec.training.codec.recipe import Recipe
