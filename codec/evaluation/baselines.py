@@ -101,24 +101,37 @@ def find_baselines(text: str) -> tuple[Baseline, ...]:
         UsageError: an unknown encoder or setting.
         MissingDependency: a tool is not installed; the message has the name of the Debian package.
     """
-    return tuple(_find(item.strip()) for item in dict.fromkeys(text.split(",")))
+    items = [item.strip() for item in dict.fromkeys(text.split(","))]
+    for item in items:  # before any tool is asked for
+        if not _is_known(item):
+            raise UsageError(
+                f'unknown baseline "{item}": write opus:KBPS, {OPUS_KBPS[0]:g} to {OPUS_KBPS[1]:g}, '
+                f"codec2:MODE, one of {', '.join(CODEC2_MODES)}, or original"
+            )
+    return tuple(map(_find, items))
+
+
+def _is_known(item: str) -> bool:
+    name, _, setting = item.partition(":")
+    match name:
+        case "opus":
+            return bool(re.fullmatch(r"\d+(\.\d+)?", setting)) and OPUS_KBPS[0] <= float(setting) <= OPUS_KBPS[1]
+        case "codec2":
+            return setting in CODEC2_MODES
+        case _:
+            return item == "original"
 
 
 def _find(item: str) -> Baseline:
     if item == "original":
         return Original("", item, "original: the recordings at the model's sample rate, without a codec")
     name, _, setting = item.partition(":")
-    if name == "opus" and re.fullmatch(r"\d+(\.\d+)?", setting) and OPUS_KBPS[0] <= float(setting) <= OPUS_KBPS[1]:
+    if name == "opus":
         _need("opus-tools", "opusenc", "opusdec")
         return _opus(setting, _call("opusenc", "--version"))
-    if name == "codec2" and setting in CODEC2_MODES:
-        _need("codec2", "c2enc", "c2dec")
-        note = f"codec2: c2enc at 8 kHz (its version is unknown), with its delay of {CODEC2_DELAY} samples removed"
-        return Codec2(setting, item, note)
-    raise UsageError(
-        f'unknown baseline "{item}": write opus:KBPS, {OPUS_KBPS[0]:g} to {OPUS_KBPS[1]:g}, '
-        f"codec2:MODE, one of {', '.join(CODEC2_MODES)}, or original"
-    )
+    _need("codec2", "c2enc", "c2dec")
+    note = f"codec2: c2enc at 8 kHz (its version is unknown), with its delay of {CODEC2_DELAY} samples removed"
+    return Codec2(setting, item, note)
 
 
 def _opus(setting: str, version_text: str) -> Opus:
