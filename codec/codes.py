@@ -1,10 +1,10 @@
-"""A light view of codes: how many frames, how many seconds, which bit rate, and cuts in time.
+"""A view of codes with their number of frames, duration and bit rate, which can be cut in time.
 
-Example at 24 kHz, hop 480, 12 codebooks of 1024, with a decoder that is late by 480 samples:
+Example at 24 kHz, hop 480, 12 codebooks of 1024, decoder delay 480 samples:
 
     view = model.codes(audio)  # 24000 samples: 51 frames
     view.seconds, view.bitrate  # 1.0 s, 6.0 kbit/s
-    view[:26].seconds  # 0.5 s: 26 frames hold 26 · 480 - 480 = 12000 samples
+    view[:26].seconds  # 0.5 s: 26 frames hold 26 * 480 - 480 = 12000 samples
     model.decode(view)  # [1, 1, 24000]
 """
 
@@ -22,10 +22,10 @@ from codec.frames import FrameSpec
 
 @dataclass(frozen=True, eq=False)
 class Codes:
-    """Codes of a model, with what its frames mean; `Codec.codes` makes it, `Codec.decode` takes it.
+    """Codes of a model with its frame spec, as `Codec.codes` returns them and `Codec.decode` takes them.
 
-    `codes` is int64 [batch, codebooks, frames], not a copy. `length` is how many samples at the model's rate `decode`
-    makes of them; frames hold `frame_spec.time(frames)` samples at most.
+    `codes` is int64 [batch, codebooks, frames], not a copy. `length` is the number of samples at the model's rate that
+    `decode` returns, at most `frame_spec.time(frames)`.
     """
 
     codes: Tensor
@@ -40,22 +40,22 @@ class Codes:
 
     @property
     def frames(self) -> int:
-        """Latent steps, the last axis of `codes`; includes the frames that bring out the decoder's late end."""
+        """Number of frames, including those that flush the decoder's delay."""
         return self.codes.shape[2]
 
     @property
     def num_codebooks(self) -> int:
-        """Codebooks that these codes use, index 0 the coarsest."""
+        """Number of codebooks of these codes; codebook 0 is the coarsest."""
         return self.codes.shape[1]
 
     @property
     def seconds(self) -> float:
-        """Duration of the audio that `Codec.decode` makes of them."""
+        """Duration of the decoded audio."""
         return self.frame_spec.seconds(self.length)
 
     @property
     def bitrate(self) -> float:
-        """Rate of the codes in kbit/s per row, at fixed width (10 bits for a codebook of 1024), without a container."""
+        """Bit rate in kbit/s per row at fixed width (10 bits for a codebook of 1024), without a container."""
         return self.frame_spec.bitrate(self.num_codebooks)
 
     def numpy(self) -> NDArray[np.int64]:
@@ -64,21 +64,19 @@ class Codes:
         return array
 
     def __getitem__(self, frames: slice) -> Codes:
-        """Frames start to stop - 1, counted as in any sequence: view[10:60], view[-50:].
+        """Slice frames as in any sequence: view[10:60], view[-50:].
 
-        A decoder that begins in the middle has not seen what came before: the first hop of its audio fades in.
+        A decoder that begins in the middle lacks the frames before: the first hop of its audio fades in.
 
-        Raises UsageError for a step, or anything but a slice of whole numbers.
+        Raises UsageError for a slice with a step, and for anything but a slice of whole numbers.
         """
         if not isinstance(frames, slice) or frames.step not in (None, 1):
-            raise UsageError(
-                f"{frames!r} does not cut codes in time: write view[10:60], or between(0.2, 1.2) in seconds"
-            )
+            raise UsageError(f"{frames!r} is not a slice of frames: write view[10:60], or between(0.2, 1.2) in seconds")
         try:
             first, last, _ = frames.indices(self.frames)
         except TypeError as error:
             raise UsageError(
-                f"{frames!r} is not in whole frames: write view[10:60], or between(0.2, 1.2) in seconds"
+                f"{frames!r} is not a slice of whole frames: write view[10:60], or between(0.2, 1.2) in seconds"
             ) from error
         last = max(first, last)
         holds = self.frame_spec.time(last - first)
@@ -89,17 +87,17 @@ class Codes:
         )
 
     def between(self, start: float, stop: float) -> Codes:
-        """The frames that hold the audio from `start` to `stop` seconds; it begins with the frame that `start` is in.
+        """Cut the audio from `start` to `stop` seconds; it begins with the frame that contains `start`.
 
         Raises UsageError unless 0 <= start <= stop <= `seconds`.
         """
         if not 0 <= start <= stop <= self.seconds:
-            raise UsageError(f"{start:g} to {stop:g} s is not within these codes' {self.seconds:g} s")
-        math = self.frame_spec
-        end = min(math.samples(stop), self.length)
-        first = math.whole_frames(math.samples(start))
-        time = max(0, end - first * math.hop)
-        return Codes(self.codes[:, :, first : first + math.frames(time)], math, time)
+            raise UsageError(f"{start:g} to {stop:g} s is not within the {self.seconds:g} s of these codes")
+        spec = self.frame_spec
+        end = min(spec.samples(stop), self.length)
+        first = spec.whole_frames(spec.samples(start))
+        time = max(0, end - first * spec.hop)
+        return Codes(self.codes[:, :, first : first + spec.frames(time)], spec, time)
 
 
 def entropy(counts: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""For all tests: shapes in signatures are checked while they run, and no example has a deadline on a busy machine."""
+"""Settings of all tests: shapes in signatures are checked, and examples have no deadline on a busy machine."""
 
 import os
 import signal
@@ -10,7 +10,7 @@ import pytest
 from hypothesis import settings
 from jaxtyping import install_import_hook
 
-# `models.base` checks the shapes users give by itself, with errors of its own, and is tested for them.
+# without `models.base`, which checks shapes itself and whose errors are tested
 install_import_hook(["codec.nn", "codec.models.causal"], "beartype.beartype")
 
 settings.register_profile("tests", deadline=None)
@@ -44,10 +44,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="session")
 def ray_cluster() -> Iterator[str]:
-    """A Ray cluster of this machine, by its address; skips where Ray is not installed."""
+    """Start a Ray cluster on this machine and yield its address; skip if Ray is not installed."""
     os.environ |= {"RAY_USAGE_STATS_ENABLED": "0", "RAY_worker_niceness": "0"}
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # Ray's own, of its imports and of files it leaves to the collector
+        warnings.simplefilter("ignore")  # Ray warns of its imports and of files it does not close
         ray = pytest.importorskip("ray")
         pytest.importorskip("ray.data")
         ray.init(num_cpus=2, include_dashboard=False, logging_level="ERROR", log_to_driver=False)

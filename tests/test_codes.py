@@ -42,14 +42,14 @@ def test_numpy_is_int64() -> None:
         (slice(np.int64(3), np.int64(5)), range(3, 5), 480),
     ],
 )
-def test_cuts_by_frames(cut: slice, frames: range, length: int) -> None:
+def test_slices_of_frames(cut: slice, frames: range, length: int) -> None:
     part = VIEW[cut]
     assert torch.equal(part.codes, CODES[..., list(frames)])
     assert part.length == length
 
 
 @pytest.mark.parametrize("cut", [3, slice(0, 9, 2), slice(0.5, 1.5), "a", (slice(1), slice(1))])
-def test_what_is_no_cut(cut: Any) -> None:
+def test_invalid_slices(cut: Any) -> None:
     with pytest.raises(UsageError, match=r"write view\[10:60\], or between"):
         VIEW[cut]
 
@@ -72,13 +72,13 @@ def test_cuts_by_seconds(start: float, stop: float, first: int, length: int) -> 
 
 
 @pytest.mark.parametrize("span", [(-0.1, 0.5), (0.5, 0.4), (0.5, 1.1), (float("nan"), 1.0)])
-def test_seconds_outside(span: tuple[float, float]) -> None:
-    with pytest.raises(UsageError, match="is not within these codes' 1 s"):
+def test_seconds_out_of_range(span: tuple[float, float]) -> None:
+    with pytest.raises(UsageError, match="is not within the 1 s of these codes"):
         VIEW.between(*span)
 
 
-def test_a_cut_decodes_to_that_part_of_the_audio() -> None:
-    """From its second hop on: the first fades in, and networks look back on up to a few frames."""
+def test_a_slice_decodes_to_its_part_of_the_audio() -> None:
+    """From its second hop on, because the first fades in and networks depend on a few past frames."""
     model = tiny_model()  # whose networks are silent
     audio = 0.3 * torch.randn(1, 1, 4000, generator=torch.Generator().manual_seed(0))
     view = model.codes(audio)
@@ -91,7 +91,7 @@ def test_a_cut_decodes_to_that_part_of_the_audio() -> None:
         assert same.abs().max() < 0.02
 
 
-def test_what_is_no_view() -> None:
+def test_invalid_views() -> None:
     with pytest.raises(UsageError, match=r"codes are \[51\]"):
         Codes(CODES[0, 0], MATH, 5)
     with pytest.raises(UsageError, match="51 frames hold 0 to 24000 samples, not 24001"):

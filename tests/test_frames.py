@@ -22,7 +22,7 @@ frame_specs = st.builds(
 )
 
 
-def test_numbers_by_hand() -> None:
+def test_conversions_by_hand() -> None:
     assert MATH.frame_rate == 75
     assert MATH.bits_per_code == 10
     assert [MATH.frames(time) for time in (0, 1, 320, 321, 640, 24000)] == [0, 2, 2, 3, 3, 76]
@@ -77,12 +77,12 @@ def test_codebooks_for_bitrate_is_the_largest_that_fits(math_: FrameSpec, kbps: 
 
 
 @given(math_=frame_specs, data=st.data())
-def test_a_models_own_rate_gives_its_codebooks(math_: FrameSpec, data: st.DataObject) -> None:
+def test_the_bitrate_of_a_model_gives_all_its_codebooks(math_: FrameSpec, data: st.DataObject) -> None:
     num_codebooks = data.draw(st.integers(1, math_.num_codebooks))
     assert math_.codebooks_for_bitrate(math_.bitrate(num_codebooks)) == num_codebooks
 
 
-def test_rates_as_people_write_them() -> None:
+def test_rounded_bit_rates() -> None:
     thirds = FrameSpec(
         sample_rate=24000, hop=360, decoder_delay=360, num_codebooks=12, codebook_size=1024
     )  # 2/3 kbit/s per codebook
@@ -99,7 +99,7 @@ def test_the_lowest_rate_in_the_message_is_accepted(math_: FrameSpec) -> None:
     assert math_.codebooks_for_bitrate(float(advice)) >= 1
 
 
-def test_nan_is_no_bitrate() -> None:
+def test_nan_is_not_a_bitrate() -> None:
     with pytest.raises(ConfigError, match="nan"):
         MATH.codebooks_for_bitrate(float("nan"))
 
@@ -118,7 +118,7 @@ def test_resampled_length_is_exact(time: int, from_rate: int, to_rate: int) -> N
     ("field", "value"),
     [("sample_rate", 0), ("hop", 0), ("decoder_delay", -1), ("num_codebooks", 0), ("codebook_size", 1)],
 )
-def test_impossible_sizes(field: str, value: int) -> None:
+def test_invalid_sizes(field: str, value: int) -> None:
     sizes = {"sample_rate": 24000, "hop": 320, "decoder_delay": 320, "num_codebooks": 8, "codebook_size": 1024}
     with pytest.raises(ConfigError, match=f"{field} is {value}"):
         FrameSpec(**{**sizes, field: value})

@@ -26,7 +26,7 @@ CONFIG = CausalConfig(
 
 
 def tiny_model(seed: int = 0) -> CausalCodec:
-    """8 kHz, 10 ms frames, 3 codebooks of 20; untrained, with a name and a made-up hash, ready for use."""
+    """8 kHz, 10 ms frames, 3 codebooks of 20; untrained, in evaluation mode, with a name and an invented hash."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         model = CausalCodec(CONFIG)

@@ -1,4 +1,4 @@
-"""Sample rates of tensors: by soxr on the CPU, by torchaudio on other devices, where it can be imported."""
+"""Resampling of tensors: by soxr on the CPU, by torchaudio on other devices if it can be imported."""
 
 from __future__ import annotations
 
@@ -12,18 +12,19 @@ from torch import Tensor
 
 from codec.errors import MissingDependency
 
-# torchaudio's windowed sinc. Its defaults (6 zero crossings, Hann) let a tone 4 % above the new Nyquist frequency fold
-# back at -9 dB; these pass all up to 95 % of it within 0.1 dB, and what lies 1 % above it comes back below -120 dB.
+# Parameters of torchaudio's windowed sinc. With its defaults (6 zero crossings, Hann), a tone 4 % above the new Nyquist
+# frequency aliases at -9 dB. These are flat within 0.1 dB up to 95 % of it, and aliases from 1 % above it are below
+# -120 dB.
 ZERO_CROSSINGS = 128  # on each side
 ROLLOFF = 0.97  # cut-off relative to the lower Nyquist frequency
 KAISER_BETA = 12.0
-LARGEST_KERNEL = 1 << 24  # numbers: rates without a common factor would need a filter for each output sample
+LARGEST_KERNEL = 1 << 24  # numbers, because rates without a common factor need a filter for each output sample
 
 
 def resample(audio: Tensor, from_rate: int, to_rate: int) -> Tensor:
-    """Audio [rows, time] at another rate in Hz: [rows, ceil(time · to_rate / from_rate)], on the same device.
+    """Resample audio [rows, time] to [rows, ceil(time * to_rate / from_rate)], on the same device; rates are in Hz.
 
-    On a CPU soxr is as steep and up to 20 times as fast, and files are resampled by it, too, so codes are the same.
+    On a CPU, soxr has as steep a filter and is up to 20 times as fast; it resamples files too, so codes are equal.
 
     Raises MissingDependency: soxr is needed and cannot be imported.
     """
@@ -35,7 +36,7 @@ def resample(audio: Tensor, from_rate: int, to_rate: int) -> Tensor:
 
 
 def by_torchaudio(audio: Tensor, from_rate: int, to_rate: int) -> Tensor:
-    """As `resample`, by torchaudio's windowed sinc on the audio's device."""
+    """Resample by torchaudio's windowed sinc on the device of the audio."""
     functional = torchaudio_functional()
     assert functional is not None
     out: Tensor = functional.resample(
@@ -51,18 +52,18 @@ def by_torchaudio(audio: Tensor, from_rate: int, to_rate: int) -> Tensor:
 
 
 def by_soxr(audio: Tensor, from_rate: int, to_rate: int) -> Tensor:
-    """As `resample`, by soxr on the CPU."""
+    """Resample by soxr on the CPU."""
     try:
         from codec.io.audio import resample as resample_array
     except ImportError as error:
         raise MissingDependency(
-            f"nothing here can resample {from_rate} to {to_rate} Hz: install soxr or resample it before"
+            f"resampling {from_rate} to {to_rate} Hz needs soxr: install it, or resample the audio before"
         ) from error
     return torch.from_numpy(resample_array(audio.cpu().numpy(), from_rate, to_rate)).to(audio.device)
 
 
 def kernel_size(from_rate: int, to_rate: int) -> int:
-    """Numbers in torchaudio's filter: one row per output sample of a period of both rates."""
+    """Size of torchaudio's filter bank: one filter per output sample of the common period of both rates."""
     common = math.gcd(from_rate, to_rate)
     period, outputs = from_rate // common, to_rate // common
     width = math.ceil(ZERO_CROSSINGS * period / (min(period, outputs) * ROLLOFF))
@@ -71,8 +72,8 @@ def kernel_size(from_rate: int, to_rate: int) -> int:
 
 @cache
 def torchaudio_functional() -> ModuleType | None:
-    """`torchaudio.functional`, imported the first time a rate has to change; None where that fails."""
+    """`torchaudio.functional`, imported at the first use; None if the import fails."""
     try:
         return import_module("torchaudio.functional")
-    except Exception:  # beside a torch it was not built for, the import raises RuntimeError or OSError as well
+    except Exception:  # with a torch that it was not built for, the import may also raise RuntimeError or OSError
         return None

@@ -24,7 +24,7 @@ def noise(*shape: int, seed: int = 0) -> Tensor:
 
 
 def lively_model() -> CausalCodec:
-    """Every weight matters: fresh networks are silent."""
+    """A model in which every weight matters, because fresh networks are silent."""
     model = tiny_model()
     for number, parameter in enumerate(model.parameters()):
         nn.init.normal_(parameter, std=0.3, generator=torch.Generator().manual_seed(number))
@@ -44,13 +44,13 @@ def leaves(state: Any) -> list[Tensor]:
 # ordinary tensors
 
 
-def session_codes() -> Tensor:
+def stream_codes() -> Tensor:
     encoder = StreamEncoder(MODEL, batch=2)
     return torch.cat([encoder.push(AUDIO[..., :777]), encoder.push(AUDIO[..., 777:]), encoder.flush()], dim=2)
 
 
 @pytest.mark.parametrize("ambient", [torch.enable_grad, torch.no_grad, torch.inference_mode])
-def test_nothing_that_is_made_is_an_inference_tensor(ambient: Any) -> None:
+def test_no_result_is_an_inference_tensor(ambient: Any) -> None:
     with ambient():
         codes, coder = MODEL.encode_step(AUDIO, MODEL.encoder_state(2))
         audio, decoder = MODEL.decode_step(codes, MODEL.decoder_state(2))
@@ -69,7 +69,7 @@ def test_nothing_that_is_made_is_an_inference_tensor(ambient: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    "codes", [MODEL.encode(AUDIO), session_codes(), MODEL.encode_step(AUDIO, MODEL.encoder_state(2))[0]]
+    "codes", [MODEL.encode(AUDIO), stream_codes(), MODEL.encode_step(AUDIO, MODEL.encoder_state(2))[0]]
 )
 def test_codes_can_be_embedded_and_trained_on(codes: Tensor) -> None:
     table = nn.Embedding(CONFIG.codebook_size, 4)
@@ -93,14 +93,14 @@ def test_decoded_audio_can_enter_a_loss_and_be_written_to() -> None:
 
 
 def test_states_can_be_trained_through() -> None:
-    """A state of `encode_step` goes into a training pass."""
+    """A state of `encode_step` can enter a training pass."""
     _, state = MODEL.encode_step(AUDIO, MODEL.encoder_state(2))
     latents, _ = MODEL.latents_step(AUDIO, state)
     torch.autograd.backward(latents.square().mean())
     MODEL.zero_grad()
 
 
-def test_the_search_keeps_its_table_through_all_modes() -> None:
+def test_the_distance_table_is_valid_in_all_modes() -> None:
     model = lively_model()
     with torch.inference_mode():
         assert torch.equal(model.encode(AUDIO), CODES)
@@ -109,7 +109,7 @@ def test_the_search_keeps_its_table_through_all_modes() -> None:
     assert torch.equal(model.encode(AUDIO), CODES)
 
 
-def test_a_session_keeps_no_graph() -> None:
+def test_a_stream_keeps_no_graph() -> None:
     encoder = StreamEncoder(MODEL, batch=2)
     encoder.push(AUDIO.clone().requires_grad_()[..., :777])
     assert not encoder._rest.requires_grad
@@ -118,7 +118,7 @@ def test_a_session_keeps_no_graph() -> None:
 # gradients
 
 
-def test_decode_carries_gradients_when_asked() -> None:
+def test_decode_with_gradients() -> None:
     model = lively_model()
     audio = model.decode(CODES, grad=True)
     torch.testing.assert_close(audio, MODEL.decode(CODES), rtol=1e-5, atol=1e-5)
@@ -130,7 +130,7 @@ def test_decode_carries_gradients_when_asked() -> None:
 
 
 @pytest.mark.parametrize("length", [None, 0, 1, 777])
-def test_a_gradient_reaches_latents(length: int | None) -> None:
+def test_gradients_reach_latents(length: int | None) -> None:
     latents = MODEL.quantizer.decode(CODES).detach().requires_grad_()
     audio = MODEL.decode_latents(latents, length=length)
     torch.testing.assert_close(audio, MODEL.decode(CODES, length=length), rtol=1e-5, atol=1e-5)
@@ -141,7 +141,7 @@ def test_a_gradient_reaches_latents(length: int | None) -> None:
     MODEL.zero_grad()
 
 
-def test_latents_of_another_kind_are_refused() -> None:
+def test_invalid_latents_are_refused() -> None:
     with pytest.raises(UsageError, match=r"latents are torch.int64 \[2, 3, 21\]; give \[batch, dim, frames\]"):
         MODEL.decode_latents(CODES)
     with pytest.raises(UsageError, match="21 frames hold 0 to 1600 samples, not 1601"):
@@ -155,7 +155,7 @@ RECORDINGS = [0.3 * noise(time, seed=time) for time in TIMES]
 
 
 @pytest.mark.parametrize("kind", ["tensors", "arrays", "doubles", "rows"])
-def test_a_list_of_recordings_gives_each_the_codes_it_gets_alone(kind: str) -> None:
+def test_recordings_in_a_list_get_the_codes_they_get_alone(kind: str) -> None:
     kinds: dict[str, list[Any]] = {
         "tensors": RECORDINGS,
         "arrays": [item.numpy() for item in RECORDINGS],
@@ -177,7 +177,7 @@ def test_a_list_of_recordings_gives_each_the_codes_it_gets_alone(kind: str) -> N
 @pytest.mark.parametrize(
     "kind", [list, tuple, np.array, torch.tensor, lambda times: torch.tensor(times, dtype=torch.int32)]
 )
-def test_lengths_may_be_a_list_an_array_or_a_tensor(kind: Any) -> None:
+def test_lengths_as_list_array_or_tensor(kind: Any) -> None:
     padded = nn.utils.rnn.pad_sequence(RECORDINGS, batch_first=True, padding_value=math.nan)[:, None]
     codes, frames = MODEL.encode(RECORDINGS)
     assert torch.equal(MODEL.encode(padded, lengths=kind(TIMES)), codes)
@@ -200,14 +200,14 @@ def test_lengths_may_be_a_list_an_array_or_a_tensor(kind: Any) -> None:
         ([[1], [2, 3]], "lengths are list; give a list, array or tensor"),
     ],
 )
-def test_lengths_that_cannot_be(lengths: Any, message: str) -> None:
+def test_invalid_lengths_are_refused(lengths: Any, message: str) -> None:
     with pytest.raises(UsageError, match=message):
         MODEL.encode(AUDIO, lengths=lengths)
     with pytest.raises(UsageError, match=message.replace("the audio has", "21 frames hold")):
         MODEL.decode(CODES, lengths=lengths)
 
 
-def test_length_and_lengths_are_one_too_many() -> None:
+def test_length_together_with_lengths_is_refused() -> None:
     with pytest.raises(UsageError, match="length and lengths are both given"):
         MODEL.decode(CODES, length=5, lengths=[5, 5])
     with pytest.raises(UsageError, match="a list of recordings has its own lengths"):
@@ -225,7 +225,7 @@ def test_length_and_lengths_are_one_too_many() -> None:
         ([torch.full((5,), math.nan)], "NaN, infinite or beyond"),
     ],
 )
-def test_recordings_that_cannot_be(items: Any, message: str) -> None:
+def test_invalid_recordings_are_refused(items: Any, message: str) -> None:
     with pytest.raises(UsageError, match=message):
         MODEL.encode(items)
 
@@ -233,7 +233,7 @@ def test_recordings_that_cannot_be(items: Any, message: str) -> None:
 # views
 
 
-def test_a_view_knows_its_audio() -> None:
+def test_a_view_has_the_duration_of_its_audio() -> None:
     view = MODEL.codes(AUDIO[..., :1234], num_codebooks=2)
     assert torch.equal(view.codes, MODEL.encode(AUDIO[..., :1234], num_codebooks=2))
     assert (view.frames, view.length, view.num_codebooks) == (17, 1234, 2)
@@ -246,7 +246,7 @@ def test_a_view_knows_its_audio() -> None:
         assert torch.equal(each.codes, MODEL.encode(recording[None, None]))
 
 
-def test_a_view_of_another_rate_has_the_models_length() -> None:
+def test_a_view_of_resampled_audio_has_the_length_at_the_models_rate() -> None:
     assert MODEL.codes(torch.zeros(1, 1, 11), sample_rate=RATE * 2).length == 6
     assert [view.length for view in MODEL.codes([np.zeros(11), np.zeros(4)], sample_rate=RATE * 2)] == [6, 2]
 
@@ -259,8 +259,8 @@ def test_sizes_have_units() -> None:
     assert MODEL.channels == 1
 
 
-def test_delay_is_what_a_live_stream_is_late() -> None:
-    """The time from a sample's coming to its going out again, one sample pushed after another."""
+def test_delay_equals_the_measured_delay_of_a_stream() -> None:
+    """The time from pushing a sample to getting it back, one sample at a time."""
     encoder, decoder = StreamEncoder(MODEL), StreamDecoder(MODEL)
     waits, out = [], 0
     for time in range(5 * HOP):
@@ -277,7 +277,7 @@ def test_a_bit_rate_chooses_codebooks(asked: dict[str, Any], num_codebooks: int)
     assert MODEL.codes(AUDIO, **asked).bitrate == 0.5 * num_codebooks
 
 
-def test_bit_rates_that_cannot_be() -> None:
+def test_invalid_bit_rates_are_refused() -> None:
     with pytest.raises(ConfigError, match="below this model's lowest rate"):
         MODEL.encode(AUDIO, bitrate=0.1)
     with pytest.raises(UsageError, match="ask for one of the two"):
@@ -288,7 +288,7 @@ def test_bit_rates_that_cannot_be() -> None:
 
 
 @pytest.mark.parametrize("change", ["half", "bfloat16", "double"])
-def test_other_types_are_refused_in_one_line(change: str) -> None:
+def test_other_dtypes_are_refused(change: str) -> None:
     model = tiny_model()
     with pytest.raises(UsageError, match=r"^this model computes in float32, not torch.\w+: .*$"):
         getattr(model, change)()
@@ -308,7 +308,7 @@ def test_autocast_changes_nothing(dtype: torch.dtype) -> None:
     plain = MODEL.decode(CODES), MODEL.decode_latents(latents), MODEL.decode(CODES, grad=True)
     with torch.autocast("cpu", dtype):
         assert torch.equal(MODEL.encode(AUDIO), CODES)
-        assert torch.equal(session_codes(), CODES)
+        assert torch.equal(stream_codes(), CODES)
         fenced = MODEL.decode(CODES), MODEL.decode_latents(latents), MODEL.decode(CODES, grad=True)
         trained = MODEL(AUDIO)
     assert all(torch.equal(one, other) for one, other in zip(plain, fenced, strict=True))
@@ -322,7 +322,7 @@ def tone(hertz: float, rate: int, seconds: float = 1.0) -> Tensor:
     return torch.sin(2 * math.pi * hertz * torch.arange(int(rate * seconds), dtype=torch.float64) / rate).float()
 
 
-def test_audio_of_another_rate_is_resampled() -> None:
+def test_audio_of_another_sample_rate_is_resampled() -> None:
     for seconds in (0.001, 0.3):
         at_rate = 0.3 * tone(440, RATE, seconds)
         for rate in (16000, 44100):
@@ -335,7 +335,7 @@ def test_audio_of_another_rate_is_resampled() -> None:
     assert torch.equal(MODEL.encode(AUDIO, sample_rate=RATE), CODES)
 
 
-def test_unequal_lengths_of_another_rate() -> None:
+def test_unequal_lengths_at_another_sample_rate() -> None:
     items = [tone(300, 16000, 0.1), tone(500, 16000, 0.25)[:3001]]
     codes, frames = MODEL.encode(items, sample_rate=16000)
     assert frames.tolist() == [MODEL.frame_spec.frames(800), MODEL.frame_spec.frames(1501)]
@@ -346,13 +346,13 @@ def test_unequal_lengths_of_another_rate() -> None:
 
 
 @pytest.mark.parametrize("rate", [0, -1, 44100.0, "44100"])
-def test_rates_that_cannot_be(rate: Any) -> None:
+def test_invalid_sample_rates_are_refused(rate: Any) -> None:
     with pytest.raises(UsageError, match="give Hz as an int, as 48000"):
         MODEL.encode(AUDIO, sample_rate=rate)
 
 
 @pytest.mark.slow
-def test_torchaudio_is_not_imported_on_the_way_of_plain_calls() -> None:
+def test_torchaudio_is_not_imported_without_need() -> None:
     code = (
         "import sys, torch, codec; from tests.tiny import tiny_model\n"
         "model, audio = tiny_model(), torch.zeros(1, 1, 99)\n"

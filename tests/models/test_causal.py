@@ -37,7 +37,7 @@ def noise(*shape: int, seed: int = 0) -> Tensor:
 
 
 def lively_model(config: CausalConfig = CONFIG) -> CausalCodec:
-    """A tiny model whose every weight matters: fresh networks are silent, and would hide what they do wrong."""
+    """A tiny model in which every weight matters, because fresh networks are silent and would hide errors."""
     model = tiny_model()
     if config != CONFIG:
         torch.manual_seed(0)
@@ -55,7 +55,7 @@ CODES = MODEL.encode(AUDIO)
 
 
 class Case(NamedTuple):
-    """A model, and what it makes of 60 hops."""
+    """A model with codes and audio of 60 hops."""
 
     model: CausalCodec
     audio: Tensor
@@ -99,14 +99,14 @@ def assert_same(actual: Tensor, expected: Tensor) -> None:
 # streaming
 
 
-def test_the_model_under_test_is_lively() -> None:
-    """Every codebook and most codes are used, and the sound is not lost in what the networks add."""
+def test_the_model_under_test_uses_every_codebook() -> None:
+    """Every codebook and most codes are used, and the networks do not drown the signal."""
     for codebook in CODES.transpose(0, 1):
         assert len(set(codebook.flatten().tolist())) > 5
     assert 0.05 < MODEL.decode(CODES).std() < 5
 
 
-def test_the_mixed_signal_has_frames_of_all_kinds() -> None:
+def test_the_test_signal_has_frames_of_all_kinds() -> None:
     shape = MODAL.shape
     assert shape
     first, modes = CASES["modes"].codes[:, 0], shape.silence + 1
@@ -148,8 +148,8 @@ def test_audio_does_not_depend_on_chunks(case: Case, frames: list[int]) -> None:
 @all_cases
 @settings(max_examples=25)
 @given(hops=st.one_of(chunk_sizes, st.just([1] * 60)))
-def test_two_interleaved_sessions_are_two_alone(case: Case, hops: list[int]) -> None:
-    """Each with an encoder and a decoder, taking turns."""
+def test_interleaved_streams_equal_separate_streams(case: Case, hops: list[int]) -> None:
+    """Two streams with an encoder and a decoder each, in turns."""
     model = case.model
     coders = [model.encoder_state(1), model.encoder_state(1)]
     decoders = [model.decoder_state(1), model.decoder_state(1)]
@@ -179,7 +179,7 @@ def test_the_future_never_changes_the_past(case: Case, past: int) -> None:
 
 
 @all_cases
-def test_rows_of_a_batch_are_items_alone(case: Case) -> None:
+def test_rows_of_a_batch_equal_items_alone(case: Case) -> None:
     many = torch.cat([case.audio, 0.1 * case.audio, torch.zeros_like(case.audio[:1])])
     codes = case.model.encode(many)
     decoded = case.model.decode(codes, length=many.shape[-1])
@@ -223,7 +223,7 @@ def test_the_state_stays_small() -> None:
     assert sizes[0] == sizes[1]
 
 
-def test_nothing_comes_out_far_beyond_full_scale() -> None:
+def test_decoded_audio_is_limited() -> None:
     model, raw = lively_model(), MODEL.decode(CODES)
     del model.limit  # the class's own
     assert raw.abs().max() > 1.1
@@ -246,12 +246,12 @@ def test_every_length_is_exact(codebook_count: int | None) -> None:
         assert MODEL.decode(codes).shape[-1] == math.ceil(time / HOP) * HOP
 
 
-def test_the_end_is_coded_as_if_silence_followed() -> None:
+def test_the_end_is_coded_as_if_followed_by_silence() -> None:
     audio = AUDIO[..., : 3 * HOP + 17]
     assert torch.equal(MODEL.encode(audio), MODEL.encode(F.pad(audio, (0, 10 * HOP)))[..., :5])
 
 
-def test_a_padded_batch_is_its_items() -> None:
+def test_a_padded_batch_equals_its_items() -> None:
     lengths = torch.tensor([1, HOP, 3 * HOP + 5, 7 * HOP - 1, 9 * HOP])
     audio = 0.3 * noise(5, 1, 9 * HOP, seed=3)
     padded = audio.clone()
@@ -270,7 +270,7 @@ def test_a_padded_batch_is_its_items() -> None:
 # the MDCT
 
 
-def test_the_transform_is_the_textbooks_double_sum() -> None:
+def test_the_mdct_equals_its_double_sum() -> None:
     """Princen, Johnson and Bradley 1987, with the sine window and orthonormal scale."""
     hop, audio = 6, noise(1, 18).double().numpy()
     spectrum, _ = MDCT(hop).analyze(torch.tensor(audio[:, hop:]).float(), torch.tensor(audio[:, :hop]).float())
@@ -287,8 +287,8 @@ def test_the_transform_is_the_textbooks_double_sum() -> None:
 
 
 @pytest.mark.parametrize("hop", [4, 30, 480])
-def test_the_transform_reconstructs_and_keeps_the_energy(hop: int) -> None:
-    """Aliasing of neighbors cancels (TDAC), from the MDCT's half of the spectrum alone."""
+def test_the_mdct_reconstructs_perfectly_and_preserves_energy(hop: int) -> None:
+    """The MDCT bins alone reconstruct the signal, because the aliasing of neighboring frames cancels (TDAC)."""
     mdct, audio, silence = MDCT(hop), noise(2, 8 * hop), torch.zeros(2, hop)
     spectrum, _ = mdct.analyze(F.pad(audio, (0, hop)), silence)
     bins = spectrum[..., :hop]
@@ -299,8 +299,8 @@ def test_the_transform_reconstructs_and_keeps_the_energy(hop: int) -> None:
     assert bins.square().sum().item() == pytest.approx(audio.square().sum().item(), rel=1e-5)
 
 
-def test_complex_spectra_are_overlapped_exactly() -> None:
-    """A sine window before and after: its squares sum to one (Princen and Bradley's condition)."""
+def test_overlap_add_of_complex_spectra_is_exact() -> None:
+    """Analysis and synthesis with a sine window whose squares sum to one (the Princen-Bradley condition)."""
     hop, audio = 30, noise(2, 240)
     window = sine_window(hop).float()
     spectrum = torch.fft.rfft(F.pad(audio, (hop, hop)).unfold(-1, 2 * hop, hop) * window, norm="ortho")
@@ -308,7 +308,7 @@ def test_complex_spectra_are_overlapped_exactly() -> None:
     assert_same(made[:, hop:], audio)
 
 
-def test_random_phases_are_white_and_the_same_everywhere() -> None:
+def test_random_phases_are_white_and_reproducible() -> None:
     """No correlation between frames or bins; values stored from the integer hash computed with Python's integers."""
     table = random_phases(998, 241)
     cosine, sine = table.double().chunk(2, dim=1)
@@ -350,11 +350,11 @@ def chord(seconds: float = 4.0) -> Tensor:
 
 
 def snr(decoded: Tensor, audio: Tensor) -> float:
-    """In dB."""
+    """Level in dB."""
     return 10 * math.log10(float(audio.square().sum() / (decoded - audio).square().sum()))
 
 
-def test_fit_makes_a_codec_that_every_codebook_improves() -> None:
+def test_every_codebook_improves_the_closed_form_codec() -> None:
     torch.manual_seed(0)
     model, audio = tiny_model(), chord()
     model.init_from_audio(audio)
@@ -367,8 +367,8 @@ def test_fit_makes_a_codec_that_every_codebook_improves() -> None:
     assert decibels[2] > decibels[1] + 0.5
 
 
-def test_fit_finds_the_principal_components() -> None:
-    """The encoder's linear part against a singular value decomposition; unit mean power; the decoder's inverts it."""
+def test_init_from_audio_finds_the_principal_components() -> None:
+    """The encoder's linear part equals an SVD at unit mean power; the decoder's linear part inverts it."""
     torch.manual_seed(0)
     model, audio = CausalCodec(chosen(envelope_bands=0)).eval(), chord(1.0)
     model.init_from_audio(audio)
@@ -391,8 +391,8 @@ def test_fit_finds_the_principal_components() -> None:
     )
 
 
-def test_fit_on_steady_tones_alone() -> None:
-    """Where every frame is a mode there is nothing to learn, and nothing breaks."""
+def test_init_from_steady_tones_only() -> None:
+    """If every frame is a mode, there are no frames for the codebooks; nothing fails."""
     torch.manual_seed(0)
     model = CausalCodec(MODAL.config).eval()
     audio = 0.5 * torch.sin(2 * math.pi * 330 * torch.arange(40 * HOP) / RATE)[None, None]
@@ -402,7 +402,7 @@ def test_fit_on_steady_tones_alone() -> None:
 
 
 @pytest.mark.parametrize("level", [0.0, 1e-7])
-def test_there_is_no_fit_to_silence(level: float) -> None:
+def test_init_from_silence_is_refused(level: float) -> None:
     with pytest.raises(UsageError, match="is silent: give audio with some sound"):
         tiny_model().init_from_audio(level * AUDIO)
 
@@ -411,7 +411,7 @@ def test_there_is_no_fit_to_silence(level: float) -> None:
 
 
 @all_cases
-def test_the_training_pass_is_encode_and_decode(case: Case) -> None:
+def test_the_training_pass_equals_encode_and_decode(case: Case) -> None:
     model, audio = case.model, case.audio[..., : 50 * HOP + 3]
     trained, codes = model(audio), model.encode(audio)
     assert trained.audio.shape == audio.shape
@@ -470,7 +470,7 @@ def chosen(**settings: Any) -> CausalConfig:
     return CausalConfig.from_data(CONFIG.model_dump() | settings)
 
 
-def test_a_search_streams_and_fits_better() -> None:
+def test_beam_search_streams_and_lowers_the_error() -> None:
     found = lively_model()
     latents, _ = found.latents_step(AUDIO, found.encoder_state(len(AUDIO)))
     found.quantizer = quantizer(chosen(beam_size=4))
@@ -488,7 +488,7 @@ def test_a_search_streams_and_fits_better() -> None:
 
 
 @pytest.mark.parametrize("settings", CHOICES.values(), ids=CHOICES)
-def test_every_quantizer_codes_and_trains(settings: dict[str, Any]) -> None:
+def test_every_quantizer_encodes_and_trains(settings: dict[str, Any]) -> None:
     torch.manual_seed(0)
     model, audio = CausalCodec(chosen(**settings)), chord(1.0)
     model.init_from_audio(audio)
@@ -505,7 +505,7 @@ def test_every_quantizer_codes_and_trains(settings: dict[str, Any]) -> None:
     assert gradient.any()
 
 
-def test_the_plain_autoencoder_trains_and_says_why_it_cannot_code() -> None:
+def test_the_plain_autoencoder_trains_but_cannot_encode() -> None:
     model, coder, audio = CausalCodec(chosen(quantizer="none", **ALONE)), tiny_model(), chord()
     model.init_from_audio(audio)
     coder.init_from_audio(audio)
@@ -543,17 +543,17 @@ def test_the_plain_autoencoder_trains_and_says_why_it_cannot_code() -> None:
         ({"quantizer": "product"}, "quantizer"),
     ],
 )
-def test_sizes_that_the_quantizer_has_not_are_refused(settings: dict[str, Any], message: str) -> None:
+def test_invalid_quantizer_sizes_are_refused(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         chosen(**settings)
 
 
-def test_a_wrong_choice_is_refused_from_python_too() -> None:
+def test_invalid_choices_are_refused_in_python_too() -> None:
     with pytest.raises(ValidationError, match="one codebook"):
         CausalConfig(quantizer="vector")
 
 
-def test_a_configuration_from_before_the_choice_still_loads() -> None:
+def test_a_configuration_without_a_quantizer_key_loads() -> None:
     old = {
         key: value
         for key, value in CONFIG.model_dump().items()
@@ -562,7 +562,7 @@ def test_a_configuration_from_before_the_choice_still_loads() -> None:
     assert CausalConfig.from_data(old).quantizer == "residual"
 
 
-def test_build_makes_the_family_and_knows_no_other() -> None:
+def test_build_of_known_and_unknown_families() -> None:
     model = build("causal", CONFIG.model_dump())
     assert isinstance(model, CausalCodec)
     assert model.config == CONFIG
@@ -574,7 +574,7 @@ def test_build_makes_the_family_and_knows_no_other() -> None:
 
 
 @pytest.mark.parametrize("shape", [(100,), (1, 100), (1, 2, 100), (1, 1, 0), (1, 1, 1, 100)])
-def test_audio_of_another_shape_is_refused(shape: tuple[int, ...]) -> None:
+def test_audio_of_wrong_shape_is_refused(shape: tuple[int, ...]) -> None:
     with pytest.raises(UsageError, match=r"give \[batch, 1, time\]"):
         MODEL.encode(torch.zeros(shape))
 
@@ -590,7 +590,7 @@ def test_audio_of_another_shape_is_refused(shape: tuple[int, ...]) -> None:
         (torch.full((1, 1, 9), 2e6), "NaN, infinite or beyond 1e"),
     ],
 )
-def test_what_is_no_audio_is_refused(audio: Tensor, message: str) -> None:
+def test_invalid_audio_is_refused(audio: Tensor, message: str) -> None:
     with pytest.raises(UsageError, match=message):
         MODEL.encode(audio)
     assert MODEL.encode(torch.full((1, 1, 9), 1e6)).shape == (1, 3, 2)
@@ -602,7 +602,7 @@ def test_lengths_are_one_per_item() -> None:
 
 
 @pytest.mark.parametrize("num_codebooks", [-1, 0, 4])
-def test_codebooks_the_model_has_not_are_refused(num_codebooks: int) -> None:
+def test_invalid_numbers_of_codebooks_are_refused(num_codebooks: int) -> None:
     with pytest.raises(UsageError, match=f"1 to 3 codebooks, not {num_codebooks}"):
         MODEL.encode(AUDIO, num_codebooks=num_codebooks)
 
@@ -619,14 +619,14 @@ def test_codebooks_the_model_has_not_are_refused(num_codebooks: int) -> None:
         (torch.full((1, 3, 4), -1), "from -1 to -1"),
     ],
 )
-def test_codes_the_model_cannot_have_made_are_refused(codes: Tensor, message: str) -> None:
+def test_invalid_codes_are_refused(codes: Tensor, message: str) -> None:
     with pytest.raises(UsageError, match=message):
         MODEL.decode(codes)
     with pytest.raises(CodecError, match=message):
         MODEL.decode_step(codes, MODEL.decoder_state(1))
 
 
-def test_a_length_past_the_frames_is_refused() -> None:
+def test_a_length_beyond_the_frames_is_refused() -> None:
     assert MODEL.decode(CODES[..., :4], length=3 * HOP).shape[-1] == 3 * HOP
     for length in (3 * HOP + 1, -1):
         with pytest.raises(UsageError, match=f"4 frames hold 0 to 240 samples, not {length}"):

@@ -16,13 +16,13 @@ Resampler = Callable[[Tensor, int, int], Tensor]
 
 
 def tone(hertz: float, rate: int) -> Tensor:
-    """Half a second [2, time], the second row half as loud."""
+    """Half a second [2, time], the second row at half the amplitude."""
     wave = torch.sin(2 * math.pi * hertz * torch.arange(rate // 2, dtype=torch.float64) / rate)
     return torch.stack([wave, wave / 2]).float()
 
 
 def level(audio: Tensor) -> float:
-    """In dB relative to a full-scale sine, without the ends."""
+    """Level in dB relative to a full-scale sine, without the ends."""
     middle = audio[..., audio.shape[-1] // 8 : -audio.shape[-1] // 8].double()
     return 10 * math.log10(2 * float(middle.square().mean()) + 1e-20)
 
@@ -37,15 +37,15 @@ def resampler(request: pytest.FixtureRequest) -> Resampler:
 
 
 @pytest.mark.parametrize("rates", [(48000, 24000), (44100, 24000), (48000, 8000)])
-def test_nothing_folds_back(resampler: Resampler, rates: tuple[int, int]) -> None:
-    """Tones from 4 % above the new Nyquist frequency on come back below -100 dB; torchaudio's defaults leave -9 dB."""
+def test_no_aliasing(resampler: Resampler, rates: tuple[int, int]) -> None:
+    """Tones 4 % or more above the new Nyquist frequency alias below -100 dB; torchaudio's defaults give -9 dB."""
     for factor in (1.04, 1.1, 1.3, 1.7):
         out = resampler(tone(factor * rates[1] / 2, rates[0]), *rates)
         assert level(out[0]) < -100, factor
 
 
 @pytest.mark.parametrize("rates", [(48000, 24000), (44100, 24000), (16000, 24000), (24000, 16001)])
-def test_a_tone_stays_that_tone(resampler: Resampler, rates: tuple[int, int]) -> None:
+def test_a_tone_is_preserved(resampler: Resampler, rates: tuple[int, int]) -> None:
     for hertz in (50.0, 1000.0, 0.9 * min(rates) / 2):
         out = resampler(tone(hertz, rates[0]), *rates)
         assert out.shape == (2, math.ceil(rates[0] // 2 * rates[1] / rates[0]))
@@ -59,29 +59,29 @@ def test_short_signals(resampler: Resampler, time: int) -> None:
     assert resampler(torch.zeros(3, time), 44100, 24000).shape == (3, math.ceil(time * 24000 / 44100))
 
 
-def test_equal_rates_are_nothing_to_do() -> None:
+def test_equal_rates_return_the_input() -> None:
     audio = torch.zeros(1, 9)
     assert resample(audio, 24000, 24000) is audio
 
 
-def test_rates_without_a_common_factor_make_no_huge_filter() -> None:
-    """soxr does these on any device: torchaudio would make 4 GB of filters."""
+def test_coprime_rates_use_soxr() -> None:
+    """soxr resamples on any device, because torchaudio would need 4 GB of filters."""
     assert kernel_size(44101, 24000) > 60 * LARGEST_KERNEL
     assert max(kernel_size(rate, 24000) for rate in (8000, 11025, 44100, 96000, 192000)) < LARGEST_KERNEL / 10
     assert resample(torch.zeros(1, 44101), 44101, 24000).shape == (1, 24000)
 
 
-def test_where_nothing_can_resample(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_soxr_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "torchaudio", None)
     monkeypatch.setitem(sys.modules, "torchaudio.functional", None)
     monkeypatch.setitem(sys.modules, "codec.io.audio", None)
     torchaudio_functional.cache_clear()
-    with pytest.raises(MissingDependency, match=r"^nothing here can resample 48000 to 24000 Hz: install soxr"):
+    with pytest.raises(MissingDependency, match=r"^resampling 48000 to 24000 Hz needs soxr: install it"):
         resample(torch.zeros(1, 9), 48000, 24000)
     torchaudio_functional.cache_clear()
 
 
-def test_a_torchaudio_that_fails_to_import_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_failing_import_of_torchaudio(monkeypatch: pytest.MonkeyPatch) -> None:
     def fails(name: str) -> None:
         raise RuntimeError("compiled with different CUDA versions")
 

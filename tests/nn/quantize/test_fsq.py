@@ -14,7 +14,7 @@ def noise(*shape: int, seed: int = 0) -> Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
-def test_scalar_codes_go_there_and_back() -> None:
+def test_scalar_codes_round_trip() -> None:
     quantizer = FSQ(LEVELS)
     assert quantizer.codebook_size == 120
     codes = torch.arange(120)[None, None]
@@ -43,7 +43,7 @@ def test_scalar_rounding_is_the_nearest_level_of_tanh() -> None:
     assert (quantized.commitment, quantized.codebook) == (0, 0)
 
 
-def test_the_example_of_scalar_quantisation() -> None:
+def test_the_example_of_scalar_quantization() -> None:
     quantized = FSQ((3, 2))(torch.tensor([0.8, -0.4])[None, :, None])
     assert quantized.codes.item() == 2
     assert quantized.latents.flatten().tolist() == pytest.approx([1, -1])

@@ -40,7 +40,7 @@ def noise(*shape: int, seed: int = 0) -> Tensor:
 
 
 def places(hertz: NDArray[np.float64], bands: int, rate: int) -> NDArray[np.float64]:
-    """Where frequencies lie between the bands' middles, 0 to bands - 1."""
+    """Positions of frequencies relative to the band centers, 0 to bands - 1."""
     mel = 2595 * np.log10(1 + hertz / FAR)
     whole = 2595 * np.log10(1 + rate / 2 / FAR)
     place: NDArray[np.float64] = np.clip(mel / whole * bands - 0.5, 0, bands - 1)
@@ -48,7 +48,7 @@ def places(hertz: NDArray[np.float64], bands: int, rate: int) -> NDArray[np.floa
 
 
 @pytest.mark.parametrize(("bands", "rate"), [(1, 8000), (5, 8000), (20, 24000), (37, 44100)])
-def test_interpolation_is_between_the_two_nearest_bands(bands: int, rate: int) -> None:
+def test_interpolation_uses_the_two_nearest_bands(bands: int, rate: int) -> None:
     hertz = np.linspace(0, rate / 2, 301)
     weights = interpolation(torch.from_numpy(hertz), bands, rate)
     assert weights.shape == (bands, 301)
@@ -64,14 +64,14 @@ def envelope_of(hop: int = HOP, exponent: float = 0.25) -> Envelope:
 
 
 def weights_of(hop: int) -> NDArray[np.float64]:
-    """[bands, hop]: how much each bin counts in each band."""
+    """[bands, hop]: weight of each bin in each band."""
     middles = (np.arange(hop) + 0.5) * RATE / (2 * hop)
     weights: NDArray[np.float64] = np.maximum(0, 1 - np.abs(places(middles, BANDS, RATE) - np.arange(BANDS)[:, None]))
     return weights
 
 
 @pytest.mark.parametrize("decibels", [0, -40, -80, -100])
-def test_the_measure_of_a_spectrum_against_numpy(decibels: int) -> None:
+def test_the_envelope_equals_numpy(decibels: int) -> None:
     cosine, sine = (
         10 ** (decibels / 20) * noise(7, HOP, seed=seed) * torch.linspace(1, 0.001, HOP) ** 2 for seed in (0, 1)
     )
@@ -87,14 +87,14 @@ def test_the_measure_of_a_spectrum_against_numpy(decibels: int) -> None:
     np.testing.assert_allclose(envelope.log_gain(measured).numpy(), np.log(gain), rtol=1e-4, atol=1e-4)
 
 
-def test_silence_has_a_measure_too() -> None:
+def test_the_envelope_of_silence_is_finite() -> None:
     measured = envelope_of().measure(torch.zeros(2, HOP), torch.zeros(2, HOP))
     assert measured.isfinite().all()
     assert envelope_of().log_gain(measured).exp().max() < gain_shape.SILENCE
 
 
 def test_the_gain_of_a_steady_tone_is_steady() -> None:
-    """Whatever its phase in a frame; of the MDCT's bins alone it would not be."""
+    """The gain does not depend on phase; a gain of the MDCT bins alone would."""
     for hertz in (333.0, 1000.0, 2710.0):
         audio = 0.5 * torch.sin(2 * math.pi * hertz / RATE * torch.arange(60 * HOP))[None]
         spectrum, _ = MDCT(HOP).analyze(audio, torch.zeros(1, HOP))
@@ -118,7 +118,7 @@ def test_divisor_and_level_by_hand(exponent: float) -> None:
     np.testing.assert_allclose(envelope.half_level(description).numpy(), gain * np.exp(curve), rtol=1e-4)
 
 
-def test_the_level_of_a_flat_spectrum_is_its_size() -> None:
+def test_the_level_of_a_flat_spectrum_is_its_magnitude() -> None:
     flat = torch.full((1, HOP), 0.03)
     envelope = envelope_of()
     for size in (envelope.level, envelope.divisor):
@@ -139,7 +139,7 @@ def sine_bins(hertz: float, *, amplitude: float = 0.5, rate: int = 24000, hop: i
 
 
 def left_of(modes: Modes, bins: Tensor) -> tuple[Tensor, Tensor]:
-    """(modes, share of the energy that they leave) of frames of bins, all bins alike."""
+    """(modes, share of the energy in the residual) of frames of bins, with equal weights."""
     mode, codes = modes.find(bins, torch.ones_like(bins))
     left = bins - modes.decode(mode.clamp(min=0), codes)
     return mode, left.square().sum(dim=1) / bins.square().sum(dim=1)
@@ -167,8 +167,8 @@ def test_a_single_bin_is_a_tone(place: int, value: float) -> None:
 
 @pytest.mark.parametrize("place", [0, 1, 200, 479])
 @pytest.mark.parametrize("value", [1.0, -0.3, 2e-3])
-def test_a_click_is_a_click(place: int, value: float) -> None:
-    """A sample of a frame two hops long; beside it hardly any noise."""
+def test_a_click_in_noise_is_a_click(place: int, value: float) -> None:
+    """A sample of a frame two hops long, with little noise."""
     audio = 1e-3 * value * noise(1, 960)
     audio[0, place] += value / math.sin(math.pi * (place + 0.5) / 960)  # what the window leaves of it
     spectrum, _ = MDCT(480).analyze(audio[:, 480:], audio[:, :480])
@@ -179,21 +179,21 @@ def test_a_click_is_a_click(place: int, value: float) -> None:
 
 
 @pytest.mark.parametrize("level", [1.0, 1e-2, 1e-4])
-def test_noise_and_chords_are_no_modes(level: float) -> None:
+def test_noise_and_chords_are_not_modes(level: float) -> None:
     chord = sum(sine_bins(hertz) for hertz in range(200, 9000, 370))
     assert isinstance(chord, Tensor)
     for bins in (level * noise(200, 480), level * chord):
         assert (LARGE.find(bins, torch.ones_like(bins))[0] == -1).all()
 
 
-def test_what_is_inaudible_is_no_mode() -> None:
+def test_inaudible_frames_are_not_modes() -> None:
     bins = torch.zeros(2, 480)
     bins[0, 7] = 0.9 * math.sqrt(480) * gain_shape.SILENCE
     assert LARGE.find(bins, torch.ones_like(bins))[0].tolist() == [-1, -1]
 
 
-def test_the_weight_says_what_an_error_costs() -> None:
-    """Beside a tone, noise that would keep it from being one, at bins that hardly count."""
+def test_errors_count_by_their_weight() -> None:
+    """A tone with noise in bins of low weight is still a tone."""
     bins = 0.05 * noise(1, 480)
     bins[0, 100] = 1.0
     even = torch.ones_like(bins)
@@ -208,7 +208,7 @@ def test_the_weight_says_what_an_error_costs() -> None:
 def slow_pursuit(
     signal: NDArray[np.float64], gain: float, ladder: list[float], most: int
 ) -> tuple[list[int], NDArray[np.float64]]:
-    """Codes and what is left, one bin and one codebook at a time."""
+    """Codes and residual, one bin and one codebook at a time."""
     left, codes = signal.copy(), []
     for amplitude in ladder:
         if amplitude == 0:
@@ -222,7 +222,7 @@ def slow_pursuit(
 
 
 @given(seed=st.integers(0, 10_000), most=st.integers(1, HOP), gain=st.floats(0.01, 30))
-def test_pursuit_is_a_slow_matching_pursuit(seed: int, most: int, gain: float) -> None:
+def test_pursuit_equals_a_slow_matching_pursuit(seed: int, most: int, gain: float) -> None:
     ladder = [*TONE, 0.0, 0.0]
     signal = gain * noise(3, HOP, seed=seed) * torch.linspace(1, 0.1, HOP)
     codes, left = pursue(signal, torch.full((3,), gain), torch.tensor(ladder), most)
@@ -233,7 +233,7 @@ def test_pursuit_is_a_slow_matching_pursuit(seed: int, most: int, gain: float) -
 
 
 @given(seed=st.integers(0, 10_000))
-def test_what_pursuit_leaves_is_what_decoding_lacks(seed: int) -> None:
+def test_the_residual_of_pursuit_is_the_decoding_error(seed: int) -> None:
     mode = torch.randint(0, LARGE.tones, (4,), generator=torch.Generator().manual_seed(seed))
     bins = noise(4, 480, seed=seed)
     codes, left = pursue(bins, LARGE.gains[mode].exp(), LARGE.tone, LARGE.places)
@@ -245,7 +245,7 @@ def test_what_pursuit_leaves_is_what_decoding_lacks(seed: int) -> None:
 
 @pytest.mark.parametrize(("hop", "size", "steps"), [(40, 80, 16), (40, 100, 16), (40, 30, 7), (80, 20, 1)])
 def test_every_code_decodes(hop: int, size: int, steps: int) -> None:
-    """Places beyond the table too, which a file may have."""
+    """Indices beyond the table decode too, because files may contain them."""
     modes = Modes(hop=hop, sample_rate=24000, num_codebooks=3, codebook_size=size, steps=steps)
     assert len(modes) == modes.tones + modes.clicks == len(modes.gains) == steps
     assert (modes.clicks > 0) == (size >= 2 * hop)
@@ -260,7 +260,7 @@ def test_every_code_decodes(hop: int, size: int, steps: int) -> None:
         assert modes.decode(torch.full((size,), mode), torch.full((size, 3), -1)).eq(0).all()
 
 
-def test_a_code_says_place_and_sign() -> None:
+def test_a_code_holds_index_and_sign() -> None:
     bins = LARGE.decode(torch.tensor([3, 3]), torch.tensor([[14], [15]]))
     assert bins.nonzero().tolist() == [[0, 7], [1, 7]]
     assert bins[0, 7].item() == pytest.approx(TONE[0] * math.sqrt(480) * math.exp(-3 * STEP), rel=1e-5)
@@ -279,7 +279,7 @@ def test_the_fold_is_its_own_inverse() -> None:
 
 
 class Frames(NamedTuple):
-    """Latents [batch, ..., frames], and what each frame is meant to be."""
+    """Latents [batch, ..., frames], and the kind of each frame."""
 
     latents: Tensor
     kinds: list[str]
@@ -320,7 +320,7 @@ CODES = VQ.encode(LATENTS)
 BY_KIND = {kind: torch.tensor([kind == other for other in KINDS]) for kind in ("noise", "tone", "click", "silence")}
 
 
-def test_codebook_0_says_what_a_frame_is() -> None:
+def test_codebook_0_holds_the_kind_of_a_frame() -> None:
     assert CODES.shape == (NUM_CODEBOOKS, NUM_CODEBOOKS, 24)
     assert 0 <= CODES.min() <= CODES.max() < SIZE
     assert VQ.silence == SIZE - 1 - MODES
@@ -332,7 +332,7 @@ def test_codebook_0_says_what_a_frame_is() -> None:
     assert (first[:, BY_KIND["click"]] >= clicks).all()
 
 
-def test_noise_is_the_nearest_envelope_and_the_residual_of_the_others() -> None:
+def test_noise_gets_the_nearest_envelope_and_residual_codes() -> None:
     parts, decoded = VQ.split(LATENTS), VQ.split(VQ.decode(CODES))
     some = BY_KIND["noise"]
     for item in range(NUM_CODEBOOKS):
@@ -347,7 +347,7 @@ def test_noise_is_the_nearest_envelope_and_the_residual_of_the_others() -> None:
     assert (decoded.bins[..., some] == 0).all()
 
 
-def test_modes_are_decoded_to_what_they_were() -> None:
+def test_modes_decode_to_their_frames() -> None:
     parts, decoded = VQ.split(LATENTS), VQ.split(VQ.decode(CODES))
     for kind, most in (("tone", 0.02), ("click", math.expm1(STEP / 2) ** 2 * 1.01)):
         some = BY_KIND[kind]
@@ -394,15 +394,15 @@ def test_any_number_of_codebooks_decodes(num_codebooks: int) -> None:
         assert (some.bins == 0).all()
 
 
-def test_items_alone_are_rows_of_the_batch() -> None:
+def test_items_alone_equal_rows_of_the_batch() -> None:
     for item in range(NUM_CODEBOOKS):
         assert VQ.encode(LATENTS[item : item + 1])[0].equal(CODES[item])
         torch.testing.assert_close(VQ.decode(CODES[item : item + 1])[0], VQ.decode(CODES)[item])
 
 
 @pytest.mark.parametrize("modes", [0, 1, 2, MODES])
-def test_the_training_pass_is_decode_of_encode(modes: int) -> None:
-    """With as many codebooks for each item as it is given, in frames of all kinds."""
+def test_the_training_pass_equals_decode_of_encode(modes: int) -> None:
+    """For each number of codebooks per item, in frames of all kinds."""
     made = quantizer(modes)
     quantized = made(LATENTS)
     codes = made.encode(LATENTS)
@@ -419,7 +419,7 @@ def test_the_training_pass_is_decode_of_encode(modes: int) -> None:
         assert (quantized.codes[item, 1:, ~learned] == -1).all()  # modes use no entry of the residual codebooks
 
 
-def test_gradients_pass_only_where_there_is_a_residual() -> None:
+def test_gradients_pass_only_in_frames_with_a_residual() -> None:
     latents = LATENTS.clone().requires_grad_()
     quantized = VQ(latents)
     quantized.latents.square().sum().backward()
@@ -436,7 +436,7 @@ def test_gradients_pass_only_where_there_is_a_residual() -> None:
     assert moved.equal(BY_KIND["noise"].expand_as(moved))
 
 
-def test_no_frames_and_one() -> None:
+def test_zero_frames_and_one_frame() -> None:
     for latents in (LATENTS[..., :0], LATENTS[..., :1]):
         batch, dim, count = latents.shape
         codes = VQ.encode(latents)
@@ -447,7 +447,7 @@ def test_no_frames_and_one() -> None:
 
 
 def test_vectors_add_up_to_the_latents() -> None:
-    """Of the residual and the envelope, in frames without a mode."""
+    """The latents of residual and envelope, in frames that are not modes."""
     vectors = VQ.codebook_vectors()
     assert vectors.shape == (NUM_CODEBOOKS, SIZE, DIM + BANDS + 1)
     total = sum(vectors[codebook][CODES[:, codebook]] for codebook in range(NUM_CODEBOOKS))
@@ -458,8 +458,8 @@ def test_vectors_add_up_to_the_latents() -> None:
     assert (vectors[0, : VQ.silence] != 0).any(dim=-1).all()
 
 
-def test_modes_and_silence_move_no_entry() -> None:
-    """Moving averages of all frames are those of the others alone."""
+def test_modes_and_silence_do_not_update_entries() -> None:
+    """EMA updates from all frames equal those from the other frames alone."""
     whole, fewer = (quantizer(seed=3) for _ in range(2))
     for step in range(3):
         latents = frames(seed=10 * step).latents
@@ -473,14 +473,14 @@ def test_modes_and_silence_move_no_entry() -> None:
         assert ours.equal(before[name]) == (name == "envelopes")
 
 
-def test_a_batch_of_nothing_but_modes_changes_nothing() -> None:
+def test_a_batch_of_modes_only_changes_nothing() -> None:
     made, before = quantizer(), quantizer().state_dict()
     made.update_codebook([made(LATENTS[..., ~BY_KIND["noise"]])])
     for name, ours in made.state_dict().items():
         assert ours.equal(before[name]), name
 
 
-def test_the_start_is_from_frames_that_are_no_modes() -> None:
+def test_initialization_skips_frames_of_modes() -> None:
     many = frames(count=120).latents
     some = torch.tensor([kind == "noise" for kind in frames(count=120).kinds])
     whole, fewer = (quantizer(seed=3) for _ in range(2))
@@ -494,14 +494,14 @@ def test_the_start_is_from_frames_that_are_no_modes() -> None:
     assert left.square().mean() < 0.1 * parts.residual.square().mean()
 
 
-def test_there_is_a_start_from_modes_alone() -> None:
+def test_initialization_from_modes_only() -> None:
     made = quantizer()
     made.init_from_data(LATENTS[..., BY_KIND["tone"]])
     assert all(value.isfinite().all() for value in made.state_dict().values())
 
 
-def test_the_envelopes_start_as_means_of_what_is_near() -> None:
-    """A quarter of the frames count at another gain, so there are entries of their shapes at other levels, too."""
+def test_envelopes_are_initialized_by_k_means() -> None:
+    """A quarter of the frames gets another gain, so that entries cover their shapes at other levels too."""
     made = quantizer()
     torch.manual_seed(0)
     described = noise(20 * made.silence, BANDS + 1)
@@ -513,7 +513,7 @@ def test_the_envelopes_start_as_means_of_what_is_near() -> None:
     assert gains.min() < -5 < described[:, -1].min() / GAIN_WEIGHT
 
 
-def test_a_search_takes_the_same_first_codes() -> None:
+def test_beam_search_takes_the_same_first_codes() -> None:
     searching = quantizer(beam_size=4)
     searching.load_state_dict(VQ.state_dict())
     codes = searching.encode(LATENTS)
@@ -526,7 +526,7 @@ def test_a_search_takes_the_same_first_codes() -> None:
     assert errors[0] < errors[1]
 
 
-def test_half_precision_around_changes_no_code() -> None:
+def test_autocast_does_not_change_codes() -> None:
     with torch.autocast("cpu", torch.bfloat16):
         assert VQ.encode(LATENTS).equal(CODES)
         assert VQ(LATENTS).latents.dtype == torch.float32

@@ -36,7 +36,7 @@ def mixture(size: int = 6) -> Mixture:
     return quantizer
 
 
-def test_the_likelihood_is_scipys() -> None:
+def test_the_likelihood_equals_scipy() -> None:
     quantizer, latents = mixture(), noise(2, DIM, 15)
     weights = quantizer.logits.softmax(0).tolist()
     spread = (quantizer.log_variance.exp() + quantizer.floor).expand(6).tolist()
@@ -60,7 +60,7 @@ def test_the_likelihood_is_scipys() -> None:
     assert quantized.codebook.item() == pytest.approx(-unit * expected.mean(), rel=1e-4)
 
 
-def test_without_variance_the_mixture_is_vector_quantisation() -> None:
+def test_the_limit_of_zero_variance_is_vector_quantization() -> None:
     soft, hard = mixture(), VectorQuantizer(DIM, 6, codebook_update="gradient")
     hard.load_state_dict({"codebook": soft.means.detach()})
     latents = noise(2, DIM, 30).requires_grad_()
@@ -96,7 +96,7 @@ def test_the_example_of_the_mixture(variance: float, decoded: float) -> None:
     assert quantized.codes.item() == 1
 
 
-def test_each_loss_of_the_mixture_moves_its_own() -> None:
+def test_each_loss_trains_its_own_parameters() -> None:
     quantizer, latents = mixture(), noise(1, DIM, 10).requires_grad_()
     quantized = quantizer(latents)
     quantized.commitment.backward(retain_graph=True)
@@ -109,7 +109,7 @@ def test_each_loss_of_the_mixture_moves_its_own() -> None:
     assert all(parameter.grad is not None and parameter.grad.any() for parameter in quantizer.parameters())
 
 
-def test_the_mixture_fits_what_made_the_data() -> None:
+def test_the_mixture_fits_the_distribution_of_the_data() -> None:
     """Three quarters around (1, 1), one quarter around (-1, -1), standard deviation 0.2."""
     rows = torch.where(torch.arange(400) < 300, 1.0, -1.0)[:, None] + 0.2 * noise(400, 2)
     torch.manual_seed(0)
@@ -125,7 +125,7 @@ def test_the_mixture_fits_what_made_the_data() -> None:
     assert quantizer.log_variance.exp().sqrt().item() == pytest.approx(0.2, rel=0.1)
 
 
-def test_the_start_of_a_mixture_is_likely() -> None:
+def test_initialization_of_a_mixture_is_likely() -> None:
     latents = noise(4, DIM, 100).sign() + 0.2 * noise(4, DIM, 100, seed=1)  # around the corners of a hypercube
     quantizer = mixture(size=16)
     before = quantizer.log_likelihood(latents).mean()

@@ -46,7 +46,7 @@ def started(
 
 
 def learned(quantizer: Quantizer, latents: Tensor, num_codebooks: Tensor | None = None) -> Tensor:
-    """Codes of a training pass that the quantizer has learned from."""
+    """Codes of a training pass, after the update of the codebooks."""
     quantized = quantizer(latents, num_codebooks)
     quantizer.update_codebook([quantized])
     codes: Tensor = quantized.codes
@@ -58,7 +58,7 @@ def learned(quantizer: Quantizer, latents: Tensor, num_codebooks: Tensor | None 
 
 @lookups
 @pytest.mark.parametrize("codebook_dim", [None, 2])
-def test_the_lookup_is_brute_force(distance: Lookup, codebook_dim: int | None) -> None:
+def test_nearest_entries_equal_brute_force(distance: Lookup, codebook_dim: int | None) -> None:
     torch.manual_seed(0)
     quantizer = VectorQuantizer(DIM, 30, distance=distance, codebook_dim=codebook_dim)
     latents = noise(2, DIM, 50)
@@ -83,7 +83,7 @@ def test_the_lowest_index_wins_a_tie() -> None:
     assert set(quantizer.encode(noise(1, DIM, 20)).flatten().tolist()) == {0}
 
 
-def test_the_example_of_the_module() -> None:
+def test_the_example_of_the_docstring() -> None:
     quantizer = ResidualVQ(1, 2, 2)
     for stage, entries in zip(quantizer.stages, ([-4.0, 4.0], [-1.0, 1.0]), strict=True):
         stage.codebook.copy_(torch.tensor(entries)[:, None])
@@ -106,7 +106,7 @@ def test_every_codebook_lowers_the_error() -> None:
 
 @lookups
 @pytest.mark.parametrize("codebook_dim", [None, 2])
-def test_fewer_codebooks_are_the_first_of_all_codebooks(distance: Lookup, codebook_dim: int | None) -> None:
+def test_fewer_codebooks_are_a_prefix_of_all_codebooks(distance: Lookup, codebook_dim: int | None) -> None:
     quantizer, latents = started(distance=distance, codebook_dim=codebook_dim), noise(2, DIM, 30, seed=1)
     codes = quantizer.encode(latents)
     left = latents
@@ -117,7 +117,7 @@ def test_fewer_codebooks_are_the_first_of_all_codebooks(distance: Lookup, codebo
     torch.testing.assert_close(quantizer.decode(codes), latents - left)
 
 
-def test_the_example_of_the_search() -> None:
+def test_the_example_of_beam_search() -> None:
     for beam_size, found in ((1, [1, 0]), (2, [0, 1])):
         quantizer = ResidualVQ(1, 2, 2, beam_size=beam_size)
         for stage, entries in zip(quantizer.stages, ([0.0, 4.0], [-3.0, 3.0]), strict=True):
@@ -127,7 +127,7 @@ def test_the_example_of_the_search() -> None:
 
 @lookups
 @pytest.mark.parametrize("codebook_dim", [None, 2])
-def test_a_search_of_all_ways_finds_the_best_codes_there_are(distance: Lookup, codebook_dim: int | None) -> None:
+def test_exhaustive_beam_search_finds_the_best_codes(distance: Lookup, codebook_dim: int | None) -> None:
     quantizer, latents = started(3, 5, distance=distance, codebook_dim=codebook_dim), noise(2, DIM, 20, seed=1)
     every = torch.cartesian_prod(*[torch.arange(5)] * 3)  # [125, codebooks]
     sums = quantizer.decode(every.T[None])[0].T  # [125, dim]
@@ -165,7 +165,7 @@ def slow_beam_search(quantizer: ResidualVQ, latents: Tensor, num_codebooks: int)
 @pytest.mark.slow
 @pytest.mark.parametrize("beam_size", [1, 2, 4, 9])
 @pytest.mark.parametrize("size", [6, 20, 128])
-def test_beam_search_is_brute_force(beam_size: int, size: int) -> None:
+def test_beam_search_equals_brute_force(beam_size: int, size: int) -> None:
     quantizer, latents = started(size=size), noise(2, DIM, 90, seed=1)
     assert 90 < TILE < 180, "frames of both tiles should be of both items"
     quantizer.beam_size = beam_size
@@ -178,7 +178,7 @@ def test_beam_search_is_brute_force(beam_size: int, size: int) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("beam_size", [1, 2, 3, 4])
 def test_beam_search_with_ties(beam_size: int) -> None:
-    """Every entry twice: equal candidates leave equal residuals, so the sums that are found do not depend on ties."""
+    """With every entry twice, tied candidates have equal residuals, so the decoded sums do not depend on ties."""
     quantizer, latents = started(size=128), noise(1, DIM, 150, seed=1)
     for stage in quantizer.stages:
         stage.codebook[64:] = stage.codebook[:64]
@@ -201,7 +201,7 @@ def test_beam_search_of_no_frames() -> None:
 
 @pytest.mark.parametrize("width", [5, 48, 64, 100, 512])
 @pytest.mark.parametrize("count", [1, 2, 4, 5])
-def test_lowest_is_a_sort(width: int, count: int) -> None:
+def test_lowest_equals_a_sort(width: int, count: int) -> None:
     values = noise(300, width)
     indices = lowest(values, count)
     assert np.array_equal(indices.numpy(), np.argsort(values.numpy(), axis=1)[:, :count])
@@ -267,7 +267,7 @@ def pickled(quantizer: ResidualVQ) -> ResidualVQ:
 @pytest.mark.parametrize(
     "change", [scaled, scaled_while_inferring, loaded, assigned, replaced, codebook_update, rounded, copied, pickled]
 )
-def test_what_encoding_keeps_follows_the_codebooks(
+def test_the_distance_table_follows_the_codebooks(
     beam_size: int, counted: int, change: Callable[[ResidualVQ], ResidualVQ]
 ) -> None:
     quantizer, latents = ResidualVQ(DIM, 4, 8, beam_size=beam_size), noise(2, DIM, 200, seed=1)
@@ -285,7 +285,7 @@ def test_what_encoding_keeps_follows_the_codebooks(
     assert list(changed.state_dict()) == names
 
 
-def test_what_encoding_keeps_follows_an_optimizer() -> None:
+def test_the_distance_table_follows_an_optimizer() -> None:
     quantizer, latents = ResidualVQ(DIM, 3, 8, codebook_update="gradient", beam_size=2), noise(2, DIM, 50)
     before = quantizer.encode(latents)
     optimizer = torch.optim.AdamW(quantizer.parameters(), lr=0.5)
@@ -298,8 +298,8 @@ def test_what_encoding_keeps_follows_an_optimizer() -> None:
     assert not torch.equal(codes, before)
 
 
-def test_a_quantizer_made_while_inferring_encodes() -> None:
-    """Its codebooks are tensors whose changes torch does not count."""
+def test_a_quantizer_created_in_inference_mode_encodes() -> None:
+    """Torch does not count changes of its codebooks."""
     with torch.inference_mode():
         quantizer, latents = started(), noise(2, DIM, 20, seed=1)
         quantizer.encode(latents)
@@ -313,7 +313,7 @@ def test_a_quantizer_made_while_inferring_encodes() -> None:
 
 
 @lookups
-def test_training_sees_what_decoding_gives(distance: Lookup) -> None:
+def test_training_latents_equal_decoded_latents(distance: Lookup) -> None:
     quantizer, latents = started(distance=distance).eval(), noise(3, DIM, 20, seed=1)
     quantized = quantizer(latents)
     assert torch.equal(quantized.codes, quantizer.encode(latents))
@@ -322,7 +322,7 @@ def test_training_sees_what_decoding_gives(distance: Lookup) -> None:
 
 @lookups
 @pytest.mark.parametrize("num_codebooks", [1, 3])
-def test_the_straight_through_gradient_is_the_identity_once(distance: Lookup, num_codebooks: int) -> None:
+def test_the_straight_through_gradient_is_the_identity(distance: Lookup, num_codebooks: int) -> None:
     latents, gradient = noise(2, DIM, 9).requires_grad_(), noise(2, DIM, 9, seed=1)
     for quantizer in (ResidualVQ(DIM, num_codebooks, 8, distance=distance), VectorQuantizer(DIM, 8, distance=distance)):
         latents.grad = None
@@ -332,7 +332,7 @@ def test_the_straight_through_gradient_is_the_identity_once(distance: Lookup, nu
 
 
 def test_the_commitment_gradient_reaches_every_stage() -> None:
-    """Its closed form: what each stage left, summed over the stages.
+    """The gradient in closed form: residuals summed over the stages.
 
     Were residuals taken from straight-through outputs, those of stage 1 on would not depend on the latents.
     """
@@ -347,7 +347,7 @@ def test_the_commitment_gradient_reaches_every_stage() -> None:
     torch.testing.assert_close(latents.grad, torch.stack(left).sum(dim=0) * 2 / latents.numel())
 
 
-def test_the_codebook_loss_moves_every_stage_to_what_chose_it() -> None:
+def test_the_codebook_loss_trains_every_stage() -> None:
     """Closed form for one entry: 2 (count entry - sum of rows) / numbers; nothing flows back to the latents."""
     torch.manual_seed(0)
     quantizer = ResidualVQ(DIM, 3, 5, codebook_update="gradient")
@@ -369,7 +369,7 @@ def test_the_codebook_loss_moves_every_stage_to_what_chose_it() -> None:
 
 
 @lookups
-def test_projections_of_every_stage_learn(distance: Lookup) -> None:
+def test_projections_of_every_stage_get_gradients(distance: Lookup) -> None:
     quantizer, latents = started(distance=distance, codebook_dim=2), noise(2, DIM, 20, seed=1)
     for loss in ("commitment", "latents"):
         quantizer.zero_grad()
@@ -381,7 +381,7 @@ def test_projections_of_every_stage_learn(distance: Lookup) -> None:
 
 
 @lookups
-def test_moving_averages_are_the_textbooks(distance: Lookup) -> None:
+def test_ema_updates_equal_the_paper(distance: Lookup) -> None:
     """van den Oord et al. 2017, appendix A.1, with its two tables: counts and sums."""
     torch.manual_seed(0)
     quantizer = VectorQuantizer(DIM, 6, distance=distance, decay=0.9, dead_code_threshold=0.0)
@@ -399,7 +399,7 @@ def test_moving_averages_are_the_textbooks(distance: Lookup) -> None:
     np.testing.assert_allclose(quantizer.codebook.numpy(), sums / counts[:, None], rtol=1e-4, atol=1e-5)
 
 
-def test_nothing_is_learned_before_learning() -> None:
+def test_forward_does_not_change_the_codebooks() -> None:
     quantizer = started()
     before = {name: value.clone() for name, value in quantizer.state_dict().items()}
     quantizer(noise(2, DIM, 20))
@@ -451,7 +451,7 @@ def test_dead_codes_are_replaced_by_different_rows() -> None:
     assert {tuple(entry) for entry in quantizer.codebook[:15].tolist()} == rows
 
 
-def test_parts_of_a_batch_teach_what_the_batch_does() -> None:
+def test_updates_from_parts_equal_the_update_from_the_batch() -> None:
     whole, parted, latents = started(), started(), noise(4, DIM, 20, seed=1)
     num_codebooks = torch.tensor([4, 1, 2, 3])
     for quantizer in (whole, parted):
@@ -477,7 +477,7 @@ def slow_lloyd(rows: np.ndarray, entries: np.ndarray, iterations: int) -> np.nda
     return entries
 
 
-def test_the_start_is_lloyds_algorithm() -> None:
+def test_initialization_equals_lloyds_algorithm() -> None:
     latents = noise(2, 2, 20)
     rows = rows_of(latents)
     torch.manual_seed(3)
@@ -490,7 +490,7 @@ def test_the_start_is_lloyds_algorithm() -> None:
 
 
 @lookups
-def test_the_start_beats_random_entries(distance: Lookup) -> None:
+def test_initialization_beats_random_entries(distance: Lookup) -> None:
     torch.manual_seed(0)
     latents = noise(4, DIM, 100)
     if distance == "cosine":
@@ -502,14 +502,14 @@ def test_the_start_beats_random_entries(distance: Lookup) -> None:
     assert squares(quantizer.decode(quantizer.encode(latents)), latents) < 0.85 * random
 
 
-def test_the_start_may_have_fewer_frames_than_entries() -> None:
+def test_initialization_from_fewer_frames_than_entries() -> None:
     quantizer, latents = VectorQuantizer(DIM, 16), noise(1, DIM, 5)
     quantizer.init_from_data(latents)
     assert torch.equal(quantizer.decode(quantizer.encode(latents)), latents)
 
 
-def test_the_start_leaves_no_entry_without_data() -> None:
-    """Equal frames are picked twice, and only one of two equal entries is ever chosen."""
+def test_initialization_leaves_no_entry_without_data() -> None:
+    """Equal frames are sampled twice, and only one of two equal entries is chosen."""
     torch.manual_seed(0)
     latents = (10 + noise(1, DIM, 10)).repeat(1, 1, 10)
     quantizer = VectorQuantizer(DIM, 10)
@@ -531,8 +531,8 @@ def test_an_item_with_fewer_codebooks_decodes_its_codes(codebook_dim: int | None
         torch.testing.assert_close(quantized.latents[item], quantizer.decode(codes[:, : item + 1])[0])
 
 
-def test_codebooks_an_item_does_not_use_add_no_loss() -> None:
-    """Commitment in closed form: squares of what each used codebook leaves, over all numbers of the batch."""
+def test_unused_codebooks_add_no_loss() -> None:
+    """Commitment in closed form: squared residuals of all used codebooks, divided by the size of the batch."""
     quantizer, latents = started().eval(), noise(4, DIM, 20, seed=1)
     quantized = quantizer(latents, torch.tensor([1, 2, 3, 4]))
     left = [
@@ -543,7 +543,7 @@ def test_codebooks_an_item_does_not_use_add_no_loss() -> None:
     torch.testing.assert_close(quantized.commitment, torch.stack(left).square().sum() / latents.numel())
 
 
-def test_unused_codebooks_learn_nothing_from_an_item() -> None:
+def test_unused_codebooks_are_not_updated_by_an_item() -> None:
     latents = noise(2, DIM, 20, seed=1)
     both, first = started(), started()
     learned(both, latents, torch.tensor([4, 2]))
