@@ -40,7 +40,7 @@ class Codes:
 
     @property
     def frames(self) -> int:
-        """Number of frames, including those that flush the decoder's delay."""
+        """Number of frames, including frames that flush the decoder's delay."""
         return self.codes.shape[2]
 
     @property

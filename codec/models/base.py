@@ -56,7 +56,7 @@ class CodecConfig(Config):
 
 
 class CodecOutput(NamedTuple):
-    """The result of a training pass."""
+    """The result of `Codec.forward`."""
 
     audio: Audio
     """Decoded, aligned with the input and as long."""
@@ -616,7 +616,7 @@ class Codec(nn.Module):
         return self.frame_spec.codebooks_for_bitrate(bitrate, choices=self.codebook_choices)
 
     def check_codebooks(self, num_codebooks: int | None) -> int:
-        """`num_codebooks` if the model can decode that many, all codebooks for None.
+        """`num_codebooks` if it is one of `codebook_choices`, all codebooks for None.
 
         Raises UsageError for any other number.
         """

@@ -437,7 +437,7 @@ class CausalCodec(StepCodec):
         return self.quantizer if isinstance(self.quantizer, GainShapeVQ) else None
 
     def forward(self, audio: Audio, num_codebooks: Tensor | None = None) -> CodecOutput:
-        """Run a training pass as in any codec; `latents` are only those of the residual."""
+        """Encode, quantize and decode with gradients; the output has the latents of the residual only."""
         output = super().forward(audio, num_codebooks)
         return output._replace(latents=output.latents[:, : self.config.dim])
 
@@ -473,8 +473,8 @@ class CausalCodec(StepCodec):
         """Set all closed-form parts from audio [batch, 1, time]: envelopes, components, codebooks and noise levels.
 
         k-means of the envelopes, principal components of the normalized and companded MDCT spectrum, k-means of each
-        residual codebook on the residuals of those before it, and noise at the level of the final residuals. Minutes of
-        audio are enough; the networks stay silent.
+        residual codebook on the residuals of the codebooks before it, and noise at the level of the final residuals.
+        Minutes of audio are enough; the networks stay silent.
 
         Raises UsageError: the audio is silent.
         """

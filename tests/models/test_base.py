@@ -93,7 +93,7 @@ def test_decoded_audio_can_enter_a_loss_and_be_written_to() -> None:
 
 
 def test_states_can_be_trained_through() -> None:
-    """A state of `encode_step` can enter a training pass."""
+    """A state of `encode_step` can enter a forward pass with gradients."""
     _, state = MODEL.encode_step(AUDIO, MODEL.encoder_state(2))
     latents, _ = MODEL.latents_step(AUDIO, state)
     torch.autograd.backward(latents.square().mean())
@@ -183,7 +183,7 @@ def test_lengths_as_list_array_or_tensor(kind: Any) -> None:
     assert torch.equal(MODEL.encode(padded, lengths=kind(TIMES)), codes)
     padded_codes = codes.clone()
     for row, own in enumerate(frames.tolist()):
-        padded_codes[row, :, own:] = -1  # whatever stands there
+        padded_codes[row, :, own:] = -1  # any value is ignored there
     expected = MODEL.decode(codes, lengths=TIMES)
     torch.testing.assert_close(MODEL.decode(padded_codes, lengths=kind(TIMES)), expected, rtol=1e-5, atol=1e-5)
 
@@ -312,7 +312,7 @@ def test_autocast_changes_nothing(dtype: torch.dtype) -> None:
         fenced = MODEL.decode(CODES), MODEL.decode_latents(latents), MODEL.decode(CODES, grad=True)
         trained = MODEL(AUDIO)
     assert all(torch.equal(one, other) for one, other in zip(plain, fenced, strict=True))
-    assert not torch.equal(trained.latents, MODEL(AUDIO).latents)  # training uses the given number of codebooks
+    assert not torch.equal(trained.latents, MODEL(AUDIO).latents)  # training uses autocast
 
 
 # sample rates

@@ -1,4 +1,4 @@
-"""Linear layers with fp16 weights: lossless, and equal to the original layer in every other way."""
+"""fp16 weights: the output does not change, and the layer keeps its interface."""
 
 from __future__ import annotations
 

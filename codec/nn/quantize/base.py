@@ -26,7 +26,7 @@ from codec.nn.shapes import Codes, Latents
 
 
 class Quantized(NamedTuple):
-    """The result of a training pass through a quantizer."""
+    """The result of `Quantizer.forward`."""
 
     latents: Latents
     """Input of the decoder, with a gradient to the encoder."""

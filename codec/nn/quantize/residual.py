@@ -17,7 +17,7 @@ TILE = 128  # frames that a CPU searches at once, because their distances stay i
 
 
 class ResidualVQ(Quantizer):
-    """A stack of vector quantizers; each quantizes the residual of those before it (SoundStream, section III-C).
+    """A stack of vector quantizers; each quantizes the residual of the stages before it (SoundStream, section III-C).
 
     The codes of the first n codebooks are a coarser description by themselves, so one model serves every bit rate.
     Training with a random number of codebooks per item (quantizer dropout, section III-C) makes the coarse ones good.
@@ -79,7 +79,7 @@ class ResidualVQ(Quantizer):
     def search_distances(self, rows: Tensor, stages: Sequence[VectorQuantizer]) -> Tensor:
         """Codes [rows, codebooks] of `rows` [rows, dim] if the distance to an entry is the error of choosing it.
 
-        The best candidates of all beams are then the ones with the lowest distances; only their residuals are computed.
+        The best candidates of all beams then have the lowest distances, and only their residuals are computed.
         """
         count, dim = rows.shape
         # [rows * beams, dim + 2] for `distance_table`: the residual, 1, and its square, which ranks beams
@@ -164,7 +164,7 @@ class ResidualVQ(Quantizer):
 
     @torch.no_grad()
     def init_from_data(self, latents: Latents, iterations: int = 10) -> None:
-        """k-means for each codebook in turn, on the residuals of those before it."""
+        """k-means for each codebook in turn, on the residuals of the codebooks before it."""
         residual = latents
         for stage in self.stages:
             stage.init_from_data(residual, iterations)

@@ -459,7 +459,7 @@ def test_vectors_add_up_to_the_latents() -> None:
 
 
 def test_modes_and_silence_do_not_update_entries() -> None:
-    """EMA updates from all frames equal those from the other frames alone."""
+    """EMA updates from all frames equal updates from the other frames alone."""
     whole, fewer = (quantizer(seed=3) for _ in range(2))
     for step in range(3):
         latents = frames(seed=10 * step).latents

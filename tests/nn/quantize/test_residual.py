@@ -46,7 +46,7 @@ def started(
 
 
 def learned(quantizer: Quantizer, latents: Tensor, num_codebooks: Tensor | None = None) -> Tensor:
-    """Codes of a training pass, after the update of the codebooks."""
+    """Codes of a forward pass, after the update of the codebooks."""
     quantized = quantizer(latents, num_codebooks)
     quantizer.update_codebook([quantized])
     codes: Tensor = quantized.codes
