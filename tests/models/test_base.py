@@ -347,7 +347,7 @@ def test_unequal_lengths_at_another_sample_rate() -> None:
 
 @pytest.mark.parametrize("rate", [0, -1, 44100.0, "44100"])
 def test_invalid_sample_rates_are_refused(rate: Any) -> None:
-    with pytest.raises(UsageError, match="give Hz as an int, as 48000"):
+    with pytest.raises(UsageError, match="give Hz as an int, for example 48000"):
         MODEL.encode(AUDIO, sample_rate=rate)
 
 
