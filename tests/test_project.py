@@ -29,6 +29,7 @@ def floors() -> list[list[str]]:
     return [line[1:] for line in lines]
 
 
+LOOKAHEAD = ("codec.training.codec.dry_run", "causal")  # a report's word for a model without lookahead
 FLOORS = floors()  # a module imports only from its own floor or lower ones; a package is on one floor
 WITHOUT_TORCH = (
     "errors",
@@ -82,6 +83,32 @@ def test_modules_import_only_from_lower_floors() -> None:
     steps = [(module, name) for module in inner for name in imports(module) if name in MODULES and name != "codec"]
     assert len(steps) >= 80
     assert [f"{module} imports {name}" for module, name in steps if floor(name) > floor(module)] == []
+
+
+def test_codec_families_are_named_in_models_alone() -> None:
+    """A further family needs no change outside `codec.models`."""
+    families = [module for module in MODULES if module.startswith("codec.models.") and module != "codec.models.base"]
+    assert "codec.models.causal" in families
+    classes = {
+        node.name
+        for module in families
+        for node in MODULES[module].body
+        if isinstance(node, ast.ClassDef) and node.name.endswith(("Codec", "Config"))
+    }
+    assert classes >= {"CausalCodec", "CausalConfig"}
+    keys = {module.rpartition(".")[2] for module in families}
+    uses = []
+    for module, tree in MODULES.items():
+        if module == "codec.models" or module.startswith("codec.models."):
+            continue
+        uses += [f"{module} imports {name}" for name in imports(module) if name in families]
+        for node in ast.walk(tree):
+            match node:
+                case ast.Name(id=name) | ast.Attribute(attr=name) | ast.alias(name=name) if name in classes:
+                    uses.append(f"{module} names {name}")
+                case ast.Constant(value=str(text)) if text in keys and (module, text) != LOOKAHEAD:
+                    uses.append(f"{module} has the string {text!r}")
+    assert uses == []
 
 
 def test_library_does_not_print() -> None:

@@ -23,7 +23,11 @@ from codec.frames import FrameSpec
 from codec.io import bitstream
 from codec.models.base import Encoded, split_scale
 from codec.streams import StreamDecoder, StreamEncoder
-from tests.helpers.trial_family import FAMILY, trial_model
+from codec.training.codec import dry_run
+from codec.training.codec.crops import Batch
+from codec.training.codec.task import CodecTask
+from tests.helpers.training import small_recipe
+from tests.helpers.trial_family import FAMILY, TrialConfig, trial_model
 
 MODEL = trial_model()
 HOP, SEGMENT = 40, 5
@@ -175,6 +179,29 @@ def test_training_moves_every_part() -> None:
     assert entries is not None
     assert entries[0].isfinite().all()
     assert entries[1].isnan().all()
+
+
+@pytest.mark.parametrize("balance", [False, True])
+def test_training_step_and_dry_run(monkeypatch: pytest.MonkeyPatch, balance: bool) -> None:
+    """A stereo model, whose channels the losses and the discriminators take as rows."""
+    monkeypatch.setitem(models.FAMILIES, "trial", FAMILY["trial"])
+    recipe = small_recipe(discriminator={"start": 0, "update_every": 1}, losses={"balance": balance})
+    recipe = recipe.model_copy(update={"model": TrialConfig()})
+    task = CodecTask(recipe, torch.device("cpu"))
+    model = task.train_state.model
+    time = round(recipe.data.crop * model.sample_rate)
+    model.init_from_audio(noise(4, 2, 8000))
+    before = {name: weight.clone() for name, weight in model.named_parameters()}
+    for step in range(2):
+        metrics = task.step(Batch(noise(recipe.data.batch_size, 2, time, seed=step), ()), step)
+        assert all(metrics[name].isfinite() for name in ("mel", "level", "commitment", "adversarial", "discriminator"))
+    assert [name for name, weight in model.named_parameters() if torch.equal(weight, before[name])] == []
+
+    plan = dry_run.estimate(recipe, device="cpu")
+    assert [stage.name for stage in plan.stages] == ["with discriminators"]
+    assert plan.delay == model.delay
+    # 3 hops wide, 2 channels, 8 latent channels, then 3 wide; 200 frames per second
+    assert plan.flops["encoder"] == 2 * 200 * (3 * 40 * 2 * 8 + 3 * 8 * 8)
 
 
 def test_tokens(model_file: Path, tmp_path: Path) -> None:

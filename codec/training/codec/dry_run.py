@@ -143,7 +143,7 @@ def estimate(recipe: Recipe, *, data: Path | None = None, device: str | None = N
 @torch.no_grad()
 def flops_per_second(model: Codec, frames: int = 100) -> dict[str, float]:
     """Operations per second of audio by part, without fast Fourier transforms."""
-    audio = torch.zeros(1, 1, frames * model.frame_spec.hop, device=model.device)
+    audio = torch.zeros(1, model.channels, frames * model.frame_spec.hop, device=model.device)
     counts = {}
     with FlopCounterMode(display=False) as counter:
         latents = model.analyze(audio)
@@ -160,12 +160,13 @@ def flops_per_second(model: Codec, frames: int = 100) -> dict[str, float]:
 def step_cost(task: CodecTask, step: int, rows: int, measured: int) -> tuple[float, float]:
     """(seconds, bytes) of a step with `rows` rows, from steps with at most `measured` rows on noise."""
     device = task.device
-    time = round(task.data.crop * task.train_state.model.sample_rate)
+    model = task.train_state.model
+    time = round(task.data.crop * model.sample_rate)
 
     def run(rows: int) -> float:
         for optimizer in (task.train_state.optimizer, task.train_state.discriminator_optimizer):
             optimizer.zero_grad()  # of the step before
-        audio = 0.1 * torch.randn(rows, 1, time, device=device)
+        audio = 0.1 * torch.randn(rows, model.channels, time, device=device)
         started = perf_counter()
         task.step(Batch(audio, ()), step)["mel"].item()  # waits for the device
         return perf_counter() - started

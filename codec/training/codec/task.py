@@ -220,19 +220,20 @@ class CodecTask:
             with autocast():
                 output, latents, quantized = state.ddp_model(rows, n_rows)
             decoded = output.detach().requires_grad_()  # the losses' gradient goes back to the model in one pass
-            losses: dict[str, Tensor] = self.spectral(decoded, rows, half=step % 2)._asdict()
-            losses["periodicity"] = hop_periodicity_loss(decoded, rows, **hop)
-            losses["level"] = band_level_loss(decoded, rows, **hop)
-            losses["modulation"] = hop_modulation_loss(decoded, rows, **hop)
+            ours, theirs = split_channels(decoded), split_channels(rows)
+            losses: dict[str, Tensor] = self.spectral(ours, theirs, half=step % 2)._asdict()
+            losses["periodicity"] = hop_periodicity_loss(ours, theirs, **hop)
+            losses["level"] = band_level_loss(ours, theirs, **hop)
+            losses["modulation"] = hop_modulation_loss(ours, theirs, **hop)
             losses["idempotence"] = idempotence_loss(latents, known, mean_known) / power
             losses["commitment"] = quantized.commitment / power / state.model.num_codebooks
             losses["codebook"] = quantized.codebook / power / state.model.num_codebooks
             if adversarial_on:
                 discriminators = state.ddp_discriminators if update_discriminator else state.discriminators
                 with autocast():
-                    fake = discriminators(decoded[..., first:last])
+                    fake = discriminators(ours[..., first:last])
                     with torch.set_grad_enabled(update_discriminator):
-                        real = discriminators(rows[..., first:last])
+                        real = discriminators(theirs[..., first:last])
                 losses["adversarial"] = generator_loss(fake.scores)
                 losses["feature_matching"] = feature_loss(real.features, fake.features)
             if adversarial_on and update_discriminator:
@@ -362,6 +363,11 @@ class CodecTask:
         return first, first + length
 
 
+def split_channels(audio: Audio) -> Audio:
+    """Each channel as a row of its own, [batch * channels, 1, time], because losses and discriminators are mono."""
+    return audio.flatten(0, 1)[:, None]
+
+
 SQUARE = "square of "  # of the norm of a loss's gradient
 
 
@@ -407,7 +413,7 @@ def sample_generations(share: float, *, seed: int, step: int, row: int) -> int:
 
 @torch.no_grad()
 def recode(model: Codec, audio: Audio, generations: Sequence[int]) -> tuple[Audio, Tensor]:
-    """Rows [rows, 1, time] of a batch after some generations of coding, and the entries they were last decoded from.
+    """Rows [rows, channels, time] of a batch after some generations of coding, and the entries of the last decoding.
 
     `generations` are of all rows of all processes. Entries [rows, dim, frames] are NaN where a row was not encoded, and
     as in `Codec.entries`; if all are NaN, they may be [rows, 1, frames].
@@ -454,7 +460,7 @@ def validate(model: Codec, spectral: SpectralLoss, clips: Audio, logger: Logger,
             decoded = model(clips).audio
         else:
             decoded = model.decode(model.encode(clips, num_codebooks=num_codebooks), length=clips.shape[-1])
-        for name, value in spectral(decoded, clips)._asdict().items():
+        for name, value in spectral(split_channels(decoded), split_channels(clips))._asdict().items():
             metrics[f"valid/{name} {num_codebooks} codebooks"] = float(value)
         if num_codebooks in (1, most):
             pair = decoded[:LOGGED_CLIPS], clips[:LOGGED_CLIPS]
