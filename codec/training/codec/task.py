@@ -396,12 +396,9 @@ def audio_gradient(
 
 
 def sample_num_codebooks(rows: int, num_codebooks: int, *, dropout: float, seed: int, step: int) -> Tensor:
-    """Codebooks [rows] that each row trains with: all, or with probability `dropout` a random number.
-
-    That number is log-uniform, because one codebook more matters most where there are few.
-    """
+    """Codebooks [rows] that each row trains with: all, or with probability `dropout` a random number."""
     rng = np.random.default_rng((seed, step, 1))
-    dropped = np.exp(rng.random(rows) * math.log(num_codebooks + 1)).astype(np.int64).clip(1, num_codebooks)
+    dropped = rng.integers(1, num_codebooks + 1, size=rows)
     return torch.from_numpy(np.where(rng.random(rows) >= dropout, num_codebooks, dropped))
 
 

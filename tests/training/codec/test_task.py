@@ -12,7 +12,6 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -547,18 +546,17 @@ def test_the_learning_rates_reach_the_optimizers(spectral: SpectralLoss) -> None
     )  # its second of four warm-up steps
 
 
-def test_quantizer_dropout_is_log_uniform() -> None:
+def test_quantizer_dropout_is_uniform() -> None:
     options: dict[str, Any] = {"seed": 0, "dropout": 0.5}
     n_codebooks = torch.cat([sample_num_codebooks(8, 5, step=step, **options) for step in range(200)])
     counts = torch.bincount(n_codebooks, minlength=6)
     assert counts[0] == 0
-    expected = 800 * np.log(np.arange(2, 7) / np.arange(1, 6)) / np.log(6)  # of the 800 dropped ones
-    expected[-1] += 800
-    assert np.abs(counts[1:].numpy() - expected).max() < 50
+    assert ((counts[1:5] > 110) & (counts[1:5] < 210)).all()  # 160 each
+    assert 880 < counts[5] < 1040  # 960: half of all, and a fifth of the others
     assert sample_num_codebooks(8, 5, step=3, **options).equal(sample_num_codebooks(8, 5, step=3, **options))
     assert (sample_num_codebooks(64, 3, dropout=0.0, seed=0, step=0) == 3).all()
     every = sample_num_codebooks(600, 3, dropout=1.0, seed=0, step=0)
-    assert (torch.bincount(every)[1:] > 90).all()
+    assert (torch.bincount(every)[1:] > 150).all()
 
 
 def test_discriminators_get_a_part_of_the_crop_that_moves() -> None:
