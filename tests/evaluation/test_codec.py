@@ -247,7 +247,7 @@ def test_slow_measures_on_request(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert found.table()[0][-7:-4] == ["ViSQOL speech", "ViSQOL audio", "DNSMOS"]
     with pytest.raises(UsageError, match="pass --speech"):
         evaluate(Scalar(), tmp_path / "hum", speech=False, dnsmos=True)
-    monkeypatch.setattr("codec.evaluation.codec._score_all", None)  # packages are checked before any file is encoded
+    monkeypatch.setattr("codec.evaluation.codec._score_clip", None)  # packages are checked before any file is encoded
     monkeypatch.setitem(sys.modules, "visqol", None)
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     monkeypatch.delitem(sys.modules, "speechmos.dnsmos", raising=False)
