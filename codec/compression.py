@@ -110,7 +110,7 @@ def compress(
     """
     start = perf_counter()
     with audio.open_reader(source) as reader, atomic_output(_other_than(source, target), force=force) as file:
-        time, num_codebooks = compress_into(
+        codec, time, num_codebooks = compress_into(
             reader, file, model=model, num_codebooks=num_codebooks, bitrate=bitrate, device=device
         )
         size = file.tell()
@@ -123,7 +123,7 @@ def compress(
         num_codebooks=num_codebooks,
         compressed_bytes=size,
         elapsed=perf_counter() - start,
-        notes=_peak_notes(reader.label, reader.peak, cached_model(model, device).limit),
+        notes=_peak_notes(reader.label, reader.peak, codec.limit),
     )
 
 
@@ -143,8 +143,8 @@ def _peak_notes(label: str, peak: float, limit: float) -> tuple[str, ...]:
 
 def compress_into(
     reader: AudioReader, file: BinaryIO, *, model: Model, num_codebooks: int | None, bitrate: float | None, device: str
-) -> tuple[int, int]:
-    """Compress an open recording to a seekable file; return its samples per channel and the number of codebooks."""
+) -> tuple[Codec, int, int]:
+    """Compress an open recording to a seekable file; return the model, samples per channel and number of codebooks."""
     if reader.rate > bitstream.MAX_RATE:
         raise UnsupportedAudio(
             f"{reader.label} has a sample rate of {reader.rate} Hz: resample it to {bitstream.MAX_RATE} Hz or less"
@@ -169,7 +169,7 @@ def compress_into(
     encode(resampler.flush())
     write(encoder.flush())
     writer.close(time=time)
-    return time, encoder.num_codebooks
+    return codec, time, encoder.num_codebooks
 
 
 def decompress(

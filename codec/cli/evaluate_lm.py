@@ -12,8 +12,8 @@ from codec.cli.options import (
     CONDITIONING,
     INPUT_OUTPUT,
     MEASURES,
-    MODEL,
     SAMPLING,
+    CodecOption,
     DeviceOption,
     progress_bar,
     say,
@@ -70,14 +70,7 @@ def evaluate_lm(
             rich_help_panel=MEASURES,
         ),
     ] = None,
-    codec: Annotated[
-        str | None,
-        typer.Option(
-            help="Codec of the model's codes: name, file, or folder of a training run.",
-            show_default="found by its hash",
-            rich_help_panel=MODEL,
-        ),
-    ] = None,
+    codec: CodecOption = None,
     out: Annotated[
         Path | None, typer.Option(metavar="JSON", help="Also write the result as JSON.", rich_help_panel=INPUT_OUTPUT)
     ] = None,

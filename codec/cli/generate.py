@@ -14,8 +14,8 @@ from codec import pretrained
 from codec.cli.options import (
     CONDITIONING,
     INPUT_OUTPUT,
-    MODEL,
     SAMPLING,
+    CodecOption,
     DeviceOption,
     ForceOption,
     SubtypeOption,
@@ -108,14 +108,7 @@ def generate(
             rich_help_panel=INPUT_OUTPUT,
         ),
     ] = False,
-    codec: Annotated[
-        str | None,
-        typer.Option(
-            help="Codec of the model's codes: name, file, or folder of a training run.",
-            show_default="found by its hash",
-            rich_help_panel=MODEL,
-        ),
-    ] = None,
+    codec: CodecOption = None,
     seed: Annotated[
         int | None,
         typer.Option(

@@ -31,6 +31,14 @@ ModelOption = Annotated[
         rich_help_panel=MODEL,
     ),
 ]
+CodecOption = Annotated[  # of the commands that take a language model
+    str | None,
+    typer.Option(
+        help="Codec of the model's codes: name, file, or folder of a training run.",
+        show_default="found by its hash",
+        rich_help_panel=MODEL,
+    ),
+]
 DeviceOption = Annotated[
     Device,
     typer.Option(help="Device to compute on; auto uses a GPU if there is one.", rich_help_panel=DEVICE),

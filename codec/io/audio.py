@@ -97,10 +97,11 @@ class AudioReader:
         self._file = file
         self._stream: Pieces | None = riff.finished(file)
         self._expected: int | None = None
-        if mpeg.begins(file):
+        counted = mpeg.begins(file)
+        if counted:
             self._count_frames()
         self._source = self._opened()
-        if self._stream is None and mpeg.is_mpeg(self.container):  # with other bytes before its first frame
+        if not counted and mpeg.is_mpeg(self.container):  # with other bytes before its first frame
             self._count_frames()
             self._source.close()
             self._source = self._opened()

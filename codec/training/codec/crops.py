@@ -28,9 +28,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from codec.data.clips import Clip, clip_audio, clips, hashed, root_of
+from codec.data.clips import Clip, clip_audio, clips, file_length, hashed, root_of
 from codec.errors import CodecError, ConfigError, InputNotFound, UnsupportedAudio
-from codec.io.audio import open_reader
 from codec.io.storage import atomic_output
 from codec.training.codec.synthetic import Samples, synthetic
 from codec.training.signals import block_stop_signals, ignore_stop_signals
@@ -240,11 +239,11 @@ def clip_time(clip: Clip, sample_rate: int) -> int | CodecError:
             return InputNotFound(f"{clip.path} does not exist: fetch it")
         return max(1, int(clip.seconds * sample_rate))
     try:
-        with open_reader(clip.path) as reader:
-            time = (reader.length() - round(clip.start * reader.rate)) * sample_rate // reader.rate
-            return time if time > 0 else UnsupportedAudio(f"{reader.label} has nothing from {clip.start:g} s on")
+        samples, rate = file_length(clip)
     except CodecError as error:
         return error
+    time = samples * sample_rate // rate
+    return time if time > 0 else UnsupportedAudio(f"{clip.path} has nothing from {clip.start:g} s on")
 
 
 def chunks(scanned: BinaryIO) -> Iterator[NDArray[Any]]:

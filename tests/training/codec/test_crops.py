@@ -222,7 +222,7 @@ def test_an_index_is_built_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     def forbidden(*_: object) -> None:
         raise AssertionError("opened again")
 
-    monkeypatch.setattr(crops_module, "open_reader", forbidden)
+    monkeypatch.setattr(crops_module, "file_length", forbidden)
     again, _, _ = opened(root, tmp_path / "out", expected_key=first.index.key)
     assert names(again) == names(first)
     monkeypatch.undo()
