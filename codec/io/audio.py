@@ -239,9 +239,9 @@ class AudioReader:
             pass
 
     def _check_samples(self, block: Block) -> None:
-        magnitudes = np.abs(block)
-        good = (magnitudes <= MAX_MAGNITUDE).all(axis=0)  # False for NaN too
-        if not good.all():
+        peak = _peak(block)
+        if not peak <= MAX_MAGNITUDE:
+            good = (np.abs(block) <= MAX_MAGNITUDE).all(axis=0)  # False for NaN too
             at = int(good.argmin())
             worst = block[:, at].max()  # NaN if one is
             kind = (
@@ -255,7 +255,7 @@ class AudioReader:
                 f"{self.label} has a sample that is {kind} at {(self._seen + at) / self.rate:.6f} s: "
                 "repair the recording or cut this part out"
             )
-        self.peak = max(self.peak, float(magnitudes.max(initial=0)))
+        self.peak = max(self.peak, peak)
 
 
 @contextmanager
@@ -404,10 +404,10 @@ class AudioWriter:
 
         Raises StorageError.
         """
-        magnitudes = np.abs(block)
-        self.peak = max(self.peak, float(magnitudes.max(initial=0)))
-        if self._subtype not in ("FLOAT", "DOUBLE"):
-            self.clipped += int((magnitudes > 1).sum())
+        peak = _peak(block)
+        self.peak = max(self.peak, peak)
+        if peak > 1 and self._subtype not in ("FLOAT", "DOUBLE"):
+            self.clipped += int((np.abs(block) > 1).sum())
         with self._checked():
             self._target.write(_quantized(block if self._order is None else block[self._order], self._subtype).T)
         if self._container in _32_BIT_FORMATS and self._bridge.tell() > _32_BIT_LIMIT:
@@ -531,6 +531,11 @@ def _place_in_file(sink: Any) -> int | None:
         return os.lseek(descriptor, 0, os.SEEK_CUR)
     except (ImportError, OSError):
         return None
+
+
+def _peak(block: Block) -> float:
+    """Largest magnitude, NaN if a sample is; without an array of magnitudes, because its memory costs more than it."""
+    return max(float(block.max(initial=0)), -float(block.min(initial=0)))
 
 
 def _quantized(block: Block, subtype: str) -> NDArray[Any]:
