@@ -147,7 +147,7 @@ def _explain(cls: type[Config], data: Any, problem: ErrorDetails) -> str:
         case "extra_forbidden":
             key = ".".join([*path, str(name)])
             if key in RENAMED:
-                return f"{key} is now {RENAMED[key]}"
+                return _renamed(key, data[name])
             names = sorted({field for one in classes for field in one.model_fields})
             close = difflib.get_close_matches(str(name), names, n=1)
             hint = f"did you mean {close[0]}?" if close else f"known here: {', '.join(names)}"
@@ -162,6 +162,14 @@ def _explain(cls: type[Config], data: Any, problem: ErrorDetails) -> str:
             value = value if len(value) <= 60 else value[:57] + "..."
             expected = re.sub(r"^\w+ should ", "must ", message)
             return f"{'.'.join(path)} = {value}: {expected}"
+
+
+def _renamed(key: str, value: Any) -> str:
+    """The new name of an old key; of a table, those of its keys, which may have new names too."""
+    new = RENAMED[key]
+    if not isinstance(value, dict) or not value:
+        return f"{key} is now {new}"
+    return ", ".join(f"{key}.{inner} is now {RENAMED.get(f'{new}.{inner}', f'{new}.{inner}')}" for inner in value)
 
 
 def _has(data: Any, part: int | str) -> bool:

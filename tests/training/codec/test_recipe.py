@@ -126,3 +126,17 @@ def test_old_keys_name_the_new_ones() -> None:
         for part in tables:
             config = getattr(config, part)
         assert hasattr(config, name)
+
+
+def test_old_keys_of_an_old_table_are_named_at_once() -> None:
+    old_tables = {new: old for old, new in RENAMED.items() if "." not in old}
+    checked = 0
+    for old, new in RENAMED.items():
+        table, _, key = old.rpartition(".")
+        if table in old_tables:
+            with pytest.raises(ConfigError) as refused:
+                Recipe.from_data({"name": "old", old_tables[table]: {key: 1, "warmup": 5}}, source="recipe")
+            assert f"{old_tables[table]}.{key} is now {new}" in str(refused.value)
+            assert f"{old_tables[table]}.warmup is now {table}.warmup" in str(refused.value)
+            checked += 1
+    assert checked == 7
