@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from codec.checkpoint import HASHED_AS, load_lm, load_model, load_state, read_card, save_lm, save_model, save_state
 from codec.errors import InputNotFound, UnknownModel, UsageError
 from codec.models.causal import CausalCodec
-from tests.lm.tiny import random_tokens, tiny_lm
+from tests.helpers.language_models import random_tokens, tiny_lm
 from tests.tiny import CONFIG, tiny_model
 
 

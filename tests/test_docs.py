@@ -27,7 +27,7 @@ from codec.cli.main import app
 from codec.io import synth
 from codec.training.codec.recipe import Recipe
 from codec.training.lm.recipe import LMRecipe
-from tests.lm.tiny import tiny_lm
+from tests.helpers.language_models import tiny_lm
 from tests.tiny import tiny_model
 
 ROOT = Path(__file__).parents[1]

@@ -24,7 +24,7 @@ from codec.lm import CodecLM
 from codec.lm.filters import Sampling
 from codec.lm.sampling import generate_frames
 from codec.models.base import Codec, StepCodec
-from tests.lm.tiny import tiny_lm
+from tests.helpers.language_models import tiny_lm
 from tests.tiny import tiny_model
 
 HOP, RATE = 80, 8000

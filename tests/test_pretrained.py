@@ -13,7 +13,7 @@ from codec import pretrained
 from codec.checkpoint import read_card, save_lm, save_model
 from codec.errors import UnknownModel, WeightsMismatch
 from codec.lm import CodecLM
-from tests.lm.tiny import tiny_lm
+from tests.helpers.language_models import tiny_lm
 from tests.tiny import tiny_model
 
 CARD = {

@@ -37,7 +37,7 @@ from codec.errors import CodecError, MissingDependency, UsageError
 from codec.io.audio import write_audio
 from codec.training.codec.crops import Batch
 from codec.training.codec.recipe import Recipe
-from codec.training.codec.task import CodecTask
+from codec.training.codec.task import CodecTask, build_task
 from codec.training.codec.task import train as train_codec
 from codec.training.logger import DATA_WAIT, STEPS_PER_SECOND
 
@@ -255,7 +255,7 @@ def timed(step: Callable[[], object], count: int) -> float:
 def our_step(recipe: Recipe, audio: Tensor) -> tuple[int, Callable[[], object]]:
     """The number of our parameters, and our step."""
     discriminator = recipe.discriminator.model_copy(update={"start": 0})
-    task = CodecTask(recipe.model_copy(update={"discriminator": discriminator}), audio.device)
+    task = build_task(recipe.model_copy(update={"discriminator": discriminator}), audio.device)
     model = task.train_state.model
     model.init_from_audio(audio)
     numbers = iter(range(UNREACHED))

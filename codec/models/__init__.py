@@ -1,7 +1,9 @@
 """Codec families, one file each. The rest of the package knows them by `Codec` alone."""
 
 from collections.abc import Mapping
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Annotated, Any, TypeAlias, Union
+
+from pydantic import Discriminator, Tag
 
 from codec.errors import UnknownModel
 from codec.models.base import Codec, CodecConfig
@@ -9,10 +11,30 @@ from codec.models.causal import CausalCodec, CausalConfig
 
 __all__ = ["DEFAULT_CONFIG", "FAMILIES", "Codec", "ModelConfig", "build"]
 
-ModelConfig: TypeAlias = CausalConfig
-"""Configuration of any family, the type of a recipe's [model]; further families join in a union."""
-DEFAULT_CONFIG = CausalConfig()
 FAMILIES: dict[str, tuple[type[CodecConfig], type[Codec]]] = {"causal": (CausalConfig, CausalCodec)}
+"""The classes of each family, by its name: the only place that lists families."""
+DEFAULT_CONFIG: CodecConfig = CausalConfig()
+
+
+def _family_of(config: Any) -> Any:
+    """The name of a configuration's family; that of `DEFAULT_CONFIG` if it states none."""
+    return (
+        config.get("family", DEFAULT_CONFIG.family) if isinstance(config, Mapping) else getattr(config, "family", None)
+    )
+
+
+if TYPE_CHECKING:
+    ModelConfig: TypeAlias = CodecConfig
+else:
+    ModelConfig = Annotated[
+        Union[tuple(Annotated[config, Tag(name)] for name, (config, _) in FAMILIES.items())],  # noqa: UP007 (computed)
+        Discriminator(
+            _family_of,
+            custom_error_type="unknown_family",
+            custom_error_message=f"family must be one of {', '.join(FAMILIES)}",
+        ),
+    ]
+"""Configuration of any family, selected by the key `family`: the type of a recipe's [model]."""
 
 
 def build(family: str, config: Mapping[str, Any]) -> Codec:

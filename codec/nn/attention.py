@@ -78,11 +78,16 @@ class ChunkCache(NamedTuple):
 
 
 def plan_step(position: Int[Tensor, " batch"], context: int) -> StepCache:
-    """One step attends to the filled slots alone, without a mask while all rows are at the same position."""
-    positions = position.tolist()
-    filled = min(max(positions) + 1, context)
-    if min(positions) == max(positions):
-        return StepCache(filled, slot=positions[0] % context)
+    """One step attends to the filled slots; on a CPU to these alone, without a mask if all rows are at one position.
+
+    Elsewhere all slots are read, with a mask, because reading the positions would wait for the device in every step.
+    """
+    filled = context
+    if position.device.type == "cpu":
+        positions = position.tolist()
+        filled = min(max(positions) + 1, context)
+        if min(positions) == max(positions):
+            return StepCache(filled, slot=positions[0] % context)
     mask = torch.arange(filled, device=position.device) <= position[:, None]  # [batch, filled]
     return StepCache(filled, slots=position % context, mask=mask[:, None, None])
 

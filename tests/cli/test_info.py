@@ -8,7 +8,7 @@ import numpy as np
 from codec import pretrained
 from codec.checkpoint import save_lm, save_model
 from tests.cli.conftest import Cli
-from tests.lm.tiny import tiny_lm
+from tests.helpers.language_models import tiny_lm
 from tests.tiny import tiny_model
 
 

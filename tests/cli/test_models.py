@@ -14,7 +14,7 @@ from codec import pretrained
 from codec.checkpoint import save_lm, save_model
 from codec.io.audio import write_audio
 from tests.cli.conftest import Cli
-from tests.lm.tiny import tiny_lm
+from tests.helpers.language_models import tiny_lm
 from tests.tiny import tiny_model
 
 

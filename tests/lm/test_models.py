@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
 import torch
 from torch import Tensor, nn
@@ -14,25 +12,17 @@ from codec.lm.base import CodeEmbedding
 from codec.lm.conditioning import CodebookSpec, Conditioning
 from codec.nn.linear import HalfLinear
 from codec.nn.streaming import State
-from tests.lm.tiny import DIM, SIZE, forced_step, random_tokens, some_conditioning, step_by_step, tiny_lm
-
-PATTERNS: dict[str, dict[str, Any]] = {
-    "parallel": {"kind": "parallel"},
-    "delay": {},
-    "partial delay": {"delays": [0, 1, 1]},
-    "flatten": {"kind": "flatten"},
-    "partial flatten": {"kind": "flatten", "groups": [0, 1, 1]},
-    "coarse first": {"kind": "coarse_first", "block": 4},
-}
-SMALL = {"width": 12, "layers": 1, "heads": 2}
-MODELS: dict[str, dict[str, Any]] = {name: {"pattern": pattern} for name, pattern in PATTERNS.items()} | {
-    "depth": {"pattern": {"kind": "parallel"}, "depth": SMALL},
-    "depth, not cumulative": {"pattern": {"kind": "parallel"}, "depth": SMALL | {"cumulative": False}},
-    "depth with delays": {"pattern": {"delays": [0, 1, 1]}, "depth": SMALL},
-    "learned vectors": {"vectors": "learned"},
-    "text": {"text": True},
-    "pixelcnn": {"family": "pixelcnn", "layers": 6},
-}
+from tests.helpers.language_models import (
+    DIM,
+    MODELS,
+    SIZE,
+    SMALL,
+    forced_step,
+    random_tokens,
+    some_conditioning,
+    step_by_step,
+    tiny_lm,
+)
 
 
 @pytest.mark.slow

@@ -11,7 +11,7 @@ from torch import Tensor
 from codec.errors import ConfigError
 from codec.lm import build
 from codec.lm.pixelcnn import PixelCNNConfig, PixelCNNLM
-from tests.lm.tiny import random_tokens, some_conditioning, tiny_lm
+from tests.helpers.language_models import random_tokens, some_conditioning, tiny_lm
 
 
 def receptive_field(model: PixelCNNLM, frames: int, codebook: int, frame: int) -> Tensor:

@@ -20,8 +20,7 @@ from codec.lm.filters import Sampler, Sampling
 from codec.lm.patterns import PatternConfig
 from codec.lm.sampling import generate_frames, infill, max_prompt_frames
 from codec.nn.shapes import Codes, Logits
-from tests.lm.test_models import MODELS
-from tests.lm.tiny import SIZE, some_conditioning, tiny_lm
+from tests.helpers.language_models import MODELS, SIZE, some_conditioning, tiny_lm
 
 # Sampling
 

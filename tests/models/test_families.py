@@ -25,7 +25,7 @@ from codec.models.base import Encoded, split_scale
 from codec.streams import StreamDecoder, StreamEncoder
 from codec.training.codec import dry_run
 from codec.training.codec.crops import Batch
-from codec.training.codec.task import CodecTask
+from codec.training.codec.task import build_task
 from tests.helpers.training import small_recipe
 from tests.helpers.trial_family import FAMILY, TrialConfig, trial_model
 
@@ -187,7 +187,7 @@ def test_training_step_and_dry_run(monkeypatch: pytest.MonkeyPatch, balance: boo
     monkeypatch.setitem(models.FAMILIES, "trial", FAMILY["trial"])
     recipe = small_recipe(discriminator={"start": 0, "update_every": 1}, losses={"balance": balance})
     recipe = recipe.model_copy(update={"model": TrialConfig()})
-    task = CodecTask(recipe, torch.device("cpu"))
+    task = build_task(recipe, torch.device("cpu"))
     model = task.train_state.model
     time = round(recipe.data.crop * model.sample_rate)
     model.init_from_audio(noise(4, 2, 8000))

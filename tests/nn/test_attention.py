@@ -11,9 +11,11 @@ from codec.nn.attention import (
     NORM_EPSILON,
     CrossAttentionKV,
     RMSNorm,
+    StepCache,
     Transformer,
     TransformerState,
     apply_rotary,
+    plan_step,
     reset_rows,
     rotary_frequencies,
     rotary_table,
@@ -219,3 +221,41 @@ def test_rms_norm() -> None:
     assert torch.allclose(ours(x), torchs(x), rtol=1e-4)
     assert torch.allclose(ours(x), rms_norm(x, ours.weight))
     assert ours(torch.zeros(1, 24)).equal(torch.zeros(1, 24))
+
+
+@torch.no_grad()
+def test_a_step_on_a_device_reads_nothing_back() -> None:
+    """The device "meta" has no values, so reading one raises an error."""
+    model = net(context=8).to("meta")
+    state = model.initial_state(torch.zeros(2, 16, device="meta"))
+    for _ in range(3):
+        out, state = model.forward_step(torch.zeros(2, 1, 16, device="meta"), state)
+        assert out.shape == (2, 1, 16)
+
+
+@pytest.mark.parametrize("context", CONTEXTS)
+def test_all_slots_with_a_mask_give_what_the_filled_slots_give(context: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a step does on other devices than a CPU."""
+    model, x = net(context), signal(9)
+
+    def stepped() -> Tensor:
+        state, steps = model.initial_state(x[:, 0]), []
+        for step in x.unbind(dim=1):
+            out, state = model.forward_step(step[:, None], state)
+            steps.append(out)
+        return torch.cat(steps, dim=1)
+
+    with torch.no_grad():
+        expected = stepped()
+        planned: list[StepCache] = []
+
+        def plan_elsewhere(position: Tensor, context: int) -> StepCache:
+            mask = (torch.arange(context) <= position[:, None])[:, None, None]
+            planned.append(StepCache(context, slots=position % context, mask=mask))
+            return planned[-1]
+
+        monkeypatch.setattr("codec.nn.attention.plan_step", plan_elsewhere)
+        torch.testing.assert_close(stepped(), expected, rtol=1e-4, atol=1e-5)
+    on_meta = plan_step(torch.zeros(2, dtype=torch.int64, device="meta"), context)
+    assert on_meta.mask is not None
+    assert (on_meta.filled, on_meta.mask.shape) == (planned[0].filled, (2, 1, 1, context))

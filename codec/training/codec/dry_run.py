@@ -27,7 +27,7 @@ from codec.models.base import Codec, ReceptiveField
 from codec.training import engine
 from codec.training.codec.crops import Batch
 from codec.training.codec.recipe import Recipe
-from codec.training.codec.task import CodecTask, TrainState, memory_settings
+from codec.training.codec.task import CodecTask, TrainState, build_task, memory_settings
 from codec.training.optimizer import autocast_dtype
 
 MAX_AUDIO = 12.0  # s of audio in the largest measured batch
@@ -109,8 +109,8 @@ def estimate(recipe: Recipe, *, data: Path | None = None, device: str | None = N
     measured = min(rows, max(2, int(MAX_AUDIO / recipe.data.crop)))  # two, to know the cost of one more
     steps = recipe.train.steps
     start = steps if recipe.discriminator.start is None else min(recipe.discriminator.start, steps)
-    with torch.random.fork_rng(), engine.memory_errors(*memory_settings(recipe)):
-        task = CodecTask(recipe, torch_device)
+    with torch.random.fork_rng(), engine.memory_errors(*memory_settings(recipe.data, recipe.train)):
+        task = build_task(recipe, torch_device)
         stages = tuple(
             Stage(name, last - first, *step_cost(task, first, rows, measured))
             for name, first, last in (("without discriminators", 0, start), ("with discriminators", start, steps))

@@ -8,7 +8,7 @@ from typing import Annotated, Literal, Self
 from pydantic import AfterValidator, Field, model_validator
 
 from codec.config import Config
-from codec.models import ModelConfig
+from codec.models import DEFAULT_CONFIG, ModelConfig
 from codec.training.codec.losses import SCALES
 
 Count = Annotated[int, Field(ge=1, lt=2**31)]
@@ -178,7 +178,7 @@ class Recipe(Config):
     """The recipe of a codec."""
 
     name: str
-    model: ModelConfig = ModelConfig()
+    model: ModelConfig = DEFAULT_CONFIG
     data: DataConfig = DataConfig()
     losses: LossConfig = LossConfig()
     optimizer: OptimizerConfig = OptimizerConfig()

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Collection, Generator, Mapping, Sequence
+from collections.abc import Callable, Collection, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import torch
@@ -20,11 +19,11 @@ from codec.checkpoint import save_model
 from codec.errors import ConfigError
 from codec.models.base import Codec, CodecConfig
 from codec.nn import distributed
-from codec.nn.quantize.base import Unquantized
+from codec.nn.quantize.base import Quantized, Unquantized
 from codec.nn.shapes import Audio
 from codec.training import engine, loop
 from codec.training.codec.crops import Batch, Crops, load_batches, open_crops
-from codec.training.codec.discriminators import Discriminators
+from codec.training.codec.discriminators import DiscriminatorOutput, Discriminators
 from codec.training.codec.losses import (
     EMA,
     LossBalancer,
@@ -37,7 +36,14 @@ from codec.training.codec.losses import (
     hop_modulation_loss,
     hop_periodicity_loss,
 )
-from codec.training.codec.recipe import Recipe
+from codec.training.codec.recipe import (
+    DataConfig,
+    DiscriminatorConfig,
+    LossConfig,
+    OptimizerConfig,
+    Recipe,
+    TrainConfig,
+)
 from codec.training.logger import Logger, Meter, count_codes
 from codec.training.optimizer import (
     autocast_dtype,
@@ -50,11 +56,26 @@ from codec.training.optimizer import (
 )
 
 AUDIO_LOSSES = (*Spectral._fields, "periodicity", "level", "modulation", "adversarial", "feature_matching")
-"""Losses of the decoded audio; the others are of latents."""
+"""Losses of the decoded audio."""
+LATENT_LOSSES = ("commitment", "codebook", "idempotence")
 ADVERSARIAL = {"adversarial", "feature_matching", "discriminator", "grad_norm/discriminators"}
 """Metrics that are not finite when the discriminators diverge."""
 VALIDATION_CLIPS = 24
 LOGGED_CLIPS = 8
+SQUARE = "square of "  # of the norm of a loss's gradient
+LATENT_POWER = "mean square of the latents"
+
+
+class Rows(NamedTuple):
+    """A micro-batch."""
+
+    audio: Audio
+    n_codebooks: Tensor
+    """Codebooks [rows] that each row trains with."""
+    entries: Tensor
+    """As `recode` returns them."""
+    mean_known: Tensor
+    """Mean number of known entries in a micro-batch."""
 
 
 @dataclass
@@ -91,25 +112,31 @@ class CodecTask:
 
     def __init__(
         self,
-        recipe: Recipe,
+        name: str,
+        model: CodecConfig,
         device: torch.device,
         *,
+        data: DataConfig,
+        losses: LossConfig,
+        optimizer: OptimizerConfig,
+        discriminator: DiscriminatorConfig,
+        run: TrainConfig,
         train_data: Crops | None = None,
         valid_data: Crops | None = None,
         provenance: Mapping[str, Any] | None = None,
         report: Callable[[str], None] = lambda _: None,
     ) -> None:
-        self.name = recipe.name
+        self.name = name
         self.device = device
         self.train_data, self.valid_data = train_data, valid_data
         self.data_key = "" if train_data is None else train_data.index.key
         self.provenance = dict(provenance or {})
         self.report = report
-        self.data, self.losses, self.optimizer = recipe.data, recipe.losses, recipe.optimizer
-        self.discriminator, self.run = recipe.discriminator, recipe.train
-        self.train_state = self.create_state(recipe.model)
-        self.spectral = SpectralLoss(recipe.model.sample_rate).to(device)
-        self.meter = Meter(recipe.data.batch_size * recipe.data.crop, recipe.model.codebook_size)
+        self.data, self.losses, self.optimizer = data, losses, optimizer
+        self.discriminator, self.run = discriminator, run
+        self.train_state = self.create_state(model)
+        self.spectral = SpectralLoss(model.sample_rate).to(device)
+        self.meter = Meter(data.batch_size * data.crop, model.codebook_size)
         self.clips: Audio | None = None  # for validation
         self.unread: list[tuple[str, str]] = []
 
@@ -191,86 +218,136 @@ class CodecTask:
 
         Returns the losses before weighting, the learning rates, and the gradient norms before clipping.
         """
-        state, parts, scaler = self.train_state, self.run.accumulate, self.train_state.scaler
+        state, parts = self.train_state, self.run.accumulate
         self.unread += batch.bad_files
-        audio = batch.audio.to(self.device)
         torch.manual_seed(int(np.random.default_rng((self.run.seed, step, 3)).integers(2**63)))
-        since = -1 if self.discriminator.start is None else step - self.discriminator.start
-        adversarial_on, update_discriminator = since >= 0, since >= 0 and since % self.discriminator.update_every == 0
-        dtype = autocast_dtype(self.run.precision, self.device)
-        autocast = partial(torch.autocast, self.device.type, dtype, enabled=dtype != torch.float32)
-        # quantization errors count relative to the latents, so that a weight means the same at every scale
-        power = state.latent_power["latents"].clamp(min=1e-6) if "latents" in state.latent_power else 1.0
-        weights = self.loss_weights(step)
-        shares = {name: weights[name] for name in AUDIO_LOSSES if name in weights}
-        audio_weights = state.balancer.scale(shares) if self.losses.balance else shares
-
+        adversarial_on, update_discriminator = self.adversarial_stage(step)
+        weights, power = self.loss_weights(step), self.latent_power()
+        hop = {"sample_rate": state.model.sample_rate, "hop": state.model.frame_spec.hop}
+        seen = slice(*self.discriminator_crop(batch.audio.shape[-1], step))
         metrics, quantized_parts = [], []
         state.optimizer.zero_grad(set_to_none=True)
         state.discriminator_optimizer.zero_grad(set_to_none=True)
-        n_codebooks = self.sample_num_codebooks(len(audio), step).to(self.device)
-        audio, entries = recode(state.model, audio, self.sample_generations(len(audio), step))
-        mean_known = distributed.all_reduce_sum((~entries.isnan()).sum().float()) / parts / distributed.count()
-        first, last = self.discriminator_crop(audio.shape[-1], step)
-        hop = {"sample_rate": state.model.sample_rate, "hop": state.model.frame_spec.hop}
-        for part, (rows, n_rows, known) in enumerate(
-            zip(audio.chunk(parts), n_codebooks.chunk(parts), entries.chunk(parts), strict=True)
-        ):
+        for part, rows in enumerate(self.prepare_rows(batch.audio.to(self.device), step)):
             engine.sync_gradients(part == parts - 1, state.ddp_model, state.ddp_discriminators)
-            with autocast():
-                output, latents, quantized = state.ddp_model(rows, n_rows)
+            with self.autocast():
+                output, latents, quantized = state.ddp_model(rows.audio, rows.n_codebooks)
             decoded = output.detach().requires_grad_()  # the losses' gradient goes back to the model in one pass
-            ours, theirs = split_channels(decoded), split_channels(rows)
-            losses: dict[str, Tensor] = self.spectral(ours, theirs, half=step % 2)._asdict()
-            losses["periodicity"] = hop_periodicity_loss(ours, theirs, **hop)
-            losses["level"] = band_level_loss(ours, theirs, **hop)
-            losses["modulation"] = hop_modulation_loss(ours, theirs, **hop)
-            losses["idempotence"] = idempotence_loss(latents, known, mean_known) / power
-            losses["commitment"] = quantized.commitment / power / state.model.num_codebooks
-            losses["codebook"] = quantized.codebook / power / state.model.num_codebooks
+            ours, theirs = split_channels(decoded), split_channels(rows.audio)
+
+            spectral = self.spectral(ours, theirs, half=step % 2)
+            losses: dict[str, Tensor] = {
+                "mel": spectral.mel,
+                "complex_stft": spectral.complex_stft,
+                "noise_to_mask": spectral.noise_to_mask,
+                "pesq_like": spectral.pesq_like,
+                "stoi_like": spectral.stoi_like,
+                "periodicity": hop_periodicity_loss(ours, theirs, **hop),
+                "level": band_level_loss(ours, theirs, **hop),
+                "modulation": hop_modulation_loss(ours, theirs, **hop),
+                "idempotence": idempotence_loss(latents, rows.entries, rows.mean_known) / power,
+                "commitment": quantized.commitment / power / state.model.num_codebooks,
+                "codebook": quantized.codebook / power / state.model.num_codebooks,
+            }
             if adversarial_on:
-                discriminators = state.ddp_discriminators if update_discriminator else state.discriminators
-                with autocast():
-                    fake = discriminators(ours[..., first:last])
-                    with torch.set_grad_enabled(update_discriminator):
-                        real = discriminators(theirs[..., first:last])
+                real, fake = self.discriminate(theirs[..., seen], ours[..., seen], update=update_discriminator)
                 losses["adversarial"] = generator_loss(fake.scores)
                 losses["feature_matching"] = feature_loss(real.features, fake.features)
-            if adversarial_on and update_discriminator:
-                losses["discriminator"] = discriminator_loss(real.scores, fake.scores)
-                loss = scaler.scale(losses["discriminator"] / parts)
-                torch.autograd.backward(loss, inputs=list(state.discriminators.parameters()), retain_graph=True)
+                if update_discriminator:
+                    losses["discriminator"] = discriminator_loss(real.scores, fake.scores)
 
-            scale = scaler.get_scale() / parts
-            gradient, squares = audio_gradient(losses, audio_weights, decoded, scale, balance=self.losses.balance)
-            of_latents = [weights.get(name, 0.0) * losses[name] for name in ("commitment", "codebook", "idempotence")]
-            total = (output * gradient).sum() + scaler.scale(torch.stack(of_latents).sum() / parts)
-            total.backward()
+            squares = self.backward(losses, weights, output, decoded)
             quantized_parts.append(quantized)
-            metrics.append(losses | squares | {"latents": latents.float().square().mean()})
-
-        losses = batch_mean(metrics)
-        latent_power = losses.pop("latents")
-        norms = {name: (losses.pop(name) / parts / distributed.count()).sqrt() for name in squares}
+            metrics.append(losses | squares | {LATENT_POWER: latents.float().square().mean()})
         lrs = self.learning_rates(step, discriminators=update_discriminator)
+        return self.update(batch_mean(metrics), quantized_parts, lrs, step)
+
+    # the parts of a step
+
+    def adversarial_stage(self, step: int) -> tuple[bool, bool]:
+        """Whether the discriminators have joined, and whether this step updates them."""
+        since = -1 if self.discriminator.start is None else step - self.discriminator.start
+        return since >= 0, since >= 0 and since % self.discriminator.update_every == 0
+
+    def latent_power(self) -> Tensor | float:
+        """Mean square of the latents: losses of latents are relative to it, so weights mean the same at any scale."""
+        power = self.train_state.latent_power
+        return power["latents"].clamp(min=1e-6) if "latents" in power else 1.0
+
+    def prepare_rows(self, audio: Audio, step: int) -> Iterator[Rows]:
+        """Micro-batches of this process's rows [rows, channels, time], some of them encoded and decoded before."""
+        n_codebooks = self.sample_num_codebooks(len(audio), step).to(self.device)
+        audio, entries = recode(self.train_state.model, audio, self.sample_generations(len(audio), step))
+        parts = self.run.accumulate
+        mean_known = distributed.all_reduce_sum((~entries.isnan()).sum().float()) / parts / distributed.count()
+        for part in zip(audio.chunk(parts), n_codebooks.chunk(parts), entries.chunk(parts), strict=True):
+            yield Rows(*part, mean_known)
+
+    def autocast(self) -> torch.autocast:
+        """The precision of the networks."""
+        dtype = autocast_dtype(self.run.precision, self.device)
+        return torch.autocast(self.device.type, dtype, enabled=dtype != torch.float32)
+
+    def discriminate(
+        self, real: Audio, decoded: Audio, *, update: bool
+    ) -> tuple[DiscriminatorOutput, DiscriminatorOutput]:
+        """The discriminators' outputs for real and for decoded audio; those for real audio train them if `update`."""
+        discriminators = self.train_state.ddp_discriminators if update else self.train_state.discriminators
+        with self.autocast():
+            fake = discriminators(decoded)
+            with torch.set_grad_enabled(update):
+                return discriminators(real), fake
+
+    def backward(
+        self, losses: Mapping[str, Tensor], weights: Mapping[str, float], output: Audio, decoded: Audio
+    ) -> dict[str, Tensor]:
+        """Add the gradients of a micro-batch; returns the squares of the norms of `audio_gradient`."""
+        state, parts, scaler = self.train_state, self.run.accumulate, self.train_state.scaler
+        if "discriminator" in losses:
+            loss = scaler.scale(losses["discriminator"] / parts)
+            torch.autograd.backward(loss, inputs=list(state.discriminators.parameters()), retain_graph=True)
+        shares = {name: weights[name] for name in AUDIO_LOSSES if name in weights}
+        audio_weights = state.balancer.scale(shares) if self.losses.balance else shares
+        scale = scaler.get_scale() / parts
+        gradient, squares = audio_gradient(losses, audio_weights, decoded, scale, balance=self.losses.balance)
+        of_latents = [weights.get(name, 0.0) * losses[name] for name in LATENT_LOSSES]
+        total = (output * gradient).sum() + scaler.scale(torch.stack(of_latents).sum() / parts)
+        torch.autograd.backward(total)
+        return squares
+
+    def update(
+        self,
+        metrics: dict[str, Tensor],
+        quantized: Sequence[Quantized],
+        lrs: Mapping[str, float],
+        step: int,
+    ) -> loop.Metrics:
+        """Clip the gradients, step the optimizers of `lrs` and update codebooks and averages; the metrics to log.
+
+        `metrics` are the means over the batch.
+        """
+        state, scaler = self.train_state, self.train_state.scaler
+        squares = {name: metrics.pop(name) for name in list(metrics) if name.startswith(SQUARE)}
+        norms = {name: (square / self.run.accumulate / distributed.count()).sqrt() for name, square in squares.items()}
+        latent_power = metrics.pop(LATENT_POWER)
         optimizers = {"model": state.optimizer, "discriminators": state.discriminator_optimizer}
         for name, lr in lrs.items():
-            losses[f"lr/{name}"] = torch.tensor(lr)
-            losses[f"grad_norm/{name}"] = clip_gradients(
+            metrics[f"lr/{name}"] = torch.tensor(lr)
+            metrics[f"grad_norm/{name}"] = clip_gradients(
                 optimizers[name], scaler, lr=lr, max_norm=self.optimizer.grad_clip
             )
-        used = [*weights, "discriminator"]
-        if can_step(losses, scaler, step=step, losses=used, lr_setting=self.lr_setting):
+        losses = [*self.loss_weights(step), "discriminator"]
+        if can_step(metrics, scaler, step=step, losses=losses, lr_setting=self.lr_setting):
             for name in lrs:
                 scaler.step(optimizers[name])
-            state.model.quantizer.update_codebook(quantized_parts)
+            state.model.quantizer.update_codebook(quantized)
             update_ema(state.ema_model, state.model, decay=self.optimizer.ema_decay, step=step)
             state.latent_power.add({"latents": latent_power})
             state.balancer.update({name.removeprefix(SQUARE): norm for name, norm in norms.items()})
         scaler.update()
-        codes = torch.cat([quantized.codes for quantized in quantized_parts])
-        losses["code_counts"] = distributed.all_reduce_sum(count_codes(codes, state.model.codebook_size))
-        return losses
+        codes = torch.cat([part.codes for part in quantized])
+        metrics["code_counts"] = distributed.all_reduce_sum(count_codes(codes, state.model.codebook_size))
+        return metrics
 
     def bad_files(self) -> list[tuple[str, str]]:
         """Files (name, reason) that could not be read since the last call."""
@@ -366,9 +443,6 @@ class CodecTask:
 def split_channels(audio: Audio) -> Audio:
     """Each channel as a row of its own, [batch * channels, 1, time], because losses and discriminators are mono."""
     return audio.flatten(0, 1)[:, None]
-
-
-SQUARE = "square of "  # of the norm of a loss's gradient
 
 
 def audio_gradient(
@@ -483,13 +557,27 @@ def load_pretrained(model: Codec, name: str) -> None:
     model.load_state_dict(known.state_dict())
 
 
-def memory_settings(recipe: Recipe) -> tuple[str, ...]:
+def memory_settings(data: DataConfig, run: TrainConfig) -> tuple[str, ...]:
     """Settings that reduce memory, the best first."""
-    data, run = recipe.data, recipe.train
     settings = [] if run.checkpoint_activations else ["train.checkpoint_activations = true"]
     if data.batch_size > run.accumulate:
         settings.append(f"train.accumulate = {run.accumulate} higher")
     return (*settings, f"data.crop = {data.crop} lower", f"data.batch_size = {data.batch_size} lower")
+
+
+def build_task(recipe: Recipe, device: torch.device, **options: Any) -> CodecTask:
+    """The task of a recipe, with the `options` of `CodecTask`: data, provenance, report."""
+    return CodecTask(
+        recipe.name,
+        recipe.model,
+        device,
+        data=recipe.data,
+        losses=recipe.losses,
+        optimizer=recipe.optimizer,
+        discriminator=recipe.discriminator,
+        run=recipe.train,
+        **options,
+    )
 
 
 def train(
@@ -513,7 +601,7 @@ def train(
                 expected_key=None if context.saved is None else context.saved["data"],
             )
         provenance = {"recipe": recipe.model_dump(mode="json"), "data": str(data)}
-        return CodecTask(
+        return build_task(
             recipe,
             context.accelerator.device,
             train_data=train_data,
@@ -531,6 +619,6 @@ def train(
         resume=resume,
         steps=steps,
         device=device,
-        memory_settings=memory_settings(recipe),
+        memory_settings=memory_settings(recipe.data, recipe.train),
         num_workers=recipe.data.num_workers,
     )

@@ -10,7 +10,7 @@ import torch
 
 from codec.training import engine
 from codec.training.lm.recipe import LMRecipe
-from codec.training.lm.task import LMTask, memory_settings, open_store
+from codec.training.lm.task import build_task, memory_settings, open_store
 from codec.training.optimizer import autocast_dtype
 
 TIMED_STEPS = 4  # the first is slower, and not counted
@@ -24,8 +24,8 @@ def report(recipe: LMRecipe, *, data: Path, codec: str | Path | None = None, dev
     engine.check_device(device)
     torch_device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     store, codec_model = open_store(data, codec)
-    with torch.random.fork_rng(), engine.memory_errors(*memory_settings(recipe)):
-        task = LMTask(recipe, torch_device, store=store, codec=codec_model)
+    with torch.random.fork_rng(), engine.memory_errors(*memory_settings(recipe.data, recipe.train)):
+        task = build_task(recipe, torch_device, store=store, codec=codec_model)
         seconds, frames = [], []
         for step in range(TIMED_STEPS):
             batch = task.train_data.batch(step, 0, recipe.data.batch_size).to(torch_device)

@@ -34,7 +34,14 @@ from codec.training.lm.crops import (
     split_clips,
     unigram_entropy,
 )
-from codec.training.lm.recipe import LMRecipe
+from codec.training.lm.recipe import (
+    LMDataConfig,
+    LMLossConfig,
+    LMOptimizerConfig,
+    LMRecipe,
+    LMRunConfig,
+    ModelConfig,
+)
 from codec.training.logger import BITS, REAL_TIME, STEPS_PER_SECOND, Logger, Meter
 from codec.training.optimizer import autocast_dtype, can_step, clip_gradients, grad_scaler, lr_scale, update_ema
 
@@ -68,9 +75,14 @@ class LMTask:
 
     def __init__(
         self,
-        recipe: LMRecipe,
+        name: str,
+        model: ModelConfig,
         device: torch.device,
         *,
+        data: LMDataConfig,
+        losses: LMLossConfig,
+        optimizer: LMOptimizerConfig,
+        run: LMRunConfig,
         store: TokenStore,
         codec: Codec,
         provenance: Mapping[str, Any] | None = None,
@@ -81,18 +93,34 @@ class LMTask:
             ConfigError: the store or the codec does not have what the recipe needs.
             UsageError: a split of the store is empty.
         """
-        self.name = recipe.name
+        self.name = name
         self.device = device
         self.codec = codec
         self.provenance = dict(provenance or {})
-        self.data, self.losses, self.optimizer, self.run = recipe.data, recipe.losses, recipe.optimizer, recipe.train
-        self.text = recipe.text
+        self.data, self.losses, self.optimizer, self.run = data, losses, optimizer, run
         self.data_key = store_key(store)
-        train_rows, valid_rows = split_clips(store, recipe.data.held_out)
-        source, vectors = codebook_spec(recipe, store, codec, train_rows)
-        torch.manual_seed(recipe.train.seed)
-        model = lm.build(recipe.model.model_dump(), source.model_dump()).to(device).train()
-        if recipe.model.vectors == "codebook":
+        train_rows, valid_rows = split_clips(store, data.held_out)
+        source = codebook_spec(data, losses, store, codec, train_rows)
+        vectors = codec_vectors(codec, losses, required=model.vectors == "codebook")
+        self.train_state = self.create_state(model, source, vectors)
+        self.text = self.train_state.model.takes_text
+        self.vectors = None if vectors is None else vectors[: store.num_codebooks].float().to(device)
+        options: dict[str, Any] = {
+            "seed": run.seed,
+            "condition_dropout": losses.condition_dropout,
+            "stochastic": losses.stochastic is not None,
+            "text": self.text,
+        }
+        self.train_data = TokenCrops(store, train_rows, self.train_state.model, data, **options)
+        self.valid_data = TokenCrops(store, valid_rows, self.train_state.model, data, **options)
+        self.measures = Measures(self.train_data, self.valid_data, expected=run.expected)
+        self.meter = Meter()
+
+    def create_state(self, config: ModelConfig, source: CodebookSpec, vectors: Tensor | None) -> TrainState:
+        """Fresh weights, the same in every process; the codec's `vectors` if `model.vectors` asks for them."""
+        torch.manual_seed(self.run.seed)
+        model = lm.build(config.model_dump(), source.model_dump()).to(self.device).train()
+        if config.vectors == "codebook":
             assert vectors is not None
             model.vectors.init_from_codec(vectors)
         ema_model = copy.deepcopy(model).eval().requires_grad_(False)
@@ -102,18 +130,7 @@ class LMTask:
             group for group in (decayed | {"weight_decay": self.optimizer.weight_decay}, others) if group["params"]
         ]
         optimizer = torch.optim.AdamW(groups, betas=self.optimizer.betas, fused=True)
-        self.train_state = TrainState(model, ema_model, optimizer, grad_scaler(self.run.precision, device), model)
-        self.vectors = None if vectors is None else vectors[: store.num_codebooks].float().to(device)
-        options: dict[str, Any] = {
-            "seed": self.run.seed,
-            "condition_dropout": self.losses.condition_dropout,
-            "stochastic": self.losses.stochastic is not None,
-            "text": recipe.text,
-        }
-        self.train_data = TokenCrops(store, train_rows, model, recipe.data, **options)
-        self.valid_data = TokenCrops(store, valid_rows, model, recipe.data, **options)
-        self.measures = Measures(self.train_data, self.valid_data, expected=recipe.train.expected)
-        self.meter = Meter()
+        return TrainState(model, ema_model, optimizer, grad_scaler(self.run.precision, self.device), model)
 
     def initialize(self, logger: Logger) -> None:
         """Start from fresh weights."""
@@ -236,38 +253,45 @@ class LMTask:
 
 
 def codebook_spec(
-    recipe: LMRecipe, store: TokenStore, codec: Codec, train_rows: np.ndarray
-) -> tuple[CodebookSpec, Tensor | None]:
-    """The codebooks and classes to model, and the codec's vectors [codebooks, codebook_size, dim] if it has any.
+    data: LMDataConfig, losses: LMLossConfig, store: TokenStore, codec: Codec, train_rows: np.ndarray
+) -> CodebookSpec:
+    """The codebooks and classes to model.
 
-    Raises ConfigError: the store or the codec does not have what the recipe needs.
+    Raises ConfigError: the store does not have what the recipe needs.
     """
-    num_codebooks, weights = recipe.data.num_codebooks or store.num_codebooks, recipe.losses.codebook_weights
+    num_codebooks, weights = data.num_codebooks or store.num_codebooks, losses.codebook_weights
     if num_codebooks > store.num_codebooks:
         raise ConfigError(f"data.num_codebooks = {num_codebooks}: {store.path} has {store.num_codebooks}")
     if weights is not None and len(weights) != num_codebooks:
         raise ConfigError(
             f"losses.codebook_weights has {len(weights)} weights for {num_codebooks} codebooks: give each codebook one"
         )
+    one_frame = codec.quantizer.decode(torch.zeros(1, codec.quantizer.num_codebooks, 1, dtype=torch.int64))
     vectors = codec.quantizer.codebook_vectors()
-    if vectors is None:
-        changes = ['set model.vectors = "learned"'] if recipe.model.vectors == "codebook" else []
-        if recipe.losses.soft is not None or recipe.losses.stochastic is not None:
-            changes.append("leave out losses.soft and losses.stochastic")
-        if changes:
-            raise ConfigError(f"the codes of {codec.name} have no vectors of their own: {' and '.join(changes)}")
-        dim = codec.quantizer.decode(torch.zeros(1, codec.quantizer.num_codebooks, 1, dtype=torch.int64)).shape[1]
-    else:
-        dim = vectors.shape[2]
     return CodebookSpec(
         codec=codec.name or store.model_name,
         weights_hash=store.weights_hash,
         num_codebooks=num_codebooks,
         codebook_size=store.frame_spec.codebook_size,
-        dim=dim,
-        classes=class_names(store, train_rows, recipe.data.classes),
+        dim=one_frame.shape[1] if vectors is None else vectors.shape[2],
+        classes=class_names(store, train_rows, data.classes),
         level_db=store.level_db,
-    ), vectors
+    )
+
+
+def codec_vectors(codec: Codec, losses: LMLossConfig, *, required: bool) -> Tensor | None:
+    """The codec's vectors [codebooks, codebook_size, dim]; None if it has none.
+
+    Raises ConfigError: it has none, and they are `required` or the losses need them.
+    """
+    vectors = codec.quantizer.codebook_vectors()
+    if vectors is None:
+        changes = ['set model.vectors = "learned"'] if required else []
+        if losses.soft is not None or losses.stochastic is not None:
+            changes.append("leave out losses.soft and losses.stochastic")
+        if changes:
+            raise ConfigError(f"the codes of {codec.name} have no vectors of their own: {' and '.join(changes)}")
+    return vectors
 
 
 def arrange(codes: Codes, model: CodecLM) -> tuple[Codes, Tensor]:
@@ -383,11 +407,24 @@ class Measures:
         return f"{mean:.3f} bits per code of validation clips ({each}), {kbps:.2f} kbit/s, {share:.0%} of the raw rate"
 
 
-def memory_settings(recipe: LMRecipe) -> tuple[str, ...]:
+def memory_settings(data: LMDataConfig, run: LMRunConfig) -> tuple[str, ...]:
     """Settings that reduce memory, the best first."""
-    data, parts = recipe.data, recipe.train.accumulate
-    first = (f"train.accumulate = {parts} higher",) if data.batch_size > parts else ()
+    first = (f"train.accumulate = {run.accumulate} higher",) if data.batch_size > run.accumulate else ()
     return (*first, f"data.frames = {data.frames} lower", f"data.batch_size = {data.batch_size} lower")
+
+
+def build_task(recipe: LMRecipe, device: torch.device, **options: Any) -> LMTask:
+    """The task of a recipe, with the `options` of `LMTask`: store, codec, provenance. Raises as `LMTask`."""
+    return LMTask(
+        recipe.name,
+        recipe.model,
+        device,
+        data=recipe.data,
+        losses=recipe.losses,
+        optimizer=recipe.optimizer,
+        run=recipe.train,
+        **options,
+    )
 
 
 def store_key(store: TokenStore) -> str:
@@ -451,7 +488,7 @@ def train(
         engine.rows_of_process(recipe.data.batch_size, recipe.train.accumulate)
         provenance = {"recipe": recipe.model_dump(mode="json"), "data": str(data)}
         device = context.accelerator.device
-        task = LMTask(recipe, device, store=store, codec=model, provenance=provenance)
+        task = build_task(recipe, device, store=store, codec=model, provenance=provenance)
         measures = task.measures
         context.report(measures.data_line())
         context.report(f"bits per code: {measures.baseline_line()}{measures.context_line()}")
@@ -466,7 +503,7 @@ def train(
         resume=resume,
         steps=steps,
         device=device,
-        memory_settings=memory_settings(recipe),
+        memory_settings=memory_settings(recipe.data, recipe.train),
     )
 
 
@@ -488,9 +525,9 @@ def overfit_one_batch(
     tables["model"] |= {"dropout": 0.0}
     tables["optimizer"] |= {"warmup": 1, "lr_min_ratio": 1.0, "weight_decay": 0.0}
     plain = LMRecipe.from_data(tables)
-    with engine.launch(device) as accelerator, engine.memory_errors(*memory_settings(recipe)):
+    with engine.launch(device) as accelerator, engine.memory_errors(*memory_settings(recipe.data, recipe.train)):
         store, model = open_store(data, codec)
-        task = LMTask(plain, accelerator.device, store=store, codec=model)
+        task = build_task(plain, accelerator.device, store=store, codec=model)
         batch = task.train_data.batch(0, 0, recipe.data.batch_size)
         for step in range(OVERFIT_STEPS if steps is None else steps):
             metrics = task.step(batch, step)

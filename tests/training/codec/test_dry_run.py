@@ -23,7 +23,7 @@ from codec.training.codec.dry_run import (
     step_cost,
     summarize_data,
 )
-from codec.training.codec.task import CodecTask
+from codec.training.codec.task import CodecTask, build_task
 from tests.helpers.training import small_recipe, tones, write_recordings
 from tests.tiny import CONFIG, tiny_model
 
@@ -200,7 +200,7 @@ def test_processes_share_the_batch(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_bytes_between_steps() -> None:
     """Weights, averaged weights and two moments of each weight; buffers are in both models."""
     recipe = small_recipe(discriminator={"start": 0})
-    task = CodecTask(recipe, CPU)
+    task = build_task(recipe, CPU)
     step_cost(task, 0, 3, 3)
     state = task.train_state
     weights = 4 * sum(p.numel() for p in state.model.parameters())

@@ -11,6 +11,7 @@ from codec.config import RENAMED, Config, load_toml
 from codec.errors import ConfigError
 from codec.io import bitstream
 from codec.models.base import CodecConfig
+from codec.models.causal import CausalConfig
 from codec.training.codec.recipe import LossConfig, Recipe
 from tests.helpers.training import small_recipe
 
@@ -107,6 +108,15 @@ def test_models_are_within_the_limits_of_codec_files(name: str) -> None:
     for value in (least - 1, most + 1):
         with pytest.raises(ConfigError, match=f"{name} = {value}"):
             CodecConfig.from_data(sizes | {name: value})
+
+
+def test_the_family_selects_the_configuration_of_the_model() -> None:
+    assert type(Recipe.from_data({"name": "a", "model": {"family": "causal"}}).model) is CausalConfig
+    assert type(Recipe.from_data({"name": "a", "model": {"hop": 320}}).model) is CausalConfig
+    with pytest.raises(ConfigError, match="family must be one of causal"):
+        Recipe.from_data({"name": "a", "model": {"family": "casual"}})
+    with pytest.raises(ConfigError, match="model = 3"):
+        Recipe.from_data({"name": "a", "model": 3})
 
 
 def test_crops_just_long_enough() -> None:

@@ -35,6 +35,7 @@ from codec.training.codec.task import (
     CodecTask,
     TrainState,
     audio_gradient,
+    build_task,
     idempotence_loss,
     recode,
     sample_generations,
@@ -85,7 +86,7 @@ def stepped(
     recipe: Recipe, spectral: SpectralLoss | None = None, *, steps: int = 1
 ) -> tuple[TrainState, dict[str, Tensor]]:
     """The state after some steps on tones, and the metrics of the last step."""
-    task = CodecTask(recipe, CPU)
+    task = build_task(recipe, CPU)
     task.spectral = spectral or task.spectral
     metrics: dict[str, Tensor] = {}
     for number in range(steps):
@@ -105,7 +106,7 @@ def test_a_few_steps_lower_the_loss(spectral: SpectralLoss) -> None:
     recipe = small_recipe(
         losses={"complex_stft": 1.0}, optimizer={"lr": 5e-3}, train={"quantizer_dropout": 0.0, "steps": 30}
     )
-    task = CodecTask(recipe, CPU)
+    task = build_task(recipe, CPU)
     state = task.train_state
     audio = batch(7)
     state.model.init_from_audio(audio)
@@ -156,11 +157,11 @@ def test_generator_losses_do_not_change_the_discriminators(spectral: SpectralLos
 
 def test_the_gradient_of_the_discriminators_is_that_of_their_loss(spectral: SpectralLoss) -> None:
     recipe = small_recipe(discriminator={"start": 0}, optimizer={"grad_clip": 1e9}, train={"quantizer_dropout": 0.0})
-    task = CodecTask(recipe, CPU)
+    task = build_task(recipe, CPU)
     state = task.train_state
     discriminators, audio = copy.deepcopy(state.discriminators), batch()
     decoded = state.model(audio).audio.detach()
-    task = CodecTask(recipe, CPU)
+    task = build_task(recipe, CPU)
     state = task.train_state
     train_step(task, audio, 0)
     part = slice(*task.discriminator_crop(audio.shape[-1], 0))
@@ -184,7 +185,7 @@ def test_every_loss_weight_scales_its_gradient(name: str, spectral: SpectralLoss
             optimizer={"grad_clip": 1e9, "warmup": 1},
             train={"reencoded": 1.0, "seed": 2},
         )
-        task = CodecTask(recipe, CPU)
+        task = build_task(recipe, CPU)
         state = task.train_state
         state.model.init_from_audio(batch(1))
         assert isinstance(state.model, CausalCodec)
@@ -316,7 +317,7 @@ def test_compiled_networks_take_the_same_steps() -> None:
 
 def test_discriminators_train_on_every_kth_step(spectral: SpectralLoss) -> None:
     recipe = small_recipe(discriminator={"start": 1, "update_every": 2})
-    task = CodecTask(recipe, CPU)
+    task = build_task(recipe, CPU)
     state = task.train_state
     trained = []
     for step in range(5):
@@ -330,10 +331,10 @@ def test_discriminators_train_on_every_kth_step(spectral: SpectralLoss) -> None:
 
 def test_float16_skips_steps_that_overflow(spectral: SpectralLoss) -> None:
     recipe = small_recipe(train={"precision": "float16"}, discriminator={"start": 0})
-    task = CodecTask(recipe, CPU)
+    task = build_task(recipe, CPU)
     state = task.train_state
     state.model.init_from_audio(batch(1))
-    exact_task = CodecTask(small_recipe(discriminator={"start": 0}), CPU)
+    exact_task = build_task(small_recipe(discriminator={"start": 0}), CPU)
     for name in ("model", "ema_model"):
         getattr(exact_task.train_state, name).load_state_dict(state.model.state_dict())
     state.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**120, growth_interval=1)
@@ -352,7 +353,7 @@ def test_float16_skips_steps_that_overflow(spectral: SpectralLoss) -> None:
 
 def test_losses_that_are_not_finite_are_named(spectral: SpectralLoss) -> None:
     recipe = small_recipe(discriminator={"start": 0, "update_every": 1}, train={"precision": "float16"})
-    task = CodecTask(recipe, CPU)
+    task = build_task(recipe, CPU)
     state = task.train_state
     with torch.no_grad():
         next(state.discriminators.parameters()).fill_(math.nan)
@@ -366,7 +367,7 @@ def test_losses_that_are_not_finite_are_named(spectral: SpectralLoss) -> None:
 
 def test_the_ema_model_follows_the_weights(spectral: SpectralLoss) -> None:
     recipe = small_recipe(optimizer={"ema_decay": 0.25})
-    task = CodecTask(recipe, CPU)
+    task = build_task(recipe, CPU)
     state = task.train_state
     expected = {name: weight.clone() for name, weight in state.ema_model.named_parameters()}
     for step in range(3):
@@ -384,7 +385,7 @@ def test_the_ema_model_follows_the_weights(spectral: SpectralLoss) -> None:
 def test_codebooks_stay_float32_and_train_under_bfloat16(spectral: SpectralLoss) -> None:
     train_table = {"precision": "bfloat16", "quantizer_dropout": 0.0}
     recipe = small_recipe(train=train_table, discriminator={"start": 0})
-    task = CodecTask(recipe, CPU)
+    task = build_task(recipe, CPU)
     state = task.train_state
     state.model.init_from_audio(batch(1))
     before = copy.deepcopy(state.model.quantizer)
@@ -424,7 +425,7 @@ def test_an_autoencoder_without_codes_trains_and_validates(tmp_path: Path, recor
 
 def initialized(**tables: Any) -> CodecTask:
     """A task whose model is initialized from noise and tones, so that its residual is not silent."""
-    task = CodecTask(small_recipe(**tables), CPU)
+    task = build_task(small_recipe(**tables), CPU)
     task.train_state.model.init_from_audio(torch.cat([rustle(), batch(1)]))
     return task
 
@@ -437,7 +438,7 @@ def test_a_share_of_the_crops_is_coded_one_to_four_times() -> None:
     assert counts[0] == pytest.approx(1400, abs=70)
     assert counts[1:].tolist() == pytest.approx([150] * 4, abs=45)
     for share, least in ((0.0, 0), (1.0, 1)):
-        task = CodecTask(small_recipe(train={"reencoded": share}), CPU)
+        task = build_task(small_recipe(train={"reencoded": share}), CPU)
         assert {min(count, 1) for step in range(9) for count in task.sample_generations(9, step)} == {least}
 
 
@@ -560,7 +561,7 @@ def test_quantizer_dropout_is_uniform() -> None:
 
 
 def test_discriminators_get_a_part_of_the_crop_that_moves() -> None:
-    task = CodecTask(small_recipe(discriminator={"crop": 0.1}), CPU)
+    task = build_task(small_recipe(discriminator={"crop": 0.1}), CPU)
     parts = [task.discriminator_crop(1200, step) for step in range(100)]
     assert {last - first for first, last in parts} == {800}
     assert min(first for first, _ in parts) < 40
@@ -621,7 +622,7 @@ def test_restarted_entries_depend_on_the_step_alone(spectral: SpectralLoss) -> N
     """They do not depend on earlier random numbers, by data loaders or by another process before a resume."""
     restarted = []
     for seed, step in ((1, 5), (2, 5), (1, 6)):
-        task = CodecTask(small_recipe(), CPU)
+        task = build_task(small_recipe(), CPU)
         state = task.train_state
         quantizer = state.model.quantizer
         assert isinstance(quantizer, GainShapeVQ)

@@ -24,7 +24,7 @@ from codec.training.lm.crops import (
     unigram_entropy,
 )
 from codec.training.lm.recipe import LMRecipe
-from codec.training.lm.task import LMTask
+from codec.training.lm.task import LMTask, build_task
 from tests.helpers.training import LENGTHS, small_lm_recipe, write_codec, write_store
 
 CPU = torch.device("cpu")
@@ -56,7 +56,7 @@ def train_data(store: TokenStore, codec: Codec) -> TokenCrops:
 
 
 def task_of(recipe: LMRecipe, store: TokenStore, codec: Codec) -> LMTask:
-    return LMTask(recipe, CPU, store=store, codec=codec)
+    return build_task(recipe, CPU, store=store, codec=codec)
 
 
 def found(codes: Tensor, store: TokenStore) -> Crop:

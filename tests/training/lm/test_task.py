@@ -28,11 +28,19 @@ from codec.lm.conditioning import Conditioning
 from codec.models.base import Codec
 from codec.training.lm.crops import Batch, TokenCrops, sample_soft_codes
 from codec.training.lm.recipe import LMRecipe
-from codec.training.lm.task import LMTask, TrainState, arrange, cross_entropy, overfit_one_batch, train, validate
+from codec.training.lm.task import (
+    LMTask,
+    TrainState,
+    arrange,
+    build_task,
+    cross_entropy,
+    overfit_one_batch,
+    train,
+    validate,
+)
 from codec.training.optimizer import lr_scale
+from tests.helpers.language_models import MODELS, SIZE, some_conditioning, tiny_lm
 from tests.helpers.training import read_events, read_metrics, same, small_lm_recipe, write_codec, write_store
-from tests.lm.test_models import MODELS
-from tests.lm.tiny import SIZE, some_conditioning, tiny_lm
 from tests.tiny import tiny_model
 
 CPU = torch.device("cpu")
@@ -74,7 +82,7 @@ def run(
 
 
 def task_of(recipe: LMRecipe, store: TokenStore, codec: Codec) -> LMTask:
-    return LMTask(recipe, CPU, store=store, codec=codec)
+    return build_task(recipe, CPU, store=store, codec=codec)
 
 
 def stepped(

@@ -13,6 +13,24 @@ from codec.nn.streaming import State
 
 SIZE, DIM = 6, 5
 
+PATTERNS: dict[str, dict[str, Any]] = {
+    "parallel": {"kind": "parallel"},
+    "delay": {},
+    "partial delay": {"delays": [0, 1, 1]},
+    "flatten": {"kind": "flatten"},
+    "partial flatten": {"kind": "flatten", "groups": [0, 1, 1]},
+    "coarse first": {"kind": "coarse_first", "block": 4},
+}
+SMALL = {"width": 12, "layers": 1, "heads": 2}
+MODELS: dict[str, dict[str, Any]] = {name: {"pattern": pattern} for name, pattern in PATTERNS.items()} | {
+    "depth": {"pattern": {"kind": "parallel"}, "depth": SMALL},
+    "depth, not cumulative": {"pattern": {"kind": "parallel"}, "depth": SMALL | {"cumulative": False}},
+    "depth with delays": {"pattern": {"delays": [0, 1, 1]}, "depth": SMALL},
+    "learned vectors": {"vectors": "learned"},
+    "text": {"text": True},
+    "pixelcnn": {"family": "pixelcnn", "layers": 6},
+}
+
 
 def tiny_lm(num_codebooks: int = 3, *, seed: int = 0, source: dict[str, Any] | None = None, **config: Any) -> CodecLM:
     """A model with random weights, scaled up so that logits differ; `source` overrides its `CodebookSpec`."""
