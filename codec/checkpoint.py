@@ -264,6 +264,16 @@ def _load(card: ModelCard, build: "Callable[[], Model]", device: "str | torch.de
         raise UnknownModel(f"{card.path}: its weights do not fit its configuration ({problem})") from error
     model.name = card.name
     model.weights_hash = card.weights_hash
+    return on_device(model, device)
+
+
+def on_device(model: "Model", device: "str | torch.device") -> "Model":
+    """Move a model to a device, "auto" for a GPU if there is one, in evaluation mode.
+
+    Raises UsageError if the device cannot be used.
+    """
+    import torch
+
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     try:
@@ -291,6 +301,18 @@ def _digest(path: Path, config: Mapping[str, Any]) -> tuple[str, int]:
             parameters += math.prod(entry["shape"])
     digest.update(json.dumps(_hashed_keys(config), sort_keys=True).encode())
     return digest.hexdigest(), parameters
+
+
+def tensors_digest(tensors: "Mapping[str, torch.Tensor]", config: Mapping[str, Any]) -> str:
+    """The weights hash that a file of these float32 and int64 tensors has."""
+    digest = hashlib.sha256()
+    kinds = {"float32": "F32", "int64": "I64"}
+    for name, tensor in sorted(tensors.items(), key=lambda item: _hashed_name(item[0])):
+        kind = kinds[str(tensor.dtype).removeprefix("torch.")]
+        digest.update(json.dumps([_hashed_name(name), kind, list(tensor.shape)]).encode())
+        digest.update(tensor.contiguous().numpy().tobytes())
+    digest.update(json.dumps(_hashed_keys(config), sort_keys=True).encode())
+    return digest.hexdigest()
 
 
 def _hashed_name(name: str) -> str:

@@ -6,8 +6,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from codec import checkpoint
-from codec.checkpoint import RUN_MODEL, CodecCard, ModelCard, load_model, read_card
+from codec import checkpoint, foreign
+from codec.checkpoint import RUN_MODEL, CodecCard, ModelCard, load_model, on_device, read_card
 from codec.errors import InputNotFound, UnknownModel, WeightsMismatch, model_label
 
 if TYPE_CHECKING:
@@ -28,12 +28,21 @@ EARLIER = {  # weights hashes of earlier releases, whose models have the same na
 def load(name_or_path: str | Path = DEFAULT, device: "str | torch.device" = "auto") -> "Codec":
     """Load a codec: a shipped one by name, or one from a .safetensors file or a training run's folder.
 
+    Checkpoints of other projects are taken too (`codec.foreign`): files, and folders of transformers.
+
     `device` "auto" is a GPU if there is one, as on the command line. Inputs may be on any device; outputs are on the
     model's.
 
     Raises UnknownModel if there is no such model or the file is not a codec, UsageError if the device cannot be used.
     """
-    return load_model(find(name_or_path), device)
+    return load_file(find(name_or_path), device)
+
+
+def load_file(path: Path, device: "str | torch.device" = "cpu") -> "Codec":
+    """Load a codec from its file, ours or of another project. Raises as `load`."""
+    if foreign.is_foreign(path):
+        return on_device(foreign.load(path), device)
+    return load_model(path, device)
 
 
 def load_lm(name_or_path: str | Path = DEFAULT_LM, device: "str | torch.device" = "auto") -> "CodecLM":
@@ -68,8 +77,9 @@ def codec_of(lm: "CodecLM", model: str | Path | None = None, device: "str | torc
 
 
 def describe(name_or_path: str | Path) -> ModelCard:
-    """Read a model's card without building the model. Raises as `load`."""
-    return read_card(find(name_or_path))
+    """Read a model's card, without building the model unless it is of another project. Raises as `load`."""
+    path = find(name_or_path)
+    return foreign.card(path) if foreign.is_foreign(path) else read_card(path)
 
 
 def shipped() -> list[ModelCard]:
@@ -82,6 +92,16 @@ def names() -> list[str]:
     return list(_shipped_files())
 
 
+def names_a_model(source: str) -> bool:
+    """Whether a name, file or folder is that of a model rather than of a recording, by its suffix or content."""
+    path = Path(source)
+    return (
+        source in names()
+        or path.suffix in (".safetensors", *foreign.PICKLES)
+        or any((path / file).is_file() for file in (RUN_MODEL, *foreign.FOLDER_FILES))
+    )
+
+
 def find(name_or_path: str | Path) -> Path:
     """The file of a model. A shipped model comes before a file or folder of the same name; write ./NAME for the latter.
 
@@ -91,11 +111,10 @@ def find(name_or_path: str | Path) -> Path:
     if str(name_or_path) in files:
         return files[str(name_or_path)]
     path = Path(name_or_path)
-    with suppress(OSError):  # for example a name that is too long for a file
-        if path.is_dir():
-            path = path / RUN_MODEL
-        if path.is_file():
-            return path
+    if path.is_dir():
+        path = next((path / name for name in (RUN_MODEL, *foreign.FOLDER_FILES) if (path / name).is_file()), path)
+    if path.is_file():
+        return path
     close = difflib.get_close_matches(str(name_or_path), files, n=1)
     hint = f"did you mean {close[0]}? " if close else ""
     raise UnknownModel(

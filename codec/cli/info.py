@@ -41,7 +41,7 @@ def info(
 
     Example: codec info general-24k --all
     """
-    if source in pretrained.names() or Path(source).suffix == ".safetensors" or Path(source, RUN_MODEL).is_file():
+    if pretrained.names_a_model(source):
         card = pretrained.describe(source)
         facts = card.as_data()
         summary = facts if show_all else _model_summary(card)

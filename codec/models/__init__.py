@@ -8,10 +8,14 @@ from pydantic import Discriminator, Tag
 from codec.errors import UnknownModel
 from codec.models.base import Codec, CodecConfig
 from codec.models.causal import CausalCodec, CausalConfig
+from codec.models.dac import DAC, DACConfig
 
-__all__ = ["DEFAULT_CONFIG", "FAMILIES", "Codec", "ModelConfig", "build"]
+__all__ = ["DEFAULT_CONFIG", "FAMILIES", "Codec", "ModelConfig", "build", "of_config"]
 
-FAMILIES: dict[str, tuple[type[CodecConfig], type[Codec]]] = {"causal": (CausalConfig, CausalCodec)}
+FAMILIES: dict[str, tuple[type[CodecConfig], type[Codec]]] = {
+    "causal": (CausalConfig, CausalCodec),
+    "dac": (DACConfig, DAC),
+}
 """The classes of each family, by its name: the only place that lists families."""
 DEFAULT_CONFIG: CodecConfig = CausalConfig()
 
@@ -46,5 +50,10 @@ def build(family: str, config: Mapping[str, Any]) -> Codec:
     """
     if family not in FAMILIES:
         raise UnknownModel(f"there is no model family {family!r}; the families are: {', '.join(FAMILIES)}")
-    config_class, model_class = FAMILIES[family]
-    return model_class(config_class.from_data(config))  # type: ignore[call-arg]  # each family takes its own
+    config_class, _ = FAMILIES[family]
+    return of_config(config_class.from_data(config))
+
+
+def of_config(config: CodecConfig) -> Codec:
+    """Build a model with fresh weights from its configuration."""
+    return FAMILIES[config.family][1](config)  # type: ignore[call-arg]  # each family takes its own

@@ -1,0 +1,145 @@
+"""Checkpoints of other projects: read a file or a transformers folder, and build the model of our family for it.
+
+Readable: a .th, .pth, .pt or .bin file written by torch.save (a state_dict, bare or under "state_dict" or "model"), a
+.safetensors file, and a folder of transformers with config.json beside either. Code inside of a file is never executed.
+"""
+
+from __future__ import annotations
+
+import json
+import pickle
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from codec.checkpoint import CodecCard, tensors_digest
+from codec.errors import UnknownModel
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from codec.models.base import Codec
+
+PICKLES = frozenset((".th", ".pth", ".pt", ".bin", ".ckpt"))
+FOLDER_FILES = ("model.safetensors", "pytorch_model.bin")
+CONFIG = "config.json"
+MAX_CONFIG = 1 << 20  # bytes of a config.json
+
+
+def is_foreign(path: Path) -> bool:
+    """Whether a file is a checkpoint of another project, by its suffix and, for safetensors, its metadata."""
+    if path.suffix in PICKLES:
+        return True
+    if path.suffix != ".safetensors":
+        return False
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="numpy") as file:
+            return "codec" not in (file.metadata() or {})
+    except (SafetensorError, OSError):
+        return False  # `codec.checkpoint` says what is wrong with it
+
+
+def load(path: Path) -> Codec:
+    """Build the model of a checkpoint of another project, in evaluation mode on the CPU.
+
+    Raises UnknownModel if the file is not readable, incomplete, or of no known family.
+    """
+    from codec import models
+    from codec.models.convert import convert
+
+    tensors, metadata = _read(path)
+    config, weights = convert(tensors, metadata, label=str(path))
+    model = models.of_config(config)
+    try:
+        model.load_state_dict(weights)
+    except RuntimeError as error:
+        problem = " ".join(str(error).split("\n", 1)[-1].split())[:300]
+        raise UnknownModel(f"{path} does not fit its own configuration: {problem}") from error
+    model.name = path.parent.name if path.name in FOLDER_FILES else path.stem
+    model.weights_hash = tensors_digest(model.state_dict(), config.model_dump(mode="json"))
+    return model.eval()
+
+
+def card(path: Path) -> CodecCard:
+    """The card of a checkpoint of another project. Raises as `load`, because it has to load it."""
+    model = load(path)
+    assert model.name is not None
+    assert model.weights_hash is not None
+    return CodecCard(
+        name=model.name,
+        path=path,
+        size=path.stat().st_size,
+        parameters=sum(tensor.numel() for tensor in model.state_dict().values()),
+        weights_hash=model.weights_hash,
+        family=model.config.family,
+        config=model.config.model_dump(mode="json"),
+        training={},
+        frame_spec=model.frame_spec,
+    )
+
+
+def _read(path: Path) -> tuple[dict[str, Tensor], Mapping[str, Any]]:
+    """The float32 tensors of a checkpoint, and what it says of itself."""
+    content = _read_tensors(path)
+    metadata: Mapping[str, Any] = {}
+    if isinstance(content.get("metadata"), Mapping):
+        metadata = content["metadata"]
+    beside = path.parent / CONFIG
+    if not metadata and beside.is_file():
+        metadata = _read_config(beside)
+    for key in ("state_dict", "model", "best_state"):
+        if isinstance(content.get(key), Mapping):
+            content = content[key]
+    return _tensors(content, path), metadata
+
+
+def _read_tensors(path: Path) -> Mapping[str, Any]:
+    import torch
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    way_out = "download it again"
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except (SafetensorError, OSError, RuntimeError, EOFError, LookupError, ValueError, TypeError) as error:
+        raise UnknownModel(f"{path} is not a complete checkpoint ({_first_line(error)}): {way_out}") from error
+    except pickle.UnpicklingError as error:
+        raise UnknownModel(
+            f"{path} holds more than tensors and plain data, which is not executed: convert it to safetensors where it "
+            "was made"
+        ) from error
+    if not isinstance(content, Mapping):
+        raise UnknownModel(f"{path} holds a {type(content).__name__}, not tensors by name: give a model's checkpoint")
+    return content
+
+
+def _read_config(path: Path) -> Mapping[str, Any]:
+    with path.open("rb") as file:
+        data = file.read(MAX_CONFIG + 1)
+    try:
+        config = json.loads(data) if len(data) <= MAX_CONFIG else None
+    except (ValueError, RecursionError):
+        config = None
+    if not isinstance(config, Mapping):
+        raise UnknownModel(f"{path} is not the configuration of a model: download it again")
+    return config
+
+
+def _tensors(content: Mapping[str, Any], path: Path) -> dict[str, Tensor]:
+    from torch import Tensor
+
+    tensors = {name: value for name, value in content.items() if isinstance(value, Tensor)}
+    if not tensors:
+        raise UnknownModel(f"{path} holds no tensors: give a model's checkpoint")
+    for name, tensor in tensors.items():
+        if tensor.is_floating_point() and not tensor.isfinite().all():
+            raise UnknownModel(f"{path} has weights that are not finite ({name}): download it again")
+    return {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in tensors.items()}
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error) or type(error).__name__).splitlines()[0][:200]

@@ -1,0 +1,199 @@
+"""Checkpoints of other implementations: which family they are of, and what their tensors are called here.
+
+A `Dialect` is one way in which a family's checkpoints are written. It reads the configuration from the tensors
+and the metadata beside them, and maps each tensor name of the checkpoint to one of ours. Weight norm is folded first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor
+
+from codec.errors import ConfigError, UnknownModel
+from codec.models.base import CodecConfig
+from codec.models.dac import DACConfig
+
+Tensors: TypeAlias = dict[str, Tensor]
+Names: TypeAlias = Iterator[tuple[str, str]]
+"""Pairs of a name in the checkpoint and a name here; each stands for a tensor or for a module with weight and bias."""
+
+
+@dataclass(frozen=True)
+class Dialect:
+    """One way in which checkpoints of a family are written."""
+
+    label: str
+    """Whose checkpoints they are, for messages."""
+    mark: str
+    """A tensor that checkpoints of no other dialect have."""
+    config: Callable[[Tensors, Mapping[str, Any]], CodecConfig]
+    """The configuration, from the folded tensors and the metadata that the checkpoint has beside them."""
+    names: Callable[[Any], Names]
+    """Names of all tensors of a model of that configuration."""
+    ignored: tuple[str, ...] = ()
+    """Endings of tensors that only training needs."""
+
+
+def recognize(tensors: Tensors) -> Dialect | None:
+    """The dialect of a checkpoint with these tensors, None if it is not known."""
+    return next((dialect for dialect in DIALECTS if dialect.mark in tensors), None)
+
+
+def convert(tensors: Tensors, metadata: Mapping[str, Any], *, label: str) -> tuple[CodecConfig, Tensors]:
+    """Configuration and tensors, under the names of this package, of a checkpoint of another implementation.
+
+    `metadata` is what the checkpoint says of itself: the kwargs of a DAC file, the config.json of transformers. `label`
+    names the checkpoint in errors. Raises UnknownModel for a checkpoint of no known family, and for one whose tensors
+    are missing, additional or of the wrong shape; it names them.
+    """
+    tensors = fold_weight_norm(tensors)
+    dialect = recognize(tensors)
+    if dialect is None:
+        known = ", ".join(sorted({dialect.label for dialect in DIALECTS}))
+        raise UnknownModel(f"{label} is not a checkpoint of a known codec family: give one of {known}")
+    try:
+        config = dialect.config(tensors, metadata)
+    except (KeyError, ValueError, TypeError, IndexError, ConfigError) as error:
+        raise UnknownModel(
+            f"{label} is a checkpoint of {dialect.label} without a usable configuration: {error}"
+        ) from error
+    found: Tensors = {}
+    missing = []
+    for theirs, ours in dialect.names(config):
+        for suffix in ("", ".weight", ".bias"):
+            if theirs + suffix in tensors:
+                found[ours + suffix] = tensors.pop(theirs + suffix)
+        if ours not in found and ours + ".weight" not in found:
+            missing.append(theirs)
+    extra = [name for name in tensors if not name.endswith(dialect.ignored)] if dialect.ignored else list(tensors)
+    if missing or extra:
+        raise UnknownModel(
+            f"{label} is not a complete checkpoint of {dialect.label}: {_listed('missing', missing)}"
+            f"{'; ' if missing and extra else ''}{_listed('not part of such a model', extra)}"
+        )
+    return config, found
+
+
+def fold_weight_norm(tensors: Mapping[str, Tensor]) -> Tensors:
+    """Tensors with each weight-normalized weight computed, as g v / |v| (Salimans and Kingma 2016, equation 2).
+
+    Takes the spellings `weight_g` and `weight_v`, `parametrizations.weight.original0` and `original1`, and weights that
+    are folded already.
+    """
+    folded = dict(tensors)
+    for ending_g, ending_v in (
+        ("weight_g", "weight_v"),
+        ("parametrizations.weight.original0", "parametrizations.weight.original1"),
+    ):
+        for name in [name for name in folded if name.endswith(ending_g)]:
+            stem = name.removesuffix(ending_g)
+            if stem + ending_v in folded:
+                g, v = folded.pop(name).float(), folded.pop(stem + ending_v).float()
+                folded[stem + "weight"] = torch._weight_norm(v, g, 0)
+    return folded
+
+
+def _listed(what: str, names: list[str], most: int = 3) -> str:
+    """Some of the names, and how many there are."""
+    if not names:
+        return ""
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return f"{what}: {', '.join(names[:most])}{more}"
+
+
+# DAC
+
+
+def _dac_config(tensors: Tensors, metadata: Mapping[str, Any]) -> DACConfig:
+    """The kwargs of the original's files; sizes come from the tensors."""
+    kwargs = metadata["kwargs"]
+    rates = tuple(kwargs["encoder_rates"])
+    return DACConfig(
+        sample_rate=kwargs["sample_rate"],
+        hop=int(torch.tensor(rates).prod()),
+        encoder_dim=kwargs["encoder_dim"],
+        encoder_rates=rates,
+        decoder_dim=kwargs["decoder_dim"],
+        decoder_rates=tuple(kwargs["decoder_rates"]),
+        latent_dim=kwargs.get("latent_dim"),
+        num_codebooks=kwargs["n_codebooks"],
+        codebook_size=kwargs["codebook_size"],
+        codebook_dim=kwargs["codebook_dim"],
+    )
+
+
+def _dac_names(config: DACConfig) -> Names:
+    unit = {"0.alpha": "snake1.alpha", "1": "conv1", "2.alpha": "snake2.alpha", "3": "conv2"}
+    last = len(config.encoder_rates)
+    yield "encoder.block.0", "encoder.conv_in"
+    for level in range(last):
+        theirs, ours = f"encoder.block.{level + 1}.block", f"encoder.blocks.{level}"
+        for number in range(3):
+            for name, new in unit.items():
+                yield f"{theirs}.{number}.block.{name}", f"{ours}.units.{number}.{new}"
+        yield f"{theirs}.3.alpha", f"{ours}.snake.alpha"
+        yield f"{theirs}.4", f"{ours}.conv"
+    yield f"encoder.block.{last + 1}.alpha", "encoder.snake.alpha"
+    yield f"encoder.block.{last + 2}", "encoder.conv_out"
+    yield from _dac_quantizer_names(config)
+    last = len(config.decoder_rates)
+    yield "decoder.model.0", "decoder.conv_in"
+    for level in range(last):
+        theirs, ours = f"decoder.model.{level + 1}.block", f"decoder.blocks.{level}"
+        yield f"{theirs}.0.alpha", f"{ours}.snake.alpha"
+        yield f"{theirs}.1", f"{ours}.conv"
+        for number in range(3):
+            for name, new in unit.items():
+                yield f"{theirs}.{number + 2}.block.{name}", f"{ours}.units.{number}.{new}"
+    yield f"decoder.model.{last + 1}.alpha", "decoder.snake.alpha"
+    yield f"decoder.model.{last + 2}", "decoder.conv_out"
+
+
+def _dac_quantizer_names(config: DACConfig) -> Names:
+    for number in range(config.num_codebooks):
+        theirs, ours = f"quantizer.quantizers.{number}", f"quantizer.stages.{number}"
+        yield f"{theirs}.in_proj", f"{ours}.in_proj"
+        yield f"{theirs}.out_proj", f"{ours}.out_proj"
+        yield f"{theirs}.codebook.weight", f"{ours}.codebook"
+
+
+def _hf_dac_config(tensors: Tensors, metadata: Mapping[str, Any]) -> DACConfig:
+    rates = tuple(metadata["downsampling_ratios"])
+    return DACConfig(
+        sample_rate=metadata["sampling_rate"],
+        hop=int(torch.tensor(rates).prod()),
+        encoder_dim=metadata["encoder_hidden_size"],
+        encoder_rates=rates,
+        decoder_dim=metadata["decoder_hidden_size"],
+        decoder_rates=tuple(metadata.get("upsampling_ratios", rates[::-1])),
+        num_codebooks=metadata["n_codebooks"],
+        codebook_size=metadata["codebook_size"],
+        codebook_dim=metadata["codebook_dim"],
+    )
+
+
+def _hf_dac_names(config: DACConfig) -> Names:
+    unit = {"snake1.alpha": "snake1.alpha", "conv1": "conv1", "snake2.alpha": "snake2.alpha", "conv2": "conv2"}
+    for side, rates in (("encoder", config.encoder_rates), ("decoder", config.decoder_rates)):
+        yield f"{side}.conv1", f"{side}.conv_in"
+        for level in range(len(rates)):
+            theirs, ours = f"{side}.block.{level}", f"{side}.blocks.{level}"
+            for number in range(3):
+                for name, new in unit.items():
+                    yield f"{theirs}.res_unit{number + 1}.{name}", f"{ours}.units.{number}.{new}"
+            yield f"{theirs}.snake1.alpha", f"{ours}.snake.alpha"
+            yield f"{theirs}.{'conv1' if side == 'encoder' else 'conv_t1'}", f"{ours}.conv"
+        yield f"{side}.snake1.alpha", f"{side}.snake.alpha"
+        yield f"{side}.conv2", f"{side}.conv_out"
+    yield from _dac_quantizer_names(config)
+
+
+DIALECTS = (
+    Dialect("descript-audio-codec", "encoder.block.1.block.0.block.0.alpha", _dac_config, _dac_names),
+    Dialect("transformers DacModel", "encoder.block.0.res_unit1.snake1.alpha", _hf_dac_config, _hf_dac_names),
+)
+"""All known dialects."""

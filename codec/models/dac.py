@@ -1,0 +1,231 @@
+"""DAC: the Descript Audio Codec (Kumar et al. 2023, "High-Fidelity Audio Compression with Improved RVQGAN").
+
+    audio ─ conv ─ (3 residual units, strided conv) for each rate ─ conv ─ latents ─ FactorizedRVQ ─ codes
+    codes ─ FactorizedRVQ ─ conv ─ (transposed conv, 3 residual units) for each rate ─ conv ─ tanh ─ audio
+
+All convolutions look to both sides, so a stream runs in blocks that overlap by the receptive field.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Annotated, Literal
+
+import torch
+from pydantic import Field, model_validator
+from torch import Tensor, nn
+
+from codec.models.base import (
+    BlockCodec,
+    CodebookSize,
+    CodecConfig,
+    Context,
+    Hop,
+    NumCodebooks,
+    ReceptiveField,
+    SampleRate,
+)
+from codec.nn.quantize.factorized import FactorizedRVQ
+from codec.nn.shapes import Audio, Latents
+from codec.nn.snake import Snake
+from codec.nn.tiles import in_tiles
+
+Dim = Annotated[int, Field(ge=1, le=2**14)]
+Rates = Annotated[tuple[Annotated[int, Field(ge=1, le=64)], ...], Field(min_length=1, max_length=8)]
+DILATIONS = (1, 3, 9)
+
+
+class DACConfig(CodecConfig):
+    """Configuration of a DAC model; the defaults are those of the 44.1 kHz model at 8 kbit/s."""
+
+    family: Literal["dac"] = "dac"
+    sample_rate: SampleRate = 44100
+    hop: Hop = 512
+    """Samples per frame: the product of the rates."""
+    num_codebooks: NumCodebooks = 9
+    codebook_size: CodebookSize = 1024
+    codebook_dim: Dim = 8
+    encoder_dim: Dim = 64
+    """Channels after the first convolution; each rate doubles them."""
+    encoder_rates: Rates = (2, 4, 8, 8)
+    decoder_dim: Dim = 1536
+    """Channels before the first rate of the decoder; each rate halves them."""
+    decoder_rates: Rates = (8, 8, 4, 2)
+    latent_dim: Dim | None = None
+    """Channels of the latents; those after the last rate of the encoder if absent."""
+
+    @model_validator(mode="after")
+    def check_rates(self) -> DACConfig:
+        """Check that the hop is the product of the rates of either side, and that the decoder can be halved."""
+        for name in ("encoder_rates", "decoder_rates"):
+            product = math.prod(getattr(self, name))
+            if product != self.hop:
+                raise ValueError(f"{name} make a hop of {product}, but hop = {self.hop}: set hop = {product}")
+        if self.decoder_dim < 2 ** len(self.decoder_rates):
+            raise ValueError(
+                f"decoder_dim = {self.decoder_dim} cannot be halved {len(self.decoder_rates)} times: set "
+                f"{2 ** len(self.decoder_rates)} or more"
+            )
+        return self
+
+    @property
+    def latents(self) -> int:
+        """Channels of the latents."""
+        return self.latent_dim or self.encoder_dim * 2 ** len(self.encoder_rates)
+
+
+class ResidualUnit(nn.Module):
+    """Two convolutions behind Snake activations, the first one dilated, added to the input."""
+
+    def __init__(self, dim: int, dilation: int) -> None:
+        super().__init__()
+        self.context = 3 * dilation
+        self.snake1 = Snake(dim)
+        self.conv1 = nn.Conv1d(dim, dim, 7, dilation=dilation, padding=self.context)
+        self.snake2 = Snake(dim)
+        self.conv2 = nn.Conv1d(dim, dim, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return in_tiles(self.whole, x, context=self.context)
+
+    def whole(self, x: Tensor) -> Tensor:
+        """The unit on one tile."""
+        y: Tensor = self.conv2(self.snake2(self.conv1(self.snake1(x))))
+        return x + y
+
+
+class EncoderBlock(nn.Module):
+    """Residual units, then a strided convolution to twice the channels."""
+
+    def __init__(self, dim: int, stride: int) -> None:
+        super().__init__()
+        self.stride = stride
+        self.units = nn.ModuleList(ResidualUnit(dim, dilation) for dilation in DILATIONS)
+        self.snake = Snake(dim)
+        self.conv = nn.Conv1d(dim, 2 * dim, 2 * stride, stride=stride, padding=-(-stride // 2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        for unit in self.units:
+            x = unit(x)
+        out: Tensor = self.conv(self.snake(x))
+        return out
+
+
+class DecoderBlock(nn.Module):
+    """A transposed convolution to half the channels, then residual units.
+
+    An odd stride leaves one sample too few; it is added at the end, so that a frame always gives a hop.
+    """
+
+    def __init__(self, dim: int, out_dim: int, stride: int) -> None:
+        super().__init__()
+        self.stride = stride
+        self.snake = Snake(dim)
+        self.conv = nn.ConvTranspose1d(
+            dim, out_dim, 2 * stride, stride=stride, padding=-(-stride // 2), output_padding=stride % 2
+        )
+        self.units = nn.ModuleList(ResidualUnit(out_dim, dilation) for dilation in DILATIONS)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.conv(self.snake(x))
+        for unit in self.units:
+            x = unit(x)
+        return x
+
+
+class Encoder(nn.Module):
+    """Audio [batch, 1, frames * hop] to latents [batch, dim, frames]."""
+
+    def __init__(self, config: DACConfig) -> None:
+        super().__init__()
+        dims = [config.encoder_dim * 2**level for level in range(len(config.encoder_rates) + 1)]
+        self.conv_in = nn.Conv1d(1, dims[0], 7, padding=3)
+        self.blocks = nn.ModuleList(
+            EncoderBlock(dim, stride) for dim, stride in zip(dims, config.encoder_rates, strict=False)
+        )
+        self.snake = Snake(dims[-1])
+        self.conv_out = nn.Conv1d(dims[-1], config.latents, 3, padding=1)
+
+    def forward(self, audio: Audio) -> Latents:
+        x = self.conv_in(audio)
+        for block in self.blocks:
+            x = block(x)
+        out: Tensor = self.conv_out(self.snake(x))
+        return out
+
+
+class Decoder(nn.Module):
+    """Latents [batch, dim, frames] to audio [batch, 1, frames * hop]."""
+
+    def __init__(self, config: DACConfig) -> None:
+        super().__init__()
+        dims = [config.decoder_dim // 2**level for level in range(len(config.decoder_rates) + 1)]
+        self.conv_in = nn.Conv1d(config.latents, dims[0], 7, padding=3)
+        self.blocks = nn.ModuleList(
+            DecoderBlock(dim, out_dim, stride)
+            for dim, out_dim, stride in zip(dims, dims[1:], config.decoder_rates, strict=False)
+        )
+        self.snake = Snake(dims[-1])
+        self.conv_out = nn.Conv1d(dims[-1], 1, 7, padding=3)
+
+    def forward(self, latents: Latents) -> Audio:
+        x = self.conv_in(latents)
+        for block in self.blocks:
+            x = block(x)
+        return torch.tanh(self.conv_out(self.snake(x)))
+
+
+class DAC(BlockCodec):
+    """A DAC model. The original's `encode` and `decode` give the same codes and audio; its `compress` does not,
+    because it changes the level and encodes window by window.
+
+    The decoder gives a hop of audio per frame; the original's at 16 and 24 kHz ends 8 samples earlier.
+    """
+
+    config: DACConfig
+
+    def __init__(self, config: DACConfig) -> None:
+        super().__init__(config, decoder_delay=0)
+        self.encoder = Encoder(config)
+        self.quantizer = FactorizedRVQ(config.latents, config.num_codebooks, config.codebook_size, config.codebook_dim)
+        self.decoder = Decoder(config)
+        self.apply(_init_weights)
+
+    def analyze(self, audio: Audio) -> Latents:
+        if audio.shape[-1] == 0:
+            return audio.new_zeros(len(audio), self.config.latents, 0)
+        latents: Tensor = self.encoder(audio)
+        return latents
+
+    def synthesize(self, latents: Latents) -> Audio:
+        if latents.shape[-1] == 0:
+            return latents.new_zeros(len(latents), 1, 0)
+        audio: Tensor = self.decoder(latents)
+        return audio
+
+    def receptive_field(self) -> ReceptiveField:
+        units = sum(3 * dilation for dilation in DILATIONS)
+        hop = self.config.hop
+        first = last = 0  # the inputs of a layer that frame 0 depends on, from the last layer to the first
+        first, last = first - 1, last + 1
+        for rate in reversed(self.config.encoder_rates):
+            padding = -(-rate // 2)
+            first, last = first * rate - padding - units, last * rate - padding + 2 * rate - 1 + units
+        encoder = Context(past=-((first - 3) // hop), future=(last + 3) // hop)
+        first, last = -3, hop - 1 + 3
+        for rate in reversed(self.config.decoder_rates):
+            padding = -(-rate // 2)
+            first, last = first - units, last + units
+            first, last = -((2 * rate - 1 - first - padding) // rate), (last + padding) // rate
+        return ReceptiveField(encoder, Context(past=3 - first, future=last + 3))
+
+    def checkpoint_blocks(self) -> list[nn.Module]:
+        return [block for block in self.modules() if isinstance(block, EncoderBlock | DecoderBlock)]
+
+
+def _init_weights(module: nn.Module) -> None:
+    """Initialize convolutions as the original does."""
+    if isinstance(module, nn.Conv1d):
+        nn.init.trunc_normal_(module.weight, std=0.02)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)
