@@ -27,7 +27,7 @@ from codec.errors import (
 )
 from codec.frames import resampled_length
 from codec.io import audio, bitstream
-from codec.io.audio import AudioReader, AudioWriter, Block, Resampler, is_audio_path
+from codec.io.audio import MIN_RATE, AudioReader, AudioWriter, Block, Resampler, can_resample, is_audio_path
 from codec.io.bitstream import Codes, Header, Reader, Writer
 from codec.io.storage import atomic_output, storing, walk
 from codec.models.base import Codec, Encoded, split_scale
@@ -152,14 +152,16 @@ def compress_into(
     num_codebooks = codec.codebooks_for(num_codebooks, bitrate)
     writer = Writer(file, _header(codec, reader.rate, reader.channels, num_codebooks))
     encoder = StreamEncoder(codec, num_codebooks=num_codebooks, batch=writer.header.rows)
-    resampler = Resampler(reader.rate, codec.sample_rate, reader.channels)
+    resampler = Resampler(reader.rate, codec.sample_rate, reader.channels, label=reader.label)
+    most = _block_time(2 * codec.sample_rate, reader.channels)  # a short block at a low rate may be long at the model's
 
     def write(encoded: Tensor) -> None:
         codes, scale = split_scale(encoded)
         writer.write(codes.cpu().numpy(), None if scale is None else scale.cpu().numpy())
 
     def encode(block: Block) -> None:
-        write(encoder.push(_rows(block, codec.channels)))
+        for first in range(0, block.shape[1], most):
+            write(encoder.push(_rows(block[:, first : first + most], codec.channels)))
 
     time = 0
     for block in reader.blocks(_block_time(reader.rate, reader.channels)):
@@ -223,14 +225,21 @@ def decompress(
 def restored_size(reader: Reader, rate: int | None) -> tuple[int, int]:
     """The sample rate and the samples per channel of the restored recording, at `rate` Hz or the source's rate.
 
-    Raises UsageError for a rate that no file can have, UnsupportedAudio if there are no samples.
+    Raises UsageError for a rate that no file can have or that is too far from the model's; UnsupportedAudio if the
+    source's rate is such a rate, or the file has 0 samples.
     """
-    if rate is not None and not 1 <= rate <= bitstream.MAX_RATE:
-        raise UsageError(f"a sample rate of {rate} Hz cannot be written: use 1 to {bitstream.MAX_RATE} Hz")
+    if rate is not None and not MIN_RATE <= rate <= bitstream.MAX_RATE:
+        raise UsageError(f"a sample rate of {rate} Hz cannot be written: use {MIN_RATE} to {bitstream.MAX_RATE} Hz")
     header = reader.header
     if not header.time:
         raise UnsupportedAudio(f"{reader.label} has no samples (0 s): there is nothing to restore")
-    rate = rate or header.source_rate
+    stated, rate = rate, rate or header.source_rate
+    if rate < MIN_RATE or not can_resample(header.sample_rate, rate):
+        error = UnsupportedAudio if stated is None else UsageError
+        raise error(
+            f"{reader.label} cannot be restored at {rate} Hz from codes of audio at {header.sample_rate} Hz: "
+            f"pass --rate {header.sample_rate}"
+        )
     return rate, resampled_length(header.time, header.source_rate, rate)
 
 
@@ -330,7 +339,7 @@ def decompress_tree(
 
 def _other_than(source: str | Path, target: str | Path) -> str | Path:
     """The target; raises UsageError if it is the source, because the result has lost information."""
-    with suppress(OSError):  # the target does not exist
+    with suppress(OSError, ValueError):  # the target does not exist, or its name has a NUL
         if "-" not in (str(source), str(target)) and Path(source).samefile(target):
             raise UsageError(f"{source} and {target} are the same file: name another output")
     return target
@@ -355,8 +364,8 @@ def model_of(reader: Reader, model: Model | None, device: str) -> Codec:
     header = reader.header
     made_by = (header.model, header.weights_hash)
     if model is None:
-        model = pretrained.WEIGHTS / f"{header.model}.safetensors"
-        if model.parent != pretrained.WEIGHTS or not model.is_file():  # because a file must not choose a path to load
+        model = header.model
+        if model not in pretrained.names():  # because a file must not choose a path to load
             raise UnknownModel(
                 f"{reader.label} was made by {model_label(made_by)}, which is not shipped: "
                 "pass --model with its file or its run's folder"
@@ -416,7 +425,7 @@ def _restored(reader: Reader, model: Codec, rate: int) -> Iterator[Block]:
     """Yield the audio at `rate` Hz up to the last intact frame, then raise DamagedFile if frames are missing."""
     header = reader.header
     decoder = StreamDecoder(model, batch=header.rows, length=header.model_time)
-    resampler = Resampler(header.sample_rate, rate, header.channels)
+    resampler = Resampler(header.sample_rate, rate, header.channels, label=reader.label)
     damage = None
 
     def resampled(audio: Tensor) -> Block:

@@ -111,10 +111,11 @@ def find(name_or_path: str | Path) -> Path:
     if str(name_or_path) in files:
         return files[str(name_or_path)]
     path = Path(name_or_path)
-    if path.is_dir():
-        path = next((path / name for name in (RUN_MODEL, *foreign.FOLDER_FILES) if (path / name).is_file()), path)
-    if path.is_file():
-        return path
+    with suppress(OSError):  # for example a name that is too long for a file
+        if path.is_dir():
+            path = next((path / name for name in (RUN_MODEL, *foreign.FOLDER_FILES) if (path / name).is_file()), path)
+        if path.is_file():
+            return path
     close = difflib.get_close_matches(str(name_or_path), files, n=1)
     hint = f"did you mean {close[0]}? " if close else ""
     raise UnknownModel(

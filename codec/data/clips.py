@@ -157,7 +157,7 @@ def clip_audio(clip: Clip, *, rate: int, first: int = 0, time: int | None = None
         end = min(length, -(-(last + margin) * old // new))
         needed = min(length, -(-last * old // new))  # the header may promise more than the file has
         block = reader.part(start + skipped * old, end - skipped * old, least=needed - skipped * old)
-    resampler = Resampler(reader.rate, rate, 1)
+    resampler = Resampler(reader.rate, rate, 1, label=reader.label)
     audio = np.concatenate([resampler.push(block.mean(axis=0, keepdims=True)), resampler.flush()], axis=1)
     return audio[:, first - skipped * new : last - skipped * new]
 

@@ -576,7 +576,7 @@ def _measure_gain(blocks: Iterable[Block], level_db: float, rate: int) -> np.flo
 def _blocks(clip: Clip, rate: int) -> Iterator[Block]:
     """The audio of a clip at `rate` Hz in blocks [1, time], channels averaged."""
     with open_reader(clip.path) as reader:
-        resampler = Resampler(reader.rate, rate, 1)
+        resampler = Resampler(reader.rate, rate, 1, label=reader.label)
         for block in _native_blocks(clip, reader):
             yield resampler.push(block.mean(axis=0, keepdims=True))
         yield resampler.flush()

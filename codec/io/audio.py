@@ -32,6 +32,8 @@ from codec.io.storage import COPY_BYTES, atomic_output, is_device, raw_stdout, s
 
 Block = NDArray[np.float32]  # [channels, time]
 MAX_MAGNITUDE = 1e6  # of samples, 120 dB over full scale; larger values are not audio
+MIN_RATE = 100  # Hz; recordings with a lower rate are not audio
+MAX_RATIO = 256  # of sample rates: a resampling filter takes memory in proportion to the ratio, in every channel
 
 # Formats that can be written, by suffix, as libsndfile names them.
 _FORMATS = {
@@ -106,6 +108,11 @@ class AudioReader:
             self._source.close()
             self._source = self._opened()
         self.rate: int = self._source.samplerate
+        if self.rate < MIN_RATE:
+            self._source.close()
+            raise UnsupportedAudio(
+                f"{label} has a sample rate of {self.rate} Hz, and audio has {MIN_RATE} Hz or more: correct its header"
+            )
         self.channels: int = self._source.channels
         stated = self._source.frames
         self.time: int | None = stated if stated < 2**63 - 1 else None  # libsndfile's SF_COUNT_MAX
@@ -329,24 +336,31 @@ def _spooled(stream: BinaryIO, label: str) -> Iterator[BinaryIO]:
         yield spool
 
 
+def can_resample(from_rate: int, to_rate: int) -> bool:
+    """Whether the rates are close enough for a Resampler."""
+    return max(from_rate, to_rate) <= MAX_RATIO * min(from_rate, to_rate)
+
+
 class Resampler:
     """Resample a stream of blocks with soxr's VHQ filter (linear phase, delay compensated).
 
     In all, `resampled_length(samples pushed)` samples come out, however they are cut. Equal rates pass through.
+    Raises UnsupportedAudio for rates that are more than MAX_RATIO apart; `label` names the audio in its message.
     """
 
-    def __init__(self, from_rate: int, to_rate: int, channels: int) -> None:
+    def __init__(self, from_rate: int, to_rate: int, channels: int, *, label: str = "this audio") -> None:
+        if not can_resample(from_rate, to_rate):
+            raise UnsupportedAudio(
+                f"{label} has a sample rate of {from_rate} Hz and cannot be resampled to {to_rate} Hz, because they "
+                f"differ by a factor of more than {MAX_RATIO}: choose a rate between"
+            )
         self._from_rate, self._to_rate, self._channels = from_rate, to_rate, channels
         self._pushed = self._returned = 0
-        self._stream = (
-            None
-            if from_rate == to_rate
-            else soxr.ResampleStream(from_rate, to_rate, channels, dtype="float32", quality="VHQ")
-        )
+        self._stream: soxr.ResampleStream | None = None
 
     def push(self, block: Block) -> Block:
         """Take [channels, any time] at the old rate and return the samples that are complete at the new rate."""
-        if self._stream is None:
+        if self._from_rate == self._to_rate or not block.shape[1]:
             return block
         self._pushed += block.shape[1]
         ready = self._resample(block, last=False)
@@ -355,7 +369,7 @@ class Resampler:
 
     def flush(self) -> Block:
         """Return the remaining samples; the stream is closed then."""
-        if self._stream is None:
+        if not self._pushed:
             return np.zeros((self._channels, 0), np.float32)
         # soxr rounds the total length to the nearest; zeros of one output sample yield the one that rounding up adds.
         zeros = np.zeros((self._channels, resampled_length(1, self._to_rate, self._from_rate)), np.float32)
@@ -363,7 +377,10 @@ class Resampler:
         return rest[:, : resampled_length(self._pushed, self._from_rate, self._to_rate) - self._returned]
 
     def _resample(self, block: Block, *, last: bool) -> Block:
-        assert self._stream is not None
+        if self._stream is None:  # made with the first samples, because those of many channels take much memory
+            self._stream = soxr.ResampleStream(
+                self._from_rate, self._to_rate, self._channels, dtype="float32", quality="VHQ"
+            )
         interleaved = np.ascontiguousarray(block.T, dtype=np.float32)  # [time, channels]
         return np.ascontiguousarray(self._stream.resample_chunk(interleaved, last=last).T)
 
@@ -588,6 +605,8 @@ def _reading(label: str) -> Iterator[None]:
         raise InputNotFound(f"{label} is a folder: name a file in it") from error
     except OSError as error:
         raise InputNotFound(f"{label} cannot be read ({error.strerror}): check the path and the permissions") from error
+    except ValueError as error:  # a NUL in the path
+        raise InputNotFound(f"{label!r} cannot be read ({error}): check the path") from error
 
 
 def read_audio(path: str | Path | bytes, *, rate: int | None = None, mono: bool = False) -> tuple[Block, int]:
@@ -597,7 +616,7 @@ def read_audio(path: str | Path | bytes, *, rate: int | None = None, mono: bool 
     """
     with open_reader(path) as reader:
         rate = reader.rate if rate is None else rate
-        resampler = Resampler(reader.rate, rate, 1 if mono else reader.channels)
+        resampler = Resampler(reader.rate, rate, 1 if mono else reader.channels, label=reader.label)
         blocks = [
             resampler.push(block.mean(axis=0, keepdims=True) if mono else block) for block in reader.blocks(2**16)
         ]

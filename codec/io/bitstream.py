@@ -385,10 +385,9 @@ def open_reader(path: str | Path | bytes) -> Iterator[Reader]:
     with ExitStack() as stack:
         try:
             file = stack.enter_context(Path(path).open("rb"))
-        except OSError as error:
-            raise InputNotFound(
-                f"{path} cannot be read ({error.strerror}): check the name and its permissions"
-            ) from error
+        except (OSError, ValueError) as error:  # ValueError: a NUL in the path
+            reason = getattr(error, "strerror", error)
+            raise InputNotFound(f"{path} cannot be read ({reason}): check the name and its permissions") from error
         yield Reader(file, label=str(path))
 
 

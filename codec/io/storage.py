@@ -26,6 +26,10 @@ def storing(target: str | Path, *, instead: str = "write elsewhere") -> Iterator
         yield
     except OSError as error:
         raise _storage_error(target, error, instead) from error
+    except ValueError as error:
+        if "\0" not in str(target):
+            raise
+        raise StorageError(f"{target!r} cannot be written ({error}): choose another name") from error
 
 
 @contextmanager
@@ -64,7 +68,7 @@ def atomic_output(path: str | Path, *, force: bool = False) -> Iterator[BinaryIO
             raise StorageError(f"{label} is a folder: name a file in it")
         if not streamed and not force and Path(path).exists():
             raise StorageError(f"{label} exists: pass --force to replace it")
-    target = Path(os.path.realpath(path))  # a link stays a link
+        target = Path(os.path.realpath(path))  # a link stays a link
     part = Path(tempfile.gettempdir() if streamed else target.parent) / f".codec-{secrets.token_hex(8)}.part"
     with storing(label):
         raw = _Output(part, label)

@@ -1,0 +1,117 @@
+"""Small inputs that claim large sizes: time and memory follow the bytes of a file, not its claims."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import soundfile
+import soxr
+
+from codec import compression
+from codec.compression import BLOCK_SECONDS, compress, decompress
+from codec.errors import CodecError, DamagedFile, UnknownModel, UnsupportedAudio, UsageError
+from codec.io.audio import MAX_RATIO, MIN_RATE, Resampler
+from codec.io.bitstream import Header, Writer
+from codec.streams import StreamEncoder
+from tests.tiny import tiny_model
+
+MODEL = tiny_model()
+CHANNELS = 1024  # the most that a file can have
+
+
+def silent(path: Path, *, rate: int, channels: int, time: int) -> Path:
+    soundfile.write(path, np.zeros((time, channels), np.int16), rate)
+    return path
+
+
+def compressed(path: Path, *, rate: int, channels: int, frames: int, **changes: Any) -> Path:
+    header: Header = replace(compression._header(MODEL, rate, channels, 1), **changes)
+    with path.open("wb") as file:
+        writer = Writer(file, header)
+        writer.write(np.zeros((channels, 1, frames), np.int64))
+        writer.close(time=max(1, MODEL.frame_spec.time(frames) * rate // MODEL.sample_rate))
+    return path
+
+
+def test_a_recording_below_the_lowest_rate_is_refused(tmp_path: Path) -> None:
+    for rate in (1, MIN_RATE - 1):
+        source = silent(tmp_path / "low.wav", rate=rate, channels=CHANNELS, time=2)
+        with pytest.raises(UnsupportedAudio, match=rf"low.wav has .* of {rate} Hz, .* {MIN_RATE} Hz or more"):
+            compress(source, tmp_path / "low.codec", model=MODEL)
+    assert not (tmp_path / "low.codec").exists()
+
+
+def test_rates_too_far_apart_are_refused_with_the_way_out(tmp_path: Path) -> None:
+    far = MODEL.sample_rate * MAX_RATIO + 1
+    with pytest.raises(UnsupportedAudio, match=f"a.wav has a sample rate of {far} Hz .* {MODEL.sample_rate} Hz"):
+        compress(silent(tmp_path / "a.wav", rate=far, channels=1, time=2), tmp_path / "a.codec", model=MODEL)
+    file = compressed(tmp_path / "far.codec", rate=far, channels=25, frames=2)
+    with pytest.raises(UnsupportedAudio, match=f"far.codec cannot be restored at {far} Hz .*: pass --rate 8000"):
+        decompress(file, tmp_path / "far.wav", model=MODEL)
+    with pytest.raises(UsageError, match=f"far.codec cannot be restored at {far} Hz"):
+        decompress(file, tmp_path / "far.wav", model=MODEL, rate=far)
+    assert not (tmp_path / "far.wav").exists()
+    assert decompress(file, tmp_path / "far.wav", model=MODEL, rate=8000).channels == 25
+
+
+def test_a_low_rate_in_a_header_can_be_overridden(tmp_path: Path) -> None:
+    file = compressed(tmp_path / "low.codec", rate=50, channels=2, frames=100)
+    with pytest.raises(UnsupportedAudio, match=r"cannot be restored at 50 Hz .*: pass --rate 8000"):
+        decompress(file, tmp_path / "low.wav", model=MODEL)
+    assert decompress(file, tmp_path / "low.wav", model=MODEL, rate=8000).rate == 8000
+
+
+def test_the_resampler_waits_for_samples(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A header of 1024 channels without packets must not cost the filters of 1024 channels."""
+
+    def made(*_: object, **__: object) -> None:
+        raise AssertionError("a resampler without samples")
+
+    monkeypatch.setattr(soxr, "ResampleStream", made)
+    resampler = Resampler(8000, 100, CHANNELS)
+    assert resampler.push(np.zeros((CHANNELS, 0), np.float32)).shape == (CHANNELS, 0)
+    assert resampler.flush().shape == (CHANNELS, 0)
+    file = compressed(tmp_path / "a.codec", rate=100, channels=CHANNELS, frames=2)
+    with file.open("r+b") as opened:
+        opened.truncate(200)
+    with pytest.raises(DamagedFile):
+        decompress(file, tmp_path / "a.wav", model=MODEL)
+
+
+@pytest.mark.parametrize("rate", [MIN_RATE, 8000, 48000])
+def test_pushes_are_bounded_in_samples_of_the_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rate: int) -> None:
+    sizes: list[int] = []
+    push = StreamEncoder.push
+
+    def counted(encoder: StreamEncoder, audio: Any) -> Any:
+        sizes.append(audio.size)
+        return push(encoder, audio)
+
+    monkeypatch.setattr(StreamEncoder, "push", counted)
+    source = silent(tmp_path / "wide.wav", rate=rate, channels=64, time=rate // 4)
+    compress(source, tmp_path / "wide.codec", model=MODEL)
+    assert sum(sizes) == 64 * MODEL.sample_rate // 4
+    assert max(sizes) <= 2 * BLOCK_SECONDS * MODEL.sample_rate
+
+
+@pytest.mark.parametrize("length", [20, 243, 244, 255])
+def test_the_longest_name_of_a_model(tmp_path: Path, length: int) -> None:
+    file = compressed(tmp_path / "a.codec", rate=8000, channels=1, frames=2, model="n" * length)
+    with pytest.raises(UnknownModel, match=r"nnn.* is not shipped") as caught:
+        decompress(file, tmp_path / "a.wav")
+    assert caught.value.exit_code == 6
+
+
+def test_names_that_no_file_can_have(tmp_path: Path) -> None:
+    source = silent(tmp_path / "a.wav", rate=8000, channels=1, time=2)
+    for name in ("n" * 5000, "a\0b"):
+        with pytest.raises(UnknownModel):
+            compress(source, tmp_path / "a.codec", model=name)
+        with pytest.raises(CodecError):
+            compress(name, tmp_path / "a.codec", model=MODEL)
+        with pytest.raises(CodecError):
+            compress(source, tmp_path / name, model=MODEL)
+        with pytest.raises(CodecError):
+            decompress(name, tmp_path / "a.wav", model=MODEL)
