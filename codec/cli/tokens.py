@@ -19,7 +19,7 @@ from codec.cli.options import (
     say,
 )
 
-MAX_LISTED = 20  # failures that are listed
+MAX_LISTED = 20  # notes and failures that are listed
 
 
 def tokenize(
@@ -76,6 +76,10 @@ def tokenize(
         f"{report.clips} clips encoded ({report.seconds:.1f} s of audio), {report.already_encoded} already encoded, "
         f"{len(report.failures)} failed; {report.shards} shards, {report.speed:.0f} × real time"
     )
+    for note in report.notes[:MAX_LISTED]:
+        say(f"  {one_line(note)}")
+    if len(report.notes) > MAX_LISTED:
+        say(f"  and {len(report.notes) - MAX_LISTED} more")
     for failure in report.failures[:MAX_LISTED]:
         say(f"  {failure.id}: {one_line(failure.error)}")
     if len(report.failures) > MAX_LISTED:

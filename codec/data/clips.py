@@ -25,6 +25,7 @@ from codec.conditions import KINDS, Conditions
 from codec.errors import ConfigError, InputNotFound, UnsupportedAudio
 from codec.frames import resampled_length
 from codec.io.audio import Block, Resampler, is_audio_path, open_reader
+from codec.io.mixdown import Note, with_channels
 from codec.io.storage import atomic_output, walk
 
 MANIFEST = "manifest.jsonl"  # in a folder that holds one, only the clips it lists count
@@ -123,8 +124,29 @@ def file_length(clip: Clip) -> tuple[int, int]:
         return samples, reader.rate
 
 
-def clip_audio(clip: Clip, *, rate: int, first: int = 0, time: int | None = None) -> Block:
-    """Read part of a clip [1, at most `time`] at `rate` Hz by seeking, channels averaged.
+def clip_time(clip: Clip, rate: int) -> int:
+    """Length of a clip in samples at `rate` Hz, at least 1; the file is opened unless the corpus states the length.
+
+    Raises InputNotFound, UnsupportedAudio.
+    """
+    if clip.seconds is not None:
+        if clip.size() is None:
+            raise InputNotFound(f"{clip.path} does not exist: fetch it")
+        return max(1, int(clip.seconds * rate))
+    samples, native = file_length(clip)
+    time = samples * rate // native
+    if time <= 0:
+        raise UnsupportedAudio(f"{clip.path} has nothing from {clip.start:g} s on")
+    return time
+
+
+def clip_audio(
+    clip: Clip, *, rate: int, first: int = 0, time: int | None = None, channels: int = 1, note: Note | None = None
+) -> Block:
+    """Read part of a clip [channels, at most `time`] at `rate` Hz by seeking.
+
+    A recording of other channels is mixed down (`codec.io.mixdown`), then repeated in all `channels`; `note` is called
+    with a line if its channels cancel.
 
     `first` and `time` are in samples at `rate`; `time` None reads to the clip's end, and a part that reaches beyond the
     end is shorter. The samples equal those of the whole clip after resampling (in Vorbis files, libsndfile's seeks into
@@ -148,7 +170,7 @@ def clip_audio(clip: Clip, *, rate: int, first: int = 0, time: int | None = None
         last = resampled_length(length, reader.rate, rate)
         last = last if time is None else min(last, first + time)
         if first >= last:  # within LENGTH_TOLERANCE
-            return np.zeros((1, 0), np.float32)
+            return np.zeros((channels, 0), np.float32)
         # Start at a sample of both rates, so that the resampler's grid is that of the whole clip.
         divisor = math.gcd(rate, reader.rate)
         new, old = rate // divisor, reader.rate // divisor  # these numbers of samples have the same duration
@@ -157,8 +179,9 @@ def clip_audio(clip: Clip, *, rate: int, first: int = 0, time: int | None = None
         end = min(length, -(-(last + margin) * old // new))
         needed = min(length, -(-last * old // new))  # the header may promise more than the file has
         block = reader.part(start + skipped * old, end - skipped * old, least=needed - skipped * old)
-    resampler = Resampler(reader.rate, rate, 1, label=reader.label)
-    audio = np.concatenate([resampler.push(block.mean(axis=0, keepdims=True)), resampler.flush()], axis=1)
+    block = with_channels(block, channels, label=reader.label, note=note)
+    resampler = Resampler(reader.rate, rate, channels, label=reader.label)
+    audio = np.concatenate([resampler.push(block), resampler.flush()], axis=1)
     return audio[:, first - skipped * new : last - skipped * new]
 
 

@@ -54,6 +54,7 @@ from codec.errors import (
 )
 from codec.io.audio import AudioReader, Block, Resampler, open_reader
 from codec.io.level import LevelMeter, check_level, gain_to
+from codec.io.mixdown import Mixdown, Note
 from codec.io.storage import atomic_output, locked_folder, storing
 from codec.models.base import Codec, split_scale
 from codec.parallel import Engine, each
@@ -63,6 +64,7 @@ TARGET_SHARDS = 256  # shards of a corpus, if their lengths lie within the next 
 SHARD_SECONDS = (60.0, 3600.0)
 LISTS = {"split": "splits", **CLASSES}  # keys of store.json
 BYTES_PER_SECOND = 32_000  # assumed of clips whose length the corpus does not state: 16 bits at 16 kHz
+KEPT_BLOCKS = 8  # of a recording with several channels; longer ones are read twice
 BATCH_SECONDS = {"cpu": 8.0, "cuda": 480.0}  # of audio, padding included; shorter clips are encoded in batches
 Progress: TypeAlias = Callable[[int, int], None]
 """Called after each shard with the number of finished shards and of all shards."""
@@ -70,7 +72,10 @@ Progress: TypeAlias = Callable[[int, int], None]
 
 @dataclass(frozen=True)
 class StoreReport:
-    """The result of `tokenize`: `clips` clips were encoded, `seconds` of audio; `already_encoded` were skipped."""
+    """The result of `tokenize`: `clips` clips were encoded, `seconds` of audio; `already_encoded` were skipped.
+
+    `notes` name recordings that are silence, or whose channels cancel in their average.
+    """
 
     clips: int
     seconds: float
@@ -78,6 +83,7 @@ class StoreReport:
     shards: int
     failures: tuple[Failure, ...]
     elapsed: float
+    notes: tuple[str, ...] = ()
 
     @property
     def speed(self) -> float:
@@ -100,6 +106,7 @@ class ShardResult(NamedTuple):
     clips: int = 0
     seconds: float = 0.0
     failures: tuple[Failure, ...] = ()
+    notes: tuple[str, ...] = ()
 
 
 def tokenize(
@@ -117,10 +124,11 @@ def tokenize(
 ) -> StoreReport:
     """Encode every clip of `source`, as `codec.data.clips` finds them, to a token store in the folder `target`.
 
-    Channels are averaged. With `level_db`, from -60 to 0, every clip is scaled before it is encoded, so that the RMS of
-    its loud part (`codec.io.level`) is `level_db` dBFS. An existing store is resumed: complete shards are kept, and in
-    shards with failures the clips that did not fail. `force` starts over. A clip that cannot be read does not stop the
-    others; it is listed in the report and in its shard's lines. `jobs` and `engine` as in `codec.parallel.each`.
+    Channels are averaged, unless they cancel (`codec.io.mixdown`). With `level_db`, from -60 to 0, every clip is scaled
+    before it is encoded, so that the RMS of its loud part (`codec.io.level`) is `level_db` dBFS. An existing store is
+    resumed: complete shards are kept, and in shards with failures the clips that did not fail. `force` starts over. A
+    clip that cannot be read does not stop the others; it is listed in the report and in its shard's lines. `jobs` and
+    `engine` as in `codec.parallel.each`.
 
     Raises:
         InputNotFound, ConfigError: as `clips`; two clips have the same id; another process writes to `target`.
@@ -146,6 +154,7 @@ def tokenize(
         metadata["shards"] = [span.clips for span in spans]
         results: list[ShardResult] = []
         failures: dict[int, tuple[Failure, ...]] = {}
+        notes: dict[int, tuple[str, ...]] = {}
         if _is_complete(folder, metadata, spans):
             results = [ShardResult(span.clips) for span in spans]
             _remove_temporary(folder)
@@ -162,7 +171,7 @@ def tokenize(
                     failure = Failure(shard_path(folder, span.shard).name, str(result))
                     result = ShardResult(0, failures=(failure,))
                 results.append(result)
-                failures[span.shard] = result.failures
+                failures[span.shard], notes[span.shard] = result.failures, result.notes
                 if progress is not None:
                     progress(len(results), len(spans))
             if all_written:
@@ -174,6 +183,7 @@ def tokenize(
         shards=len(spans),
         failures=tuple(failure for _, some in sorted(failures.items()) for failure in some),
         elapsed=perf_counter() - start,
+        notes=tuple(note for _, some in sorted(notes.items()) for note in some),
     )
 
 
@@ -427,7 +437,8 @@ def _encode_shard(
     failures = tuple(row for row in shard.rows if isinstance(row, Failure))
     already_encoded = sum(isinstance(row, Row) for row in before or [])
     seconds = codec.frame_spec.seconds(shard.samples)
-    return ShardResult(already_encoded, len(shard.rows) - len(failures) - already_encoded, seconds, failures)
+    clips = len(shard.rows) - len(failures) - already_encoded
+    return ShardResult(already_encoded, clips, seconds, failures, tuple(shard.notes))
 
 
 def _write_index(folder: Path, metadata: dict[str, Any]) -> None:
@@ -473,6 +484,7 @@ class _ShardWriter:
     ) -> None:
         self.rows: list[Row | Failure] = []
         self.samples = 0
+        self.notes: list[str] = []
         self._file = file
         self._model = model
         self._num_codebooks = num_codebooks
@@ -492,7 +504,8 @@ class _ShardWriter:
     def add(self, clip: Clip) -> None:
         """Append a clip to encode; one that cannot be read becomes a Failure."""
         rate = self._model.frame_spec.sample_rate
-        blocks = _blocks(clip, rate)
+        notes: list[str] = []
+        blocks = _blocks(clip, rate, notes.append)
         read: list[Block] = []
         try:
             for block in blocks:
@@ -504,6 +517,7 @@ class _ShardWriter:
                     else:
                         gain = _measure_gain(chain(read, blocks), self._level_db, rate)
                         self._stream(clip, (gain * block for block in _blocks(clip, rate)))
+                    self.notes += notes
                     return
             audio = np.concatenate(read, axis=1)
             self._model.check_samples(torch.from_numpy(audio))
@@ -513,6 +527,7 @@ class _ShardWriter:
             self.flush()
             self.rows.append(Failure(clip.id, str(error)))
             return
+        self.notes += notes
         longest = max(audio.shape[1], *(other.shape[1] for _, other in self._batch), 0)
         if longest * (len(self._batch) + 1) > self._batch_samples:
             self.flush()
@@ -573,13 +588,30 @@ def _measure_gain(blocks: Iterable[Block], level_db: float, rate: int) -> np.flo
     return meter.gain(level_db)
 
 
-def _blocks(clip: Clip, rate: int) -> Iterator[Block]:
-    """The audio of a clip at `rate` Hz in blocks [1, time], channels averaged."""
-    with open_reader(clip.path) as reader:
+def _blocks(clip: Clip, rate: int, note: Note | None = None) -> Iterator[Block]:
+    """The audio of a clip at `rate` Hz in blocks [1, time], channels mixed down."""
+    with ExitStack() as files:
+        reader = files.enter_context(open_reader(clip.path))
         resampler = Resampler(reader.rate, rate, 1, label=reader.label)
-        for block in _native_blocks(clip, reader):
-            yield resampler.push(block.mean(axis=0, keepdims=True))
+        blocks = _native_blocks(clip, reader)
+        mixdown = Mixdown(reader.channels)
+        if reader.channels > 1:  # the mixdown depends on all blocks
+            first: list[Block] = []
+            for block in blocks:
+                mixdown.push(block)
+                if len(first) < KEPT_BLOCKS:
+                    first.append(block)
+            again = _native_blocks(clip, files.enter_context(open_reader(clip.path)))
+            blocks = chain(first, islice(again, len(first), None))
+            mixdown.say(reader.label, note)
+        sounds = False
+        for block in blocks:
+            mono = mixdown.mix(block)
+            sounds = sounds or bool(mono.any())
+            yield resampler.push(mono)
         yield resampler.flush()
+        if note is not None and not sounds:
+            note(f"{reader.label} is silence")
 
 
 def _native_blocks(clip: Clip, reader: AudioReader) -> Iterator[Block]:

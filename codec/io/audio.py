@@ -27,6 +27,7 @@ from numpy.typing import NDArray
 from codec.errors import InputNotFound, StorageError, UnsupportedAudio, UsageError
 from codec.frames import resampled_length
 from codec.io import mpeg, riff
+from codec.io.mixdown import mixed_down
 from codec.io.pieces import Pieces
 from codec.io.storage import COPY_BYTES, atomic_output, is_device, raw_stdout, storing, write_all
 
@@ -610,17 +611,18 @@ def _reading(label: str) -> Iterator[None]:
 
 
 def read_audio(path: str | Path | bytes, *, rate: int | None = None, mono: bool = False) -> tuple[Block, int]:
-    """Read a whole file as [channels, time] and its sample rate in Hz; resample to `rate`, average channels if `mono`.
+    """Read a whole file as [channels, time] and its sample rate in Hz, resampled to `rate`.
 
-    Raises as `open_reader`.
+    `mono` mixes the channels down, as `codec.io.mixdown`. Raises as `open_reader`.
     """
     with open_reader(path) as reader:
         rate = reader.rate if rate is None else rate
-        resampler = Resampler(reader.rate, rate, 1 if mono else reader.channels, label=reader.label)
-        blocks = [
-            resampler.push(block.mean(axis=0, keepdims=True) if mono else block) for block in reader.blocks(2**16)
-        ]
-    return np.concatenate([*blocks, resampler.flush()], axis=1), rate
+        blocks = list(reader.blocks(2**16))
+        if mono and reader.channels > 1:
+            blocks = mixed_down(blocks)
+        resampler = Resampler(reader.rate, rate, len(blocks[0]), label=reader.label)
+        audio = [resampler.push(block) for block in blocks]
+    return np.concatenate([*audio, resampler.flush()], axis=1), rate
 
 
 def resample(array: Block, from_rate: int, to_rate: int) -> Block:

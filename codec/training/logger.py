@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Self, TypeVar
+from typing import TYPE_CHECKING, NamedTuple, Self, TypeVar
 
 import librosa
 import numpy as np
@@ -46,6 +46,15 @@ RANGE = 80.0
 COLORS = np.array([(0, 0, 0), (70, 20, 110), (190, 50, 90), (250, 150, 20), (255, 255, 200)])
 
 T = TypeVar("T")
+
+
+class FileNote(NamedTuple):
+    """A line about a file of the training data."""
+
+    file: str
+    text: str
+    left_out: bool = False
+    """Whether it cannot be read."""
 
 
 class Logger:
@@ -167,7 +176,7 @@ class Meter:
         self.seconds = seconds
         self.codebook_size = codebook_size
         self.steps: list[Mapping[str, Tensor]] = []
-        self.bad_files: dict[str, str] = {}
+        self.notes: dict[str, FileNote] = {}
         self.waited = 0.0
         self.started = clock.perf_counter()
 
@@ -190,11 +199,11 @@ class Meter:
         """Add the metrics of one step, with the `code_counts` of the codebooks if there are any."""
         self.steps.append(metrics)
 
-    def add_bad_files(self, files: Iterable[tuple[str, str]]) -> list[tuple[str, str]]:
-        """Add files (name, reason) that could not be read; returns the new ones."""
-        new = {name: reason for name, reason in files if name not in self.bad_files}
-        self.bad_files |= new
-        return list(new.items())
+    def add_notes(self, notes: Iterable[FileNote]) -> list[str]:
+        """Add notes on files; returns the lines to print, of files that had no note yet."""
+        new = {note.file: note for note in notes if note.file not in self.notes}
+        self.notes |= new
+        return [f"left out: {note.text}" if note.left_out else note.text for note in new.values()]
 
     def compute(self) -> dict[str, float]:
         """Means over the steps since the last call, and the speed, by the names that they are logged under.
@@ -215,7 +224,7 @@ class Meter:
         metrics[STEPS_PER_SECOND] = len(self.steps) / (now - self.started)
         metrics[REAL_TIME] = metrics[STEPS_PER_SECOND] * self.seconds
         metrics[DATA_WAIT] = self.waited / (now - self.started)
-        metrics[BAD_FILES] = len(self.bad_files)
+        metrics[BAD_FILES] = sum(note.left_out for note in self.notes.values())
         self.steps, self.waited, self.started = [], 0.0, now
         return metrics
 

@@ -19,7 +19,7 @@ from codec.io.storage import locked_folder, storing_below
 from codec.nn import distributed
 from codec.training import engine
 from codec.training.codec.recipe import RunConfig
-from codec.training.logger import Logger, Meter, progress
+from codec.training.logger import FileNote, Logger, Meter, progress
 from codec.training.resume import load_resumable, load_state_dicts, state_dicts
 from codec.training.signals import catch_stop_signals
 
@@ -67,8 +67,8 @@ class Task(Protocol):
     def step(self, batch: Any, step: int) -> Metrics:
         """Train on a batch; returns the losses, learning rates and gradient norms of all processes, by name."""
 
-    def bad_files(self) -> list[tuple[str, str]]:
-        """Files (name, reason) that this process could not read since the last call."""
+    def file_notes(self) -> list[FileNote]:
+        """Notes on the files that this process has read, or could not read, since the last call."""
 
     def summarize(self, metrics: dict[str, float]) -> dict[str, float]:
         """Add what follows from the mean metrics of some steps."""
@@ -141,8 +141,8 @@ def train(
             stop = distributed.any_rank(stop_requested(), accelerator.device)
             metrics = None
             if done % run.log_every == 0 or done == last or stop:
-                for _, reason in meter.add_bad_files(engine.gather_items(trained.bad_files())):
-                    console.print(f"left out: {reason}")
+                for line in meter.add_notes(engine.gather_items(trained.file_notes())):
+                    console.print(line)
                 metrics = trained.summarize(meter.compute())
                 logger.log_metrics(done, metrics)
             show(done, metrics)

@@ -10,6 +10,7 @@ import time
 import tracemalloc
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import psutil
@@ -215,8 +216,8 @@ def test_an_unexpected_exception_fails_its_shard(
 ) -> None:
     blocks = tokenize_module._blocks
 
-    def faulty(clip: Clip, rate: int) -> object:
-        return 1 / 0 if clip.id == "valid/b/5.wav" else blocks(clip, rate)
+    def faulty(clip: Clip, *arguments: Any) -> object:
+        return 1 / 0 if clip.id == "valid/b/5.wav" else blocks(clip, *arguments)
 
     monkeypatch.setattr(tokenize_module, "_blocks", faulty)
     report = tokenize(corpus, tmp_path / "store", model=model_file)
@@ -426,3 +427,23 @@ tokenize.tokenize(sys.argv[1], sys.argv[2], model=sys.argv[3], engine="ray")
     assert report.already_encoded > 0
     tokenize(corpus, tmp_path / "one", model=model_file)
     assert contents(tmp_path / "one") == contents(tmp_path / "store")
+
+
+@pytest.mark.parametrize("kept", [0, 1, 100])
+def test_channels_of_opposite_phase_are_not_averaged(
+    tmp_path: Path, model_file: Path, monkeypatch: pytest.MonkeyPatch, kept: int
+) -> None:
+    monkeypatch.setattr(tokenize_module, "KEPT_BLOCKS", kept)
+    monkeypatch.setattr(tokenize_module, "BLOCK_SECONDS", 0.2)
+    left = np.random.default_rng(0).normal(0, 0.1, 4000).astype(np.float32)
+    for name, channels in (("good", [left, 0.5 * left]), ("anti", [0.2 * left, -0.2 * left]), ("zero", [0 * left] * 2)):
+        (tmp_path / "data").mkdir(exist_ok=True)
+        soundfile.write(tmp_path / f"data/{name}.wav", np.stack(channels, axis=1), 8000, subtype="FLOAT")
+    report = tokenize(tmp_path / "data", tmp_path / "store", model=model_file)
+    cancels, silent = report.notes
+    assert "anti.wav: its channels cancel in their average (opposite phase), so channel 1 of 2 is used" in cancels
+    assert silent.endswith("zero.wav is silence")
+    store, model = TokenStore(tmp_path / "store"), load_model(model_file)
+    for name, audio in (("good.wav", 0.75 * left), ("anti.wav", 0.2 * left)):
+        codes = model.encode(torch.from_numpy(audio.astype(np.float32))[None, None])[0]
+        assert torch.equal(store[store.find(name)].codes, codes)

@@ -20,10 +20,9 @@ import pytest
 import soundfile
 from numpy.typing import NDArray
 
-from codec.data.clips import Clip, clip_audio
+from codec.data.clips import Clip, clip_audio, clip_time
 from codec.io import mpeg
 from codec.io.audio import open_reader, read_audio
-from codec.training.codec.crops import clip_time
 
 RATE = 8000
 TIME = 5 * RATE

@@ -24,9 +24,10 @@ from codec.io import bitstream
 from codec.models.base import Encoded, split_scale
 from codec.streams import StreamDecoder, StreamEncoder
 from codec.training.codec import dry_run
-from codec.training.codec.crops import Batch
+from codec.training.codec.crops import Batch, open_crops
 from codec.training.codec.task import build_task
-from tests.helpers.training import small_recipe
+from codec.training.logger import Logger
+from tests.helpers.training import small_recipe, write_recordings
 from tests.helpers.trial_family import FAMILY, TrialConfig, trial_model
 
 MODEL = trial_model()
@@ -202,6 +203,23 @@ def test_training_step_and_dry_run(monkeypatch: pytest.MonkeyPatch, balance: boo
     assert plan.delay == model.delay
     # 3 hops wide, 2 channels, 8 latent channels, then 3 wide; 200 frames per second
     assert plan.flops["encoder"] == 2 * 200 * (3 * 40 * 2 * 8 + 3 * 8 * 8)
+
+
+def test_training_on_recordings(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Crops and validation clips have the channels of the model."""
+    monkeypatch.setitem(models.FAMILIES, "trial", FAMILY["trial"])
+    recipe = small_recipe().model_copy(update={"model": TrialConfig()})
+    data = write_recordings(tmp_path / "data")
+    reports: list[str] = []
+    sides = open_crops(data, tmp_path / "index", recipe.data, sample_rate=8000, seed=0, report=reports.append)
+    task = build_task(recipe, torch.device("cpu"), train_data=sides[0], valid_data=sides[1])
+    with Logger(tmp_path / "run") as logger:
+        task.initialize(logger)
+        (batch,) = task.batches(0, 1)
+        assert batch.audio.shape == (3, 2, 1200)
+        assert task.step(batch, 0)["mel"].isfinite()
+        assert task.validate(logger, 1).startswith("mel")
+    assert task.validation_clips().shape[1] == 2
 
 
 def test_tokens(model_file: Path, tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from codec.config import load_toml
 from codec.data.clips import MANIFEST
 from codec.data.tokenize import tokenize
 from codec.lm import build
+from codec.models.causal import CausalConfig
 from codec.training.codec.recipe import Recipe
 from codec.training.codec.task import train
 from codec.training.lm import task as lm_task
@@ -111,6 +112,7 @@ def test_codecs_have_fifty_frames_per_second_and_discriminators(name: str) -> No
 @pytest.mark.parametrize("name", NAMES)
 def test_the_context_holds_the_longest_crop(name: str) -> None:
     codec = load_toml(ROOT / "recipes" / name / "codec.toml", Recipe).model
+    assert isinstance(codec, CausalConfig)
     recipe = load_toml(ROOT / "recipes" / name / "lm.toml", LMRecipe)
     source = {
         "codec": "",

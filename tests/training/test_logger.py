@@ -25,6 +25,7 @@ from codec.training.logger import (
     DATA_WAIT,
     REAL_TIME,
     STEPS_PER_SECOND,
+    FileNote,
     Logger,
     Meter,
     count_codes,
@@ -178,15 +179,14 @@ def test_speed_and_data_wait(monkeypatch: pytest.MonkeyPatch) -> None:
     assert (meter.compute()[STEPS_PER_SECOND], meter.waited) == (0.5, 0)
 
 
-def test_bad_files_are_counted_once_and_named() -> None:
+def test_notes_on_files_are_printed_once_and_bad_files_are_counted() -> None:
     meter = Meter()
-    assert meter.add_bad_files([("a.wav", "empty"), ("b.wav", "no audio")]) == [
-        ("a.wav", "empty"),
-        ("b.wav", "no audio"),
-    ]
-    assert meter.add_bad_files([("b.wav", "no audio"), ("c.wav", "empty"), ("c.wav", "empty")]) == [("c.wav", "empty")]
+    empty, text = FileNote("a.wav", "empty", left_out=True), FileNote("b.wav", "no audio", left_out=True)
+    assert meter.add_notes([empty, text]) == ["left out: empty", "left out: no audio"]
+    again = FileNote("c.wav", "empty", left_out=True)
+    assert meter.add_notes([text, again, again, FileNote("d.wav", "cancels")]) == ["left out: empty", "cancels"]
     assert meter.compute()[BAD_FILES] == 3
-    assert meter.add_bad_files([]) == []
+    assert meter.add_notes([]) == []
     assert meter.compute()[BAD_FILES] == 3  # in all
 
 

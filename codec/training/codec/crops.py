@@ -17,7 +17,7 @@ import os
 import tempfile
 import warnings
 from collections.abc import Callable, Generator, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
@@ -28,16 +28,20 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from codec.data.clips import Clip, clip_audio, clips, file_length, hashed, root_of
+from codec.data.clips import Clip, clip_audio, clip_time, clips, hashed, root_of
 from codec.errors import CodecError, ConfigError, InputNotFound, UnsupportedAudio
 from codec.io.storage import atomic_output
+from codec.parallel import each, in_threads
 from codec.training.codec.synthetic import Samples, synthetic
+from codec.training.logger import FileNote
 from codec.training.signals import block_stop_signals, ignore_stop_signals
 
 if TYPE_CHECKING:
     from codec.training.codec.recipe import DataConfig
 
 Report = Callable[[str], None]
+Notes = dict[str, FileNote]
+"""By file; the first of each."""
 Chooser = Callable[[NDArray[Any], str], NDArray[np.bool_]]  # rows of `SCANNED`, a split -> which of them it has
 
 SPLITS = ("train", "valid")
@@ -203,26 +207,25 @@ def scan(
     sets: dict[str, int] = {}
     bad = total = position = 0
     corpus = (clip for clip in clips(data) if clip.split != "test")
-    with ThreadPoolExecutor() as pool:
-        while chunk := list(islice(corpus, CHUNK)):
-            total += len(chunk)
-            rows = []
-            mapped = pool.map if any(clip.seconds is None for clip in chunk) else map
-            times = mapped(lambda clip: clip_time(clip, sample_rate), chunk)
-            for clip, time in zip(chunk, times, strict=True):
-                if isinstance(time, CodecError):
-                    bad += 1
-                    if bad <= MAX_NAMED:
-                        report(f"left out: {time}")
-                    continue
-                inside = clip.path.is_relative_to(root)
-                path = clip.path.relative_to(root) if inside else clip.path
-                group = clip.speaker or str(path.parent if by_folder else path)
-                split = 1 + SPLITS.index(clip.split) if clip.split else 0
-                number = sets.setdefault(clip.set, len(sets))
-                rows.append((number, split, hashed(group), hashed(str(path)), time, clip.start, position))
-                position += names.write(os.fsencode(path if inside else path.absolute()) + b"\0")
-            scanned.write(np.array(rows, SCANNED).tobytes())
+    while chunk := list(islice(corpus, CHUNK)):
+        total += len(chunk)
+        rows = []
+        opens_files = any(clip.seconds is None for clip in chunk)
+        times = (in_threads if opens_files else each)(partial(clip_time, rate=sample_rate), chunk)
+        for clip, time in times:
+            if isinstance(time, CodecError):
+                bad += 1
+                if bad <= MAX_NAMED:
+                    report(f"left out: {time}")
+                continue
+            inside = clip.path.is_relative_to(root)
+            path = clip.path.relative_to(root) if inside else clip.path
+            group = clip.speaker or str(path.parent if by_folder else path)
+            split = 1 + SPLITS.index(clip.split) if clip.split else 0
+            number = sets.setdefault(clip.set, len(sets))
+            rows.append((number, split, hashed(group), hashed(str(path)), time, clip.start, position))
+            position += names.write(os.fsencode(path if inside else path.absolute()) + b"\0")
+        scanned.write(np.array(rows, SCANNED).tobytes())
     if not total:
         raise InputNotFound(f"{data} has only audio of the split test: mark some as train and valid")
     if bad == total:
@@ -230,20 +233,6 @@ def scan(
     if bad > MAX_NAMED:
         report(f"left out {bad} of {total} files in all")
     return list(sets)
-
-
-def clip_time(clip: Clip, sample_rate: int) -> int | CodecError:
-    """Length of a clip in samples at a sample rate, or why it has none."""
-    if clip.seconds is not None:
-        if clip.size() is None:
-            return InputNotFound(f"{clip.path} does not exist: fetch it")
-        return max(1, int(clip.seconds * sample_rate))
-    try:
-        samples, rate = file_length(clip)
-    except CodecError as error:
-        return error
-    time = samples * sample_rate // rate
-    return time if time > 0 else UnsupportedAudio(f"{clip.path} has nothing from {clip.start:g} s on")
 
 
 def chunks(scanned: BinaryIO) -> Iterator[NDArray[Any]]:
@@ -324,21 +313,23 @@ class Batch(NamedTuple):
     """The rows of a step."""
 
     audio: Tensor
-    """float32 [rows, 1, time]."""
-    bad_files: tuple[tuple[str, str], ...]
-    """(file, reason) of the draws that could not be read and were replaced by others."""
+    """float32 [rows, channels, time]."""
+    notes: tuple[FileNote, ...]
+    """On files that could not be read, whose draws were replaced by others, and on channels that cancel."""
 
 
 class Crops:
     """Random crops of one split of a corpus: `batch(step)` is a function of the seed and the step.
 
     A clip shorter than a crop is used whole, and further draws of its set follow it, so nothing is lost to padding.
+    A crop has as many `channels` as the model: a recording of one channel is repeated, others are mixed down first.
 
     Raises UnsupportedAudio: all clips together are shorter than a crop.
     """
 
-    def __init__(self, index: Index, config: DataConfig, *, seed: int) -> None:
+    def __init__(self, index: Index, config: DataConfig, *, channels: int = 1, seed: int) -> None:
         self.index = index
+        self.channels = channels
         self.config = config
         self.seed = seed
         self.sample_rate = index.sample_rate
@@ -351,35 +342,39 @@ class Crops:
             )
         self.probabilities = set_probabilities({rows.set: rows.time for rows in index.sets}, config)
 
+    def with_channels(self, channels: int) -> Crops:
+        """The same crops for a model of other channels."""
+        return Crops(self.index, self.config, channels=channels, seed=self.seed)
+
     def batch(self, step: int, first: int = 0, last: int | None = None) -> Batch:
         """Rows `first` to before `last` of a step's batch, by default all `data.batch_size`.
 
         Raises UnsupportedAudio: a hundred draws in a row could not be read.
         """
-        bad: dict[str, str] = {}
+        notes: Notes = {}
         rows = range(first, self.config.batch_size if last is None else last)
-        crops = [self.crop(np.random.default_rng((self.seed, step, row)), bad) for row in rows]
-        return Batch(torch.from_numpy(np.stack(crops)[:, None]), tuple(bad.items()))
+        crops = [self.crop(np.random.default_rng((self.seed, step, row)), notes) for row in rows]
+        return Batch(torch.from_numpy(np.stack(crops)), tuple(notes.values()))
 
     def init_audio(self, seconds: float, first: int = 0, last: int | None = None) -> Tensor:
-        """Crops [rows, 1, time] for the closed-form start, about `seconds` in all; or only rows `first` to `last`."""
+        """Crops [rows, channels, time] for the closed-form start, about `seconds` in all; or rows `first` to `last`."""
         rows = math.ceil(seconds / self.config.crop)
         return self.batch(INIT_STEP, first, rows if last is None else last).audio
 
     def fixed_clips(self, count: int) -> Tensor:
-        """`count` fixed clips [count, 1, time], the sets in turn, at their recorded level."""
+        """`count` fixed clips [count, channels, time], the sets in turn, at their recorded level."""
         sets = self.index.sets
         clips = [self.fill(np.random.default_rng((1, turn)), sets[turn % len(sets)], {}) for turn in range(count)]
-        return torch.from_numpy(np.stack(clips)[:, None])
+        return torch.from_numpy(np.stack(clips))
 
-    def crop(self, rng: np.random.Generator, bad: dict[str, str]) -> Samples:
-        """A crop [time] with the augmentations of training; unreadable files are added to `bad`."""
+    def crop(self, rng: np.random.Generator, notes: Notes) -> Samples:
+        """A crop [channels, time] with the augmentations of training."""
         config = self.config
         if config.tones and rng.random() < config.tones:
-            return synthetic(rng, self.time, self.sample_rate)
-        audio = self.draw(rng, bad)
+            return synthetic(rng, self.time, self.sample_rate)[None].repeat(self.channels, axis=0)
+        audio = self.draw(rng, notes)
         if config.mix and rng.random() < config.mix:
-            audio = mix_at_level(audio, self.draw(rng, bad), rng.uniform(-MIX_DB, MIX_DB))
+            audio = mix_at_level(audio, self.draw(rng, notes), rng.uniform(-MIX_DB, MIX_DB))
         peak = float(np.abs(audio).max())
         if peak == 0:
             return audio
@@ -392,33 +387,50 @@ class Crops:
         audio *= np.float32(min(gain, 1 / peak))
         return audio
 
-    def draw(self, rng: np.random.Generator, bad: dict[str, str]) -> Samples:
-        """Audio [time] of a set drawn by the recipe's weights."""
-        return self.fill(rng, self.index.sets[rng.choice(len(self.probabilities), p=self.probabilities)], bad)
+    def draw(self, rng: np.random.Generator, notes: Notes) -> Samples:
+        """Audio [channels, time] of a set drawn by the recipe's weights."""
+        return self.fill(rng, self.index.sets[rng.choice(len(self.probabilities), p=self.probabilities)], notes)
 
-    def fill(self, rng: np.random.Generator, rows: SetRows, bad: dict[str, str]) -> Samples:
-        """Audio [time] of one set: of one clip, or of several that are cross-faded."""
+    def fill(self, rng: np.random.Generator, rows: SetRows, notes: Notes) -> Samples:
+        """Audio [channels, time] of one set: of one clip, or of several that are cross-faded."""
         fade = round(FADE * self.sample_rate)
-        audio = self.read(rng, rows, self.time, bad)
-        while (missing := self.time - len(audio)) > 0:
-            following = self.read(rng, rows, missing + fade, bad)
-            over = min(fade, len(audio) // 2, len(following) // 2)
+        audio = self.read(rng, rows, self.time, notes)
+        while (missing := self.time - audio.shape[1]) > 0:
+            following = self.read(rng, rows, missing + fade, notes)
+            over = min(fade, audio.shape[1] // 2, following.shape[1] // 2)
+            kept = audio.shape[1] - over
             rising = np.linspace(0, 1, over + 2, dtype=np.float32)[1:-1]
-            joint = audio[len(audio) - over :] * (1 - rising) + following[:over] * rising
-            audio = np.concatenate([audio[: len(audio) - over], joint, following[over:]])
-        return audio[: self.time]
+            joint = audio[:, kept:] * (1 - rising) + following[:, :over] * rising
+            audio = np.concatenate([audio[:, :kept], joint, following[:, over:]], axis=1)
+        return audio[:, : self.time]
 
-    def read(self, rng: np.random.Generator, rows: SetRows, time: int, bad: dict[str, str]) -> Samples:
-        """Audio [at most `time`] of one clip of a set: anywhere in it, or all of a shorter one."""
+    def read(self, rng: np.random.Generator, rows: SetRows, time: int, notes: Notes) -> Samples:
+        """Audio [channels, at most `time`] of one clip of a set: anywhere in it, or all of a shorter one."""
         for _ in range(MAX_FAILED_DRAWS):
             clip, length = self.index.clip(rows, int(rng.integers(rows.time)))
             first = int(rng.integers(length - time + 1)) if length > time else 0
+            span = {"first": first, "time": min(time, length)}
+            note = partial(_add_note, notes, clip.id)
             try:
-                (audio,) = clip_audio(clip, rate=self.sample_rate, first=first, time=min(time, length))
-                return np.asarray(audio)
+                return clip_audio(clip, rate=self.sample_rate, channels=self.channels, note=note, **span)
             except (UnsupportedAudio, InputNotFound) as error:
-                bad[clip.id] = str(error)
-        raise UnsupportedAudio(f"{MAX_FAILED_DRAWS} draws in a row could not be read, the last because {bad[clip.id]}")
+                notes[clip.id] = FileNote(clip.id, str(error), left_out=True)
+        raise UnsupportedAudio(
+            f"{MAX_FAILED_DRAWS} draws in a row could not be read, the last because {notes[clip.id].text}"
+        )
+
+    def check_sound(self) -> None:
+        """Raise UnsupportedAudio if a hundred crops in a row are silence."""
+        for turn in range(MAX_FAILED_DRAWS):
+            if self.draw(np.random.default_rng((self.seed, INIT_STEP, turn)), {}).any():
+                return
+        raise UnsupportedAudio(
+            f"{MAX_FAILED_DRAWS} crops in a row of {self.index.root} are silence: check how it was recorded or prepared"
+        )
+
+
+def _add_note(notes: Notes, file: str, text: str) -> None:
+    notes.setdefault(file, FileNote(file, text))
 
 
 def set_probabilities(times: dict[str, int], config: DataConfig) -> NDArray[np.float64]:
@@ -494,8 +506,8 @@ def load_batches(
 ) -> Generator[Batch, None, None]:
     """Batches of the steps `first_step` to before `last_step`, read by worker processes, or by this one if 0.
 
-    `rows` are the (first, last) rows to read of each batch. A bad file is named only in the first batch that met it.
-    Workers ignore stop signals, and end with this process or when the iterator is closed.
+    `rows` are the (first, last) rows to read of each batch. A note on a file comes with the first batch alone
+    that met it. Workers ignore stop signals, and end with this process or when the iterator is closed.
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # about more workers than cores: two do no harm on one core
@@ -518,8 +530,8 @@ def load_batches(
         for batch in batches:
             if isinstance(batch, CodecError):
                 raise batch
-            new = tuple((name, reason) for name, reason in batch.bad_files if name not in known)
-            known.update(name for name, _ in new)
+            new = tuple(note for note in batch.notes if note.file not in known)
+            known.update(note.file for note in new)
             yield Batch(batch.audio, new)
     finally:
         del batches  # ends the workers, which a raised error would keep alive

@@ -19,10 +19,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
-from codec.data.clips import Clip, clips
+from codec.data.clips import Clip, clips, file_length
 from codec.errors import CodecError
 from codec.frames import FrameSpec
-from codec.io.audio import open_reader
 from codec.models.base import Codec, ReceptiveField
 from codec.training import engine
 from codec.training.codec.crops import Batch
@@ -254,8 +253,8 @@ def summarize_data(data: Path) -> DataSummary:
     lengths = []
     for clip in sample:
         try:
-            with open_reader(clip.path) as reader:
-                lengths.append((reader.time or 0) / reader.rate - clip.start)
+            samples, rate = file_length(clip)
+            lengths.append(samples / rate)
         except CodecError:
             continue
     estimated = sum(lengths) / max(1, len(sample)) * unknown

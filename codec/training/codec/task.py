@@ -44,7 +44,7 @@ from codec.training.codec.recipe import (
     Recipe,
     TrainConfig,
 )
-from codec.training.logger import Logger, Meter, count_codes
+from codec.training.logger import FileNote, Logger, Meter, count_codes
 from codec.training.optimizer import (
     autocast_dtype,
     batch_mean,
@@ -128,17 +128,19 @@ class CodecTask:
     ) -> None:
         self.name = name
         self.device = device
-        self.train_data, self.valid_data = train_data, valid_data
         self.data_key = "" if train_data is None else train_data.index.key
         self.provenance = dict(provenance or {})
         self.report = report
         self.data, self.losses, self.optimizer = data, losses, optimizer
         self.discriminator, self.run = discriminator, run
         self.train_state = self.create_state(model)
+        channels = self.train_state.model.channels
+        self.train_data = None if train_data is None else train_data.with_channels(channels)
+        self.valid_data = None if valid_data is None else valid_data.with_channels(channels)
         self.spectral = SpectralLoss(model.sample_rate).to(device)
         self.meter = Meter(data.batch_size * data.crop, model.codebook_size)
         self.clips: Audio | None = None  # for validation
-        self.unread: list[tuple[str, str]] = []
+        self.notes: list[FileNote] = []
 
     def create_state(self, config: CodecConfig) -> TrainState:
         """Fresh weights, the same in every process."""
@@ -175,10 +177,11 @@ class CodecTask:
     def initialize(self, logger: Logger) -> None:
         """Start from `train.start_from`, or from the closed form on audio that each process reads its share of.
 
-        Raises ConfigError: the model to start from has another configuration.
+        Raises ConfigError: the model to start from has another configuration. UnsupportedAudio: the audio is silence.
         """
         assert self.train_data is not None
         state, start_from, seconds = self.train_state, self.run.start_from, self.data.init_seconds
+        self.train_data.check_sound()
         self.report(f"start from {start_from or f'the closed form on {seconds:g} s of audio'}")
         if start_from:
             load_pretrained(state.model, start_from)
@@ -219,7 +222,7 @@ class CodecTask:
         Returns the losses before weighting, the learning rates, and the gradient norms before clipping.
         """
         state, parts = self.train_state, self.run.accumulate
-        self.unread += batch.bad_files
+        self.notes += batch.notes
         torch.manual_seed(int(np.random.default_rng((self.run.seed, step, 3)).integers(2**63)))
         adversarial_on, update_discriminator = self.adversarial_stage(step)
         weights, power = self.loss_weights(step), self.latent_power()
@@ -349,10 +352,10 @@ class CodecTask:
         metrics["code_counts"] = distributed.all_reduce_sum(count_codes(codes, state.model.codebook_size))
         return metrics
 
-    def bad_files(self) -> list[tuple[str, str]]:
-        """Files (name, reason) that could not be read since the last call."""
-        files, self.unread = self.unread, []
-        return files
+    def file_notes(self) -> list[FileNote]:
+        """Notes on the files of the batches since the last call."""
+        notes, self.notes = self.notes, []
+        return notes
 
     def summarize(self, metrics: dict[str, float]) -> dict[str, float]:
         """The metrics as they are."""
@@ -383,7 +386,7 @@ class CodecTask:
         return full
 
     def validation_clips(self) -> Audio:
-        """The fixed clips [clips, 1, time] to validate on."""
+        """The fixed clips [clips, channels, time] to validate on."""
         if self.clips is None:
             assert self.valid_data is not None
             self.clips = self.valid_data.fixed_clips(VALIDATION_CLIPS).to(self.device)

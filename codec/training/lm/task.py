@@ -42,7 +42,7 @@ from codec.training.lm.recipe import (
     LMRunConfig,
     ModelConfig,
 )
-from codec.training.logger import BITS, REAL_TIME, STEPS_PER_SECOND, Logger, Meter
+from codec.training.logger import BITS, REAL_TIME, STEPS_PER_SECOND, FileNote, Logger, Meter
 from codec.training.optimizer import autocast_dtype, can_step, clip_gradients, grad_scaler, lr_scale, update_ema
 
 MAX_SAMPLE_SECONDS = 10.0
@@ -203,8 +203,8 @@ class LMTask:
         """The learning rate to lower where metrics are not finite."""
         return f"optimizer.lr = {self.optimizer.lr}"
 
-    def bad_files(self) -> list[tuple[str, str]]:
-        """No files: a damaged store raises an error."""
+    def file_notes(self) -> list[FileNote]:
+        """No notes: a damaged store raises an error."""
         return []
 
     def summarize(self, metrics: dict[str, float]) -> dict[str, float]:

@@ -222,7 +222,7 @@ def test_an_index_is_built_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     def forbidden(*_: object) -> None:
         raise AssertionError("opened again")
 
-    monkeypatch.setattr(crops_module, "file_length", forbidden)
+    monkeypatch.setattr(crops_module, "clip_time", forbidden)
     again, _, _ = opened(root, tmp_path / "out", expected_key=first.index.key)
     assert names(again) == names(first)
     monkeypatch.undo()
@@ -368,7 +368,7 @@ def test_crops_of_parts_stay_in_them(tmp_path: Path) -> None:
     assert (first >= 2000).all()
     assert (first < 4000).all()
     assert rows.min() >= -2200
-    assert batch.bad_files == ()
+    assert batch.notes == ()
 
 
 def test_clips_are_drawn_in_proportion_to_their_length(tmp_path: Path) -> None:
@@ -554,6 +554,43 @@ def test_a_crop_is_a_part_of_the_resampled_file(tmp_path: Path) -> None:
         assert np.abs(whole[place : place + CROP] - row).max() < 1e-4
 
 
+def stereo(root: Path, left: np.ndarray, right: np.ndarray) -> Path:
+    for side in SPLITS:
+        record(root / side / "a.wav", np.stack([left, right], axis=1))
+    return root
+
+
+def test_crops_have_the_channels_of_the_model(tmp_path: Path) -> None:
+    root = stereo(tmp_path / "data", np.arange(3000), np.arange(3000) + 5000)
+    crops, valid, _ = opened(root, tmp_path / "out", recipe_with(batch_size=4))
+    both = (crops.with_channels(2).batch(0).audio * 32768).round()
+    assert both.shape == (4, 2, CROP)
+    assert (both[:, 1] - both[:, 0] == 5000).all()
+    assert (crops.batch(0).audio * 32768).round().equal(both.mean(dim=1, keepdim=True))
+    assert valid.with_channels(2).fixed_clips(3).shape == (3, 2, CROP)
+    mono = corpus(tmp_path / "mono", a=np.arange(500), b=np.arange(600))  # shorter than a crop, so cross-faded
+    repeated = opened(mono, tmp_path / "two", recipe_with(tones=0.3, mix=0.3))[0].with_channels(2).batch(0).audio
+    assert repeated[:, 0].equal(repeated[:, 1])
+    assert repeated.any()
+
+
+def test_channels_of_opposite_phase_are_not_averaged(tmp_path: Path) -> None:
+    wave = (8000 * np.sin(np.arange(3000) / 7)).round()
+    crops, _, _ = opened(stereo(tmp_path / "data", wave, -wave), tmp_path / "out", recipe_with(batch_size=4))
+    batch = crops.batch(0)
+    assert integers(batch.audio).max() > 7900
+    (note,) = batch.notes
+    assert note.text.startswith(f"{tmp_path}/data/train/a.wav: its channels cancel in their average (opposite phase)")
+    assert not note.left_out
+    crops.check_sound()
+
+
+def test_silence_is_named(tmp_path: Path) -> None:
+    crops, _, _ = opened(corpus(tmp_path / "data", a=np.zeros(3000)), tmp_path / "out")
+    with pytest.raises(UnsupportedAudio, match=r"100 crops in a row of .*data are silence: check how"):
+        crops.check_sound()
+
+
 # bad files
 
 
@@ -569,14 +606,15 @@ def test_bad_files_are_replaced_and_named_once(tmp_path: Path) -> None:
     found = list(load_batches(crops, 0, 4, num_workers=0))
     assert len(found) == 4
     assert all((integers(batch.audio) == 1).all() for batch in found)
-    named = [bad for batch in found for bad in batch.bad_files]
-    assert sorted(name for name, _ in named) == ["train/cut.wav", "train/gone.wav", "train/nan.wav"]
-    reasons = dict(named)
+    notes = [note for batch in found for note in batch.notes]
+    assert sorted(note.file for note in notes) == ["train/cut.wav", "train/gone.wav", "train/nan.wav"]
+    assert all(note.left_out for note in notes)
+    reasons = {note.file: note.text for note in notes}
     assert "does not exist" in reasons["train/gone.wav"]
     assert "NaN at" in reasons["train/nan.wav"]
     again = crops.batch(1)
     assert again.audio.equal(found[1].audio)
-    assert len(again.bad_files) == 3
+    assert len(again.notes) == 3
 
 
 def test_only_bad_files(tmp_path: Path) -> None:
@@ -603,7 +641,7 @@ def test_order_and_content_do_not_depend_on_workers(tmp_path: Path) -> None:
         for ours, theirs in zip(found, wanted, strict=True):
             assert isinstance(ours, Batch)
             assert ours.audio.equal(theirs.audio if rows is None else theirs.audio[1:3])
-            assert rows or ours.bad_files == theirs.bad_files
+            assert rows or ours.notes == theirs.notes
     assert list(load_batches(crops, 3, 3, num_workers=0)) == []
     assert torch.get_rng_state().equal(state)  # the state of training is unchanged
 
