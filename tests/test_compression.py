@@ -137,6 +137,7 @@ def test_codebooks_by_number_and_by_bitrate(tmp_path: Path) -> None:
         compress(source, tmp_path / "x.codec", model=MODEL, bitrate=0.1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("way", ["compress", "decompress"])
 def test_memory_is_constant(tmp_path: Path, way: str) -> None:
     peaks = []
@@ -403,6 +404,7 @@ def test_the_default_target_is_beside_the_source(tmp_path: Path, model_file: Pat
     assert {path.name for path in (tmp_path / "deep").iterdir()} == {"a.flac", "a.codec", "a.wav"}
 
 
+@pytest.mark.slow
 def test_two_jobs_write_the_same_files_as_one(tmp_path: Path, folder: Path, model_file: Path) -> None:
     (folder / "cut.codec").write_bytes(b"\x89CDC")
     assert states(compress_tree(folder, tmp_path / "one", model=model_file), folder) == TREE

@@ -80,6 +80,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (folder / "runs" / "mine" / "metrics.csv").write_text(",".join(ROW) + "\n" + ",".join(ROW.values()) + "\n")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("page", PAGES, ids=NAMES)
 def test_python_examples_run(page: Path, here: None) -> None:
     """Run the blocks of a page in order, in one namespace; a traceback names the page and its line."""
@@ -108,6 +109,7 @@ def test_example_of_the_file_format() -> None:
     assert f"These {len(expected)} bytes are" in page.read_text("utf-8")
 
 
+@pytest.mark.slow
 def test_api_reference_is_current() -> None:
     result = subprocess.run(
         [sys.executable, "tools/api_reference.py", "--check"],

@@ -63,6 +63,7 @@ def close(one: Tensor, other: Tensor) -> bool:
     return one.shape == other.shape and torch.allclose(one, other, rtol=0, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_blocks_are_the_decoded_codes(lm: CodecLM, model: Codec) -> None:
     conditioning = lm.conditioning([{"label": "yes"}] * 2)
     codes = codes_of(lm, seeds=[1, 2], conditioning=conditioning, frames=50, stop=False)
@@ -125,6 +126,7 @@ def test_immediate_end_tokens_give_no_samples(lm: CodecLM, model: Codec) -> None
     assert list(generate(lm, model)) == []
 
 
+@pytest.mark.slow
 def test_memory_of_endless_generation_is_constant(lm: CodecLM, model: Codec) -> None:
     def tensors() -> int:
         return sum(type(thing) is Tensor for thing in gc.get_objects())
@@ -138,6 +140,7 @@ def test_memory_of_endless_generation_is_constant(lm: CodecLM, model: Codec) -> 
     assert counts[2] <= counts[1] + 5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("config", [{}, {"pattern": {"kind": "flatten"}}, {"num_codebooks": 2}])
 def test_prompts_are_kept_and_continued(model: Codec, config: dict[str, Any]) -> None:
     lm = lm_of(model, **({"context": 90} | config))
@@ -287,6 +290,7 @@ def test_frames_are_decoded_once(model: StepCodec, lm: CodecLM, monkeypatch: pyt
     assert sum(pieces) == model.frame_spec.frames(time)
 
 
+@pytest.mark.slow
 def test_shipped_language_model_generates_every_label() -> None:
     lm, codec_ = generation.load_pair(pretrained.DEFAULT_LM)
     sizes = [pretrained.find(name).stat().st_size for name in (pretrained.DEFAULT_LM, str(codec_.name))]
@@ -300,6 +304,7 @@ def test_shipped_language_model_generates_every_label() -> None:
         assert audio.square().mean().sqrt() > 0.03, label  # -30 dBFS, with the pauses around the word
 
 
+@pytest.mark.slow
 @torch.inference_mode()
 def test_shipped_language_model_follows_labels() -> None:
     """Codes generated for a label are most probable under that label, of all ten."""
@@ -318,6 +323,7 @@ def test_shipped_language_model_follows_labels() -> None:
     assert right >= 9
 
 
+@pytest.mark.slow
 def test_conditions_may_be_numbers() -> None:
     assert joined(generate(seed=1, label=4)).equal(joined(generate(seed=1, label="4")))
     with pytest.raises(UsageError, match="there are no seeds"):
@@ -332,6 +338,7 @@ HASHES = {  # SHA-256 of codes as int16, of release 0.2.0
 }
 
 
+@pytest.mark.slow
 def test_seeds_keep_their_codes() -> None:
     """A seed of the shipped language model gives the same codes in every version."""
     lm = pretrained.load_lm(device="cpu")

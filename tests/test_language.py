@@ -139,6 +139,7 @@ def test_usual_words_are_not_found(text: str) -> None:
     assert not PATTERN.search(text)
 
 
+@pytest.mark.slow
 def test_spelling() -> None:
     """Typing errors and British forms, by codespell's dictionaries; exceptions are in pyproject.toml."""
     pytest.importorskip("codespell_lib")

@@ -174,6 +174,7 @@ def cpu_seconds(code: str) -> float:
     return min(float(run.stderr) for run in runs)
 
 
+@pytest.mark.slow
 def test_import_time() -> None:
     assert cpu_seconds("import codec") - cpu_seconds("pass") < 0.1
     assert cpu_seconds("from codec.cli.main import run; run(['--help'])") < 0.5

@@ -98,6 +98,7 @@ def test_streams_equal_the_computation_by_hand_for_any_chunks(batch: int, time: 
     torch.testing.assert_close(back[:, 0], ((expected[:, 0, :-1] - 100) / 100).repeat_interleave(HOP, 1)[:, :time])
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=30)
 @given(batch=st.integers(1, 2), time=st.integers(1, 500), pieces=st.lists(st.integers(0, 250), max_size=5))
 def test_a_stream_equals_the_model_on_the_whole_signal(batch: int, time: int, pieces: list[int]) -> None:

@@ -62,6 +62,7 @@ same_versions = pytest.mark.skipif(
 )
 
 
+@pytest.mark.slow
 @same_versions
 @pytest.mark.parametrize("name", ["codec", *COMMANDS])
 def test_help_equals_its_snapshot(printed: dict[str, str], name: str) -> None:

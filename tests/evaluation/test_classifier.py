@@ -120,6 +120,7 @@ def test_augmentation_shifts_a_sound_slightly() -> None:
     assert len(set(moved[near].tolist())) > 50
 
 
+@pytest.mark.slow
 def test_training_on_few_recordings_generalizes() -> None:
     trained = knows_words()
     audio, numbers = said(*range(30))

@@ -54,6 +54,7 @@ def test_bit_rates_of_a_file_are_those_of_its_bytes(tmp_path: Path) -> None:
     assert np.array_equal(content.counts, code_counts(codes, 1000))
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_peak_memory_includes_freed_memory() -> None:
     """In a process of its own, because threads of other tests may free memory between two calls."""
@@ -386,6 +387,7 @@ def test_invalid_options_raise(corpus: Path, tmp_path: Path) -> None:
         evaluate(Scalar(), tmp_path)
 
 
+@pytest.mark.slow
 def test_worker_processes_give_the_same_scores(corpus: Path) -> None:
     small = {
         "dim": 8,

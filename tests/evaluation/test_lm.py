@@ -145,6 +145,7 @@ def test_reconstructions_use_the_codebooks_of_the_model(
         assert row(of_all, name) == row(of_three, name) != row(of_one, name)
 
 
+@pytest.mark.slow
 def test_recordings_are_normalized_to_the_level_of_the_model(
     manifest: Path, tmp_path: Path, trained: Classifier, tiny: Codec
 ) -> None:
@@ -273,6 +274,7 @@ def call(cli: Cli, manifest: Path, monkeypatch: pytest.MonkeyPatch) -> Call:  # 
     return run
 
 
+@pytest.mark.slow
 def test_command(call: Call) -> None:
     result = call("--out", "numbers.json", label=WORDS)
     assert result.code == 0, result.err
@@ -289,6 +291,7 @@ def test_command(call: Call) -> None:
     assert (named.code, named.out) == (0, result.out)
 
 
+@pytest.mark.slow
 def test_sampling_options_are_passed_on(call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[dict[str, object]] = []
 
@@ -320,6 +323,7 @@ def test_invalid_options_fail_before_training(call: Call) -> None:
     assert not Path("runs").exists()  # no classifier was trained for it
 
 
+@pytest.mark.slow
 def test_codec_that_is_not_shipped(call: Call) -> None:
     save_model("other.safetensors", tiny_model(seed=1), training={})
     assert call(label=WORDS, codec_name="other.safetensors").code == 6

@@ -173,6 +173,7 @@ def test_si_sdr_by_band_is_that_of_filtered_signals() -> None:
         assert band.si_sdr == pytest.approx(metrics.si_sdr(x, y), abs=0.5)
 
 
+@pytest.mark.slow
 def test_limits_of_si_sdr_by_band() -> None:
     reference = noise(1)
     bands = metrics.si_sdr_bands(reference, reference, rate=RATE)

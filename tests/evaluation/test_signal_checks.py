@@ -72,6 +72,7 @@ def only(results: list[Result]) -> Result:
     return result
 
 
+@pytest.mark.slow
 def test_a_lossless_codec_meets_every_aim() -> None:
     results = list(signal_checks.check_all(KnownSystem(), RECORDINGS, quick=True))
     assert [(result.check, result.missed()) for result in results if result.missed()] == []
@@ -101,6 +102,7 @@ def test_a_gain_is_found_by_every_check_of_levels() -> None:
     assert speech.missed() == ["level_worst_db"]
 
 
+@pytest.mark.slow
 def test_a_low_pass_is_found() -> None:
     low_passed = KnownSystem(low_pass)
     full = signal_checks.sines(low_passed, quick=True)[0].figures

@@ -279,6 +279,7 @@ def test_full_disk_while_spooling(monkeypatch: pytest.MonkeyPatch) -> None:
         pass
 
 
+@pytest.mark.slow
 def test_long_file_in_constant_memory(tmp_path: Path) -> None:
     path = tmp_path / "long.wav"
     path.write_bytes(wav_bytes(b"", claimed=2**28, rate=48000))

@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pytest
 import soundfile
 
 CODE = """
@@ -22,6 +23,7 @@ def run(command: str) -> bytes:
     return whole.stdout
 
 
+@pytest.mark.slow
 def test_a_regular_file_gets_its_true_sizes(tmp_path: Path) -> None:
     (tmp_path / "code.py").write_text(CODE)
     python = f"PYTHONPATH=. {sys.executable} {tmp_path}/code.py"

@@ -1,10 +1,12 @@
 """io/synth.py: a deterministic recording with the spectra of a voice and of strings."""
 
 import numpy as np
+import pytest
 
 from codec.io.synth import NOTES, RATE, SECONDS, synthesize
 
 
+@pytest.mark.slow
 def test_the_recording_is_deterministic_and_has_voice_and_strings() -> None:
     audio = synthesize()
     assert audio.dtype == np.float32

@@ -378,6 +378,7 @@ class Chain(CodecLM):
         return sample_fn(hidden, 0)
 
 
+@pytest.mark.slow
 def test_fillings_lead_to_what_follows() -> None:
     """From 0 the chain moves to any code and then mostly stays, so the codes after a gap determine its codes."""
     table = torch.full((6, 6), -8.0)
@@ -397,6 +398,7 @@ def test_fillings_lead_to_what_follows() -> None:
     assert infill(model, found, seeds=seeds).equal(found)
 
 
+@pytest.mark.slow
 def test_fillings_have_their_posterior_probabilities() -> None:
     """A gap of one code, by Bayes: in proportion to table[before, code] × table[code, after]."""
     step = torch.tensor([[0.7, 0.2, 0.1], [0.6, 0.3, 0.1], [0.2, 0.2, 0.6], [0.4, 0.3, 0.3]])

@@ -70,6 +70,7 @@ def test_the_scale_is_divided_out_and_multiplied_back() -> None:
     torch.testing.assert_close(MODEL.decode(loud.codes), MODEL.decode(Encoded(loud.codes, torch.ones(1, 25))))
 
 
+@pytest.mark.slow
 @settings(max_examples=40)
 @given(time=st.integers(1, 1500), pieces=st.lists(st.integers(0, 700), max_size=6))
 def test_streams_of_blocks_equal_the_whole_signal(time: int, pieces: list[int]) -> None:
@@ -182,6 +183,7 @@ def test_training_moves_every_part() -> None:
     assert entries[1].isnan().all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("balance", [False, True])
 def test_training_step_and_dry_run(monkeypatch: pytest.MonkeyPatch, balance: bool) -> None:
     """A stereo model, whose channels the losses and the discriminators take as rows."""

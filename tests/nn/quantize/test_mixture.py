@@ -109,6 +109,7 @@ def test_each_loss_trains_its_own_parameters() -> None:
     assert all(parameter.grad is not None and parameter.grad.any() for parameter in quantizer.parameters())
 
 
+@pytest.mark.slow
 def test_the_mixture_fits_the_distribution_of_the_data() -> None:
     """Three quarters around (1, 1), one quarter around (-1, -1), standard deviation 0.2."""
     rows = torch.where(torch.arange(400) < 300, 1.0, -1.0)[:, None] + 0.2 * noise(400, 2)

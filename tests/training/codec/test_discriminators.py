@@ -51,6 +51,7 @@ def test_scores_are_float32_and_spectra_exact_under_autocast(discriminators: Dis
         assert torch.allclose(score, expected, atol=0.05)
 
 
+@pytest.mark.slow
 def test_they_learn_to_classify_two_kinds_of_signals(discriminators: Discriminators) -> None:
     optimizer = torch.optim.AdamW(discriminators.parameters(), lr=5e-3)
     losses = []

@@ -144,6 +144,7 @@ def damaged(audio: Tensor) -> list[Tensor]:
     return [*hiss, *low, *((audio * steps).round() / steps for steps in (200, 50, 15))]
 
 
+@pytest.mark.slow
 def test_pesq_like_ranks_as_pesq(spoken: Tensor) -> None:
     loss = SpectralLoss(16000)
     versions = damaged(spoken)
