@@ -1,78 +1,134 @@
-r"""The .codec container: a header, packets of codes, an end packet. Integers and bytes only.
+r"""The .codec container, version 2: a header, packets, an end packet with an index. Integers and bytes only.
 
-All numbers are little endian. The header, for a model name of n bytes:
+Every number of a fixed size is little endian. In the column "bytes", `v` is a number in LEB128 (7 bits in each byte,
+the lowest bits first, bit 7 set in every byte but the last; at most 64 bits), `t` is a `v` and that number of bytes of
+UTF-8, `b` is a `v` and that number of bytes.
 
-    offset  bytes  field
-         0      8  magic: 89 43 44 43 0D 0A 1A 0A (a copy in text mode or through 7-bit channels alters it)
-         8      2  version: 1, or 2 for a model of several channels or with a scale
-        10      2  length of the fields from byte 12 to the checksum: 77 + n, in version 2: 83 + n
-        12     32  SHA-256 of the model's weights
-        44      8  time: samples per channel of the source, at the source's sample rate
-        52      8  total number of frames
-        60      4  sample rate of the source, Hz
-        64      4  sample rate of the model, Hz
-        68      4  hop, samples at the model's rate
-        72      4  decoder delay, samples at the model's rate
-        76      4  codebook size
-        80      4  frames per packet
-        84      2  channels
-        86      2  number of codebooks
-        88      1  n
-        89      n  name of the model, UTF-8; empty for a model without a name
-      89+n      2  version 2 only: channels of the model, m
-      91+n      4  version 2 only: frames per segment, which share a scale; 0 for a model without a scale
-   then         4  CRC-32 of everything before it
+The header:
+
+    bytes  field
+        8  magic: 89 43 44 43 0D 0A 1A 0A (a copy in text mode or through 7-bit channels alters it)
+        2  version: 2
+        2  length of the fields from here to the checksum
+       32  weights hash: SHA-256 of the model's weights
+        t  family of the model
+        t  model: its name; empty for a model without a name
+        v  source rate, Hz
+        v  channels of the source
+        v  time: samples per channel that the source declares; 0 if it is not known before the end
+        v  sample rate of the model, Hz
+        v  hop, samples at the model's rate
+        v  decoder delay, samples at the model's rate
+        v  model channels: channels that are coded together
+        v  segment frames: frames that share a scale; 0 for a model without a scale
+        v  frames per packet, at most
+        v  runs: groups of neighboring codebooks of equal size; for each, the coarsest codebooks first:
+             v  number of codebooks
+             v  size of each
+           then tagged fields up to the checksum, each of them
+             v  tag
+             b  content; unknown tags are skipped
+        4  CRC-32 of everything before it
+
+    tag  content
+      1  sample format of the source: libsndfile's name of the subtype, "FLOAT" for example
+      2  identity of the source: v, its size in bytes, then the first 8 bytes of the BLAKE2b-512 hash of its content
 
 Magic, version, length and checksum have the same positions in every version, so that a newer file can be distinguished
-from a damaged one. Packets of `frames per packet` frames follow, the last one shorter, and an end packet of 0 frames:
+from a damaged one.
 
-    offset  bytes  field
-         0      4  marker: "PCKT", or "DONE" for the end packet
-         4      4  number of the packet, from 0
-         8      4  frames
-        12      4  length of the payload, p
-        16      p  payload
-      16+p      4  CRC-32 of everything before it in this packet
+Packets follow. A reader skips packets of an unknown kind.
 
-The payload holds the codes in the order [frames, rows, codebooks], the coarsest codebook first, each in
-ceil(log2(codebook size)) bits, most significant bit first; zero bits fill the last byte. Example: one channel, two
-codebooks of 8, frames (5, 1) and (2, 7): 101 001 | 010 111 -> 10100101 0111_0000 -> A5 70. A row is a channel, or in
-version 2 a group of m channels that are coded together; the last group repeats the last channel to fill up.
+    bytes  packet
+        2  marker: F5 C3
+        1  kind: 0 codes, 255 end
+        b  body
+        4  CRC-32 of everything before it in this packet
 
-If the model has a scale, float32 numbers [segments of the packet, rows] follow the codes: decoded audio of a segment
-is multiplied by its scale. A packet begins with a segment.
+The body of a packet of codes:
 
-The end packet ends the file; a file without an end packet was truncated.
+    bytes  codes
+        v  first frame: number of the first frame
+        v  frames
+        v  codebooks in this packet, the coarsest
+        1  coder of the codes
+           scale: if the model has one, float32 numbers [segments of the packet, rows]
+           the codes, up to the end of the body
+
+Coder 0 packs the codes in the order [frames, rows, codebooks], each in ceil(log2(size of its codebook)) bits, most
+significant bit first; zero bits fill the last byte. Example: one row, two codebooks of 8, frames (5, 1) and (2, 7):
+101 001 | 010 111 -> 10100101 0111_0000 -> A5 70. A row is a group of `model channels` channels; the last group repeats
+the last channel to fill up. Decoded audio of a segment is multiplied by its scale; a packet begins with a segment.
+
+The body of the end packet:
+
+    bytes  end
+        v  time: samples per channel of the source
+        v  frames in the file
+        v  packets of codes
+        v  offset: bytes of the file before this packet
+        v  entries of the index; for each:
+             v  frames since the entry before
+             v  bytes since the entry before: an entry points to the first byte of a packet of codes
+        b  copy of the header's fields between length and checksum; empty if there are fewer than two packets of codes
+
+and the footer ends the file:
+
+    bytes  footer
+        4  length of the end packet, from its marker to its checksum
+        4  magic: 43 44 43 45 ("CDCE")
+
+A file without an end packet was truncated. The index is rebuilt by scanning for packets.
 """
 
 import io
+import re
 import struct
 import sys
-import zlib
-from collections.abc import Iterator
+from bisect import bisect_right
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
+from itertools import groupby
+from operator import itemgetter
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from codec.errors import ConfigError, DamagedFile, InputNotFound, UnsupportedAudio, UsageError
 from codec.frames import FrameSpec, resampled_length
+from codec.io.bitstream_v1 import Format1, header_fields
+from codec.io.fields import Fields, sized, varint
+from codec.io.packets import (
+    CRC_BYTES,
+    TRUNCATED,
+    Broken,
+    CodesPacket,
+    EndPacket,
+    Format,
+    Scanner,
+    Window,
+    is_sealed,
+    sealed,
+)
 
-VERSION = 2  # the newest; files of mono models without a scale are written as version 1
+VERSION = 2
 MAX_CHANNELS = 1024  # as in libsndfile
 MAX_RATE = 1 << 22  # Hz
 MAX_CODES = 1 << 20  # per packet, because unpacking needs 64 bytes per code
+INDEX_EVERY = 16  # packets
 
 _MAGIC = b"\x89CDC\r\n\x1a\n"
 _START = struct.Struct("<8sHH")
-_FIELDS = struct.Struct("<32sQQ6I2HB")
-_EXTRA = struct.Struct("<HI")
-_PACKET = struct.Struct("<4sIII")
-_CRC = struct.Struct("<I")
-_DATA, _END = b"PCKT", b"DONE"
+_MARKER = b"\xf5\xc3"
+_FOOTER = struct.Struct("<I4s")
+_FOOTER_MAGIC = b"CDCE"
+_CODES, _END = 0, 255
+_SMALLEST = 8  # bytes of a packet
+_OTHER_BODY = 1 << 20  # bytes, of packets other than codes
+_SAMPLE_FORMAT, _SOURCE = 1, 2
 _BOUNDS = {
     "time": (0, (1 << 64) - 1),
     "frames": (0, (1 << 64) - 1),
@@ -92,13 +148,24 @@ Codes = npt.NDArray[np.int64]
 Scale = npt.NDArray[np.float32]
 
 
+class SourceId(NamedTuple):
+    """What identifies the file that was compressed."""
+
+    size: int
+    """Bytes."""
+    checksum: str
+    """The first 16 hexadecimal digits of the BLAKE2b-512 hash of its content."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Header:
-    """The header of a .codec file; `time` and `frames` are 0 until the Writer is closed.
+    """The header of a .codec file.
 
     `time` counts samples of the source at `source_rate` Hz, `hop` and `decoder_delay` samples at `sample_rate` Hz;
-    `weights_hash` is 64 hexadecimal digits. `model_channels` channels are coded together, and `segment_frames` frames
-    share a scale (0: no scale). Raises ConfigError for values that the format cannot hold.
+    `weights_hash` is 64 hexadecimal digits. `codebook_sizes` are those of the codebooks in the file. `model_channels`
+    channels are coded together, and `segment_frames` frames share a scale (0: no scale). `sample_format` is the name
+    that libsndfile gives to the source's sample format, `source` the source's identity; both may be unknown. `time` and
+    `frames` are 0 until they are known. Raises ConfigError for values that the format cannot hold.
     """
 
     model: str
@@ -108,28 +175,43 @@ class Header:
     sample_rate: int
     hop: int
     decoder_delay: int
-    num_codebooks: int
-    codebook_size: int
+    codebook_sizes: tuple[int, ...]
     frames_per_packet: int
+    family: str = ""
     time: int = 0
     frames: int = 0
     model_channels: int = 1
     segment_frames: int = 0
+    sample_format: str = ""
+    source: SourceId | None = None
 
     def __post_init__(self) -> None:
         for name, (least, most) in _BOUNDS.items():
             if not least <= (value := getattr(self, name)) <= most:
                 raise ConfigError(f"{name} is {value}: a .codec file holds {least} to {most}")
+        if min(self.codebook_sizes) < 2:
+            raise ConfigError(f"codebook_sizes are {self.codebook_sizes}: each is at least 2")
         if (codes := self.rows * self.num_codebooks * self.frames_per_packet) > MAX_CODES:
             raise ConfigError(f"{codes} codes in a packet: the limit is {MAX_CODES}, use fewer frames per packet")
         if self.segment_frames and self.frames_per_packet % self.segment_frames:
             raise ConfigError(
                 f"{self.frames_per_packet} frames per packet: use a multiple of the {self.segment_frames} of a segment"
             )
-        if len(self.model.encode()) > 255 or not self.model.isprintable():
-            raise ConfigError(f"{self.model!r} cannot name a model: use at most 255 bytes of printable text")
+        for name in ("model", "family", "sample_format"):
+            if len((text := getattr(self, name)).encode()) > 255 or not text.isprintable():
+                raise ConfigError(f"{text!r} cannot be a {name}: use at most 255 bytes of printable text")
         if len(self.weights_hash) != 64 or not set(self.weights_hash) <= set("0123456789abcdef"):
             raise ConfigError(f"{self.weights_hash!r} is not a weights hash: it must be 64 hexadecimal digits")
+
+    @property
+    def num_codebooks(self) -> int:
+        """Most codebooks of a packet."""
+        return len(self.codebook_sizes)
+
+    @property
+    def codebook_size(self) -> int:
+        """Entries of the largest codebook."""
+        return max(self.codebook_sizes, default=0)
 
     @property
     def rows(self) -> int:
@@ -138,7 +220,7 @@ class Header:
 
     @property
     def frame_spec(self) -> FrameSpec:
-        """The frame spec of the model, with the number of codebooks in this file."""
+        """The frame spec of the model, with the codebooks of this file."""
         return FrameSpec(
             sample_rate=self.sample_rate,
             hop=self.hop,
@@ -157,139 +239,272 @@ class Header:
         """Samples per channel at the model's sample rate."""
         return resampled_length(self.time, self.source_rate, self.sample_rate)
 
-    def _to_bytes(self) -> bytes:
-        name = self.model.encode()
-        fields = _FIELDS.pack(
-            bytes.fromhex(self.weights_hash),
-            self.time,
-            self.frames,
+    @property
+    def segments_per_packet(self) -> int:
+        """Most segments of a packet; 0 for a model without a scale."""
+        return self.frames_per_packet // self.segment_frames if self.segment_frames else 0
+
+    def _to_fields(self) -> bytes:
+        numbers = (
             self.source_rate,
+            self.channels,
+            self.time,
             self.sample_rate,
             self.hop,
             self.decoder_delay,
-            self.codebook_size,
+            self.model_channels,
+            self.segment_frames,
             self.frames_per_packet,
-            self.channels,
-            self.num_codebooks,
-            len(name),
         )
-        version, extra = 1, b""
-        if (self.model_channels, self.segment_frames) != (1, 0):
-            version, extra = 2, _EXTRA.pack(self.model_channels, self.segment_frames)
-        return _sealed(_START.pack(_MAGIC, version, len(fields + name + extra)) + fields + name + extra)
+        runs = [(len(list(same)), size) for size, same in groupby(self.codebook_sizes)]
+        return b"".join(
+            [
+                bytes.fromhex(self.weights_hash),
+                sized(self.family.encode()),
+                sized(self.model.encode()),
+                *map(varint, numbers),
+                varint(len(runs)),
+                *(varint(count) + varint(size) for count, size in runs),
+                *(varint(tag) + sized(content) for tag, content in self._tagged()),
+            ]
+        )
+
+    def _tagged(self) -> Iterator[tuple[int, bytes]]:
+        if self.sample_format:
+            yield _SAMPLE_FORMAT, self.sample_format.encode()
+        if self.source is not None:
+            yield _SOURCE, varint(self.source.size) + bytes.fromhex(self.source.checksum)
 
     @classmethod
-    def _from_fields(cls, fields: bytes, version: int) -> "Header":
+    def _from_fields(cls, data: bytes) -> "Header":
         """Parse the bytes between the length and the checksum. Raises ValueError, ConfigError."""
-        model_channels, segment_frames = 1, 0
-        if version == 2 and len(fields) >= _EXTRA.size:
-            model_channels, segment_frames = _EXTRA.unpack(fields[-_EXTRA.size :])
-            fields = fields[: -_EXTRA.size]
-        if len(fields) < _FIELDS.size or len(fields) != _FIELDS.size + fields[_FIELDS.size - 1]:
-            raise ValueError(f"{len(fields)} bytes of fields do not fit the length of the name")
-        (
-            weights,
-            time,
-            frames,
-            source_rate,
-            sample_rate,
-            hop,
-            decoder_delay,
-            size,
-            per_packet,
-            channels,
-            num_codebooks,
-            _,
-        ) = _FIELDS.unpack_from(fields)
+        fields = Fields(data)
+        weights_hash = fields.take(32).hex()
+        family, model = fields.text(), fields.text()
+        names = (
+            "source_rate", "channels", "time", "sample_rate", "hop", "decoder_delay", "model_channels",
+            "segment_frames", "frames_per_packet",
+        )  # fmt: skip
+        numbers = {name: fields.varint() for name in names}
+        sizes: list[int] = []
+        for _ in range(fields.varint()):
+            count, size = fields.varint(), fields.varint()
+            if len(sizes) + count > _BOUNDS["num_codebooks"][1]:
+                raise ValueError(f"{len(sizes) + count} codebooks")
+            sizes += [size] * count
+        tagged: dict[int, bytes] = {}
+        while fields.left:
+            tag = fields.varint()
+            tagged[tag] = fields.content()
         return cls(
-            model=fields[_FIELDS.size :].decode(),
-            weights_hash=weights.hex(),
-            source_rate=source_rate,
-            channels=channels,
-            sample_rate=sample_rate,
-            hop=hop,
-            decoder_delay=decoder_delay,
-            num_codebooks=num_codebooks,
-            codebook_size=size,
-            frames_per_packet=per_packet,
-            time=time,
-            frames=frames,
-            model_channels=model_channels,
-            segment_frames=segment_frames,
+            weights_hash=weights_hash,
+            family=family,
+            model=model,
+            codebook_sizes=tuple(sizes),
+            sample_format=tagged.get(_SAMPLE_FORMAT, b"").decode(),
+            source=_source_id(tagged[_SOURCE]) if _SOURCE in tagged else None,
+            **numbers,
         )
+
+
+def _source_id(content: bytes) -> SourceId:
+    fields = Fields(content)
+    return SourceId(fields.varint(), fields.take(8).hex())
+
+
+class Packet(NamedTuple):
+    """An intact packet."""
+
+    first: int
+    """Number of its first frame."""
+    codes: Codes
+    """int64 [rows, codebooks, frames]."""
+    scale: Scale | None
+    """float32 [rows, frames]; None for a model without a scale."""
+
+
+class Damage(NamedTuple):
+    """A damaged part of a file; damage outside the codes has 0 frames."""
+
+    first: int
+    """Number of the first frame that is lost."""
+    frames: int
+    offset: int
+    """Position of the first damaged byte."""
+    reason: str
 
 
 class Writer:
-    """Write codes to a seekable binary file, which `close` completes."""
+    """Write codes to a binary file from the first byte to the last, without seeking. `size` counts the bytes."""
 
     def __init__(self, file: BinaryIO, header: Header) -> None:
-        self.header = replace(header, time=0, frames=0)
+        self.header = replace(header, frames=0)
+        self.size = 0
         self._file = file
-        self._start = file.tell()
         self._packets = 0
+        self._index: list[tuple[int, int]] = []  # (first frame, offset)
         self._pending: Codes = np.empty((header.rows, header.num_codebooks, 0), np.int64)
         self._pending_scale: Scale = np.empty((header.rows, 0), np.float32)
-        file.write(self.header._to_bytes())
+        fields = header._to_fields()
+        self._send(sealed(_START.pack(_MAGIC, VERSION, len(fields)) + fields))
 
     def write(self, codes: Codes, scale: Scale | None = None) -> None:
         """Append codes [rows, codebooks, frames], and their scale [rows, frames] if the model has one.
 
-        Raises UsageError for codes or a scale of another shape, or codes outside 0 to `codebook_size` - 1.
+        A packet is written as soon as it is complete. Raises UsageError for codes or a scale of another shape, or codes
+        outside 0 to the size of their codebook - 1.
         """
-        if codes.ndim != 3 or codes.shape[:2] != self._pending.shape[:2]:
-            raise UsageError(f"codes are {codes.shape}: this file takes {(*self._pending.shape[:2], 'frames')}")
-        if codes.size and not 0 <= codes.min() <= codes.max() < self.header.codebook_size:
-            most = self.header.codebook_size - 1
-            raise UsageError(f"codes lie between {codes.min()} and {codes.max()}: this file takes 0 to {most}")
+        self._check(codes)
         if self.header.segment_frames:
             if scale is None or scale.shape != (len(codes), codes.shape[2]):
                 raise UsageError(f"these codes need a scale {(len(codes), codes.shape[2])}")
             self._pending_scale = np.concatenate([self._pending_scale, scale.astype(np.float32)], axis=1)
         pending = np.concatenate([self._pending, codes], axis=2)
         while pending.shape[2] >= self.header.frames_per_packet:
-            self._write_packet(_DATA, pending[:, :, : self.header.frames_per_packet])
+            self._write_packet(pending[:, :, : self.header.frames_per_packet])
             pending = pending[:, :, self.header.frames_per_packet :]
         self._pending = pending.copy()  # a view would keep all of `codes` alive
 
     def close(self, *, time: int) -> None:
-        """Write the last codes, the end packet and the final header; `time` counts samples of the source."""
+        """Write the last codes, the end packet and the footer; `time` counts samples of the source."""
         if self._pending.shape[2]:
-            self._write_packet(_DATA, self._pending)
-        self._write_packet(_END, self._pending[:, :, :0])
-        end = self._file.tell()
-        self._file.seek(self._start)
+            self._write_packet(self._pending)
+        copy = self.header._to_fields() if self._packets > 1 else b""  # one packet is lost with its header
         self.header = replace(self.header, time=time)
-        self._file.write(self.header._to_bytes())
-        self._file.seek(end)
+        entries = b""
+        before = (0, 0)
+        for frame, offset in self._index:
+            entries += varint(frame - before[0]) + varint(offset - before[1])
+            before = frame, offset
+        counts = (time, self.header.frames, self._packets, self.size, len(self._index))
+        end = _packet(_END, b"".join(map(varint, counts)) + entries + sized(copy))
+        self._send(end + _FOOTER.pack(len(end), _FOOTER_MAGIC))
 
-    def _write_packet(self, marker: bytes, codes: Codes) -> None:
+    def _check(self, codes: Codes) -> None:
+        if codes.ndim != 3 or codes.shape[:2] != self._pending.shape[:2]:
+            raise UsageError(f"codes are {codes.shape}: this file takes {(*self._pending.shape[:2], 'frames')}")
+        if not codes.size:
+            return
+        least, most = codes.min(axis=(0, 2)), codes.max(axis=(0, 2))
+        if (least < 0).any() or (most >= self.header.codebook_sizes).any():
+            sizes = "codebook size" if len(set(self.header.codebook_sizes)) == 1 else "size of their codebook"
+            raise UsageError(
+                f"codes lie between {least.min()} and {most.max()}: this file takes 0 to the {sizes} "
+                f"({self.header.codebook_size}) - 1"
+            )
+
+    def _write_packet(self, codes: Codes) -> None:
         frames = codes.shape[2]
-        payload = _pack(codes, self.header.frame_spec.bits_per_code)
+        if self._packets % INDEX_EVERY == 0:
+            self._index.append((self.header.frames, self.size))
+        body = b"".join(map(varint, (self.header.frames, frames, codes.shape[1]))) + bytes([0])
         if self.header.segment_frames:
             segments = self._pending_scale[:, : frames : self.header.segment_frames]  # [rows, segments]
-            payload += segments.T.astype("<f4").tobytes()
+            body += segments.T.astype("<f4").tobytes()
             self._pending_scale = self._pending_scale[:, frames:]
-        self._file.write(_sealed(_PACKET.pack(marker, self._packets, frames, len(payload)) + payload))
+        self._send(_packet(_CODES, body + pack(codes, self.header.codebook_sizes)))
         self._packets += 1
         self.header = replace(self.header, frames=self.header.frames + frames)
 
+    def _send(self, data: bytes) -> None:
+        self._file.write(data)
+        self.size += len(data)
+
+
+class _Format2:
+    """The packets of version 2."""
+
+    marker = re.compile(re.escape(_MARKER))
+    smallest = len(_MARKER) + 2 + CRC_BYTES
+
+    def __init__(self, header: Header | None) -> None:
+        """Without a header, only the end packet can be read."""
+        self._most = 0
+        if header is None:
+            return
+        raw = bytes_for(header.codebook_sizes, header.rows * header.frames_per_packet)
+        scale = 4 * header.segments_per_packet * header.rows
+        self._most = scale + raw + raw // 256 + 64  # coders may add a little; 64 for the fields
+        self._frames_per_packet = header.frames_per_packet
+        self._segment_frames = max(1, header.segment_frames)
+        self._num_codebooks = header.num_codebooks
+
+    def size(self, head: bytes) -> int | None:
+        """Length of the packet, or None."""
+        if not head.startswith(_MARKER):
+            return None
+        fields = Fields(head[len(_MARKER) :])
+        kind = fields.take(1)[0]
+        try:
+            body = fields.varint()
+        except ValueError:
+            return None
+        if body > (self._most if kind == _CODES else _OTHER_BODY):
+            return None
+        return len(head) - fields.left + body + CRC_BYTES
+
+    def content(self, packet: bytes, offset: int) -> CodesPacket | EndPacket | None:
+        """Parse a packet."""
+        kind = packet[len(_MARKER)]
+        body = Fields(Fields(packet[len(_MARKER) + 1 :]).content())
+        if kind == _END:
+            return _end_packet(body, offset)
+        return self._codes(body, offset) if kind == _CODES else None
+
+    def _codes(self, body: Fields, offset: int) -> CodesPacket:
+        first, frames, num_codebooks = body.varint(), body.varint(), body.varint()
+        if not 1 <= frames <= self._frames_per_packet:
+            raise ValueError(f"a packet of {frames} frames")
+        if not 1 <= num_codebooks <= self._num_codebooks:
+            raise ValueError(f"a packet of {num_codebooks} codebooks")
+        if first % self._segment_frames:
+            raise ValueError("a packet that begins within a segment")
+        return CodesPacket(first, frames, num_codebooks, body.take(1)[0], body.rest(), offset)
+
+
+def _end_packet(body: Fields, offset: int) -> EndPacket:
+    time, frames, _, written_at = body.varint(), body.varint(), body.varint(), body.varint()
+    index: list[tuple[int, int]] = []
+    frame = place = 0
+    for _ in range(body.varint()):
+        frame, place = frame + body.varint(), place + body.varint()
+        index.append((frame, place))
+    return EndPacket(time, frames, tuple(index), body.content(), in_place=written_at == offset)
+
+
+class _OtherFormat(UnsupportedAudio):
+    """The file does not begin as a .codec file."""
+
 
 class Reader:
-    """Read a buffered binary file, seekable or not; `label` names it in errors, `offset` counts the bytes read.
+    """Read a binary file, seekable or not; `label` names it in errors, `offset` counts the bytes read.
 
-    Raises DamagedFile for a header that is truncated, altered or impossible, UnsupportedAudio for another file format
-    or a newer version.
+    In a seekable file, `header` has the true `time` and `frames`: from the end packet, or if that is damaged, from all
+    intact packets. In a pipe, `time` is what the header declares, and `is_complete` is False until the end is read.
+
+    Raises DamagedFile for a header that is truncated, altered or impossible and has no intact copy at the end of a
+    seekable file, UnsupportedAudio for another file format or a newer version.
     """
 
     def __init__(self, file: BinaryIO, *, label: str) -> None:
         self.label = label
-        self.offset = 0
-        self._file = file
-        self._frames_read = 0
+        self.is_complete = False
+        self._window = Window(file)
+        self._format: Format
+        self._index: tuple[tuple[int, int], ...] = ()
+        self._begin = 0  # offset from which packets are looked for
+        self._header_reason = ""
         self.header = self._read_header()
+        if self._window.seekable and not self.is_complete:
+            self._find_end()
+
+    @property
+    def offset(self) -> int:
+        """Bytes read so far."""
+        return self._window.offset
 
     def packets(self) -> Iterator[Codes]:
-        """Yield the codes [rows, codebooks, frames] packet by packet, once. Raises as `packets_with_scale`."""
+        """Yield the codes [rows, codebooks, frames] packet by packet. Raises as `packets_with_scale`."""
         return (codes for codes, _ in self.packets_with_scale())
 
     def packets_with_scale(self) -> Iterator[tuple[Codes, Scale | None]]:
@@ -297,80 +512,235 @@ class Reader:
 
         Raises DamagedFile at the first damage, after all packets before it.
         """
-        header = self.header
-        bits = header.frame_spec.bits_per_code
-        number = 0
-        while True:
-            frames = min(header.frames_per_packet, header.frames - self._frames_read)
-            count = header.rows * header.num_codebooks * frames
-            codes_size = _bytes_for(count * bits)
-            segments = -(-frames // header.segment_frames) if header.segment_frames else 0
-            size = codes_size + 4 * segments * header.rows
-            start = self.offset
-            # The header determines the size of each packet; lengths in packets are compared, not trusted.
-            packet = self._take(_PACKET.size + size + _CRC.size)
-            if not _is_sealed(packet):
-                raise self._damaged(start, f"the checksum of packet {number} does not match")
-            if packet[: _PACKET.size] != _PACKET.pack(_DATA if frames else _END, number, frames, size):
-                raise self._damaged(start, f"another packet was found in place of packet {number}")
-            if not frames:
+        for part in self.parts():
+            if isinstance(part, Damage):
+                raise self.damaged(part)
+            yield part.codes, part.scale
+
+    def parts(self, first: int = 0) -> Iterator[Packet | Damage]:
+        """Yield all intact packets in order and the damage between them, from the packet that holds frame `first` on.
+
+        A pipe can be read once, from its beginning; a seekable file begins again with every call. Raises
+        UnsupportedAudio for a payload coder of a newer release.
+        """
+        expected = self._go_to(first)
+        for found in self._scan(expected):
+            if isinstance(found, Damage):
+                yield found
+                continue
+            try:
+                yield self._unpacked(found)
+            except ValueError as error:
+                yield Damage(found.first, found.frames, found.offset, str(error))
+
+    def damaged(self, damage: Damage) -> DamagedFile:
+        """The error for damage before which all is intact."""
+        spec = self.header.frame_spec
+        seconds = spec.seconds(spec.time(damage.first))
+        if self.header.time:
+            seconds = min(seconds, self.header.seconds)
+        return DamagedFile(self.label, offset=damage.offset, reason=damage.reason, seconds_decoded=seconds or None)
+
+    def _scan(self, expected: int) -> Iterator[CodesPacket | Damage]:
+        """Yield the packets in order and the gaps between them, without unpacking codes."""
+        broken: Broken | None = None
+        for found in Scanner(self._window, self._format).packets():
+            if isinstance(found, EndPacket):
+                reason = self._take_end(found, expected)
+                if not reason:
+                    yield from self._end_damage(expected, broken)
+                    return
+                broken = broken or Broken(self.offset, reason)
                 break
-            payload = packet[_PACKET.size : -_CRC.size]
-            flat = _unpack(payload[:codes_size], bits, count)
-            if flat.max() >= header.codebook_size:
-                raise self._damaged(start, f"packet {number} has codes beyond the codebook size {header.codebook_size}")
-            scale = None
-            if header.segment_frames:
-                values = np.frombuffer(payload[codes_size:], "<f4").reshape(segments, header.rows)
-                if not np.isfinite(values).all():
-                    raise self._damaged(start, f"packet {number} has a scale that is not finite")
-                scale = values.T.repeat(header.segment_frames, axis=1)[:, :frames].astype(np.float32)
-            self._frames_read += frames
-            number += 1
-            ordered = flat.reshape(frames, header.rows, header.num_codebooks)
-            yield ordered.transpose(1, 2, 0), scale
-        if self._file.read(1):
-            raise self._damaged(self.offset, "more bytes follow the end packet")
+            problem = found if isinstance(found, Broken) else self._misplaced(found, expected)
+            if isinstance(problem, Broken):
+                broken = broken or problem
+                continue
+            assert isinstance(found, CodesPacket)
+            if broken or found.first > expected:
+                yield self._damage(broken or Broken(found.offset, "a packet is missing"), expected, found.first)
+                broken = None
+            yield found
+            expected = found.first + found.frames
+        yield self._damage(broken or Broken(self.offset, TRUNCATED), expected, max(expected, self.header.frames))
+
+    def _misplaced(self, found: CodesPacket, expected: int) -> Broken | None:
+        if found.first < expected:
+            return Broken(found.offset, "a packet is repeated or out of order")
+        if self.is_complete and found.first + found.frames > self.header.frames:
+            return Broken(found.offset, "a packet lies behind the end of the recording")
+        return None
+
+    def _damage(self, broken: Broken, first: int, end: int) -> Damage:
+        reason = self._header_reason if self._header_reason and not broken.offset else broken.reason
+        return Damage(first, end - first, broken.offset, reason)
+
+    def _end_damage(self, expected: int, broken: Broken | None) -> Iterator[Damage]:
+        """What is wrong at the end packet: a gap before it, a missing footer, bytes after it."""
+        if broken or self.header.frames > expected:
+            yield self._damage(broken or Broken(self.offset, "a packet is missing"), expected, self.header.frames)
+        frames = self.header.frames
+        if isinstance(self._format, _Format2):
+            footer = self._window.peek(_FOOTER.size)
+            if footer[4:] != _FOOTER_MAGIC:
+                yield Damage(frames, 0, self.offset, "the footer is altered or missing")
+            self._window.skip(len(footer))
+        if more := self._window.peek(len(_MAGIC)):
+            follows = "another .codec file follows" if more == _MAGIC else "more bytes follow the end of the file"
+            yield Damage(frames, 0, self.offset, follows)
+
+    def _unpacked(self, packet: CodesPacket) -> Packet:
+        """Raises ValueError for codes or a scale that the header excludes."""
+        header, payload = self.header, packet.payload
+        if packet.coder:
+            raise UnsupportedAudio(f"{self.label} has codes by coder {packet.coder}: upgrade codec to read them")
+        scale = None
+        if header.segment_frames:
+            segments = -(-packet.frames // header.segment_frames)
+            size = 4 * segments * header.rows
+            values = np.frombuffer(Fields(payload).take(size), "<f4").reshape(segments, header.rows)
+            if not np.isfinite(values).all():
+                raise ValueError("a packet has a scale that is not finite")
+            scale = values.T.repeat(header.segment_frames, axis=1)[:, : packet.frames].astype(np.float32)
+            payload = payload[size:]
+        sizes = header.codebook_sizes[: packet.num_codebooks]
+        return Packet(packet.first, unpack(payload, sizes, rows=header.rows, frames=packet.frames), scale)
+
+    # the beginning and the end
 
     def _read_header(self) -> Header:
-        magic = self._take(len(_MAGIC))
-        if magic != _MAGIC:
+        try:
+            header = self._first_header()
+        except (DamagedFile, _OtherFormat) as error:
+            end = self._read_end(_Format2(None)) if self._window.seekable else None
+            if end is None or not end.header:
+                raise
+            self._header_reason = f"{error.reason}; its copy is used" if isinstance(error, DamagedFile) else str(error)
+            return self._parsed(end.header, 2)
+        self._begin = self._window.offset
+        return header
+
+    def _first_header(self) -> Header:
+        start = self._window.peek(_START.size)
+        magic = start[: len(_MAGIC)]
+        if magic != _MAGIC[: len(magic)]:
             if magic[:4] == _MAGIC[:4] or magic[4:] == _MAGIC[4:]:
-                raise self._damaged(0, "its first bytes are altered, perhaps by a copy in text mode")
-            raise UnsupportedAudio(f"{self.label} is not a .codec file: give a file written by `codec encode`")
-        rest = self._take(_START.size - len(_MAGIC))
-        _, version, length = _START.unpack(magic + rest)
-        fields = self._take(length + _CRC.size)
-        if not _is_sealed(magic + rest + fields):
-            raise self._damaged(0, "the checksum of the header does not match")
+                raise self._header_damaged(0, "its first bytes are altered, perhaps by a copy in text mode")
+            raise _OtherFormat(f"{self.label} is not a .codec file: give a file written by `codec encode`")
+        if len(start) < _START.size:
+            raise self._header_damaged(len(start), TRUNCATED)
+        _, version, length = _START.unpack(start)
+        size = _START.size + length + CRC_BYTES
+        data = self._window.peek(size)
+        if len(data) < size:
+            raise self._header_damaged(len(data), TRUNCATED)
+        if not is_sealed(data):
+            raise self._header_damaged(0, "the checksum of the header does not match")
         if not 1 <= version <= VERSION:
             raise UnsupportedAudio(
                 f"{self.label} has version {version} of the .codec format, this program reads up to {VERSION}: "
                 "upgrade codec"
             )
+        self._window.skip(size)
+        return self._parsed(data[_START.size : -CRC_BYTES], version)
+
+    def _parsed(self, fields: bytes, version: int) -> Header:
         try:
-            header = Header._from_fields(fields[: -_CRC.size], version)
+            if version == 1:
+                return self._parsed_v1(fields)
+            header = Header._from_fields(fields)
         except (ConfigError, ValueError) as error:
-            raise self._damaged(_START.size, f"impossible header, {error}") from error
-        if header.frame_spec.time(header.frames) < header.model_time:
-            raise self._damaged(
-                _START.size, f"{header.frames} frames do not hold the {header.time} samples that the header states"
-            )
+            raise self._header_damaged(_START.size, f"impossible header, {error}") from error
+        self._format = _Format2(header)
         return header
 
-    def _take(self, size: int) -> bytes:
-        data = self._file.read(size)
-        self.offset += len(data)
-        if len(data) < size:
-            raise self._damaged(self.offset, "the file is truncated")
-        return data
+    def _parsed_v1(self, fields: bytes) -> Header:
+        header = Header(**header_fields(fields))
+        _check_length(header)
+        self._format = Format1(
+            time=header.time,
+            frames=header.frames,
+            frames_per_packet=header.frames_per_packet,
+            num_codebooks=header.num_codebooks,
+            bits_per_frame=header.rows * sum(map(_bits, header.codebook_sizes)),
+        )
+        self.is_complete = True
+        return header
 
-    def _damaged(self, offset: int, reason: str) -> DamagedFile:
-        seconds = None
-        if self._frames_read:
-            spec = self.header.frame_spec
-            seconds = min(spec.seconds(spec.time(self._frames_read)), self.header.seconds)
-        return DamagedFile(self.label, offset=offset, reason=reason, seconds_decoded=seconds or None)
+    def _header_damaged(self, offset: int, reason: str) -> DamagedFile:
+        return DamagedFile(self.label, offset=offset, reason=reason)
+
+    def _find_end(self) -> None:
+        """Read the end packet of a seekable file; scan the file if it is damaged or not in its place."""
+        end = self._read_end(self._format)
+        if end is not None and end.in_place and not self._take_end(end, 0):
+            self._index = end.index
+            return
+        self._window.go_to(self._begin)
+        frames, index = 0, []
+        for number, found in enumerate(self._scan(0)):
+            if isinstance(found, CodesPacket):
+                frames = found.first + found.frames
+                if number % INDEX_EVERY == 0:
+                    index.append((found.first, found.offset))
+        self._index = tuple(index)
+        if not self.is_complete:
+            self.header = _without_end(self.header, frames)
+
+    def _read_end(self, form: Format) -> EndPacket | None:
+        """The end packet of a seekable file, if it is intact."""
+        behind = self._window.size() - _FOOTER.size
+        self._window.go_to(max(0, behind))
+        footer = self._window.peek(_FOOTER.size)
+        if len(footer) < _FOOTER.size:
+            return None
+        length, magic = _FOOTER.unpack(footer)
+        if magic != _FOOTER_MAGIC or length > behind:
+            return None
+        self._window.go_to(behind - length)
+        found = Scanner(self._window, form).read()
+        return found if isinstance(found, EndPacket) else None
+
+    def _take_end(self, end: EndPacket, expected: int) -> str:
+        """Complete the header by the end packet; return the reason if the packet is impossible."""
+        if self.is_complete:
+            return ""
+        try:
+            header = replace(self.header, time=end.time, frames=end.frames)
+            _check_length(header)
+        except (ConfigError, ValueError) as error:
+            return f"impossible end packet, {error}"
+        if end.frames < expected:
+            return f"the end packet counts {end.frames} frames after {expected} frames"
+        self.header, self.is_complete = header, True
+        return ""
+
+    def _go_to(self, frame: int) -> int:
+        """Move to the packet that holds a frame, or to one before it; return the number of its first frame."""
+        if not self._window.seekable:
+            if self._window.offset != self._begin:
+                raise UsageError(f"{self.label} can be read once: save it as a file to read it again")
+            return 0
+        if isinstance(self._format, Format1):
+            first, place = self._format.place(frame)
+            self._window.go_to(self._begin + place)
+            return first
+        before = bisect_right(self._index, frame, key=itemgetter(0)) - 1
+        first, offset = self._index[before] if before > 0 else (0, self._begin)
+        self._window.go_to(offset)
+        return first
+
+
+def _check_length(header: Header) -> None:
+    """Raise ValueError for frames that do not hold the samples."""
+    if header.frame_spec.time(header.frames) < header.model_time:
+        raise ValueError(f"{header.frames} frames do not hold the {header.time} samples that the file states")
+
+
+def _without_end(header: Header, frames: int) -> Header:
+    """The header of a file whose last intact packet ends with frame `frames`."""
+    held = header.frame_spec.time(frames) * header.source_rate // header.sample_rate
+    return replace(header, frames=frames, time=min(held, header.time) if header.time else held)
 
 
 @contextmanager
@@ -391,24 +761,41 @@ def open_reader(path: str | Path | bytes) -> Iterator[Reader]:
         yield Reader(file, label=str(path))
 
 
-def _sealed(data: bytes) -> bytes:
-    return data + _CRC.pack(zlib.crc32(data))
+def _packet(kind: int, body: bytes) -> bytes:
+    return sealed(_MARKER + bytes([kind]) + sized(body))
 
 
-def _is_sealed(data: bytes) -> bool:
-    return data == _sealed(data[: -_CRC.size])
+def _bits(size: int) -> int:
+    return (size - 1).bit_length()
 
 
-def _bytes_for(bits: int) -> int:
-    return -(-bits // 8)
+def bytes_for(sizes: Sequence[int], count: int) -> int:
+    """Bytes that coder 0 needs for `count` codes of each of the codebooks."""
+    return -(-count * sum(map(_bits, sizes)) // 8)
 
 
-def _pack(codes: Codes, bits: int) -> bytes:
-    flat = codes.transpose(2, 0, 1).ravel().astype(">u4")  # frame by frame, channel by channel, codebook by codebook
-    return np.packbits(np.unpackbits(flat.view(np.uint8).reshape(-1, 4), axis=1)[:, 32 - bits :]).tobytes()
+def pack(codes: Codes, sizes: Sequence[int]) -> bytes:
+    """Pack codes [rows, codebooks, frames] of codebooks with these sizes, as coder 0 does."""
+    flat = codes.transpose(2, 0, 1).astype(">u4")  # [frames, rows, codebooks]
+    bits = np.unpackbits(flat.view(np.uint8).reshape(-1, len(sizes), 4), axis=2)  # [frames * rows, codebooks, 32]
+    return np.packbits(bits[:, _used(sizes)]).tobytes()
 
 
-def _unpack(payload: bytes, bits: int, count: int) -> Codes:
-    words = np.zeros((count, 32), np.uint8)
-    words[:, 32 - bits :] = np.unpackbits(np.frombuffer(payload, np.uint8), count=count * bits).reshape(count, bits)
-    return np.packbits(words, axis=1).view(">u4").ravel().astype(np.int64)
+def unpack(payload: bytes, sizes: Sequence[int], *, rows: int, frames: int) -> Codes:
+    """The inverse of `pack`. Raises ValueError for a payload of another length or codes beyond their codebook."""
+    if len(payload) != bytes_for(sizes, rows * frames):
+        raise ValueError(f"a packet has {len(payload)} bytes of codes, not {bytes_for(sizes, rows * frames)}")
+    used = _used(sizes)
+    words = np.zeros((rows * frames, len(sizes), 32), np.uint8)
+    words[:, used] = np.unpackbits(np.frombuffer(payload, np.uint8), count=rows * frames * used.sum()).reshape(
+        rows * frames, -1
+    )
+    codes = np.packbits(words, axis=2).view(">u4").astype(np.int64).reshape(frames, rows, len(sizes))
+    if (codes >= np.array(sizes)).any():
+        raise ValueError("a packet has codes beyond the size of their codebook")
+    return codes.transpose(1, 2, 0)
+
+
+def _used(sizes: Sequence[int]) -> npt.NDArray[np.bool_]:
+    """The bits of big-endian words that codes of each size need [codebooks, 32]."""
+    return np.arange(32) >= 32 - np.array([_bits(size) for size in sizes])[:, None]
