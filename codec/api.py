@@ -63,13 +63,13 @@ def decompress(data: Bytes, *, model: Model | None = None, rate: int | None = No
     if not isinstance(data, Bytes):
         raise UsageError(f"data is {type(data).__name__}: give the bytes of a .codec file, or its path to decode_file")
     with bitstream.open_reader(bytes(data)) as reader:
-        rate, time = compression.restored_size(reader, rate)
+        rate, _ = compression.restored_size(reader, rate)
         codec = compression.model_of(reader, model, device)
         file = io.BytesIO()
         with audio.AudioWriter(
             file, "the WAV data", container="WAV", subtype="PCM_16", rate=rate, channels=reader.header.channels
         ) as writer:
-            compression.restore_into(reader, writer, codec=codec, rate=rate, time=time)
+            compression.restore_into(reader, writer, codec=codec, rate=rate)
     return file.getvalue()
 
 

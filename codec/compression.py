@@ -28,7 +28,7 @@ from codec.errors import (
 from codec.frames import resampled_length
 from codec.io import audio, bitstream
 from codec.io.audio import MIN_RATE, AudioReader, AudioWriter, Block, Resampler, can_resample, is_audio_path
-from codec.io.bitstream import Codes, Header, Reader, Writer
+from codec.io.bitstream import Codes, Header, Reader, SourceId, Writer, source_id
 from codec.io.storage import atomic_output, storing, walk
 from codec.models.base import Codec, Encoded, split_scale
 from codec.parallel import Engine, each
@@ -97,30 +97,36 @@ def compress(
     num_codebooks: int | None = None,
     bitrate: float | None = None,
     force: bool = False,
+    identify: bool = False,
     device: str = "cpu",
 ) -> Report:
     """Compress a recording; "-" is standard input or output.
 
     `num_codebooks` is the number of codebooks; `bitrate` in kbit/s per channel selects the most codebooks within it;
-    all codebooks if both are None. `force` replaces a target that exists. `device` is for a model given by name: "cpu",
-    "cuda", or "auto" for CUDA if it is available.
+    all codebooks if both are None. `force` replaces a target that exists. `identify` stores size and checksum of the
+    source in the header. `device` is for a model given by name: "cpu", "cuda", or "auto" for CUDA if it is available.
 
     Raises UsageError, InputNotFound, UnsupportedAudio, UnknownModel, StorageError.
     """
     start = perf_counter()
     with audio.open_reader(source) as reader, atomic_output(_other_than(source, target), force=force) as file:
-        codec, time, num_codebooks = compress_into(
-            reader, file, model=model, num_codebooks=num_codebooks, bitrate=bitrate, device=device
+        codec, writer = compress_into(
+            reader,
+            file,
+            model=model,
+            num_codebooks=num_codebooks,
+            bitrate=bitrate,
+            device=device,
+            source=source_id(source) if identify else None,
         )
-        size = file.tell()
     return Report(
         source=reader.label,
         target=str(target),
         channels=reader.channels,
         rate=reader.rate,
-        time=time,
-        num_codebooks=num_codebooks,
-        compressed_bytes=size,
+        time=writer.header.time,
+        num_codebooks=writer.header.num_codebooks,
+        compressed_bytes=writer.size,
         elapsed=perf_counter() - start,
         notes=_peak_notes(reader.label, reader.peak, codec.limit),
     )
@@ -141,16 +147,27 @@ def _peak_notes(label: str, peak: float, limit: float) -> tuple[str, ...]:
 
 
 def compress_into(
-    reader: AudioReader, file: BinaryIO, *, model: Model, num_codebooks: int | None, bitrate: float | None, device: str
-) -> tuple[Codec, int, int]:
-    """Compress an open recording to a seekable file; return the model, samples per channel and number of codebooks."""
+    reader: AudioReader,
+    file: BinaryIO,
+    *,
+    model: Model,
+    num_codebooks: int | None,
+    bitrate: float | None,
+    device: str,
+    source: SourceId | None = None,
+) -> tuple[Codec, Writer]:
+    """Compress an open recording to a file, from the first byte to the last; return the model and the closed writer.
+
+    `source` is the identity of the recording's file, if it is one.
+    """
     if reader.rate > bitstream.MAX_RATE:
         raise UnsupportedAudio(
             f"{reader.label} has a sample rate of {reader.rate} Hz: resample it to {bitstream.MAX_RATE} Hz or less"
         )
     codec = cached_model(model, device)
     num_codebooks = codec.codebooks_for(num_codebooks, bitrate)
-    writer = Writer(file, _header(codec, reader.rate, reader.channels, num_codebooks))
+    header = _header(codec, reader.rate, reader.channels, num_codebooks)
+    writer = Writer(file, replace(header, time=reader.time or 0, sample_format=reader.subtype, source=source))
     encoder = StreamEncoder(codec, num_codebooks=num_codebooks, batch=writer.header.rows)
     resampler = Resampler(reader.rate, codec.sample_rate, reader.channels, label=reader.label)
     most = _block_time(2 * codec.sample_rate, reader.channels)  # a short block at a low rate may be long at the model's
@@ -170,7 +187,7 @@ def compress_into(
     encode(resampler.flush())
     write(encoder.flush())
     writer.close(time=time)
-    return codec, time, encoder.num_codebooks
+    return codec, writer
 
 
 def decompress(
@@ -202,7 +219,7 @@ def decompress(
             target, rate=rate, channels=header.channels, subtype=subtype, force=force, time=time
         ) as writer:
             try:
-                restore_into(reader, writer, codec=codec, rate=rate, time=time)
+                time = restore_into(reader, writer, codec=codec, rate=rate)
             except DamagedFile as error:
                 if error.seconds_decoded is None:
                     raise
@@ -214,7 +231,7 @@ def decompress(
         target=str(target),
         channels=header.channels,
         rate=rate,
-        time=time,
+        time=time or 0,
         num_codebooks=header.num_codebooks,
         compressed_bytes=reader.offset,
         elapsed=perf_counter() - start,
@@ -222,8 +239,10 @@ def decompress(
     )
 
 
-def restored_size(reader: Reader, rate: int | None) -> tuple[int, int]:
+def restored_size(reader: Reader, rate: int | None) -> tuple[int, int | None]:
     """The sample rate and the samples per channel of the restored recording, at `rate` Hz or the source's rate.
+
+    The samples are None for a pipe that states its length at the end.
 
     Raises UsageError for a rate that no file can have or that is too far from the model's; UnsupportedAudio if the
     source's rate is such a rate, or the file has 0 samples.
@@ -231,8 +250,8 @@ def restored_size(reader: Reader, rate: int | None) -> tuple[int, int]:
     if rate is not None and not MIN_RATE <= rate <= bitstream.MAX_RATE:
         raise UsageError(f"a sample rate of {rate} Hz cannot be written: use {MIN_RATE} to {bitstream.MAX_RATE} Hz")
     header = reader.header
-    if not header.time:
-        raise UnsupportedAudio(f"{reader.label} has no samples (0 s): there is nothing to restore")
+    if reader.is_complete and not header.time:
+        raise _nothing_to_restore(reader)
     stated, rate = rate, rate or header.source_rate
     if rate < MIN_RATE or not can_resample(header.sample_rate, rate):
         error = UnsupportedAudio if stated is None else UsageError
@@ -240,14 +259,25 @@ def restored_size(reader: Reader, rate: int | None) -> tuple[int, int]:
             f"{reader.label} cannot be restored at {rate} Hz from codes of audio at {header.sample_rate} Hz: "
             f"pass --rate {header.sample_rate}"
         )
-    return rate, resampled_length(header.time, header.source_rate, rate)
+    return rate, resampled_length(header.time, header.source_rate, rate) if reader.is_complete else None
 
 
-def restore_into(reader: Reader, writer: AudioWriter, *, codec: Codec, rate: int, time: int) -> None:
-    """Write `time` samples at `rate` Hz of an open .codec file. Raises DamagedFile after the intact audio."""
+def _nothing_to_restore(reader: Reader) -> UnsupportedAudio:
+    return UnsupportedAudio(f"{reader.label} has no samples (0 s): there is nothing to restore")
+
+
+def restore_into(reader: Reader, writer: AudioWriter, *, codec: Codec, rate: int) -> int:
+    """Write the audio of an open .codec file at `rate` Hz; return the samples per channel.
+
+    Raises DamagedFile after the intact audio.
+    """
+    written = 0
     for block in _restored(reader, codec, rate):
-        writer.write(block[:, :time])
-        time -= min(time, block.shape[1])
+        writer.write(block)
+        written += block.shape[1]
+    if not written:
+        raise _nothing_to_restore(reader)
+    return written
 
 
 def target_of(source: str | Path, output: str | Path | None, suffix: str) -> str:
@@ -380,11 +410,18 @@ def model_of(reader: Reader, model: Model | None, device: str) -> Codec:
             given=(codec.name, codec.weights_hash),
             way_out=f"{older}pass --model with the file of the model that made it",
         )
-    if header.frame_spec != replace(
-        codec.frame_spec, num_codebooks=min(header.num_codebooks, codec.frame_spec.num_codebooks)
-    ) or (header.model_channels, header.segment_frames) != (codec.channels, codec.segment_frames):
+    if not _is_of(header, codec):
         raise DamagedFile(reader.label, offset=0, reason="its header contradicts the model that made it")
     return codec
+
+
+def _is_of(header: Header, model: Codec) -> bool:
+    """Whether a header has the sizes of the model; version 1 does not name the family."""
+    spec = model.frame_spec
+    stated = header.sample_rate, header.hop, header.decoder_delay, header.model_channels, header.segment_frames
+    true = spec.sample_rate, spec.hop, spec.decoder_delay, model.channels, model.segment_frames
+    prefix = model.codebook_sizes[: header.num_codebooks]
+    return stated == true and header.codebook_sizes == prefix and header.family in ("", model.config.family)
 
 
 def _header(model: Codec, rate: int, channels: int, num_codebooks: int) -> Header:
@@ -394,6 +431,7 @@ def _header(model: Codec, rate: int, channels: int, num_codebooks: int) -> Heade
     rows, segment = -(-channels // model.channels), max(1, model.segment_frames)
     frames = min(spec.frames_per_packet(), bitstream.MAX_CODES // (rows * num_codebooks))
     return Header(
+        family=model.config.family,
         model=model.name or "",
         weights_hash=model.weights_hash,
         source_rate=rate,
@@ -401,8 +439,7 @@ def _header(model: Codec, rate: int, channels: int, num_codebooks: int) -> Heade
         sample_rate=spec.sample_rate,
         hop=spec.hop,
         decoder_delay=spec.decoder_delay,
-        num_codebooks=num_codebooks,
-        codebook_size=spec.codebook_size,
+        codebook_sizes=model.codebook_sizes[:num_codebooks],
         frames_per_packet=max(1, frames // segment) * segment,
         model_channels=model.channels,
         segment_frames=model.segment_frames,
@@ -424,22 +461,55 @@ def _block_time(rate: int, channels: int) -> int:
 def _restored(reader: Reader, model: Codec, rate: int) -> Iterator[Block]:
     """Yield the audio at `rate` Hz up to the last intact frame, then raise DamagedFile if frames are missing."""
     header = reader.header
-    decoder = StreamDecoder(model, batch=header.rows, length=header.model_time)
     resampler = Resampler(header.sample_rate, rate, header.channels, label=reader.label)
     damage = None
 
-    def resampled(audio: Tensor) -> Block:
-        return resampler.push(audio.flatten(0, 1)[: header.channels].cpu().numpy())
+    def resampled() -> Iterator[Block]:
+        nonlocal damage
+        try:
+            for block in _until(_decoded(reader, model), lambda: reader.header.model_time, reader, header.hop):
+                yield resampler.push(block)
+        except DamagedFile as error:
+            damage = error
+        yield resampler.flush()
 
-    try:
-        for codes in _regroup(reader, header.frame_spec.frames_per_packet(BLOCK_SECONDS / header.channels)):
-            yield resampled(decoder.push(codes))
-        yield resampled(decoder.flush())
-    except DamagedFile as error:
-        damage = error
-    yield resampler.flush()
+    def length() -> int:
+        return resampled_length(reader.header.time, header.source_rate, rate)
+
+    yield from _until(resampled(), length, reader, 1 + rate // header.sample_rate)
     if damage is not None:
         raise damage
+
+
+def _decoded(reader: Reader, model: Codec) -> Iterator[Block]:
+    """Yield the audio at the model's rate, with samples after the end of the last frame that is not full."""
+    header = reader.header
+    decoder = StreamDecoder(model, batch=header.rows)
+
+    def block(audio: Tensor) -> Block:
+        return audio.flatten(0, 1)[: header.channels].cpu().numpy()
+
+    for codes in _regroup(reader, header.frame_spec.frames_per_packet(BLOCK_SECONDS / header.channels)):
+        yield block(decoder.push(codes))
+    yield block(decoder.flush())
+
+
+def _until(blocks: Iterator[Block], length: Callable[[], int], reader: Reader, most: int) -> Iterator[Block]:
+    """Yield the first `length()` samples of blocks, which have at most `most` samples more.
+
+    A pipe states its length at the end, so until then the last `most` samples wait.
+    """
+    given = 0
+    rest: Block | None = None
+    for block in blocks:
+        rest = block if rest is None else np.concatenate([rest, block], axis=1)
+        ready = length() - given if reader.is_complete else rest.shape[1] - most
+        if ready > 0:
+            yield rest[:, :ready]
+            given += min(ready, rest.shape[1])
+            rest = rest[:, ready:]
+    if rest is not None:
+        yield rest[:, : length() - given] if reader.is_complete else rest
 
 
 def _regroup(reader: Reader, frames: int) -> Iterator[Tensor | Encoded]:

@@ -1,7 +1,11 @@
 """The programs in docs/examples run, with a tiny model and tiny sizes."""
 
+import json
 import runpy
+import shutil
+import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +17,7 @@ import torch
 from codec.checkpoint import load_model, save_model
 from codec.data.tokenize import tokenize
 from codec.io.audio import read_audio
+from codec.io.bitstream import Header, SourceId, Writer
 from tests.helpers.tokens import noise
 from tests.tiny import tiny_model
 
@@ -25,7 +30,7 @@ SIZES = [
 
 def test_every_example_has_a_test() -> None:
     names = sorted(path.name for path in EXAMPLES.iterdir() if path.is_file())
-    assert names == ["batch_ray.py", "gpt.py", "microphone.py"]
+    assert names == ["batch_ray.py", "gpt.py", "microphone.py", "read_codec.mjs", "read_codec.py"]
 
 
 @pytest.mark.parametrize("source", ["folder", "store"])
@@ -111,3 +116,45 @@ def test_microphone_with_a_recording(
     assert printed.startswith("latency ")
     if not block:
         assert f"{1000 * model.delay / model.sample_rate:.1f} ms of audio in the codec" in printed
+
+
+@pytest.mark.parametrize("script", ["read_codec.py", "read_codec.mjs"])
+@pytest.mark.parametrize("sizes", [(1024,) * 4, (2, 3, 65536, 1 << 24), (1 << 24,)])
+@pytest.mark.parametrize("segment", [0, 5])
+def test_plain_readers(
+    script: str, sizes: tuple[int, ...], segment: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    header = Header(
+        model="größe", family="trial", weights_hash="0123456789abcdef" * 4, source_rate=44_100, channels=3,
+        sample_rate=24_000, hop=480, decoder_delay=480, codebook_sizes=sizes, frames_per_packet=20, model_channels=2,
+        segment_frames=segment, sample_format="FLOAT", source=SourceId(1 << 40, "fedcba9876543210"),
+    )  # fmt: skip
+    random = np.random.default_rng(0)
+    codes = random.integers(0, np.array(sizes)[:, None], (2, len(sizes), 47))
+    scale = random.uniform(0.5, 2, (2, 10)).astype(np.float32)
+    path = tmp_path / "a.codec"
+    with path.open("wb") as file:
+        writer = Writer(file, header)
+        writer.write(codes, scale.repeat(5, axis=1)[:, :47] if segment else None)
+        writer.close(time=40_000)
+    runner = sys.executable if script.endswith(".py") else shutil.which("node")
+    if runner is None:
+        pytest.skip("node is not installed")
+    result = subprocess.run([runner, EXAMPLES / script, path], capture_output=True, text=True, check=True)
+    found = json.loads(result.stdout)
+    assert found["header"].pop("rows") == header.rows
+    assert Header(
+        **found["header"]
+        | {"codebook_sizes": tuple(found["header"]["codebook_sizes"]), "source": SourceId(**found["header"]["source"])}
+    ) == replace(header, time=40_000, frames=47)
+    assert [packet["first"] for packet in found["packets"]] == [0, 20, 40]
+    read = np.concatenate([packet["codes"] for packet in found["packets"]], axis=2)
+    np.testing.assert_array_equal(read, codes)
+    if segment:
+        np.testing.assert_array_equal(np.concatenate([packet["scale"] for packet in found["packets"]]), scale.T)
+    with path.open("r+b") as file:
+        file.seek(200)
+        file.write(b"oops")
+    result = subprocess.run([runner, EXAMPLES / script, path], capture_output=True, text=True, check=False)
+    assert result.returncode == 1
+    assert "damaged at byte" in result.stderr

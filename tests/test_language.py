@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-SUFFIXES = {".py", ".md", ".toml", ".sh", ".yml", ".html", ".js", ".css", ".cff"}
+SUFFIXES = {".py", ".md", ".toml", ".sh", ".yml", ".html", ".js", ".mjs", ".css", ".cff"}
 HISTORY = {"docs/lab-notes.md", "CHANGELOG.md"}  # which keep the words of their time
 THIS = "tests/test_language.py"
 

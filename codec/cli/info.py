@@ -105,6 +105,9 @@ def _recording(source: str) -> dict[str, Any]:
 
 def _facts(header: "Header", size: int | None) -> dict[str, Any]:
     facts = asdict(header) | {
+        "codebook_sizes": list(header.codebook_sizes),
+        "source": header.source._asdict() if header.source else {},
+        "num_codebooks": header.num_codebooks,
         "seconds": header.seconds,
         "codes_kbps": header.frame_spec.bitrate(header.num_codebooks) * header.channels,
     }
@@ -155,5 +158,7 @@ def _flat(facts: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any
     for name, value in facts.items():
         if isinstance(value, Mapping):
             yield from _flat(value, f"{prefix}{name}.")
+        elif isinstance(value, list):
+            yield prefix + name, ",".join(map(str, value))
         else:
             yield prefix + name, value

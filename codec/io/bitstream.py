@@ -81,6 +81,7 @@ and the footer ends the file:
 A file without an end packet was truncated. The index is rebuilt by scanning for packets.
 """
 
+import hashlib
 import io
 import re
 import struct
@@ -155,6 +156,16 @@ class SourceId(NamedTuple):
     """Bytes."""
     checksum: str
     """The first 16 hexadecimal digits of the BLAKE2b-512 hash of its content."""
+
+
+def source_id(path: str | Path) -> SourceId:
+    """The identity of a regular file. Raises InputNotFound if it cannot be read."""
+    try:
+        with Path(path).open("rb") as file:
+            checksum = hashlib.file_digest(file, "blake2b").hexdigest()[:16]
+            return SourceId(file.tell(), checksum)
+    except (OSError, ValueError) as error:
+        raise _unreadable(path, error) from error
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -469,7 +480,7 @@ def _end_packet(body: Fields, offset: int) -> EndPacket:
     for _ in range(body.varint()):
         frame, place = frame + body.varint(), place + body.varint()
         index.append((frame, place))
-    return EndPacket(time, frames, tuple(index), body.content(), in_place=written_at == offset)
+    return EndPacket(time, frames, tuple(index), body.content(), offset, written_at)
 
 
 class _OtherFormat(UnsupportedAudio):
@@ -548,7 +559,7 @@ class Reader:
             if isinstance(found, EndPacket):
                 reason = self._take_end(found, expected)
                 if not reason:
-                    yield from self._end_damage(expected, broken)
+                    yield from self._end_damage(found, expected, broken)
                     return
                 broken = broken or Broken(self.offset, reason)
                 break
@@ -575,14 +586,15 @@ class Reader:
         reason = self._header_reason if self._header_reason and not broken.offset else broken.reason
         return Damage(first, end - first, broken.offset, reason)
 
-    def _end_damage(self, expected: int, broken: Broken | None) -> Iterator[Damage]:
+    def _end_damage(self, end: EndPacket, expected: int, broken: Broken | None) -> Iterator[Damage]:
         """What is wrong at the end packet: a gap before it, a missing footer, bytes after it."""
         if broken or self.header.frames > expected:
             yield self._damage(broken or Broken(self.offset, "a packet is missing"), expected, self.header.frames)
         frames = self.header.frames
         if isinstance(self._format, _Format2):
+            expected_footer = _FOOTER.pack(self.offset - end.offset, _FOOTER_MAGIC)
             footer = self._window.peek(_FOOTER.size)
-            if footer[4:] != _FOOTER_MAGIC:
+            if footer != expected_footer:
                 yield Damage(frames, 0, self.offset, "the footer is altered or missing")
             self._window.skip(len(footer))
         if more := self._window.peek(len(_MAGIC)):
@@ -673,8 +685,8 @@ class Reader:
     def _find_end(self) -> None:
         """Read the end packet of a seekable file; scan the file if it is damaged or not in its place."""
         end = self._read_end(self._format)
-        if end is not None and end.in_place and not self._take_end(end, 0):
-            self._index = end.index
+        if end is not None and end.offset == end.written_at and not self._take_end(end, 0):
+            self._index = end.places
             return
         self._window.go_to(self._begin)
         frames, index = 0, []
@@ -756,9 +768,13 @@ def open_reader(path: str | Path | bytes) -> Iterator[Reader]:
         try:
             file = stack.enter_context(Path(path).open("rb"))
         except (OSError, ValueError) as error:  # ValueError: a NUL in the path
-            reason = getattr(error, "strerror", error)
-            raise InputNotFound(f"{path} cannot be read ({reason}): check the name and its permissions") from error
+            raise _unreadable(path, error) from error
         yield Reader(file, label=str(path))
+
+
+def _unreadable(path: str | Path, error: OSError | ValueError) -> InputNotFound:
+    reason = getattr(error, "strerror", error)
+    return InputNotFound(f"{path} cannot be read ({reason}): check the name and its permissions")
 
 
 def _packet(kind: int, body: bytes) -> bytes:
@@ -776,7 +792,7 @@ def bytes_for(sizes: Sequence[int], count: int) -> int:
 
 def pack(codes: Codes, sizes: Sequence[int]) -> bytes:
     """Pack codes [rows, codebooks, frames] of codebooks with these sizes, as coder 0 does."""
-    flat = codes.transpose(2, 0, 1).astype(">u4")  # [frames, rows, codebooks]
+    flat = np.ascontiguousarray(codes.transpose(2, 0, 1), ">u4")  # [frames, rows, codebooks]
     bits = np.unpackbits(flat.view(np.uint8).reshape(-1, len(sizes), 4), axis=2)  # [frames * rows, codebooks, 32]
     return np.packbits(bits[:, _used(sizes)]).tobytes()
 

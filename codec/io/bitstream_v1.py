@@ -87,7 +87,7 @@ class Format1:
         """Parse a packet."""
         marker, number, frames, _ = _PACKET.unpack_from(packet)
         if marker == _END:
-            return EndPacket(self._time, self._frames, (), b"", in_place=True)
+            return EndPacket(self._time, self._frames, (), b"", offset, offset)
         payload = packet[_PACKET.size : -CRC_BYTES]
         return CodesPacket(number * self._per_packet, frames, self._num_codebooks, 0, payload, offset)
 

@@ -30,12 +30,14 @@ class EndPacket(NamedTuple):
     time: int
     """Samples per channel of the source."""
     frames: int
-    index: tuple[tuple[int, int], ...]
-    """First frame and offset of some packets of codes, ascending."""
+    places: tuple[tuple[int, int], ...]
+    """The index: first frame and offset of some packets of codes, ascending."""
     header: bytes
     """A copy of the header's fields, or nothing."""
-    in_place: bool
-    """Whether it lies where it was written, so that the offsets of the index hold."""
+    offset: int
+    """Position of its first byte in the file."""
+    written_at: int
+    """Its position when it was written; if it was moved, the offsets in `places` are wrong."""
 
 
 class Broken(NamedTuple):

@@ -38,7 +38,7 @@ def _eval_extra() -> None:
 def test_bit_rates_of_a_file_are_those_of_its_bytes(tmp_path: Path) -> None:
     header = bitstream.Header(
         model="test", weights_hash="0" * 64, source_rate=48_000, channels=2, sample_rate=RATE, hop=320,
-        decoder_delay=320, num_codebooks=3, codebook_size=1000, frames_per_packet=75,
+        decoder_delay=320, codebook_sizes=(1000,) * 3, frames_per_packet=75,
     )  # fmt: skip
     codes = np.random.default_rng(0).integers(0, 1000, (2, 3, 151))
     path = tmp_path / "a.codec"

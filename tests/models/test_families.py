@@ -1,6 +1,5 @@
 """Everything that knows codecs by their interface alone, with a family that is not causal."""
 
-import io
 from itertools import pairwise
 from pathlib import Path
 
@@ -19,7 +18,6 @@ from codec.data.token_store import TokenStore
 from codec.data.tokenize import tokenize
 from codec.errors import DamagedFile, UsageError
 from codec.evaluation.codec import evaluate
-from codec.frames import FrameSpec
 from codec.io import bitstream
 from codec.models.base import Encoded, split_scale
 from codec.streams import StreamDecoder, StreamEncoder
@@ -157,18 +155,6 @@ def test_a_damaged_scale_is_found(model_file: Path, tmp_path: Path) -> None:
     content[-30] ^= 1
     with bitstream.open_reader(bytes(content)) as reader, pytest.raises(DamagedFile, match="checksum"):
         list(reader.packets())
-
-
-def test_causal_models_write_version_1() -> None:
-    spec = FrameSpec(sample_rate=8000, hop=80, decoder_delay=80, num_codebooks=2, codebook_size=8)
-    for version, more in ((1, {}), (2, {"model_channels": 2}), (2, {"segment_frames": 5})):
-        header = bitstream.Header(
-            model="m", weights_hash="0" * 64, source_rate=8000, channels=2, sample_rate=spec.sample_rate, hop=spec.hop,
-            decoder_delay=spec.decoder_delay, num_codebooks=2, codebook_size=8, frames_per_packet=10, **more,
-        )  # fmt: skip
-        file = io.BytesIO()
-        bitstream.Writer(file, header)
-        assert file.getvalue()[8] == version
 
 
 def test_training_moves_every_part() -> None:
