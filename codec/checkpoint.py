@@ -38,6 +38,10 @@ RUN_MODEL = "model.safetensors"  # the model file in the folder of a training ru
 RUN_STATE = "state.pt"  # beside it, the state to resume from
 STATE_MAGIC = b"codec state 1\n"  # followed by the SHA-256 of the rest, the output of torch.save
 
+PARAMETERS_AT_LEAST = 1000  # tensors that a model may have beyond those of its file, so that a message can name them
+MEMORY_PER_BYTE = 16  # bytes of parameters and tables that a model may have per byte of its file
+MEMORY_AT_LEAST = 64 * 2**20  # bytes that it may have in any case, because the tables of a small model are larger
+
 Model = TypeVar("Model", "Codec", "CodecLM")
 
 
@@ -250,6 +254,8 @@ def _load(card: ModelCard, build: "Callable[[], Model]", device: "str | torch.de
     import torch
     from safetensors.torch import load_file
 
+    from codec.nn.bounds import built_within
+
     tensors = load_file(card.path)
     known = {torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.int64}
     if not all(tensor.dtype in known for tensor in tensors.values()):
@@ -257,10 +263,12 @@ def _load(card: ModelCard, build: "Callable[[], Model]", device: "str | torch.de
     if not all(tensor.isfinite().all() for tensor in tensors.values()):
         raise UnknownModel(f"{card.path} has weights that are not finite: download or train it again")
     try:
-        model = build()
+        parameters, size = PARAMETERS_AT_LEAST + len(tensors), MEMORY_AT_LEAST + MEMORY_PER_BYTE * card.size
+        with built_within(parameters=parameters, size=size):
+            model = build()
         model.load_state_dict({name: t.float() if t.is_floating_point() else t for name, t in tensors.items()})
-    except (ConfigError, RuntimeError) as error:  # RuntimeError also if memory runs out
-        problem = shorten(str(error), 300)
+    except (ConfigError, RuntimeError, MemoryError, OverflowError) as error:  # RuntimeError also if memory runs out
+        problem = shorten(str(error) or type(error).__name__, 300)
         raise UnknownModel(f"{card.path}: its weights do not fit its configuration ({problem})") from error
     model.name = card.name
     model.weights_hash = card.weights_hash

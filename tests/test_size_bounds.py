@@ -1,5 +1,7 @@
 """Small inputs that claim large sizes: time and memory follow the bytes of a file, not its claims."""
 
+import json
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -8,13 +10,19 @@ import numpy as np
 import pytest
 import soundfile
 import soxr
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from torch.overrides import TorchFunctionMode
 
 from codec import compression
+from codec.checkpoint import MEMORY_AT_LEAST, MEMORY_PER_BYTE, load_lm, load_model, save_lm, save_model
 from codec.compression import BLOCK_SECONDS, compress, decompress
 from codec.errors import CodecError, DamagedFile, UnknownModel, UnsupportedAudio, UsageError
 from codec.io.audio import MAX_RATIO, MIN_RATE, Resampler
 from codec.io.bitstream import Header, Writer
 from codec.streams import StreamEncoder
+from tests.helpers.language_models import tiny_lm
 from tests.tiny import tiny_model
 
 MODEL = tiny_model()
@@ -115,3 +123,77 @@ def test_names_that_no_file_can_have(tmp_path: Path) -> None:
             compress(source, tmp_path / name, model=MODEL)
         with pytest.raises(CodecError):
             decompress(name, tmp_path / "a.wav", model=MODEL)
+
+
+# model files
+
+
+class Largest(TorchFunctionMode):
+    """Records the elements of the largest tensor that torch makes."""
+
+    elements = 0
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Sequence[type], args: Any = (), kwargs: Any = None
+    ) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if isinstance(result, torch.Tensor):
+            self.elements = max(self.elements, result.numel())
+        return result
+
+
+def altered(path: Path, part: str | None, changes: dict[str, Any]) -> Path:
+    """The model file with other values in the configuration, or in a part of it; the weights stay."""
+    with safe_open(path, framework="pt") as file:
+        card = json.loads(file.metadata()["codec"])
+    config = card["config"] if part is None else card["config"][part]
+    config |= changes
+    save_file(load_file(path), path, metadata={"codec": json.dumps(card)})
+    return path
+
+
+@pytest.mark.parametrize(
+    ("part", "changes"),
+    [
+        (None, {"encoder_blocks": 65536}),
+        (None, {"hop": 8192}),
+        (None, {"num_codebooks": 1024, "codebook_size": 65536}),
+        (None, {"encoder_width": 65536, "expansion": 65536}),
+        (None, {"kernel": 65536, "decoder_width": 65536}),
+        (None, {"codebook_dim": 65536}),
+        (None, {"beam_size": 10**9}),
+        (None, {"quantizer": "scalar", "levels": [10**9] * 8}),
+        ("model", {"layers": 65536}),
+        ("model", {"layers": 10**6}),
+        ("model", {"width": 65536}),
+        ("model", {"depth": {"width": 65536, "layers": 65536}}),
+        ("model", {"family": "pixelcnn", "layers": 10**18}),
+        ("model", {"family": "pixelcnn", "layers": 1024, "context": 65536, "kernel": 65535}),
+        ("source", {"num_codebooks": 1024, "codebook_size": 2**24}),
+        ("source", {"dim": 10**9}),
+        ("source", {"classes": {"label": [str(name) for name in range(10**5)]}}),
+    ],
+)
+def test_a_configuration_beyond_its_weights_takes_no_memory(
+    tmp_path: Path, part: str | None, changes: dict[str, Any]
+) -> None:
+    path = tmp_path / "a.safetensors"
+    load: Callable[[Path], object] = load_lm
+    if part is None:
+        save_model(path, MODEL, training={})
+        load = load_model
+    else:
+        save_lm(path, tiny_lm(), training={})
+    altered(path, part, changes)
+    with Largest() as largest, pytest.raises(UnknownModel, match=r"a.safetensors: its weights do not fit"):
+        load(path)
+    assert largest.elements <= (MEMORY_AT_LEAST + MEMORY_PER_BYTE * path.stat().st_size) / 2
+
+
+def test_a_long_context_takes_the_memory_of_its_steps(tmp_path: Path) -> None:
+    path = tmp_path / "a.safetensors"
+    save_lm(path, tiny_lm(), training={})
+    lm = load_lm(altered(path, "model", {"context": 2**24}))
+    with Largest() as largest:
+        lm.initial_state(lm.conditioning([{}]))
+    assert largest.elements < 2**20

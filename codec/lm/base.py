@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal, Self, TypeAlias
+from typing import Annotated, Any, Literal, Self, TypeAlias
 
 import torch
 import torch.nn.functional as F
@@ -22,6 +22,8 @@ from codec.nn.streaming import State
 
 TEMPERATURES = 1e-3, 1e3  # lowest and highest whose quotients float32 can hold
 MAX_GUIDANCE = 1e3
+
+Size = Annotated[int, Field(ge=1, le=2**16)]
 
 StepTokens: TypeAlias = Int[Tensor, "batch codebooks"]
 Hidden: TypeAlias = Any

@@ -30,7 +30,7 @@ class CodebookSpec(Config):
     weights_hash: str
     num_codebooks: NumCodebooks
     codebook_size: CodebookSize
-    dim: int = Field(ge=1)
+    dim: int = Field(ge=1, le=2**16)
     classes: dict[str, tuple[str, ...]] = Field({})
     level_db: float | None = Field(None, ge=LOWEST_DB, le=HIGHEST_DB)
 

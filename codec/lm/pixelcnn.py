@@ -29,7 +29,7 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from codec.errors import ConfigError
-from codec.lm.base import CodecLM, CodecLMConfig, CodeEmbedding, SampleFn, StepTokens
+from codec.lm.base import CodecLM, CodecLMConfig, CodeEmbedding, SampleFn, Size, StepTokens
 from codec.lm.conditioning import ClassConditioner, CodebookSpec, Conditioning
 from codec.lm.patterns import PatternConfig
 from codec.nn.attention import RMSNorm
@@ -45,11 +45,11 @@ class PixelCNNConfig(CodecLMConfig):
 
     family: Literal["pixelcnn"] = "pixelcnn"
     pattern: PatternConfig = PatternConfig(kind="parallel")
-    width: int = Field(128, ge=1)
-    layers: int = Field(12, ge=1)
-    context: int = Field(256, ge=1)
+    width: Size = 128
+    layers: int = Field(12, ge=1, le=2**10)
+    context: Size = 256
     """Earlier frames in the receptive field of a cell; at most 2 to the power of `layers`."""
-    kernel: int = Field(3, ge=1)
+    kernel: Size = 3
     """Codebooks in the receptive field of a layer; an odd number, centered on a cell's own codebook."""
     dropout: float = Field(0.0, ge=0, lt=1)
 

@@ -22,20 +22,21 @@ from torch import Tensor, nn
 
 from codec.config import Config
 from codec.errors import ConfigError
-from codec.lm.base import CodecLM, CodecLMConfig, CodeEmbedding, SampleFn, StepTokens
+from codec.lm.base import CodecLM, CodecLMConfig, CodeEmbedding, SampleFn, Size, StepTokens
 from codec.lm.conditioning import ClassConditioner, CodebookSpec, Conditioning
 from codec.nn.attention import CrossAttentionKV, Transformer, TransformerState, reset_rows
 from codec.nn.shapes import Codes, Logits
 
 BYTES = 256
+TABLE_PER_PARAMETER = 4  # elements of a table of tokens; a table that is larger than the model by more is not made
 
 
 class DepthConfig(Config):
     """The transformer over the codebooks of a step."""
 
-    width: int = Field(128, ge=2)
-    layers: int = Field(2, ge=1)
-    heads: int = Field(4, ge=1)
+    width: int = Field(128, ge=2, le=2**16)
+    layers: Size = 2
+    heads: Size = 4
     cumulative: bool = True
     """Whether each codebook receives the sum of the embeddings before it; if not, the last one alone."""
 
@@ -44,9 +45,9 @@ class TransformerConfig(CodecLMConfig):
     """A transformer over steps, with one head per codebook, or with a depth transformer if `depth` is given."""
 
     family: Literal["transformer"] = "transformer"
-    width: int = Field(256, ge=2)
-    layers: int = Field(6, ge=1)
-    heads: int = Field(4, ge=1)
+    width: int = Field(256, ge=2, le=2**16)
+    layers: Size = 6
+    heads: Size = 4
     context: int = Field(512, ge=1, le=2**24)
     """Steps that a step attends to, itself included."""
     dropout: float = Field(0.0, ge=0, lt=1)
@@ -237,8 +238,10 @@ class TransformerLM(CodecLM):
         every_token = torch.arange(codebook_classes, device=self.device).expand(1, num_codebooks, -1)
         vectors = self.vectors.concat_normalized(every_token)[0].view(codebook_classes, num_codebooks, -1)
         weight = self.token_proj.weight.view(self.config.width, num_codebooks, -1)
-        self.token_table = torch.einsum("cbd,wbd->bcw", vectors, weight).flatten(0, 1)
-        if self.depth:
+        most = TABLE_PER_PARAMETER * sum(parameter.numel() for parameter in self.parameters())
+        if every_token.numel() * self.config.width <= most:
+            self.token_table = torch.einsum("cbd,wbd->bcw", vectors, weight).flatten(0, 1)
+        if self.depth and every_token.numel() * self.depth.token_proj.out_features <= most:
             self.depth.token_table = self.depth.token_proj(self.vectors(every_token)[0])
         return super().prepare_for_inference()
 

@@ -26,6 +26,7 @@ from codec.nn.streaming import Stateful
 
 FREQUENCIES = 1.0, 1e-4  # of the first and the last pair of a head, radians per step
 NORM_EPSILON = 1e-5
+FIRST_SLOTS = 1024  # of a cache on a CPU, which grows while it is filled, because a context may exceed any memory
 
 
 class CrossAttentionKV(NamedTuple):
@@ -40,7 +41,8 @@ class TransformerState(NamedTuple):
     """The next position of each row, and the keys and values of its last `context` positions."""
 
     position: Int[Tensor, " batch"]
-    kv_cache: Float[Tensor, "layers 2 batch heads context head_dim"]
+    kv_cache: Float[Tensor, "layers 2 batch heads slots head_dim"]
+    """`context` slots; on a CPU fewer until they are needed."""
     memory: CrossAttentionKV | None = None
 
 
@@ -92,14 +94,22 @@ def plan_step(position: Int[Tensor, " batch"], context: int) -> StepCache:
     return StepCache(filled, slots=position % context, mask=mask[:, None, None])
 
 
-def plan_chunk(positions: Int[Tensor, "batch steps"], context: int) -> ChunkCache:
+def plan_chunk(positions: Int[Tensor, "batch steps"], context: int, slots: int) -> ChunkCache:
     """Several steps: old keys lie in the order of their slots, the new ones follow them."""
     last = positions[:, :1] - 1
-    cached = last - (last - torch.arange(context, device=positions.device)) % context  # position of each slot
+    cached = last - (last - torch.arange(slots, device=positions.device)) % context  # position of each slot
     visible = (cached >= 0)[:, None] & (positions[:, :, None] - cached[:, None] < context)
     own = in_context(positions.shape[1], context, positions.device).expand(len(positions), -1, -1)
-    mask = torch.cat([visible, own], dim=2)[:, None]  # [batch, 1, steps, context + steps]
+    mask = torch.cat([visible, own], dim=2)[:, None]  # [batch, 1, steps, slots + steps]
     return ChunkCache(slots=positions[:, -context:] % context, mask=mask)
+
+
+def with_room(kv_cache: Tensor, position: Int[Tensor, " batch"], *, steps: int, context: int) -> Tensor:
+    """The cache with slots for `steps` more positions, at least twice as many as before if it has to grow."""
+    slots = kv_cache.shape[4]
+    if slots == context or (needed := min(context, int(position.max()) + steps)) <= slots:
+        return kv_cache
+    return F.pad(kv_cache, (0, 0, 0, min(context, max(needed, 2 * slots)) - slots))
 
 
 def in_context(steps: int, context: int, device: torch.device) -> Tensor:
@@ -239,7 +249,8 @@ class Transformer(Stateful):
                 nn.init.normal_(weight, std=width**-0.5 / (math.sqrt(2 * layers) if residual else 1))
 
     def initial_state(self, like: Tensor, memory: CrossAttentionKV | None = None) -> TransformerState:
-        shape = len(self.blocks), 2, len(like), self.width // self.head_dim, self.context, self.head_dim
+        slots = min(self.context, FIRST_SLOTS) if like.device.type == "cpu" else self.context
+        shape = len(self.blocks), 2, len(like), self.width // self.head_dim, slots, self.head_dim
         position = torch.zeros(len(like), dtype=torch.int64, device=like.device)
         return TransformerState(position, like.new_zeros(shape, dtype=self.norm.weight.dtype), memory)
 
@@ -262,15 +273,19 @@ class Transformer(Stateful):
         steps = x.shape[1]
         positions = state.position[:, None] + torch.arange(steps, device=x.device)  # [batch, steps]
         rotation = rotary_table(positions, self.head_dim, x.dtype)
-        cache = plan_step(state.position, self.context) if steps == 1 else plan_chunk(positions, self.context)
+        kv_cache = with_room(state.kv_cache, state.position, steps=steps, context=self.context)
+        if steps == 1:
+            cache: StepCache | ChunkCache = plan_step(state.position, self.context)
+        else:
+            cache = plan_chunk(positions, self.context, kv_cache.shape[4])
         rows = x.flatten(0, 1)
-        for number, (block, layer_cache) in enumerate(zip(self.blocks, state.kv_cache, strict=True)):
+        for number, (block, layer_cache) in enumerate(zip(self.blocks, kv_cache, strict=True)):
             assert isinstance(block, Block)
             queries, new = block.project_qkv(rows, rotation).split_with_sizes([1, 2])  # new keys and values
             keys, values = cache.update(layer_cache, new)
             attended = block.attend(queries[0], keys, values, cache.mask, causal=False)
             rows = block.residual_mlp(rows, attended, memory_of(state.memory, number))
-        return self.norm(rows).view_as(x), state._replace(position=state.position + steps)
+        return self.norm(rows).view_as(x), TransformerState(state.position + steps, kv_cache, state.memory)
 
     def forward(self, x: Tensor, memory: CrossAttentionKV | None = None) -> Tensor:
         """One step from the initial state, without a cache."""
@@ -305,7 +320,8 @@ def reset_rows(state: TransformerState, mask: Bool[Tensor, " batch"], fresh: Tra
             torch.where(keep[:, None, None, None], old.values, new.values),
             torch.where(keep[:, None, None, None], old.mask, new.mask),
         )
-    kv_cache = torch.where(keep[:, None, None, None], state.kv_cache, fresh.kv_cache)
+    grown = state.kv_cache.shape[4] - fresh.kv_cache.shape[4]
+    kv_cache = torch.where(keep[:, None, None, None], state.kv_cache, F.pad(fresh.kv_cache, (0, 0, 0, grown)))
     return TransformerState(torch.where(keep, state.position, fresh.position), kv_cache, memory)
 
 

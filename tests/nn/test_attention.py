@@ -7,7 +7,9 @@ import torch
 from torch import Tensor
 
 from codec.errors import ConfigError
+from codec.nn import attention
 from codec.nn.attention import (
+    FIRST_SLOTS,
     NORM_EPSILON,
     CrossAttentionKV,
     RMSNorm,
@@ -76,7 +78,9 @@ def test_equals_its_definition(context: int) -> None:
 
 @pytest.mark.parametrize("context", CONTEXTS)
 @pytest.mark.parametrize("cuts", [[1] * 20, [20], [3, 1, 1, 9, 6], [10, 1, 9], [1, 19]])
-def test_chunk_by_chunk(context: int, cuts: list[int]) -> None:
+@pytest.mark.parametrize("first_slots", [2, FIRST_SLOTS])
+def test_chunk_by_chunk(context: int, cuts: list[int], first_slots: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(attention, "FIRST_SLOTS", first_slots)
     model, x = net(context), signal(20)
     with torch.no_grad():
         state, parts = model.initial_state(x), []
@@ -84,6 +88,20 @@ def test_chunk_by_chunk(context: int, cuts: list[int]) -> None:
             y, state = model.step(part, state)
             parts.append(y)
         assert torch.allclose(torch.cat(parts, dim=1), model(x), atol=1e-5)
+
+
+def test_a_cache_grows_with_its_steps() -> None:
+    """A context of 2^24 steps takes the memory of the steps that were made."""
+    model, x = net(2**24), signal(FIRST_SLOTS + 2)
+    state = model.initial_state(x)
+    assert state.kv_cache.shape == (2, 2, 2, 2, FIRST_SLOTS, 8)
+    with torch.no_grad():
+        _, full = model.step(x[:, :-2], state)
+        assert full.kv_cache.shape[4] == FIRST_SLOTS
+        y, grown = model.step(x[:, -2:-1], full)
+        assert (grown.kv_cache.shape[4], full.kv_cache.shape[4]) == (2 * FIRST_SLOTS, FIRST_SLOTS)
+        z, _ = model.step(x[:, -1:], grown)
+        assert torch.allclose(torch.cat([y, z], dim=1), model(x)[:, -2:], atol=1e-5)
 
 
 def test_state_is_a_value() -> None:
@@ -140,8 +158,12 @@ def test_rotary_table_can_be_trained_with_after_inference() -> None:
 
 @pytest.mark.parametrize("context", CONTEXTS)
 @pytest.mark.parametrize("chunk", [1, 4])
-def test_reset_rows_equal_fresh_ones(context: int, chunk: int) -> None:
+@pytest.mark.parametrize("first_slots", [2, FIRST_SLOTS])
+def test_reset_rows_equal_fresh_ones(
+    context: int, chunk: int, first_slots: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Row 1 of three starts again twice; it equals a run of its own, and the others continue."""
+    monkeypatch.setattr(attention, "FIRST_SLOTS", first_slots)
     model, x = net(context), signal(24, batch=3)
     restart = torch.tensor([False, True, False])
     with torch.no_grad():
