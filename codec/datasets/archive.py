@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import bz2
 import gzip
+import io
 import re
 import shutil
 import stat
@@ -18,7 +19,7 @@ from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path, PurePosixPath
-from typing import IO
+from typing import IO, Self
 
 from codec.datasets.base import BOOKKEEPING, BadArchive
 from codec.datasets.progress import Show
@@ -27,6 +28,7 @@ from codec.errors import StorageError
 BLOCK = 4096  # bytes that the smallest file or folder occupies on a disk
 MAX_EXPANSION = 4  # bytes unpacked per byte of an archive; the datasets here have 1.6 at most
 ALLOWANCE = 64 * 2**20  # bytes in addition, for small archives
+MAX_HEADER = 2**20  # bytes of a header that is stored as a file, which `tarfile` reads into memory
 
 
 @dataclass(frozen=True)
@@ -153,13 +155,55 @@ def _tar_entries(file: IO[bytes], suffix: str, limit: int) -> Iterator[Entry]:
     """Yield the entries of a tar file compressed by bzip2 (`suffix` .bz2) or gzip, in order."""
     opener: Callable[[IO[bytes]], IO[bytes]] = bz2.open if suffix == ".bz2" else gzip.open  # type: ignore[assignment]
     with opener(file) as stream:
-        with tarfile.open(fileobj=stream, mode="r|") as archive:
+        bounded = _Bounded(stream, 2 * limit)
+        with tarfile.open(fileobj=bounded, mode="r|", tarinfo=_TarInfo) as archive:
             for info in archive:
-                kind = "folder" if info.isdir() else "file" if info.isreg() else "other"
+                if info.size < 0:
+                    raise tarfile.ReadError(f"{info.name!r} has {info.size} bytes")
+                plain = info.isreg() and not info.issparse()
+                kind = "folder" if info.isdir() else "file" if plain else "other"
                 yield Entry(info.name, kind, info.size, partial(archive.extractfile, info))
-        while stream.read(2**20):  # to the end, because the checksum is there
-            if stream.tell() > 2 * limit:
-                raise tarfile.ReadError("it has no end")
+        while bounded.read(2**20):  # to the end, because the checksum is there
+            pass
+
+
+class _Bounded(io.RawIOBase):
+    """A stream that may be read up to `limit` bytes; a small file may unpack to any number."""
+
+    def __init__(self, stream: IO[bytes], limit: int) -> None:
+        self._stream, self._left = stream, limit
+
+    def readable(self) -> bool:
+        return True
+
+    def read(self, size: int = -1, /) -> bytes:
+        data = self._stream.read(size)
+        self._left -= len(data)
+        if self._left < 0:
+            raise tarfile.ReadError("it has no end")
+        return data
+
+
+class _TarInfo(tarfile.TarInfo):
+    """A header that `tarfile` reads in bounded memory: extensions are short, and sparse files are not read."""
+
+    @classmethod
+    def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> Self:
+        info = super().frombuf(buf, encoding, errors)
+        if info.type in HEADER_TYPES and info.size > MAX_HEADER:
+            raise tarfile.ReadError(f"a header has {info.size} bytes")
+        if info.type == tarfile.GNUTYPE_SPARSE:
+            info._proc_gnusparse_10()
+        return info
+
+    def _proc_gnusparse_10(self, *_: object) -> None:  # called by `tarfile`, which would read a map of any length
+        raise tarfile.ReadError("it has a sparse file")
+
+
+HEADER_TYPES = (
+    *(tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE),
+    *(tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK),
+)
 
 
 def _size_on_disk(entry: Entry) -> int:

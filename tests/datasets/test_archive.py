@@ -200,6 +200,35 @@ def test_endless_data_after_a_tar_file_is_refused(tmp_path: Path, monkeypatch: p
         unpack(tmp_path / "a.tar.gz", Destination(tmp_path))
 
 
+def with_pax(**headers: str) -> tarfile.TarInfo:
+    info = tar_entry("data/x")
+    info.pax_headers = headers
+    return info
+
+
+@pytest.mark.parametrize(
+    ("info", "says"),
+    [
+        (with_pax(comment="x" * (module.MAX_HEADER + 1)), "a header has 1048"),
+        (with_pax(size=str(-(10**15))), "has -1000000000000000 bytes"),
+        (with_pax(**{"GNU.sparse.major": "1", "GNU.sparse.minor": "0"}), "it has a sparse file"),
+        (with_pax(**{"GNU.sparse.map": "0,1", "GNU.sparse.size": "9"}), "a link or a device"),
+        (tar_entry("data/x", tarfile.GNUTYPE_SPARSE), "it has a sparse file"),
+        (tar_entry("data/" + "x" * (module.MAX_HEADER + 1)), "a header has 1048"),
+    ],
+)
+def test_headers_that_take_memory_are_refused(tmp_path: Path, info: tarfile.TarInfo, says: str) -> None:
+    with pytest.raises(BadArchive, match=says):
+        unpack(tar_with(tmp_path / "a.tar.gz", (info, b"x")), Destination(tmp_path))
+    assert not (tmp_path / "data").exists()
+
+
+def test_a_small_header_that_is_stored_as_a_file_is_read(tmp_path: Path) -> None:
+    name = "data/" + "/".join(["folder" * 8] * 3)
+    unpack(tar_with(tmp_path / "a.tar.gz", (with_pax(comment="x" * 1000, path=name), b"x")), Destination(tmp_path))
+    assert (tmp_path / name).read_bytes() == b"x"
+
+
 def test_a_full_disk_is_reported_before_writing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("shutil.disk_usage", lambda _: type("Usage", (), {"free": 10})())
     for archive in both(tmp_path, **{"data/x": b"more than ten"}):
