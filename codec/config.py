@@ -19,9 +19,9 @@ import re
 import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Self, TypeVar, get_args
+from typing import Annotated, Any, Self, TypeVar, get_args
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError
 from pydantic_core import ErrorDetails
 
 from codec.errors import ConfigError, InputNotFound
@@ -72,6 +72,14 @@ class Config(BaseModel):
             raise ConfigError(f"{source}: {problems}") from error
 
 
+def check_name(name: str) -> str:
+    """The name of a run or a model, which is also that of its folder or file. Raises ValueError for another text."""
+    if name.startswith(".") or not name.isprintable() or {"/", "\\"} & {*name} or not 1 <= len(name.encode()) <= 200:
+        raise ValueError("must name a folder: 1 to 200 bytes of printable text without / and \\, and no period first")
+    return name
+
+
+Name = Annotated[str, AfterValidator(check_name)]
 ConfigT = TypeVar("ConfigT", bound=Config)
 
 

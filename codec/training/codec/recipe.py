@@ -7,7 +7,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import AfterValidator, Field, model_validator
 
-from codec.config import Config
+from codec.config import Config, Name
 from codec.models import DEFAULT_CONFIG, ModelConfig
 from codec.training.codec.losses import SCALES
 
@@ -177,7 +177,7 @@ class TrainConfig(RunConfig):
 class Recipe(Config):
     """The recipe of a codec."""
 
-    name: str
+    name: Name
     model: ModelConfig = DEFAULT_CONFIG
     data: DataConfig = DataConfig()
     losses: LossConfig = LossConfig()

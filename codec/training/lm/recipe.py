@@ -8,7 +8,7 @@ from typing import Annotated, Literal, Self, TypeAlias
 from pydantic import Field, model_validator
 
 from codec.conditions import ClassKind
-from codec.config import Config
+from codec.config import Config, Name
 from codec.lm.pixelcnn import PixelCNNConfig
 from codec.lm.transformer import TransformerConfig
 from codec.training.codec.recipe import Count, Decay, OptimizerConfig, Positive, RunConfig, Share, Weight
@@ -75,7 +75,7 @@ class LMRecipe(Config):
     """The recipe of a language model."""
 
     kind: Literal["lm"]
-    name: str
+    name: Name
     model: ModelConfig
     data: LMDataConfig = LMDataConfig()
     losses: LMLossConfig = LMLossConfig()
