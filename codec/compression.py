@@ -13,11 +13,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from codec import pretrained
+from codec import pretrained, published
 from codec.errors import (
     CodecError,
     DamagedFile,
     InputNotFound,
+    ModelId,
     StorageError,
     UnknownModel,
     UnsupportedAudio,
@@ -394,12 +395,7 @@ def model_of(reader: Reader, model: Model | None, device: str) -> Codec:
     header = reader.header
     made_by = (header.model, header.weights_hash)
     if model is None:
-        model = header.model
-        if model not in pretrained.names():  # because a file must not choose a path to load
-            raise UnknownModel(
-                f"{reader.label} was made by {model_label(made_by)}, which is not shipped: "
-                "pass --model with its file or its run's folder"
-            )
+        model = _named_model(reader.label, made_by)
     codec = cached_model(model, device)
     if codec.weights_hash != header.weights_hash:
         release = pretrained.EARLIER.get(header.weights_hash)
@@ -413,6 +409,24 @@ def model_of(reader: Reader, model: Model | None, device: str) -> Codec:
     if not _is_of(header, codec):
         raise DamagedFile(reader.label, offset=0, reason="its header contradicts the model that made it")
     return codec
+
+
+def _named_model(label: str, made_by: ModelId) -> Model:
+    """The model that a file names if it is shipped, or published and fetched before.
+
+    A file must not choose a path to load, or start a download.
+    """
+    name, _ = made_by
+    if name in pretrained.names():
+        return str(name)
+    if name not in published.PUBLISHED:
+        raise UnknownModel(
+            f"{label} was made by {model_label(made_by)}, which is not shipped: "
+            "pass --model with its file or its run's folder"
+        )
+    if not published.cached(str(name)):
+        raise UnknownModel(f"{label} was made by {name}, which is not on this machine: pass --model {name} to fetch it")
+    return str(name)
 
 
 def _is_of(header: Header, model: Codec) -> bool:

@@ -3,10 +3,11 @@
 import difflib
 from collections.abc import Iterator
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from codec import checkpoint, foreign
+from codec import checkpoint, foreign, published
 from codec.checkpoint import RUN_MODEL, CodecCard, ModelCard, load_model, on_device, read_card
 from codec.errors import InputNotFound, UnknownModel, WeightsMismatch, model_label
 
@@ -28,7 +29,8 @@ EARLIER = {  # weights hashes of earlier releases, whose models have the same na
 def load(name_or_path: str | Path = DEFAULT, device: "str | torch.device" = "auto") -> "Codec":
     """Load a codec: a shipped one by name, or one from a .safetensors file or a training run's folder.
 
-    Checkpoints of other projects are taken too (`codec.foreign`): files, and folders of transformers.
+    Checkpoints of other projects are taken too (`codec.foreign`): files, folders of transformers, and published ones by
+    the names of `codec.published`, which are downloaded once.
 
     `device` "auto" is a GPU if there is one, as on the command line. Inputs may be on any device; outputs are on the
     model's.
@@ -41,7 +43,9 @@ def load(name_or_path: str | Path = DEFAULT, device: "str | torch.device" = "aut
 def load_file(path: Path, device: "str | torch.device" = "cpu") -> "Codec":
     """Load a codec from its file, ours or of another project. Raises as `load`."""
     if foreign.is_foreign(path):
-        return on_device(foreign.load(path), device)
+        model = foreign.load(path)
+        model.name = published.name_of(path) or model.name
+        return on_device(model, device)
     return load_model(path, device)
 
 
@@ -79,7 +83,10 @@ def codec_of(lm: "CodecLM", model: str | Path | None = None, device: "str | torc
 def describe(name_or_path: str | Path) -> ModelCard:
     """Read a model's card, without building the model unless it is of another project. Raises as `load`."""
     path = find(name_or_path)
-    return foreign.card(path) if foreign.is_foreign(path) else read_card(path)
+    if not foreign.is_foreign(path):
+        return read_card(path)
+    card = foreign.card(path)
+    return replace(card, name=published.name_of(path) or card.name)
 
 
 def shipped() -> list[ModelCard]:
@@ -96,7 +103,7 @@ def names_a_model(source: str) -> bool:
     """Whether a name, file or folder is that of a model rather than of a recording, by its suffix or content."""
     path = Path(source)
     return (
-        source in names()
+        source in (*names(), *published.PUBLISHED)
         or path.suffix in (".safetensors", *foreign.PICKLES)
         or any((path / file).is_file() for file in (RUN_MODEL, *foreign.FOLDER_FILES))
     )
@@ -110,13 +117,15 @@ def find(name_or_path: str | Path) -> Path:
     files = _shipped_files()
     if str(name_or_path) in files:
         return files[str(name_or_path)]
+    if str(name_or_path) in published.PUBLISHED:
+        return published.fetch(str(name_or_path))
     path = Path(name_or_path)
     with suppress(OSError):  # for example a name that is too long for a file
         if path.is_dir():
             path = next((path / name for name in (RUN_MODEL, *foreign.FOLDER_FILES) if (path / name).is_file()), path)
         if path.is_file():
             return path
-    close = difflib.get_close_matches(str(name_or_path), files, n=1)
+    close = difflib.get_close_matches(str(name_or_path), [*files, *published.PUBLISHED], n=1)
     hint = f"did you mean {close[0]}? " if close else ""
     raise UnknownModel(
         f"there is no model {name_or_path}: {hint}shipped models are {', '.join(files) or 'none'}; "

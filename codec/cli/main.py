@@ -26,6 +26,7 @@ for command in (
     info.info,
     files.sample,
     models.models,
+    models.convert,
     models.evaluate,
     datasets.prepare,
     datasets.recipes,

@@ -1,33 +1,41 @@
-"""codec models, codec evaluate"""
+"""codec models, codec convert, codec evaluate"""
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
 
-from codec import pretrained
+from codec import pretrained, published
 from codec.checkpoint import CodecCard, LMCard
 from codec.cli.options import (
     INPUT_OUTPUT,
     MEASURES,
     MODEL,
     DeviceOption,
+    ForceOption,
     JobsOption,
     JSONOption,
     progress_bar,
+    say,
 )
-from codec.errors import UsageError
+from codec.errors import StorageError, UsageError
 
 
 def models(as_json: JSONOption = False) -> None:
-    """List the shipped models.
+    """List the shipped models, and the published ones that --model fetches by name.
 
     Example: codec models --json
     """
     cards = pretrained.shipped()
+    fetched = {name: published.cached(name) for name in published.PUBLISHED}
     if as_json:
-        typer.echo(json.dumps([card.as_data() for card in cards], indent=2))
+        others = [
+            {"name": name, **asdict(published.PUBLISHED[name]), "path": str(path) if path else None}
+            for name, path in fetched.items()
+        ]
+        typer.echo(json.dumps([*(card.as_data() for card in cards), *others], indent=2))
         return
     from rich.console import Console
     from rich.table import Table
@@ -51,11 +59,57 @@ def models(as_json: JSONOption = False) -> None:
             case LMCard(source=source):
                 classes = ", ".join(f"{len(names)} {kind}s" for kind, names in source["classes"].items())
                 lms.add_row(card.name, f"{source['codec']}, {source['num_codebooks']} codebooks", classes, *size)
+    theirs = Table(
+        "published codec",
+        "sample rate",
+        "frame rate",
+        "codebooks",
+        "bit rates",
+        "license of weights",
+        "fetched",
+        box=None,
+        pad_edge=False,
+    )
+    for name, path in fetched.items():
+        known = published.PUBLISHED[name]
+        rates = f"{known.sample_rate} Hz", f"{known.frame_rate:g} Hz"
+        theirs.add_row(
+            name, *rates, known.codebooks, f"{known.bitrates} kbit/s", known.license, "yes" if path else "no"
+        )
     console = Console(highlight=False)
     console.print(codecs)
-    if lms.rows:
-        console.print()
-        console.print(lms)
+    for table in (lms, theirs):
+        if table.rows:
+            console.print()
+            console.print(table)
+
+
+def convert(
+    source: Annotated[
+        str,
+        typer.Argument(
+            metavar="INPUT",
+            help="Checkpoint of another project: a file, a folder of transformers, or a published name.",
+        ),
+    ],
+    output: Annotated[str, typer.Argument(metavar="OUTPUT", help="A .safetensors file.")],
+    force: ForceOption = False,
+) -> None:
+    """Convert a codec of another project to one file of this package, with the same codes and the same hash.
+
+    Example: codec convert weights_24khz.pth dac-24khz.safetensors
+    """
+    from codec.checkpoint import save_model
+
+    if Path(output).suffix != ".safetensors":
+        raise UsageError(f"{output} is to be a model file: name it {Path(output).stem}.safetensors")
+    if Path(output).exists() and not force:
+        raise StorageError(f"{output} exists: pass --force to replace it")
+    model = pretrained.load(source, "cpu")
+    save_model(output, model, training={"converted_from": Path(source).name})
+    say(
+        f"{output}: {model.config.family}, {model.frame_spec.sample_rate} Hz, weights {(model.weights_hash or '')[:12]}"
+    )
 
 
 def evaluate(

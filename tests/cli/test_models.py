@@ -19,23 +19,24 @@ from tests.tiny import tiny_model
 
 
 def test_models_are_listed(cli: Cli) -> None:
-    headings, line = cli("models").out.decode().splitlines()
+    headings, line, *_ = cli("models").out.decode().splitlines()
     assert headings.split()[0] == "codec"
     assert line.split()[:3] == ["general-24k", "8000", "Hz"]
     assert "0.5 to 1.5 kbit/s" in line
 
 
 def test_models_as_json(cli: Cli) -> None:
-    (card,) = json.loads(cli("models", "--json").out)
+    card, *published = json.loads(cli("models", "--json").out)
+    assert all("repository" in row for row in published)
     assert (card["name"], card["config"]["hop"]) == ("general-24k", 80)
 
 
 def test_language_models_are_listed_after_codecs(cli: Cli) -> None:
     save_lm(pretrained.WEIGHTS / "words.safetensors", tiny_lm(), training={})
-    lines = cli("models").out.decode().splitlines()
+    lines = cli("models").out.decode().partition("\n\npublished")[0].splitlines()
     assert [line.split()[:1] for line in lines] == [["codec"], ["general-24k"], [], ["language"], ["words"]]
     assert " ".join(lines[-1].split()).startswith("words tiny, 3 codebooks 2 labels, 3 speakers 0.0 M")
-    first, second = json.loads(cli("models", "--json").out)
+    first, second, *_ = json.loads(cli("models", "--json").out)
     assert (first["frame_spec"]["hop"], second["source"]["num_codebooks"]) == (80, 3)
     refused = cli("evaluate", "--model", "words", "--data", ".")
     assert (refused.code, refused.err) == (

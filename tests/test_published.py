@@ -1,0 +1,143 @@
+"""Published checkpoints: fetched from a hub, cached, verified, and named in .codec files."""
+
+import io
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from huggingface_hub import constants
+from safetensors.torch import save
+
+import codec
+from codec import published
+from codec.compression import compress, decompress
+from codec.errors import StorageError, UnknownModel, UsageError
+from codec.io.audio import write_audio
+from codec.models.dac import DAC, DACConfig
+from tests.cli.conftest import Cli, cli  # noqa: F401 (a fixture)
+from tests.helpers.checkpoints import scaled, theirs
+from tests.helpers.hub import serve
+
+MODEL = scaled(
+    DAC(
+        DACConfig(
+            sample_rate=16000,
+            hop=4,
+            encoder_dim=2,
+            decoder_dim=8,
+            encoder_rates=(2, 2),
+            decoder_rates=(2, 2),
+            num_codebooks=2,
+            codebook_size=16,
+            codebook_dim=2,
+        )
+    )
+)
+FILES = {
+    "config.json": json.dumps(
+        {
+            "model_type": "dac",
+            "encoder_hidden_size": 2,
+            "downsampling_ratios": [2, 2],
+            "decoder_hidden_size": 8,
+            "n_codebooks": 2,
+            "codebook_size": 16,
+            "codebook_dim": 2,
+            "sampling_rate": 16000,
+        }
+    ).encode(),
+    "model.safetensors": save(
+        {name: tensor.contiguous() for name, tensor in theirs(MODEL, "transformers DacModel").items()}
+    ),
+}
+NAME = "dac-16khz"
+REPOSITORY = published.PUBLISHED[NAME].repository
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+
+
+def use(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(constants, "ENDPOINT", url)
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", url + "/{repo_id}/resolve/{revision}/{filename}")
+
+
+def go_offline(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+
+
+def test_a_published_model_is_fetched_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert published.cached(NAME) is None
+    with serve(REPOSITORY, FILES) as url:
+        use(url, monkeypatch)
+        model = codec.load(NAME)
+    assert model.name == NAME
+    assert published.cached(NAME) is not None
+    go_offline(monkeypatch)
+    again = codec.load(NAME)
+    assert again.weights_hash == model.weights_hash
+    assert codec.pretrained.describe(NAME).name == NAME
+    audio = 0.1 * torch.randn(1, 1, 800, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(again.encode(audio), MODEL.encode(audio))
+
+
+def test_a_file_names_a_published_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    noise = np.random.default_rng(0).normal(0, 0.1, (1, 400)).astype(np.float32)
+    write_audio(tmp_path / "a.wav", noise, 16_000)
+    with serve(REPOSITORY, FILES) as url:
+        use(url, monkeypatch)
+        compress(tmp_path / "a.wav", tmp_path / "a.codec", model=NAME)
+    go_offline(monkeypatch)
+    assert decompress(tmp_path / "a.codec", tmp_path / "b.wav").time == 400
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "empty"))
+    with pytest.raises(UnknownModel, match=f"pass --model {NAME} to fetch it"):
+        decompress(tmp_path / "a.codec", tmp_path / "c.wav")
+
+
+def test_without_a_network_the_way_out_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    go_offline(monkeypatch)
+    with pytest.raises(UnknownModel, match="go online once, or give the path of its file"):
+        codec.load(NAME)
+
+
+def test_a_gated_repository_needs_a_login(monkeypatch: pytest.MonkeyPatch) -> None:
+    with serve(REPOSITORY, FILES, status=403) as url:
+        use(url, monkeypatch)
+        with pytest.raises(UnknownModel, match="set HF_TOKEN"):
+            codec.load(NAME)
+
+
+def test_other_content_is_refused_and_removed(monkeypatch: pytest.MonkeyPatch) -> None:
+    with serve(REPOSITORY, FILES, lie=True) as url:
+        use(url, monkeypatch)
+        with pytest.raises(StorageError, match="other content than the hub states"):
+            codec.load(NAME)
+    assert published.cached(NAME) is None
+
+
+def test_a_near_name_is_suggested() -> None:
+    with pytest.raises(UnknownModel, match="did you mean dac-16khz"):
+        codec.load("dac-16kz")
+
+
+def test_convert_and_list(cli: Cli, tmp_path: Path) -> None:  # noqa: F811
+    folder = tmp_path / "dac"
+    folder.mkdir()
+    for name, content in FILES.items():
+        (folder / name).write_bytes(content)
+    said = cli("convert", folder, "dac.safetensors")
+    assert (said.code, said.err.count("\n")) == (0, 1)
+    model = codec.load("dac.safetensors")
+    assert model.weights_hash == codec.load(folder).weights_hash
+    assert cli("convert", folder, "dac.safetensors").code == StorageError.exit_code
+    assert cli("convert", folder, "dac.pth").code == UsageError.exit_code
+    listed = cli("models").out.decode()
+    assert "dac-16khz" in listed
+    assert "MIT" in listed
+    rows = {row["name"]: row for row in json.loads(cli("models", "--json").out)}
+    assert rows["dac-16khz"]["path"] is None
+    assert io.StringIO(cli("info", folder).out.decode()).readline().split() == ["name", "dac"]
