@@ -129,7 +129,9 @@ def test_dependencies_equal_imports() -> None:
         return {re.split(r"[^\w-]", requirement)[0] for requirement in requirements}
 
     needed = names(project["dependencies"])
-    extras = set().union(*(names(project["optional-dependencies"][extra]) for extra in ("train", "eval", "cluster", "hub")))
+    extras = set().union(
+        *(names(project["optional-dependencies"][extra]) for extra in ("train", "eval", "cluster", "hub"))
+    )
     imported = {name for module in MODULES for name in imports(module) if name not in MODULES}
     imported -= sys.stdlib_module_names
     imported -= {"pydantic_core", "_typeshed", "PIL"}  # installed with pydantic, mypy and tensorboard
