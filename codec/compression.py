@@ -1,10 +1,10 @@
-"""Compress recordings to .codec files and restore them, one by one or as whole folders, in constant memory."""
+"""Compress recordings to .codec files and restore them, one by one, in constant memory; `codec.folders` does many."""
 
 import math
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from functools import lru_cache, partial
+from functools import lru_cache
 from pathlib import Path
 from time import perf_counter
 from typing import BinaryIO, TypeAlias
@@ -15,7 +15,6 @@ from torch import Tensor
 
 from codec import pretrained, published
 from codec.errors import (
-    CodecError,
     DamagedFile,
     InputNotFound,
     ModelId,
@@ -30,9 +29,8 @@ from codec.frames import resampled_length
 from codec.io import audio, bitstream
 from codec.io.audio import MIN_RATE, AudioReader, AudioWriter, Block, Resampler, can_resample, is_audio_path
 from codec.io.bitstream import Codes, Header, Reader, SourceId, Writer, source_id
-from codec.io.storage import atomic_output, storing, walk
+from codec.io.storage import atomic_output
 from codec.models.base import Codec, Encoded, split_scale
-from codec.parallel import Engine, each
 from codec.streams import StreamDecoder, StreamEncoder
 
 BLOCK_SECONDS = 4.0  # of one channel; blocks of recordings with more channels are shorter
@@ -76,20 +74,6 @@ class Report:
         return self.seconds / self.elapsed
 
 
-@dataclass(frozen=True)
-class Outcome:
-    """The result for one file of a folder: a report, an error, or neither if it was done before."""
-
-    source: Path
-    target: Path
-    report: Report | None = None
-    error: CodecError | None = None
-
-
-Progress: TypeAlias = Callable[[Outcome, int, int], None]
-"""Called after each file with its outcome, the number of files finished, and that of all files."""
-
-
 def compress(
     source: str | Path,
     target: str | Path,
@@ -97,6 +81,7 @@ def compress(
     model: Model = pretrained.DEFAULT,
     num_codebooks: int | None = None,
     bitrate: float | None = None,
+    use_ffmpeg: bool = False,
     force: bool = False,
     identify: bool = False,
     device: str = "cpu",
@@ -104,13 +89,17 @@ def compress(
     """Compress a recording; "-" is standard input or output.
 
     `num_codebooks` is the number of codebooks; `bitrate` in kbit/s per channel selects the most codebooks within it;
-    all codebooks if both are None. `force` replaces a target that exists. `identify` stores size and checksum of the
-    source in the header. `device` is for a model given by name: "cpu", "cuda", or "auto" for CUDA if it is available.
+    all codebooks if both are None. `use_ffmpeg` as in `audio.open_reader`. `force` replaces a target that exists.
+    `identify` stores size and checksum of the source in the header. `device` is for a model given by name: "cpu",
+    "cuda", or "auto" for CUDA if it is available.
 
-    Raises UsageError, InputNotFound, UnsupportedAudio, UnknownModel, StorageError.
+    Raises UsageError, InputNotFound, UnsupportedAudio, UnknownModel, MissingDependency, StorageError.
     """
     start = perf_counter()
-    with audio.open_reader(source) as reader, atomic_output(_other_than(source, target), force=force) as file:
+    with (
+        audio.open_reader(source, use_ffmpeg=use_ffmpeg) as reader,
+        atomic_output(_other_than(source, target), force=force) as file,
+    ):
         codec, writer = compress_into(
             reader,
             file,
@@ -304,70 +293,6 @@ def target_of(source: str | Path, output: str | Path | None, suffix: str) -> str
     return str(output)
 
 
-def compress_tree(
-    source: str | Path,
-    target: str | Path | None = None,
-    *,
-    model: str | Path = pretrained.DEFAULT,
-    num_codebooks: int | None = None,
-    bitrate: float | None = None,
-    force: bool = False,
-    device: str = "cpu",
-    jobs: int = 1,
-    engine: Engine = "local",
-    progress: Progress | None = None,
-) -> list[Outcome]:
-    """Compress every recording in the folder `source` to a .codec file at the same path in `target`.
-
-    Without `target`, the .codec files are written beside the recordings. Hidden files are skipped, and files whose
-    target exists unless `force`. A file that fails does not stop the others. `jobs` and `engine` as in
-    `codec.parallel.each`; the other options as in `compress`. The outcomes are sorted by source.
-
-    Raises InputNotFound: no folder, or no recordings in it. UsageError, UnknownModel, MissingDependency: an option is
-    wrong for every file.
-    """
-    cached_model(model, device).codebooks_for(num_codebooks, bitrate)  # raises an error of every file once
-    return _run(
-        _pairs(source, target, audio.AUDIO_SUFFIXES, ".codec"),
-        partial(compress, model=model, num_codebooks=num_codebooks, bitrate=bitrate, force=force, device=device),
-        is_done=partial(_is_compressed, force=force),
-        jobs=jobs,
-        engine=engine,
-        gpu=device == "cuda",
-        progress=progress,
-    )
-
-
-def decompress_tree(
-    source: str | Path,
-    target: str | Path | None = None,
-    *,
-    model: str | Path | None = None,
-    rate: int | None = None,
-    suffix: str = ".wav",
-    subtype: str | None = None,
-    force: bool = False,
-    device: str = "cpu",
-    jobs: int = 1,
-    progress: Progress | None = None,
-) -> list[Outcome]:
-    """Restore every .codec file in the folder `source` to an audio file at the same path in `target`.
-
-    `suffix` selects the format. As `compress_tree`, with the options of `decompress`. Only a target of the full length
-    is skipped.
-    """
-    audio.check_format(suffix, subtype)
-    if model is not None:
-        cached_model(model, device)
-    return _run(
-        _pairs(source, target, frozenset((".codec",)), suffix),
-        partial(decompress, model=model, rate=rate, subtype=subtype, force=force, device=device),
-        is_done=partial(_is_restored, rate=rate, force=force),
-        jobs=jobs,
-        progress=progress,
-    )
-
-
 def _other_than(source: str | Path, target: str | Path) -> str | Path:
     """The target; raises UsageError if it is the source, because the result has lost information."""
     with suppress(OSError, ValueError):  # the target does not exist, or its name has a NUL
@@ -548,85 +473,3 @@ def _regroup(reader: Reader, frames: int) -> Iterator[Tensor | Encoded]:
         yield chunk(slice(None))
         raise
     yield chunk(slice(None))
-
-
-def _is_compressed(_: Path, target: Path, *, force: bool) -> bool:
-    return not force and target.exists()
-
-
-def _is_restored(source: Path, target: Path, *, rate: int | None, force: bool) -> bool:
-    if force or not target.exists():
-        return False
-    try:
-        with bitstream.open_reader(source) as compressed, audio.open_reader(target) as restored:
-            header = compressed.header
-            return restored.time == resampled_length(header.time, header.source_rate, rate or header.source_rate)
-    except CodecError:
-        return False
-
-
-def _pairs(
-    source: str | Path, target: str | Path | None, suffixes: frozenset[str], suffix: str
-) -> list[tuple[Path, Path]]:
-    """Every file in `source` with one of the `suffixes`, and its target at the same path in `target`."""
-    source = Path(source)
-    if str(target) == "-":
-        raise UsageError(f"{source} is a folder, and standard output takes one file: name a folder for its files")
-    target = source if target is None else Path(target)
-    if not source.is_dir():
-        raise InputNotFound(f"{source} is not a folder: check the name")
-    if target.exists() and not target.is_dir():
-        raise StorageError(f"{target} is a file: name a folder for the files of {source}")
-    found = walk(source, lambda name: Path(name).suffix.lower() in suffixes)
-    pairs = [(source / path, (target / path).with_suffix(suffix)) for path in found]
-    if not pairs:
-        raise InputNotFound(f"{source} holds no files to work on: looked for {' '.join(sorted(suffixes))}")
-    return pairs
-
-
-def _run(
-    pairs: list[tuple[Path, Path]],
-    work: Callable[[Path, Path], Report],
-    *,
-    is_done: Callable[[Path, Path], bool],
-    jobs: int,
-    engine: Engine = "local",
-    gpu: bool = False,
-    progress: Progress | None,
-) -> list[Outcome]:
-    outcomes: list[Outcome] = []
-    waiting: list[tuple[Path, Path]] = []
-
-    def report(outcome: Outcome) -> None:
-        outcomes.append(outcome)
-        if progress is not None:
-            progress(outcome, len(outcomes), len(pairs))
-
-    sources: dict[Path, Path] = {}
-    for source, target in pairs:
-        first = sources.setdefault(target, source)
-        if first != source:
-            report(
-                Outcome(source, target, error=UsageError(f"{source} and {first} would both be {target}: rename one"))
-            )
-        elif is_done(source, target):
-            report(Outcome(source, target))
-        else:
-            waiting.append((source, target))
-    for (source, target), result in each(partial(_process, work, is_done), waiting, jobs=jobs, engine=engine, gpu=gpu):
-        if isinstance(result, CodecError):
-            report(Outcome(source, target, error=result))
-        else:
-            report(Outcome(source, target, report=result))
-    return sorted(outcomes, key=lambda outcome: outcome.source)
-
-
-def _process(
-    work: Callable[[Path, Path], Report], is_done: Callable[[Path, Path], bool], pair: tuple[Path, Path]
-) -> Report | None:
-    source, target = pair
-    if is_done(source, target):  # by a process that was killed before it reported
-        return None
-    with storing(target.parent):
-        target.parent.mkdir(parents=True, exist_ok=True)
-    return work(source, target)

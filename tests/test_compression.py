@@ -1,13 +1,10 @@
 """compression.py: files and folders compressed and restored, against the model on the whole signal."""
 
 import io
-import os
-import signal
 import sys
 import tracemalloc
 from collections.abc import Callable
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +13,11 @@ import pytest
 import soundfile
 import torch
 
+import codec
 from codec import compression, pretrained
 from codec.checkpoint import load_model, save_model
-from codec.compression import Outcome, compress, compress_tree, decompress, decompress_tree
+from codec.compression import compress, decompress
 from codec.errors import (
-    CodecError,
     ConfigError,
     DamagedFile,
     InputNotFound,
@@ -33,7 +30,8 @@ from codec.errors import (
 from codec.io import bitstream
 from codec.io.audio import Block, Resampler
 from codec.io.bitstream import Codes, Header, Writer
-from codec.parallel import Engine
+from codec.models.base import Codec
+from codec.streams import StreamDecoder
 from tests.tiny import tiny_model
 
 MODEL = tiny_model()
@@ -201,15 +199,6 @@ def test_source_and_target_must_differ(tmp_path: Path) -> None:
         decompress(compressed, compressed, model=MODEL, force=True)
 
 
-def test_an_output_folder_that_is_a_file(tmp_path: Path, model_file: Path) -> None:
-    tones(tmp_path / "in" / "sub" / "a.wav")
-    (tmp_path / "out").mkdir()
-    (tmp_path / "out" / "sub").write_bytes(b"a file")
-    (outcome,) = compress_tree(tmp_path / "in", tmp_path / "out", model=model_file)
-    assert isinstance(outcome.error, StorageError)
-    assert "sub cannot be written, it is a file" in str(outcome.error)
-
-
 def test_a_failing_file_leaves_no_output(tmp_path: Path) -> None:
     soundfile.write(tmp_path / "nan.wav", np.array([0.0] * 70000 + [np.nan]), 8000, subtype="FLOAT")
     (tmp_path / "text.wav").write_text("no audio")
@@ -326,152 +315,58 @@ def test_a_changed_model_file_is_loaded_again(tmp_path: Path) -> None:
     assert hashes[0] != hashes[1]
 
 
-def states(outcomes: list[Outcome], folder: Path) -> dict[str, str]:
-    """Source and target of each file with its result."""
-    return {
-        f"{outcome.source.relative_to(folder)} > {outcome.target.name}": type(outcome.error).__name__
-        if outcome.error
-        else "done"
-        if outcome.report
-        else "skipped"
-        for outcome in outcomes
-    }
+# samples beyond full scale
+
+RATE = 8000
 
 
 @pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    folder = tmp_path / "in"
-    tones(folder / "one.wav", time=500)
-    tones(folder / "deep" / "er" / "two.FLAC", time=600, channels=2)
-    tones(folder / "deep" / "same.flac", time=700)
-    tones(folder / "deep" / "same.wav", time=800)
-    tones(folder / ".hidden.wav")
-    tones(folder / ".folder" / "x.wav")
-    (folder / "bad.wav").write_text("no audio")
-    (folder / "notes.txt").write_text("no audio")
-    (folder / "folder.wav").mkdir()
-    return folder
+def noise(tmp_path: Path) -> Path:
+    path = tmp_path / "a.wav"
+    soundfile.write(path, np.random.default_rng(0).uniform(-0.9, 0.9, RATE), RATE, subtype="FLOAT")
+    return path
 
 
-TREE = {
-    "bad.wav > bad.codec": "UnsupportedAudio",
-    "deep/er/two.FLAC > two.codec": "done",
-    "deep/same.flac > same.codec": "done",
-    "deep/same.wav > same.codec": "UsageError",
-    "one.wav > one.codec": "done",
-}
+def scaled(path: Path, factor: float) -> Path:
+    soundfile.write(path, soundfile.read(path)[0] * factor, RATE, subtype="FLOAT")
+    return path
 
 
-def test_a_folder_is_compressed_and_restored_with_its_structure(tmp_path: Path, folder: Path, model_file: Path) -> None:
-    calls: list[tuple[Outcome, int, int]] = []
-    outcomes = compress_tree(folder, tmp_path / "out", model=model_file, progress=lambda *call: calls.append(call))
-    assert states(outcomes, folder) == TREE
-    assert list(states(outcomes, folder)) == list(TREE)
-    assert [(done, total) for _, done, total in calls] == [(n + 1, 5) for n in range(5)]
-    assert {outcome.source for outcome, _, _ in calls} == {outcome.source for outcome in outcomes}
-    written = {str(path.relative_to(tmp_path / "out")) for path in (tmp_path / "out").rglob("*") if path.is_file()}
-    assert written == {"one.codec", "deep/er/two.codec", "deep/same.codec"}
-
-    again = states(compress_tree(folder, tmp_path / "out", model=model_file), folder)
-    assert again == {name: "skipped" if state == "done" else state for name, state in TREE.items()}
-    assert states(compress_tree(folder, tmp_path / "out", model=model_file, force=True), folder) == TREE
-
-    back = decompress_tree(tmp_path / "out", tmp_path / "back", model=model_file)
-    assert set(states(back, tmp_path / "out").values()) == {"done"}
-    assert soundfile.info(tmp_path / "back" / "deep" / "er" / "two.wav").frames == 600
-    assert soundfile.info(tmp_path / "back" / "deep" / "er" / "two.wav").channels == 2
-    back = decompress_tree(tmp_path / "out", tmp_path / "back", model=model_file)
-    assert set(states(back, tmp_path / "out").values()) == {"skipped"}
+def test_peaks_of_the_source_are_reported(noise: Path) -> None:
+    model = tiny_model()
+    assert codec.encode_file(noise, model=model).notes == ()
+    (note,) = codec.encode_file(scaled(noise, 3), model=model, force=True).notes
+    assert "peaks at +8.6 dBFS" in note
+    assert "clipped at +0.4 dBFS" in note
+    (note,) = codec.encode_file(scaled(noise, 32768 / 3), model=model, force=True).notes
+    assert "as if it held integers: divide its samples by 32768" in note
 
 
-def test_a_partly_restored_file_is_not_skipped(tmp_path: Path, model_file: Path) -> None:
-    compress(tones(tmp_path / "in" / "a.wav", time=20000), tmp_path / "in" / "a.codec", model=model_file)
-    data = (tmp_path / "in" / "a.codec").read_bytes()
-    (tmp_path / "in" / "a.codec").write_bytes(data[:-30])
-    (first,) = decompress_tree(tmp_path / "in", tmp_path / "out", model=model_file)
-    assert isinstance(first.error, DamagedFile)
-    assert (tmp_path / "out" / "a.wav").exists()
-    (second,) = decompress_tree(tmp_path / "in", tmp_path / "out", model=model_file)
-    assert isinstance(second.error, StorageError)
-    (tmp_path / "in" / "a.codec").write_bytes(data)
-    (third,) = decompress_tree(tmp_path / "in", tmp_path / "out", model=model_file, force=True)
-    assert third.report is not None
-    assert soundfile.info(tmp_path / "out" / "a.wav").frames == 20000
+def loud(model: Codec, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have the decoder give a constant of 1.04, within the model's limit."""
+    push = StreamDecoder.push
+    monkeypatch.setattr(StreamDecoder, "push", lambda self, codes: push(self, codes) * 0 + 1.04)
 
 
-def test_the_default_target_is_beside_the_source(tmp_path: Path, model_file: Path) -> None:
-    tones(tmp_path / "deep" / "a.flac")
-    compress_tree(tmp_path, model=model_file)
-    decompress_tree(tmp_path, model=model_file)
-    assert {path.name for path in (tmp_path / "deep").iterdir()} == {"a.flac", "a.codec", "a.wav"}
+def test_clipping_is_counted_and_floats_keep_the_peaks(noise: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tiny_model()
+    codec.encode_file(noise, model=model)
+    loud(model, monkeypatch)
+    report = codec.decode_file(noise.with_suffix(".codec"), noise.with_name("b.wav"), model=model)
+    (note,) = report.notes
+    assert "samples clipped at a peak of +0.34 dBFS (--subtype FLOAT keeps them)" in note
+    assert soundfile.read(noise.with_name("b.wav"))[0].max() == 32767 / 32768
+    out = noise.with_name("c.wav")
+    report = codec.decode_file(noise.with_suffix(".codec"), out, model=model, subtype="FLOAT")
+    assert report.notes == ()
+    assert soundfile.info(out).subtype == "FLOAT"
+    assert np.isclose(soundfile.read(out)[0].max(), 1.04)
+    with pytest.raises(UsageError, match="WAV has no subtype LOUD: use one of"):
+        codec.decode_file(noise.with_suffix(".codec"), noise.with_name("d.wav"), model=model, subtype="LOUD")
+    assert not noise.with_name("d.wav").exists()
 
 
-@pytest.mark.slow
-def test_two_jobs_write_the_same_files_as_one(tmp_path: Path, folder: Path, model_file: Path) -> None:
-    (folder / "cut.codec").write_bytes(b"\x89CDC")
-    assert states(compress_tree(folder, tmp_path / "one", model=model_file), folder) == TREE
-    outcomes = compress_tree(folder, tmp_path / "two", model=model_file, jobs=2)
-    assert states(outcomes, folder) == TREE
-    for path in (tmp_path / "one").rglob("*.codec"):
-        assert path.read_bytes() == (tmp_path / "two" / path.relative_to(tmp_path / "one")).read_bytes()
-
-
-def killed_once(model: Path, source: Path, target: Path) -> compression.Report:
-    """Compress a file; the first time it is number 3, kill the process before it can report."""
-    report = compress(source, target, model=model)
-    begun = target.with_suffix(".begun")
-    if source.stem == "3" and not begun.exists():
-        begun.touch()
-        os.kill(os.getpid(), signal.SIGKILL)
-    return report
-
-
-@pytest.mark.filterwarnings("ignore")  # Ray's own
-@pytest.mark.parametrize("engine", ["local", "ray"])
-def test_every_file_is_written_once_when_a_process_is_killed(
-    tmp_path: Path, model_file: Path, ray_cluster: str, engine: Engine
-) -> None:
-    pairs = [(tones(tmp_path / f"{n}.wav", time=900 + n), tmp_path / f"{engine}/{n}.codec") for n in range(8)]
-    work, is_done = partial(killed_once, model_file), partial(compression._is_compressed, force=False)
-    outcomes = compression._run(pairs, work, is_done=is_done, jobs=2, engine=engine, progress=None)
-    assert [outcome.error for outcome in outcomes] == [None] * 8
-    assert outcomes[3].report is None  # done by the process that was killed
-    assert sum(outcome.report is not None for outcome in outcomes) >= 6
-    assert (tmp_path / engine / "3.begun").exists()
-    for source, target in pairs:
-        compress(source, tmp_path / "again.codec", model=model_file, force=True)
-        assert target.read_bytes() == (tmp_path / "again.codec").read_bytes()
-
-
-@pytest.mark.parametrize("tree", [compress_tree, decompress_tree])
-def test_invalid_folders_and_options_raise(
-    tmp_path: Path, model_file: Path, tree: Callable[..., list[Outcome]]
-) -> None:
-    with pytest.raises(InputNotFound, match="missing"):
-        tree(tmp_path / "missing", model=model_file)
-    with pytest.raises(InputNotFound, match="looked for"):
-        tree(tmp_path, model=model_file)
-    source = tones(tmp_path / "a.wav")
-    compress(source, tmp_path / "a.codec", model=model_file)
-    with pytest.raises(StorageError, match="is a file"):
-        tree(tmp_path, source, model=model_file)
-    with pytest.raises(UsageError, match="takes one file"):
-        tree(tmp_path, "-", model=model_file)
-    with pytest.raises(UnknownModel):
-        tree(tmp_path, model="no-such-model")
-    with pytest.raises(UsageError, match="0 jobs"):
-        tree(tmp_path, model=model_file, jobs=0)
-
-
-def test_an_unexpected_exception_does_not_stop_the_folder(
-    tmp_path: Path, model_file: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    tones(tmp_path / "a.wav")
-    tones(tmp_path / "b.wav")
-    monkeypatch.setattr(compression, "_header", lambda *_: 1 / 0)
-    outcomes = compress_tree(tmp_path, model=model_file)
-    assert [str(outcome.error) for outcome in outcomes] == [
-        "ZeroDivisionError: division by zero",
-        "ZeroDivisionError: division by zero",
-    ]
-    assert all(isinstance(outcome.error, CodecError) for outcome in outcomes)
+def test_a_codec_file_under_the_name_of_audio_is_refused(noise: Path) -> None:
+    with pytest.raises(UsageError, match=r"out.mp3 would be a .codec file under the name of an audio file"):
+        codec.encode_file(noise, noise.with_name("out.mp3"), model=tiny_model())
+    assert not noise.with_name("out.mp3").exists()

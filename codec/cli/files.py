@@ -11,48 +11,62 @@ from codec.cli.options import (
     MODEL,
     DeviceOption,
     EngineOption,
+    FFmpegOption,
     ForceOption,
     JobsOption,
     ModelOption,
+    QuietOption,
     SubtypeOption,
     check_sink,
+    duration,
     one_line,
+    plural,
     progress_bar,
     say,
+    unread_note,
 )
 from codec.errors import UsageError
 
 if TYPE_CHECKING:
-    from codec.compression import Outcome, Report
+    from collections.abc import Callable
+
+    from codec.compression import Report
+    from codec.folders import Outcome
 
 
-def _named(source: str) -> str:
-    if not source:  # because Path("") is the working directory
+def _named(inputs: list[str]) -> list[str]:
+    if "" in inputs:  # because Path("") is the working directory
         raise UsageError("INPUT is an empty name: name a file, a folder (. is the working directory), or -")
-    return source
+    return inputs
 
 
-Input = Annotated[
-    str,
+Inputs = Annotated[
+    list[str],
     typer.Argument(
         metavar="INPUT",
-        help="File or folder; - for standard input.",
+        help="Files and folders; - for standard input. The second of two names is OUTPUT, the file or folder to write; "
+        "by default it is beside INPUT; - for standard output.",
         callback=_named,
     ),
 ]
-Output = Annotated[
+OutputOption = Annotated[
     str | None,
-    typer.Argument(
+    typer.Option(
+        "--output",
+        "-o",
         metavar="OUTPUT",
-        help="File or folder; - for standard output.",
-        show_default="beside INPUT",
+        help="OUTPUT of several inputs: a folder, made if it is missing.",
+        rich_help_panel=INPUT_OUTPUT,
     ),
 ]
 
 
 def encode(
-    source: Input,
-    output: Output = None,
+    inputs: Inputs,
+    output: OutputOption = None,
+    use_ffmpeg: FFmpegOption = False,
+    force: ForceOption = False,
+    quiet: QuietOption = False,
     model: ModelOption = pretrained.DEFAULT,
     bitrate: Annotated[
         float | None,
@@ -70,51 +84,50 @@ def encode(
     device: DeviceOption = "auto",
     jobs: JobsOption = 1,
     engine: EngineOption = "local",
-    force: ForceOption = False,
 ) -> None:
-    """Compress a recording, or every recording in a folder, to .codec files.
+    """Compress recordings, or every recording in a folder, to .codec files.
 
-    Example: codec encode song.flac song.codec --bitrate 6
+    Example: codec encode song.flac song.codec --bitrate 6, or codec encode *.flac -o coded/
     """
-    from codec.compression import compress, compress_tree
+    from codec.compression import compress
+    from codec.folders import compress_tree
+    from codec.io.audio import is_audio_path
 
-    if Path(source).is_dir():
+    inputs, output = _split(inputs, output, is_input=is_audio_path)
+    if _are_many(inputs):
         with progress_bar("encoding") as show:
             outcomes = compress_tree(
-                source,
+                _one_or_all(inputs),
                 output,
                 model=model,
                 num_codebooks=num_codebooks,
                 bitrate=bitrate,
+                use_ffmpeg=use_ffmpeg,
                 force=force,
                 device=device,
                 jobs=jobs,
                 engine=engine,
                 progress=lambda _, done, total: show(done, total),
             )
-        _print_outcomes(outcomes)
+        _print_outcomes(outcomes, unread="" if use_ffmpeg else unread_note(inputs), quiet=quiet)
     else:
-        target = _target(source, output, ".codec")
-        _print_report(
-            compress(
-                source, target, model=model, num_codebooks=num_codebooks, bitrate=bitrate, force=force, device=device
-            )
+        (source,) = inputs
+        report = compress(
+            source,
+            _target(source, output, ".codec"),
+            model=model,
+            num_codebooks=num_codebooks,
+            bitrate=bitrate,
+            use_ffmpeg=use_ffmpeg,
+            force=force,
+            device=device,
         )
+        _print_report(report, quiet=quiet)
 
 
 def decode(
-    source: Input,
-    output: Output = None,
-    model: Annotated[
-        str | None,
-        typer.Option(
-            "--model",
-            "-m",
-            help="Model that wrote INPUT, as for codec encode.",
-            show_default="the shipped model that INPUT names",
-            rich_help_panel=MODEL,
-        ),
-    ] = None,
+    inputs: Inputs,
+    output: OutputOption = None,
     rate: Annotated[
         int | None,
         typer.Option(
@@ -130,24 +143,37 @@ def decode(
         str,
         typer.Option(
             "--format",
-            help="Format of the files of a folder: wav, flac, ogg, mp3, ...",
+            help="Format of the files of a folder or of several inputs: wav, flac, ogg, mp3, ...",
             rich_help_panel=INPUT_OUTPUT,
         ),
     ] = "wav",
+    force: ForceOption = False,
+    quiet: QuietOption = False,
+    model: Annotated[
+        str | None,
+        typer.Option(
+            "--model",
+            "-m",
+            help="Model that wrote INPUT, as for codec encode.",
+            show_default="the shipped model that INPUT names",
+            rich_help_panel=MODEL,
+        ),
+    ] = None,
     device: DeviceOption = "auto",
     jobs: JobsOption = 1,
-    force: ForceOption = False,
 ) -> None:
-    """Restore a recording from a .codec file, or every .codec file in a folder.
+    """Restore recordings from .codec files, or from every .codec file in a folder.
 
     The suffix of OUTPUT selects the audio format. Example: codec decode song.codec song.wav
     """
-    from codec.compression import decompress, decompress_tree
+    from codec.compression import decompress
+    from codec.folders import decompress_tree, is_codec_path
 
-    if Path(source).is_dir():
+    inputs, output = _split(inputs, output, is_input=is_codec_path)
+    if _are_many(inputs):
         with progress_bar("decoding") as show:
             outcomes = decompress_tree(
-                source,
+                _one_or_all(inputs),
                 output,
                 model=model,
                 rate=rate,
@@ -158,10 +184,12 @@ def decode(
                 jobs=jobs,
                 progress=lambda _, done, total: show(done, total),
             )
-        _print_outcomes(outcomes)
+        _print_outcomes(outcomes, quiet=quiet)
     else:
+        (source,) = inputs
         target = _target(source, output, ".wav")
-        _print_report(decompress(source, target, model=model, rate=rate, subtype=subtype, force=force, device=device))
+        report = decompress(source, target, model=model, rate=rate, subtype=subtype, force=force, device=device)
+        _print_report(report, quiet=quiet)
 
 
 def sample(
@@ -183,6 +211,23 @@ def sample(
         writer.write(synthesize())
 
 
+def _split(names: list[str], output: str | None, *, is_input: "Callable[[str], bool]") -> tuple[list[str], str | None]:
+    """The inputs and the output: without --output, the second of two names is the output, if it may be one."""
+    if output is not None or len(names) == 1:
+        return names, output
+    if len(names) > 2 or (names[0] != names[1] and is_input(names[1]) and Path(names[1]).is_file()):
+        raise UsageError(f"{len(names)} inputs need a folder for their outputs: name it with -o, for example -o coded/")
+    return names[:1], names[1]
+
+
+def _are_many(inputs: list[str]) -> bool:
+    return len(inputs) > 1 or Path(inputs[0]).is_dir()
+
+
+def _one_or_all(inputs: list[str]) -> str | list[str]:
+    return inputs if len(inputs) > 1 else inputs[0]
+
+
 def _target(source: str, output: str | None, suffix: str) -> str:
     from codec.compression import target_of
 
@@ -191,25 +236,29 @@ def _target(source: str, output: str | None, suffix: str) -> str:
     return output
 
 
-def _print_report(report: "Report") -> None:
+def _print_report(report: "Report", *, quiet: bool) -> None:
+    if quiet:
+        return
     say(
-        f"{report.source} -> {report.target}: {report.seconds:.2f} s, {report.compressed_bytes} bytes compressed, "
+        f"{report.source} -> {report.target}: {duration(report.seconds)}, {report.compressed_bytes} bytes compressed, "
         f"{report.bitrate:.2f} kbit/s, {report.speed:.0f} × real time"
     )
     for note in report.notes:
         say(f"note: {note}")
 
 
-def _print_outcomes(outcomes: "list[Outcome]") -> None:
+def _print_outcomes(outcomes: "list[Outcome]", *, unread: str = "", quiet: bool) -> None:
     """Print a summary and the failures; exit with status 1 if there are any."""
     reports = [outcome.report for outcome in outcomes if outcome.report]
     failures = [outcome for outcome in outcomes if outcome.error]
-    skipped = len(outcomes) - len(reports) - len(failures)
-    seconds = sum(report.seconds for report in reports)
-    say(f"{len(reports)} done ({seconds:.1f} s of audio), {skipped} skipped, {len(failures)} failed")
-    for report in reports:
-        for note in report.notes:
-            say(f"  note: {note}")
+    already = len(outcomes) - len(reports) - len(failures)
+    parts = [f"{plural(len(reports), 'file')}, {duration(sum(report.seconds for report in reports))}"]
+    parts += [f"{already} already there"] * bool(already) + [f"{len(failures)} failed"] * bool(failures)
+    if not quiet:
+        say("; ".join([*parts, unread] if unread else parts))
+        for report in reports:
+            for note in report.notes:
+                say(f"  note: {note}")
     for failure in failures:
         say(f"  {failure.source}: {one_line(failure.error)}")
     if failures:

@@ -1,8 +1,10 @@
 """Options and messages that the commands share."""
 
 import sys
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
@@ -70,6 +72,15 @@ ForceOption = Annotated[
     bool,
     typer.Option("--force", "-f", help="Overwrite existing output files.", rich_help_panel=INPUT_OUTPUT),
 ]
+FFmpegOption = Annotated[
+    bool,
+    typer.Option(
+        "--ffmpeg",
+        help="Decode what libsndfile does not read (.m4a, .webm, .wma, ...) with the program ffmpeg.",
+        rich_help_panel=INPUT_OUTPUT,
+    ),
+]
+QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="Print errors only.", rich_help_panel=INPUT_OUTPUT)]
 JSONOption = Annotated[bool, typer.Option("--json", help="Print JSON.", rich_help_panel=INPUT_OUTPUT)]
 
 
@@ -98,6 +109,27 @@ def check_sink(output: str) -> None:
         raise UsageError("standard output is closed: name an OUTPUT file, or redirect the data with > or |")
     if output == "-" and sys.stdout.isatty():
         raise UsageError("standard output is a terminal: name an OUTPUT file, or redirect the data with > or |")
+
+
+def duration(seconds: float) -> str:
+    """A duration as people say it: 1.40 s, 6 min 57 s, 2 h 5 min."""
+    if seconds < 59.995:
+        return f"{seconds:.2f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
+
+
+def plural(count: int, noun: str) -> str:
+    """A number and its noun: 1 file, 2 files."""
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
+
+
+def unread_note(sources: Iterable[str | Path], *, option: bool = True) -> str:
+    """What needs ffmpeg in the folders among `sources`, in one line; empty if nothing does."""
+    from codec.io import ffmpeg
+
+    found = (ffmpeg.unread(source) for source in sources if Path(source).is_dir())
+    return ffmpeg.unread_note(sum(found, Counter()), option=option)
 
 
 def one_line(error: BaseException | str | None) -> str:

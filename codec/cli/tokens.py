@@ -11,12 +11,15 @@ from codec.cli.options import (
     MODEL,
     DeviceOption,
     EngineOption,
+    FFmpegOption,
     ForceOption,
     JobsOption,
     ModelOption,
+    duration,
     one_line,
     progress_bar,
     say,
+    unread_note,
 )
 
 MAX_LISTED = 20  # notes and failures that are listed
@@ -48,6 +51,7 @@ def tokenize(
             rich_help_panel=INPUT_OUTPUT,
         ),
     ] = None,
+    use_ffmpeg: FFmpegOption = False,
     device: DeviceOption = "auto",
     jobs: JobsOption = 1,
     engine: EngineOption = "local",
@@ -58,6 +62,7 @@ def tokenize(
     Example: codec tokenize recordings/ --out tokens/ --codebooks 8
     """
     from codec.data import tokenize as tokenizer
+    from codec.data.clips import MANIFEST
 
     with progress_bar("tokenizing") as show:
         report = tokenizer.tokenize(
@@ -66,6 +71,7 @@ def tokenize(
             model=model,
             num_codebooks=num_codebooks,
             level_db=level,
+            use_ffmpeg=use_ffmpeg,
             force=force,
             device=device,
             jobs=jobs,
@@ -73,9 +79,12 @@ def tokenize(
             progress=show,
         )
     say(
-        f"{report.clips} clips encoded ({report.seconds:.1f} s of audio), {report.already_encoded} already encoded, "
+        f"{report.clips} clips encoded ({duration(report.seconds)}), {report.already_encoded} already encoded, "
         f"{len(report.failures)} failed; {report.shards} shards, {report.speed:.0f} × real time"
     )
+    lists_clips = (source / MANIFEST).is_file()
+    if not (use_ffmpeg or lists_clips) and (unread := unread_note([source])):
+        say(f"  {unread}")
     for note in report.notes[:MAX_LISTED]:
         say(f"  {one_line(note)}")
     if len(report.notes) > MAX_LISTED:

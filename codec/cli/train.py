@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from codec.cli.options import INPUT_OUTPUT, MODEL, TRAINING, DeviceOption, say
+from codec.cli.options import INPUT_OUTPUT, MODEL, TRAINING, DeviceOption, say, unread_note
 from codec.errors import UsageError
 
 if TYPE_CHECKING:
@@ -128,9 +128,12 @@ def _train_codec(
     device: str | None,
     dry_run: bool,
 ) -> None:
+    from codec.data.clips import MANIFEST
     from codec.training.codec import dry_run as estimates
     from codec.training.codec import task
 
+    if data is not None and not (data / MANIFEST).is_file() and (unread := unread_note([data], option=False)):
+        say(unread)
     if dry_run or data is None:
         typer.echo(estimates.report(estimates.estimate(recipe, data=data, device=device)))
     else:

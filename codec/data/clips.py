@@ -16,6 +16,7 @@ import os
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any, TextIO
 
@@ -24,6 +25,7 @@ import numpy as np
 from codec.conditions import KINDS, Conditions
 from codec.errors import ConfigError, InputNotFound, UnsupportedAudio
 from codec.frames import resampled_length
+from codec.io import ffmpeg
 from codec.io.audio import Block, Resampler, is_audio_path, open_reader
 from codec.io.mixdown import Note, with_channels
 from codec.io.storage import atomic_output, walk
@@ -61,13 +63,14 @@ class Clip(Conditions):
             return None
 
 
-def clips(source: Path) -> Iterator[Clip]:
+def clips(source: Path, *, use_ffmpeg: bool = False) -> Iterator[Clip]:
     """Yield the clips of a folder or manifest, in a fixed order and in constant memory.
 
     In a folder, the set of a clip is the first folder of its path, or the second if the first is named as a split; its
     label is the name of the folder it is in. If the folder holds `manifest.jsonl`, that is read instead. Hidden files
-    are skipped, links are followed. From lhotse manifests, recordings and plain cuts of local files are read if they
-    have all channels, because channels are averaged; relative paths start from the working directory, as in lhotse.
+    are skipped, links are followed; with `use_ffmpeg`, files that only ffmpeg reads are taken too. From lhotse
+    manifests, recordings and plain cuts of local files are read if they have all channels, because channels are
+    averaged; relative paths start from the working directory, as in lhotse.
 
     Raises:
         InputNotFound: no such folder or manifest, or no clips in it. The files of the clips are not checked.
@@ -75,14 +78,15 @@ def clips(source: Path) -> Iterator[Clip]:
     """
     empty = True
     if source.is_dir() and not (source / MANIFEST).is_file():
-        found = _in_folder(source)
+        found = _in_folder(source, use_ffmpeg=use_ffmpeg)
     else:
         found = _in_manifest(source / MANIFEST if source.is_dir() else source)
     for clip in found:
         empty = False
         yield clip
     if empty:
-        raise InputNotFound(f"{source} holds no audio files: name a folder or a manifest that does")
+        unread = ffmpeg.unread_note(ffmpeg.unread(source)) if source.is_dir() else ""
+        raise InputNotFound(f"{source} holds no audio files: {unread or 'name a folder or a manifest that does'}")
 
 
 def root_of(source: Path) -> Path:
@@ -188,8 +192,8 @@ def clip_audio(
 # folders
 
 
-def _in_folder(root: Path) -> Iterator[Clip]:
-    for path in walk(root, is_audio_path):
+def _in_folder(root: Path, *, use_ffmpeg: bool) -> Iterator[Clip]:
+    for path in walk(root, partial(is_audio_path, use_ffmpeg=use_ffmpeg)):
         *folders, _ = path.split("/")
         split = folders.pop(0) if folders and folders[0] in SPLITS else None
         first, label = (folders[0], folders[-1]) if folders else ("", None)

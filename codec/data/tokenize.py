@@ -52,6 +52,7 @@ from codec.errors import (
     UsageError,
     WeightsMismatch,
 )
+from codec.io import ffmpeg
 from codec.io.audio import AudioReader, Block, Resampler, open_reader
 from codec.io.level import LevelMeter, check_level, gain_to
 from codec.io.mixdown import Mixdown, Note
@@ -116,6 +117,7 @@ def tokenize(
     model: str | Path = pretrained.DEFAULT,
     num_codebooks: int | None = None,
     level_db: float | None = None,
+    use_ffmpeg: bool = False,
     force: bool = False,
     device: str = "cpu",
     jobs: int = 1,
@@ -125,14 +127,15 @@ def tokenize(
     """Encode every clip of `source`, as `codec.data.clips` finds them, to a token store in the folder `target`.
 
     Channels are averaged, unless they cancel (`codec.io.mixdown`). With `level_db`, from -60 to 0, every clip is scaled
-    before it is encoded, so that the RMS of its loud part (`codec.io.level`) is `level_db` dBFS. An existing store is
-    resumed: complete shards are kept, and in shards with failures the clips that did not fail. `force` starts over. A
-    clip that cannot be read does not stop the others; it is listed in the report and in its shard's lines. `jobs` and
-    `engine` as in `codec.parallel.each`.
+    before it is encoded, so that the RMS of its loud part (`codec.io.level`) is `level_db` dBFS. With `use_ffmpeg`, the
+    program ffmpeg decodes what libsndfile does not read. An existing store is resumed: complete shards are kept, and in
+    shards with failures the clips that did not fail. `force` starts over. A clip that cannot be read does not stop the
+    others; it is listed in the report and in its shard's lines. `jobs` and `engine` as in `codec.parallel.each`.
 
     Raises:
         InputNotFound, ConfigError: as `clips`; two clips have the same id; another process writes to `target`.
         UnknownModel, UsageError: no such model, no such number of codebooks, or a level out of range.
+        MissingDependency: there is no ffmpeg.
         WeightsMismatch: `target` was made by other weights.
         StorageError: `target` has other codebooks or another level, is of another corpus (an encoded file has another
             size now) or is not a store, or cannot be written.
@@ -143,9 +146,11 @@ def tokenize(
     card = pretrained.describe(model).as_codec()
     num_codebooks = _check_codebooks(card, num_codebooks)
     level_db = check_level(level_db)
+    if use_ffmpeg:
+        ffmpeg.check_installed()
     with _locked_store(folder):
         with atomic_output(folder / "clips.jsonl", force=True) as file:
-            corpus, count, seconds = _list_clips(Path(source), file)
+            corpus, count, seconds = _list_clips(clips(Path(source), use_ffmpeg=use_ffmpeg), str(source), file)
             metadata = _model_metadata(card, num_codebooks, level_db) | corpus
             if force:
                 _remove_store(folder)
@@ -164,7 +169,7 @@ def tokenize(
             with atomic_output(folder / "store.json", force=True) as file:
                 file.write(json.dumps(metadata).encode())
             all_written = True
-            work = partial(_encode_shard, folder, model, card, num_codebooks, level_db, device)
+            work = partial(_encode_shard, folder, model, card, num_codebooks, level_db, use_ffmpeg, device)
             for span, result in each(work, spans, jobs=jobs, engine=engine, gpu=device == "cuda"):
                 if isinstance(result, CodecError):
                     all_written = False
@@ -230,13 +235,13 @@ def _remove_store(folder: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def _list_clips(source: Path, file: BinaryIO) -> tuple[dict[str, Any], int, float]:
+def _list_clips(found: Iterable[Clip], source: str, file: BinaryIO) -> tuple[dict[str, Any], int, float]:
     """Write clips.jsonl; return the corpus's part of store.json, the number of clips and their estimated seconds."""
     digest, sizes = hashlib.sha256(), hashlib.sha256()
     names: dict[str, set[str]] = {kind: set() for kind in LISTS}
     ids: set[int] = set()  # hashes, because there may be millions
     seconds = 0.0
-    for clip in clips(source):
+    for clip in found:
         if (key := hash_id(clip.id)) in ids:
             raise ConfigError(f"{source} has two clips {clip.id}: remove one, or give each its own path or start")
         ids.add(key)
@@ -398,6 +403,7 @@ def _encode_shard(
     card: CodecCard,
     num_codebooks: int,
     level_db: float | None,
+    use_ffmpeg: bool,
     device: str,
     span: ShardSpan,
 ) -> ShardResult:
@@ -419,7 +425,7 @@ def _encode_shard(
         )
     old = path.read_bytes() if before else b""
     with atomic_output(path, force=True) as file:
-        shard = _ShardWriter(file, codec, num_codebooks, dtype, level_db=level_db)
+        shard = _ShardWriter(file, codec, num_codebooks, dtype, level_db=level_db, use_ffmpeg=use_ffmpeg)
         for (clip, _), row in zip(todo, before or repeat(None, len(todo)), strict=True):
             if isinstance(row, Row):
                 first = row.first * frame_bytes
@@ -480,7 +486,14 @@ class _ShardWriter:
     """
 
     def __init__(
-        self, file: BinaryIO, model: Codec, num_codebooks: int, dtype: np.dtype[Any], *, level_db: float | None
+        self,
+        file: BinaryIO,
+        model: Codec,
+        num_codebooks: int,
+        dtype: np.dtype[Any],
+        *,
+        level_db: float | None,
+        use_ffmpeg: bool,
     ) -> None:
         self.rows: list[Row | Failure] = []
         self.samples = 0
@@ -489,6 +502,7 @@ class _ShardWriter:
         self._model = model
         self._num_codebooks = num_codebooks
         self._level_db = level_db
+        self._use_ffmpeg = use_ffmpeg
         self._dtype = dtype
         self._frames = 0
         self._batch: list[tuple[Clip, Block]] = []
@@ -505,7 +519,7 @@ class _ShardWriter:
         """Append a clip to encode; one that cannot be read becomes a Failure."""
         rate = self._model.frame_spec.sample_rate
         notes: list[str] = []
-        blocks = _blocks(clip, rate, notes.append)
+        blocks = _blocks(clip, rate, notes.append, use_ffmpeg=self._use_ffmpeg)
         read: list[Block] = []
         try:
             for block in blocks:
@@ -516,7 +530,8 @@ class _ShardWriter:
                         self._stream(clip, chain(read, blocks))
                     else:
                         gain = _measure_gain(chain(read, blocks), self._level_db, rate)
-                        self._stream(clip, (gain * block for block in _blocks(clip, rate)))
+                        again = _blocks(clip, rate, use_ffmpeg=self._use_ffmpeg)
+                        self._stream(clip, (gain * block for block in again))
                     self.notes += notes
                     return
             audio = np.concatenate(read, axis=1)
@@ -588,10 +603,10 @@ def _measure_gain(blocks: Iterable[Block], level_db: float, rate: int) -> np.flo
     return meter.gain(level_db)
 
 
-def _blocks(clip: Clip, rate: int, note: Note | None = None) -> Iterator[Block]:
+def _blocks(clip: Clip, rate: int, note: Note | None = None, *, use_ffmpeg: bool = False) -> Iterator[Block]:
     """The audio of a clip at `rate` Hz in blocks [1, time], channels mixed down."""
     with ExitStack() as files:
-        reader = files.enter_context(open_reader(clip.path))
+        reader = files.enter_context(open_reader(clip.path, use_ffmpeg=use_ffmpeg))
         resampler = Resampler(reader.rate, rate, 1, label=reader.label)
         blocks = _native_blocks(clip, reader)
         mixdown = Mixdown(reader.channels)
@@ -601,7 +616,7 @@ def _blocks(clip: Clip, rate: int, note: Note | None = None) -> Iterator[Block]:
                 mixdown.push(block)
                 if len(first) < KEPT_BLOCKS:
                     first.append(block)
-            again = _native_blocks(clip, files.enter_context(open_reader(clip.path)))
+            again = _native_blocks(clip, files.enter_context(open_reader(clip.path, use_ffmpeg=use_ffmpeg)))
             blocks = chain(first, islice(again, len(first), None))
             mixdown.say(reader.label, note)
         sounds = False

@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 
 from codec.errors import InputNotFound, StorageError, UnsupportedAudio, UsageError
 from codec.frames import resampled_length
-from codec.io import mpeg, riff
+from codec.io import ffmpeg, mpeg, riff
 from codec.io.mixdown import mixed_down
 from codec.io.pieces import Pieces
 from codec.io.storage import COPY_BYTES, atomic_output, is_device, raw_stdout, storing, write_all
@@ -53,7 +53,25 @@ _FORMATS = {
 }
 # Suffixes of audio files in folders, without headerless formats (.raw, .gsm) and .mat, which mostly is not audio.
 AUDIO_SUFFIXES = frozenset(_FORMATS) | frozenset(
-    (".aifc", ".avr", ".iff", ".nist", ".opus", ".paf", ".pvf", ".sf", ".snd", ".sph", ".svx", ".voc", ".wve", ".xi")
+    (
+        ".aifc",
+        ".avr",
+        ".iff",
+        ".mp1",
+        ".mp2",
+        ".mpga",
+        ".nist",
+        ".opus",
+        ".paf",
+        ".pvf",
+        ".sf",
+        ".snd",
+        ".sph",
+        ".svx",
+        ".voc",
+        ".wve",
+        ".xi",
+    )
 )
 _32_BIT_FORMATS = ("AIFF", "AU", "WAV", "WAVEX")  # their headers cannot state sizes over 4 GiB
 _32_BIT_LIMIT = 2**32 - 2**16  # bytes; the margin is for chunks other than the samples
@@ -72,9 +90,10 @@ SETTLING = {"VORBIS": 16384, "MPEG_LAYER_III": 4096}
 samples wrongly, and near the end of a file it may be at another position (findings/vorbis_seek.sh)."""
 
 
-def is_audio_path(path: str | Path) -> bool:
-    """Whether the suffix is that of an audio file; the file is not opened."""
-    return Path(path).suffix.lower() in AUDIO_SUFFIXES
+def is_audio_path(path: str | Path, *, use_ffmpeg: bool = False) -> bool:
+    """Whether the suffix is that of an audio file for libsndfile, or for ffmpeg if asked; the file is not opened."""
+    suffix = Path(path).suffix.lower()
+    return suffix in AUDIO_SUFFIXES or (use_ffmpeg and suffix in ffmpeg.SUFFIXES)
 
 
 class _Sequential(soundfile.SoundFile):  # type: ignore[misc]
@@ -136,8 +155,9 @@ class AudioReader:
         try:
             return _Sequential(descriptor if self._stream is None else self._stream, closefd=False)
         except soundfile.LibsndfileError as error:
+            also = " (encode and tokenize take --ffmpeg)" if Path(self.label).suffix.lower() in ffmpeg.SUFFIXES else ""
             raise UnsupportedAudio(
-                f"{self.label} is not audio that libsndfile can read: convert it to WAV or FLAC first"
+                f"{self.label} is not audio that libsndfile can read: convert it to WAV or FLAC first{also}"
             ) from error
 
     def __enter__(self) -> Self:
@@ -267,17 +287,23 @@ class AudioReader:
 
 
 @contextmanager
-def open_reader(path: str | Path | bytes) -> Iterator[AudioReader]:
+def open_reader(path: str | Path | bytes, *, use_ffmpeg: bool = False) -> Iterator[AudioReader]:
     """Open any file that libsndfile reads; `-` is standard input, bytes are a file's content.
 
-    Standard input and pipes go to a temporary file on disk first, because most formats need seeking.
-    Raises InputNotFound, UnsupportedAudio, and StorageError where the temporary file does not fit.
+    Standard input and pipes go to a temporary file on disk first, because most formats need seeking. With `use_ffmpeg`,
+    the program ffmpeg decodes what libsndfile does not read to a temporary file.
+    Raises InputNotFound, UnsupportedAudio, MissingDependency, and StorageError where the temporary file does not fit.
     """
     label = "the data" if isinstance(path, bytes) else "standard input" if str(path) == "-" else str(path)
-    with _seekable_input(path, label) as file:
+    with ExitStack() as stack:
+        file = stack.enter_context(_seekable_input(path, label))
         size = os.fstat(file.fileno()).st_size
         if size == 0:
             raise UnsupportedAudio(f"{label} is empty (0 bytes): record or copy it again")
+        if use_ffmpeg and not _libsndfile_reads(file):
+            name = path if isinstance(path, str | Path) and Path(path).is_file() else None
+            file = stack.enter_context(ffmpeg.decoded(file, name, label))
+            size = os.fstat(file.fileno()).st_size
         if (count := riff.joined(file)) > 1:
             raise UnsupportedAudio(
                 f"{label} holds {count} WAV files one after another, and others read only the first: split it, or "
@@ -292,6 +318,14 @@ def open_reader(path: str | Path | bytes) -> Iterator[AudioReader]:
                     "convert it to FLAC, W64 or RF64 first"
                 )
             yield reader
+
+
+def _libsndfile_reads(file: BinaryIO) -> bool:
+    try:
+        AudioReader(file, "").__exit__()
+    except UnsupportedAudio:
+        return False
+    return True
 
 
 def without_samples(label: str) -> UnsupportedAudio:

@@ -163,24 +163,25 @@ def locked_folder(folder: Path, job: str) -> Iterator[None]:
 def walk(folder: str | Path, accept: Callable[[str], bool]) -> Iterator[str]:
     """Yield the files below a folder whose name is accepted, as POSIX paths below it, sorted folder by folder.
 
-    Hidden files and folders are skipped. Links are followed; a link to a folder that contains it is not. Only the names
+    Hidden files and folders are skipped. Links are followed, but no link to a folder that contains it. Only the names
     of one chain of folders are in memory. Raises InputNotFound for a folder that cannot be read.
     """
     return _walk(folder, accept, "", ())
 
 
 def _walk(folder: str | Path, accept: Callable[[str], bool], prefix: str, parents: tuple[str, ...]) -> Iterator[str]:
+    real = os.path.realpath(folder)
+    if real in parents:  # a link to a folder above
+        return
     try:
         with os.scandir(folder) as listing:
             entries = sorted(listing, key=lambda entry: entry.name)
     except OSError as error:
         raise InputNotFound(f"{folder} cannot be read ({error.strerror}): check the permissions") from error
-    real = os.path.realpath(folder)
     for entry in entries:
         if entry.name.startswith("."):
             continue
         if entry.is_dir():
-            if real not in parents:
-                yield from _walk(entry.path, accept, f"{prefix}{entry.name}/", (*parents, real))
+            yield from _walk(entry.path, accept, f"{prefix}{entry.name}/", (*parents, real))
         elif accept(entry.name) and entry.is_file():
             yield prefix + entry.name

@@ -10,6 +10,7 @@ import pytest
 import soundfile
 
 from codec.checkpoint import save_model
+from codec.cli.options import duration
 from codec.compression import compress
 from codec.io.audio import read_audio
 from tests.cli.conftest import Cli
@@ -98,6 +99,45 @@ def test_into_a_folder(cli: Cli, recording: Path) -> None:
     assert Path("there/in.codec").is_file()
 
 
+def test_several_inputs(cli: Cli, recording: Path) -> None:
+    soundfile.write("b.flac", np.zeros(16_000), 16_000)
+    encoded = cli("encode", recording, "b.flac", "-o", "coded")
+    assert (encoded.code, encoded.err) == (0, "2 files, 1.70 s\n")
+    assert cli("decode", "coded/in.codec", "coded/b.codec", "-o", "back", "--format", "flac", "-q").err == ""
+    assert {path.name for path in Path("back").iterdir()} == {"in.flac", "b.flac"}
+    assert cli("encode", recording, "-o", "one.codec", "--quiet").err == ""
+    assert Path("one.codec").is_file()
+    for arguments, code, says in (
+        (["encode", recording, "b.flac", "c.wav"], 2, "3 inputs need a folder for their outputs"),
+        (["encode", recording, "b.flac", "-o", "-"], 2, "there are 2 inputs, and standard output takes one"),
+        (["encode", recording, "b.flac", "-o", "one.codec"], 8, "one.codec is a file, but there are 2 inputs"),
+        (["encode", recording, "-", "-o", "coded"], 2, "give it alone"),
+        (["encode", recording, "b.flac"], 2, "2 inputs need a folder for their outputs: name it with -o"),
+        (["decode", "one.codec", "coded/b.codec"], 2, "2 inputs need a folder"),
+        (["encode", recording, "missing.wav", "-o", "new", "-q"], 1, "  missing.wav: missing.wav does not exist"),
+    ):
+        result = cli(*arguments)
+        assert (result.code, result.err.count("\n")) == (code, 1)
+        assert says in result.err
+
+
+def test_files_that_are_not_read_are_counted(cli: Cli, recording: Path) -> None:
+    Path("set").mkdir()
+    recording.rename("set/in.wav")
+    for name in ("a.m4a", "b.m4a", "c.webm", "notes.txt"):
+        Path("set", name).write_bytes(b"data")
+    result = cli("encode", "set", "coded")
+    assert result.err == (
+        "1 file, 0.70 s; not read: 2 .m4a, 1 .webm (convert them to WAV or FLAC first, or pass --ffmpeg)\n"
+    )
+    assert "(encode and tokenize take --ffmpeg)" in cli("encode", "set/a.m4a").err
+
+
+def test_durations() -> None:
+    values = {1.404: "1.40 s", 59.999: "1 min 0 s", 417.4: "6 min 57 s", 7530: "2 h 5 min"}
+    assert {seconds: duration(seconds) for seconds in values} == values
+
+
 def test_invalid_names(cli: Cli, recording: Path) -> None:
     before = recording.read_bytes()
     Path("link.codec").symlink_to(recording)
@@ -158,13 +198,13 @@ def test_a_bad_file_does_not_stop_a_folder(cli: Cli, recording: Path) -> None:
     encoded = cli("encode", "album", "small")
     assert encoded.code == 1
     summary, failure = encoded.err.splitlines()
-    assert summary.startswith("2 done (1.4 s of audio), 0 skipped, 1 failed")
+    assert summary == "2 files, 1.40 s; 1 failed"
     assert failure.startswith("  album/bad.wav: ")
     assert sorted(str(path) for path in Path("small").rglob("*.codec")) == ["small/deep/two.codec", "small/one.codec"]
 
     Path("album/bad.wav").unlink()
     again = cli("encode", "album", "small")
-    assert (again.code, again.err) == (0, "0 done (0.0 s of audio), 2 skipped, 0 failed\n")
+    assert (again.code, again.err) == (0, "0 files, 0.00 s; 2 already there\n")
     decoded = cli("decode", "small", "back")
     assert decoded.code == 0
     assert soundfile.info("back/deep/two.wav").frames == 11_200

@@ -13,8 +13,10 @@ from codec.cli import main
 from tests.cli.conftest import Cli
 
 OPTIONS = {
-    "encode": "source output --model -m --bitrate --codebooks --device --jobs -j --engine --force -f",
-    "decode": "source output --model -m --rate --subtype --format --device --jobs -j --force -f",
+    "encode": (
+        "inputs --output -o --ffmpeg --force -f --quiet -q --model -m --bitrate --codebooks --device --jobs -j --engine"
+    ),
+    "decode": "inputs --output -o --rate --subtype --format --force -f --quiet -q --model -m --device --jobs -j",
     "info": "source --all --json",
     "sample": "output --force -f",
     "models": "--json",

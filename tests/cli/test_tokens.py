@@ -21,12 +21,12 @@ def corpus(recording: Path) -> Path:
 def test_a_folder_becomes_a_store(cli: Cli, corpus: Path) -> None:
     result = cli("tokenize", corpus, "--out", "store", "--codebooks", 2)
     assert (result.code, result.out) == (0, b"")
-    assert result.err.startswith("3 clips encoded (2.1 s of audio), 0 already encoded, 0 failed; 1 shards, ")
+    assert result.err.startswith("3 clips encoded (2.10 s), 0 already encoded, 0 failed; 1 shards, ")
     assert result.err.endswith(" × real time\n")
     store = TokenStore("store")
     assert [(clip.row.set, clip.codes.shape) for clip in store] == [("a", (2, 71)), ("a", (2, 71)), ("b", (2, 71))]
     again = cli("tokenize", corpus, "--out", "store", "--codebooks", 2)
-    assert again.err.startswith("0 clips encoded (0.0 s of audio), 3 already encoded, 0 failed; ")
+    assert again.err.startswith("0 clips encoded (0.00 s), 3 already encoded, 0 failed; ")
     refused = cli("tokenize", corpus, "--out", "store")
     assert (refused.code, refused.err.count("\n")) == (8, 1)
     assert cli("tokenize", corpus, "--out", "store", "--force").code == 0
@@ -38,7 +38,7 @@ def test_failures_are_listed_and_exit_1(cli: Cli, corpus: Path) -> None:
     result = cli("tokenize", corpus, "--out", "store")
     assert result.code == 1
     summary, *failures, rest = result.err.splitlines()
-    assert summary.startswith("3 clips encoded (2.1 s of audio), 0 already encoded, 30 failed; ")
+    assert summary.startswith("3 clips encoded (2.10 s), 0 already encoded, 30 failed; ")
     assert len(failures) == 20
     assert failures[0].startswith("  bad00.wav: ")
     assert rest == "  and 10 more: `grep error store/*.jsonl` lists them"
@@ -68,3 +68,11 @@ def test_recordings_are_scaled_to_a_level(cli: Cli, corpus: Path) -> None:
     assert "has recordings at -20.0 dBFS, not at -23.0 dBFS" in refused.err
     for level in (-60.5, 1, "nan", "loud"):
         assert cli("tokenize", corpus, "--out", "other", "--level", level).code == 2
+
+
+def test_files_that_are_not_read_are_counted(cli: Cli, corpus: Path) -> None:
+    (corpus / "a" / "four.m4a").write_bytes(b"data")
+    *_, unread = cli("tokenize", corpus, "--out", "store").err.splitlines()
+    assert unread == "  not read: 1 .m4a (convert them to WAV or FLAC first, or pass --ffmpeg)"
+    (corpus / "manifest.jsonl").write_text('{"path": "a/one.wav"}\n')
+    assert "not read" not in cli("tokenize", corpus, "--out", "other").err

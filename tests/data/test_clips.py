@@ -60,9 +60,7 @@ def test_links_are_followed_once(tmp_path: Path) -> None:
     (tmp_path / "corpus/linked").symlink_to(tmp_path / "elsewhere")
     (tmp_path / "elsewhere/loop").symlink_to(tmp_path / "elsewhere")
     (tmp_path / "corpus/broken.wav").symlink_to(tmp_path / "nothing")
-    found = [clip.id for clip in clips(tmp_path / "corpus")]
-    assert "linked/1.wav" in found
-    assert len(found) <= 2  # the loop may repeat the folder once
+    assert [clip.id for clip in clips(tmp_path / "corpus")] == ["linked/1.wav"]
 
 
 @pytest.mark.parametrize("name", ["nowhere", "nowhere.jsonl", "notes.txt", "empty", "empty.jsonl", "broken.jsonl.gz"])

@@ -216,8 +216,8 @@ def test_an_unexpected_exception_fails_its_shard(
 ) -> None:
     blocks = tokenize_module._blocks
 
-    def faulty(clip: Clip, *arguments: Any) -> object:
-        return 1 / 0 if clip.id == "valid/b/5.wav" else blocks(clip, *arguments)
+    def faulty(clip: Clip, *arguments: Any, **options: Any) -> object:
+        return 1 / 0 if clip.id == "valid/b/5.wav" else blocks(clip, *arguments, **options)
 
     monkeypatch.setattr(tokenize_module, "_blocks", faulty)
     report = tokenize(corpus, tmp_path / "store", model=model_file)

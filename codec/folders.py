@@ -1,0 +1,234 @@
+"""Compress and restore whole folders and lists of files, in parallel; a file that fails does not stop the others."""
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TypeAlias
+
+from codec import pretrained
+from codec.compression import Report, cached_model, compress, decompress
+from codec.errors import CodecError, InputNotFound, StorageError, UsageError
+from codec.frames import resampled_length
+from codec.io import audio, bitstream, ffmpeg
+from codec.io.storage import storing, walk
+from codec.parallel import Engine, each
+
+Sources: TypeAlias = str | Path | Sequence[str | Path]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """The result for one file of many: a report, an error, or neither if it was done before."""
+
+    source: Path
+    target: Path
+    report: Report | None = None
+    error: CodecError | None = None
+
+
+Progress: TypeAlias = Callable[[Outcome, int, int], None]
+"""Called after each file with its outcome, the number of files finished, and that of all files."""
+
+
+def compress_tree(
+    source: Sources,
+    target: str | Path | None = None,
+    *,
+    model: str | Path = pretrained.DEFAULT,
+    num_codebooks: int | None = None,
+    bitrate: float | None = None,
+    use_ffmpeg: bool = False,
+    force: bool = False,
+    device: str = "cpu",
+    jobs: int = 1,
+    engine: Engine = "local",
+    progress: Progress | None = None,
+) -> list[Outcome]:
+    """Compress every recording in the folder `source` to a .codec file at the same path in the folder `target`.
+
+    `source` may also be a list of files and folders; a folder of a list keeps its name in `target`. Without `target`,
+    the .codec files are written beside the recordings. Recordings whose names differ in the suffix alone keep it:
+    a.wav.codec, a.mp3.codec. Links are followed; hidden files are skipped, and files whose target exists unless
+    `force`. A file that fails does not stop the others. `jobs` and `engine` as in `codec.parallel.each`; the other
+    options as in `compress`. The outcomes are sorted by source.
+
+    Raises InputNotFound: no folder, or no recordings in it. UsageError, UnknownModel, MissingDependency: an option is
+    wrong for every file.
+    """
+    cached_model(model, device).codebooks_for(num_codebooks, bitrate)  # raises an error of every file once
+    if use_ffmpeg:
+        ffmpeg.check_installed()
+    is_audio = partial(audio.is_audio_path, use_ffmpeg=use_ffmpeg)
+    return _run(
+        _pairs(source, target, is_audio, ".codec"),
+        partial(
+            compress,
+            model=model,
+            num_codebooks=num_codebooks,
+            bitrate=bitrate,
+            use_ffmpeg=use_ffmpeg,
+            force=force,
+            device=device,
+        ),
+        is_done=partial(_is_compressed, force=force),
+        jobs=jobs,
+        engine=engine,
+        gpu=device == "cuda",
+        progress=progress,
+    )
+
+
+def decompress_tree(
+    source: Sources,
+    target: str | Path | None = None,
+    *,
+    model: str | Path | None = None,
+    rate: int | None = None,
+    suffix: str = ".wav",
+    subtype: str | None = None,
+    force: bool = False,
+    device: str = "cpu",
+    jobs: int = 1,
+    progress: Progress | None = None,
+) -> list[Outcome]:
+    """Restore every .codec file in the folder `source` to an audio file at the same path in the folder `target`.
+
+    `suffix` selects the format. As `compress_tree`, with the options of `decompress`. Only a target of the full length
+    is skipped.
+    """
+    audio.check_format(suffix, subtype)
+    if model is not None:
+        cached_model(model, device)
+    return _run(
+        _pairs(source, target, is_codec_path, suffix),
+        partial(decompress, model=model, rate=rate, subtype=subtype, force=force, device=device),
+        is_done=partial(_is_restored, rate=rate, force=force),
+        jobs=jobs,
+        progress=progress,
+    )
+
+
+def is_codec_path(path: str | Path) -> bool:
+    """Whether the suffix is .codec; the file is not opened."""
+    return Path(path).suffix.lower() == ".codec"
+
+
+def _is_compressed(_: Path, target: Path, *, force: bool) -> bool:
+    return not force and target.exists()
+
+
+def _is_restored(source: Path, target: Path, *, rate: int | None, force: bool) -> bool:
+    if force or not target.exists():
+        return False
+    try:
+        with bitstream.open_reader(source) as compressed, audio.open_reader(target) as restored:
+            header = compressed.header
+            return restored.time == resampled_length(header.time, header.source_rate, rate or header.source_rate)
+    except CodecError:
+        return False
+
+
+def _pairs(
+    source: Sources, target: str | Path | None, accept: Callable[[str], bool], suffix: str
+) -> list[tuple[Path, Path]]:
+    """Every file in `source` whose name is accepted, and its target with `suffix` at the same path in `target`.
+
+    Files that `source` names itself are not asked for their names.
+    """
+    one_folder = isinstance(source, str | Path)
+    sources = [Path(source)] if isinstance(source, str | Path) else [Path(path) for path in source]
+    if one_folder and not sources[0].is_dir():
+        raise InputNotFound(f"{source} is not a folder: check the name")
+    if "-" in map(str, sources) and len(sources) > 1:
+        raise UsageError("standard input (-) is not one of several inputs: give it alone")
+    named = f"{sources[0]} is a folder" if one_folder else f"there are {len(sources)} inputs"
+    if str(target) == "-":
+        raise UsageError(f"{named}, and standard output takes one file: name a folder for the files")
+    if target is not None and Path(target).exists() and not Path(target).is_dir():
+        raise StorageError(f"{target} is a file, but {named}: name a folder for the files")
+    found = {  # a dictionary, because an input may be named twice
+        path: path if target is None else Path(target, inside)
+        for folder in sources
+        for path, inside in _files(folder, accept, keep_name=not one_folder)
+    }
+    if not found:
+        listed = ", ".join(map(str, sources))
+        counts = sum((ffmpeg.unread(folder) for folder in sources), Counter[str]()) if suffix == ".codec" else None
+        raise InputNotFound(
+            f"{listed} holds no {'recordings' if suffix == '.codec' else '.codec files'}: "
+            f"{ffmpeg.unread_note(counts) if counts else 'name a folder that does'}"
+        )
+    return list(zip(found, _targets(list(found.values()), suffix), strict=True))
+
+
+def _files(source: Path, accept: Callable[[str], bool], *, keep_name: bool) -> Iterator[tuple[Path, Path]]:
+    """Yield each file of an input with its path below the target's folder."""
+    if not source.is_dir():
+        yield source, Path(source.name)
+        return
+    name = source.resolve().name if keep_name else ""
+    for path in walk(source, accept):
+        yield source / path, Path(name, path)
+
+
+def _targets(paths: Sequence[Path], suffix: str) -> list[Path]:
+    """The paths with `suffix` instead of their own, or after it where two of them would be the same file.
+
+    a.wav, b.wav, b.mp3  ->  a.codec, b.wav.codec, b.mp3.codec
+    """
+    kept: set[int] = set()  # paths that keep their suffix
+    while True:
+        targets = [
+            path.with_name(path.name + suffix) if number in kept else path.with_suffix(suffix)
+            for number, path in enumerate(paths)
+        ]
+        count = Counter(str(target).casefold() for target in targets)  # some file systems ignore case
+        shared = {number for number, target in enumerate(targets) if count[str(target).casefold()] > 1}
+        if shared <= kept:
+            return targets
+        kept |= shared
+
+
+def _run(
+    pairs: list[tuple[Path, Path]],
+    work: Callable[[Path, Path], Report],
+    *,
+    is_done: Callable[[Path, Path], bool],
+    jobs: int,
+    engine: Engine = "local",
+    gpu: bool = False,
+    progress: Progress | None,
+) -> list[Outcome]:
+    outcomes: list[Outcome] = []
+    waiting: dict[Path, Path] = {}
+
+    def report(outcome: Outcome) -> None:
+        outcomes.append(outcome)
+        if progress is not None:
+            progress(outcome, len(outcomes), len(pairs))
+
+    for source, target in pairs:
+        first = waiting.setdefault(target, source)
+        if first != source:
+            both = UsageError(f"{source} and {first} would both be {target}: rename one, or encode it by itself")
+            report(Outcome(source, target, error=both))
+    tasks = [(source, target) for target, source in waiting.items()]
+    for (source, target), result in each(partial(_process, work, is_done), tasks, jobs=jobs, engine=engine, gpu=gpu):
+        if isinstance(result, CodecError):
+            report(Outcome(source, target, error=result))
+        else:
+            report(Outcome(source, target, report=result))
+    return sorted(outcomes, key=lambda outcome: outcome.source)
+
+
+def _process(
+    work: Callable[[Path, Path], Report], is_done: Callable[[Path, Path], bool], pair: tuple[Path, Path]
+) -> Report | None:
+    source, target = pair
+    if is_done(source, target):
+        return None
+    with storing(target.parent):
+        target.parent.mkdir(parents=True, exist_ok=True)
+    return work(source, target)

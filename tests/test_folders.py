@@ -1,0 +1,256 @@
+"""folders.py: folders and lists of files compressed and restored, each file with its own outcome."""
+
+import os
+import signal
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+
+from codec import compression, folders
+from codec.checkpoint import save_model
+from codec.compression import compress
+from codec.errors import CodecError, DamagedFile, InputNotFound, StorageError, UnknownModel, UsageError
+from codec.folders import Outcome, compress_tree, decompress_tree
+from codec.parallel import Engine
+from tests.tiny import tiny_model
+
+
+@pytest.fixture(scope="module")
+def model_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("models") / "tiny.safetensors"
+    save_model(path, tiny_model(), training={})
+    return path
+
+
+def tones(path: Path, *, time: int = 1234, rate: int = 8000, channels: int = 1) -> Path:
+    """A tone for each channel, in a file of its suffix's format."""
+    t = np.arange(time)[:, None] / rate
+    path.parent.mkdir(parents=True, exist_ok=True)
+    soundfile.write(path, 0.5 * np.sin(2 * np.pi * 200 * (1 + np.arange(channels)) * t), rate)
+    return path
+
+
+def names(folder: Path) -> set[str]:
+    return {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+
+
+def states(outcomes: list[Outcome], folder: Path) -> dict[str, str]:
+    """Source and target of each file with its result."""
+    return {
+        f"{outcome.source.relative_to(folder)} > {outcome.target.name}": type(outcome.error).__name__
+        if outcome.error
+        else "done"
+        if outcome.report
+        else "skipped"
+        for outcome in outcomes
+    }
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    folder = tmp_path / "in"
+    tones(folder / "one.wav", time=500)
+    tones(folder / "deep" / "er" / "two.FLAC", time=600, channels=2)
+    tones(folder / "deep" / "same.flac", time=700)
+    tones(folder / "deep" / "same.wav", time=800)
+    tones(folder / ".hidden.wav")
+    tones(folder / ".folder" / "x.wav")
+    (folder / "bad.wav").write_text("no audio")
+    (folder / "notes.txt").write_text("no audio")
+    (folder / "folder.wav").mkdir()
+    return folder
+
+
+TREE = {
+    "bad.wav > bad.codec": "UnsupportedAudio",
+    "deep/er/two.FLAC > two.codec": "done",
+    "deep/same.flac > same.flac.codec": "done",
+    "deep/same.wav > same.wav.codec": "done",
+    "one.wav > one.codec": "done",
+}
+
+
+def test_a_folder_is_compressed_and_restored_with_its_structure(tmp_path: Path, folder: Path, model_file: Path) -> None:
+    calls: list[tuple[Outcome, int, int]] = []
+    outcomes = compress_tree(folder, tmp_path / "out", model=model_file, progress=lambda *call: calls.append(call))
+    assert states(outcomes, folder) == TREE
+    assert list(states(outcomes, folder)) == list(TREE)
+    assert [(done, total) for _, done, total in calls] == [(n + 1, 5) for n in range(5)]
+    assert {outcome.source for outcome, _, _ in calls} == {outcome.source for outcome in outcomes}
+    assert names(tmp_path / "out") == {
+        "one.codec",
+        "deep/er/two.codec",
+        "deep/same.flac.codec",
+        "deep/same.wav.codec",
+    }
+
+    again = states(compress_tree(folder, tmp_path / "out", model=model_file), folder)
+    assert again == {name: "skipped" if state == "done" else state for name, state in TREE.items()}
+    assert states(compress_tree(folder, tmp_path / "out", model=model_file, force=True), folder) == TREE
+
+    back = decompress_tree(tmp_path / "out", tmp_path / "back", model=model_file)
+    assert set(states(back, tmp_path / "out").values()) == {"done"}
+    assert soundfile.info(tmp_path / "back" / "deep" / "er" / "two.wav").frames == 600
+    assert soundfile.info(tmp_path / "back" / "deep" / "er" / "two.wav").channels == 2
+    back = decompress_tree(tmp_path / "out", tmp_path / "back", model=model_file)
+    assert set(states(back, tmp_path / "out").values()) == {"skipped"}
+
+
+def test_a_partly_restored_file_is_not_skipped(tmp_path: Path, model_file: Path) -> None:
+    compress(tones(tmp_path / "in" / "a.wav", time=20000), tmp_path / "in" / "a.codec", model=model_file)
+    data = (tmp_path / "in" / "a.codec").read_bytes()
+    (tmp_path / "in" / "a.codec").write_bytes(data[:-30])
+    (first,) = decompress_tree(tmp_path / "in", tmp_path / "out", model=model_file)
+    assert isinstance(first.error, DamagedFile)
+    assert (tmp_path / "out" / "a.wav").exists()
+    (second,) = decompress_tree(tmp_path / "in", tmp_path / "out", model=model_file)
+    assert isinstance(second.error, StorageError)
+    (tmp_path / "in" / "a.codec").write_bytes(data)
+    (third,) = decompress_tree(tmp_path / "in", tmp_path / "out", model=model_file, force=True)
+    assert third.report is not None
+    assert soundfile.info(tmp_path / "out" / "a.wav").frames == 20000
+
+
+def test_the_default_target_is_beside_the_source(tmp_path: Path, model_file: Path) -> None:
+    tones(tmp_path / "deep" / "a.flac")
+    compress_tree(tmp_path, model=model_file)
+    decompress_tree(tmp_path, model=model_file)
+    assert {path.name for path in (tmp_path / "deep").iterdir()} == {"a.flac", "a.codec", "a.wav"}
+
+
+@pytest.mark.slow
+def test_two_jobs_write_the_same_files_as_one(tmp_path: Path, folder: Path, model_file: Path) -> None:
+    (folder / "cut.codec").write_bytes(b"\x89CDC")
+    assert states(compress_tree(folder, tmp_path / "one", model=model_file), folder) == TREE
+    outcomes = compress_tree(folder, tmp_path / "two", model=model_file, jobs=2)
+    assert states(outcomes, folder) == TREE
+    for path in (tmp_path / "one").rglob("*.codec"):
+        assert path.read_bytes() == (tmp_path / "two" / path.relative_to(tmp_path / "one")).read_bytes()
+
+
+def killed_once(model: Path, source: Path, target: Path) -> compression.Report:
+    """Compress a file; the first time it is number 3, kill the process before it can report."""
+    report = compress(source, target, model=model)
+    begun = target.with_suffix(".begun")
+    if source.stem == "3" and not begun.exists():
+        begun.touch()
+        os.kill(os.getpid(), signal.SIGKILL)
+    return report
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # Ray's own
+@pytest.mark.parametrize("engine", ["local", "ray"])
+def test_every_file_is_written_once_when_a_process_is_killed(
+    tmp_path: Path, model_file: Path, ray_cluster: str, engine: Engine
+) -> None:
+    pairs = [(tones(tmp_path / f"{n}.wav", time=900 + n), tmp_path / f"{engine}/{n}.codec") for n in range(8)]
+    work, is_done = partial(killed_once, model_file), partial(folders._is_compressed, force=False)
+    outcomes = folders._run(pairs, work, is_done=is_done, jobs=2, engine=engine, progress=None)
+    assert [outcome.error for outcome in outcomes] == [None] * 8
+    assert outcomes[3].report is None  # done by the process that was killed
+    assert sum(outcome.report is not None for outcome in outcomes) >= 6
+    assert (tmp_path / engine / "3.begun").exists()
+    for source, target in pairs:
+        compress(source, tmp_path / "again.codec", model=model_file, force=True)
+        assert target.read_bytes() == (tmp_path / "again.codec").read_bytes()
+
+
+@pytest.mark.parametrize("tree", [compress_tree, decompress_tree])
+def test_invalid_folders_and_options_raise(
+    tmp_path: Path, model_file: Path, tree: Callable[..., list[Outcome]]
+) -> None:
+    with pytest.raises(InputNotFound, match="missing"):
+        tree(tmp_path / "missing", model=model_file)
+    with pytest.raises(InputNotFound, match="holds no"):
+        tree(tmp_path, model=model_file)
+    source = tones(tmp_path / "a.wav")
+    compress(source, tmp_path / "a.codec", model=model_file)
+    with pytest.raises(StorageError, match="is a file"):
+        tree(tmp_path, source, model=model_file)
+    with pytest.raises(UsageError, match="takes one file"):
+        tree(tmp_path, "-", model=model_file)
+    with pytest.raises(UnknownModel):
+        tree(tmp_path, model="no-such-model")
+    with pytest.raises(UsageError, match="0 jobs"):
+        tree(tmp_path, model=model_file, jobs=0)
+
+
+def test_an_unexpected_exception_does_not_stop_the_folder(
+    tmp_path: Path, model_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tones(tmp_path / "a.wav")
+    tones(tmp_path / "b.wav")
+    monkeypatch.setattr(compression, "_header", lambda *_: 1 / 0)
+    outcomes = compress_tree(tmp_path, model=model_file)
+    assert [str(outcome.error) for outcome in outcomes] == [
+        "ZeroDivisionError: division by zero",
+        "ZeroDivisionError: division by zero",
+    ]
+    assert all(isinstance(outcome.error, CodecError) for outcome in outcomes)
+
+
+def test_an_output_folder_that_is_a_file(tmp_path: Path, model_file: Path) -> None:
+    tones(tmp_path / "in" / "sub" / "a.wav")
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "sub").write_bytes(b"a file")
+    (outcome,) = compress_tree(tmp_path / "in", tmp_path / "out", model=model_file)
+    assert isinstance(outcome.error, StorageError)
+    assert "sub cannot be written, it is a file" in str(outcome.error)
+
+
+@pytest.mark.parametrize(
+    ("paths", "targets"),
+    [
+        (["a.wav", "b.wav"], ["a.codec", "b.codec"]),
+        (["a.wav", "a.mp3", "b.wav"], ["a.wav.codec", "a.mp3.codec", "b.codec"]),
+        (["a.wav", "x/a.mp3"], ["a.codec", "x/a.codec"]),
+        (["A.wav", "a.flac"], ["A.wav.codec", "a.flac.codec"]),
+        (["a.wav", "a.mp3", "a.wav.flac"], ["a.wav.codec", "a.mp3.codec", "a.wav.flac.codec"]),
+    ],
+)
+def test_names_that_differ_in_the_suffix_alone_keep_it(paths: list[str], targets: list[str]) -> None:
+    assert folders._targets([Path(path) for path in paths], ".codec") == [Path(target) for target in targets]
+
+
+def test_links_are_followed_and_loops_are_cut(tmp_path: Path, model_file: Path) -> None:
+    tones(tmp_path / "elsewhere" / "b.wav")
+    tones(tmp_path / "in" / "a.wav")
+    (tmp_path / "in" / "linked").symlink_to("../elsewhere")
+    (tmp_path / "elsewhere" / "loop").symlink_to("../elsewhere")
+    compress_tree(tmp_path / "in", tmp_path / "out", model=model_file)
+    assert names(tmp_path / "out") == {"a.codec", "linked/b.codec"}
+
+
+def test_a_list_of_files_and_folders(tmp_path: Path, model_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    a, b = tones(tmp_path / "a.wav"), tones(tmp_path / "b" / "a.flac")
+    tones(tmp_path / "set" / "deep" / "c.wav")
+    odd = a.rename(tmp_path / "a.recording")
+    outcomes = compress_tree([odd, b, tmp_path / "set", b, tmp_path / "none.wav"], tmp_path / "out", model=model_file)
+    assert [type(outcome.error) for outcome in outcomes] == [type(None), type(None), InputNotFound, type(None)]
+    assert names(tmp_path / "out") == {"a.recording.codec", "a.flac.codec", "set/deep/c.codec"}
+    compress_tree([odd, b], model=model_file)
+    assert odd.with_suffix(".codec").exists()
+    assert b.with_suffix(".codec").exists()
+    monkeypatch.chdir(tmp_path / "set" / "deep")
+    compress_tree([".", b], tmp_path / "more", model=model_file)
+    assert names(tmp_path / "more") == {"deep/c.codec", "a.codec"}
+
+
+def test_files_of_one_name_from_two_folders_are_not_one_output(tmp_path: Path, model_file: Path) -> None:
+    sources = [tones(tmp_path / name / "a.wav") for name in "xy"]
+    first, second = compress_tree(sources, tmp_path / "out", model=model_file)
+    assert first.report is not None
+    assert isinstance(second.error, UsageError)
+    assert "would both be" in str(second.error)
+
+
+def test_only_audio_for_ffmpeg_is_named(tmp_path: Path, model_file: Path) -> None:
+    for name in ("a.m4a", "b.M4A", "c.webm"):
+        (tmp_path / name).write_bytes(b"data")
+    with pytest.raises(InputNotFound, match=r"holds no recordings: not read: 2 \.m4a, 1 \.webm \(convert them"):
+        compress_tree(tmp_path, model=model_file)
