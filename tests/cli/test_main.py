@@ -19,6 +19,7 @@ OPTIONS = {
     "decode": "inputs --output -o --rate --subtype --format --force -f --quiet -q --model -m --device --jobs -j",
     "info": "source --all --json",
     "sample": "output --force -f",
+    "convert": "source output --force -f",
     "models": "--json",
     "evaluate": (
         "--data --json --write --rows --model -m --codebooks --baseline --speech --visqol --dnsmos --bands "
@@ -26,7 +27,7 @@ OPTIONS = {
     ),
     "prepare": "name folder --parts --accept-license --no-download",
     "recipes": "name",
-    "tokenize": "source --out --model -m --codebooks --level --device --jobs -j --engine --force -f",
+    "tokenize": "source --out --model -m --codebooks --level --ffmpeg --device --jobs -j --engine --force -f",
     "train": "recipe --data --out --set --resume --steps --device --dry-run --codec --overfit-batch",
     "evaluate-lm": "lm --data --samples --seed --guidance --temperature --classifier --codec --out --device",
     "generate": (
