@@ -199,7 +199,7 @@ class Comparison:
             **asdict(job),
             "weights": weights_of(model),
             "trained": read_card(folder / "run" / "model.safetensors").training["step"],
-            "bits": record["valid/bits/per second"],
+            "bits": record["valid bit rate/bits per second"],
             "raw": codec.frame_spec.bitrate(job.num_codebooks) * 1000,
             "steps": per_frame * codec.frame_spec.frame_rate,
             "speed": speed,

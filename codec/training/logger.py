@@ -13,7 +13,10 @@ import csv
 import time as clock
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from importlib.util import find_spec
+from itertools import zip_longest
 from pathlib import Path
+from textwrap import indent
 from types import TracebackType
 from typing import TYPE_CHECKING, NamedTuple, Self, TypeVar
 
@@ -26,24 +29,29 @@ from rich.text import Text
 from torch import Tensor
 
 from codec.codes import entropy
-from codec.nn.shapes import Audio
 
 if TYPE_CHECKING:
+    from matplotlib.figure import Figure
     from torch.utils.tensorboard import SummaryWriter
 
 STEPS_PER_SECOND = "speed/steps per second"
 REAL_TIME = "speed/audio seconds per second"
 DATA_WAIT = "speed/share waiting for data"
-CODEBOOK_USE = "perplexity/mean share of a codebook"
-BITS = "bits/mean"
+CODEBOOK_USE = "perplexity/mean, relative to the codebook size"
+BITS_PER_CODE = "bits per code"
+BITS = f"{BITS_PER_CODE}/mean"
 BAD_FILES = "data/bad files"
 LINE_LOSSES = ("mel", "noise_to_mask", "feature_matching", "discriminator")  # in the line; the files have all losses
 
 BANDS = 128
-"""Rows of a spectrogram; each is two pixels high."""
+"""Mel bands of a spectrogram."""
+FRAME_SECONDS = 0.005
 RANGE = 80.0
-"""dB from black to the lightest color."""
-COLORS = np.array([(0, 0, 0), (70, 20, 110), (190, 50, 90), (250, 150, 20), (255, 255, 200)])
+"""dB from the darkest to the brightest color."""
+FAINTEST = -20.0
+"""Lowest level in dB of the brightest color, so that silence is dark."""
+PITCHES = (500, 1000, 2000, 4000, 8000, 16000)
+"""Labels of the frequency axis, Hz."""
 
 T = TypeVar("T")
 
@@ -69,12 +77,15 @@ class Logger:
     ) -> None:
         self.enabled = enabled
         self.events: SummaryWriter | None = None
+        self.nonzero: set[str] = set()
         if not enabled:
             return
         folder.mkdir(parents=True, exist_ok=True)
         self.events = open_events(folder / "events", step)
         if self.events is None:
             report("TensorBoard is not installed, metrics.csv only: pip install 'codec[train]' for curves and audio")
+        elif find_spec("matplotlib") is None:
+            report("Matplotlib is not installed, no spectrograms: pip install 'codec[train]' for them")
         path = folder / "metrics.csv"
         before = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else []
         self.table = path.open("w", newline="", encoding="utf-8")
@@ -86,24 +97,47 @@ class Logger:
         self.table.flush()
 
     def log_metrics(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Write scalars by name, "group/name"."""
+        """Write scalars by name, "group/name". A curve begins with its first value that is not 0."""
         if not self.enabled:
             return
+        self.nonzero |= {name for name, value in metrics.items() if value}
         for name, value in metrics.items():
-            if self.events is not None:
+            if self.events is not None and name in self.nonzero:
                 self.events.add_scalar(name, value, step)
             self.rows.writerow([step, name, f"{value:.6g}"])
         self.table.flush()
 
-    def log_audio(self, step: int, name: str, audio: Audio, sample_rate: int, original: Audio | None = None) -> None:
-        """Write audio [batch, 1, time] and its spectrograms, each below that of its `original`."""
+    def log_text(self, step: int, name: str, text: str) -> None:
+        """Write lines of text, which TensorBoard shows as they are."""
+        if self.events is not None:
+            self.events.add_text(name, indent(text, " " * 4), step)
+
+    def log_audio(
+        self,
+        step: int,
+        name: str,
+        clips: Iterable[Tensor],
+        sample_rate: int,
+        *,
+        originals: Iterable[Tensor] = (),
+        captions: Iterable[str] = (),
+    ) -> None:
+        """Write clips [channels, time] and their spectrograms, each below that of its original.
+
+        Empty clips are left out; `captions` are parts of the tags. Channels are averaged, because TensorBoard plays
+        one. Audio and spectrogram have tags of their own, because TensorBoard shows neither if they share one.
+        """
         if self.events is None:
             return
-        for number, clip in enumerate(audio[:, 0].cpu().float()):
-            self.events.add_audio(f"{name}/{number}", clip.clamp(-1, 1), step, sample_rate)
-            panels = {} if original is None else {"original": original[number, 0].cpu().float()}
-            image = draw_spectrograms({**panels, name: clip}, sample_rate)
-            self.events.add_image(f"{name}/{number}", image, step, dataformats="HWC")
+        for number, (clip, original, caption) in enumerate(zip_longest(clips, originals, captions), 1):
+            if not clip.numel():
+                continue
+            panels = {name: mono(clip)} if original is None else {"original": mono(original), name: mono(clip)}
+            tag = f"{name}/clip {number}" + (f", {caption}" if caption else "")
+            self.events.add_audio(f"audio, {tag}", panels[name].clamp(-1, 1), step, sample_rate)
+            image = draw_spectrograms(panels, sample_rate)
+            if image is not None:
+                self.events.add_image(f"spectrogram, {tag}", image, step, dataformats="HWC")
 
     def __enter__(self) -> Self:
         return self
@@ -126,32 +160,61 @@ def open_events(folder: Path, step: int) -> SummaryWriter | None:
     return SummaryWriter(str(folder), purge_step=step + 1)
 
 
-def draw_spectrograms(panels: Mapping[str, Tensor], sample_rate: int) -> np.ndarray:
-    """Spectrograms of clips [time] by name, one below the other, as an image [height, width, 3].
+def mono(clip: Tensor) -> Tensor:
+    """The average [time] of the channels of a clip [channels, time]."""
+    return clip.mean(dim=0).cpu().float()
 
-    Mel frequencies from below, 5 ms per frame, two pixels each; colors from 80 dB below the loudest of the first clip,
-    so that the other clips can be compared with it.
+
+def draw_spectrograms(panels: Mapping[str, Tensor], sample_rate: int) -> np.ndarray | None:
+    """Spectrograms of clips [time] by name, one below the other, as an image [height, width, 3] of bytes.
+
+    None if Matplotlib is not installed.
     """
-    from PIL import Image, ImageDraw  # comes with TensorBoard
+    try:
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+    except ImportError:
+        return None
+    canvas = FigureCanvasAgg(spectrogram_figure(panels, sample_rate))
+    canvas.draw()
+    image: np.ndarray = np.asarray(canvas.buffer_rgba())[..., :3]
+    return image
+
+
+def spectrogram_figure(panels: Mapping[str, Tensor], sample_rate: int) -> Figure:
+    """Mel spectrograms of clips [time] by name, one below the other.
+
+    Colors are relative to the loudest of the first clip, so that the other clips can be compared with it.
+    """
+    from matplotlib.figure import Figure
 
     spectrograms = [mel_decibels(clip, sample_rate) for clip in panels.values()]
-    shares = (np.concatenate([s[::-1] for s in spectrograms]) - spectrograms[0].max()) / RANGE + 1
-    steps = np.linspace(0, 1, len(COLORS))
-    colors = np.stack([np.interp(shares, steps, channel) for channel in COLORS.T], axis=-1).astype(np.uint8)
-    image = Image.fromarray(colors.repeat(2, axis=0).repeat(2, axis=1))
-    draw = ImageDraw.Draw(image)
-    hertz = librosa.mel_frequencies(BANDS + 2, fmax=sample_rate / 2)
-    for number, name in enumerate(panels):
-        bottom = 2 * BANDS * (number + 1)
-        draw.text((image.width - 4, bottom - 2 * BANDS + 2), name, fill="white", anchor="ra")
-        for pitch in (250, 500, 1000, 2000, 4000, 8000, 16000):
-            if pitch < 0.45 * sample_rate:
-                row = bottom - 2 * float(np.interp(pitch, hertz, np.arange(-1, BANDS + 1)) + 0.5)
-                draw.line([(0, row), (6, row)], fill="white")
-                draw.text((9, row), f"{pitch / 1000:g} kHz", fill="white", anchor="lm")
-        if number:
-            draw.line([(0, bottom - 2 * BANDS), (image.width, bottom - 2 * BANDS)], fill="white")
-    return np.asarray(image)
+    loudest = max(float(spectrograms[0].max()), FAINTEST)
+    bands = librosa.mel_frequencies(BANDS + 2, fmax=sample_rate / 2)
+    ticks = [pitch for pitch in PITCHES if pitch < 0.45 * sample_rate]
+    height = 0.9 + 2.6 * len(panels)  # inches
+    bottom, top = 0.5 / height, 1 - 0.35 / height  # fixed, because a layout of its own takes twice as long
+    figure = Figure(figsize=(10, height), dpi=100)
+    places = {"left": 0.07, "right": 0.88, "bottom": bottom, "top": top, "hspace": 0.18}
+    axes = figure.subplots(len(panels), sharex=True, squeeze=False, gridspec_kw=places)[:, 0]
+    for axis, name, decibels in zip(axes, panels, spectrograms, strict=True):
+        last = (decibels.shape[1] - 0.5) * FRAME_SECONDS
+        colors = axis.imshow(
+            decibels - loudest,
+            origin="lower",
+            aspect="auto",
+            interpolation="nearest",
+            cmap="magma",
+            vmin=-RANGE,
+            vmax=0,
+            extent=(-0.5 * FRAME_SECONDS, last, -0.5, BANDS - 0.5),
+        )
+        axis.set_title(name, loc="left")
+        axis.set_ylabel("frequency (kHz)")
+        axis.set_yticks(np.interp(ticks, bands, np.arange(-1, BANDS + 1)), [f"{pitch / 1000:g}" for pitch in ticks])
+    axes[-1].set_xlabel("time (s)")
+    scale = figure.add_axes((0.9, bottom, 0.02, top - bottom))
+    figure.colorbar(colors, cax=scale, label=f"dB relative to the loudest of: {next(iter(panels))}")
+    return figure
 
 
 def mel_decibels(clip: Tensor, sample_rate: int) -> np.ndarray:
@@ -159,7 +222,8 @@ def mel_decibels(clip: Tensor, sample_rate: int) -> np.ndarray:
     window = sample_rate // 25
     size = 4 * window  # zero-padded, so that every band has a bin
     hann = torch.hann_window(window)
-    spectrum = torch.stft(clip, size, sample_rate // 200, window, window=hann, pad_mode="constant", return_complex=True)
+    hop = round(FRAME_SECONDS * sample_rate)
+    spectrum = torch.stft(clip, size, hop, window, window=hann, pad_mode="constant", return_complex=True)
     filters = torch.from_numpy(librosa.filters.mel(sr=sample_rate, n_fft=size, n_mels=BANDS))
     power = filters @ torch.view_as_real(spectrum).square().sum(dim=-1)
     decibels: np.ndarray = 10 * power.clamp(min=1e-10).log10().numpy()
@@ -216,7 +280,7 @@ class Meter:
             mean = torch.stack([step[name] for step in self.steps if name in step]).mean(dim=0)
             if name == "code_counts":
                 perplexities = (2 ** entropy(mean)).tolist()
-                metrics |= {f"perplexity/{codebook}": value for codebook, value in enumerate(perplexities)}
+                metrics |= per_codebook("perplexity", perplexities)
                 metrics[CODEBOOK_USE] = sum(perplexities) / len(perplexities) / self.codebook_size
             else:
                 metrics[name if "/" in name else f"loss/{name}"] = float(mean)
@@ -227,6 +291,11 @@ class Meter:
         metrics[BAD_FILES] = sum(note.left_out for note in self.notes.values())
         self.steps, self.waited, self.started = [], 0.0, now
         return metrics
+
+
+def per_codebook(group: str, values: Iterable[T]) -> dict[str, T]:
+    """The metrics of a group, one for each codebook."""
+    return {f"{group}/codebook {codebook}": value for codebook, value in enumerate(values)}
 
 
 class StatusLine(Progress):

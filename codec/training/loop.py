@@ -20,7 +20,7 @@ from codec.nn import distributed
 from codec.training import engine
 from codec.training.codec.recipe import RunConfig
 from codec.training.logger import FileNote, Logger, Meter, progress
-from codec.training.resume import load_resumable, load_state_dicts, state_dicts
+from codec.training.resume import describe, load_resumable, load_state_dicts, state_dicts
 from codec.training.signals import catch_stop_signals
 
 Metrics: TypeAlias = dict[str, Tensor]
@@ -122,6 +122,7 @@ def train(
         first = 0 if saved is None else int(saved["step"])
         last = min(steps or run.steps, run.steps)
         logger = stack.enter_context(Logger(out, first, report=console.print, enabled=main))
+        logger.log_text(first, "recipe", describe(recipe))
         if saved is None:
             trained.initialize(logger)
         else:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from textwrap import shorten
@@ -53,6 +54,12 @@ def flatten(tables: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     for key, value in tables.items():
         values |= flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
     return values
+
+
+def describe(recipe: Config) -> str:
+    """Every value of a recipe, one a line: model.hop = 480."""
+    values = flatten(recipe.model_dump(mode="json", exclude_none=True))
+    return "\n".join(f"{key} = {json.dumps(value)}" for key, value in values.items())
 
 
 def state_dicts(train_state: object, names: Iterable[str]) -> dict[str, Any]:

@@ -2,19 +2,26 @@
 
 import csv
 import io
+import json
 import math
 import sys
+import threading
 import time as clock
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
+from urllib.parse import urlencode
+from urllib.request import urlopen
 
 import numpy as np
 import pytest
+import soundfile
 import torch
 from PIL import Image
 from rich.console import Console
 from rich.text import Text
+from tensorboard import program  # type: ignore[import-untyped]
 
 from codec.codes import entropy
 from codec.training.logger import (
@@ -32,6 +39,7 @@ from codec.training.logger import (
     draw_spectrograms,
     mel_decibels,
     progress,
+    spectrogram_figure,
     summary,
 )
 from tests.helpers.training import read_events, read_metrics
@@ -85,21 +93,97 @@ def test_a_new_run_has_a_new_table(tmp_path: Path) -> None:
     assert len(read_metrics(tmp_path)) == 1
 
 
-def test_audio_and_spectrograms(tmp_path: Path) -> None:
+@pytest.fixture
+def fetch(tmp_path: Path) -> Iterator[Callable[[str], bytes]]:
+    """What TensorBoard's own plugins answer about the runs below `tmp_path`; to call once all is logged."""
+    logging = pytest.importorskip("absl.logging")
+    verbosity = logging.get_verbosity()
+    board = program.TensorBoard()
+    board.configure(argv=[None, f"--logdir={tmp_path}", "--port=0", "--host=127.0.0.1", "--load_fast=false"])
+    server: list[Any] = []
+
+    def get(address: str) -> bytes:
+        if not server:
+            server.append(board._make_server())
+            threading.Thread(target=server[0].serve_forever, daemon=True).start()
+        with urlopen(server[0].get_url() + "data/plugin/" + address, timeout=20) as answer:
+            content: bytes = answer.read()
+            return content
+
+    yield get
+    for one in server:
+        one.shutdown()
+        one.server_close()
+    logging.set_verbosity(verbosity)
+
+
+@pytest.mark.filterwarnings("ignore")  # of packages that TensorBoard imports
+def test_tensorboard_plays_the_audio_and_shows_the_spectrograms(tmp_path: Path, fetch: Callable[[str], bytes]) -> None:
+    """By the addresses that its page fetches: first the tags, then the data of each."""
     time_ = torch.arange(16000) / 8000
     low, high = (0.5 * torch.sin(2 * torch.pi * pitch * time_) for pitch in (1000, 3000))
-    step = torch.where(time_ < 1, low, high)  # 1 kHz, then 3 kHz
+    with Logger(tmp_path / "run") as logger:
+        logger.log_text(0, "recipe", 'name = "night"\nmodel.hop = 80')
+        logger.log_audio(5, "original", torch.stack([low, high])[:, None], 8000)
+        logger.log_metrics(5, {"loss/mel": 1.5, "loss/codebook": 0.0})
+
+    def tags(plugin: str) -> list[str]:
+        (run,) = json.loads(fetch(f"{plugin}/tags")).values()
+        return list(run)
+
+    assert tags("audio") == ["audio, original/clip 1", "audio, original/clip 2"]
+    query = urlencode({"run": "run/events", "tag": "audio, original/clip 2", "sample": 0})
+    (entry,) = json.loads(fetch(f"audio/audio?{query}"))
+    assert entry["step"] == 5
+    assert entry["contentType"] == "audio/wav"
+    played, rate = soundfile.read(io.BytesIO(fetch(f"audio/individualAudio?{entry['query']}")))
+    assert rate == 8000
+    np.testing.assert_allclose(played, high.numpy(), atol=1e-4)
+
+    assert tags("images") == ["spectrogram, original/clip 1", "spectrogram, original/clip 2"]
+    query = urlencode({"run": "run/events", "tag": "spectrogram, original/clip 1", "sample": 0})
+    (entry,) = json.loads(fetch(f"images/images?{query}"))
+    assert entry["step"] == 5
+    picture = np.asarray(Image.open(io.BytesIO(fetch(f"images/individualImage?{entry['query']}"))).convert("RGB"))
+    assert np.array_equal(picture, draw_spectrograms({"original": low}, 8000))
+
+    query = urlencode({"run": "run/events", "tag": "recipe/text_summary"})
+    (entry,) = json.loads(fetch(f"text/text?{query}"))
+    assert "<pre><code>name = &quot;night&quot;\nmodel.hop = 80" in entry["text"].replace('"', "&quot;")
+    assert tags("scalars") == ["loss/mel"]  # a curve begins with its first value that is not 0
+
+
+def test_curves_begin_with_their_first_value(tmp_path: Path) -> None:
     with Logger(tmp_path) as logger:
-        logger.log_audio(5, "original", torch.stack([low, step])[:, None], 8000)
+        for step, value in enumerate((0.0, 0.0, 2.0, 0.0)):
+            logger.log_metrics(step, {"data/bad files": value, "loss/codebook": 0.0})
     found = read_events(tmp_path)
-    assert found.Tags()["audio"] == found.Tags()["images"] == ["original/0", "original/1"]
-    (audio,) = found.Audio("original/0")
-    assert (audio.step, audio.sample_rate, audio.length_frames) == (5, 8000.0, 16000)
-    pictures = [Image.open(io.BytesIO(found.Images(f"original/{number}")[0].encoded_image_string)) for number in (0, 1)]
-    assert [image.size for image in pictures] == [(802, 256)] * 2  # 5 ms in two pixels, a band in two
-    one, other = (np.asarray(image.convert("L"))[:, 100:] for image in pictures)  # right of the labels
-    assert np.abs(one[:, :250].astype(int) - other[:, :250]).max() < 10  # the first second, on nearly one scale
-    assert one[30:].argmax(axis=0)[400] > other[30:].argmax(axis=0)[400] + 30  # 3 kHz stands above 1 kHz
+    assert found.Tags()["scalars"] == ["data/bad files"]
+    assert [(event.step, event.value) for event in found.Scalars("data/bad files")] == [(2, 2.0), (3, 0.0)]
+    assert len(read_metrics(tmp_path)) == 8
+
+
+def test_a_spectrogram_has_axes_and_a_scale() -> None:
+    time_ = torch.arange(8000) / 8000
+    tone = torch.sin(2 * torch.pi * 1000 * time_)
+    click = torch.zeros(8000)
+    click[4000] = 1
+    figure = spectrogram_figure({"original": tone, "decoded": 0.01 * tone + click}, 8000)
+    above, below, scale = figure.axes
+    assert (above.get_title(loc="left"), below.get_title(loc="left")) == ("original", "decoded")
+    assert (below.get_xlabel(), below.get_ylabel()) == ("time (s)", "frequency (kHz)")
+    assert scale.get_ylabel() == "dB relative to the loudest of: original"
+    labels = {label.get_text(): tick for label, tick in zip(above.get_yticklabels(), above.get_yticks(), strict=True)}
+    assert list(labels) == ["0.5", "1", "2"]
+    (first,), (second,) = above.get_images(), below.get_images()
+    assert first.get_clim() == second.get_clim() == (-80, 0)
+    assert first.get_array().max() == pytest.approx(0, abs=1e-3)
+    loudest = int(first.get_array()[:, 100].argmax())
+    assert abs(loudest - labels["1"]) < 1
+    assert second.get_array()[loudest, 20] == pytest.approx(-40, abs=0.5)
+    left, right, *_ = second.get_extent()
+    frame = int(second.get_array()[-20:].mean(axis=0).argmax())
+    assert left + (frame + 0.5) * (right - left) / second.get_array().shape[1] == pytest.approx(0.5)
 
 
 def test_spectrograms_have_mel_bands_and_frames_of_5_ms() -> None:
@@ -116,27 +200,33 @@ def test_spectrograms_have_mel_bands_and_frames_of_5_ms() -> None:
     assert mel_decibels(torch.zeros(10), 8000).shape == (BANDS, 1)
 
 
-def test_decoded_audio_is_drawn_below_the_original_on_its_scale(tmp_path: Path) -> None:
+def test_clips_are_drawn_below_their_originals(tmp_path: Path) -> None:
     noise = 0.1 * torch.randn(1, 1, 8000, generator=torch.Generator().manual_seed(0))
     with Logger(tmp_path) as logger:
-        logger.log_audio(1, "3 codebooks", 0.01 * noise, 8000, original=noise)
+        logger.log_audio(1, "decoded", 0.01 * noise, 8000, originals=noise, captions=["seven"])
     found = read_events(tmp_path)
-    assert found.Tags()["images"] == ["3 codebooks/0"]
-    image = np.asarray(Image.open(io.BytesIO(found.Images("3 codebooks/0")[0].encoded_image_string)).convert("L"))
-    assert image.shape == (512, 402)
-    above, below = (half[40:, 100:300].astype(float).mean() for half in (image[:256], image[256:]))
-    assert above - below > 50  # 40 dB of 80
-    alone = draw_spectrograms({"original": noise[0, 0]}, 8000)
-    both = draw_spectrograms({"original": noise[0, 0], "3 codebooks": 0.01 * noise[0, 0]}, 8000)
-    assert (both[:250] == alone[:250]).all()
-    same = draw_spectrograms({"original": noise[0, 0], "3 codebooks": noise[0, 0]}, 8000)[:, 100:300]
-    assert (same[30:250] == same[256 + 30 : 256 + 250]).all()
+    assert found.Tags()["images"] == ["spectrogram, decoded/clip 1, seven"]
+    content = found.Images("spectrogram, decoded/clip 1, seven")[0].encoded_image_string
+    expected = draw_spectrograms({"original": noise[0, 0], "decoded": 0.01 * noise[0, 0]}, 8000)
+    assert np.array_equal(np.asarray(Image.open(io.BytesIO(content)).convert("RGB")), expected)
 
 
-def test_silence_and_clipping_are_drawn_too(tmp_path: Path) -> None:
+def test_channels_are_averaged_and_empty_clips_left_out(tmp_path: Path) -> None:
+    both = torch.stack([torch.ones(2000), torch.zeros(2000)])
+    with Logger(tmp_path) as logger:
+        logger.log_audio(1, "generated", [torch.zeros(1, 0), both], 8000)
+    (tag,) = read_events(tmp_path).Tags()["audio"]
+    assert tag == "audio, generated/clip 2"
+    played, _ = soundfile.read(io.BytesIO(read_events(tmp_path).Audio(tag)[0].encoded_audio_string))
+    assert np.unique(played).tolist() == pytest.approx([0.5], abs=1e-4)
+
+
+def test_silence_is_dark_and_clipping_is_drawn_too(tmp_path: Path) -> None:
     with Logger(tmp_path) as logger:
         logger.log_audio(0, "edge", torch.stack([torch.zeros(1, 2000), torch.full((1, 2000), 3.0)]), 8000)
     assert len(read_events(tmp_path).Tags()["images"]) == 2
+    (image,) = spectrogram_figure({"silence": torch.zeros(2000)}, 8000).axes[0].get_images()
+    assert image.get_array().max() <= -80
 
 
 def test_means_over_steps() -> None:
@@ -149,7 +239,9 @@ def test_means_over_steps() -> None:
     assert numbers["loss/mel"] == 3
     assert numbers["loss/feature_matching"] == 0.5
     assert numbers["grad_norm/model"] == 3
-    assert [numbers[f"perplexity/{codebook}"] for codebook in range(3)] == pytest.approx([2, 2, 2])  # over both steps
+    assert [numbers[f"perplexity/codebook {codebook}"] for codebook in range(3)] == pytest.approx(
+        [2, 2, 2]
+    )  # over both steps
     assert numbers[CODEBOOK_USE] == pytest.approx(0.1)
     meter.add({"mel": torch.tensor(7.0)})
     assert meter.compute()["loss/mel"] == 7
@@ -269,6 +361,17 @@ def test_without_tensorboard_there_is_the_table(monkeypatch: pytest.MonkeyPatch,
     assert [path.name for path in tmp_path.iterdir()] == ["metrics.csv"]
     (line,) = said
     assert "pip install 'codec[train]'" in line
+
+
+def test_without_matplotlib_there_is_audio(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr("codec.training.logger.find_spec", lambda _: None)
+    monkeypatch.setitem(sys.modules, "matplotlib.backends.backend_agg", None)
+    said: list[str] = []
+    with Logger(tmp_path, report=said.append) as logger:
+        logger.log_audio(1, "original", torch.zeros(1, 1, 2000), 8000)
+    tags = read_events(tmp_path).Tags()
+    assert (tags["audio"], tags["images"]) == (["audio, original/clip 1"], [])
+    assert said == ["Matplotlib is not installed, no spectrograms: pip install 'codec[train]' for them"]
 
 
 def test_the_table_is_read_in_a_few_lines(tmp_path: Path) -> None:

@@ -367,7 +367,12 @@ class CodecTask:
         if not logger.enabled:
             return ""
         metrics = validate(model, self.spectral, self.validation_clips(), logger, step)
-        mel = (f"{metrics[name]:.2f} ({name.split()[1]})" for name in metrics if "/mel" in name)
+        prefix = "valid mel/"
+        mel = (
+            f"{value:.2f} ({name.removeprefix(prefix).split()[0]})"
+            for name, value in metrics.items()
+            if name.startswith(prefix)
+        )
         return f"mel of the validation clips (codebooks) {', '.join(mel)}"
 
     def save(self, path: Path, step: int) -> None:
@@ -530,15 +535,16 @@ def validate(model: Codec, spectral: SpectralLoss, clips: Audio, logger: Logger,
     most = model.num_codebooks
     metrics: dict[str, float] = {}
     for num_codebooks in sorted({1, max(1, most // 4), max(1, most // 2), most}):
+        label = f"{num_codebooks} codebook{'s' * (num_codebooks > 1)}"
         if isinstance(model.quantizer, Unquantized):
             decoded = model(clips).audio
         else:
             decoded = model.decode(model.encode(clips, num_codebooks=num_codebooks), length=clips.shape[-1])
         for name, value in spectral(split_channels(decoded), split_channels(clips))._asdict().items():
-            metrics[f"valid/{name} {num_codebooks} codebooks"] = float(value)
+            metrics[f"valid {name}/{label}"] = float(value)
         if num_codebooks in (1, most):
             pair = decoded[:LOGGED_CLIPS], clips[:LOGGED_CLIPS]
-            logger.log_audio(step, f"{num_codebooks} codebooks", pair[0], model.sample_rate, original=pair[1])
+            logger.log_audio(step, f"decoded from {label}", pair[0], model.sample_rate, originals=pair[1])
     logger.log_metrics(step, metrics)
     return metrics
 

@@ -42,7 +42,16 @@ from codec.training.lm.recipe import (
     LMRunConfig,
     ModelConfig,
 )
-from codec.training.logger import BITS, REAL_TIME, STEPS_PER_SECOND, FileNote, Logger, Meter
+from codec.training.logger import (
+    BITS,
+    BITS_PER_CODE,
+    REAL_TIME,
+    STEPS_PER_SECOND,
+    FileNote,
+    Logger,
+    Meter,
+    per_codebook,
+)
 from codec.training.optimizer import autocast_dtype, can_step, clip_gradients, grad_scaler, lr_scale, update_ema
 
 MAX_SAMPLE_SECONDS = 10.0
@@ -173,12 +182,12 @@ class LMTask:
 
         bits = distributed.all_reduce_sum(bits)
         lr = self.optimizer.lr * lr_scale(step, self.run.steps, self.optimizer)
-        metrics = {f"bits/{codebook}": value for codebook, value in enumerate(bits)}
+        metrics = per_codebook(BITS_PER_CODE, bits)
         metrics["cross-entropy"] = (weights * bits).sum() / weights.sum() * math.log(2)
         metrics["grad_norm/model"] = clip_gradients(
             state.optimizer, state.scaler, lr=lr, max_norm=self.optimizer.grad_clip
         )
-        losses = [name for name in metrics if name.startswith("bits/")]
+        losses = list(per_codebook(BITS_PER_CODE, bits))
         if can_step(metrics, state.scaler, step=step, losses=losses, lr_setting=self.lr_setting):
             state.scaler.step(state.optimizer)
             update_ema(state.ema_model, state.model, decay=self.optimizer.ema_decay, step=step)
@@ -242,9 +251,8 @@ class LMTask:
             conditioning=model.conditioning(conditions),
             max_seconds=MAX_SAMPLE_SECONDS,
         )
-        for number, audio in enumerate(clips):
-            if audio.numel():  # otherwise the model began with the end token
-                logger.log_audio(step, f"generated {number}", audio[None], self.codec.sample_rate)
+        captions = [" ".join(value for kind, value in row.items() if kind != "text") for row in conditions]
+        logger.log_audio(step, "generated", clips, self.codec.sample_rate, captions=captions)
 
     def save(self, path: Path, step: int) -> None:
         """Save the averaged model with the recipe, the data and the step."""
@@ -375,29 +383,27 @@ class Measures:
         reach = f"model.context = {context} steps are {context // pattern.per_frame} frames"
         return f"\n{reach}, crops have {frames}: {needed} steps would see all of a crop"
 
-    def rates(self, bits: list[float], group: str) -> dict[str, float]:
-        """Perplexities and bit rates of bits per code of each codebook."""
+    def rates(self, bits: list[float], prefix: str = "") -> dict[str, float]:
+        """Means, perplexities and bit rates of bits per code of each codebook."""
         per_second = self.frame_rate * sum(bits)
-        perplexities = {f"{group}perplexity/{codebook}": 2.0**value for codebook, value in enumerate(bits)}
-        return perplexities | {
-            f"{group}{BITS}": sum(bits) / self.num_codebooks,
-            f"{group}bits/per second": per_second,
-            f"{group}bits/share of the raw rate": per_second / (self.frame_rate * self.num_codebooks * self.uniform),
+        metrics = per_codebook("perplexity", [2.0**value for value in bits]) | {
+            BITS: sum(bits) / self.num_codebooks,
+            "bit rate/bits per second": per_second,
+            "bit rate/share of the raw rate": per_second / (self.frame_rate * self.num_codebooks * self.uniform),
         }
+        return {prefix + name: value for name, value in metrics.items()}
 
     def summarize(self, metrics: dict[str, float]) -> dict[str, float]:
         """Metrics to log from those of `Meter.compute`."""
         codes = metrics.pop("loss/codes")
         metrics["speed/codes per second"] = codes * metrics[STEPS_PER_SECOND]
         metrics[REAL_TIME] = codes * metrics[STEPS_PER_SECOND] / self.num_codebooks / self.frame_rate
-        metrics |= {f"bits/{codebook} unigram": value for codebook, value in enumerate(self.unigram)}
-        bits = [metrics[f"bits/{codebook}"] for codebook in range(self.num_codebooks)]
-        return metrics | {"bits/uniform": self.uniform} | self.rates(bits, "")
+        bits = [metrics[name] for name in per_codebook(BITS_PER_CODE, self.unigram)]
+        return metrics | self.rates(bits)
 
     def validation(self, bits: list[float]) -> dict[str, float]:
         """Metrics to log of a validation."""
-        metrics = {f"valid/bits/{codebook}": value for codebook, value in enumerate(bits)}
-        return metrics | self.rates(bits, "valid/")
+        return per_codebook(f"valid {BITS_PER_CODE}", bits) | self.rates(bits, "valid ")
 
     def validation_line(self, bits: list[float]) -> str:
         """A validation on one line."""
@@ -531,7 +537,7 @@ def overfit_one_batch(
         batch = task.train_data.batch(0, 0, recipe.data.batch_size)
         for step in range(OVERFIT_STEPS if steps is None else steps):
             metrics = task.step(batch, step)
-            values = [metrics[f"bits/{codebook}"] for codebook in range(task.measures.num_codebooks)]
+            values = [metrics[name] for name in per_codebook(BITS_PER_CODE, task.measures.unigram)]
             bits = float(torch.stack(values).mean())
             memorized = bits < OVERFIT_BELOW * task.measures.uniform
             yield step + 1, bits, memorized

@@ -147,7 +147,9 @@ def test_a_step_returns_bits_per_code(store: TokenStore, codec: Codec) -> None:
     batch = task.train_data.batch(0, 0, 4)
     expected = validate(task.train_state.model, [batch])
     numbers = task.step(batch, 0)
-    assert [float(numbers[f"bits/{codebook}"]) for codebook in range(3)] == pytest.approx(expected, rel=1e-4)
+    assert [float(numbers[f"bits per code/codebook {codebook}"]) for codebook in range(3)] == pytest.approx(
+        expected, rel=1e-4
+    )
     mean = (3 * expected[0] + expected[1]) / 4 * math.log(2)
     assert float(numbers["cross-entropy"]) == pytest.approx(mean, rel=1e-4)
     assert float(numbers["codes"]) == int((batch.targets >= 0).sum())
@@ -404,29 +406,26 @@ def test_the_saved_model_is_the_ema_model(finished: Path, folder: Path) -> None:
 def test_the_log_is_complete(finished: Path, store: TokenStore) -> None:
     found = read_events(finished)
     curves = {name: [event.step for event in found.Scalars(name)] for name in found.Tags()["scalars"]}
-    each = [f"{kind}/{codebook}" for kind in ("bits", "perplexity") for codebook in range(3)]
-    rates = ["bits/mean", "bits/per second", "bits/share of the raw rate"]
+    each = [f"{kind}/codebook {codebook}" for kind in ("bits per code", "perplexity") for codebook in range(3)]
+    rates = ["bits per code/mean", "bit rate/bits per second", "bit rate/share of the raw rate"]
     trained = [
         *each,
         *rates,
-        "bits/uniform",
-        *(f"bits/{codebook} unigram" for codebook in range(3)),
         "loss/cross-entropy",
     ]
     trained += ["grad_norm/model", "lr/model", "speed/codes per second", "speed/steps per second"]
     assert {name: curves[name] for name in trained} == {name: [1, 2, 3, 4, 5, 6] for name in trained}
-    validated = [f"valid/{name}" for name in (*each, *rates)]
+    validated = [f"valid {name}" for name in (*each, *rates)]
     assert {name: curves[name] for name in validated} == {name: [3, 6] for name in validated}
     numbers = {(int(step), name): float(value) for step, name, value in read_metrics(finished)}
-    bits = [numbers[6, f"bits/{codebook}"] for codebook in range(3)]
-    assert numbers[6, "perplexity/1"] == pytest.approx(2 ** bits[1], rel=1e-4)
-    assert numbers[6, "bits/per second"] == pytest.approx(100 * sum(bits), rel=1e-4)  # frames of 10 ms
-    assert numbers[6, "bits/share of the raw rate"] == pytest.approx(sum(bits) / 3 / math.log2(20), rel=1e-4)
-    assert numbers[6, "bits/uniform"] == pytest.approx(math.log2(20), rel=1e-4)
+    bits = [numbers[6, f"bits per code/codebook {codebook}"] for codebook in range(3)]
+    assert numbers[6, "perplexity/codebook 1"] == pytest.approx(2 ** bits[1], rel=1e-4)
+    assert numbers[6, "bit rate/bits per second"] == pytest.approx(100 * sum(bits), rel=1e-4)  # frames of 10 ms
+    assert numbers[6, "bit rate/share of the raw rate"] == pytest.approx(sum(bits) / 3 / math.log2(20), rel=1e-4)
     shares = [numbers[step + 1, "lr/model"] for step in range(6)]
     optimizer = small_lm_recipe().optimizer
     assert shares == pytest.approx([1e-2 * lr_scale(step, 6, optimizer) for step in range(6)], rel=1e-4)
-    assert numbers[6, "valid/bits/mean"] < numbers[3, "valid/bits/mean"]
+    assert numbers[6, "valid bits per code/mean"] < numbers[3, "valid bits per code/mean"]
 
 
 def test_the_ema_model_is_validated(finished: Path, store: TokenStore, codec: Codec) -> None:
@@ -435,7 +434,7 @@ def test_the_ema_model_is_validated(finished: Path, store: TokenStore, codec: Co
     model.load_state_dict(load_state(finished / "state.pt")["ema_model"])
     numbers = {(int(step), name): float(value) for step, name, value in read_metrics(finished)}
     for codebook, bits in enumerate(validate(model, task.valid_data.validation())):
-        assert numbers[6, f"valid/bits/{codebook}"] == pytest.approx(bits, rel=1e-5)
+        assert numbers[6, f"valid bits per code/codebook {codebook}"] == pytest.approx(bits, rel=1e-5)
 
 
 def test_the_start_prints_the_data_and_the_expected_bits(
@@ -485,7 +484,9 @@ def test_validation_and_samples_change_nothing(
         assert same(ours[name], theirs[name]), name
     assert asked == [(False, [0, 1, 2], [[0, 0], [1, 1], [0, 2]])] * 6
     tags = read_events(tmp_path).Tags()
-    assert tags["audio"] == tags["images"] == ["generated 1/0", "generated 2/0"]  # the first one was empty
+    clips = ["generated/clip 2, yes ben", "generated/clip 3, no cleo"]  # the first one was empty
+    assert tags["audio"] == [f"audio, {clip}" for clip in clips]
+    assert tags["images"] == [f"spectrogram, {clip}" for clip in clips]
 
 
 def test_samples_are_generated_by_the_model_itself(folder: Path, tmp_path: Path) -> None:
