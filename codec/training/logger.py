@@ -18,7 +18,7 @@ from itertools import zip_longest
 from pathlib import Path
 from textwrap import indent
 from types import TracebackType
-from typing import TYPE_CHECKING, NamedTuple, Self, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, Self, TypeVar
 
 import librosa
 import numpy as np
@@ -174,7 +174,7 @@ def draw_spectrograms(panels: Mapping[str, Tensor], sample_rate: int) -> np.ndar
         from matplotlib.backends.backend_agg import FigureCanvasAgg
     except ImportError:
         return None
-    canvas = FigureCanvasAgg(spectrogram_figure(panels, sample_rate))
+    canvas: Any = FigureCanvasAgg(spectrogram_figure(panels, sample_rate))
     canvas.draw()
     image: np.ndarray = np.asarray(canvas.buffer_rgba())[..., :3]
     return image
