@@ -27,7 +27,17 @@ from codec.errors import (
 )
 from codec.frames import resampled_length
 from codec.io import audio, bitstream
-from codec.io.audio import MIN_RATE, AudioReader, AudioWriter, Block, Resampler, can_resample, is_audio_path
+from codec.io.audio import (
+    INTEGER_PEAK,
+    MIN_RATE,
+    AudioReader,
+    AudioWriter,
+    Block,
+    Resampler,
+    can_resample,
+    is_audio_path,
+    looks_like_integers,
+)
 from codec.io.bitstream import Codes, Header, Reader, SourceId, Writer, source_id
 from codec.io.storage import atomic_output
 from codec.models.base import Codec, Encoded, split_scale
@@ -35,7 +45,6 @@ from codec.streams import StreamDecoder, StreamEncoder
 
 BLOCK_SECONDS = 4.0  # of one channel; blocks of recordings with more channels are shorter
 MAX_BLOCK = 1 << 20  # samples, at any sample rate
-INTEGERS = 100.0  # peak of floating-point samples from which on they look like integers
 
 Model: TypeAlias = Codec | str | Path
 
@@ -124,10 +133,8 @@ def compress(
 
 def _peak_notes(label: str, peak: float, limit: float) -> tuple[str, ...]:
     """What becomes of samples beyond full scale, if there are any."""
-    if peak > INTEGERS:
-        return (
-            f"{label} peaks at {peak:g} times full scale, as if it held integers: divide its samples by 32768 first",
-        )
+    if peak > INTEGER_PEAK:
+        return (f"{label} {looks_like_integers(peak)}",)
     if peak > limit:
         return (
             f"{label} peaks at {20 * math.log10(peak):+.1f} dBFS, and decoded audio is clipped at "

@@ -16,6 +16,12 @@ needs one frame of context on either side:
 
     frames kept      [ 1   2   3 ]          encoded together
     frame given            2                frame 1 is dropped next, frame 3 waits for frame 4
+
+Both resample inside, for a microphone or a speaker at another rate: the codes are those of the whole signal after
+resampling.
+
+    encoder = StreamEncoder(model, input_rate=48000)
+    decoder = StreamDecoder(model, output_rate=48000)
 """
 
 from __future__ import annotations
@@ -28,7 +34,10 @@ from torch import Tensor
 from torch.nn import functional
 
 from codec.errors import UsageError
-from codec.models.base import BlockCodec, Codec, Encoded, StepCodec, split_scale
+from codec.frames import resampled_length
+from codec.io.audio import Resampler, can_resample
+from codec.models.base import BlockCodec, Codec, Encoded, StepCodec, check_rate, split_scale
+from codec.nn.streaming import ordinary
 
 Array: TypeAlias = Tensor | np.ndarray[Any, Any]
 
@@ -36,27 +45,45 @@ Array: TypeAlias = Tensor | np.ndarray[Any, Any]
 class StreamEncoder:
     """Encode audio that arrives in pieces. `time` counts the samples taken, `frames` the frames given.
 
-    `batch` is the number of parallel signals; `num_codebooks` the number of codebooks of every frame, all if None.
-    Raises UsageError for a number of codebooks that the model cannot decode.
+    `batch` is the number of parallel signals. `num_codebooks` or `bitrate` as in `Codec.encode`. `input_rate` is the
+    sample rate of the audio in Hz if it is not the model's: the codes equal those of `Codec.encode` with this
+    `sample_rate` on a CPU, and the resampling filter holds
+    back about 1000 samples of the lower rate (37 ms between 48 and 24 kHz).
+
+    Raises UsageError for a number of codebooks that the model cannot decode, or a rate that cannot be resampled;
+    ConfigError for a bit rate below that of the fewest codebooks.
     """
 
-    def __init__(self, model: Codec, *, num_codebooks: int | None = None, batch: int = 1) -> None:
+    def __init__(
+        self,
+        model: Codec,
+        *,
+        num_codebooks: int | None = None,
+        bitrate: float | None = None,
+        batch: int = 1,
+        input_rate: int | None = None,
+    ) -> None:
         _must_be_at_least("batch", batch, 1)
-        self.num_codebooks = model.check_codebooks(num_codebooks)
+        self.num_codebooks = model.codebooks_for(num_codebooks, bitrate)
         self.time = 0
+        self._input_rate = model.sample_rate if input_rate is None else input_rate
+        _check_rate("input_rate", self._input_rate, model)
+        self._rate_change = _RateChange(self._input_rate, model.sample_rate, batch * model.channels)
         self.frames = 0
         self._model = model
         self._open = True
         self._state = model.encoder_state(batch) if isinstance(model, StepCodec) else None
-        self._rest = torch.zeros(batch, model.channels, 0, device=model.device)  # samples that are still needed
+        self._rest = torch.zeros(
+            batch, model.channels, 0, dtype=torch.float32, device=model.device
+        )  # samples still needed
         self._first = 0  # the frame that they begin with
 
     def push(self, audio: Array) -> Tensor:
-        """Take audio [batch, channels, time] in [-1, 1] at the model's rate; give the codes of the complete frames.
+        """Take audio [batch, channels, time] in [-1, 1] at the input rate; give the codes of the complete frames.
 
         The codes are [batch, codebooks, frames], or `Encoded` for a model with a scale. A causal model gives frame t
-        with sample (t + 1) * hop. Raises UsageError for audio of another shape, for samples that are not finite, and
-        after `flush`.
+        with sample (t + 1) * hop, at its own rate. Raises UsageError for audio of another shape, for samples that are
+        not finite, and after `flush`.
         """
         _must_be_open(self._open)
         audio = torch.as_tensor(audio, device=self._rest.device).detach()  # a graph would keep the whole past alive
@@ -69,14 +96,17 @@ class StreamEncoder:
             )
         self._model.check_samples(audio)
         self.time += audio.shape[2]
-        return self._encode(torch.cat([self._rest, audio.float()], dim=2), last=False)
+        audio = self._rate_change.push(audio.float())
+        return self._encode(torch.cat([self._rest, audio], dim=2), last=False)
 
     def flush(self) -> Tensor:
         """End the signal: pad it with silence and give the remaining frames. The stream is closed then."""
         _must_be_open(self._open)
-        math = self._model.frame_spec
-        missing = (math.frames(self.time) - self._first) * math.hop - self._rest.shape[2]
-        codes = self._encode(functional.pad(self._rest, (0, missing)), last=True)
+        spec = self._model.frame_spec
+        rest = torch.cat([self._rest, self._rate_change.push(self._rest[:, :, :0], last=True)], dim=2)
+        time = resampled_length(self.time, self._input_rate, spec.sample_rate)
+        missing = (spec.frames(time) - self._first) * spec.hop - rest.shape[2]
+        codes = self._encode(functional.pad(rest, (0, missing)), last=True)
         self._open = False
         return codes
 
@@ -95,7 +125,7 @@ class StreamEncoder:
         self._rest = audio[:, :, time:].clone()  # a view would keep all of `audio` alive
         self._first += whole
         if not whole:
-            return torch.zeros(len(audio), self.num_codebooks, 0, dtype=torch.int64, device=audio.device)
+            return self._no_codes(audio)
         codes, self._state = model.encode_step(audio[:, :, :time], self._state, num_codebooks=self.num_codebooks)
         return codes
 
@@ -111,8 +141,8 @@ class StreamEncoder:
         hop, done = model.frame_spec.hop, self.frames
         if ready <= done:
             self._rest = audio
-            codes = torch.zeros(len(audio), self.num_codebooks, 0, dtype=torch.int64, device=audio.device)
-            return cast(Tensor, Encoded(codes, audio.new_zeros(len(audio), 0))) if model.segment_frames else codes
+            codes = self._no_codes(audio)
+            return cast(Tensor, Encoded(codes, codes[:, 0].float())) if model.segment_frames else codes
         codes, scale = split_scale(model.encode_block(audio[:, :, : (end - self._first) * hop], self.num_codebooks))
         new = slice(done - self._first, ready - self._first)
         keep = max(0, (ready - context.past) // segment * segment)
@@ -121,22 +151,36 @@ class StreamEncoder:
         codes = codes[:, :, new]
         return codes if scale is None else cast(Tensor, Encoded(codes, scale[:, new]))
 
+    def _no_codes(self, audio: Tensor) -> Tensor:
+        return ordinary(torch.zeros(len(audio), self.num_codebooks, 0, dtype=torch.int64, device=audio.device))
+
 
 class StreamDecoder:
     """Decode codes that arrive in pieces. `time` counts the samples given.
 
     `length` is the length of the signal in samples if it is known: no sample after it is given. Without it, the audio
-    ends with the last frame. `batch` is the number of parallel signals. Raises UsageError for a length below 0.
+    ends with the last frame. `batch` is the number of parallel signals. `output_rate` is the sample rate in Hz of the
+    audio, of `length` and of `time` if it is not the model's; resampling holds back as much as in
+    `StreamEncoder`.
+
+    Raises UsageError for a length below 0, or a rate that cannot be resampled.
     """
 
-    def __init__(self, model: Codec, *, batch: int = 1, length: int | None = None) -> None:
+    def __init__(
+        self, model: Codec, *, batch: int = 1, length: int | None = None, output_rate: int | None = None
+    ) -> None:
         _must_be_at_least("batch", batch, 1)
         _must_be_at_least("length", length or 0, 0)
+        rate = model.sample_rate if output_rate is None else output_rate
+        _check_rate("output_rate", rate, model)
         self.time = 0
         self._model = model
         self._open = True
         self._batch = batch
+        self._rate_change = _RateChange(model.sample_rate, rate, batch * model.channels)
         self._length = length
+        # samples at the model's rate that are still to come
+        self._missing = None if length is None else resampled_length(length, rate, model.sample_rate)
         self._state = model.decoder_state(batch) if isinstance(model, StepCodec) else None
         self._delay = model.frame_spec.decoder_delay  # samples still to come that lie before the signal
         self._codes: Tensor | None = None  # codes that are still needed, and their scale
@@ -169,16 +213,19 @@ class StreamDecoder:
         return self._block(self._codes, last=False)
 
     def flush(self) -> Tensor:
-        """End the signal, close the stream, and give the remaining audio: none for a causal model.
+        """End the signal, close the stream, and give the remaining audio: none for a causal model at its own rate.
 
         Raises UsageError if the frames did not hold `length` samples.
         """
         _must_be_open(self._open)
         audio = self._silence() if self._codes is None else self._block(self._codes, last=True)
-        if self._length is not None and self.time < self._length:
-            raise UsageError(f"the frames hold {self.time} samples, not {self._length}: push the missing frames")
+        if self._missing:
+            raise UsageError(
+                f"the last {self._missing} samples at {self._model.sample_rate} Hz are missing: push their frames"
+            )
         self._open = False
-        return audio
+        rest = self._cut(self._rate_change.push(self._silence(), last=True))
+        return ordinary(torch.cat([audio, rest], dim=2))
 
     def _block(self, codes: Tensor, *, last: bool) -> Tensor:
         """Audio of the frames whose context has arrived; `codes` are all that are still needed."""
@@ -198,17 +245,48 @@ class StreamDecoder:
         return self._given(audio)
 
     def _given(self, audio: Tensor) -> Tensor:
-        """The part of decoded audio that belongs to the signal."""
+        """The part of decoded audio that belongs to the signal, at the output rate."""
         early = min(self._delay, audio.shape[2])
         self._delay -= early
         audio = audio[:, :, early:]
+        if self._missing is not None:
+            audio = audio[:, :, : self._missing]
+            self._missing -= audio.shape[2]
+        return self._cut(self._rate_change.push(audio))
+
+    def _cut(self, audio: Tensor) -> Tensor:
+        """Audio at the output rate up to the end of the signal."""
         if self._length is not None:
             audio = audio[:, :, : self._length - self.time]
         self.time += audio.shape[2]
         return audio
 
     def _silence(self) -> Tensor:
-        return torch.zeros(self._batch, self._model.channels, 0, device=self._model.device)
+        shape = self._batch, self._model.channels, 0
+        return ordinary(torch.zeros(shape, dtype=torch.float32, device=self._model.device))
+
+
+class _RateChange:
+    """Resampling of audio [batch, channels, time] between a stream's rate and the model's."""
+
+    def __init__(self, from_rate: int, to_rate: int, rows: int) -> None:
+        self._resampler = None if from_rate == to_rate else Resampler(from_rate, to_rate, rows)
+
+    def push(self, audio: Tensor, *, last: bool = False) -> Tensor:
+        """The samples that are complete after `audio`; all that remain if it is the last."""
+        if self._resampler is None:
+            return audio
+        blocks = [self._resampler.push(audio.flatten(0, 1).cpu().numpy())]
+        if last:
+            blocks.append(self._resampler.flush())
+        resampled = torch.from_numpy(np.concatenate(blocks, axis=1)).to(audio.device)
+        return ordinary(resampled.view(*audio.shape[:2], -1))
+
+
+def _check_rate(name: str, rate: int, model: Codec) -> None:
+    check_rate(name, rate)
+    if not can_resample(rate, model.sample_rate):
+        raise UsageError(f"{name} is {rate} Hz: it is too far from the model's {model.sample_rate} Hz to be resampled")
 
 
 def _must_be_at_least(name: str, value: int, least: int) -> None:

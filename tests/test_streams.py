@@ -12,8 +12,10 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from codec.errors import UsageError
-from codec.models.base import CodecConfig, Context, ReceptiveField, StepCodec
+from codec.io.audio import resample
+from codec.models.base import CodecConfig, Context, Encoded, ReceptiveField, StepCodec
 from codec.streams import StreamDecoder, StreamEncoder
+from tests.helpers.trial_family import trial_model
 from tests.tiny import tiny_model
 
 HOP = 4
@@ -110,6 +112,64 @@ def test_a_stream_equals_the_model_on_the_whole_signal(batch: int, time: int, pi
     decoder = StreamDecoder(model, batch=batch, length=time)
     back = torch.cat([decoder.push(piece) for piece in cut(codes, pieces)], dim=2)
     torch.testing.assert_close(back, model.decode(expected, length=time), rtol=0, atol=1e-5)
+
+
+@settings(deadline=None, max_examples=15)
+@given(
+    rate=st.sampled_from([4000, 8000, 11025, 48000]),
+    time=st.integers(1, 4000),
+    pieces=st.lists(st.integers(0, 900), max_size=5),
+)
+def test_a_stream_at_another_rate_equals_the_whole_signal(rate: int, time: int, pieces: list[int]) -> None:
+    """Cut anywhere, codes and audio are those of the whole signal, resampled; nothing of its length is lost."""
+    model, audio = tiny_model(), signal(2, time)
+    encoder = StreamEncoder(model, batch=2, input_rate=rate)
+    codes = torch.cat([*(encoder.push(piece) for piece in cut(audio, pieces)), encoder.flush()], dim=2)
+    assert torch.equal(codes, model.encode(audio, sample_rate=rate))
+    assert (encoder.time, encoder.frames) == (time, codes.shape[2])
+
+    decoder = StreamDecoder(model, batch=2, output_rate=rate, length=time)
+    back = torch.cat([*(decoder.push(piece) for piece in cut(codes, pieces)), decoder.flush()], dim=2)
+    assert back.shape == (2, 1, time)
+    assert decoder.time == time
+    whole = model.decode(codes, length=math.ceil(time * model.sample_rate / rate))
+    expected = resample(whole[:, 0].numpy(), model.sample_rate, rate)[:, :time]
+    np.testing.assert_allclose(back[:, 0].numpy(), expected, atol=1e-5)
+
+
+def test_a_stereo_stream_at_another_rate() -> None:
+    model, audio = trial_model(), 0.1 * torch.randn(1, 2, 5000, generator=torch.Generator().manual_seed(0))
+    encoder, decoder = StreamEncoder(model, input_rate=44100), StreamDecoder(model, output_rate=44100)
+    codes, scale = zip(*[encoder.push(piece) for piece in cut(audio, [700, 2000])], encoder.flush(), strict=True)
+    whole = model.encode(audio, sample_rate=44100)
+    assert isinstance(whole, Encoded)
+    assert torch.equal(torch.cat(codes, 2), whole.codes)
+    back = torch.cat([decoder.push(Encoded(*piece)) for piece in zip(codes, scale, strict=True)] + [decoder.flush()], 2)
+    frames = whole.codes.shape[2]
+    assert back.shape == (1, 2, math.ceil(frames * 40 * 44100 / 8000))
+
+
+def test_a_tone_passes_a_live_stream_at_48_khz() -> None:
+    """A tone of 1 kHz at 48 kHz has its frequency in the output: resampling goes in the right direction."""
+    model = tiny_model()
+    tone = torch.sin(2 * math.pi * 1000 * torch.arange(9600) / 48000)[None, None]
+    assert torch.equal(
+        torch.cat([(encoder := StreamEncoder(model, input_rate=48000)).push(tone), encoder.flush()], 2)[:, :, 5:-5],
+        model.encode(torch.sin(2 * math.pi * 1000 * torch.arange(1600) / 8000)[None, None])[:, :, 5:-5],
+    )
+
+
+@pytest.mark.parametrize("rate", [0, 44100.0, True, 1])
+def test_invalid_rates(rate: int) -> None:
+    with pytest.raises(UsageError, match="input_rate is"):
+        StreamEncoder(tiny_model(), input_rate=rate)
+    with pytest.raises(UsageError, match="output_rate is"):
+        StreamDecoder(tiny_model(), output_rate=rate)
+
+
+def test_a_bit_rate_chooses_the_codebooks() -> None:
+    model = tiny_model()
+    assert StreamEncoder(model, bitrate=model.frame_spec.bitrate(2)).num_codebooks == 2
 
 
 def test_each_frame_comes_with_its_last_sample() -> None:
@@ -212,5 +272,5 @@ def test_invalid_sizes(wrong: dict[str, int]) -> None:
 def test_missing_frames_are_reported() -> None:
     decoder = StreamDecoder(MODEL, length=13)
     decoder.push(expected_codes(signal(1, 12)))
-    with pytest.raises(UsageError, match="12 samples, not 13"):
+    with pytest.raises(UsageError, match="the last 1 samples at 100 Hz are missing"):
         decoder.flush()

@@ -33,6 +33,7 @@ from codec.io.storage import COPY_BYTES, atomic_output, is_device, raw_stdout, s
 
 Block = NDArray[np.float32]  # [channels, time]
 MAX_MAGNITUDE = 1e6  # of samples, 120 dB over full scale; larger values are not audio
+INTEGER_PEAK = 100.0  # peak of floating-point samples from which on they look like integers
 MIN_RATE = 100  # Hz; recordings with a lower rate are not audio
 MAX_RATIO = 256  # of sample rates: a resampling filter takes memory in proportion to the ratio, in every channel
 
@@ -369,6 +370,11 @@ def _spooled(stream: BinaryIO, label: str) -> Iterator[BinaryIO]:
                     write_all(spool, chunk)
         spool.seek(0)
         yield spool
+
+
+def looks_like_integers(peak: float) -> str:
+    """What to say of floating-point samples with a peak beyond INTEGER_PEAK."""
+    return f"peaks at {peak:g} times full scale, as if it held integers: divide its samples by 32768 first"
 
 
 def can_resample(from_rate: int, to_rate: int) -> bool:

@@ -10,8 +10,9 @@ one of its two forms:
 from __future__ import annotations
 
 import math
+import warnings
 from abc import abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Annotated, Any, ClassVar, NamedTuple, Self, TypeAlias, cast, overload
 
@@ -25,7 +26,8 @@ from codec.codes import Codes as CodesView
 from codec.config import Config
 from codec.errors import UsageError
 from codec.frames import FrameSpec, resampled_length
-from codec.io.audio import MAX_MAGNITUDE
+from codec.io.audio import INTEGER_PEAK, MAX_MAGNITUDE, looks_like_integers
+from codec.nn.precision import full_float32
 from codec.nn.quantize.base import Quantized, Quantizer
 from codec.nn.resample import resample
 from codec.nn.shapes import Audio, Codes, Latents
@@ -295,10 +297,12 @@ class Codec(nn.Module):
                 number.
             ConfigError: `bitrate` is below that of one codebook.
             MissingDependency: soxr is needed to resample and cannot be imported.
+
+        Warns if samples beyond 100 times full scale look like integers.
         """
         num_codebooks = self.codebooks_for(num_codebooks, bitrate)
-        if sample_rate is not None and (not isinstance(sample_rate, int) or sample_rate < 1):
-            raise UsageError(f"sample_rate is {sample_rate!r}: give Hz as an int, for example 48000")
+        if sample_rate is not None:
+            check_rate("sample_rate", sample_rate)
         if isinstance(audio, list | tuple):
             if lengths is not None:
                 raise UsageError("a list of recordings has its own lengths: leave lengths out")
@@ -465,7 +469,8 @@ class Codec(nn.Module):
             audio = audio.to(self.device)
             if times is not None:
                 audio = torch.where(_inside(audio, times), audio, 0.0)
-            self.check_samples(audio)
+            if (peak := self.check_samples(audio)) > INTEGER_PEAK:
+                warnings.warn(f"audio {looks_like_integers(peak)}", stacklevel=3)
             if sample_rate is not None and sample_rate != self.sample_rate:
                 audio = resample(audio.flatten(0, 1), sample_rate, self.sample_rate).view(*audio.shape[:2], -1)
                 if times is not None:
@@ -545,13 +550,14 @@ class Codec(nn.Module):
 
     @contextmanager
     def _float32(self) -> Iterator[None]:
-        """Disable any surrounding autocast, because lower precision would change codes."""
+        """Compute in float32 under any autocast and any setting of torch, because lower precision changes codes."""
         kind = self.device.type
-        if not torch.is_autocast_enabled(kind):
-            yield
-            return
-        with torch.autocast(kind, enabled=False):
-            yield
+        with full_float32(kind):
+            if not torch.is_autocast_enabled(kind):
+                yield
+                return
+            with torch.autocast(kind, enabled=False):
+                yield
 
     # training
 
@@ -580,28 +586,15 @@ class Codec(nn.Module):
         """Device of the weights."""
         return next(self.parameters()).device
 
-    def to(self, *args: Any, **kwargs: Any) -> Self:
-        """Move the model to a device.
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        """What `to`, `half`, `type` and the like call, of this module and of one that holds it.
 
         Raises UsageError for a type other than float32, because codes would differ.
         """
-        for value in (*args, *kwargs.values()):
-            dtype = value.dtype if isinstance(value, Tensor) else value
-            if isinstance(dtype, torch.dtype) and dtype != torch.float32:
-                raise UsageError(f"this model computes in float32, not {dtype}: its codes would differ in {dtype}")
-        return super().to(*args, **kwargs)
-
-    def half(self) -> Self:
-        """Raises UsageError, as `to`."""
-        return self.to(torch.float16)
-
-    def bfloat16(self) -> Self:
-        """Raises UsageError, as `to`."""
-        return self.to(torch.bfloat16)
-
-    def double(self) -> Self:
-        """Raises UsageError, as `to`."""
-        return self.to(torch.float64)
+        dtype = fn(torch.empty(0, device=self.device)).dtype
+        if dtype != torch.float32:
+            raise UsageError(f"this model computes in float32, not {dtype}: its codes would differ in {dtype}")
+        return super()._apply(fn, recurse)
 
     def codebooks_for(self, num_codebooks: int | None = None, bitrate: float | None = None) -> int:
         """Number of codebooks for a call: `num_codebooks`, the most within `bitrate` kbit/s, or all without either.
@@ -640,10 +633,12 @@ class Codec(nn.Module):
                 f"sample{hint}"
             )
 
-    def check_samples(self, audio: Audio) -> None:
-        """Raise UsageError if a sample is NaN, infinite or beyond `audio.MAX_MAGNITUDE`."""
-        if audio.numel() and not audio.abs().max() <= MAX_MAGNITUDE:  # false for NaN too
+    def check_samples(self, audio: Audio) -> float:
+        """The largest magnitude. Raises UsageError if a sample is NaN, infinite or beyond `audio.MAX_MAGNITUDE`."""
+        peak = float(audio.abs().max()) if audio.numel() else 0.0
+        if not peak <= MAX_MAGNITUDE:  # false for NaN too
             raise UsageError(f"audio has samples that are NaN, infinite or beyond {MAX_MAGNITUDE:g}; full scale is 1")
+        return peak
 
     def check_codes(self, codes: Codes) -> None:
         """Raise UsageError unless codes are int64 [batch, codebooks, frames] within their codebooks."""
@@ -714,6 +709,12 @@ class BlockCodec(Codec):
             self.check_codes(codes)
             audio = self._decoded(codes, scale, None)
         return ordinary(audio)
+
+
+def check_rate(name: str, rate: int) -> None:
+    """Raise UsageError unless a sample rate is a whole number of Hz."""
+    if not isinstance(rate, int) or isinstance(rate, bool) or rate < 1:
+        raise UsageError(f"{name} is {rate!r}: give Hz as an int, for example 48000")
 
 
 def split_scale(encoded: Codes | Encoded) -> tuple[Codes, Tensor | None]:

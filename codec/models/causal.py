@@ -457,13 +457,13 @@ class CausalCodec(StepCodec):
         return [module for module in self.modules() if isinstance(module, ConvNeXtBlock)]
 
     def encoder_state(self, batch: int) -> EncoderState:
-        return self.encoder.initial_state(torch.zeros(batch, 1, 0, device=self.device))
+        return self.encoder.initial_state(torch.zeros(batch, 1, 0, dtype=torch.float32, device=self.device))
 
     def latents_step(self, audio: Audio, state: State) -> tuple[Latents, State]:
         return self.encoder.step(audio, state, self.shape)
 
     def decoder_state(self, batch: int) -> DecoderState:
-        return self.decoder.initial_state(torch.zeros(batch, 1, 0, device=self.device))
+        return self.decoder.initial_state(torch.zeros(batch, 1, 0, dtype=torch.float32, device=self.device))
 
     def audio_step(self, latents: Latents, state: State) -> tuple[Audio, State]:
         return self.decoder.step(latents, state, self.shape)

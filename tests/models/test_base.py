@@ -64,6 +64,9 @@ def test_no_result_is_an_inference_tensor(ambient: Any) -> None:
             MODEL.decode(codes, grad=True),
             StreamEncoder(MODEL, batch=2).push(AUDIO),
             StreamDecoder(MODEL, batch=2).push(codes),
+            StreamEncoder(MODEL, batch=2, input_rate=16000).push(AUDIO),
+            (stream := StreamDecoder(MODEL, batch=2, output_rate=16000)).push(codes),
+            stream.flush(),
         ]
     assert not any(tensor.is_inference() for tensor in made)
 
@@ -294,11 +297,14 @@ def test_other_dtypes_are_refused(change: str) -> None:
         getattr(model, change)()
     assert model.to("cpu", torch.float32) is model
     assert model.float() is model
-    for how in ({"dtype": torch.float16}, {"other": torch.zeros(1, dtype=torch.bfloat16)}):
+    for how in ({"dtype": torch.float16}, {"tensor": torch.zeros(1, dtype=torch.bfloat16)}):
         with pytest.raises(UsageError, match="computes in float32"):
             model.to(**how)
     with pytest.raises(UsageError, match="computes in float32"):
         model.to(torch.float16)
+    for convert in (lambda: model.type(torch.float16), nn.Sequential(nn.Identity(), model).half):
+        with pytest.raises(UsageError, match="computes in float32"):
+            convert()
     assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
 
 
@@ -313,6 +319,34 @@ def test_autocast_changes_nothing(dtype: torch.dtype) -> None:
         trained = MODEL(AUDIO)
     assert all(torch.equal(one, other) for one, other in zip(plain, fenced, strict=True))
     assert not torch.equal(trained.latents, MODEL(AUDIO).latents)  # training uses autocast
+
+
+def test_lower_precision_of_products_changes_nothing() -> None:
+    """`set_float32_matmul_precision`, common in training scripts, selects bfloat16 on CPUs that have it."""
+    audio, before = MODEL.decode(CODES), torch.get_float32_matmul_precision()
+    try:
+        torch.set_float32_matmul_precision("medium")
+        assert torch.equal(MODEL.encode(AUDIO), CODES)
+        assert torch.equal(MODEL.decode(CODES), audio)
+        assert torch.get_float32_matmul_precision() == "medium"
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+def test_the_default_type_changes_nothing() -> None:
+    audio = MODEL.decode(CODES)
+    torch.set_default_dtype(torch.float64)
+    try:
+        assert torch.equal(MODEL.encode(AUDIO), CODES)
+        assert torch.equal(MODEL.decode(CODES), audio)
+        assert torch.equal(stream_codes(), CODES)
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
+def test_samples_that_look_like_integers_are_named() -> None:
+    with pytest.warns(UserWarning, match=r"^audio peaks at \d+ times full scale, as if it held integers: divide "):
+        MODEL.encode((AUDIO / AUDIO.abs().max() * 20000).round())
 
 
 # sample rates

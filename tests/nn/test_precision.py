@@ -1,0 +1,53 @@
+"""Settings of reduced precision are off inside `full_float32`, and as before after the last call in progress."""
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+from codec.nn.precision import full_float32
+
+if not hasattr(torch.backends, "fp32_precision"):
+    pytest.skip("a torch before 2.9 has other settings", allow_module_level=True)
+
+CPU = torch.backends.mkldnn
+CUDA = torch.backends.cuda.matmul, torch.backends.cudnn.conv
+
+
+@pytest.fixture(autouse=True)
+def reduced() -> Iterator[None]:
+    before = [each.fp32_precision for each in CUDA]
+    CPU.matmul.fp32_precision = "bf16"
+    for each in CUDA:
+        each.fp32_precision = "tf32"
+    yield
+    CPU.matmul.fp32_precision = "none"
+    for each, value in zip(CUDA, before, strict=True):
+        each.fp32_precision = value
+
+
+def test_calls_overlap() -> None:
+    first, second = full_float32("cpu"), full_float32("cpu")
+    first.__enter__()
+    second.__enter__()
+    first.__exit__(None, None, None)
+    assert CPU.matmul.fp32_precision == "ieee"  # the second call is still in progress
+    second.__exit__(None, None, None)
+    assert CPU.matmul.fp32_precision == "bf16"
+
+
+def test_errors_restore_the_settings() -> None:
+    def fail() -> None:
+        with full_float32("cuda"):
+            assert {each.fp32_precision for each in CUDA} == {"ieee"}
+            assert CPU.matmul.fp32_precision == "bf16"
+            raise ValueError("inside")
+
+    with pytest.raises(ValueError, match="inside"):
+        fail()
+    assert {each.fp32_precision for each in CUDA} == {"tf32"}
+
+
+def test_other_devices_have_no_settings() -> None:
+    with full_float32("meta"):
+        assert CPU.matmul.fp32_precision == "bf16"
