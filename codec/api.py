@@ -8,6 +8,7 @@ codec evaluate --data D   evaluate(D)               what comes back, measured
 from __future__ import annotations
 
 import io
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -42,34 +43,48 @@ def compress(
     The number of channels and the sample rate are restored. `model`, `bitrate`, `num_codebooks` and `device` as in
     `encode_file`.
 
-    Raises UsageError, UnsupportedAudio, UnknownModel.
+    Raises UsageError, UnsupportedAudio, UnknownModel. Warns if decoding will clip samples, or if they look like
+    integers.
     """
     file = io.BytesIO()
     with audio.open_reader(_content(data, sample_rate)) as reader:
-        compression.compress_into(
+        codec, _ = compression.compress_into(
             reader, file, model=model, num_codebooks=num_codebooks, bitrate=bitrate, device=device
         )
+        _warn(compression.peak_notes(reader.label, reader.peak, codec.limit))
     return file.getvalue()
 
 
-def decompress(data: Bytes, *, model: Model | None = None, rate: int | None = None, device: str = "auto") -> bytes:
-    """Restore the content of a .codec file to that of a 16-bit WAV file, at the source's sample rate or at `rate` Hz.
+def decompress(
+    data: Bytes,
+    *,
+    model: Model | None = None,
+    rate: int | None = None,
+    subtype: str | None = None,
+    device: str = "auto",
+) -> bytes:
+    """Restore the content of a .codec file to that of a WAV file, at the source's sample rate or at `rate` Hz.
 
-    `model` and `device` as in `decode_file`.
+    `subtype` is its sample format, 16 bits by default. `model` and `device` as in `decode_file`. Warns if samples were
+    clipped.
 
     Raises UsageError, UnsupportedAudio, UnknownModel, WeightsMismatch, and DamagedFile, whose `seconds_decoded` is the
     duration that `decode_file` would restore.
     """
     if not isinstance(data, Bytes):
         raise UsageError(f"data is {type(data).__name__}: give the bytes of a .codec file, or its path to decode_file")
+    _, subtype = audio.check_format(".wav", subtype)
     with bitstream.open_reader(bytes(data)) as reader:
         rate, _ = compression.restored_size(reader, rate)
         codec = compression.model_of(reader, model, device)
         file = io.BytesIO()
+        channels = reader.header.channels
+        container = "WAV" if channels <= 2 else "WAVEX"  # as `audio.open_writer`
         with audio.AudioWriter(
-            file, "the WAV data", container="WAV", subtype="PCM_16", rate=rate, channels=reader.header.channels
+            file, "the WAV data", container=container, subtype=subtype, rate=rate, channels=channels
         ) as writer:
             compression.restore_into(reader, writer, codec=codec, rate=rate)
+        _warn(writer.clip_notes())
     return file.getvalue()
 
 
@@ -175,6 +190,12 @@ def evaluate(
         jobs=jobs,
         progress=progress,
     )
+
+
+def _warn(notes: Sequence[str]) -> None:
+    """Warn the caller of a function of this module, which has no report."""
+    for note in notes:
+        warnings.warn(note, stacklevel=3)
 
 
 def _content(data: Bytes | np.ndarray[Any, Any], sample_rate: int | None) -> bytes:

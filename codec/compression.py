@@ -127,11 +127,11 @@ def compress(
         num_codebooks=writer.header.num_codebooks,
         compressed_bytes=writer.size,
         elapsed=perf_counter() - start,
-        notes=_peak_notes(reader.label, reader.peak, codec.limit),
+        notes=peak_notes(reader.label, reader.peak, codec.limit),
     )
 
 
-def _peak_notes(label: str, peak: float, limit: float) -> tuple[str, ...]:
+def peak_notes(label: str, peak: float, limit: float) -> tuple[str, ...]:
     """What becomes of samples beyond full scale, if there are any."""
     if peak > INTEGER_PEAK:
         return (f"{label} {looks_like_integers(peak)}",)

@@ -65,6 +65,28 @@ def test_arrays_are_compressed_like_float_files() -> None:
         assert (reader.header.channels, reader.header.time, reader.header.num_codebooks) == (1, TIME, 3)
 
 
+def test_levels_beyond_full_scale_are_named() -> None:
+    loud = 40 * NOISE  # a peak of 12
+    with pytest.warns(UserWarning, match=r"^the data peaks at \+21\.6 dBFS, and decoded audio is clipped at \+0\.4 dB"):
+        coded = codec.compress(loud, sample_rate=RATE)
+    with pytest.warns(UserWarning, match=r"^\d+ samples clipped at a peak of \+\d+\.\d+ dBFS"):
+        clipped = codec.decompress(coded, subtype="PCM_16")
+    kept, _ = soundfile.read(io.BytesIO(codec.decompress(coded, subtype="FLOAT")))
+    assert abs(kept).max() > 1
+    np.testing.assert_allclose(soundfile.read(io.BytesIO(clipped))[0], kept.clip(-1, 1), atol=2**-15)
+    with pytest.warns(
+        UserWarning, match="^the data peaks at 9830.* as if it held integers: divide its samples by 32768"
+    ):
+        codec.compress(32768 * NOISE, sample_rate=RATE)
+    with pytest.raises(UsageError, match="WAV has no subtype VORBIS"):
+        codec.decompress(coded, subtype="VORBIS")
+
+
+def test_more_than_two_channels_are_extensible() -> None:
+    wav = codec.decompress(codec.compress(np.concatenate([NOISE, NOISE[:1]]), sample_rate=RATE))
+    assert int.from_bytes(wav[20:22], "little") == 0xFFFE  # WAVE_FORMAT_EXTENSIBLE
+
+
 def test_a_loaded_model() -> None:
     model = codec.load()
     coded = codec.compress(NOISE, sample_rate=RATE, model=model)

@@ -118,6 +118,19 @@ def test_microphone_with_a_recording(
         assert f"{1000 * model.delay / model.sample_rate:.1f} ms of audio in the codec" in printed
 
 
+def test_microphone_at_48_khz(
+    tmp_path: Path, recordings: Path, model_file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    target = tmp_path / "out.wav"
+    source = recordings / "a.wav"
+    example("microphone")["main"](
+        ["--input", str(source), "--output", str(target), "--model", str(model_file), "--rate", "48000"]
+    )
+    assert soundfile.info(target).samplerate == 48000
+    assert soundfile.info(target).duration >= soundfile.info(source).duration
+    assert capsys.readouterr().out.startswith("latency ")
+
+
 @pytest.mark.parametrize("script", ["read_codec.py", "read_codec.mjs"])
 @pytest.mark.parametrize("sizes", [(1024,) * 4, (2, 3, 65536, 1 << 24), (1 << 24,)])
 @pytest.mark.parametrize("segment", [0, 5])

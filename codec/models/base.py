@@ -594,7 +594,7 @@ class Codec(nn.Module):
         dtype = fn(torch.empty(0, device=self.device)).dtype
         if dtype != torch.float32:
             raise UsageError(f"this model computes in float32, not {dtype}: its codes would differ in {dtype}")
-        return super()._apply(fn, recurse)
+        return cast(Self, super()._apply(fn, recurse))  # type: ignore[no-untyped-call]
 
     def codebooks_for(self, num_codebooks: int | None = None, bitrate: float | None = None) -> int:
         """Number of codebooks for a call: `num_codebooks`, the most within `bitrate` kbit/s, or all without either.

@@ -68,7 +68,7 @@ class _Products:
 
 
 def _settings(kind: str) -> list[Any]:
-    backends = torch.backends
+    backends: Any = torch.backends
     if not hasattr(backends, "fp32_precision"):
         return [_Products()] if kind == "cpu" else [_Products(), _Cudnn()]
     if kind == "cpu":

@@ -24,9 +24,10 @@ Samples = NDArray[np.float32]  # [time]
 class Loop:
     """Encode and decode blocks of a live signal; record what each block waits for."""
 
-    def __init__(self, model: codec.Codec) -> None:
-        self.encoder, self.decoder = codec.StreamEncoder(model), codec.StreamDecoder(model)
-        self.sample_rate = model.sample_rate
+    def __init__(self, model: codec.Codec, rate: int) -> None:
+        self.encoder = codec.StreamEncoder(model, input_rate=rate)
+        self.decoder = codec.StreamDecoder(model, output_rate=rate)
+        self.sample_rate = rate
         self.buffered: list[int] = []  # samples between the oldest one in the loop and the newest, when a block arrives
         self.seconds: list[float] = []  # computation per block
 
@@ -78,10 +79,12 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--model", default="general-24k")
     parser.add_argument("--input", type=Path, help="recording to use instead of the microphone")
     parser.add_argument("--output", type=Path, default=Path("out.wav"), help="decoded recording")
+    parser.add_argument("--rate", type=int, help="sample rate of the device and of OUTPUT; default: the model's")
     parser.add_argument("--block", type=int, help="samples per block; default: one hop of the model")
     options = parser.parse_args(arguments)
     model = codec.load(options.model)
-    loop, block = Loop(model), options.block or model.frame_spec.hop
+    rate = options.rate or model.sample_rate
+    loop, block = Loop(model, rate), options.block or model.frame_spec.hop * rate // model.sample_rate
     if options.input is not None:
         print(from_file(loop, options.input, options.output, block))
     else:

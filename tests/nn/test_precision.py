@@ -1,6 +1,7 @@
 """Settings of reduced precision are off inside `full_float32`, and as before after the last call in progress."""
 
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import torch
@@ -10,8 +11,9 @@ from codec.nn.precision import full_float32
 if not hasattr(torch.backends, "fp32_precision"):
     pytest.skip("a torch before 2.9 has other settings", allow_module_level=True)
 
-CPU = torch.backends.mkldnn
-CUDA = torch.backends.cuda.matmul, torch.backends.cudnn.conv
+BACKENDS: Any = torch.backends
+CPU = BACKENDS.mkldnn
+CUDA = BACKENDS.cuda.matmul, BACKENDS.cudnn.conv
 
 
 @pytest.fixture(autouse=True)
