@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from codec.errors import ConfigError, InputNotFound, UnknownModel, UsageError
 from codec.frames import FrameSpec
+from codec.io.bounded_json import read_json
 
 if TYPE_CHECKING:
     import torch
@@ -34,6 +35,7 @@ HASHED_AS = {  # names of release 0.1.0, which the hash uses, so that its .codec
     "codebook_update": "learning",
     "cluster_size": "usage",
 }
+SOURCE_FACTS = {"codec": str, "weights_hash": str, "num_codebooks": int, "classes": dict}  # of a language model
 RUN_MODEL = "model.safetensors"  # the model file in the folder of a training run
 RUN_STATE = "state.pt"  # beside it, the state to resume from
 STATE_MAGIC = b"codec state 1\n"  # followed by the SHA-256 of the rest, the output of torch.save
@@ -145,7 +147,7 @@ def read_card(path: str | Path) -> ModelCard:
     except (SafetensorError, OSError) as error:
         raise UnknownModel(f"{path} is not a complete model file ({error}): download or train it again") from error
     try:
-        card = json.loads(metadata["codec"])
+        card = read_json(metadata["codec"])
         if card["format"] > FORMAT:
             raise UnknownModel(f"{path} has format {card['format']}, this codec reads up to {FORMAT}: upgrade codec")
         config = card["config"]
@@ -157,15 +159,23 @@ def read_card(path: str | Path) -> ModelCard:
             "parameters": parameters,
             "weights_hash": digest,
             "family": card["family"],
-            "training": card["training"],
+            "training": _checked(card, {"training": dict})["training"],
         }
         if "frame_spec" in card:
             return CodecCard(**facts, config=config, frame_spec=FrameSpec(**card["frame_spec"]))
-        return LMCard(**facts, config=dict(config["model"]), source=dict(config["source"]))
+        return LMCard(**facts, config=dict(config["model"]), source=_checked(config["source"], SOURCE_FACTS))
     except (KeyError, TypeError, ValueError, RecursionError, ConfigError) as error:
         raise UnknownModel(
             f"{path} is a safetensors file, but not a model of codec: its metadata do not describe one"
         ) from error
+
+
+def _checked(facts: Any, types: Mapping[str, type]) -> dict[str, Any]:
+    """A copy of facts of these types. Raises TypeError or KeyError for others."""
+    for key, kind in types.items():
+        if not isinstance(facts[key], kind):
+            raise TypeError(f"{key} is {facts[key]!r:.40}")
+    return dict(facts)
 
 
 def load_model(path: str | Path, device: "str | torch.device" = "cpu") -> "Codec":

@@ -97,7 +97,7 @@ def read_toml(path: str | Path, overrides: Sequence[str] = ()) -> dict[str, Any]
     """Read a TOML file and apply the `overrides`; the result is for `Config.from_data`. Raises as `load_toml`."""
     try:
         data = tomllib.loads(read_text(path))
-    except tomllib.TOMLDecodeError as error:
+    except (tomllib.TOMLDecodeError, RecursionError) as error:
         raise ConfigError(f"{path} is not a readable TOML file: {error}") from error
     for override in overrides:
         _set(data, override)
@@ -130,7 +130,7 @@ def _set(data: dict[str, Any], override: str) -> None:
 def _toml_value(text: str) -> Any:
     try:
         parsed = tomllib.loads(f"value = {text}")
-    except tomllib.TOMLDecodeError:
+    except (tomllib.TOMLDecodeError, RecursionError):
         return text
     return parsed["value"] if len(parsed) == 1 else text
 

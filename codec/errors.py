@@ -5,6 +5,7 @@ Status 1 has no class of its own: it means that some files of a folder failed an
 
 # ruff: noqa: N818 (a name says what happened; "Error" at its end would add nothing to a class of this file)
 
+import unicodedata
 from functools import partial
 from typing import ClassVar, TypeAlias
 
@@ -104,6 +105,17 @@ class MissingDependency(CodecError):
     """An optional package is needed and not installed."""
 
     exit_code = 9
+
+
+def printable(text: str, *, keep: str = "") -> str:
+    """A text whose unprintable characters are escaped, because names and metadata may hold control sequences.
+
+    "a\\x1b[2J" for a name with an ESC. Characters of `keep` and all spaces stay.
+    """
+    return "".join(
+        one if one.isprintable() or one in keep or unicodedata.category(one) == "Zs" else repr(one)[1:-1]
+        for one in text
+    )
 
 
 def model_label(model: ModelId) -> str:

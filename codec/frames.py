@@ -2,8 +2,15 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, TypeVar
 
 from codec.errors import ConfigError
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+Count = TypeVar("Count", "int", "NDArray[np.int64]")
 
 
 @dataclass(frozen=True)
@@ -48,6 +55,10 @@ class FrameSpec:
         """Frames that hold `time` samples, including the frames that flush the decoder's delay; 0 for 0 samples."""
         return _ceil_div(time + self.decoder_delay, self.hop) if time > 0 else 0
 
+    def frames_of(self, times: "NDArray[np.int64]") -> "NDArray[np.int64]":
+        """`frames` of each length of an array."""
+        return _ceil_div(times + self.decoder_delay, self.hop) * (times > 0)
+
     def whole_frames(self, time: int) -> int:
         """Frames that are complete after the first `time` samples."""
         return time // self.hop
@@ -91,6 +102,6 @@ def resampled_length(time: int, from_rate: int, to_rate: int) -> int:
     return _ceil_div(time * to_rate, from_rate)
 
 
-def _ceil_div(numerator: int, denominator: int) -> int:
+def _ceil_div(numerator: "Count", denominator: int) -> "Count":
     # integers, because ten hours at 96 kHz times a sample rate exceeds the 53 bits of a float
     return -(-numerator // denominator)

@@ -276,7 +276,8 @@ def test_codecs_are_not_language_models(tmp_path: Path, tiny: CausalCodec) -> No
         ("model", {"family": "transformer", "depth": 3}, "do not fit"),
         ("model", {"family": "rnn"}, "no family of language models 'rnn'"),
         ("model", [3], "not a model of codec"),
-        ("source", {"codec": "x"}, "do not fit"),
+        ("source", {"codec": "x"}, "not a model of codec"),
+        ("source", {"codec": 1, "weights_hash": "", "num_codebooks": 1, "classes": {}}, "not a model of codec"),
         ("source", None, "not a model of codec"),
     ],
 )

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from codec.cli.options import DOWNLOAD, say
+from codec.cli.options import DOWNLOAD, echo_table, say
 from codec.errors import UsageError
 
 
@@ -101,7 +101,7 @@ def _list_datasets() -> None:
         dataset = datasets.find(name)
         terms = dataset.license.name if dataset.license else "yours"
         table.add_row(name, dataset.title, dataset.hours, dataset.download, terms)
-    _print(table)
+    echo_table(table)
 
 
 def _list_recipes() -> None:
@@ -115,11 +115,5 @@ def _list_recipes() -> None:
         dataset = datasets.find(name)
         terms = dataset.license.name if dataset.license else "yours"
         table.add_row(name, shipped.purpose(name), dataset.hours, terms)
-    _print(table)
+    echo_table(table)
     say("print a codec recipe: codec recipes NAME; a language model recipe: codec recipes NAME/lm")
-
-
-def _print(table: object) -> None:
-    from rich.console import Console
-
-    Console(highlight=False).print(table)

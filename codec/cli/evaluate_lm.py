@@ -15,6 +15,7 @@ from codec.cli.options import (
     SAMPLING,
     CodecOption,
     DeviceOption,
+    echo,
     progress_bar,
     say,
 )
@@ -139,4 +140,4 @@ def evaluate_lm(
             )
         if file:
             file.write(result.as_json().encode() + b"\n")
-    typer.echo(str(result))
+    echo(str(result))

@@ -10,8 +10,8 @@ import typer
 
 from codec import pretrained
 from codec.checkpoint import RUN_MODEL, CodecCard, LMCard, ModelCard
-from codec.cli.options import INPUT_OUTPUT, JSONOption, one_line
-from codec.errors import CodecError, InputNotFound
+from codec.cli.options import INPUT_OUTPUT, JSONOption, echo, echo_table, one_line
+from codec.errors import CodecError, InputNotFound, printable
 from codec.io.storage import walk
 
 if TYPE_CHECKING:
@@ -56,7 +56,7 @@ def info(
     rows = list(_flat(summary))
     width = max(len(name) for name, _ in rows) + 2
     for name, value in rows:
-        typer.echo(f"{name:<{width}}{value:.10g}" if isinstance(value, float) else f"{name:<{width}}{value}")
+        echo(f"{name:<{width}}{value:.10g}" if isinstance(value, float) else f"{name:<{width}}{value}")
 
 
 def _model_summary(card: ModelCard) -> dict[str, str]:
@@ -87,12 +87,20 @@ def _model_summary(card: ModelCard) -> dict[str, str]:
         "file": f"{card.path} ({card.size / 1e6:.1f} MB)",
         "weights hash": card.weights_hash,
     }
-    if recipe := training.get("recipe", {}).get("name"):
+    if recipe := _mapping(training, "recipe").get("name"):
         rows["recipe"] = str(recipe)
     rows |= {f"training {name}": str(training[name]) for name in ("step", "data") if name in training}
-    for name, measures in list(training.get("numbers", {}).items())[:MEASURES_SHOWN]:
-        rows[name] = ", ".join(f"{measure} {value:g}" for measure, value in measures.items())
+    numbers = _mapping(training, "numbers")
+    for name in list(numbers)[:MEASURES_SHOWN]:
+        measures = _mapping(numbers, name).items()
+        rows[name] = ", ".join(f"{measure} {value:g}" for measure, value in measures if isinstance(value, int | float))
     return rows | {"more": "codec info --all prints the configuration and the recipe"}
+
+
+def _mapping(data: Mapping[str, Any], key: str) -> Mapping[str, Any]:
+    """An inner table of metadata, which may be anything; empty if it is not a table."""
+    value = data.get(key)
+    return value if isinstance(value, Mapping) else {}
 
 
 def _recording(source: str) -> dict[str, Any]:
@@ -133,13 +141,12 @@ def _print_folder(folder: Path, *, as_json: bool) -> None:
     else:
         _print_table(found)
         for name, message in failures.items():
-            typer.echo(f"failed: {name}: {message}")
+            echo(f"failed: {name}: {message}")
     if failures:
         raise typer.Exit(1)
 
 
 def _print_table(found: Mapping[str, Mapping[str, Any]]) -> None:
-    from rich.console import Console
     from rich.table import Table
 
     headings = "file", "seconds", "channels", "sample rate", "codebooks", "kbit/s", "model", "weights"
@@ -147,8 +154,9 @@ def _print_table(found: Mapping[str, Mapping[str, Any]]) -> None:
     for name, facts in found.items():
         numbers = f"{facts['seconds']:.2f}", str(facts["channels"]), f"{facts['source_rate']} Hz"
         rate = f"{facts.get('file_kbps', facts['codes_kbps']):.2f}"
-        table.add_row(name, *numbers, str(facts["num_codebooks"]), rate, facts["model"], facts["weights_hash"][:12])
-    Console(highlight=False).print(table)
+        model = printable(facts["model"])
+        table.add_row(printable(name), *numbers, str(facts["num_codebooks"]), rate, model, facts["weights_hash"][:12])
+    echo_table(table)
     seconds = sum(facts["seconds"] for facts in found.values())
     size = sum(facts.get("file_bytes", 0) for facts in found.values())
     typer.echo(f"{len(found)} files, {seconds:.2f} s, {size} bytes")

@@ -17,6 +17,8 @@ from codec.cli.options import (
     ForceOption,
     JobsOption,
     JSONOption,
+    echo,
+    echo_table,
     progress_bar,
     say,
 )
@@ -37,7 +39,6 @@ def models(as_json: JSONOption = False) -> None:
         ]
         typer.echo(json.dumps([*(card.as_data() for card in cards), *others], indent=2))
         return
-    from rich.console import Console
     from rich.table import Table
 
     codecs = Table(
@@ -76,12 +77,11 @@ def models(as_json: JSONOption = False) -> None:
         theirs.add_row(
             name, *rates, known.codebooks, f"{known.bitrates} kbit/s", known.license, "yes" if path else "no"
         )
-    console = Console(highlight=False)
-    console.print(codecs)
+    echo_table(codecs)
     for table in (lms, theirs):
         if table.rows:
-            console.print()
-            console.print(table)
+            echo("")
+            echo_table(table)
 
 
 def convert(
@@ -222,7 +222,7 @@ def evaluate(
     if json_output:
         with atomic_output(json_output, force=True) as file:
             file.write(result.as_json().encode() + b"\n")
-    typer.echo(result.text(rows))
+    echo(result.text(rows))
     if result.failures:
         raise typer.Exit(1)
 

@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from codec.errors import UsageError
+from codec.errors import UsageError, printable
 
 Device = Literal["auto", "cpu", "cuda"]
 Engine = Literal["local", "ray"]
@@ -85,9 +85,21 @@ JSONOption = Annotated[bool, typer.Option("--json", help="Print JSON.", rich_hel
 
 
 def say(message: str) -> None:
-    """Print a message on standard error."""
+    """Print a message on standard error, unprintable characters escaped."""
     with suppress(OSError):  # a closed standard error must not make a finished command fail
-        sys.stderr.write(f"{message}\n")
+        sys.stderr.write(f"{printable(message)}\n")
+
+
+def echo(text: str) -> None:
+    """Print lines on standard output, unprintable characters escaped."""
+    typer.echo(printable(text, keep="\n"))
+
+
+def echo_table(table: object) -> None:
+    """Print a table of rich on standard output; its cells are text as it is, without markup."""
+    from rich.console import Console
+
+    Console(highlight=False, markup=False).print(table)
 
 
 @contextmanager

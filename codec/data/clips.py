@@ -13,6 +13,7 @@ import hashlib
 import json
 import math
 import os
+import stat
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -27,6 +28,7 @@ from codec.errors import ConfigError, InputNotFound, UnsupportedAudio
 from codec.frames import resampled_length
 from codec.io import ffmpeg
 from codec.io.audio import Block, Resampler, is_audio_path, open_reader
+from codec.io.bounded_json import read_json
 from codec.io.mixdown import Note, with_channels
 from codec.io.storage import atomic_output, walk
 
@@ -34,6 +36,7 @@ MANIFEST = "manifest.jsonl"  # in a folder that holds one, only the clips it lis
 SPLITS = ("train", "valid", "test")
 TEXT_FIELDS = ("set", "split", *(kind.key for kind in KINDS))  # a manifest's keys beside path, start and seconds
 MAX_SECONDS = 1e9  # 30 years; a longer time is a mistake
+MAX_LINE = 2**24  # characters of a line of a manifest; the longest that occur are cuts with an alignment of hours
 LENGTH_TOLERANCE = 0.1  # s by which a manifest's length may exceed the file's, because lengths may be rounded up
 MARGIN = 0.05  # s read beyond both ends of a part, so that the resampling filter does not see its edges
 
@@ -54,6 +57,19 @@ class Clip(Conditions):
     set: str = ""
     split: str | None = None
     """One of SPLITS, or None if the corpus does not state it."""
+
+    def file(self) -> Path:
+        """The path, which must be that of a regular file, because pipes make a corpus wait and devices never end.
+
+        Raises InputNotFound for a pipe or a device.
+        """
+        try:
+            kind = self.path.stat().st_mode
+        except (OSError, ValueError):
+            return self.path  # opening it says what is wrong
+        if not stat.S_ISREG(kind) and not stat.S_ISDIR(kind):
+            raise InputNotFound(f"{self.path} is a pipe or a device, not a recording: take it out of the manifest")
+        return self.path
 
     def size(self) -> int | None:
         """Size of the file in bytes; None if there is no such file."""
@@ -119,7 +135,7 @@ def file_length(clip: Clip) -> tuple[int, int]:
 
     Raises InputNotFound, UnsupportedAudio.
     """
-    with open_reader(clip.path) as reader:
+    with open_reader(clip.file()) as reader:
         samples = reader.length() - round(clip.start * reader.rate)
         if samples <= 0:
             raise UnsupportedAudio(
@@ -160,7 +176,7 @@ def clip_audio(
         InputNotFound: there is no such file.
         UnsupportedAudio: the file cannot be decoded there, holds NaN, or is shorter than its header or clip states.
     """
-    with open_reader(clip.path) as reader:
+    with open_reader(clip.file()) as reader:
         time_in_all = reader.length() if reader.time is None else reader.time
         start = round(clip.start * reader.rate)
         length = time_in_all - start
@@ -214,8 +230,10 @@ def _in_manifest(path: Path) -> Iterator[Clip]:
 
 
 def _check_text(clip: Clip) -> None:
-    """Raise ValueError for text that UTF-8 cannot encode; file names may have bytes that are not UTF-8."""
+    """Raise ValueError for text with a NUL or that UTF-8 cannot encode; file names need not be UTF-8."""
     for text in (str(clip.path), clip.id, *(getattr(clip, key) for key in TEXT_FIELDS)):
+        if "\0" in (text or ""):
+            raise ValueError(f"{text!r:.80} has a NUL: write it again")
         try:
             (text or "").encode("utf-8", "surrogateescape")
         except UnicodeEncodeError as error:
@@ -229,20 +247,30 @@ def manifest_rows(path: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
         raise InputNotFound(f"{path} is neither a folder nor a manifest (.jsonl, .jsonl.gz or .csv): check the name")
     with _opened(path) as file:
         if kind == "csv":
-            table = csv.DictReader(file)
+            table = csv.DictReader(_lines(file, path))
             for row in table:
                 yield table.line_num, {key: value for key, value in row.items() if value}
             return
-        for number, line in enumerate(file, 1):
+        for number, line in enumerate(_lines(file, path), 1):
             if not line.strip():
                 continue
             try:
-                row = json.loads(line)
-            except (ValueError, RecursionError) as error:
+                row = read_json(line)
+            except ValueError as error:
                 raise ConfigError(f"{path} line {number}: not JSON ({error})") from error
             if not isinstance(row, dict):
                 raise ConfigError(f'{path} line {number}: {line.strip():.40} is not an object: write {{"path": ...}}')
             yield number, row
+
+
+def _lines(file: TextIO, path: Path) -> Iterator[str]:
+    """The lines of a file, of which a few bytes of gzip may unpack to any length. Raises ConfigError."""
+    number = 0
+    while line := file.readline(MAX_LINE):
+        number += 1
+        if len(line) == MAX_LINE:
+            raise ConfigError(f"{path} line {number} has {MAX_LINE} characters or more: shorten it")
+        yield line
 
 
 @contextmanager

@@ -13,7 +13,6 @@
 """
 
 import hashlib
-import json
 import zlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -27,12 +26,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from codec.conditions import CLASSES, Conditions
+from codec.conditions import CLASSES, KINDS, Conditions
 from codec.errors import BadIndex, ConfigError, DamagedFile, InputNotFound, UsageError, WeightsMismatch
 from codec.frames import FrameSpec
+from codec.io.bounded_json import read_json
 from codec.models.base import Codec
 
 FORMAT = 2
+MOST_FRAMES = 2**48  # of a shard, in samples too; a hundred thousand years
 OPEN_SHARDS = 256  # mapped at a time
 FIELDS = [  # of the index
     ("shard", "<u4"),
@@ -130,15 +131,50 @@ class TokenStore:
         self.model_name: str = metadata["model"]
         self._dtype = np.dtype(metadata["dtype"]).newbyteorder("<")
         try:
-            self.frame_spec = FrameSpec(**metadata["frame_spec"])
-            size = {key: int(metadata["index"][key]) for key in ("clips", "crc")}
+            self.frame_spec = FrameSpec(**_whole(metadata["frame_spec"]))
+            size = {key: _whole(metadata["index"])[key] for key in ("clips", "crc")}
         except (TypeError, KeyError, ValueError, ConfigError) as error:
             raise bad_metadata(self.path, "frame_spec or index was altered") from error
+        if not 1 <= self.num_codebooks <= self.frame_spec.num_codebooks:
+            raise bad_metadata(self.path, f"num_codebooks is {self.num_codebooks}")
         self.index = read_index(self.path / "index.bin", dtype=record_dtype(metadata), **size)
+        self._check_index(shards=len(metadata["shards"]))
         self._mapped = lru_cache(OPEN_SHARDS)(self._map)
         self._ends = lru_cache(4)(self._cumulative_crops)
         if model is not None:
             self.check(model)
+
+    def _check_index(self, *, shards: int) -> None:
+        """Raise DamagedFile unless the records are in the order of the shards, without overlap, and name what exists.
+
+        The checksum of the index says nothing of a store that was edited by hand, or by a faulty program.
+        """
+        records = self.index
+        if not len(records):
+            return
+        columns = ("shard", "first", "frames", "samples", "line")
+        shard, first, frames, samples, line = (records[name].astype(np.int64) for name in columns)
+        begins = np.diff(shard, prepend=-1) != 0
+        end = np.roll(first + frames, 1)
+        end[begins] = 0
+        names = {"split": self.splits, **self.classes}
+        ordered = {
+            "shard": (np.diff(shard, prepend=0) >= 0) & (shard < shards),
+            "first": (first >= 0) & (first < MOST_FRAMES) & (first >= end),
+            "samples": (samples >= 0) & (samples < MOST_FRAMES),
+            "frames": (frames >= 0) & (frames < MOST_FRAMES) & (frames == self.frame_spec.frames_of(samples)),
+            "line": begins | (np.diff(line, prepend=-1) > 0),
+            **{key: (records[key] >= -1) & (records[key] < len(known)) for key, known in names.items()},
+        }
+        for field, right in ordered.items():
+            if not right.all():
+                clip = int(right.argmin())
+                raise DamagedFile(
+                    str(self.path / "index.bin"),
+                    offset=clip * records.itemsize,
+                    reason=f"{field} of clip {clip} is {records[clip][field]}; `codec tokenize` with --force writes it "
+                    "again",
+                )
 
     def __reduce__(self) -> tuple[Any, ...]:
         return TokenStore, (self.path,)  # another process maps the files itself
@@ -205,11 +241,15 @@ class TokenStore:
         try:
             with path.open("rb") as file:
                 file.seek(offset)
-                row = Row(**json.loads(file.readline()))
-        except (OSError, ValueError, TypeError) as error:
+                row = _parsed(file.readline())
+        except (OSError, ValueError, TypeError, KeyError) as error:
             raise damaged_shard(path, offset, "there is no clip at this offset") from error
-        same = ((name, getattr(row, name)) for name in ("first", "frames", "samples", "crc"))
-        if hash_id(row.id) != record["id"] or any(record[name] != value for name, value in same):
+        same = ((name, getattr(row, name, None)) for name in ("first", "frames", "samples", "crc"))
+        if (
+            not isinstance(row, Row)
+            or hash_id(row.id) != record["id"]
+            or any(record[name] != value for name, value in same)
+        ):
             raise damaged_shard(path, offset, "the index has another clip at this offset")
         return row
 
@@ -276,7 +316,11 @@ class TokenStore:
         """Codes [frames, codebooks] in the layout of the file."""
         record = self.index[clip]
         first = int(record["first"]) + start
-        return self._mapped(int(record["shard"]))[first : first + frames]
+        codes = self._mapped(int(record["shard"]))[first : first + frames]
+        if codes.size and codes.max() >= self.frame_spec.codebook_size:
+            frame_bytes = self.num_codebooks * self._dtype.itemsize
+            raise damaged_shard(self._shard(clip), first * frame_bytes, f"a code is {codes.max()}")
+        return codes
 
     def _map(self, shard: int) -> NDArray[Any]:
         path = shard_path(self.path, shard)
@@ -290,6 +334,27 @@ class TokenStore:
 
     def _shard(self, clip: int) -> Path:
         return shard_path(self.path, int(self.index[clip]["shard"]))
+
+
+def _whole(facts: Any) -> dict[str, int]:
+    """Facts of a store.json that are whole numbers. Raises TypeError."""
+    if not isinstance(facts, dict) or not all(isinstance(value, int) for value in facts.values()):
+        raise TypeError("not whole numbers")
+    return dict(facts)
+
+
+def _parsed(line: bytes) -> Row | Failure:
+    """A line of a shard's .jsonl. Raises ValueError, TypeError, KeyError for a line that the writer does not write."""
+    data = read_json(line)
+    if "error" in data:
+        return Failure(**data)
+    texts = ("id", "set", "split", *(kind.key for kind in KINDS))
+    if not all(isinstance(data.get(key), str | None) for key in texts) or not isinstance(data["id"], str):
+        raise TypeError("a text is not a string")
+    for key in ("first", "frames", "samples", "crc"):
+        if not isinstance(data[key], int) or not 0 <= data[key] < MOST_FRAMES:
+            raise ValueError(f"{key} is {data[key]!r:.40}")
+    return Row(**data)
 
 
 def _tensor(codes: NDArray[Any]) -> Tensor:
@@ -323,7 +388,7 @@ def read_metadata(folder: Path) -> dict[str, Any]:
     """The content of store.json, with today's keys. Raises InputNotFound, UsageError, DamagedFile."""
     path = folder / "store.json"
     try:
-        metadata: dict[str, Any] = json.loads(path.read_bytes())
+        metadata: dict[str, Any] = read_json(path.read_bytes())
         newer = metadata["format"] > FORMAT
         if metadata["format"] == 1:
             metadata = {FORMAT_1_KEYS.get(key, key): value for key, value in metadata.items()}
@@ -357,13 +422,12 @@ def read_rows(path: Path) -> list[tuple[int, Row | Failure]]:
     try:
         *lines, end = path.read_bytes().splitlines(keepends=True)
         for line in lines:
-            row = json.loads(line)
-            rows.append((offset, Failure(**row) if "error" in row else Row(**row)))
+            rows.append((offset, _parsed(line)))
             offset += len(line)
-        intact = json.loads(end) == {"end": len(lines), "crc": zlib.crc32(b"".join(lines))}
+        intact = read_json(end) == {"end": len(lines), "crc": zlib.crc32(b"".join(lines))}
     except FileNotFoundError as error:
         raise damaged_shard(path, 0, "it is missing") from error
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, KeyError) as error:
         raise damaged_shard(path, offset, "it was altered") from error
     if not intact:
         raise damaged_shard(path, offset, "its checksum differs")
@@ -381,7 +445,7 @@ def read_index(path: Path, *, clips: int, crc: int, dtype: np.dtype[Any]) -> NDA
     """The records of index.bin, memory-mapped. Raises DamagedFile."""
     try:
         records: NDArray[Any] = np.memmap(path, dtype, "r", shape=(clips,)) if clips else np.zeros(0, dtype)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, OverflowError) as error:
         raise DamagedFile(str(path), offset=0, reason="it was truncated; `codec tokenize` repairs it") from error
     if zlib.crc32(records.data) != crc:
         raise DamagedFile(str(path), offset=0, reason="its checksum differs; `codec tokenize` repairs it")

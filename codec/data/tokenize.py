@@ -606,7 +606,7 @@ def _measure_gain(blocks: Iterable[Block], level_db: float, rate: int) -> np.flo
 def _blocks(clip: Clip, rate: int, note: Note | None = None, *, use_ffmpeg: bool = False) -> Iterator[Block]:
     """The audio of a clip at `rate` Hz in blocks [1, time], channels mixed down."""
     with ExitStack() as files:
-        reader = files.enter_context(open_reader(clip.path, use_ffmpeg=use_ffmpeg))
+        reader = files.enter_context(open_reader(clip.file(), use_ffmpeg=use_ffmpeg))
         resampler = Resampler(reader.rate, rate, 1, label=reader.label)
         blocks = _native_blocks(clip, reader)
         mixdown = Mixdown(reader.channels)
@@ -616,7 +616,7 @@ def _blocks(clip: Clip, rate: int, note: Note | None = None, *, use_ffmpeg: bool
                 mixdown.push(block)
                 if len(first) < KEPT_BLOCKS:
                     first.append(block)
-            again = _native_blocks(clip, files.enter_context(open_reader(clip.path, use_ffmpeg=use_ffmpeg)))
+            again = _native_blocks(clip, files.enter_context(open_reader(clip.file(), use_ffmpeg=use_ffmpeg)))
             blocks = chain(first, islice(again, len(first), None))
             mixdown.say(reader.label, note)
         sounds = False

@@ -24,7 +24,7 @@ from codec.datasets.archive import Destination, unpack
 from codec.datasets.base import BOOKKEEPING, Archive, Dataset, License
 from codec.datasets.download import download, verify
 from codec.datasets.progress import progress_bar
-from codec.errors import CodecError, InputNotFound, UsageError
+from codec.errors import CodecError, InputNotFound, UsageError, printable
 from codec.io.storage import storing_below
 from codec.parallel import in_threads
 
@@ -200,7 +200,7 @@ class ClipCounter:
         """Count an unreadable file; print the first few."""
         self.bad += 1
         if self.bad <= NAMED:
-            self.console.print(f"skipped: {reason}")
+            self.console.print(f"skipped: {printable(reason)}")
 
     def report(self) -> None:
         """Print the counts."""

@@ -4,6 +4,9 @@ import json
 from pathlib import Path
 
 import numpy as np
+import pytest
+from safetensors.torch import save_file
+from torch import Tensor
 
 from codec import pretrained
 from codec.checkpoint import save_lm, save_model
@@ -87,3 +90,45 @@ def test_summary_of_a_language_model(cli: Cli) -> None:
 def test_info_of_other_files(cli: Cli, recording: Path) -> None:
     assert cli("info", recording).code == 4
     assert cli("info", "nothing").code == 3
+
+
+ESCAPE = "a\x1b[2J[red]b\u202e"
+SHOWN = "a\\x1b[2J[red]b\\u202e"
+
+
+def test_control_characters_are_shown_escaped(cli: Cli, recording: Path) -> None:
+    """Names and metadata of files that others wrote must not reach the terminal as control sequences or markup."""
+    Path("set/closing[").mkdir(parents=True)  # with the file in it, a closing tag of rich
+    cli("encode", recording, f"set/{ESCAPE}.codec")
+    Path("set/closing[/x].codec").write_bytes(Path(f"set/{ESCAPE}.codec").read_bytes())
+    Path(f"set/{ESCAPE}-2.codec").write_bytes(b"nothing")
+    listed = cli("info", "set")
+    assert listed.code == 1
+    for text in (listed.out.decode(), cli("info", f"set/{ESCAPE}-2.codec").err, cli("encode", ESCAPE).err):
+        assert SHOWN in text
+        assert not {"\x1b", "\u202e"} & {*text}
+    training = {"step": 3, "data": ESCAPE, "recipe": {"name": ESCAPE}, "numbers": {ESCAPE: {"snr": 3.0, "x": "y"}}}
+    save_model("m.safetensors", tiny_model(), training=training)
+    for options in ([], ["--all"]):
+        text = cli("info", "m.safetensors", *options).out.decode()
+        assert SHOWN in text
+        assert "\x1b" not in text
+
+
+@pytest.mark.parametrize("training", [{"recipe": 3, "numbers": [1]}, {"recipe": {}, "numbers": {"a": 3}}, {}])
+def test_training_facts_of_any_form(cli: Cli, training: dict[str, object]) -> None:
+    save_model("m.safetensors", tiny_model(), training=training)
+    assert cli("info", "m.safetensors").code == cli("info", "m.safetensors", "--all").code == 0
+
+
+def test_deep_metadata_are_refused(cli: Cli) -> None:
+    deep: object = 1
+    for _ in range(900):
+        deep = [deep]
+    save_file(load_tiny(), "m.safetensors", metadata={"codec": json.dumps({"format": 1, "x": deep})})
+    result = cli("info", "m.safetensors")
+    assert (result.code, result.err.count("\n")) == (6, 1)
+
+
+def load_tiny() -> dict[str, Tensor]:
+    return {name: tensor.contiguous() for name, tensor in tiny_model().state_dict().items()}

@@ -2,7 +2,9 @@
 
 import gzip
 import json
+import os
 import warnings
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +12,8 @@ import numpy as np
 import pytest
 import soundfile
 
-from codec.data.clips import Clip, clip_audio, clips, write_manifest
+from codec.data import clips as clips_module
+from codec.data.clips import Clip, clip_audio, clips, file_length, write_manifest
 from codec.errors import ConfigError, InputNotFound, UnsupportedAudio
 from codec.frames import resampled_length
 from codec.io.audio import read_audio, write_audio
@@ -302,3 +305,42 @@ def test_files_shorter_than_stated_or_damaged(tmp_path: Path) -> None:
     assert clip_audio(Clip(tmp_path / "d.wav", "d"), rate=8000, time=8000).any()
     with pytest.raises(UnsupportedAudio, match=r"d\.wav has a sample that is NaN at 1\.500000 s"):
         clip_audio(Clip(tmp_path / "d.wav", "d"), rate=8000, first=8000, time=8000)
+
+
+# manifests that others wrote
+
+
+def test_pipes_and_devices_are_not_read(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.wav")
+    found = list(clips(manifest(tmp_path, {"path": "pipe.wav"}, {"path": "/dev/zero"}, {"path": "/dev/null"})))
+    assert len(found) == 3
+    for clip in found:
+        for read in (file_length, partial(clip_audio, rate=8000)):
+            with pytest.raises(InputNotFound, match=f"{clip.path} is a pipe or a device"):
+                read(clip)
+    with pytest.raises(InputNotFound, match=r"gone.wav does not exist"):
+        file_length(Clip(tmp_path / "gone.wav", "gone"))
+
+
+@pytest.mark.parametrize("key", ["path", "label", "speaker", "set", "transcript"])
+def test_a_nul_is_refused_with_its_line(tmp_path: Path, key: str) -> None:
+    with pytest.raises(ConfigError, match=r"all.jsonl line 2: '.*a\\x00b' has a NUL"):
+        list(clips(manifest(tmp_path, {"path": "a.wav"}, {"path": "b.wav", key: "a\0b"})))
+
+
+@pytest.mark.parametrize("name", ["all.jsonl", "all.jsonl.gz", "all.csv"])
+def test_a_long_line_is_refused_before_it_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    """A few bytes of gzip unpack to a line of any length."""
+    monkeypatch.setattr(clips_module, "MAX_LINE", 1000)
+    rows = [b"path", b"a.wav"] if name.endswith("csv") else [b'{"path": "a.wav"}'] * 2
+    data = b"\n".join([*rows, b" " * 10**6 + rows[-1]]) + b"\n"
+    (tmp_path / name).write_bytes(gzip.compress(data) if name.endswith("gz") else data)
+    with pytest.raises(ConfigError, match=f"{name} line 3 has 1000 characters or more"):
+        list(clips(tmp_path / name))
+
+
+@pytest.mark.parametrize("depth", [40, 900, 100_000])
+def test_deep_rows_are_refused(tmp_path: Path, depth: int) -> None:
+    row = '{"path": "a.wav", "speaker": ' + "[" * depth + "]" * depth + "}"
+    with pytest.raises(ConfigError, match=r"line 1: not JSON .*deep"):
+        list(clips(manifest(tmp_path, row)))

@@ -4,15 +4,17 @@ import json
 import pickle
 import shutil
 import zlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 
 from codec.checkpoint import load_model, save_model
-from codec.data.token_store import FORMAT, METADATA, TokenStore, record_dtype
+from codec.data.token_store import FORMAT, METADATA, TokenStore, read_rows, record_dtype
 from codec.data.tokenize import tokenize
 from codec.errors import (
     CodecError,
@@ -219,3 +221,89 @@ def test_codebooks_beyond_16_bits(tmp_path: Path) -> None:
     codes = TokenStore(tmp_path / "store")[0].codes
     assert codes.max() > 65_535
     assert torch.equal(codes, expected(tmp_path / "fsq.safetensors", tmp_path / "corpus" / "a.wav"))
+
+
+def edited(store: Path, change: Callable[[NDArray[Any]], NDArray[Any] | None]) -> None:
+    """Change the records of a store, with a checksum that fits."""
+    metadata = json.loads((store / "store.json").read_text())
+    records = np.fromfile(store / "index.bin", record_dtype(metadata))
+    changed = change(records)
+    records = records if changed is None else changed
+    records.tofile(store / "index.bin")
+    metadata["index"] = {"clips": len(records), "crc": zlib.crc32(records.tobytes())}
+    (store / "store.json").write_text(json.dumps(metadata))
+
+
+def put(field: str, clip: int, value: int) -> Callable[[NDArray[Any]], None]:
+    return lambda records: records[field].__setitem__(clip, value)
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (put("shard", 0, 99), "shard of clip 0 is 99"),
+        (put("first", 2, 2**64 - 1), "first of clip 2"),
+        (put("first", 3, 0), "first of clip 3 is 0"),
+        (put("frames", 1, 2**63), "frames of clip 1"),
+        (put("frames", 1, 1), "(frames of clip 1 is 1|first of clip 2)"),
+        (put("samples", 1, 2**64 - 1), "samples of clip 1"),
+        (put("line", 2, 0), "line of clip 2 is 0"),
+        (put("split", 4, 7), "split of clip 4 is 7"),
+        (put("speaker", 4, -2), "speaker of clip 4 is -2"),
+        (put("label", 0, 1000), "label of clip 0 is 1000"),
+        (lambda records: records.repeat(2), "first of clip 1"),
+        (lambda records: records[::-1].copy(), "first of clip 1|shard of clip 1"),
+    ],
+)
+def test_an_edited_index_is_damage(
+    tmp_path: Path, corpus: Path, model_file: Path, change: Callable[[NDArray[Any]], Any], says: str
+) -> None:
+    tokenize(corpus, tmp_path / "store", model=model_file)
+    edited(tmp_path / "store", change)
+    with pytest.raises(DamagedFile, match=rf"index.bin is damaged at byte \d+ \(({says})"):
+        TokenStore(tmp_path / "store")
+
+
+def test_edited_metadata_are_damage(tmp_path: Path, corpus: Path, model_file: Path) -> None:
+    store = tmp_path / "store"
+    tokenize(corpus, store, model=model_file)
+    text = (store / "store.json").read_text()
+    facts = json.loads(text)
+    deep = "[" * 900 + "]" * 900
+    changes: list[dict[str, Any]] = [{"num_codebooks": 0}, {"num_codebooks": 10**9}, {"frame_spec": 3}]
+    changes += [{"index": facts["index"] | {"clips": value}} for value in (-1, 10**30, 1.5, float("inf"), "6")]
+    for changed in (text[:-1] + f', "x": {deep}}}', *(json.dumps(facts | change) for change in changes)):
+        (store / "store.json").write_text(changed)
+        with pytest.raises(DamagedFile):
+            TokenStore(store)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"first": "0"}, {"frames": -1}, {"crc": 2**70}, {"samples": None}, {"id": None}, {"label": 3},
+        {"speaker": [[]]}, {"unknown": 1}, {"set": {}},
+    ],
+)  # fmt: skip
+def test_edited_lines_are_damage(tmp_path: Path, corpus: Path, model_file: Path, change: dict[str, Any]) -> None:
+    store = tmp_path / "store"
+    tokenize(corpus, store, model=model_file)
+    file = store / "shard-00000.jsonl"
+    first, *rest, _ = file.read_bytes().splitlines(keepends=True)
+    data = json.dumps(json.loads(first) | change).encode() + b"\n" + b"".join(rest)
+    end = json.dumps({"end": 1 + len(rest), "crc": zlib.crc32(data)}).encode()
+    file.write_bytes(data + end + b"\n")
+    with pytest.raises(DamagedFile, match=r"shard-00000\.jsonl"):
+        TokenStore(store).row(0)
+    with pytest.raises(DamagedFile, match=r"shard-00000\.jsonl"):
+        read_rows(file)
+
+
+def test_codes_beyond_their_codebook_are_damage(tmp_path: Path, corpus: Path, model_file: Path) -> None:
+    tokenize(corpus, tmp_path / "store", model=model_file)
+    file = tmp_path / "store" / "shard-00000.codes"
+    codes = np.fromfile(file, "<u2")
+    codes[0] = CONFIG.codebook_size
+    codes.tofile(file)
+    with pytest.raises(DamagedFile, match=f"a code is {CONFIG.codebook_size}"):
+        TokenStore(tmp_path / "store").part(0, 0, 1)
