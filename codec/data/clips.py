@@ -3,6 +3,7 @@
 A line of a manifest has the path of a file, relative to the manifest's folder, and optional metadata:
 
     {"path": "a/1.flac", "start": 2.5, "seconds": 4.0, "set": "a", "split": "train", "speaker": "eva", "label": "x"}
+    {"path": "call.wav", "channel": 1, "speaker": "the second channel alone"}
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import hashlib
 import json
 import math
 import os
+import re
 import stat
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -48,8 +50,8 @@ class Clip(Conditions):
     path: Path
     """Absolute, or relative to the working directory."""
     id: str
-    """Unique and stable in the corpus: the path below its root, with "@start" for a later part of a file; in lhotse
-    manifests their own id."""
+    """Unique and stable in the corpus: the path below its root, with "@start" for a later part of a file and
+    "#channel" for one channel; in lhotse manifests their own id."""
     start: float = 0.0
     """Seconds into the file."""
     seconds: float | None = None
@@ -57,6 +59,8 @@ class Clip(Conditions):
     set: str = ""
     split: str | None = None
     """One of SPLITS, or None if the corpus does not state it."""
+    channel: int | None = None
+    """The channel to use alone, 0 for the first; None for all, mixed down."""
 
     def file(self) -> Path:
         """The path, which must be that of a regular file, because pipes make a corpus wait and devices never end.
@@ -85,8 +89,8 @@ def clips(source: Path, *, use_ffmpeg: bool = False) -> Iterator[Clip]:
     In a folder, the set of a clip is the first folder of its path, or the second if the first is named as a split; its
     label is the name of the folder it is in. If the folder holds `manifest.jsonl`, that is read instead. Hidden files
     are skipped, links are followed; with `use_ffmpeg`, files that only ffmpeg reads are taken too. From lhotse
-    manifests, recordings and plain cuts of local files are read if they have all channels, because channels are
-    averaged; relative paths start from the working directory, as in lhotse.
+    manifests, recordings and plain cuts of local files are read, of all channels or of one; relative paths start from
+    the working directory, as in lhotse.
 
     Raises:
         InputNotFound: no such folder or manifest, or no clips in it. The files of the clips are not checked.
@@ -119,10 +123,10 @@ def write_manifest(path: Path, clips: Iterable[Clip]) -> None:
     with atomic_output(path, force=True) as file:
         for clip in clips:
             row: dict[str, Any] = {"path": Path(os.path.relpath(os.path.realpath(clip.path), root)).as_posix()}
-            row |= {key: getattr(clip, key) for key in ("start", "seconds", *TEXT_FIELDS)}
-            file.write(
-                json.dumps({key: value for key, value in row.items() if value or key == "path"}).encode() + b"\n"
-            )
+            row |= {key: value for key in ("start", "seconds", *TEXT_FIELDS) if (value := getattr(clip, key))}
+            if clip.channel is not None:
+                row["channel"] = clip.channel
+            file.write(json.dumps(row).encode() + b"\n")
 
 
 def hashed(text: str) -> int:
@@ -165,8 +169,8 @@ def clip_audio(
 ) -> Block:
     """Read part of a clip [channels, at most `time`] at `rate` Hz by seeking.
 
-    A recording of other channels is mixed down (`codec.io.mixdown`), then repeated in all `channels`; `note` is called
-    with a line if its channels cancel.
+    Without a channel of the clip's own, a recording of other channels is mixed down (`codec.io.mixdown`); one channel
+    is repeated in all `channels`. `note` is called with a line if the channels of the recording cancel.
 
     `first` and `time` are in samples at `rate`; `time` None reads to the clip's end, and a part that reaches beyond the
     end is shorter. The samples equal those of the whole clip after resampling (in Vorbis files, libsndfile's seeks into
@@ -174,9 +178,10 @@ def clip_audio(
 
     Raises:
         InputNotFound: there is no such file.
-        UnsupportedAudio: the file cannot be decoded there, holds NaN, or is shorter than its header or clip states.
+        UnsupportedAudio: the file cannot be decoded there, holds NaN, is shorter than its header or clip states, or has
+            no such channel.
     """
-    with open_reader(clip.file()) as reader:
+    with open_reader(clip.file(), channel=clip.channel) as reader:
         time_in_all = reader.length() if reader.time is None else reader.time
         start = round(clip.start * reader.rate)
         length = time_in_all - start
@@ -294,11 +299,24 @@ def _of_row(row: Mapping[str, Any], manifest: Path) -> Clip:
     texts: dict[str, Any] = {key: str(row[key]) for key in TEXT_FIELDS if row.get(key) is not None}
     if texts.get("split", "train") not in SPLITS:
         raise ValueError(f"split is {texts['split']!r}: write one of {', '.join(SPLITS)}")
-    return Clip(manifest.parent / path, _id(path, start), start, _number(row, "seconds"), **texts)
+    channel = _channel(row.get("channel"))
+    return Clip(
+        manifest.parent / path, _id(path, start, channel), start, _number(row, "seconds"), channel=channel, **texts
+    )
 
 
-def _id(path: str, start: float) -> str:
-    return PurePosixPath(path).as_posix() + (f"@{start:.10g}" if start else "")
+def _id(path: str, start: float, channel: int | None) -> str:
+    part = f"@{start:.10g}" if start else ""
+    return PurePosixPath(path).as_posix() + part + (f"#{channel}" if channel is not None else "")
+
+
+def _channel(value: object) -> int | None:
+    """The number of a channel, of JSON or CSV. Raises ValueError."""
+    if value is None:
+        return None
+    if not re.fullmatch("[0-9]{1,4}", str(value)):
+        raise ValueError(f"channel is {value!r:.40}: write 0 for the first channel, 1 for the second, ...")
+    return int(str(value))
 
 
 def _number(row: Mapping[str, Any], key: str) -> float | None:
@@ -322,6 +340,19 @@ def _of_lhotse(row: Mapping[str, Any]) -> Clip:
         raise ValueError(f"not a recording or cut in the format of lhotse ({error!r}): write it again") from error
 
 
+def _channel_of_cut(cut: Mapping[str, Any], present: list[int]) -> int | None:
+    """The position in the file of a cut's one channel; None for all channels of a file. Raises ValueError."""
+    chosen = cut.get("channel", present)
+    wanted = {*(chosen if isinstance(chosen, list) else [chosen])}
+    if not present or wanted == {*present}:
+        return None
+    if len(wanted) != 1 or not wanted <= {*present}:
+        raise ValueError(
+            f"cut {cut.get('id')} is of channels {chosen}, its file has {present}: take one channel, or save its audio"
+        )
+    return present.index(*wanted)
+
+
 def _of_plain(row: Mapping[str, Any]) -> Clip:
     name = row.get("id")
     recording = row.get("recording", row)
@@ -332,10 +363,6 @@ def _of_plain(row: Mapping[str, Any]) -> Clip:
         raise ValueError(f"recording {recording.get('id')} is not one local file: save its audio first")
     if recording.get("transforms"):
         raise ValueError(f"recording {recording.get('id')} has transforms: save its audio first")
-    present = sources[0].get("channels") or []
-    chosen = row.get("channel", present)
-    if present and {*(chosen if isinstance(chosen, list) else [chosen])} != {*present}:
-        raise ValueError(f"cut {name} is only of channel {chosen}, but channels are averaged: save its audio first")
     supervisions = row.get("supervisions") or []
 
     def common(key: str) -> str | None:
@@ -348,6 +375,7 @@ def _of_plain(row: Mapping[str, Any]) -> Clip:
         str(name),
         _number(row, "start") or 0.0,
         _number(row, "duration"),
+        channel=_channel_of_cut(row, sources[0].get("channels") or []),
         speaker=common("speaker"),
         language=common("language"),
         transcript=" ".join(supervision["text"] for supervision in supervisions if supervision.get("text")) or None,

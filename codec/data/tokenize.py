@@ -117,6 +117,7 @@ def tokenize(
     model: str | Path = pretrained.DEFAULT,
     num_codebooks: int | None = None,
     level_db: float | None = None,
+    channel: int | None = None,
     use_ffmpeg: bool = False,
     force: bool = False,
     device: str = "cpu",
@@ -126,11 +127,12 @@ def tokenize(
 ) -> StoreReport:
     """Encode every clip of `source`, as `codec.data.clips` finds them, to a token store in the folder `target`.
 
-    Channels are averaged, unless they cancel (`codec.io.mixdown`). With `level_db`, from -60 to 0, every clip is scaled
-    before it is encoded, so that the RMS of its loud part (`codec.io.level`) is `level_db` dBFS. With `use_ffmpeg`, the
-    program ffmpeg decodes what libsndfile does not read. An existing store is resumed: complete shards are kept, and in
-    shards with failures the clips that did not fail. `force` starts over. A clip that cannot be read does not stop the
-    others; it is listed in the report and in its shard's lines. `jobs` and `engine` as in `codec.parallel.each`.
+    Channels are averaged, unless they cancel (`codec.io.mixdown`); `channel` selects one, 0 for the first, for clips
+    that name none. With `level_db`, from -60 to 0, every clip is scaled before it is encoded, so that the RMS of its
+    loud part (`codec.io.level`) is `level_db` dBFS. With `use_ffmpeg`, the program ffmpeg decodes what libsndfile does
+    not read. An existing store is resumed: complete shards are kept, and in shards with failures the clips that did not
+    fail. `force` starts over. A clip that cannot be read does not stop the others; it is listed in the report and in
+    its shard's lines. `jobs` and `engine` as in `codec.parallel.each`.
 
     Raises:
         InputNotFound, ConfigError: as `clips`; two clips have the same id; another process writes to `target`.
@@ -149,8 +151,9 @@ def tokenize(
     if use_ffmpeg:
         ffmpeg.check_installed()
     with _locked_store(folder):
+        found = clips(Path(source), use_ffmpeg=use_ffmpeg)
         with atomic_output(folder / "clips.jsonl", force=True) as file:
-            corpus, count, seconds = _list_clips(clips(Path(source), use_ffmpeg=use_ffmpeg), str(source), file)
+            corpus, count, seconds = _list_clips(_of_channel(found, channel), str(source), file)
             metadata = _model_metadata(card, num_codebooks, level_db) | corpus
             if force:
                 _remove_store(folder)
@@ -233,6 +236,11 @@ def _locked_store(folder: Path) -> Iterator[None]:
 def _remove_store(folder: Path) -> None:
     for path in (*folder.glob("shard-*.*"), folder / "index.bin", folder / "store.json"):  # which makes it a store
         path.unlink(missing_ok=True)
+
+
+def _of_channel(found: Iterable[Clip], channel: int | None) -> Iterator[Clip]:
+    """The clips, with `channel` where they name none. Their ids stay."""
+    return (clip if clip.channel is not None else replace(clip, channel=channel) for clip in found)
 
 
 def _list_clips(found: Iterable[Clip], source: str, file: BinaryIO) -> tuple[dict[str, Any], int, float]:
@@ -606,7 +614,8 @@ def _measure_gain(blocks: Iterable[Block], level_db: float, rate: int) -> np.flo
 def _blocks(clip: Clip, rate: int, note: Note | None = None, *, use_ffmpeg: bool = False) -> Iterator[Block]:
     """The audio of a clip at `rate` Hz in blocks [1, time], channels mixed down."""
     with ExitStack() as files:
-        reader = files.enter_context(open_reader(clip.file(), use_ffmpeg=use_ffmpeg))
+        opened = partial(open_reader, clip.file(), channel=clip.channel, use_ffmpeg=use_ffmpeg)
+        reader = files.enter_context(opened())
         resampler = Resampler(reader.rate, rate, 1, label=reader.label)
         blocks = _native_blocks(clip, reader)
         mixdown = Mixdown(reader.channels)
@@ -616,7 +625,7 @@ def _blocks(clip: Clip, rate: int, note: Note | None = None, *, use_ffmpeg: bool
                 mixdown.push(block)
                 if len(first) < KEPT_BLOCKS:
                     first.append(block)
-            again = _native_blocks(clip, files.enter_context(open_reader(clip.file(), use_ffmpeg=use_ffmpeg)))
+            again = _native_blocks(clip, files.enter_context(opened()))
             blocks = chain(first, islice(again, len(first), None))
             mixdown.say(reader.label, note)
         sounds = False

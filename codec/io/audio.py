@@ -134,10 +134,11 @@ class AudioReader:
             raise UnsupportedAudio(
                 f"{label} has a sample rate of {self.rate} Hz, and audio has {MIN_RATE} Hz or more: correct its header"
             )
-        self.channels: int = self._source.channels
+        self._native_channels: int = self._source.channels
+        self.channels = self._native_channels
         stated = self._source.frames
         self.time: int | None = stated if stated < 2**63 - 1 else None  # libsndfile's SF_COUNT_MAX
-        self._order = channel_order(self._source.format, self.channels)
+        self._order = channel_order(self._source.format, self._native_channels)
         self._seen = 0
         self.peak = 0.0
         """Largest magnitude of the samples read so far; 1 is full scale."""
@@ -177,6 +178,15 @@ class AudioReader:
         """libsndfile's name of the sample format or codec."""
         return str(self._source.subtype)
 
+    def select(self, channel: int) -> None:
+        """Read one channel alone, 0 for the first; call it before reading. Raises UnsupportedAudio if there is none."""
+        if not 0 <= channel < self._native_channels:
+            raise UnsupportedAudio(
+                f"{self.label} has no channel {channel}: it has {self._native_channels}, counted from 0"
+            )
+        self._order = [channel if self._order is None else self._order[channel]]
+        self.channels = 1
+
     def blocks(self, time: int) -> Iterator[Block]:
         """Yield [channels, at most `time`] up to the end of the file; can be read through once.
 
@@ -184,7 +194,7 @@ class AudioReader:
         cannot be decoded.
         """
         while True:
-            buffer = np.empty((time, self.channels), np.float32)
+            buffer = np.empty((time, self._native_channels), np.float32)
             try:
                 read = self._source.buffer_read_into(buffer, "float32")
             except soundfile.LibsndfileError as error:
@@ -288,9 +298,12 @@ class AudioReader:
 
 
 @contextmanager
-def open_reader(path: str | Path | bytes, *, use_ffmpeg: bool = False) -> Iterator[AudioReader]:
+def open_reader(
+    path: str | Path | bytes, *, channel: int | None = None, use_ffmpeg: bool = False
+) -> Iterator[AudioReader]:
     """Open any file that libsndfile reads; `-` is standard input, bytes are a file's content.
 
+    `channel` selects one channel, 0 for the first; None is all.
     Standard input and pipes go to a temporary file on disk first, because most formats need seeking. With `use_ffmpeg`,
     the program ffmpeg decodes what libsndfile does not read to a temporary file.
     Raises InputNotFound, UnsupportedAudio, MissingDependency, and StorageError where the temporary file does not fit.
@@ -318,6 +331,8 @@ def open_reader(path: str | Path | bytes, *, use_ffmpeg: bool = False) -> Iterat
                     f"{label} has {size} bytes, but its header states at most 4 GiB, where libsndfile stops: "
                     "convert it to FLAC, W64 or RF64 first"
                 )
+            if channel is not None:
+                reader.select(channel)
             yield reader
 
 

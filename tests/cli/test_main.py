@@ -27,7 +27,7 @@ OPTIONS = {
     ),
     "prepare": "name folder --parts --accept-license --no-download",
     "recipes": "name",
-    "tokenize": "source --out --model -m --codebooks --level --ffmpeg --device --jobs -j --engine --force -f",
+    "tokenize": "source --out --model -m --codebooks --level --channel --ffmpeg --device --jobs -j --engine --force -f",
     "train": "recipe --data --out --set --resume --steps --device --dry-run --codec --overfit-batch",
     "evaluate-lm": "lm --data --samples --seed --guidance --temperature --classifier --codec --out --device",
     "generate": (

@@ -134,6 +134,8 @@ def test_written_manifests_are_read_back(tmp_path: Path) -> None:
         ('{"path": "1.wav", "seconds": 0}', "seconds is 0"),
         ('{"path": "1.wav", "seconds": "long"}', "seconds is 'long'"),
         ('{"path": "1.wav", "seconds": NaN}', "seconds is nan"),
+        ('{"path": "1.wav", "channel": -1}', "channel is -1: write 0 for the first channel"),
+        ('{"path": "1.wav", "channel": true}', "channel is True"),
         ('{"path": "1.wav", "split": "dev"}', "split is 'dev': write one of train, valid, test"),
         ('{"path": "1.wav", "start": 1%s}' % ("0" * 400), "start is 1000"),
         ('{"path": "1.wav", "start": %s}' % ("9" * 5000), "not JSON"),
@@ -199,13 +201,50 @@ def test_manifests_written_by_lhotse(tmp_path: Path) -> None:
         assert np.abs(clip_audio(clip, rate=8000) - theirs).max() < 1e-6
 
 
+def test_one_channel_of_a_recording(tmp_path: Path) -> None:
+    audio = noise(1, 8000, 3)
+    soundfile.write(tmp_path / "call.wav", audio.T, 8000, subtype="FLOAT")
+    rows: list[dict[str, Any]] = [{"path": "call.wav"}, *({"path": "call.wav", "channel": n} for n in range(4))]
+    *found, missing = clips(manifest(tmp_path, *rows))
+    assert [clip.id for clip in found] == ["call.wav", "call.wav#0", "call.wav#1", "call.wav#2"]
+    for clip, expected in zip(found, [audio.mean(axis=0), *audio], strict=True):
+        np.testing.assert_allclose(clip_audio(clip, rate=8000)[0], expected, atol=1e-7)
+    with pytest.raises(UnsupportedAudio, match=r"has no channel 3: it has 3, counted from 0"):
+        clip_audio(missing, rate=8000)
+    (tmp_path / "all.csv").write_text("path,start,channel\ncall.wav,0.5,1\n")
+    (clip,) = clips(tmp_path / "all.csv")
+    assert clip.id == "call.wav@0.5#1"
+    np.testing.assert_allclose(clip_audio(clip, rate=8000)[0], audio[1, 4000:], atol=1e-7)
+    write_manifest(tmp_path / "again.jsonl", found)
+    assert list(clips(tmp_path / "again.jsonl")) == found
+
+
+def test_cuts_of_one_channel_by_lhotse(tmp_path: Path) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        lhotse = pytest.importorskip("lhotse")
+        write_audio(tmp_path / "two.wav", noise(1, 8000, 2), 8000)
+        recordings = lhotse.RecordingSet.from_recordings([lhotse.Recording.from_file(tmp_path / "two.wav")])
+        segments = [lhotse.SupervisionSegment(f"s{n}", "two", 0, 1.0, channel=n, speaker=f"{n}") for n in (0, 1)]
+        supervisions = lhotse.SupervisionSet.from_segments(segments)
+        cuts = list(lhotse.CutSet.from_manifests(recordings, supervisions).trim_to_supervisions(keep_overlapping=False))
+        lhotse.CutSet.from_cuts(cuts).to_file(tmp_path / "cuts.jsonl")
+    found = list(clips(tmp_path / "cuts.jsonl"))
+    assert [(clip.channel, clip.speaker) for clip in found] == [(0, "0"), (1, "1")]
+    for clip, cut in zip(found, cuts, strict=True):
+        np.testing.assert_allclose(clip_audio(clip, rate=8000), cut.load_audio(), atol=1e-6)
+
+
 @pytest.mark.parametrize(
     ("row", "says"),
     [
         (recording("1.wav", transforms=[{"name": "Speed", "factor": 1.1}]), "recording r has transforms"),
         (recording("1.wav", sources=[{"type": "url", "channels": [0], "source": "x"}]), "is not one local file"),
         (recording("1.wav", sources=[]), "is not one local file"),
-        ({"id": "c", "start": 0, "duration": 1, "channel": 1, "recording": recording("1.wav")}, "only of channel 1"),
+        (
+            {"id": "c", "start": 0, "duration": 1, "channel": 2, "recording": recording("1.wav")},
+            "cut c is of channels 2, its file has [0, 1]",
+        ),
         ({"id": "c", "type": "MixedCut", "tracks": []}, "MixedCut c is not a plain part"),
         (recording("1.wav", sources=[1]), "not a recording or cut in the format of lhotse (AttributeError"),
         (recording("1.wav", sources={"a": 1}), "not a recording or cut in the format of lhotse (KeyError"),

@@ -33,7 +33,7 @@ from codec.errors import (
     WeightsMismatch,
 )
 from codec.io import bitstream
-from codec.io.audio import read_audio
+from codec.io.audio import read_audio, write_audio
 from codec.io.level import gain_to
 from codec.io.storage import locked_folder
 from tests.helpers.tokens import contents, expected, many, noise
@@ -90,6 +90,20 @@ def test_manifest_fields_are_stored(tmp_path: Path, corpus: Path, model_file: Pa
     assert store.index["language"].tolist() == [1, -1, 0, -1]
     assert [store.row(clip).transcript for clip in range(3)] == [None, "é !", None]
     assert store.row(1).id == "train/a/3.wav@2"
+
+
+def test_one_channel_of_a_call(tmp_path: Path, model_file: Path) -> None:
+    audio = np.random.default_rng(0).normal(0, 0.1, (2, 4000)).astype(np.float32)
+    write_audio(tmp_path / "call.wav", audio, 8000)
+    rows = [{"path": "call.wav"}, {"path": "call.wav", "channel": 1}]
+    (tmp_path / "list.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    tokenize(tmp_path / "list.jsonl", tmp_path / "store", model=model_file, channel=0)
+    store, (samples, _) = TokenStore(tmp_path / "store"), read_audio(tmp_path / "call.wav")
+    for channel in range(2):
+        codes = load_model(model_file).encode(torch.from_numpy(samples[None, channel : channel + 1]))[0]
+        assert torch.equal(store[channel].codes, codes)
+    with pytest.raises(StorageError, match="another corpus"):
+        tokenize(tmp_path / "list.jsonl", tmp_path / "store", model=model_file)
 
 
 def test_shards_are_cut_by_length_and_written_once(tmp_path: Path, corpus: Path, model_file: Path) -> None:

@@ -55,7 +55,7 @@ MAX_GAIN = 10 ** (30 / 20)  # 30 dB, so that pauses are not amplified to noise
 MIX_DB = 15.0  # the softer of two mixed crops lies at most this far below the other
 FAINT_DB = (-60.0, -20.0)  # levels of faint crops, RMS below full scale
 
-ROW = np.dtype([("end", "<i8"), ("start", "<f8"), ("name", "<i8")])  # of an index: 24 bytes per clip, and its path
+ROW = np.dtype([("end", "<i8"), ("start", "<f8"), ("name", "<i8"), ("channel", "<i2")])  # of an index; 26 bytes
 SCANNED = np.dtype(
     [
         ("set", "<i4"),
@@ -65,6 +65,7 @@ SCANNED = np.dtype(
         ("time", "<i8"),
         ("start", "<f8"),
         ("name", "<i8"),
+        ("channel", "<i2"),  # -1: all
     ]
 )
 
@@ -85,7 +86,8 @@ class Index:
     """The clips of one split of a corpus, set by set; `build_index` writes it to `folder`.
 
     A row holds where its clip ends if the clips of its set were laid end to end (samples at the model's rate), where
-    the clip begins in its file (s), and where its path begins in the file of names; a path ends with a zero byte.
+    the clip begins in its file (s), where its path begins in the file of names, and its channel or -1; a path ends with
+    a zero byte.
     """
 
     def __init__(self, folder: Path, split: str) -> None:
@@ -125,7 +127,8 @@ class Index:
         time = int(row["end"]) - (int(ends[number - 1]) if number else 0)
         begin = int(row["name"])
         name = os.fsdecode(self.names[begin : self.names.find(b"\0", begin)])
-        return Clip(self.root / name, name, float(row["start"]), time / self.sample_rate), time
+        channel = None if row["channel"] < 0 else int(row["channel"])
+        return Clip(self.root / name, name, float(row["start"]), time / self.sample_rate, channel=channel), time
 
 
 def build_index(
@@ -161,7 +164,7 @@ def build_index(
         return
     folder.mkdir(parents=True, exist_ok=True)
     target.unlink(missing_ok=True)  # so that it never stands beside rows that do not belong to it
-    content: dict[str, Any] = {"key": key, "root": root, "sample_rate": sample_rate}
+    content: dict[str, Any] = {"key": key, "root": root, "sample_rate": sample_rate, "row_bytes": ROW.itemsize}
     with tempfile.TemporaryFile(dir=folder) as scanned:
         with atomic_output(folder / "names", force=True) as names:
             by_folder = config.split_by == "folder"
@@ -185,8 +188,10 @@ def read_index(path: Path) -> dict[str, Any]:
 
 
 def is_complete(folder: Path, content: dict[str, Any]) -> bool:
-    """Whether the files of an index have the sizes that they were written with."""
+    """Whether the files of an index have the sizes that they were written with, and the rows of this release."""
     sizes = content.get("sizes", {})
+    if content.get("row_bytes") != ROW.itemsize:
+        return False
     return all((folder / name).is_file() and (folder / name).stat().st_size == sizes.get(name) for name in FILES)
 
 
@@ -196,6 +201,8 @@ def fingerprint(data: Path, config: DataConfig, sample_rate: int) -> str:
     for clip in clips(data):
         parts = (clip.id, clip.start, clip.seconds, clip.set, clip.split, clip.speaker, clip.size())
         digest.update(repr(parts).encode())
+        if clip.channel is not None:  # so that other corpora keep their keys
+            digest.update(f"#{clip.channel}".encode())
     return digest.hexdigest()
 
 
@@ -223,7 +230,8 @@ def scan(
             group = clip.speaker or str(path.parent if by_folder else path)
             split = 1 + SPLITS.index(clip.split) if clip.split else 0
             number = sets.setdefault(clip.set, len(sets))
-            rows.append((number, split, hashed(group), hashed(str(path)), time, clip.start, position))
+            channel = -1 if clip.channel is None else clip.channel
+            rows.append((number, split, hashed(group), hashed(str(path)), time, clip.start, position, channel))
             position += names.write(os.fsencode(path if inside else path.absolute()) + b"\0")
         scanned.write(np.array(rows, SCANNED).tobytes())
     if not total:
@@ -294,7 +302,8 @@ def write_split(scanned: BinaryIO, choose: Chooser, split: str, sets: list[str],
             part = rows[rows["set"] == number]
             written = np.empty(len(part), ROW)
             written["end"] = ends[number] + np.cumsum(part["time"])
-            written["start"], written["name"] = part["start"], part["name"]
+            for field in ("start", "name", "channel"):
+                written[field] = part[field]
             file.seek(int(positions[number]) * ROW.itemsize)
             file.write(written.tobytes())
             positions[number] += len(part)

@@ -66,6 +66,16 @@ def opened(
     return train, valid, reports
 
 
+def test_clips_of_one_channel_keep_it(tmp_path: Path) -> None:
+    stereo = np.stack([np.full(4000, 50), np.full(4000, 70)], axis=1)
+    record(tmp_path / "call.wav", stereo)
+    rows = [{"path": "call.wav", "channel": n, "split": split} for n, split in enumerate(("train", "valid"))]
+    (tmp_path / "manifest.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    both = opened(tmp_path, tmp_path / "out")[:2]
+    assert [crops.index.clip(crops.index.sets[0], 0)[0].channel for crops in both] == [0, 1]
+    assert set(integers(next(iter(load_batches(both[0], 0, 1, num_workers=0))).audio).ravel()) == {50}
+
+
 def names(crops: Crops) -> list[str]:
     """The clips of an index, by reading it as crops do."""
     index, found = crops.index, []
