@@ -68,8 +68,8 @@ def decompress(
     `subtype` is its sample format, 16 bits by default. `model` and `device` as in `decode_file`. Warns if samples were
     clipped.
 
-    Raises UsageError, UnsupportedAudio, UnknownModel, WeightsMismatch, and DamagedFile, whose `seconds_decoded` is the
-    duration that `decode_file` would restore.
+    Raises UsageError, UnsupportedAudio, UnknownModel, WeightsMismatch, and DamagedFile; `decode_file` restores what is
+    intact.
     """
     if not isinstance(data, Bytes):
         raise UsageError(f"data is {type(data).__name__}: give the bytes of a .codec file, or its path to decode_file")
@@ -97,13 +97,14 @@ def encode_file(
     num_codebooks: int | None = None,
     device: str = "auto",
     force: bool = False,
+    verify: bool = False,
 ) -> Report:
     """Compress a recording to a .codec file in constant memory, as `codec encode`.
 
     `output` is a file or a folder; by default the file is written beside the source. `num_codebooks` is the number of
     codebooks; `bitrate` in kbit/s per channel selects the most codebooks within it; all codebooks if both are None.
     `model` is a name, a file, a training run's folder or a loaded model; `device` is for a model given by name, "auto"
-    for a GPU if there is one. `force` replaces an existing output.
+    for a GPU if there is one. `force` replaces an existing output, `verify` reads the output back and compares codes.
 
     Raises UsageError, InputNotFound, UnsupportedAudio, UnknownModel, StorageError.
     """
@@ -114,6 +115,7 @@ def encode_file(
         num_codebooks=num_codebooks,
         bitrate=bitrate,
         force=force,
+        verify=verify,
         device=device,
     )
 
@@ -127,6 +129,8 @@ def decode_file(
     subtype: str | None = None,
     device: str = "auto",
     force: bool = False,
+    strict: bool = False,
+    conceal: bool = False,
 ) -> Report:
     """Restore a recording from a .codec file, at the source's sample rate or at `rate` Hz; as `codec decode`.
 
@@ -135,7 +139,8 @@ def decode_file(
     shipped one. `device` and `force` as in `encode_file`.
 
     Raises UsageError, InputNotFound, UnsupportedAudio, UnknownModel, WeightsMismatch, StorageError, and DamagedFile
-    after the intact audio before the damage was written to the output.
+    after everything intact was written to the output, with silence in the gaps; `strict` writes no damaged file, and
+    with `conceal`, a gap begins with 0.12 s of the model's own continuation.
     """
     return compression.decompress(
         source,
@@ -144,6 +149,8 @@ def decode_file(
         rate=rate,
         subtype=subtype,
         force=force,
+        strict=strict,
+        conceal=conceal,
         device=device,
     )
 

@@ -1,5 +1,6 @@
 """Compress recordings to .codec files and restore them, one by one, in constant memory; `codec.folders` does many."""
 
+import hashlib
 import math
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -38,13 +39,16 @@ from codec.io.audio import (
     is_audio_path,
     looks_like_integers,
 )
-from codec.io.bitstream import Codes, Header, Reader, SourceId, Writer, source_id
+from codec.io.bitstream import Damage, Header, Packet, Reader, SourceId, Writer, source_id
 from codec.io.storage import atomic_output
 from codec.models.base import Codec, Encoded, split_scale
 from codec.streams import StreamDecoder, StreamEncoder
 
 BLOCK_SECONDS = 4.0  # of one channel; blocks of recordings with more channels are shorter
 MAX_BLOCK = 1 << 20  # samples, at any sample rate
+FADE_SECONDS = 0.01  # at the ends of a gap
+CONCEAL_SECONDS = 0.12  # of the model's own continuation
+MAX_SILENCE = 600.0  # seconds in one place, per second that was decoded before it and one more
 
 Model: TypeAlias = Codec | str | Path
 
@@ -93,14 +97,15 @@ def compress(
     use_ffmpeg: bool = False,
     force: bool = False,
     identify: bool = False,
+    verify: bool = False,
     device: str = "cpu",
 ) -> Report:
     """Compress a recording; "-" is standard input or output.
 
     `num_codebooks` is the number of codebooks; `bitrate` in kbit/s per channel selects the most codebooks within it;
     all codebooks if both are None. `use_ffmpeg` as in `audio.open_reader`. `force` replaces a target that exists.
-    `identify` stores size and checksum of the source in the header. `device` is for a model given by name: "cpu",
-    "cuda", or "auto" for CUDA if it is available.
+    `identify` stores size and checksum of the source in the header. `verify` reads the written file back and compares
+    its codes. `device` is for a model given by name: "cpu", "cuda", or "auto" for CUDA if it is available.
 
     Raises UsageError, InputNotFound, UnsupportedAudio, UnknownModel, MissingDependency, StorageError.
     """
@@ -118,6 +123,9 @@ def compress(
             device=device,
             source=source_id(source) if identify else None,
         )
+        if verify:
+            file.seek(0)
+            _verify(Reader(file, label=str(target)), writer)
     return Report(
         source=reader.label,
         target=str(target),
@@ -129,6 +137,17 @@ def compress(
         elapsed=perf_counter() - start,
         notes=peak_notes(reader.label, reader.peak, codec.limit),
     )
+
+
+def _verify(reader: Reader, writer: Writer) -> None:
+    """Raise StorageError unless a file holds what was given to its writer."""
+    found = hashlib.blake2b()
+    for part in reader.parts():
+        if isinstance(part, Damage):
+            break
+        bitstream.update_digest(found, part.codes)
+    if reader.header != writer.header or found.digest() != writer.digest.digest():
+        raise StorageError(f"{reader.label} was not written as it was encoded: check the disk and the memory")
 
 
 def peak_notes(label: str, peak: float, limit: float) -> tuple[str, ...]:
@@ -194,16 +213,20 @@ def decompress(
     model: Model | None = None,
     rate: int | None = None,
     subtype: str | None = None,
+    strict: bool = False,
+    conceal: bool = False,
     force: bool = False,
     device: str = "cpu",
 ) -> Report:
     """Restore a recording with its channels, length and sample rate (or `rate` Hz); "-" is standard input or output.
 
     The file names its model; pass `model` if that is not a shipped one. `subtype` is the sample format, as in
-    `audio.open_writer`. `force` and `device` as in `compress`.
+    `audio.open_writer`. Packets that are damaged become silence with short fades, with `conceal` after 0.12 s of the
+    model's own continuation; `strict` refuses them. `force` and `device` as in `compress`; `force` also writes silence
+    that is out of proportion to the audio.
 
     Raises UsageError, InputNotFound, UnsupportedAudio, UnknownModel, WeightsMismatch, StorageError, and DamagedFile
-    after the intact audio before the damage was written to the target; without intact audio there is no target.
+    after everything intact was written to the target; without intact audio, and with `strict`, there is no target.
     """
     start = perf_counter()
     with bitstream.open_reader(source) as reader:
@@ -216,9 +239,9 @@ def decompress(
             target, rate=rate, channels=header.channels, subtype=subtype, force=force, time=time
         ) as writer:
             try:
-                time = restore_into(reader, writer, codec=codec, rate=rate)
+                time = restore_into(reader, writer, codec=codec, rate=rate, strict=strict, conceal=conceal, force=force)
             except DamagedFile as error:
-                if error.seconds_decoded is None:
+                if strict or error.seconds_decoded is None:
                     raise
                 damage = error
         if damage is not None:
@@ -247,8 +270,9 @@ def restored_size(reader: Reader, rate: int | None) -> tuple[int, int | None]:
     if rate is not None and not MIN_RATE <= rate <= bitstream.MAX_RATE:
         raise UsageError(f"a sample rate of {rate} Hz cannot be written: use {MIN_RATE} to {bitstream.MAX_RATE} Hz")
     header = reader.header
-    if reader.is_complete and not header.time:
-        raise _nothing_to_restore(reader)
+    if reader.knows_length and not header.time:
+        damages = reader.check()
+        raise reader.damaged_in(damages, intact=False) if damages else _nothing_to_restore(reader)
     stated, rate = rate, rate or header.source_rate
     if rate < MIN_RATE or not can_resample(header.sample_rate, rate):
         error = UnsupportedAudio if stated is None else UsageError
@@ -256,22 +280,37 @@ def restored_size(reader: Reader, rate: int | None) -> tuple[int, int | None]:
             f"{reader.label} cannot be restored at {rate} Hz from codes of audio at {header.sample_rate} Hz: "
             f"pass --rate {header.sample_rate}"
         )
-    return rate, resampled_length(header.time, header.source_rate, rate) if reader.is_complete else None
+    return rate, resampled_length(header.time, header.source_rate, rate) if reader.knows_length else None
 
 
 def _nothing_to_restore(reader: Reader) -> UnsupportedAudio:
     return UnsupportedAudio(f"{reader.label} has no samples (0 s): there is nothing to restore")
 
 
-def restore_into(reader: Reader, writer: AudioWriter, *, codec: Codec, rate: int) -> int:
-    """Write the audio of an open .codec file at `rate` Hz; return the samples per channel.
+def restore_into(
+    reader: Reader,
+    writer: AudioWriter,
+    *,
+    codec: Codec,
+    rate: int,
+    strict: bool = False,
+    conceal: bool = False,
+    force: bool = False,
+) -> int:
+    """Write the audio of an open .codec file at `rate` Hz; return the samples per channel. Options as in `decompress`.
 
-    Raises DamagedFile after the intact audio.
+    Raises DamagedFile after everything intact was written, or with `strict` at the first damage.
     """
+    damages: list[Damage] = []
+    splicer = _Splicer(reader, codec, conceal=conceal, force=force)
     written = 0
-    for block in _restored(reader, codec, rate):
+    for block in _restored(reader, splicer, damages, rate):
+        if strict and damages:
+            break
         writer.write(block)
         written += block.shape[1]
+    if damages:
+        raise reader.damaged(damages[0]) if strict else reader.damaged_in(damages, intact=splicer.intact)
     if not written:
         raise _nothing_to_restore(reader)
     return written
@@ -404,40 +443,119 @@ def _block_time(rate: int, channels: int) -> int:
     return max(1, min(round(BLOCK_SECONDS * rate / channels), MAX_BLOCK))
 
 
-def _restored(reader: Reader, model: Codec, rate: int) -> Iterator[Block]:
-    """Yield the audio at `rate` Hz up to the last intact frame, then raise DamagedFile if frames are missing."""
+def _restored(reader: Reader, splicer: "_Splicer", damages: list[Damage], rate: int) -> Iterator[Block]:
+    """Yield the audio at `rate` Hz; damage on the way is appended to `damages`."""
     header = reader.header
     resampler = Resampler(header.sample_rate, rate, header.channels, label=reader.label)
-    damage = None
+
+    def decoded() -> Iterator[Block]:
+        for part in _regroup(reader):
+            if isinstance(part, Damage):
+                damages.append(part)
+            yield from splicer.push(part)
+        yield from splicer.finish()
 
     def resampled() -> Iterator[Block]:
-        nonlocal damage
-        try:
-            for block in _until(_decoded(reader, model), lambda: reader.header.model_time, reader, header.hop):
-                yield resampler.push(block)
-        except DamagedFile as error:
-            damage = error
+        for block in _until(decoded(), lambda: reader.header.model_time, reader, header.hop):
+            yield resampler.push(block)
         yield resampler.flush()
 
     def length() -> int:
         return resampled_length(reader.header.time, header.source_rate, rate)
 
-    yield from _until(resampled(), length, reader, 1 + rate // header.sample_rate)
-    if damage is not None:
-        raise damage
+    return _until(resampled(), length, reader, 1 + rate // header.sample_rate)
 
 
-def _decoded(reader: Reader, model: Codec) -> Iterator[Block]:
-    """Yield the audio at the model's rate, with samples after the end of the last frame that is not full."""
-    header = reader.header
-    decoder = StreamDecoder(model, batch=header.rows)
+class _Splicer:
+    """Decode packets, and fill the gaps between them with silence.
 
-    def block(audio: Tensor) -> Block:
-        return audio.flatten(0, 1)[: header.channels].cpu().numpy()
+    Decoding begins again behind a gap, and audio of frame n begins with sample n * hop, so with packets of frames 0 to
+    10 and 20 to 30:
 
-    for codes in _regroup(reader, header.frame_spec.frames_per_packet(BLOCK_SECONDS / header.channels)):
-        yield block(decoder.push(codes))
-    yield block(decoder.flush())
+        frames    0 ─────── 10   lost   20 ─────── 30
+        samples   0 ─── 10·hop - delay ╲  0  ╱ 20·hop ─── 30·hop - delay
+
+    The fade-out is decoded from repeated codes of the last frame, for FADE_SECONDS, with `conceal` CONCEAL_SECONDS.
+    """
+
+    def __init__(self, reader: Reader, model: Codec, *, conceal: bool, force: bool) -> None:
+        self.intact = False
+        """Whether there was a packet."""
+        self._reader, self._model, self._force = reader, model, force
+        self._header = reader.header
+        spec = model.frame_spec
+        self._fade = spec.samples(FADE_SECONDS)
+        self._filler = spec.frames_per_packet(CONCEAL_SECONDS if conceal else FADE_SECONDS)
+        self._decoder: StreamDecoder | None = None
+        self._given = 0  # samples
+        self._faded_in = 0
+        self._last: Packet | None = None
+
+    def push(self, part: Packet | Damage) -> Iterator[Block]:
+        """Take the next part; yield the audio before its end."""
+        if isinstance(part, Packet):
+            yield from self._packet(part)
+        elif part.frames and self._decoder is not None:
+            yield self._faded_out(min(self._filler, part.frames))
+
+    def finish(self) -> Iterator[Block]:
+        """Yield the rest, and silence up to the end if packets are missing there."""
+        if self._decoder is not None:
+            yield self._output(self._decoder.flush())
+        if self._reader.is_complete:
+            yield from self._silence(self._reader.header.model_time)
+
+    def _packet(self, packet: Packet) -> Iterator[Block]:
+        if self._decoder is None:
+            yield from self._silence(packet.first * self._header.hop)
+            self._decoder = StreamDecoder(self._model, batch=self._header.rows, first_frame=packet.first)
+            self._faded_in = 0 if packet.first else self._fade
+        self.intact, self._last = True, packet
+        yield self._faded(self._output(self._decoder.push(_codes(packet))))
+
+    def _faded_out(self, frames: int) -> Block:
+        """The rest of the decoder's audio, ending in that of `frames` repeated frames."""
+        assert self._decoder is not None
+        assert self._last is not None
+        codes, scale = self._last.codes[:, :, -1:], self._last.scale
+        repeated = codes.repeat(frames, axis=2)
+        filler = Packet(0, repeated, None if scale is None else scale[:, -1:].repeat(frames, axis=1))
+        pushed = self._output(self._decoder.push(_codes(filler)))
+        block = np.concatenate([pushed, self._output(self._decoder.flush())], axis=1)
+        self._decoder = None
+        fade = min(frames * self._header.hop, block.shape[1])
+        block[:, block.shape[1] - fade :] *= np.linspace(1, 0, fade, endpoint=False, dtype=np.float32)
+        return block
+
+    def _faded(self, block: Block) -> Block:
+        """Fade in the first samples behind a gap."""
+        if self._faded_in < self._fade:
+            gain = (self._faded_in + np.arange(block.shape[1], dtype=np.float32)) / self._fade
+            self._faded_in += block.shape[1]
+            block = block * gain.clip(max=1)
+        return block
+
+    def _silence(self, end: int) -> Iterator[Block]:
+        """Silence up to sample `end`. Raises UnsupportedAudio for a gap that no damage explains, without `force`."""
+        seconds = (end - self._given) / self._header.sample_rate
+        if seconds > MAX_SILENCE * (1 + self._given / self._header.sample_rate) and not self._force:
+            raise UnsupportedAudio(
+                f"{self._reader.label} lacks {seconds:.0f} s in one place: pass --force to write silence there"
+            )
+        while (missing := end - self._given) > 0:
+            silence = np.zeros((self._header.channels, min(missing, MAX_BLOCK // self._header.channels)), np.float32)
+            self._given += silence.shape[1]
+            yield silence
+
+    def _output(self, audio: Tensor) -> Block:
+        block = audio.flatten(0, 1)[: self._header.channels].cpu().numpy()
+        self._given += block.shape[1]
+        return block
+
+
+def _codes(packet: Packet) -> Tensor | Encoded:
+    codes = torch.from_numpy(packet.codes)
+    return codes if packet.scale is None else Encoded(codes, torch.from_numpy(packet.scale))
 
 
 def _until(blocks: Iterator[Block], length: Callable[[], int], reader: Reader, most: int) -> Iterator[Block]:
@@ -449,34 +567,37 @@ def _until(blocks: Iterator[Block], length: Callable[[], int], reader: Reader, m
     rest: Block | None = None
     for block in blocks:
         rest = block if rest is None else np.concatenate([rest, block], axis=1)
-        ready = length() - given if reader.is_complete else rest.shape[1] - most
+        ready = length() - given if reader.knows_length else rest.shape[1] - most
         if ready > 0:
             yield rest[:, :ready]
             given += min(ready, rest.shape[1])
             rest = rest[:, ready:]
     if rest is not None:
-        yield rest[:, : length() - given] if reader.is_complete else rest
+        yield rest[:, : length() - given] if reader.knows_length else rest
 
 
-def _regroup(reader: Reader, frames: int) -> Iterator[Tensor | Encoded]:
-    """Yield the codes in chunks of `frames` frames, the last one shorter: 4 s at once decode 25 % faster than 1 s."""
+def _regroup(reader: Reader) -> Iterator[Packet | Damage]:
+    """Yield packets joined to BLOCK_SECONDS, which decode 25 % faster than 1 s; a live pipe is not waited for."""
     header = reader.header
-    rest: Codes = np.empty((header.rows, header.num_codebooks, 0), np.int64)
-    rest_scale = np.empty((header.rows, 0), np.float32)
+    most = header.frame_spec.frames_per_packet(BLOCK_SECONDS / header.channels) if reader.seekable else 1
+    waiting: list[Packet] = []
+    for part in reader.parts():
+        if waiting and (isinstance(part, Damage) or part.codes.shape[1] != waiting[0].codes.shape[1]):
+            yield _joined(waiting)
+            waiting = []
+        if isinstance(part, Damage):
+            yield part
+            continue
+        waiting.append(part)
+        if part.first + part.codes.shape[2] - waiting[0].first >= most:
+            yield _joined(waiting)
+            waiting = []
+    if waiting:
+        yield _joined(waiting)
 
-    def chunk(frames: slice) -> Tensor | Encoded:
-        codes = torch.from_numpy(rest[:, :, frames])
-        return Encoded(codes, torch.from_numpy(rest_scale[:, frames])) if header.segment_frames else codes
 
-    try:
-        for codes, scale in reader.packets_with_scale():
-            rest = np.concatenate([rest, codes], axis=2)
-            if scale is not None:
-                rest_scale = np.concatenate([rest_scale, scale], axis=1)
-            while rest.shape[2] >= frames:
-                yield chunk(slice(frames))
-                rest, rest_scale = rest[:, :, frames:], rest_scale[:, frames:]
-    except DamagedFile:
-        yield chunk(slice(None))
-        raise
-    yield chunk(slice(None))
+def _joined(packets: list[Packet]) -> Packet:
+    """Neighboring packets with the same number of codebooks as one."""
+    scales = [packet.scale for packet in packets if packet.scale is not None]
+    codes = np.concatenate([packet.codes for packet in packets], axis=2)
+    return Packet(packets[0].first, codes, np.concatenate(scales, axis=1) if scales else None)

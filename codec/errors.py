@@ -48,28 +48,47 @@ class UnsupportedAudio(CodecError):
 class DamagedFile(CodecError):
     """A compressed file is truncated or altered.
 
-    `label` names the file, `offset` is the position of the damage in bytes. `seconds_decoded` is the length of the
-    intact audio before it; None if nothing can be decoded.
+    `label` names the file, `offset` is the position of the first damage in bytes. `seconds_decoded` is the length of
+    the intact audio before it; None if nothing can be decoded. Where everything intact was decoded, `lost` has the
+    missing parts of the audio, from and to in seconds (to is None: up to the end), and `places` counts the damages.
     """
 
     exit_code = 5
 
-    def __init__(self, label: str, *, offset: int, reason: str, seconds_decoded: float | None = None) -> None:
+    def __init__(
+        self,
+        label: str,
+        *,
+        offset: int,
+        reason: str,
+        seconds_decoded: float | None = None,
+        lost: tuple[tuple[float, float | None], ...] | None = None,
+        places: int = 1,
+    ) -> None:
         self.label = label
         self.offset = offset
         self.reason = reason
         self.seconds_decoded = seconds_decoded
-        intact = (
-            "nothing can be restored, fetch the file again"
-            if seconds_decoded is None
-            else f"the first {seconds_decoded:.3f} s are intact; fetch the file again for the rest"
-        )
-        super().__init__(f"{label} is damaged at byte {offset} ({reason}): {intact}")
+        self.lost = lost
+        self.places = places
+        more = f", and in {places - 1} more places" if places > 1 else ""
+        super().__init__(f"{label} is damaged at byte {offset} ({reason}){more}: {self._intact()}")
+
+    def _intact(self) -> str:
+        if self.seconds_decoded is None:
+            return "nothing can be restored, fetch the file again"
+        if self.lost is None:
+            return f"the first {self.seconds_decoded:.3f} s are intact; fetch the file again for the rest"
+        if not self.lost:
+            return "all audio is intact"
+        shown = [f"{start:.3f} to {end:.3f} s" if end else f"all from {start:.3f} s on" for start, end in self.lost[:5]]
+        rest = [f"{len(self.lost) - 5} more parts"] if len(self.lost) > 5 else []
+        return f"lost are {', '.join(shown + rest)}, the rest is intact; fetch the file again"
 
     def __reduce__(self) -> tuple[object, ...]:
         # Without this method, unpickling would call the class with the message alone; worker processes pickle errors.
-        seconds = self.seconds_decoded
-        return partial(DamagedFile, self.label, offset=self.offset, reason=self.reason, seconds_decoded=seconds), ()
+        fields = {name: getattr(self, name) for name in ("offset", "reason", "seconds_decoded", "lost", "places")}
+        return partial(DamagedFile, self.label, **fields), ()
 
 
 class UnknownModel(CodecError):

@@ -41,6 +41,7 @@ def compress_tree(
     bitrate: float | None = None,
     use_ffmpeg: bool = False,
     force: bool = False,
+    verify: bool = False,
     device: str = "cpu",
     jobs: int = 1,
     engine: Engine = "local",
@@ -70,6 +71,7 @@ def compress_tree(
             bitrate=bitrate,
             use_ffmpeg=use_ffmpeg,
             force=force,
+            verify=verify,
             device=device,
         ),
         is_done=partial(_is_compressed, force=force),
@@ -88,6 +90,8 @@ def decompress_tree(
     rate: int | None = None,
     suffix: str = ".wav",
     subtype: str | None = None,
+    strict: bool = False,
+    conceal: bool = False,
     force: bool = False,
     device: str = "cpu",
     jobs: int = 1,
@@ -103,7 +107,16 @@ def decompress_tree(
         cached_model(model, device)
     return _run(
         _pairs(source, target, is_codec_path, suffix),
-        partial(decompress, model=model, rate=rate, subtype=subtype, force=force, device=device),
+        partial(
+            decompress,
+            model=model,
+            rate=rate,
+            subtype=subtype,
+            strict=strict,
+            conceal=conceal,
+            force=force,
+            device=device,
+        ),
         is_done=partial(_is_restored, rate=rate, force=force),
         jobs=jobs,
         progress=progress,
@@ -125,7 +138,9 @@ def _is_restored(source: Path, target: Path, *, rate: int | None, force: bool) -
     try:
         with bitstream.open_reader(source) as compressed, audio.open_reader(target) as restored:
             header = compressed.header
-            return restored.time == resampled_length(header.time, header.source_rate, rate or header.source_rate)
+            return compressed.is_complete and restored.time == resampled_length(
+                header.time, header.source_rate, rate or header.source_rate
+            )
     except CodecError:
         return False
 

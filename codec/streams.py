@@ -159,18 +159,26 @@ class StreamDecoder:
     """Decode codes that arrive in pieces. `time` counts the samples given.
 
     `length` is the length of the signal in samples if it is known: no sample after it is given. Without it, the audio
-    ends with the last frame. `batch` is the number of parallel signals. `output_rate` is the sample rate in Hz of the
-    audio, of `length` and of `time` if it is not the model's; resampling holds back as much as in
-    `StreamEncoder`.
+    ends with the last frame. `batch` is the number of parallel signals. `first_frame` is the number of the first frame
+    in its recording: the audio begins with its sample `first_frame * hop`, and equals that of the whole recording after
+    the frames of the receptive field. `output_rate` is the sample rate in Hz of the audio, of `length` and of `time` if
+    it is not the model's; resampling holds back as much as in `StreamEncoder`.
 
-    Raises UsageError for a length below 0, or a rate that cannot be resampled.
+    Raises UsageError for numbers below their minimum, or a rate that cannot be resampled.
     """
 
     def __init__(
-        self, model: Codec, *, batch: int = 1, length: int | None = None, output_rate: int | None = None
+        self,
+        model: Codec,
+        *,
+        batch: int = 1,
+        length: int | None = None,
+        first_frame: int = 0,
+        output_rate: int | None = None,
     ) -> None:
         _must_be_at_least("batch", batch, 1)
         _must_be_at_least("length", length or 0, 0)
+        _must_be_at_least("first_frame", first_frame, 0)
         rate = model.sample_rate if output_rate is None else output_rate
         _check_rate("output_rate", rate, model)
         self.time = 0
@@ -181,7 +189,7 @@ class StreamDecoder:
         self._length = length
         # samples at the model's rate that are still to come
         self._missing = None if length is None else resampled_length(length, rate, model.sample_rate)
-        self._state = model.decoder_state(batch) if isinstance(model, StepCodec) else None
+        self._state = model.decoder_state_at(batch, first_frame) if isinstance(model, StepCodec) else None
         self._delay = model.frame_spec.decoder_delay  # samples still to come that lie before the signal
         self._codes: Tensor | None = None  # codes that are still needed, and their scale
         self._scale: Tensor | None = None

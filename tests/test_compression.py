@@ -215,26 +215,122 @@ def test_a_failing_file_leaves_no_output(tmp_path: Path) -> None:
     assert {path.name for path in tmp_path.iterdir()} == {"nan.wav", "text.wav", "text.codec"}
 
 
+def damaged(path: Path, *packets: int) -> list[int]:
+    """Alter packets of codes; return the offsets of all packets."""
+    data = bytearray(path.read_bytes())
+    places = []
+    at = data.index(b"\xf5\xc3")
+    while at >= 0:
+        places.append(at)
+        at = data.find(b"\xf5\xc3", at + 2)
+    for number in packets:
+        data[places[number] + 30] ^= 1
+    path.write_bytes(data)
+    return places
+
+
+def start_of_frame(frame: int, rate: int) -> int:
+    return frame * 80 * rate // 8000
+
+
 @pytest.mark.parametrize("rate", [8000, 44100])
-def test_intact_audio_before_damage_is_restored(tmp_path: Path, rate: int) -> None:
+def test_damage_stays_in_its_packet(tmp_path: Path, rate: int) -> None:
     target = tmp_path / "a.codec"
-    compress(tones(tmp_path / "a.wav", time=rate * 4, rate=rate, channels=2), target, model=MODEL)
+    compress(tones(tmp_path / "a.wav", time=rate * 5, rate=rate, channels=2), target, model=MODEL)
+    decompress(target, tmp_path / "whole.wav", model=MODEL)
+    places = damaged(target, 2)
+    with pytest.raises(DamagedFile, match=r"packet 2: .* lost are 1\.990 to 3\.000 s, the rest is intact") as caught:
+        decompress(target, tmp_path / "part.wav", model=MODEL)
+    assert (caught.value.offset, caught.value.seconds_decoded) == (places[2], 1.99)
+    part, whole = samples(tmp_path / "part.wav"), samples(tmp_path / "whole.wav")
+    assert part.shape == whole.shape
+    # The resampler's filter reaches about 10 ms.
+    reach = 0 if rate == 8000 else rate // 50
+    before, behind = round(1.99 * rate), 3 * rate
+    np.testing.assert_allclose(part[:, : before - reach], whole[:, : before - reach], atol=1e-4)
+    assert not part[:, before + rate // 50 + reach : behind - reach].any()
+    warm = behind + start_of_frame(MODEL.receptive_field().decoder.past + 1, rate) + reach
+    assert warm < 4.5 * rate
+    np.testing.assert_allclose(part[:, warm:], whole[:, warm:], atol=1e-4)
+    fade = np.abs(part[:, behind : behind + rate // 100]).mean(axis=0)
+    assert fade[: len(fade) // 4].mean() < 0.5 * fade[-len(fade) // 4 :].mean()
+    refused = tmp_path / "strict.wav"
+    with pytest.raises(DamagedFile, match=r"first 1\.990 s are intact"):
+        decompress(target, refused, model=MODEL, strict=True)
+    assert not refused.exists()
+
+
+def test_concealment_continues_before_the_silence(tmp_path: Path) -> None:
+    target = tmp_path / "a.codec"
+    compress(tones(tmp_path / "a.wav", time=8000 * 3), target, model=MODEL)
+    damaged(target, 1)
+    levels = {}
+    for conceal in (False, True):
+        with pytest.raises(DamagedFile):
+            decompress(target, tmp_path / "b.wav", model=MODEL, conceal=conceal, force=True)
+        lost = samples(tmp_path / "b.wav")[0, round(0.99 * 8000) : 2 * 8000]
+        levels[conceal] = [np.abs(lost[n * 80 : n * 80 + 80]).max() for n in range(15)]
+    assert [level > 0 for level in levels[False]] == [True] + [False] * 14
+    assert [level > 0 for level in levels[True]] == [True] * 12 + [False] * 3
+    assert levels[True][11] < 0.2 * max(levels[True])
+
+
+@pytest.mark.parametrize(
+    ("packets", "silent"), [([0], (0, 8000)), ([4], (4 * 8000 - 80 + 160, 36_000)), ([1, 3], None)]
+)
+def test_damage_at_both_ends_and_twice(tmp_path: Path, packets: list[int], silent: tuple[int, int] | None) -> None:
+    target = tmp_path / "a.codec"
+    compress(tones(tmp_path / "a.wav", time=36_000), target, model=MODEL)
+    damaged(target, *packets)
+    with pytest.raises(DamagedFile, match="in 1 more places" if silent is None else "the rest is intact") as caught:
+        decompress(target, tmp_path / "b.wav", model=MODEL)
+    assert caught.value.lost is not None
+    assert len(caught.value.lost) == len(packets)
+    back = samples(tmp_path / "b.wav")
+    assert back.shape == (1, 36_000)
+    if silent:
+        assert not back[:, slice(*silent)].any()
+        assert back.any()
+
+
+def test_damage_outside_the_codes_costs_no_audio(tmp_path: Path) -> None:
+    target = tmp_path / "a.codec"
+    compress(tones(tmp_path / "a.wav"), target, model=MODEL)
     decompress(target, tmp_path / "whole.wav", model=MODEL)
     data = target.read_bytes()
-    start = data.index(b"\xf5\xc3")
-    assert data.count(b"\xf5\xc3", start) == 6  # 5 packets of codes, and the end packet
-    packet = data.index(b"\xf5\xc3", start + 2) - start
-    altered = bytearray(data)
-    altered[start + 2 * packet + 30] ^= 1  # in the third second
-    target.write_bytes(altered)
-    with pytest.raises(DamagedFile, match=r"first 1\.990 s") as caught:
-        decompress(target, tmp_path / "part.wav", model=MODEL)
-    assert (caught.value.offset, caught.value.seconds_decoded) == (start + 2 * packet, 1.99)
-    part, whole = samples(tmp_path / "part.wav"), samples(tmp_path / "whole.wav")
-    assert part.shape == (2, round(1.99 * rate))
-    # The resampler's filter reaches about 10 ms past the end of the part.
-    same = part.shape[1] if rate == 8000 else part.shape[1] - rate // 50
-    np.testing.assert_allclose(part[:, :same], whole[:, :same], atol=1e-4)
+    for position in (3, 40, len(data) - 20, len(data) - 2):
+        altered = bytearray(data)
+        altered[position] ^= 1
+        target.write_bytes(altered)
+        with pytest.raises(DamagedFile, match="all audio is intact"):
+            decompress(target, tmp_path / "b.wav", model=MODEL, force=True)
+        assert (tmp_path / "b.wav").read_bytes() == (tmp_path / "whole.wav").read_bytes()
+
+
+def test_a_truncated_file_ends_with_its_last_packet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    target = tmp_path / "a.codec"
+    compress(tones(tmp_path / "a.wav", time=8000 * 3), target, model=MODEL)
+    places = damaged(target)
+    target.write_bytes(target.read_bytes()[: places[2] + 5])
+    with pytest.raises(DamagedFile, match=r"lost are all from 1\.990 s on"):
+        decompress(target, tmp_path / "b.wav", model=MODEL)
+    assert samples(tmp_path / "b.wav").shape == (1, 1.99 * 8000)
+
+
+def test_silence_out_of_proportion_needs_force(tmp_path: Path) -> None:
+    """Two packets, 25 days apart."""
+    target = tmp_path / "a.codec"
+    compress(tones(tmp_path / "a.wav"), target, model=MODEL)
+    header, codes = codes_in(target)
+    with target.open("wb") as file:
+        writer = Writer(file, header)
+        writer.write(codes[:, :, :100])
+        writer.header = replace(writer.header, frames=1 << 28)
+        writer.write(codes[:, :, :100])
+        writer.close(time=(1 << 28) * 80)
+    with pytest.raises(UnsupportedAudio, match="2684354 s in one place: pass --force"):
+        decompress(target, tmp_path / "b.wav", model=MODEL)
+    assert not (tmp_path / "b.wav").exists()
 
 
 def test_damage_before_the_first_second_leaves_no_target(tmp_path: Path) -> None:

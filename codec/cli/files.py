@@ -84,6 +84,10 @@ def encode(
     device: DeviceOption = "auto",
     jobs: JobsOption = 1,
     engine: EngineOption = "local",
+    verify: Annotated[
+        bool,
+        typer.Option("--verify", help="Read each file back and compare its codes.", rich_help_panel=INPUT_OUTPUT),
+    ] = False,
 ) -> None:
     """Compress recordings, or every recording in a folder, to .codec files.
 
@@ -104,6 +108,7 @@ def encode(
                 bitrate=bitrate,
                 use_ffmpeg=use_ffmpeg,
                 force=force,
+                verify=verify,
                 device=device,
                 jobs=jobs,
                 engine=engine,
@@ -120,6 +125,7 @@ def encode(
             bitrate=bitrate,
             use_ffmpeg=use_ffmpeg,
             force=force,
+            verify=verify,
             device=device,
         )
         _print_report(report, quiet=quiet)
@@ -161,9 +167,22 @@ def decode(
     ] = None,
     device: DeviceOption = "auto",
     jobs: JobsOption = 1,
+    strict: Annotated[
+        bool,
+        typer.Option("--strict", help="Refuse damaged files.", rich_help_panel=INPUT_OUTPUT),
+    ] = False,
+    conceal: Annotated[
+        bool,
+        typer.Option(
+            "--conceal",
+            help="Begin damaged parts with 0.12 s of the model's own continuation.",
+            rich_help_panel=INPUT_OUTPUT,
+        ),
+    ] = False,
 ) -> None:
     """Restore recordings from .codec files, or from every .codec file in a folder.
 
+    Damaged parts become silence, and the exit status is 5.
     The suffix of OUTPUT selects the audio format. Example: codec decode song.codec song.wav
     """
     from codec.compression import decompress
@@ -179,6 +198,8 @@ def decode(
                 rate=rate,
                 suffix=f".{format_.lower().removeprefix('.')}",
                 subtype=subtype,
+                strict=strict,
+                conceal=conceal,
                 force=force,
                 device=device,
                 jobs=jobs,
@@ -188,7 +209,17 @@ def decode(
     else:
         (source,) = inputs
         target = _target(source, output, ".wav")
-        report = decompress(source, target, model=model, rate=rate, subtype=subtype, force=force, device=device)
+        report = decompress(
+            source,
+            target,
+            model=model,
+            rate=rate,
+            subtype=subtype,
+            strict=strict,
+            conceal=conceal,
+            force=force,
+            device=device,
+        )
         _print_report(report, quiet=quiet)
 
 

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from codec import __version__
-from codec.cli import datasets, evaluate_lm, files, generate, info, models, tokens, train
+from codec.cli import bitstream, datasets, evaluate_lm, files, generate, info, models, tokens, train
 from codec.cli.options import one_line, say
 from codec.errors import CodecError, StorageError
 
@@ -23,6 +23,7 @@ app = typer.Typer(
 for command in (
     files.encode,
     files.decode,
+    bitstream.check,
     info.info,
     files.sample,
     models.models,

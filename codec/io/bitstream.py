@@ -127,7 +127,6 @@ _MARKER = b"\xf5\xc3"
 _FOOTER = struct.Struct("<I4s")
 _FOOTER_MAGIC = b"CDCE"
 _CODES, _END = 0, 255
-_SMALLEST = 8  # bytes of a packet
 _OTHER_BODY = 1 << 20  # bytes, of packets other than codes
 _SAMPLE_FORMAT, _SOURCE = 1, 2
 _BOUNDS = {
@@ -346,11 +345,15 @@ class Damage(NamedTuple):
 
 
 class Writer:
-    """Write codes to a binary file from the first byte to the last, without seeking. `size` counts the bytes."""
+    """Write codes to a binary file from the first byte to the last, without seeking.
+
+    `size` counts the bytes; `digest` is the BLAKE2b hash of all codes written, by `update_digest`.
+    """
 
     def __init__(self, file: BinaryIO, header: Header) -> None:
         self.header = replace(header, frames=0)
         self.size = 0
+        self.digest = hashlib.blake2b()
         self._file = file
         self._packets = 0
         self._index: list[tuple[int, int]] = []  # (first frame, offset)
@@ -413,6 +416,7 @@ class Writer:
             segments = self._pending_scale[:, : frames : self.header.segment_frames]  # [rows, segments]
             body += segments.T.astype("<f4").tobytes()
             self._pending_scale = self._pending_scale[:, frames:]
+        update_digest(self.digest, codes)
         self._send(_packet(_CODES, body + pack(codes, self.header.codebook_sizes)))
         self._packets += 1
         self.header = replace(self.header, frames=self.header.frames + frames)
@@ -465,11 +469,11 @@ class _Format2:
     def _codes(self, body: Fields, offset: int) -> CodesPacket:
         first, frames, num_codebooks = body.varint(), body.varint(), body.varint()
         if not 1 <= frames <= self._frames_per_packet:
-            raise ValueError(f"a packet of {frames} frames")
+            raise ValueError(f"it states {frames} frames")
         if not 1 <= num_codebooks <= self._num_codebooks:
-            raise ValueError(f"a packet of {num_codebooks} codebooks")
+            raise ValueError(f"it states {num_codebooks} codebooks")
         if first % self._segment_frames:
-            raise ValueError("a packet that begins within a segment")
+            raise ValueError("it begins within a segment")
         return CodesPacket(first, frames, num_codebooks, body.take(1)[0], body.rest(), offset)
 
 
@@ -506,6 +510,7 @@ class Reader:
         self._begin = 0  # offset from which packets are looked for
         self._header_reason = ""
         self.header = self._read_header()
+        self._declared = self.header.time
         if self._window.seekable and not self.is_complete:
             self._find_end()
 
@@ -513,6 +518,16 @@ class Reader:
     def offset(self) -> int:
         """Bytes read so far."""
         return self._window.offset
+
+    @property
+    def seekable(self) -> bool:
+        """Whether any part can be read at any time; False for a pipe."""
+        return self._window.seekable
+
+    @property
+    def knows_length(self) -> bool:
+        """Whether `header.time` and `header.frames` are those of what can be read; in a pipe only at the end."""
+        return self.is_complete or self.seekable
 
     def packets(self) -> Iterator[Codes]:
         """Yield the codes [rows, codebooks, frames] packet by packet. Raises as `packets_with_scale`."""
@@ -542,15 +557,46 @@ class Reader:
             try:
                 yield self._unpacked(found)
             except ValueError as error:
-                yield Damage(found.first, found.frames, found.offset, str(error))
+                yield self._damage(Broken(found.offset, str(error)), found.first, found.first + found.frames)
+
+    def check(self) -> list[Damage]:
+        """Read everything that decoding reads, and return the damage."""
+        return [part for part in self.parts() if isinstance(part, Damage)]
 
     def damaged(self, damage: Damage) -> DamagedFile:
         """The error for damage before which all is intact."""
+        return DamagedFile(
+            self.label, offset=damage.offset, reason=damage.reason, seconds_decoded=self._seconds(damage.first) or None
+        )
+
+    def damaged_in(self, damages: Sequence[Damage], *, intact: bool) -> DamagedFile:
+        """The error for all damage of a file, in order; `intact` says whether any packet is."""
+        first = damages[0]
         spec = self.header.frame_spec
-        seconds = spec.seconds(spec.time(damage.first))
-        if self.header.time:
-            seconds = min(seconds, self.header.seconds)
-        return DamagedFile(self.label, offset=damage.offset, reason=damage.reason, seconds_decoded=seconds or None)
+        lost: list[tuple[float, float | None]] = [
+            # a decoder that begins again with a frame gives audio from this frame on
+            (self._seconds(part.first), self._until(spec.seconds((part.first + part.frames) * spec.hop)))
+            for part in damages
+            if part.frames
+        ]
+        if not self.is_complete and (not self._declared or self.header.time < self._declared):
+            lost.append((self.header.seconds or self._seconds(damages[-1].first), None))
+        return DamagedFile(
+            self.label,
+            offset=first.offset,
+            reason=first.reason,
+            seconds_decoded=self._seconds(first.first) if intact else None,
+            lost=tuple(lost),
+            places=len(damages),
+        )
+
+    def _seconds(self, frames: int) -> float:
+        """Duration of the audio that the first frames hold."""
+        spec = self.header.frame_spec
+        return self._until(spec.seconds(spec.time(frames)))
+
+    def _until(self, seconds: float) -> float:
+        return min(seconds, self.header.seconds) if self.header.time else seconds
 
     def _scan(self, expected: int) -> Iterator[CodesPacket | Damage]:
         """Yield the packets in order and the gaps between them, without unpacking codes."""
@@ -569,7 +615,7 @@ class Reader:
                 continue
             assert isinstance(found, CodesPacket)
             if broken or found.first > expected:
-                yield self._damage(broken or Broken(found.offset, "a packet is missing"), expected, found.first)
+                yield self._damage(broken or Broken(found.offset, "it is missing"), expected, found.first)
                 broken = None
             yield found
             expected = found.first + found.frames
@@ -577,19 +623,21 @@ class Reader:
 
     def _misplaced(self, found: CodesPacket, expected: int) -> Broken | None:
         if found.first < expected:
-            return Broken(found.offset, "a packet is repeated or out of order")
+            return Broken(found.offset, "it is repeated or out of order")
         if self.is_complete and found.first + found.frames > self.header.frames:
-            return Broken(found.offset, "a packet lies behind the end of the recording")
+            return Broken(found.offset, "it lies behind the end of the recording")
         return None
 
     def _damage(self, broken: Broken, first: int, end: int) -> Damage:
         reason = self._header_reason if self._header_reason and not broken.offset else broken.reason
+        if end > first:
+            reason = f"packet {first // self.header.frames_per_packet}: {reason}"
         return Damage(first, end - first, broken.offset, reason)
 
     def _end_damage(self, end: EndPacket, expected: int, broken: Broken | None) -> Iterator[Damage]:
         """What is wrong at the end packet: a gap before it, a missing footer, bytes after it."""
         if broken or self.header.frames > expected:
-            yield self._damage(broken or Broken(self.offset, "a packet is missing"), expected, self.header.frames)
+            yield self._damage(broken or Broken(self.offset, "it is missing"), expected, self.header.frames)
         frames = self.header.frames
         if isinstance(self._format, _Format2):
             expected_footer = _FOOTER.pack(self.offset - end.offset, _FOOTER_MAGIC)
@@ -612,7 +660,7 @@ class Reader:
             size = 4 * segments * header.rows
             values = np.frombuffer(Fields(payload).take(size), "<f4").reshape(segments, header.rows)
             if not np.isfinite(values).all():
-                raise ValueError("a packet has a scale that is not finite")
+                raise ValueError("a scale is not finite")
             scale = values.T.repeat(header.segment_frames, axis=1)[:, : packet.frames].astype(np.float32)
             payload = payload[size:]
         sizes = header.codebook_sizes[: packet.num_codebooks]
@@ -750,9 +798,10 @@ def _check_length(header: Header) -> None:
 
 
 def _without_end(header: Header, frames: int) -> Header:
-    """The header of a file whose last intact packet ends with frame `frames`."""
+    """The header of a file whose last intact packet ends with frame `frames`; the declared time may be a guess."""
     held = header.frame_spec.time(frames) * header.source_rate // header.sample_rate
-    return replace(header, frames=frames, time=min(held, header.time) if header.time else held)
+    is_likely = header.time and header.frame_spec.frames(header.model_time) >= frames
+    return replace(header, frames=frames, time=min(held, header.time) if is_likely else held)
 
 
 @contextmanager
@@ -775,6 +824,11 @@ def open_reader(path: str | Path | bytes) -> Iterator[Reader]:
 def _unreadable(path: str | Path, error: OSError | ValueError) -> InputNotFound:
     reason = getattr(error, "strerror", error)
     return InputNotFound(f"{path} cannot be read ({reason}): check the name and its permissions")
+
+
+def update_digest(digest: "hashlib.blake2b", codes: Codes) -> None:
+    """Add codes [rows, codebooks, frames] to a hash, frame by frame, so that packets of any lengths give the same."""
+    digest.update(np.ascontiguousarray(codes.transpose(2, 0, 1), "<i8").tobytes())
 
 
 def _packet(kind: int, body: bytes) -> bytes:
@@ -800,7 +854,7 @@ def pack(codes: Codes, sizes: Sequence[int]) -> bytes:
 def unpack(payload: bytes, sizes: Sequence[int], *, rows: int, frames: int) -> Codes:
     """The inverse of `pack`. Raises ValueError for a payload of another length or codes beyond their codebook."""
     if len(payload) != bytes_for(sizes, rows * frames):
-        raise ValueError(f"a packet has {len(payload)} bytes of codes, not {bytes_for(sizes, rows * frames)}")
+        raise ValueError(f"{len(payload)} bytes of codes, not {bytes_for(sizes, rows * frames)}")
     used = _used(sizes)
     words = np.zeros((rows * frames, len(sizes), 32), np.uint8)
     words[:, used] = np.unpackbits(np.frombuffer(payload, np.uint8), count=rows * frames * used.sum()).reshape(
@@ -808,7 +862,7 @@ def unpack(payload: bytes, sizes: Sequence[int], *, rows: int, frames: int) -> C
     )
     codes = np.packbits(words, axis=2).view(">u4").astype(np.int64).reshape(frames, rows, len(sizes))
     if (codes >= np.array(sizes)).any():
-        raise ValueError("a packet has codes beyond the size of their codebook")
+        raise ValueError("codes beyond the size of their codebook")
     return codes.transpose(1, 2, 0)
 
 

@@ -133,7 +133,7 @@ class Scanner:
             if isinstance(found, str):
                 self._resync()
                 altered = found == TRUNCATED and self._window.peek(1)  # because an intact packet follows
-                yield Broken(offset, "the length of a packet is altered" if altered else found)
+                yield Broken(offset, "its length is altered" if altered else found)
             elif found is not None:
                 yield found
             if isinstance(found, EndPacket):
@@ -165,7 +165,7 @@ class Scanner:
         if len(packet) < size:
             return TRUNCATED
         self._compared += size
-        return packet if is_sealed(packet) else "the checksum of a packet does not match"
+        return packet if is_sealed(packet) else "the checksum does not match"
 
     def _resync(self) -> None:
         """Move to the next intact packet, or to the end of the file.

@@ -668,6 +668,10 @@ class StepCodec(Codec):
     def decoder_state(self, batch: int) -> State:
         """State of the decoder before the first frame."""
 
+    def decoder_state_at(self, batch: int, frame: int) -> State:
+        """State of the decoder before frame `frame`, as if it followed silence; for families whose decoder counts."""
+        return self.decoder_state(batch)
+
     @abstractmethod
     def audio_step(self, latents: Latents, state: State) -> tuple[Audio, State]:
         """Audio of a chunk of frames, a hop per frame, late by `frame_spec.decoder_delay` samples."""

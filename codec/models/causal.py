@@ -465,6 +465,10 @@ class CausalCodec(StepCodec):
     def decoder_state(self, batch: int) -> DecoderState:
         return self.decoder.initial_state(torch.zeros(batch, 1, 0, dtype=torch.float32, device=self.device))
 
+    def decoder_state_at(self, batch: int, frame: int) -> DecoderState:
+        state = self.decoder_state(batch)
+        return state._replace(position=state.position + frame % NOISE_FRAMES)
+
     def audio_step(self, latents: Latents, state: State) -> tuple[Audio, State]:
         return self.decoder.step(latents, state, self.shape)
 

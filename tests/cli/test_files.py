@@ -238,7 +238,7 @@ def test_intact_audio_of_a_damaged_file_is_decoded(cli: Cli) -> None:
     result = cli("decode", "long.codec", "out.wav")
     assert result.code == 5
     assert "checksum" in result.err
-    assert 1.0 < soundfile.info("out.wav").duration < 4.0
+    assert soundfile.info("out.wav").duration == 4.0
 
 
 @pytest.mark.slow

@@ -14,9 +14,14 @@ from tests.cli.conftest import Cli
 
 OPTIONS = {
     "encode": (
-        "inputs --output -o --ffmpeg --force -f --quiet -q --model -m --bitrate --codebooks --device --jobs -j --engine"
+        "inputs --output -o --ffmpeg --force -f --quiet -q --model -m --bitrate --codebooks --device --jobs -j "
+        "--engine --verify"
     ),
-    "decode": "inputs --output -o --rate --subtype --format --force -f --quiet -q --model -m --device --jobs -j",
+    "decode": (
+        "inputs --output -o --rate --subtype --format --force -f --quiet -q --model -m --device --jobs -j "
+        "--strict --conceal"
+    ),
+    "check": "sources",
     "info": "source --all --json",
     "sample": "output --force -f",
     "convert": "source output --force -f",

@@ -397,9 +397,10 @@ def test_every_truncation_is_detected_and_earlier_packets_are_read(pipe: bool) -
 def test_the_length_of_a_truncated_file_is_that_of_its_packets() -> None:
     header = Reader(io.BytesIO(DATA[: STARTS[2]]), label="x").header
     assert (header.frames, header.time) == (8, (8 * 80 - 80) * 2)
-    declared = written(replace(HEADER, time=900), CODES, time=2000)
-    header = Reader(io.BytesIO(declared[: STARTS[2] + 1]), label="x").header
-    assert (header.frames, header.time) == (8, 900)
+    for declared, time in ((1100, 1100), (2000, 1120), (900, 1120)):  # 900 samples do not need 8 frames: a guess
+        data = written(replace(HEADER, time=declared), CODES, time=2000)
+        header = Reader(io.BytesIO(data[: STARTS[2] + 1]), label="x").header
+        assert (header.frames, header.time) == (8, time)
 
 
 def test_a_pipe_knows_its_length_at_the_end() -> None:
@@ -515,7 +516,7 @@ def test_codes_beyond_the_codebook_are_detected() -> None:
     assert rest == to_leb128(3) + to_leb128(1000)
     packets, damage = parts(smaller)
     assert not packets
-    assert {part.reason for part in damage} == {"a packet has codes beyond the size of their codebook"}
+    assert [part.reason for part in damage] == [f"packet {n}: codes beyond the size of their codebook" for n in (0, 1)]
 
 
 def test_forged_packet_starts_do_not_take_quadratic_time() -> None:
