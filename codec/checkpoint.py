@@ -198,7 +198,9 @@ def load_lm(path: str | Path, device: "str | torch.device" = "cpu") -> "CodecLM"
     from codec import lm
 
     card = read_card(path).as_lm()
-    return _load(card, lambda: lm.build(card.config, card.source), device).prepare_for_inference()
+    model = _load(card, lambda: lm.build(card.config, card.source), device).prepare_for_inference()
+    model.path, model.codec_path = card.path, card.training.get("codec")
+    return model
 
 
 def save_state(path: str | Path, state: Mapping[str, Any]) -> None:

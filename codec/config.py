@@ -13,6 +13,7 @@ An unknown key, a value of the wrong type or a value out of range raises a `Conf
 and the expectation. Values are not converted: "320" is not 320.
 """
 
+import copy
 import difflib
 import json
 import re
@@ -99,9 +100,15 @@ def read_toml(path: str | Path, overrides: Sequence[str] = ()) -> dict[str, Any]
         data = tomllib.loads(read_text(path))
     except (tomllib.TOMLDecodeError, RecursionError) as error:
         raise ConfigError(f"{path} is not a readable TOML file: {error}") from error
+    return override_data(data, overrides)
+
+
+def override_data(data: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
+    """A copy of nested data with the `overrides` applied. Raises ConfigError."""
+    changed = copy.deepcopy(dict(data))
     for override in overrides:
-        _set(data, override)
-    return data
+        _set(changed, override)
+    return changed
 
 
 def read_text(path: str | Path) -> str:

@@ -1,7 +1,7 @@
 """Find and load models: the ones shipped with the package, files, and folders of training runs."""
 
 import difflib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from codec.lm.base import CodecLM
     from codec.models.base import Codec
 
+RUNS = Path("runs")  # where `codec train` puts a run by default
 WEIGHTS = Path(__file__).parent / "weights"
 DEFAULT = "general-24k"
 DEFAULT_LM = "digits-8k-lm"
@@ -57,8 +58,8 @@ def load_lm(name_or_path: str | Path = DEFAULT_LM, device: "str | torch.device" 
 def codec_of(lm: "CodecLM", model: str | Path | None = None, device: "str | torch.device" = "cpu") -> "Codec":
     """Load the codec whose codes a language model was trained on.
 
-    It is `model` if given, else the shipped codec with the right weights, else the model whose name the language model
-    stores.
+    It is `model` if given, else the one that `find_codec` finds by its weights: at the path that the language model's
+    training used, among the models beside its run, or in the folder `runs`.
 
     Raises:
         WeightsMismatch: `model` has other weights.
@@ -74,10 +75,28 @@ def codec_of(lm: "CodecLM", model: str | Path | None = None, device: "str | torc
                 label, made_by=made_by, given=(codec.name, codec.weights_hash), way_out="pass the codec that made it"
             )
         return codec
-    for card in _codecs(source.codec):
-        if card.weights_hash == source.weights_hash:
-            return load_model(card.path, device)
-    raise UnknownModel(f"{label} was made by {model_label(made_by)}, which was not found: pass --codec with its file")
+    paths = [] if lm.codec_path is None else [lm.codec_path]
+    folders = [RUNS] if lm.path is None else [_folder_of(lm.path), RUNS]
+    path = find_codec(source.codec, source.weights_hash, paths=paths, folders=folders)
+    if path is None:
+        raise UnknownModel(
+            f"{label} was made by {model_label(made_by)}, which was not found: pass --codec with its file"
+        )
+    return load_file(path, device)
+
+
+def find_codec(
+    name: str, weights_hash: str, *, paths: Iterable[str | Path] = (), folders: Iterable[Path] = ()
+) -> Path | None:
+    """The file of the codec with these weights, None if it is not found.
+
+    It is looked for among the shipped codecs, under its `name`, at `paths`, and among the model files and the runs in
+    `folders`. What is found elsewhere than expected is the right codec all the same, because its weights are compared.
+    """
+    for card in _codecs(name, paths, folders):
+        if card.weights_hash == weights_hash:
+            return card.path
+    return None
 
 
 def describe(name_or_path: str | Path) -> ModelCard:
@@ -133,11 +152,27 @@ def find(name_or_path: str | Path) -> Path:
     )
 
 
-def _codecs(name: str) -> Iterator[CodecCard]:
-    """The shipped codecs, then the one called `name`."""
+def _codecs(name: str, paths: Iterable[str | Path], folders: Iterable[Path]) -> Iterator[CodecCard]:
+    """The cards of the shipped codecs, of the model called `name`, of those at `paths`, and of those in `folders`."""
     yield from (card for card in shipped() if isinstance(card, CodecCard))
-    with suppress(UnknownModel, InputNotFound):
-        yield describe(name).as_codec()
+    for path in (name, *paths):
+        with suppress(UnknownModel, InputNotFound):
+            yield describe(path).as_codec()
+    for path in dict.fromkeys(path for folder in folders for path in _models_in(folder)):
+        with suppress(UnknownModel, InputNotFound):
+            yield read_card(path).as_codec()
+
+
+def _folder_of(model: Path) -> Path:
+    """The folder of a model file, or that of the run that it is the model of."""
+    folder = model.absolute().parent
+    return folder.parent if model.name == RUN_MODEL else folder
+
+
+def _models_in(folder: Path) -> list[Path]:
+    """The model files of a folder, and of the runs in it, the newest first."""
+    found = [path for pattern in ("*.safetensors", f"*/{RUN_MODEL}") for path in folder.glob(pattern)]
+    return sorted(found, key=lambda path: path.stat().st_mtime, reverse=True)
 
 
 def _shipped_files() -> dict[str, Path]:

@@ -118,13 +118,23 @@ def test_language_models_and_codecs_are_listed_together(tmp_path: Path, weights:
 def test_the_codec_of_a_language_model(
     tmp_path: Path, weights: Path, lm: CodecLM, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    assert lm.path == tmp_path / "words.safetensors"
+    assert pretrained.codec_of(lm).name == "learned"  # in a folder beside the language model
+    (tmp_path / "away").mkdir()
+    (tmp_path / "words.safetensors").rename(tmp_path / "away/words.safetensors")
+    monkeypatch.chdir(tmp_path / "away")
+    lm = pretrained.load_lm("./words.safetensors")
     with pytest.raises(
         UnknownModel, match=rf"words was made by learned \(weights {lm.source.weights_hash[:12]}\).*--codec"
     ):
         pretrained.codec_of(lm)
-    monkeypatch.chdir(tmp_path)  # the folder with the codec that the language model names
+    lm.codec_path = str(tmp_path / "learned")  # that its training used
     assert pretrained.codec_of(lm).name == "learned"
-    (tmp_path / "learned" / "model.safetensors").rename(weights / "renamed.safetensors")
+    lm.codec_path = None
+    (tmp_path / "away/runs").mkdir()
+    (tmp_path / "learned").rename(tmp_path / "away/runs/other")
+    assert pretrained.codec_of(lm).name == "other"  # in the folder of runs
+    (tmp_path / "away/runs/other/model.safetensors").rename(weights / "renamed.safetensors")
     assert pretrained.codec_of(lm).name == "renamed"  # found by its weights
     assert pretrained.codec_of(lm, weights / "renamed.safetensors").weights_hash == lm.source.weights_hash
 

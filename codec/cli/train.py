@@ -2,12 +2,12 @@
 
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
 
 from codec.cli.options import INPUT_OUTPUT, MODEL, TRAINING, DeviceOption, say, unread_note
-from codec.errors import UsageError
+from codec.errors import InputNotFound, UsageError
 
 if TYPE_CHECKING:
     from codec.training.codec.recipe import Recipe
@@ -21,7 +21,8 @@ def train(
         str,
         typer.Argument(
             metavar="RECIPE",
-            help="Name listed by `codec recipes`, such as general or digits/lm, or path of a TOML file.",
+            help="Name listed by `codec recipes`, such as general or digits/lm, or path of a TOML file; with --resume "
+            "also the folder of a run, which has its recipe.",
         ),
     ],
     data: Annotated[
@@ -44,7 +45,20 @@ def train(
         ),
     ] = None,
     resume: Annotated[
-        bool, typer.Option("--resume", help="Continue the run in --out.", rich_help_panel=TRAINING)
+        bool,
+        typer.Option(
+            "--resume",
+            help="Continue the run in --out: codec train --resume runs/mine.",
+            rich_help_panel=TRAINING,
+        ),
+    ] = False,
+    allow_changed_data: Annotated[
+        bool,
+        typer.Option(
+            "--allow-changed-data",
+            help="Resume although the data has changed; the run is not bit for bit an uninterrupted one then.",
+            rich_help_panel=TRAINING,
+        ),
     ] = False,
     steps: Annotated[
         int | None,
@@ -63,7 +77,7 @@ def train(
         str | None,
         typer.Option(
             help="For a language model: codec that made the tokens, as a name, a file or a run's folder.",
-            show_default="the shipped codec named in the token store",
+            show_default="found by its weights",
             rich_help_panel=MODEL,
         ),
     ] = None,
@@ -80,20 +94,14 @@ def train(
 
     Example: codec train general --data DIR --out runs/general
     """
-    from codec.config import read_toml
-    from codec.datasets import recipes
-    from codec.training.codec.recipe import Recipe
     from codec.training.lm.recipe import LMRecipe
 
-    tables = read_toml(recipes.find(recipe), overrides or [])
-    loaded: Recipe | LMRecipe
-    if "kind" in tables:
-        loaded = LMRecipe.from_data(tables, source=recipe)
-        if overrides and not any(override.startswith("train.expected=") for override in overrides):
-            run = loaded.train.model_copy(update={"expected": None})  # because it was measured without overrides
-            loaded = loaded.model_copy(update={"train": run})
-    else:
-        loaded = Recipe.from_data(tables, source=recipe)
+    if allow_changed_data and not resume:
+        raise UsageError("--allow-changed-data is for a run that continues: add --resume")
+    stored = _stored_run(recipe, out) if resume and Path(recipe).is_dir() else None
+    if stored is not None:
+        out, data, codec = Path(recipe), data or stored.data, codec or stored.codec
+    loaded = _recipe(recipe, stored, overrides or [])
     if steps is not None and steps > loaded.train.steps:
         raise UsageError(
             f"--steps {steps} is past the end of the schedule, train.steps = {loaded.train.steps}: "
@@ -108,7 +116,7 @@ def train(
         if overfit_batch and not dry_run:
             _overfit_one_batch(loaded, store, codec, torch_device, steps)
         else:
-            _train_lm(loaded, store, codec, out, resume, steps, torch_device, dry_run)
+            _train_lm(loaded, store, codec, out, resume, allow_changed_data, steps, torch_device, dry_run)
         return
     for option, given in (("--codec", codec is not None), ("--overfit-batch", overfit_batch)):
         if given:
@@ -116,7 +124,49 @@ def train(
     folder = data or loaded.data.folder
     if folder is None and not dry_run:
         raise UsageError(f"{recipe} names no data.folder: pass --data, a folder of recordings or a manifest")
-    _train_codec(loaded, folder, out, resume, steps, torch_device, dry_run)
+    _train_codec(loaded, folder, out, resume, allow_changed_data, steps, torch_device, dry_run)
+
+
+class _StoredRun(NamedTuple):
+    """What the model of a run says about it."""
+
+    recipe: dict[str, Any]
+    data: Path
+    codec: str | None
+
+
+def _stored_run(folder: str, out: Path | None) -> _StoredRun:
+    """Read the recipe and the paths that a run was started with. Raises InputNotFound, UnknownModel, UsageError."""
+    from codec.checkpoint import RUN_MODEL, read_card
+
+    if out is not None and not (out.exists() and out.samefile(folder)):
+        raise UsageError(f"--resume continues the run of {folder} in its folder: leave out --out {out}")
+    if not Path(folder, RUN_MODEL).is_file():
+        raise InputNotFound(f"{folder} has no {RUN_MODEL}: there is no training run to resume")
+    training = read_card(Path(folder, RUN_MODEL)).training
+    if not isinstance(training.get("recipe"), dict):
+        raise UsageError(f"{folder} does not hold its recipe: name the recipe, and {folder} as --out")
+    return _StoredRun(training["recipe"], Path(training["data"]), training.get("codec"))
+
+
+def _recipe(name: str, stored: _StoredRun | None, overrides: list[str]) -> "Recipe | LMRecipe":
+    """The recipe of a name or of a stored run, with overrides. Raises InputNotFound, UsageError, ConfigError."""
+    from codec.checkpoint import RUN_MODEL
+    from codec.config import override_data, read_toml
+    from codec.datasets import recipes
+    from codec.training.codec.recipe import Recipe
+    from codec.training.lm.recipe import LMRecipe
+
+    if stored is None and Path(name, RUN_MODEL).is_file():
+        raise UsageError(f"{name} is the folder of a run, not a recipe: add --resume to continue it")
+    tables = read_toml(recipes.find(name), overrides) if stored is None else override_data(stored.recipe, overrides)
+    if "kind" not in tables:
+        return Recipe.from_data(tables, source=name)
+    loaded = LMRecipe.from_data(tables, source=name)
+    if overrides and not any(override.startswith("train.expected=") for override in overrides):
+        run = loaded.train.model_copy(update={"expected": None})  # because it was measured without overrides
+        loaded = loaded.model_copy(update={"train": run})
+    return loaded
 
 
 def _train_codec(
@@ -124,6 +174,7 @@ def _train_codec(
     data: Path | None,
     out: Path,
     resume: bool,
+    allow_changed_data: bool,
     steps: int | None,
     device: str | None,
     dry_run: bool,
@@ -137,7 +188,9 @@ def _train_codec(
     if dry_run or data is None:
         typer.echo(estimates.report(estimates.estimate(recipe, data=data, device=device)))
     else:
-        _say_path(task.train(recipe, data=data, out=out, resume=resume, steps=steps, device=device))
+        options: dict[str, Any] = {"resume": resume, "allow_changed_data": allow_changed_data}
+        options |= {"steps": steps, "device": device}
+        _say_path(task.train(recipe, data=data, out=out, **options))
 
 
 def _train_lm(
@@ -146,6 +199,7 @@ def _train_lm(
     codec: str | None,
     out: Path,
     resume: bool,
+    allow_changed_data: bool,
     steps: int | None,
     device: str | None,
     dry_run: bool,
@@ -156,7 +210,9 @@ def _train_lm(
     if dry_run:
         typer.echo(estimates.report(recipe, data=data, codec=codec, device=device))
     else:
-        _say_path(task.train(recipe, data=data, out=out, codec=codec, resume=resume, steps=steps, device=device))
+        options: dict[str, Any] = {"resume": resume, "allow_changed_data": allow_changed_data}
+        options |= {"steps": steps, "device": device}
+        _say_path(task.train(recipe, data=data, out=out, codec=codec, **options))
 
 
 def _say_path(model: Path) -> None:

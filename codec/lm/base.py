@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeAlias
 
 import torch
@@ -104,6 +105,10 @@ class CodecLM(nn.Module):
 
     name: str | None = None
     weights_hash: str | None = None
+    path: Path | None = None
+    """The file that it was loaded from."""
+    codec_path: str | None = None
+    """Name or path of the codec that it was trained with."""
     vectors: CodeEmbedding
     end_mask: Tensor
 

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 STEPS_PER_SECOND = "speed/steps per second"
 REAL_TIME = "speed/audio seconds per second"
 DATA_WAIT = "speed/share waiting for data"
-CODEBOOK_USE = "perplexity/mean, relative to the codebook size"
+CODEBOOK_USE = "perplexity/mean relative to the codebook size"
 BITS_PER_CODE = "bits per code"
 BITS = f"{BITS_PER_CODE}/mean"
 BAD_FILES = "data/bad files"

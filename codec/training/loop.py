@@ -20,7 +20,7 @@ from codec.nn import distributed
 from codec.training import engine
 from codec.training.codec.recipe import RunConfig
 from codec.training.logger import FileNote, Logger, Meter, progress
-from codec.training.resume import describe, load_resumable, load_state_dicts, state_dicts
+from codec.training.resume import changes, describe, load_resumable, load_state_dicts, state_dicts
 from codec.training.signals import catch_stop_signals
 
 Metrics: TypeAlias = dict[str, Tensor]
@@ -36,6 +36,21 @@ class Context:
     """Print a line, in the first process only."""
     saved: Mapping[str, Any] | None
     """The state of the run to resume; None for a new run."""
+    allow_changed_data: bool = False
+
+    def check_data(self, data: Path, key: str) -> None:
+        """Raise ConfigError if a resumed run was started on data with another key; report it if that is allowed."""
+        if self.saved is None or self.saved["data"] == key:
+            return
+        if not self.allow_changed_data:
+            raise ConfigError(
+                f"{data} is not the data that this run was started on, or it has changed since: give it the same, "
+                "continue with --allow-changed-data, or start again in another --out"
+            )
+        self.report(
+            f"{data} has changed since this run was started: from here on, it differs from an uninterrupted run on "
+            "either data"
+        )
 
 
 class Task(Protocol):
@@ -88,6 +103,7 @@ def train(
     task: type[Task],
     out: Path,
     resume: bool = False,
+    allow_changed_data: bool = False,
     steps: int | None = None,
     device: str | None = None,
     memory_settings: tuple[str, ...] = (),
@@ -95,7 +111,8 @@ def train(
 ) -> Path:
     """Train the task that `build` returns; the path of the trained model's file.
 
-    `steps` stops early without changing the schedule. A run's folder holds `model.safetensors` (averaged weights, ready
+    `steps` stops early without changing the schedule. `resume` continues the run in `out`, on the same data unless
+    `allow_changed_data`. A run's folder holds `model.safetensors` (averaged weights, ready
     for use), `state.pt` (to resume), TensorBoard events and `metrics.csv`. Processes started by `torchrun` or
     `accelerate launch` share every batch, so they train what one process would; the first one writes.
 
@@ -118,7 +135,10 @@ def train(
             saved = load_resumable(out / RUN_STATE, recipe, required=task.STATE, may_change=task.MAY_CHANGE)
         elif (out / RUN_STATE).exists():
             raise ConfigError(f"{out} holds a training run already: add --resume to continue, or choose another --out")
-        trained = build(Context(accelerator, out, console.print, saved))
+        if saved is not None:
+            for change in changes(saved["recipe"], type(recipe).from_data(saved["recipe"]), recipe).values():
+                console.print(f"changed since the run was started: {change}")
+        trained = build(Context(accelerator, out, console.print, saved, allow_changed_data))
         first = 0 if saved is None else int(saved["step"])
         last = min(steps or run.steps, run.steps)
         logger = stack.enter_context(Logger(out, first, report=console.print, enabled=main))

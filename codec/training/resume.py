@@ -38,14 +38,22 @@ def load_resumable(
         saved = type(recipe).from_data(state["recipe"], source=str(path))
     except ConfigError as error:
         raise ConfigError(f"{error}: the state was saved by another version; start again in another --out") from error
-    known = flatten(state["recipe"])
+    fixed = [change for key, change in changes(state["recipe"], saved, recipe).items() if key not in may_change]
+    if fixed:
+        raise ConfigError(
+            f"{path} was saved by another recipe: {', '.join(fixed)}; resume with the same, or change --out"
+        )
+    return state
+
+
+def changes(tables: Mapping[str, Any], saved: Config, recipe: Config) -> dict[str, str]:
+    """What a recipe changes of the saved one, by key; keys that are not in its `tables` as stored count as changed."""
+    known = flatten(tables)
     old = {key: value if key in known else "unknown" for key, value in flatten(saved.model_dump()).items()}
     new = flatten(recipe.model_dump())
-    differing = [key for key in old | new if new.get(key) != old.get(key) and key not in may_change]
-    if differing:
-        changes = ", ".join(f"{key} ({old.get(key)} then, {new.get(key)} now)" for key in differing)
-        raise ConfigError(f"{path} was saved by another recipe: {changes}; resume with the same, or change --out")
-    return state
+    return {
+        key: f"{key} ({old.get(key)} then, {new.get(key)} now)" for key in old | new if new.get(key) != old.get(key)
+    }
 
 
 def flatten(tables: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -5,13 +5,16 @@ from typing import Any
 
 import pytest
 
+from codec.checkpoint import save_lm, save_model
 from codec.io.audio import write_audio
 from codec.training.codec import task as codec_task
 from codec.training.codec.recipe import Recipe
 from codec.training.lm import task as lm_task
 from codec.training.lm.recipe import LMRecipe
 from tests.cli.conftest import Cli
+from tests.helpers.language_models import tiny_lm
 from tests.helpers.training import tones, write_codec, write_store
+from tests.tiny import tiny_model
 
 
 @pytest.fixture
@@ -38,7 +41,7 @@ def test_defaults(cli: Cli, recipe: Path, calls: list[Any]) -> None:
     ((loaded, options),) = calls
     assert (loaded.name, loaded.model.num_codebooks) == ("night", 4)
     expected = {"data": Path("sounds"), "out": Path("runs/night"), "resume": False, "steps": None, "device": None}
-    assert options == expected
+    assert options == expected | {"allow_changed_data": False}
 
 
 def test_the_recipe_may_name_the_data(cli: Cli, recipe: Path, calls: list[Any]) -> None:
@@ -65,12 +68,12 @@ def test_shipped_recipes_by_name(cli: Cli, calls: list[Any], lm_calls: list[Any]
 
 def test_every_option(cli: Cli, recipe: Path, calls: list[Any]) -> None:
     arguments = ["--set", "model.num_codebooks=2", "--set", "name=day", "--out", "here", "--resume", "--steps", "9"]
-    arguments += ["--device", "cpu"]
+    arguments += ["--device", "cpu", "--allow-changed-data"]
     assert cli("train", recipe, "--data", "sounds", *arguments).code == 0
     ((loaded, options),) = calls
     assert (loaded.name, loaded.model.num_codebooks) == ("day", 2)
     expected = {"data": Path("sounds"), "out": Path("here"), "resume": True, "steps": 9, "device": "cpu"}
-    assert options == expected
+    assert options == expected | {"allow_changed_data": True}
 
 
 @pytest.mark.parametrize(
@@ -84,6 +87,7 @@ def test_every_option(cli: Cli, recipe: Path, calls: list[Any]) -> None:
         (["small.toml", "--set", "num_codebooks"], 2, "KEY=VALUE"),
         (["small.toml", "--steps", "20001"], 2, "past the end of the schedule, train.steps = 20000: add --set"),
         (["none.toml"], 3, "none.toml"),
+        (["small.toml", "--allow-changed-data"], 2, "--allow-changed-data is for a run that continues: add --resume"),
         (["genral"], 2, "unknown recipe genral; did you mean general?"),
     ],
 )
@@ -123,6 +127,37 @@ def test_a_dry_run_prints_and_leaves_nothing(cli: Cli, calls: list[Any]) -> None
     assert (result.code, result.out) == (3, b"")
 
 
+def test_a_run_is_resumed_by_its_folder(cli: Cli, calls: list[Any], lm_calls: list[Any]) -> None:
+    """With the recipe, the data and the codec that it was started with, unless options say otherwise."""
+    Path("runs/night").mkdir(parents=True)
+    stored = Recipe.from_data({"name": "night", "data": {"crop": 0.5}}).model_dump(mode="json")
+    model = tiny_model()
+    save_model("runs/night/model.safetensors", model, training={"recipe": stored, "data": "sounds", "step": 5})
+    assert cli("train", "--resume", "runs/night").code == 0
+    assert cli("train", "--resume", "runs/night/", "--set", "train.steps=9", "--data", "others").code == 0
+    (first, options), (second, others) = calls
+    assert (first.data.crop, first.train.steps, options["data"]) == (0.5, 20000, Path("sounds"))
+    assert (options["out"], options["resume"]) == (Path("runs/night"), True)
+    assert (second.data.crop, second.train.steps, others["data"]) == (0.5, 9, Path("others"))
+
+    lm = LMRecipe.from_data({"kind": "lm", "name": "talk", "model": {"family": "transformer"}})
+    training = {"recipe": lm.model_dump(mode="json"), "data": "tokens", "codec": "runs/night"}
+    save_lm("runs/model.safetensors", tiny_lm(), training=training)
+    assert cli("train", "--resume", "runs", "--out", "runs").code == 0
+    ((_, options),) = lm_calls
+    assert (options["data"], options["codec"]) == (Path("tokens"), "runs/night")
+
+    for arguments, code, says in (
+        (["--resume", "runs/night", "--out", "here"], 2, "continues the run of runs/night in its folder: leave out"),
+        (["runs/night"], 2, "runs/night is the folder of a run, not a recipe: add --resume to continue it"),
+        (["--resume", "."], 3, ". has no model.safetensors: there is no training run to resume"),
+        (["--resume", "runs/night", "--set", "train.step=9"], 2, "did you mean steps?"),
+    ):
+        result = cli("train", *arguments)
+        assert (result.code, len(result.err.splitlines())) == (code, 1)
+        assert says in result.err
+
+
 # language models
 
 
@@ -149,14 +184,15 @@ def test_the_kind_selects_the_task(cli: Cli, lm_recipe: Path, calls: list[Any], 
     assert (result.code, result.out, result.err) == (0, b"", "the model is runs/talk/model.safetensors\n")
     ((loaded, options),) = lm_calls
     assert (loaded.name, loaded.model.layers) == ("talk", 2)
-    expected = {"data": Path("tokens"), "out": Path("runs/talk"), "codec": None}
+    expected: dict[str, Any] = {"data": Path("tokens"), "out": Path("runs/talk"), "codec": None}
+    expected |= {"allow_changed_data": False}
     assert options == expected | {"resume": False, "steps": None, "device": None}
     arguments = ["--codec", "mine", "--out", "here", "--resume", "--steps", "9", "--device", "cpu"]
     assert cli("train", lm_recipe, "--set", "data.store=others", "--set", "model.width=8", *arguments).code == 0
     loaded, options = lm_calls[1]
     assert loaded.model.width == 8
     wanted: dict[str, Any] = {"data": Path("others"), "out": Path("here"), "codec": "mine"}
-    assert options == wanted | {"resume": True, "steps": 9, "device": "cpu"}
+    assert options == wanted | {"resume": True, "allow_changed_data": False, "steps": 9, "device": "cpu"}
     assert calls == []
 
 

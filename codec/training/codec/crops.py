@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from codec.training.codec.recipe import DataConfig
 
 Report = Callable[[str], None]
+CheckKey = Callable[[str], None]
 Notes = dict[str, FileNote]
 """By file; the first of each."""
 Chooser = Callable[[NDArray[Any], str], NDArray[np.bool_]]  # rows of `SCANNED`, a split -> which of them it has
@@ -138,16 +139,16 @@ def build_index(
     *,
     sample_rate: int,
     report: Report,
-    expected_key: str | None = None,
+    check_key: CheckKey = lambda _: None,
 ) -> None:
     """Write the index of a corpus to `folder`, unless a complete one is there.
 
     Lengths come from the manifest or from the headers of the files; files that cannot be opened are reported and left
-    out. `expected_key` is the `Index.key` of the audio that a resumed run was started on.
+    out. `check_key` is called with the `Index.key` of the audio before anything is written; it may raise an error.
 
     Raises:
         InputNotFound: there is no audio, or none for one of the splits.
-        ConfigError: a resumed run was started on other audio; or the manifest is wrong.
+        ConfigError: the manifest is wrong.
         UnsupportedAudio: none of the files can be opened.
         StorageError: the index cannot be written.
     """
@@ -155,11 +156,7 @@ def build_index(
     target = folder / "index.json"
     existing = read_index(target)
     root = str(root_of(data).absolute())
-    if expected_key is not None and expected_key != key:
-        raise ConfigError(
-            f"{data} is not the audio that this run was started on: give it the same files, or start again in another "
-            "--out"
-        )
+    check_key(key)
     if (existing.get("key"), existing.get("root")) == (key, root) and is_complete(folder, existing):
         return
     folder.mkdir(parents=True, exist_ok=True)
@@ -474,13 +471,13 @@ def open_crops(
     sample_rate: int,
     seed: int,
     report: Report,
-    expected_key: str | None = None,
+    check_key: CheckKey = lambda _: None,
 ) -> tuple[Crops, Crops]:
     """Crops of the training and of the validation audio of a folder or a manifest; their index is kept.
 
     Raises as `build_index` and `Crops`, and ConfigError: `data.weights` names an unknown set.
     """
-    build_index(data, index_folder, config, sample_rate=sample_rate, report=report, expected_key=expected_key)
+    build_index(data, index_folder, config, sample_rate=sample_rate, report=report, check_key=check_key)
     train, valid = (Index(index_folder, split) for split in SPLITS)
     sets = [rows.set for rows in train.sets]
     for name in config.weights:

@@ -6,6 +6,7 @@ import copy
 import math
 from collections.abc import Callable, Collection, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
@@ -590,7 +591,14 @@ def build_task(recipe: Recipe, device: torch.device, **options: Any) -> CodecTas
 
 
 def train(
-    recipe: Recipe, *, data: Path, out: Path, resume: bool = False, steps: int | None = None, device: str | None = None
+    recipe: Recipe,
+    *,
+    data: Path,
+    out: Path,
+    resume: bool = False,
+    allow_changed_data: bool = False,
+    steps: int | None = None,
+    device: str | None = None,
 ) -> Path:
     """Train a codec by a recipe on a folder of audio or a manifest; the path of the model's file.
 
@@ -607,7 +615,7 @@ def train(
                 sample_rate=recipe.model.sample_rate,
                 seed=recipe.train.seed,
                 report=context.report,
-                expected_key=None if context.saved is None else context.saved["data"],
+                check_key=partial(context.check_data, data),
             )
         provenance = {"recipe": recipe.model_dump(mode="json"), "data": str(data)}
         return build_task(
@@ -626,6 +634,7 @@ def train(
         task=CodecTask,
         out=out,
         resume=resume,
+        allow_changed_data=allow_changed_data,
         steps=steps,
         device=device,
         memory_settings=memory_settings(recipe.data, recipe.train),

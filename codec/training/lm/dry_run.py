@@ -23,7 +23,7 @@ def report(recipe: LMRecipe, *, data: Path, codec: str | Path | None = None, dev
     """
     engine.check_device(device)
     torch_device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    store, codec_model = open_store(data, codec)
+    store, codec_model, _ = open_store(data, codec)
     with torch.random.fork_rng(), engine.memory_errors(*memory_settings(recipe.data, recipe.train)):
         task = build_task(recipe, torch_device, store=store, codec=codec_model)
         seconds, frames = [], []

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 import zlib
-from collections.abc import Collection, Generator, Iterable, Iterator, Mapping
+from collections.abc import Collection, Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -17,9 +17,9 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from codec import lm, pretrained
-from codec.checkpoint import save_lm
+from codec.checkpoint import RUN_MODEL, read_card, save_lm
 from codec.data.token_store import TokenStore
-from codec.errors import ConfigError, InputNotFound, UnknownModel, UsageError
+from codec.errors import ConfigError, InputNotFound, UnknownModel, UsageError, model_label
 from codec.lm.base import CodecLM
 from codec.lm.conditioning import CodebookSpec
 from codec.models.base import Codec
@@ -94,9 +94,10 @@ class LMTask:
         run: LMRunConfig,
         store: TokenStore,
         codec: Codec,
+        classes: Mapping[str, Sequence[str]] | None = None,
         provenance: Mapping[str, Any] | None = None,
     ) -> None:
-        """Fresh weights, the same in every process.
+        """Fresh weights, the same in every process; the names of `classes` are those of the training clips if None.
 
         Raises:
             ConfigError: the store or the codec does not have what the recipe needs.
@@ -109,7 +110,7 @@ class LMTask:
         self.data, self.losses, self.optimizer, self.run = data, losses, optimizer, run
         self.data_key = store_key(store)
         train_rows, valid_rows = split_clips(store, data.held_out)
-        source = codebook_spec(data, losses, store, codec, train_rows)
+        source = codebook_spec(data, losses, store, codec, classes or class_names(store, train_rows, data.classes))
         vectors = codec_vectors(codec, losses, required=model.vectors == "codebook")
         self.train_state = self.create_state(model, source, vectors)
         self.text = self.train_state.model.takes_text
@@ -261,9 +262,13 @@ class LMTask:
 
 
 def codebook_spec(
-    data: LMDataConfig, losses: LMLossConfig, store: TokenStore, codec: Codec, train_rows: np.ndarray
+    data: LMDataConfig,
+    losses: LMLossConfig,
+    store: TokenStore,
+    codec: Codec,
+    classes: Mapping[str, Sequence[str]],
 ) -> CodebookSpec:
-    """The codebooks and classes to model.
+    """The codebooks and `classes` to model.
 
     Raises ConfigError: the store does not have what the recipe needs.
     """
@@ -282,7 +287,7 @@ def codebook_spec(
         num_codebooks=num_codebooks,
         codebook_size=store.frame_spec.codebook_size,
         dim=one_frame.shape[1] if vectors is None else vectors.shape[2],
-        classes=class_names(store, train_rows, data.classes),
+        classes={kind: tuple(names) for kind, names in classes.items()},
         level_db=store.level_db,
     )
 
@@ -438,8 +443,11 @@ def store_key(store: TokenStore) -> str:
     return f"{store.weights_hash} {zlib.crc32(store.index.data)}"
 
 
-def open_store(data: Path, codec: str | Path | None) -> tuple[TokenStore, Codec]:
-    """The token store, and the codec that made it, by its name in the store unless given.
+def open_store(data: Path, codec: str | Path | None, *, out: Path | None = None) -> tuple[TokenStore, Codec, str]:
+    """The token store, the codec that made it, and the codec's name or path.
+
+    The codec is found by its weights (`pretrained.find_codec`) unless given: among the shipped ones, beside the store,
+    or beside the run in `out`.
 
     Raises:
         InputNotFound: `data` is not a token store.
@@ -455,17 +463,18 @@ def open_store(data: Path, codec: str | Path | None) -> tuple[TokenStore, Codec]
             f"{data} is not a token store: tokenize it first: codec tokenize {data} --out STORE, then --data STORE"
         ) from error
     if codec is None:
-        try:
-            model = pretrained.load(store.model_name, "cpu")
-        except UnknownModel as error:
-            raise UnknownModel(
-                f"{data} was made by the codec {store.model_name}, and there is none of that name here: pass --codec, "
-                "its file or its run's folder"
-            ) from error
-    else:
-        model = pretrained.load(codec, "cpu")
+        runs = pretrained.RUNS if out is None else out.parent
+        folders = [data, data.absolute().parent, runs]
+        codec = pretrained.find_codec(store.model_name, store.weights_hash, folders=folders)
+    if codec is None:
+        raise UnknownModel(
+            f"{data} was made by {model_label((store.model_name, store.weights_hash))}, which was not found: pass "
+            "--codec, its file or its run's folder"
+        )
+    model = pretrained.load(codec, "cpu")
     store.check(model)
-    return store, model
+    path = Path(codec)
+    return store, model, path.stem if path.parent == pretrained.WEIGHTS else str(codec)
 
 
 def train(
@@ -475,6 +484,7 @@ def train(
     out: Path,
     codec: str | Path | None = None,
     resume: bool = False,
+    allow_changed_data: bool = False,
     steps: int | None = None,
     device: str | None = None,
 ) -> Path:
@@ -484,17 +494,18 @@ def train(
 
     Raises as `loop.train` and `open_store`.
     """
-    store, model = open_store(data, codec)
+    store, model, codec_path = open_store(data, codec, out=out)
     if out.resolve() == data.resolve():
         raise UsageError(f"{out} is the token store to train on: choose another --out")
 
     def build(context: loop.Context) -> LMTask:
-        if context.saved is not None and context.saved["data"] != store_key(store):
-            raise ConfigError(f"{data} is not the token store that this run was started on: resume with that one")
+        context.check_data(data, store_key(store))
+        # those of a run that continues, because its data may have others now
+        classes = None if context.saved is None else read_card(context.out / RUN_MODEL).as_lm().source["classes"]
         engine.rows_of_process(recipe.data.batch_size, recipe.train.accumulate)
-        provenance = {"recipe": recipe.model_dump(mode="json"), "data": str(data)}
+        provenance = {"recipe": recipe.model_dump(mode="json"), "data": str(data), "codec": codec_path}
         device = context.accelerator.device
-        task = build_task(recipe, device, store=store, codec=model, provenance=provenance)
+        task = build_task(recipe, device, store=store, codec=model, classes=classes, provenance=provenance)
         measures = task.measures
         context.report(measures.data_line())
         context.report(f"bits per code: {measures.baseline_line()}{measures.context_line()}")
@@ -507,6 +518,7 @@ def train(
         task=LMTask,
         out=out,
         resume=resume,
+        allow_changed_data=allow_changed_data,
         steps=steps,
         device=device,
         memory_settings=memory_settings(recipe.data, recipe.train),
@@ -532,7 +544,7 @@ def overfit_one_batch(
     tables["optimizer"] |= {"warmup": 1, "lr_min_ratio": 1.0, "weight_decay": 0.0}
     plain = LMRecipe.from_data(tables)
     with engine.launch(device) as accelerator, engine.memory_errors(*memory_settings(recipe.data, recipe.train)):
-        store, model = open_store(data, codec)
+        store, model, _ = open_store(data, codec)
         task = build_task(plain, accelerator.device, store=store, codec=model)
         batch = task.train_data.batch(0, 0, recipe.data.batch_size)
         for step in range(OVERFIT_STEPS if steps is None else steps):

@@ -805,9 +805,23 @@ def test_resuming_on_other_audio_is_refused(stopped: Path, recordings: Path, tmp
     data = shutil.copytree(recordings, tmp_path / "changed")
     train(small_recipe(**ADVERSARIAL), data=data, out=stopped, resume=True, steps=3)  # the same files elsewhere
     write_audio(data / "b/e.wav", tones(0.5, 8000, seed=1), 8000)
-    with pytest.raises(ConfigError, match="is not the audio that this run was started on"):
+    with pytest.raises(ConfigError, match="is not the data that this run was started on"):
         train(small_recipe(**ADVERSARIAL), data=data, out=stopped, resume=True)
     assert load_state(stopped / "state.pt")["step"] == 3
+
+
+def test_a_run_goes_on_with_changed_audio_if_allowed(
+    stopped: Path, recordings: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    data = shutil.copytree(recordings, tmp_path / "changed")
+    write_audio(data / "b/e.wav", tones(0.5, 8000, seed=1), 8000)
+    options: dict[str, Any] = {"data": data, "out": stopped, "resume": True}
+    train(small_recipe(**ADVERSARIAL, optimizer={"lr": 1e-4}), **options, steps=3, allow_changed_data=True)
+    lines = capfd.readouterr().err.splitlines()
+    assert "changed since the run was started: optimizer.lr (0.001 then, 0.0001 now)" in lines
+    assert any("has changed since this run was started: from here on, it differs" in line for line in lines)
+    train(small_recipe(**ADVERSARIAL), **options, steps=4)  # the new data is that of the run now
+    assert load_state(stopped / "state.pt")["step"] == 4
 
 
 def interrupting(monkeypatch: pytest.MonkeyPatch, at: int, number: int = signal.SIGINT) -> None:
@@ -940,7 +954,7 @@ def test_other_audio_is_refused_without_the_index_too(recordings: Path, tmp_path
     shutil.rmtree(tmp_path / "run" / "index")
     other = shutil.copytree(recordings, tmp_path / "other")
     write_audio(other / "more.wav", tones(0.5, 8000, seed=9), 8000)
-    with pytest.raises(ConfigError, match="is not the audio that this run was started on"):
+    with pytest.raises(ConfigError, match="is not the data that this run was started on"):
         train(small_recipe(), data=other, out=tmp_path / "run", resume=True)
 
 

@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from codec import pretrained
-from codec.checkpoint import load_state, save_model
+from codec.checkpoint import load_state, read_card, save_model
 from codec.data.token_store import TokenStore
 from codec.errors import ConfigError, InputNotFound, UnknownModel, UsageError, WeightsMismatch
 from codec.lm import build
@@ -72,13 +72,12 @@ def store(folder: Path) -> TokenStore:
     return TokenStore(folder / "store")
 
 
-def run(
-    folder: Path, out: Path, *, resume: bool = False, steps: int | None = None, **tables: Mapping[str, Any]
-) -> Path:
-    """Train on the store below `folder`."""
+def run(folder: Path, out: Path, *, codec: bool = True, **options: Any) -> Path:
+    """Train on the store below `folder`, with the codec there; `options` of `train`, and tables of the recipe."""
+    tables = {name: options.pop(name) for name in [*options] if isinstance(options[name], Mapping)}
+    path = folder / "tiny.safetensors" if codec else None
     recipe = small_lm_recipe(**(LIVELY | tables))
-    where = {"data": folder / "store", "codec": folder / "tiny.safetensors"}
-    return train(recipe, out=out, resume=resume, steps=steps, device="cpu", **where)
+    return train(recipe, data=folder / "store", out=out, codec=path, device="cpu", **options)
 
 
 def task_of(recipe: LMRecipe, store: TokenStore, codec: Codec) -> LMTask:
@@ -314,8 +313,11 @@ def test_wrong_data_says_what_to_do(folder: Path, tmp_path: Path) -> None:
         attempt(folder / "manifest.jsonl")
     with pytest.raises(InputNotFound, match="there is no such token store"):
         attempt(tmp_path / "none")
-    with pytest.raises(UnknownModel, match="was made by the codec tiny, and there is none of that name here: pass"):
-        attempt(folder / "store", None)
+    alone = shutil.copytree(folder / "store", tmp_path / "alone/store")
+    with pytest.raises(
+        UnknownModel, match=r"was made by tiny .*which was not found: pass --codec, its file or"
+    ):
+        attempt(alone, None)
     save_model(tmp_path / "other.safetensors", tiny_model(seed=5), training={})
     with pytest.raises(WeightsMismatch, match=r"was made by tiny .* not by other"):
         attempt(folder / "store", tmp_path / "other.safetensors")
@@ -382,11 +384,45 @@ def test_runs_that_cannot_be_resumed(folder: Path, finished: Path, tmp_path: Pat
     assert "data.batch_size (4 then, 2 now), losses.soft (0.2 then, 0.5 now); resume with" in str(refused.value)
     write_store(tmp_path, folder / "tiny.safetensors", split=["train"] * 6 + ["valid"] * 3)
     shutil.copy(folder / "tiny.safetensors", tmp_path)
-    with pytest.raises(ConfigError, match="is not the token store that this run was started on"):
+    with pytest.raises(ConfigError, match="is not the data that this run was started on"):
         run(tmp_path, finished, resume=True)
     with pytest.raises(InputNotFound, match="there is no training run to resume"):
         run(folder, tmp_path / "new", resume=True)
     assert (finished / "state.pt").read_bytes() == before
+
+
+def test_a_run_finds_its_codec_and_remembers_it(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without `codec`: beside the store, or beside the run; the model of the run says where it was."""
+    options: dict[str, Any] = {"codec": False, "steps": 1, "train": {"validate_every": 7}}
+    model = run(folder, tmp_path / "runs/words", **options)
+    assert read_card(model).training["codec"] == str(folder / "tiny.safetensors")
+    lm = pretrained.load_lm(model)
+    assert pretrained.codec_of(lm).weights_hash == lm.source.weights_hash
+    shutil.copytree(folder / "store", tmp_path / "else/store")
+    (tmp_path / "runs/mine").mkdir()
+    shutil.copy(folder / "tiny.safetensors", tmp_path / "runs/mine/model.safetensors")
+    again = run(tmp_path / "else", tmp_path / "runs/again", **options)
+    assert read_card(again).training["codec"] == str(tmp_path / "runs/mine/model.safetensors")
+
+
+def test_a_run_goes_on_with_changed_data_if_allowed(
+    folder: Path, finished: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """A store with a speaker more: the model keeps the names that it knows."""
+    out = shutil.copytree(finished, tmp_path / "six")
+    speakers = ["anna", "ben", "cleo", "abe"] * 2 + ["ben"]
+    write_store(tmp_path, folder / "tiny.safetensors", split=["train"] * 6 + ["valid"] * 3, speaker=speakers)
+    shutil.copy(folder / "tiny.safetensors", tmp_path)
+    with pytest.raises(ConfigError, match="continue with --allow-changed-data"):
+        run(tmp_path, out, resume=True, train={"steps": 7})
+    run(tmp_path, out, resume=True, train={"steps": 7}, allow_changed_data=True)
+    lines = capfd.readouterr().err.splitlines()
+    assert "changed since the run was started: train.steps (6 then, 7 now)" in lines
+    assert any("has changed since this run was started: from here on" in line for line in lines)
+    state = load_state(out / "state.pt")
+    assert state["step"] == 7
+    assert pretrained.load_lm(out, "cpu").source.classes["speaker"] == ("anna", "ben", "cleo")
+    run(tmp_path, out, resume=True, train={"steps": 8})  # which has the new data now
 
 
 def test_the_saved_model_is_the_ema_model(finished: Path, folder: Path) -> None:
