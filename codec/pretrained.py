@@ -153,7 +153,7 @@ def find(name_or_path: str | Path) -> Path:
 
 
 def _codecs(name: str, paths: Iterable[str | Path], folders: Iterable[Path]) -> Iterator[CodecCard]:
-    """The cards of the shipped codecs, of the model called `name`, of those at `paths`, and of those in `folders`."""
+    """The cards of the shipped codecs, the model called `name`, the models at `paths` and in `folders`."""
     yield from (card for card in shipped() if isinstance(card, CodecCard))
     for path in (name, *paths):
         with suppress(UnknownModel, InputNotFound):

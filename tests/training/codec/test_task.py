@@ -810,7 +810,7 @@ def test_resuming_on_other_audio_is_refused(stopped: Path, recordings: Path, tmp
     assert load_state(stopped / "state.pt")["step"] == 3
 
 
-def test_a_run_goes_on_with_changed_audio_if_allowed(
+def test_a_run_resumes_with_changed_audio_if_allowed(
     stopped: Path, recordings: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     data = shutil.copytree(recordings, tmp_path / "changed")

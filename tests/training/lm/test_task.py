@@ -314,9 +314,7 @@ def test_wrong_data_says_what_to_do(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(InputNotFound, match="there is no such token store"):
         attempt(tmp_path / "none")
     alone = shutil.copytree(folder / "store", tmp_path / "alone/store")
-    with pytest.raises(
-        UnknownModel, match=r"was made by tiny .*which was not found: pass --codec, its file or"
-    ):
+    with pytest.raises(UnknownModel, match=r"was made by tiny .*which was not found: pass --codec, its file or"):
         attempt(alone, None)
     save_model(tmp_path / "other.safetensors", tiny_model(seed=5), training={})
     with pytest.raises(WeightsMismatch, match=r"was made by tiny .* not by other"):
@@ -391,7 +389,9 @@ def test_runs_that_cannot_be_resumed(folder: Path, finished: Path, tmp_path: Pat
     assert (finished / "state.pt").read_bytes() == before
 
 
-def test_a_run_finds_its_codec_and_remembers_it(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_finds_its_codec_and_keeps_the_path(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Without `codec`: beside the store, or beside the run; the model of the run says where it was."""
     options: dict[str, Any] = {"codec": False, "steps": 1, "train": {"validate_every": 7}}
     model = run(folder, tmp_path / "runs/words", **options)
@@ -405,7 +405,7 @@ def test_a_run_finds_its_codec_and_remembers_it(folder: Path, tmp_path: Path, mo
     assert read_card(again).training["codec"] == str(tmp_path / "runs/mine/model.safetensors")
 
 
-def test_a_run_goes_on_with_changed_data_if_allowed(
+def test_a_run_resumes_with_changed_data_if_allowed(
     folder: Path, finished: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     """A store with a speaker more: the model keeps the names that it knows."""
