@@ -40,7 +40,7 @@ from codec.io.audio import (
     looks_like_integers,
 )
 from codec.io.bitstream import Damage, Header, Packet, Reader, SourceId, Writer, source_id
-from codec.io.storage import atomic_output
+from codec.io.storage import atomic_output, mark_partial
 from codec.models.base import Codec, Encoded, split_scale
 from codec.streams import StreamDecoder, StreamEncoder
 
@@ -245,6 +245,7 @@ def decompress(
                     raise
                 damage = error
         if damage is not None:
+            mark_partial(target)
             raise damage
     return Report(
         source=reader.label,

@@ -2,17 +2,20 @@
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
+from enum import Enum, auto
 from functools import partial
 from pathlib import Path
-from typing import TypeAlias
+from typing import Literal, TypeAlias
 
 from codec import pretrained
 from codec.compression import Report, cached_model, compress, decompress
 from codec.errors import CodecError, InputNotFound, StorageError, UsageError
 from codec.frames import resampled_length
 from codec.io import audio, bitstream, ffmpeg
-from codec.io.storage import storing, walk
+from codec.io.locks import claimed
+from codec.io.storage import is_partial, storing, walk
 from codec.parallel import Engine, each
 
 Sources: TypeAlias = str | Path | Sequence[str | Path]
@@ -133,7 +136,7 @@ def _is_compressed(_: Path, target: Path, *, force: bool) -> bool:
 
 
 def _is_restored(source: Path, target: Path, *, rate: int | None, force: bool) -> bool:
-    if force or not target.exists():
+    if force or not target.exists() or is_partial(target):
         return False
     try:
         with bitstream.open_reader(source) as compressed, audio.open_reader(target) as restored:
@@ -230,20 +233,40 @@ def _run(
             both = UsageError(f"{source} and {first} would both be {target}: rename one, or encode it by itself")
             report(Outcome(source, target, error=both))
     tasks = [(source, target) for target, source in waiting.items()]
-    for (source, target), result in each(partial(_process, work, is_done), tasks, jobs=jobs, engine=engine, gpu=gpu):
-        if isinstance(result, CodecError):
-            report(Outcome(source, target, error=result))
-        else:
-            report(Outcome(source, target, report=result))
+    for wait in (False, True):  # first what no other process works on, then what others have begun and not finished
+        process = partial(_process, work, is_done, wait)
+        begun = []
+        for (source, target), result in each(process, tasks, jobs=jobs, engine=engine, gpu=gpu):
+            if isinstance(result, CodecError):
+                report(Outcome(source, target, error=result))
+            elif result is Begun.ELSEWHERE:
+                begun.append((source, target))
+            else:
+                report(Outcome(source, target, report=result))
+        tasks = begun
     return sorted(outcomes, key=lambda outcome: outcome.source)
 
 
+class Begun(Enum):
+    """What `_process` returns for a file that another process has begun."""
+
+    ELSEWHERE = auto()
+
+
 def _process(
-    work: Callable[[Path, Path], Report], is_done: Callable[[Path, Path], bool], pair: tuple[Path, Path]
-) -> Report | None:
+    work: Callable[[Path, Path], Report],
+    is_done: Callable[[Path, Path], bool],
+    wait: bool,
+    pair: tuple[Path, Path],
+) -> Report | Literal[Begun.ELSEWHERE] | None:
     source, target = pair
     if is_done(source, target):
         return None
-    with storing(target.parent):
-        target.parent.mkdir(parents=True, exist_ok=True)
-    return work(source, target)
+    with ExitStack() as stack:
+        with storing(target.parent):
+            target.parent.mkdir(parents=True, exist_ok=True)
+            if not stack.enter_context(claimed(target, wait=wait)):
+                return Begun.ELSEWHERE
+        if is_done(source, target):  # by the process that had begun it
+            return None
+        return work(source, target)

@@ -2,9 +2,11 @@
 
 import os
 import signal
+import threading
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,6 +17,7 @@ from codec.checkpoint import save_model
 from codec.compression import compress
 from codec.errors import CodecError, DamagedFile, InputNotFound, StorageError, UnknownModel, UsageError
 from codec.folders import Outcome, compress_tree, decompress_tree
+from codec.io.locks import claimed
 from codec.parallel import Engine
 from tests.tiny import tiny_model
 
@@ -100,7 +103,7 @@ def test_a_folder_is_compressed_and_restored_with_its_structure(tmp_path: Path, 
     assert set(states(back, tmp_path / "out").values()) == {"skipped"}
 
 
-def test_a_partly_restored_file_is_not_skipped(tmp_path: Path, model_file: Path) -> None:
+def test_a_partly_restored_file_is_replaced(tmp_path: Path, model_file: Path) -> None:
     compress(tones(tmp_path / "in" / "a.wav", time=20000), tmp_path / "in" / "a.codec", model=model_file)
     data = (tmp_path / "in" / "a.codec").read_bytes()
     (tmp_path / "in" / "a.codec").write_bytes(data[:-30])
@@ -108,10 +111,11 @@ def test_a_partly_restored_file_is_not_skipped(tmp_path: Path, model_file: Path)
     assert isinstance(first.error, DamagedFile)
     assert (tmp_path / "out" / "a.wav").exists()
     (second,) = decompress_tree(tmp_path / "in", tmp_path / "out", model=model_file)
-    assert isinstance(second.error, StorageError)
+    assert isinstance(second.error, DamagedFile)
     (tmp_path / "in" / "a.codec").write_bytes(data)
-    (third,) = decompress_tree(tmp_path / "in", tmp_path / "out", model=model_file, force=True)
+    (third,) = decompress_tree(tmp_path / "in", tmp_path / "out", model=model_file)
     assert third.report is not None
+    assert names(tmp_path / "out") == {"a.wav"}
     assert soundfile.info(tmp_path / "out" / "a.wav").frames == 20000
 
 
@@ -254,3 +258,53 @@ def test_only_audio_for_ffmpeg_is_named(tmp_path: Path, model_file: Path) -> Non
         (tmp_path / name).write_bytes(b"data")
     with pytest.raises(InputNotFound, match=r"holds no recordings: not read: 2 \.m4a, 1 \.webm \(convert them"):
         compress_tree(tmp_path, model=model_file)
+
+
+# several processes on one folder
+
+
+def test_each_file_is_made_by_one_of_several_processes(
+    tmp_path: Path, model_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Threads stand for processes, because locks are on open files, not on processes."""
+    for number in range(6):
+        tones(tmp_path / f"in/{number}.wav", time=300)
+    made: list[str] = []
+
+    def counted(source: Path, target: Path, **options: Any) -> compression.Report:
+        made.append(source.name)
+        return compress(source, target, **options)
+
+    monkeypatch.setattr(folders, "compress", counted)
+    outcomes: list[list[Outcome]] = []
+
+    def work() -> None:
+        outcomes.append(compress_tree(tmp_path / "in", tmp_path / "out", model=model_file))
+
+    threads = [threading.Thread(target=work) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(made) == [f"{number}.wav" for number in range(6)]
+    assert [sum(outcome.report is not None for outcome in of_one) for of_one in outcomes] != [6, 6, 6]
+    assert all(len(of_one) == 6 and not any(outcome.error for outcome in of_one) for of_one in outcomes)
+    assert names(tmp_path / "out") == {f"{number}.codec" for number in range(6)}
+
+
+def test_a_file_that_another_process_gave_up_is_made(tmp_path: Path, model_file: Path) -> None:
+    source, done = tones(tmp_path / "in/a.wav").parent, threading.Event()
+    (tmp_path / "out").mkdir()
+    outcomes: list[Outcome] = []
+
+    def work() -> None:
+        outcomes.extend(compress_tree(source, tmp_path / "out", model=model_file))
+        done.set()
+
+    with claimed(tmp_path / "out/a.codec"):
+        thread = threading.Thread(target=work)
+        thread.start()
+        assert not done.wait(0.3)
+        assert not (tmp_path / "out/a.codec").exists()
+    thread.join()
+    assert outcomes[0].report is not None

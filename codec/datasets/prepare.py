@@ -12,7 +12,7 @@ from __future__ import annotations
 import sys
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from difflib import get_close_matches
 from pathlib import Path
@@ -25,7 +25,7 @@ from codec.datasets.base import BOOKKEEPING, Archive, Dataset, License
 from codec.datasets.download import download, verify
 from codec.datasets.progress import progress_bar
 from codec.errors import CodecError, InputNotFound, UsageError, printable
-from codec.io.storage import storing_below
+from codec.io.storage import locked_folder, storing_below
 from codec.parallel import in_threads
 
 NAMED = 10  # unreadable files that are printed by name; all are counted
@@ -74,8 +74,9 @@ def prepare(
     if not missing and not folder.is_dir():
         raise InputNotFound(f"{folder} is not a folder: {dataset.by_hand or 'check the name'}")
     found = ClipCounter(dataset, console)
-    with storing_below(folder, instead="choose another DIR"), _archive_files():
+    with storing_below(folder, instead="choose another DIR"), _archive_files(), ExitStack() as stack:
         folder.mkdir(parents=True, exist_ok=True)
+        stack.enter_context(locked_folder(folder / BOOKKEEPING, "codec prepare", instead="choose another DIR"))
         for archive in archives:
             others = {other.holds for other in dataset.parts.values() if other.holds != archive.holds}
             destination = Destination(folder, archive.into, archive.tree, others)

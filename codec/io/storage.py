@@ -3,15 +3,15 @@
 import errno
 import io
 import os
-import secrets
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
 from codec.errors import ConfigError, InputNotFound, StorageError
+from codec.io import locks
 
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer
@@ -58,7 +58,10 @@ def _storage_error(target: str | Path, error: OSError, instead: str, *, done: st
 def atomic_output(path: str | Path, *, force: bool = False) -> Iterator[BinaryIO]:
     """Open a binary file, seekable and readable, that becomes `path` when the block ends.
 
-    If the block raises, no file remains. `-` (standard output), pipes and devices receive the content at the end.
+    If the block raises, no file remains; if the process is killed, its unfinished file is removed by the next process
+    that writes to the folder. `-` (standard output), pipes and devices receive the content at the end. A file that
+    `mark_partial` has marked is replaced.
+
     Raises StorageError: `path` exists and `force` is off, the disk is full, the folder is missing or not writable.
     """
     label = "standard output" if str(path) == "-" else str(path)
@@ -66,12 +69,11 @@ def atomic_output(path: str | Path, *, force: bool = False) -> Iterator[BinaryIO
     with storing(label):
         if not streamed and Path(path).is_dir():
             raise StorageError(f"{label} is a folder: name a file in it")
-        if not streamed and not force and Path(path).exists():
+        if not streamed and not force and Path(path).exists() and not is_partial(path):
             raise StorageError(f"{label} exists: pass --force to replace it")
         target = Path(os.path.realpath(path))  # a link stays a link
-    part = Path(tempfile.gettempdir() if streamed else target.parent) / f".codec-{secrets.token_hex(8)}.part"
     with storing(label):
-        raw = _Output(part, label)
+        part, raw, guard = _new_part(Path(tempfile.gettempdir()) if streamed else target.parent, label)
     file = io.BufferedRandom(raw)
     try:
         yield file
@@ -84,10 +86,52 @@ def atomic_output(path: str | Path, *, force: bool = False) -> Iterator[BinaryIO
             file.close()
             if not streamed:
                 part.replace(target)
+                _mark_of(target).unlink(missing_ok=True)
     finally:
         raw.close()  # before `file`, so that after a failure its buffer is dropped, not written
         with storing(label):
             part.unlink(missing_ok=True)
+        if guard is not None:
+            os.close(guard)
+
+
+def _new_part(folder: Path, label: str) -> "tuple[Path, _Output, int | None]":
+    """A new unfinished file, and the descriptor that keeps other processes from removing it."""
+    locks.sweep(folder)
+    while True:
+        part = folder / locks.part_name()
+        raw = _Output(part, label)
+        guard = locks.guard(raw.fileno())
+        if guard is None or locks.is_current(guard, part):
+            return part, raw, guard
+        raw.close()  # removed by another process before it was locked
+        os.close(guard)
+
+
+def mark_partial(path: str | Path) -> None:
+    """Note beside a file that it holds a part of what it should, until it is replaced or changed."""
+    target = Path(os.path.realpath(path))
+    with suppress(OSError):  # it is a help, not a promise
+        if str(path) != "-" and target.is_file():
+            _mark_of(target).write_text(_state_of(target))
+
+
+def is_partial(path: str | Path) -> bool:
+    """Whether a file is as it was when it was marked as partial."""
+    target = Path(os.path.realpath(path))
+    try:
+        return _mark_of(target).read_text() == _state_of(target)
+    except OSError:
+        return False
+
+
+def _mark_of(target: Path) -> Path:
+    return target.with_name(f".{target.name}.partial")
+
+
+def _state_of(target: Path) -> str:
+    status = target.stat()
+    return f"{status.st_size} {status.st_mtime_ns}"
 
 
 class _Output(io.FileIO):
@@ -136,25 +180,21 @@ def is_device(path: str | Path) -> bool:
 
 
 @contextmanager
-def locked_folder(folder: Path, job: str) -> Iterator[None]:
+def locked_folder(folder: Path, job: str, *, instead: str = "choose another --out") -> Iterator[None]:
     """Make a folder and hold its lock, where the system has locks; remove the folder again if it stays empty.
 
-    Raises ConfigError if another process does the same `job` there.
+    Raises ConfigError if another process does the same `job` there; its message ends in `instead`, the way out.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     try:
-        with (folder / ".lock").open("w") as file:
-            with suppress(ImportError):
-                import fcntl
-
-                try:
-                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                except BlockingIOError as error:
-                    raise ConfigError(f"another {job} is running in {folder}: choose another --out, or wait") from error
-            try:
-                yield
-            finally:
-                (folder / ".lock").unlink()
+        with ExitStack() as stack:
+            while True:
+                folder.mkdir(parents=True, exist_ok=True)
+                with suppress(FileNotFoundError):  # the process before has just removed the empty folder
+                    ours = stack.enter_context(locks.held(folder / ".lock"))
+                    break
+            if not ours:
+                raise ConfigError(f"another {job} is running in {folder}: {instead}, or wait")
+            yield
     finally:
         with suppress(OSError):
             folder.rmdir()
