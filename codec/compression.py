@@ -135,8 +135,16 @@ def compress(
         num_codebooks=writer.header.num_codebooks,
         compressed_bytes=writer.size,
         elapsed=perf_counter() - start,
-        notes=peak_notes(reader.label, reader.peak, codec.limit),
+        notes=(*peak_notes(reader.label, reader.peak, codec.limit), *_bitrate_notes(codec, bitrate)),
     )
+
+
+def _bitrate_notes(codec: Codec, bitrate: float | None) -> tuple[str, ...]:
+    """What a bit rate is beyond the model, if it is."""
+    most = codec.frame_spec.bitrate(codec.num_codebooks)
+    if bitrate is None or bitrate <= most:
+        return ()
+    return (f"{bitrate:g} kbit/s is more than the model has: all {codec.num_codebooks} codebooks are {most:g} kbit/s",)
 
 
 def _verify(reader: Reader, writer: Writer) -> None:

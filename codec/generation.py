@@ -43,7 +43,8 @@ def generate(
     `lm` is a language model, or its name or file; `codec` is the codec of its codes, found by default if it is
     shipped. There is one row per `seed`. Conditions, such as label="7" or text="yes", and the `prompt` [batch or 1, 1,
     time] apply to all rows. The output begins with the whole frames of the prompt, as the codec restores them and at
-    the level that the model was trained on (`CodebookSpec.level_db`).
+    the level that the model was trained on (`CodebookSpec.level_db`); of a prompt that is longer than the model's
+    context, the last part is taken (`dropped_seconds` gives the length of the rest).
 
     `seconds` is the exact length, infinity for an endless stream. By default each row ends where the model ends it, or
     after `MAX_SECONDS`, and is silent from there on.
@@ -184,12 +185,12 @@ def load_pair(
 
 
 def prompt_codes(lm: CodecLM, codec: Codec, prompt: Audio, *, rows: int) -> Codes:
-    """Encode the whole frames of a prompt to codes [rows, the model's codebooks, frames].
+    """Encode the last whole frames of a prompt that fit the context to codes [rows, the model's codebooks, frames].
 
     No frame is padded, because the model would continue the silence. If the model was trained on recordings normalized
     to a level, each row is normalized to it.
 
-    Raises UsageError for a prompt shorter than a frame, longer than the model's context, or of another batch size.
+    Raises UsageError for a prompt shorter than a frame, or of another batch size.
     """
     codec.check_audio(prompt)
     if len(prompt) not in (1, rows):
@@ -201,13 +202,18 @@ def prompt_codes(lm: CodecLM, codec: Codec, prompt: Audio, *, rows: int) -> Code
         raise UsageError(
             f"a prompt of {prompt.shape[2]} samples is shorter than a frame: give at least {frame_spec.hop} samples"
         )
+    return codes[:, :, _dropped_frames(lm, codes.shape[2]) :].expand(rows, -1, -1)
+
+
+def dropped_seconds(lm: CodecLM, codec: Codec, prompt: Audio) -> float:
+    """Length of the beginning of a prompt that is left out, because the model's context is shorter."""
+    frame_spec = codec.frame_spec
+    return frame_spec.seconds(frame_spec.hop * _dropped_frames(lm, frame_spec.whole_frames(prompt.shape[2])))
+
+
+def _dropped_frames(lm: CodecLM, frames: int) -> int:
     longest = code_generation.max_prompt_frames(lm)
-    if longest is not None and codes.shape[2] > longest:
-        raise UsageError(
-            f"a prompt of {frame_spec.seconds(prompt.shape[2]):.2f} s is longer than the model's context: "
-            f"give its last {frame_spec.seconds(longest * frame_spec.hop):.2f} s"
-        )
-    return codes.expand(rows, -1, -1)
+    return 0 if longest is None else max(0, frames - longest)
 
 
 def _level_gains(lm: CodecLM, codec: Codec, audio: Audio) -> Tensor:

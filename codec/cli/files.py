@@ -287,9 +287,8 @@ def _print_outcomes(outcomes: "list[Outcome]", *, unread: str = "", quiet: bool)
     parts += [f"{already} already there"] * bool(already) + [f"{len(failures)} failed"] * bool(failures)
     if not quiet:
         say("; ".join([*parts, unread] if unread else parts))
-        for report in reports:
-            for note in report.notes:
-                say(f"  note: {note}")
+        for note in dict.fromkeys(note for report in reports for note in report.notes):
+            say(f"  note: {note}")
     for failure in failures:
         say(f"  {failure.source}: {one_line(failure.error)}")
     if failures:

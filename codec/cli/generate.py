@@ -193,6 +193,8 @@ def generate(
     rate = decoder.config.sample_rate
     recording = prompt if infill is None else infill
     audio = None if recording is None else torch.from_numpy(read_audio(recording, rate=rate, mono=True)[0])[None]
+    if prompt is not None and audio is not None and (dropped := generation.dropped_seconds(model, decoder, audio)):
+        say(f"note: {prompt} is longer than the model's context: its first {dropped:.2f} s are left out")
     repetition = {"repetition_threshold": repetition_threshold, "repetition_window": repetition_window}
     sampling = _sampling(model, repetition, temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p)
     named: dict[str, Any] = {kind: name for kind, name in conditions.items() if name is not None}

@@ -4,18 +4,19 @@ import io
 import signal
 import sys
 from collections.abc import Sequence
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from codec import __version__
 from codec.cli import bitstream, datasets, evaluate_lm, files, generate, info, models, tokens, train
 from codec.cli.options import one_line, say
-from codec.errors import CodecError, StorageError
+from codec.errors import CodecError, StorageError, UsageError
+
+CommandLineError: Any = typer.BadParameter.__base__  # every error in the arguments; click's, which typer may vendor
 
 app = typer.Typer(
     help="Neural audio codec: compress recordings to discrete codes, decode them, and generate new audio.",
-    no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -56,13 +57,21 @@ def _options(
 def run(arguments: Sequence[str] | None = None) -> None:
     """Run the command line and raise SystemExit.
 
-    Exit status: 0 success, 1 some files of a folder failed, 130 interrupted, 143 SIGTERM, 129 SIGHUP, else the
-    `exit_code` of the error (`codec.errors`). Typer handles interrupts. A closed pipe on standard output ends the
-    command without a message, because its reader has stopped reading.
+    Exit status: 0 success, 1 some files of a folder failed or a question was not answered, 130 interrupted, 143
+    SIGTERM, 129 SIGHUP, else the `exit_code` of the error (`codec.errors`). Typer handles interrupts. A closed pipe on
+    standard output ends the command without a message, because its reader has stopped reading.
     """
     _prepare()
+    arguments = sys.argv[1:] if arguments is None else arguments
     try:
-        app(arguments, prog_name="codec")
+        status = app(arguments or ["--help"], prog_name="codec", standalone_mode=False)
+        sys.exit(status if arguments else UsageError.exit_code)
+    except typer.Abort:  # an answer was refused, or standard input ended before it
+        say("codec: aborted")
+        sys.exit(1)
+    except CommandLineError as error:
+        say(f"codec: {_described(error)}")
+        sys.exit(UsageError.exit_code)
     except CodecError as error:
         if not isinstance(error.__cause__, BrokenPipeError):
             say(f"codec: {one_line(error)}")
@@ -70,6 +79,13 @@ def run(arguments: Sequence[str] | None = None) -> None:
     except OSError as error:  # for example a full standard output, or a name that is too long
         say(f"codec: {one_line(error)}: check the path, its permissions and the free space on the disk")
         sys.exit(StorageError.exit_code)
+
+
+def _described(error: Any) -> str:
+    """An error in the arguments in one line, with the command whose help page has the way out."""
+    message = one_line(error.format_message()).rstrip(".")
+    command = error.ctx.command_path if error.ctx else "codec"
+    return f"{message[:1].lower()}{message[1:]}: see {command} --help"
 
 
 def _prepare() -> None:

@@ -33,6 +33,16 @@ def test_encode_writes_the_same_file_as_the_library(cli: Cli, recording: Path) -
     assert Path("in.codec").read_bytes() == Path("direct.codec").read_bytes()
 
 
+def test_a_bit_rate_beyond_the_model_is_said(cli: Cli, recording: Path) -> None:
+    note = "note: 24 kbit/s is more than the model has: all 3 codebooks are 1.5 kbit/s"
+    assert cli("encode", recording, "--bitrate", 24).err.splitlines()[1] == note
+    assert "note" not in cli("encode", recording, "-o", "b.codec", "--bitrate", 1.5).err
+    Path("set").mkdir()
+    for name in "ab":
+        Path("set", f"{name}.wav").write_bytes(recording.read_bytes())
+    assert cli("encode", "set", "--bitrate", 24).err.splitlines()[1:] == [f"  {note}"]
+
+
 def test_rate_option(cli: Cli, recording: Path) -> None:
     cli("encode", recording)
     cli("decode", "in.codec", "out.wav", "--rate", 8000)

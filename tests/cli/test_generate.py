@@ -18,6 +18,7 @@ from codec.generation import generate, infill
 from codec.io.audio import read_audio, write_audio
 from codec.lm import CodecLM
 from codec.lm.filters import Sampling
+from codec.lm.sampling import max_prompt_frames
 from codec.models.base import Codec
 from tests.cli.conftest import Cli
 from tests.test_generation import lm_of
@@ -153,6 +154,15 @@ def recording(cli: Cli) -> Path:
     noise = np.random.default_rng(0).uniform(-0.3, 0.3, (2, 4800)).astype(np.float32)
     write_audio("in.wav", noise, 16_000)
     return Path("in.wav")
+
+
+def test_a_long_prompt_is_cut_and_said(cli: Cli, lm: CodecLM) -> None:
+    write_audio("long.wav", np.full((1, 12_000), 0.1, np.float32), 8000)
+    dropped = (150 - (max_prompt_frames(lm) or 150)) / 100
+    assert dropped > 0
+    result = cli("generate", "--prompt", "long.wav", "--seconds", "0.7", "--seed", "2")
+    assert result.code == 0
+    assert f"note: long.wav is longer than the model's context: its first {dropped:.2f} s are left out\n" in result.err
 
 
 def test_prompt(cli: Cli, lm: CodecLM, recording: Path) -> None:

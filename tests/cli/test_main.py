@@ -64,12 +64,31 @@ def test_help_names_every_command(cli: Cli) -> None:
 
 
 @pytest.mark.parametrize(
-    "arguments", [["encode"], ["fly"], ["encode", "a", "--codebooks", "x"], ["decode", "a", "--fast"]]
+    ("arguments", "says"),
+    [
+        (["encode"], "missing argument 'INPUT': see codec encode --help"),
+        (["fly"], "no such command 'fly'"),
+        (["evaluat"], "evaluate"),
+        (["encode", "a", "--codebooks", "x"], "invalid value for '--codebooks'"),
+        (["encode", "a", "--codebooks", "0"], "invalid value for '--codebooks'"),
+        (["encode", "a", "--device", "tpu"], "'tpu' is not one of"),
+        (["decode", "a", "--fast"], "no such option: --fast (Possible options: "),
+        (["decode", "a", "--rate"], "--rate"),
+        (["--fast"], "no such option: --fast: see codec --help"),
+    ],
 )
-def test_invalid_arguments_exit_2(cli: Cli, arguments: list[str]) -> None:
+def test_invalid_arguments_are_one_line_and_exit_2(cli: Cli, arguments: list[str], says: str) -> None:
     result = cli(*arguments)
-    assert (result.code, result.out) == (2, b"")
-    assert "Usage: codec" in result.err
+    assert (result.code, result.out, result.err.count("\n")) == (2, b"", 1)
+    assert result.err.startswith("codec: ")
+    assert says in result.err
+
+
+def test_without_arguments_the_help_page_is_shown(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["codec"])
+    result = cli()
+    assert result.code == 2
+    assert b"encode" in result.out
 
 
 @pytest.mark.parametrize(
