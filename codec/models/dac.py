@@ -25,6 +25,7 @@ from codec.models.base import (
     ReceptiveField,
     SampleRate,
 )
+from codec.nn.products import conv, transposed_conv
 from codec.nn.quantize.factorized import FactorizedRVQ
 from codec.nn.shapes import Audio, Latents
 from codec.nn.snake import Snake
@@ -33,6 +34,7 @@ from codec.nn.tiles import in_tiles
 Dim = Annotated[int, Field(ge=1, le=2**14)]
 Rates = Annotated[tuple[Annotated[int, Field(ge=1, le=64)], ...], Field(min_length=1, max_length=8)]
 DILATIONS = (1, 3, 9)
+PRODUCT_TILE = 2048  # samples of a tile that is computed by matrix products, which need long rows
 
 
 class DACConfig(CodecConfig):
@@ -75,23 +77,33 @@ class DACConfig(CodecConfig):
 
 
 class ResidualUnit(nn.Module):
-    """Two convolutions behind Snake activations, the first one dilated, added to the input."""
+    """Two convolutions behind Snake activations, the first one dilated, added to the input.
 
-    def __init__(self, dim: int, dilation: int) -> None:
+    The units of the encoder leave the convolution to torch, because another order of its sums can change a code.
+    """
+
+    def __init__(self, dim: int, dilation: int, *, decodes: bool) -> None:
         super().__init__()
         self.context = 3 * dilation
+        self.decodes = decodes
         self.snake1 = Snake(dim)
         self.conv1 = nn.Conv1d(dim, dim, 7, dilation=dilation, padding=self.context)
         self.snake2 = Snake(dim)
         self.conv2 = nn.Conv1d(dim, dim, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        return in_tiles(self.whole, x, context=self.context)
+        if self.decodes:
+            return in_tiles(self.by_products, x, context=self.context, least=PRODUCT_TILE)
+        return in_tiles(self.by_convolution, x, context=self.context)
 
-    def whole(self, x: Tensor) -> Tensor:
+    def by_convolution(self, x: Tensor) -> Tensor:
         """The unit on one tile."""
         y: Tensor = self.conv2(self.snake2(self.conv1(self.snake1(x))))
         return x + y
+
+    def by_products(self, x: Tensor) -> Tensor:
+        """The unit on one tile, with convolutions as matrix products."""
+        return conv(self.conv2, self.snake2(conv(self.conv1, self.snake1(x)))) + x
 
 
 class EncoderBlock(nn.Module):
@@ -100,7 +112,7 @@ class EncoderBlock(nn.Module):
     def __init__(self, dim: int, stride: int) -> None:
         super().__init__()
         self.stride = stride
-        self.units = nn.ModuleList(ResidualUnit(dim, dilation) for dilation in DILATIONS)
+        self.units = nn.ModuleList(ResidualUnit(dim, dilation, decodes=False) for dilation in DILATIONS)
         self.snake = Snake(dim)
         self.conv = nn.Conv1d(dim, 2 * dim, 2 * stride, stride=stride, padding=-(-stride // 2))
 
@@ -124,10 +136,10 @@ class DecoderBlock(nn.Module):
         self.conv = nn.ConvTranspose1d(
             dim, out_dim, 2 * stride, stride=stride, padding=-(-stride // 2), output_padding=stride % 2
         )
-        self.units = nn.ModuleList(ResidualUnit(out_dim, dilation) for dilation in DILATIONS)
+        self.units = nn.ModuleList(ResidualUnit(out_dim, dilation, decodes=True) for dilation in DILATIONS)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self.conv(self.snake(x))
+        x = transposed_conv(self.conv, self.snake(x))
         for unit in self.units:
             x = unit(x)
         return x
