@@ -30,8 +30,8 @@ def conv(layer: nn.Conv1d, x: Tensor) -> Tensor:
 def transposed_conv(layer: nn.ConvTranspose1d, x: Tensor) -> Tensor:
     """`layer(x)` for a kernel of two strides: a product, whose halves overlap and are added.
 
-        frame 0   a a a b b b
-        frame 1         a a a b b b
+    frame 0   a a a b b b
+    frame 1         a a a b b b
     """
     if not by_products(x):
         out: Tensor = layer(x)

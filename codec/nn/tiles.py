@@ -12,8 +12,9 @@ LEAST = 512  # samples of a tile by default, so that the context around it costs
 def in_tiles(layer: Callable[[Tensor], Tensor], x: Tensor, *, context: int, least: int = LEAST) -> Tensor:
     """`layer(x)` for x [batch, channels, time], computed in tiles with `context` samples to either side.
 
-    A tile has at least `least` samples. The layer keeps the shape of x, and none of its samples depends on inputs farther away than `context`. Large
-    intermediate results cost more time than the arithmetic on a CPU; with gradients, or elsewhere, x is one tile.
+    A tile has at least `least` samples. The layer keeps the shape of x, and none of its samples depends on inputs
+    farther away than `context`. Large intermediate results cost more time than the arithmetic on a CPU; with gradients,
+    or on other devices, x is one tile.
     """
     time = x.shape[-1]
     tile = max(least, TILE // x.shape[1], 8 * context)

@@ -14,7 +14,6 @@ from codec.errors import ConfigError, UnknownModel
 from codec.models.convert import fold_weight_norm
 from codec.models.dac import DAC, DACConfig
 from codec.nn.quantize.factorized import FactorizedRVQ
-from codec.nn.tiles import in_tiles
 from codec.streams import StreamDecoder, StreamEncoder
 from tests.helpers.checkpoints import scaled, theirs, weight_normed, write_folder
 
@@ -103,14 +102,6 @@ def test_the_gradient_reaches_every_part() -> None:
     assert not [
         name for name, parameter in net.named_parameters() if parameter.grad is None or not parameter.grad.any()
     ]
-
-
-@pytest.mark.parametrize("time", [1, 500, 40_000, 131_072])
-def test_tiles_equal_the_whole(time: int) -> None:
-    conv = torch.nn.Conv1d(4, 4, 7, dilation=9, padding=27)
-    x = noise(1, 4, time)
-    with torch.no_grad():
-        torch.testing.assert_close(in_tiles(conv, x, context=27), conv(x), rtol=0, atol=1e-6)
 
 
 # checkpoints
