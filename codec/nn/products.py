@@ -18,9 +18,10 @@ def conv(layer: nn.Conv1d, x: Tensor) -> Tensor:
         out: Tensor = layer(x)
         return out
     assert layer.bias is not None
-    (padding,), (dilation,), time = layer.padding, layer.dilation, x.shape[2]
+    (dilation,), time = layer.dilation, x.shape[2]
+    padding = dilation * (layer.kernel_size[0] // 2)
     first, *others = layer.weight.permute(2, 0, 1).contiguous()  # [kernel, out_channels, in_channels]
-    padded = F.pad(x[0], (int(padding), int(padding)))
+    padded = F.pad(x[0], (padding, padding))
     out = torch.addmm(layer.bias[:, None], first, padded[:, :time])
     for tap, weight in enumerate(others, start=1):
         out.addmm_(weight, padded[:, tap * dilation : tap * dilation + time])
@@ -37,7 +38,8 @@ def transposed_conv(layer: nn.ConvTranspose1d, x: Tensor) -> Tensor:
         out: Tensor = layer(x)
         return out
     assert layer.bias is not None
-    (stride,), (padding,), frames = layer.stride, layer.padding, x.shape[2]
+    (stride,), frames = layer.stride, x.shape[2]
+    padding = int(layer.padding[0])
     channels = layer.weight.shape[1]
     weight = layer.weight.reshape(len(layer.weight), -1).T.contiguous()  # [out_channels * 2 stride, in_channels]
     out = x.new_zeros(channels, frames + 1, stride)
