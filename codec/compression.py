@@ -520,7 +520,10 @@ class _Splicer:
             self._decoder = StreamDecoder(self._model, batch=self._header.rows, first_frame=packet.first)
             self._faded_in = 0 if packet.first else self._fade
         self.intact, self._last = True, packet
-        yield self._faded(self._output(self._decoder.push(_codes(packet))))
+        most = _block_frames(self._header)
+        for first in range(0, packet.codes.shape[2], most):  # a packet of many frames has less codes than audio
+            codes = _codes(_frames_of(packet, first, first + most))
+            yield self._faded(self._output(self._decoder.push(codes)))
 
     def _faded_out(self, frames: int) -> Block:
         """The rest of the decoder's audio, ending in that of `frames` repeated frames."""
@@ -562,6 +565,17 @@ class _Splicer:
         return block
 
 
+def _block_frames(header: Header) -> int:
+    """Frames to decode at once."""
+    return header.frame_spec.frames_per_packet(BLOCK_SECONDS / header.channels)
+
+
+def _frames_of(packet: Packet, first: int, end: int) -> Packet:
+    """Frames of a packet, counted from its first one."""
+    scale = None if packet.scale is None else packet.scale[:, first:end]
+    return Packet(packet.first + first, packet.codes[:, :, first:end], scale)
+
+
 def _codes(packet: Packet) -> Tensor | Encoded:
     codes = torch.from_numpy(packet.codes)
     return codes if packet.scale is None else Encoded(codes, torch.from_numpy(packet.scale))
@@ -588,7 +602,7 @@ def _until(blocks: Iterator[Block], length: Callable[[], int], reader: Reader, m
 def _regroup(reader: Reader) -> Iterator[Packet | Damage]:
     """Yield packets joined to BLOCK_SECONDS, which decode 25 % faster than 1 s; a live pipe is not waited for."""
     header = reader.header
-    most = header.frame_spec.frames_per_packet(BLOCK_SECONDS / header.channels) if reader.seekable else 1
+    most = _block_frames(header) if reader.seekable else 1
     waiting: list[Packet] = []
     for part in reader.parts():
         if waiting and (isinstance(part, Damage) or part.codes.shape[1] != waiting[0].codes.shape[1]):

@@ -21,7 +21,7 @@ from codec.compression import BLOCK_SECONDS, compress, decompress
 from codec.errors import CodecError, DamagedFile, UnknownModel, UnsupportedAudio, UsageError
 from codec.io.audio import MAX_RATIO, MIN_RATE, Resampler
 from codec.io.bitstream import Header, Writer
-from codec.streams import StreamEncoder
+from codec.streams import StreamDecoder, StreamEncoder
 from tests.helpers.language_models import tiny_lm
 from tests.tiny import tiny_model
 
@@ -102,6 +102,25 @@ def test_pushes_are_bounded_in_samples_of_the_model(tmp_path: Path, monkeypatch:
     compress(source, tmp_path / "wide.codec", model=MODEL)
     assert sum(sizes) == 64 * MODEL.sample_rate // 4
     assert max(sizes) <= 2 * BLOCK_SECONDS * MODEL.sample_rate
+
+
+@pytest.mark.parametrize(("frames", "channels"), [(1000, 1), (20, 64)])
+def test_a_long_packet_is_decoded_in_blocks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, frames: int, channels: int
+) -> None:
+    """A packet may hold hours of audio, or a frame of many channels."""
+    pushed: list[int] = []
+    push = StreamDecoder.push
+
+    def counted(decoder: StreamDecoder, codes: Any) -> Any:
+        pushed.append(codes.shape[0] * codes.shape[2])
+        return push(decoder, codes)
+
+    monkeypatch.setattr(StreamDecoder, "push", counted)
+    file = compressed(tmp_path / "a.codec", rate=8000, channels=channels, frames=frames, frames_per_packet=frames)
+    report = decompress(file, tmp_path / "a.wav", model=MODEL)
+    assert (report.time, sum(pushed)) == (MODEL.frame_spec.time(frames), frames * channels)
+    assert max(pushed) <= max(channels, BLOCK_SECONDS * MODEL.frame_rate)
 
 
 @pytest.mark.parametrize("length", [20, 243, 244, 255])
