@@ -11,7 +11,7 @@ from typing import Literal, TypeAlias
 
 from codec import pretrained
 from codec.compression import Report, cached_model, compress, decompress
-from codec.errors import CodecError, InputNotFound, StorageError, UsageError
+from codec.errors import CodecError, InputNotFound, ModelId, StorageError, UsageError, model_label
 from codec.frames import resampled_length
 from codec.io import audio, bitstream, ffmpeg
 from codec.io.locks import claimed
@@ -54,14 +54,16 @@ def compress_tree(
 
     `source` may also be a list of files and folders; a folder of a list keeps its name in `target`. Without `target`,
     the .codec files are written beside the recordings. Recordings whose names differ in the suffix alone keep it:
-    a.wav.codec, a.mp3.codec. Links are followed; hidden files are skipped, and files whose target exists unless
-    `force`. A file that fails does not stop the others. `jobs` and `engine` as in `codec.parallel.each`; the other
+    a.wav.codec, a.mp3.codec. Links are followed, hidden files are skipped. A target that exists is kept if it has the
+    codes of the same content, model and number of codebooks; any other is an error unless `force` replaces it. A file
+    that fails does not stop the others. `jobs` and `engine` as in `codec.parallel.each`; the other
     options as in `compress`. The outcomes are sorted by source.
 
     Raises InputNotFound: no folder, or no recordings in it. UsageError, UnknownModel, MissingDependency: an option is
     wrong for every file.
     """
-    cached_model(model, device).codebooks_for(num_codebooks, bitrate)  # raises an error of every file once
+    codec = cached_model(model, device)
+    number = codec.codebooks_for(num_codebooks, bitrate)  # raises an error of every file once
     if use_ffmpeg:
         ffmpeg.check_installed()
     is_audio = partial(audio.is_audio_path, use_ffmpeg=use_ffmpeg)
@@ -74,10 +76,11 @@ def compress_tree(
             bitrate=bitrate,
             use_ffmpeg=use_ffmpeg,
             force=force,
+            identify=True,
             verify=verify,
             device=device,
         ),
-        is_done=partial(_is_compressed, force=force),
+        is_done=partial(_is_compressed, made_by=(codec.name, codec.weights_hash), num_codebooks=number, force=force),
         jobs=jobs,
         engine=engine,
         gpu=device == "cuda",
@@ -102,8 +105,8 @@ def decompress_tree(
 ) -> list[Outcome]:
     """Restore every .codec file in the folder `source` to an audio file at the same path in the folder `target`.
 
-    `suffix` selects the format. As `compress_tree`, with the options of `decompress`. Only a target of the full length
-    is skipped.
+    `suffix` selects the format. As `compress_tree`, with the options of `decompress`. A target that exists is kept if
+    it has the channels, rate and length of the recording and is not older than the .codec file.
     """
     audio.check_format(suffix, subtype)
     if model is not None:
@@ -120,7 +123,7 @@ def decompress_tree(
             force=force,
             device=device,
         ),
-        is_done=partial(_is_restored, rate=rate, force=force),
+        is_done=partial(_is_restored, rate=rate, subtype=subtype, force=force),
         jobs=jobs,
         progress=progress,
     )
@@ -131,21 +134,73 @@ def is_codec_path(path: str | Path) -> bool:
     return Path(path).suffix.lower() == ".codec"
 
 
-def _is_compressed(_: Path, target: Path, *, force: bool) -> bool:
-    return not force and target.exists()
+def _is_compressed(source: Path, target: Path, *, made_by: ModelId, num_codebooks: int, force: bool) -> bool:
+    """Whether the target is what compressing the source would write. Raises StorageError if it is something else."""
+    if force or not target.exists() or not source.is_file():
+        return False
+    return _is_same(target, _compressed_otherwise(source, target, made_by, num_codebooks))
 
 
-def _is_restored(source: Path, target: Path, *, rate: int | None, force: bool) -> bool:
+def _is_restored(source: Path, target: Path, *, rate: int | None, subtype: str | None, force: bool) -> bool:
+    """Whether the target is what restoring the source would write. Raises StorageError if it is something else."""
     if force or not target.exists() or is_partial(target):
         return False
+    return _is_same(target, _restored_otherwise(source, target, rate, subtype))
+
+
+def _is_same(target: Path, difference: str | None) -> bool:
+    if difference is not None:
+        raise StorageError(f"{target} exists and {difference}: pass --force to replace it")
+    return True
+
+
+def _compressed_otherwise(source: Path, target: Path, made_by: ModelId, num_codebooks: int) -> str | None:
+    """How an existing .codec file differs from what would be written; None if it does not."""
     try:
-        with bitstream.open_reader(source) as compressed, audio.open_reader(target) as restored:
-            header = compressed.header
-            return compressed.is_complete and restored.time == resampled_length(
-                header.time, header.source_rate, rate or header.source_rate
-            )
-    except CodecError:
-        return False
+        with bitstream.open_reader(target) as reader:
+            header, is_complete = reader.header, reader.is_complete
+    except CodecError as error:
+        return f"cannot be read ({error})"
+    if not is_complete:
+        return "is damaged at its end"
+    if header.weights_hash != made_by[1]:
+        return f"was made by {model_label((header.model, header.weights_hash))}, not by {model_label(made_by)}"
+    if header.num_codebooks != num_codebooks:
+        return f"has codes of {header.num_codebooks} of the codebooks, not of {num_codebooks}"
+    if header.source is None:  # of release 0.1.0, or written file by file
+        return f"is older than {source}" if _is_older(target, source) else None
+    same_size = source.stat().st_size == header.source.size
+    return None if same_size and bitstream.source_id(source) == header.source else f"is of other content than {source}"
+
+
+def _restored_otherwise(source: Path, target: Path, rate: int | None, subtype: str | None) -> str | None:
+    """How an existing audio file differs from what would be written; None if it does not."""
+    with bitstream.open_reader(source) as compressed:
+        header = compressed.header
+        if not compressed.is_complete:
+            return f"its source {source} is damaged at its end"
+    rate = rate or header.source_rate
+    expected = {
+        "channels": header.channels,
+        "Hz": rate,
+        "samples": resampled_length(header.time, header.source_rate, rate),
+    }
+    try:
+        with audio.open_reader(target) as restored:
+            found = {"channels": restored.channels, "Hz": restored.rate, "samples": restored.time}
+            format_ = restored.subtype
+    except CodecError as error:
+        return f"cannot be read ({error})"
+    for unit, number in expected.items():
+        if found[unit] != number:
+            return f"has {found[unit]} {unit}, not {number}"
+    if subtype not in (None, format_):
+        return f"holds {format_}, not {subtype}"
+    return f"is older than {source}" if _is_older(target, source) else None
+
+
+def _is_older(path: Path, other: Path) -> bool:
+    return path.stat().st_mtime_ns < other.stat().st_mtime_ns
 
 
 def _pairs(

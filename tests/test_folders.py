@@ -13,7 +13,7 @@ import pytest
 import soundfile
 
 from codec import compression, folders
-from codec.checkpoint import save_model
+from codec.checkpoint import load_model, save_model
 from codec.compression import compress
 from codec.errors import CodecError, DamagedFile, InputNotFound, StorageError, UnknownModel, UsageError
 from codec.folders import Outcome, compress_tree, decompress_tree
@@ -153,7 +153,10 @@ def test_every_file_is_written_once_when_a_process_is_killed(
     tmp_path: Path, model_file: Path, ray_cluster: str, engine: Engine
 ) -> None:
     pairs = [(tones(tmp_path / f"{n}.wav", time=900 + n), tmp_path / f"{engine}/{n}.codec") for n in range(8)]
-    work, is_done = partial(killed_once, model_file), partial(folders._is_compressed, force=False)
+    work = partial(killed_once, model_file)
+    is_done = partial(
+        folders._is_compressed, made_by=("tiny", load_model(model_file).weights_hash), num_codebooks=3, force=False
+    )
     outcomes = folders._run(pairs, work, is_done=is_done, jobs=2, engine=engine, progress=None)
     assert [outcome.error for outcome in outcomes] == [None] * 8
     assert outcomes[3].report is None  # done by the process that was killed
@@ -162,6 +165,69 @@ def test_every_file_is_written_once_when_a_process_is_killed(
     for source, target in pairs:
         compress(source, tmp_path / "again.codec", model=model_file, force=True)
         assert target.read_bytes() == (tmp_path / "again.codec").read_bytes()
+
+
+def difference(outcomes: list[Outcome]) -> str:
+    """What is said of the one target, which was kept."""
+    (outcome,) = outcomes
+    assert isinstance(outcome.error, StorageError)
+    assert str(outcome.error).startswith(f"{outcome.target} exists and ")
+    assert str(outcome.error).endswith(": pass --force to replace it")
+    return str(outcome.error)
+
+
+def test_a_compressed_file_of_something_else_is_named(tmp_path: Path, model_file: Path) -> None:
+    source, target = tones(tmp_path / "in" / "a.wav"), tmp_path / "out" / "a.codec"
+    encode = partial(compress_tree, tmp_path / "in", tmp_path / "out")
+    encode(model=model_file, num_codebooks=2)
+    before = target.read_bytes()
+    assert encode(model=model_file, num_codebooks=2)[0].error is None
+    assert "has codes of 2 of the codebooks, not of 3" in difference(encode(model=model_file))
+    save_model(tmp_path / "other.safetensors", tiny_model(1), training={})
+    assert "was made by tiny (" in difference(encode(model=tmp_path / "other.safetensors", num_codebooks=2))
+    os.utime(source, (2e9, 2e9))  # the content counts, not the time
+    assert encode(model=model_file, num_codebooks=2)[0].error is None
+    data = bytearray(source.read_bytes())
+    data[-2] ^= 1
+    source.write_bytes(data)
+    assert f"is of other content than {source}" in difference(encode(model=model_file, num_codebooks=2))
+    tones(source, time=2000)
+    assert f"is of other content than {source}" in difference(encode(model=model_file, num_codebooks=2))
+    assert target.read_bytes() == before
+    assert encode(model=model_file, num_codebooks=2, force=True)[0].report is not None
+    target.write_bytes(target.read_bytes()[:-30])
+    assert "is damaged at its end" in difference(encode(model=model_file, num_codebooks=2))
+    target.write_bytes(b"something else")
+    assert "cannot be read" in difference(encode(model=model_file, num_codebooks=2))
+
+
+def test_a_compressed_file_without_the_identity_of_its_source_counts_by_its_time(
+    tmp_path: Path, model_file: Path
+) -> None:
+    source = tones(tmp_path / "a.wav")
+    compress(source, tmp_path / "a.codec", model=model_file)
+    assert compress_tree(tmp_path, model=model_file)[0].error is None
+    os.utime(source, (2e9, 2e9))
+    assert "is older than" in difference(compress_tree(tmp_path, model=model_file))
+
+
+def test_a_restored_file_of_something_else_is_named(tmp_path: Path, model_file: Path) -> None:
+    source, target = tones(tmp_path / "a.wav"), tmp_path / "out" / "a.wav"
+    (tmp_path / "in").mkdir()
+    compress(source, tmp_path / "in" / "a.codec", model=model_file)
+    decode = partial(decompress_tree, tmp_path / "in", tmp_path / "out", model=model_file)
+    decode()
+    assert decode()[0].error is None
+    assert "has 8000 Hz, not 16000" in difference(decode(rate=16000))
+    assert "holds PCM_16, not FLOAT" in difference(decode(subtype="FLOAT"))
+    compress(source, tmp_path / "in" / "a.codec", model=model_file, num_codebooks=1, force=True)
+    os.utime(target, (1e9, 1e9))
+    assert "is older than" in difference(decode())
+    assert decode(force=True)[0].report is not None
+    tones(target, channels=2)
+    assert "has 2 channels, not 1" in difference(decode())
+    tones(target, time=99)
+    assert "has 99 samples, not 1234" in difference(decode())
 
 
 @pytest.mark.parametrize("tree", [compress_tree, decompress_tree])
