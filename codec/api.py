@@ -98,6 +98,7 @@ def encode_file(
     device: str = "auto",
     force: bool = False,
     verify: bool = False,
+    packet: float = 1.0,
 ) -> Report:
     """Compress a recording to a .codec file in constant memory, as `codec encode`.
 
@@ -105,6 +106,7 @@ def encode_file(
     codebooks; `bitrate` in kbit/s per channel selects the most codebooks within it; all codebooks if both are None.
     `model` is a name, a file, a training run's folder or a loaded model; `device` is for a model given by name, "auto"
     for a GPU if there is one. `force` replaces an existing output, `verify` reads the output back and compares codes.
+    `packet` is the length of packets in seconds, 0.1 to 10.
 
     Raises UsageError, InputNotFound, UnsupportedAudio, UnknownModel, StorageError.
     """
@@ -116,6 +118,7 @@ def encode_file(
         bitrate=bitrate,
         force=force,
         verify=verify,
+        packet=packet,
         device=device,
     )
 

@@ -3,7 +3,7 @@
 import hashlib
 import math
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -31,21 +31,23 @@ from codec.io import audio, bitstream
 from codec.io.audio import (
     INTEGER_PEAK,
     MIN_RATE,
-    AudioReader,
     AudioWriter,
     Block,
+    LiveOutput,
     Resampler,
     can_resample,
     is_audio_path,
     looks_like_integers,
 )
 from codec.io.bitstream import Damage, Header, Packet, Reader, SourceId, Writer, source_id
-from codec.io.storage import atomic_output, mark_partial
+from codec.io.live import Layout, Recording, open_live
+from codec.io.storage import is_device, mark_partial, stream_output
 from codec.models.base import Codec, Encoded, split_scale
 from codec.streams import StreamDecoder, StreamEncoder
 
 BLOCK_SECONDS = 4.0  # of one channel; blocks of recordings with more channels are shorter
 MAX_BLOCK = 1 << 20  # samples, at any sample rate
+SHORTEST_PACKET, LONGEST_PACKET = 0.1, 10.0  # seconds
 FADE_SECONDS = 0.01  # at the ends of a gap
 CONCEAL_SECONDS = 0.12  # of the model's own continuation
 MAX_SILENCE = 600.0  # seconds in one place, per second that was decoded before it and one more
@@ -98,6 +100,8 @@ def compress(
     force: bool = False,
     identify: bool = False,
     verify: bool = False,
+    packet: float = 1.0,
+    raw: Layout | None = None,
     device: str = "cpu",
 ) -> Report:
     """Compress a recording; "-" is standard input or output.
@@ -105,14 +109,20 @@ def compress(
     `num_codebooks` is the number of codebooks; `bitrate` in kbit/s per channel selects the most codebooks within it;
     all codebooks if both are None. `use_ffmpeg` as in `audio.open_reader`. `force` replaces a target that exists.
     `identify` stores size and checksum of the source in the header. `verify` reads the written file back and compares
-    its codes. `device` is for a model given by name: "cpu", "cuda", or "auto" for CUDA if it is available.
+    its codes. `packet` is the length of packets in seconds. `raw` is the layout of a source without a header. `device`
+    is for a model given by name: "cpu", "cuda", or "auto" for CUDA if it is available.
+
+    Pipes are live: samples of a WAV or raw source are encoded as they arrive, and each packet is written once it is
+    complete.
 
     Raises UsageError, InputNotFound, UnsupportedAudio, UnknownModel, MissingDependency, StorageError.
     """
     start = perf_counter()
+    if verify and (str(target) == "-" or is_device(target)):
+        raise UsageError("a pipe cannot be read back: name an output file, or leave --verify out")
     with (
-        audio.open_reader(source, use_ffmpeg=use_ffmpeg) as reader,
-        atomic_output(_other_than(source, target), force=force) as file,
+        open_live(source, raw=raw, use_ffmpeg=use_ffmpeg) as reader,
+        stream_output(_other_than(source, target), force=force) as file,
     ):
         codec, writer = compress_into(
             reader,
@@ -121,6 +131,7 @@ def compress(
             num_codebooks=num_codebooks,
             bitrate=bitrate,
             device=device,
+            packet=packet,
             source=source_id(source) if identify else None,
         )
         if verify:
@@ -171,26 +182,29 @@ def peak_notes(label: str, peak: float, limit: float) -> tuple[str, ...]:
 
 
 def compress_into(
-    reader: AudioReader,
+    reader: Recording,
     file: BinaryIO,
     *,
     model: Model,
     num_codebooks: int | None,
     bitrate: float | None,
     device: str,
+    packet: float = 1.0,
     source: SourceId | None = None,
 ) -> tuple[Codec, Writer]:
     """Compress an open recording to a file, from the first byte to the last; return the model and the closed writer.
 
-    `source` is the identity of the recording's file, if it is one.
+    `packet` is the length of packets in seconds, `source` the identity of the recording's file, if it is one.
     """
+    if not SHORTEST_PACKET <= packet <= LONGEST_PACKET:
+        raise UsageError(f"packets of {packet:g} s: use {SHORTEST_PACKET:g} to {LONGEST_PACKET:g} s")
     if reader.rate > bitstream.MAX_RATE:
         raise UnsupportedAudio(
             f"{reader.label} has a sample rate of {reader.rate} Hz: resample it to {bitstream.MAX_RATE} Hz or less"
         )
     codec = cached_model(model, device)
     num_codebooks = codec.codebooks_for(num_codebooks, bitrate)
-    header = _header(codec, reader.rate, reader.channels, num_codebooks)
+    header = _header(codec, reader.rate, reader.channels, num_codebooks, packet)
     writer = Writer(file, replace(header, time=reader.time or 0, sample_format=reader.subtype, source=source))
     encoder = StreamEncoder(codec, num_codebooks=num_codebooks, batch=writer.header.rows)
     resampler = Resampler(reader.rate, codec.sample_rate, reader.channels, label=reader.label)
@@ -223,6 +237,7 @@ def decompress(
     subtype: str | None = None,
     strict: bool = False,
     conceal: bool = False,
+    bare: bool = False,
     force: bool = False,
     device: str = "cpu",
 ) -> Report:
@@ -232,6 +247,9 @@ def decompress(
     `audio.open_writer`. Packets that are damaged become silence with short fades, with `conceal` after 0.12 s of the
     model's own continuation; `strict` refuses them. `force` and `device` as in `compress`; `force` also writes silence
     that is out of proportion to the audio.
+
+    Pipes are live: a packet is decoded once it has come. Standard output is 16-bit WAV, with `bare` samples without a
+    header.
 
     Raises UsageError, InputNotFound, UnsupportedAudio, UnknownModel, WeightsMismatch, StorageError, and DamagedFile
     after everything intact was written to the target; without intact audio, and with `strict`, there is no target.
@@ -243,9 +261,7 @@ def decompress(
         codec = model_of(reader, model, device)
         damage = None
         target = _other_than(source, target)
-        with audio.open_writer(
-            target, rate=rate, channels=header.channels, subtype=subtype, force=force, time=time
-        ) as writer:
+        with _output(target, rate, header.channels, subtype=subtype, time=time, bare=bare, force=force) as writer:
             try:
                 time = restore_into(reader, writer, codec=codec, rate=rate, strict=strict, conceal=conceal, force=force)
             except DamagedFile as error:
@@ -266,6 +282,16 @@ def decompress(
         elapsed=perf_counter() - start,
         notes=writer.clip_notes(),
     )
+
+
+def _output(
+    target: str | Path, rate: int, channels: int, *, subtype: str | None, time: int | None, bare: bool, force: bool
+) -> AbstractContextManager[AudioWriter | LiveOutput]:
+    if str(target) == "-" and subtype in (None, "PCM_16"):
+        return LiveOutput(rate=rate, channels=channels, bare=bare, time=time)
+    if bare:
+        raise UsageError("samples without a header are 16 bits on standard output: name - as OUTPUT, without --subtype")
+    return audio.open_writer(target, rate=rate, channels=channels, subtype=subtype, force=force, time=time)
 
 
 def restored_size(reader: Reader, rate: int | None) -> tuple[int, int | None]:
@@ -298,7 +324,7 @@ def _nothing_to_restore(reader: Reader) -> UnsupportedAudio:
 
 def restore_into(
     reader: Reader,
-    writer: AudioWriter,
+    writer: AudioWriter | LiveOutput,
     *,
     codec: Codec,
     rate: int,
@@ -418,12 +444,12 @@ def _is_of(header: Header, model: Codec) -> bool:
     return stated == true and header.codebook_sizes == prefix and header.family in ("", model.config.family)
 
 
-def _header(model: Codec, rate: int, channels: int, num_codebooks: int) -> Header:
+def _header(model: Codec, rate: int, channels: int, num_codebooks: int, packet: float = 1.0) -> Header:
     if model.weights_hash is None:
         raise UsageError("this model was never saved, so a file cannot name its weights: save and load it first")
     spec = model.frame_spec
     rows, segment = -(-channels // model.channels), max(1, model.segment_frames)
-    frames = min(spec.frames_per_packet(), bitstream.MAX_CODES // (rows * num_codebooks))
+    frames = min(spec.frames_per_packet(packet), bitstream.MAX_CODES // (rows * num_codebooks))
     return Header(
         family=model.config.family,
         model=model.name or "",

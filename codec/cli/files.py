@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
     from codec.compression import Report
     from codec.folders import Outcome
+    from codec.io.live import Layout
 
 
 def _named(inputs: list[str]) -> list[str]:
@@ -88,6 +89,28 @@ def encode(
         bool,
         typer.Option("--verify", help="Read each file back and compare its codes.", rich_help_panel=INPUT_OUTPUT),
     ] = False,
+    packet: Annotated[
+        float,
+        typer.Option(
+            metavar="SECONDS",
+            help="Length of packets: what a damaged byte costs, and the delay of a live pipe.",
+            rich_help_panel=INPUT_OUTPUT,
+        ),
+    ] = 1.0,
+    raw: Annotated[
+        bool,
+        typer.Option(
+            "--raw",
+            help="INPUT is 16-bit little-endian PCM without a header, with --rate and --channels.",
+            rich_help_panel=INPUT_OUTPUT,
+        ),
+    ] = False,
+    rate: Annotated[
+        int | None, typer.Option(metavar="HZ", help="Sample rate of --raw.", rich_help_panel=INPUT_OUTPUT)
+    ] = None,
+    channels: Annotated[
+        int, typer.Option(metavar="N", help="Interleaved channels of --raw.", rich_help_panel=INPUT_OUTPUT)
+    ] = 1,
 ) -> None:
     """Compress recordings, or every recording in a folder, to .codec files.
 
@@ -99,6 +122,8 @@ def encode(
 
     inputs, output = _split(inputs, output, is_input=is_audio_path)
     if _are_many(inputs):
+        if raw:
+            raise UsageError("--raw takes one input: encode the files one by one")
         with progress_bar("encoding") as show:
             outcomes = compress_tree(
                 _one_or_all(inputs),
@@ -109,6 +134,7 @@ def encode(
                 use_ffmpeg=use_ffmpeg,
                 force=force,
                 verify=verify,
+                packet=packet,
                 device=device,
                 jobs=jobs,
                 engine=engine,
@@ -126,9 +152,21 @@ def encode(
             use_ffmpeg=use_ffmpeg,
             force=force,
             verify=verify,
+            packet=packet,
+            raw=_layout(raw, rate, channels),
             device=device,
         )
         _print_report(report, quiet=quiet)
+
+
+def _layout(raw: bool, rate: int | None, channels: int) -> "Layout | None":
+    from codec.io.live import Layout
+
+    if raw and rate is None:
+        raise UsageError("--raw samples have no header: give their --rate in Hz, and --channels if there are several")
+    if not raw and (rate is not None or channels != 1):
+        raise UsageError("--rate and --channels describe samples without a header: add --raw, or leave them out")
+    return Layout(rate, channels) if raw and rate is not None else None
 
 
 def decode(
@@ -179,6 +217,14 @@ def decode(
             rich_help_panel=INPUT_OUTPUT,
         ),
     ] = False,
+    raw: Annotated[
+        bool,
+        typer.Option(
+            "--raw",
+            help="Write 16-bit little-endian PCM without a header to standard output.",
+            rich_help_panel=INPUT_OUTPUT,
+        ),
+    ] = False,
 ) -> None:
     """Restore recordings from .codec files, or from every .codec file in a folder.
 
@@ -190,6 +236,8 @@ def decode(
 
     inputs, output = _split(inputs, output, is_input=is_codec_path)
     if _are_many(inputs):
+        if raw:
+            raise UsageError("--raw writes to standard output: decode one input to -")
         with progress_bar("decoding") as show:
             outcomes = decompress_tree(
                 _one_or_all(inputs),
@@ -217,6 +265,7 @@ def decode(
             subtype=subtype,
             strict=strict,
             conceal=conceal,
+            bare=raw,
             force=force,
             device=device,
         )

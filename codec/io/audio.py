@@ -17,7 +17,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from typing import Any, BinaryIO, Self
+from typing import Any, BinaryIO, Protocol, Self
 
 import numpy as np
 import soundfile
@@ -83,7 +83,9 @@ _OGG_TO_WAV = {  # index in an Ogg file of each channel of a WAV file, by number
     7: [0, 2, 1, 5, 6, 4, 3],
     8: [0, 2, 1, 6, 7, 4, 5, 3],
 }
-_LIVE_HEADER_BYTES = 44
+_WAVE_PCM, _WAVE_EXTENSIBLE = 1, 0xFFFE
+_PCM_GUID = bytes.fromhex("0100000000001000800000AA00389B71")
+_SPEAKERS = {3: 0x7, 4: 0x33, 5: 0x37, 6: 0x3F, 7: 0x13F, 8: 0x63F}  # as libsndfile writes them, by number of channels
 _SAMPLE_BYTES = {"PCM_U8": 1, "PCM_16": 2, "PCM_24": 3, "PCM_32": 4, "FLOAT": 4}
 
 SETTLING = {"VORBIS": 16384, "MPEG_LAYER_III": 4096}
@@ -95,6 +97,13 @@ def is_audio_path(path: str | Path, *, use_ffmpeg: bool = False) -> bool:
     """Whether the suffix is that of an audio file for libsndfile, or for ffmpeg if asked; the file is not opened."""
     suffix = Path(path).suffix.lower()
     return suffix in AUDIO_SUFFIXES or (use_ffmpeg and suffix in ffmpeg.SUFFIXES)
+
+
+class Readable(Protocol):
+    """The part of a binary file that is needed to copy it."""
+
+    def read(self, size: int, /) -> bytes:
+        """Some of the next `size` bytes; none at the end."""
 
 
 class _Sequential(soundfile.SoundFile):  # type: ignore[misc]
@@ -278,39 +287,44 @@ class AudioReader:
             pass
 
     def _check_samples(self, block: Block) -> None:
-        peak = _peak(block)
-        if not peak <= MAX_MAGNITUDE:
-            good = (np.abs(block) <= MAX_MAGNITUDE).all(axis=0)  # False for NaN too
-            at = int(good.argmin())
-            worst = block[:, at].max()  # NaN if one is
-            kind = (
-                "NaN"
-                if np.isnan(worst)
-                else "infinite"
-                if np.isinf(block[:, at]).any()
-                else f"beyond {MAX_MAGNITUDE:g}"
-            )
-            raise UnsupportedAudio(
-                f"{self.label} has a sample that is {kind} at {(self._seen + at) / self.rate:.6f} s: "
-                "repair the recording or cut this part out"
-            )
-        self.peak = max(self.peak, peak)
+        self.peak = max(self.peak, checked_peak(block, label=self.label, seen=self._seen, rate=self.rate))
+
+
+def checked_peak(block: Block, *, label: str, seen: int, rate: int) -> float:
+    """Largest magnitude of a block that begins with sample `seen`.
+
+    Raises UnsupportedAudio for a sample that is NaN, infinite or beyond MAX_MAGNITUDE.
+    """
+    peak = _peak(block)
+    if peak <= MAX_MAGNITUDE:
+        return peak
+    good = (np.abs(block) <= MAX_MAGNITUDE).all(axis=0)  # False for NaN too
+    at = int(good.argmin())
+    worst = block[:, at].max()  # NaN if one is
+    kind = "NaN" if np.isnan(worst) else "infinite" if np.isinf(block[:, at]).any() else f"beyond {MAX_MAGNITUDE:g}"
+    raise UnsupportedAudio(
+        f"{label} has a sample that is {kind} at {(seen + at) / rate:.6f} s: repair the recording or cut this part out"
+    )
 
 
 @contextmanager
 def open_reader(
-    path: str | Path | bytes, *, channel: int | None = None, use_ffmpeg: bool = False
+    path: str | Path | bytes,
+    *,
+    channel: int | None = None,
+    use_ffmpeg: bool = False,
+    stream: "Readable | None" = None,
 ) -> Iterator[AudioReader]:
     """Open any file that libsndfile reads; `-` is standard input, bytes are a file's content.
 
-    `channel` selects one channel, 0 for the first; None is all.
+    `stream` is read instead of the pipe that `path` names. `channel` selects one channel, 0 for the first; None is all.
     Standard input and pipes go to a temporary file on disk first, because most formats need seeking. With `use_ffmpeg`,
     the program ffmpeg decodes what libsndfile does not read to a temporary file.
     Raises InputNotFound, UnsupportedAudio, MissingDependency, and StorageError where the temporary file does not fit.
     """
     label = "the data" if isinstance(path, bytes) else "standard input" if str(path) == "-" else str(path)
     with ExitStack() as stack:
-        file = stack.enter_context(_seekable_input(path, label))
+        file = stack.enter_context(_seekable_input(path, label) if stream is None else _spooled(stream, label))
         size = os.fstat(file.fileno()).st_size
         if size == 0:
             raise UnsupportedAudio(f"{label} is empty (0 bytes): record or copy it again")
@@ -369,17 +383,17 @@ def _seekable_input(path: str | Path | bytes, label: str) -> Iterator[BinaryIO]:
         if str(path) == "-":
             yield stack.enter_context(_spooled(sys.stdin.buffer, label))
             return
-        with _reading(label):
+        with reading(label):
             stream = stack.enter_context(Path(path).open("rb", buffering=0))  # one position for Python and libsndfile
         yield stream if Path(path).is_file() else stack.enter_context(_spooled(stream, label))
 
 
 @contextmanager
-def _spooled(stream: BinaryIO, label: str) -> Iterator[BinaryIO]:
+def _spooled(stream: "Readable", label: str) -> Iterator[BinaryIO]:
     with ExitStack() as stack:
         with storing(f"the temporary copy of {label}"):
             spool = stack.enter_context(tempfile.TemporaryFile(buffering=0))  # a buffer would fail again on closing
-        with _reading(label):
+        with reading(label):
             while chunk := stream.read(COPY_BYTES):
                 with storing(f"the temporary copy of {label} in {tempfile.gettempdir()}"):
                     write_all(spool, chunk)
@@ -488,10 +502,7 @@ class AudioWriter:
 
     def clip_notes(self) -> tuple[str, ...]:
         """A sentence about the samples that were clipped, if any were."""
-        if not self.clipped:
-            return ()
-        peak = 20 * math.log10(self.peak)
-        return (f"{self.clipped} samples clipped at a peak of {peak:+.2f} dBFS (--subtype FLOAT keeps them)",)
+        return _clip_notes(self.clipped, self.peak)
 
     @contextmanager
     def _checked(self) -> Iterator[None]:
@@ -556,22 +567,32 @@ def check_format(suffix: str, subtype: str | None, *, label: str | None = None) 
 class LiveOutput:
     """Stream 16-bit samples to standard output; each block is flushed when `write` returns.
 
-    As WAV, whose header claims the largest size there is: readers of streams take that for "up to the end". If standard
-    output is a regular file, leaving the context puts the true sizes in. `bare` has no header; the samples are
-    little-endian then.
+    As WAV of `time` samples per channel. If `time` is None, the header claims the largest size there is, which readers
+    of streams take for "up to the end"; if standard output is a regular file, leaving the context puts the true sizes
+    in. `bare` has no header; the samples are little-endian then.
     """
 
-    def __init__(self, *, rate: int, channels: int, bare: bool = False) -> None:
+    def __init__(self, *, rate: int, channels: int, bare: bool = False, time: int | None = None) -> None:
+        self.peak = 0.0
+        """Largest magnitude of the samples so far; 1 is full scale."""
+        self.clipped = 0
+        """Samples so far that were beyond full scale."""
         self._sink = raw_stdout()
         self._start = None if bare else _place_in_file(self._sink)
-        if not bare:
-            most = 2**32 - 1
-            form = struct.pack("<HHIIHH", 1, channels, rate, rate * channels * 2, channels * 2, 16)
-            self._send(struct.pack("<4sI4s4sI16s4sI", b"RIFF", most, b"WAVE", b"fmt ", len(form), form, b"data", most))
+        self._header = b"" if bare else _wav_header(rate, channels, None if time is None else time * channels * 2)
+        self._send(self._header)
 
     def write(self, block: Block) -> None:
         """Write [channels, time]; samples past full scale are clipped. Raises StorageError."""
+        peak = _peak(block)
+        self.peak = max(self.peak, peak)
+        if peak > 1:
+            self.clipped += int((np.abs(block) > 1).sum())
         self._send(_quantized(block, "PCM_16").T.astype("<i2").tobytes())
+
+    def clip_notes(self) -> tuple[str, ...]:
+        """A sentence about the samples that were clipped, if any were."""
+        return _clip_notes(self.clipped, self.peak)
 
     def __enter__(self) -> Self:
         return self
@@ -583,12 +604,27 @@ class LiveOutput:
         with storing("standard output"):
             descriptor = self._sink.fileno()
             size = os.lseek(descriptor, 0, os.SEEK_CUR) - self._start
-            for place, value in ((4, size - 8), (_LIVE_HEADER_BYTES - 4, size - _LIVE_HEADER_BYTES)):
+            for place, value in ((4, size - 8), (len(self._header) - 4, size - len(self._header))):
                 os.pwrite(descriptor, struct.pack("<I", min(value, 2**32 - 1)), self._start + place)
 
     def _send(self, data: bytes) -> None:
         with storing("standard output"):
             write_all(self._sink, data)
+
+
+def _wav_header(rate: int, channels: int, size: int | None) -> bytes:
+    """The header of 16-bit samples of `size` bytes; WAVE_FORMAT_EXTENSIBLE for more than two channels."""
+    kind = _WAVE_EXTENSIBLE if channels > 2 else _WAVE_PCM
+    form = struct.pack("<HHIIHH", kind, channels, rate, rate * channels * 2, channels * 2, 16)
+    if channels > 2:
+        form += struct.pack("<HHI16s", 22, 16, _SPEAKERS.get(channels, 0), _PCM_GUID)
+    size = 2**32 - 1 if size is None else min(size, 2**32 - 1)
+    whole = min(size + len(form) + 20, 2**32 - 1)
+    return (
+        struct.pack("<4sI4s4sI", b"RIFF", whole, b"WAVE", b"fmt ", len(form))
+        + form
+        + struct.pack("<4sI", b"data", size)
+    )
 
 
 def _place_in_file(sink: Any) -> int | None:
@@ -604,6 +640,13 @@ def _place_in_file(sink: Any) -> int | None:
         return os.lseek(descriptor, 0, os.SEEK_CUR)
     except (ImportError, OSError):
         return None
+
+
+def _clip_notes(clipped: int, peak: float) -> tuple[str, ...]:
+    if not clipped:
+        return ()
+    level = 20 * math.log10(peak)
+    return (f"{clipped} samples clipped at a peak of {level:+.2f} dBFS (--subtype FLOAT keeps them)",)
 
 
 def _peak(block: Block) -> float:
@@ -652,7 +695,8 @@ class _Bridge:
 
 
 @contextmanager
-def _reading(label: str) -> Iterator[None]:
+def reading(label: str) -> Iterator[None]:
+    """Raise what prevents a file from being read as InputNotFound."""
     try:
         yield
     except FileNotFoundError as error:

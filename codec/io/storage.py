@@ -8,7 +8,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING, BinaryIO, cast
 
 from codec.errors import ConfigError, InputNotFound, StorageError
 from codec.io import locks
@@ -132,6 +132,31 @@ def _mark_of(target: Path) -> Path:
 def _state_of(target: Path) -> str:
     status = target.stat()
     return f"{status.st_size} {status.st_mtime_ns}"
+
+
+@contextmanager
+def stream_output(path: str | Path, *, force: bool = False) -> Iterator[BinaryIO]:
+    """As `atomic_output`, but standard output, pipes and devices receive every write at once."""
+    if str(path) == "-":
+        yield cast(BinaryIO, _Stream(raw_stdout(), "standard output"))
+    elif is_device(path):
+        with storing(path), Path(path).open("wb", buffering=0) as sink:
+            yield cast(BinaryIO, _Stream(sink, str(path)))
+    else:
+        with atomic_output(path, force=force) as file:
+            yield file
+
+
+class _Stream:
+    """A pipe whose failing writes raise StorageError."""
+
+    def __init__(self, sink: io.RawIOBase | BinaryIO, label: str) -> None:
+        self._sink, self._label = sink, label
+
+    def write(self, data: bytes) -> int:
+        with storing(self._label):
+            write_all(self._sink, data)
+        return len(data)
 
 
 class _Output(io.FileIO):

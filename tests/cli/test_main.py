@@ -15,11 +15,11 @@ from tests.cli.conftest import Cli
 OPTIONS = {
     "encode": (
         "inputs --output -o --ffmpeg --force -f --quiet -q --model -m --bitrate --codebooks --device --jobs -j "
-        "--engine --verify"
+        "--engine --verify --packet --raw --rate --channels"
     ),
     "decode": (
         "inputs --output -o --rate --subtype --format --force -f --quiet -q --model -m --device --jobs -j "
-        "--strict --conceal"
+        "--strict --conceal --raw"
     ),
     "check": "sources",
     "info": "source --all --json",
