@@ -138,16 +138,21 @@ def is_codec_path(path: str | Path) -> bool:
 
 def _is_compressed(source: Path, target: Path, *, made_by: ModelId, num_codebooks: int, force: bool) -> bool:
     """Whether the target is what compressing the source would write. Raises StorageError if it is something else."""
-    if force or not target.exists() or not source.is_file():
+    if force or not _exists(target) or not source.is_file():
         return False
     return _is_same(target, _compressed_otherwise(source, target, made_by, num_codebooks))
 
 
 def _is_restored(source: Path, target: Path, *, rate: int | None, subtype: str | None, force: bool) -> bool:
     """Whether the target is what restoring the source would write. Raises StorageError if it is something else."""
-    if force or not target.exists() or is_partial(target):
+    if force or not _exists(target) or is_partial(target):
         return False
     return _is_same(target, _restored_otherwise(source, target, rate, subtype))
+
+
+def _exists(target: Path) -> bool:
+    with storing(target):
+        return target.exists()
 
 
 def _is_same(target: Path, difference: str | None) -> bool:

@@ -1,5 +1,6 @@
 """The `codec` command: all commands, and exit statuses of errors."""
 
+import errno
 import io
 import signal
 import sys
@@ -77,7 +78,7 @@ def run(arguments: Sequence[str] | None = None) -> None:
             say(f"codec: {one_line(error)}")
         sys.exit(error.exit_code)
     except OSError as error:  # for example a full standard output, or a name that is too long
-        say(f"codec: {one_line(error)}: check the path, its permissions and the free space on the disk")
+        say(f"codec: {_described_system_error(error)}")
         sys.exit(StorageError.exit_code)
 
 
@@ -86,6 +87,12 @@ def _described(error: Any) -> str:
     message = one_line(error.format_message()).rstrip(".")
     command = error.ctx.command_path if error.ctx else "codec"
     return f"{message[:1].lower()}{message[1:]}: see {command} --help"
+
+
+def _described_system_error(error: OSError) -> str:
+    if error.errno == errno.ENAMETOOLONG:
+        return f"{error.filename}: this name is too long for the file system: use a shorter one"
+    return f"{one_line(error)}: check the path, its permissions and the free space on the disk"
 
 
 def _prepare() -> None:

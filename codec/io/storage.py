@@ -47,6 +47,8 @@ def _storage_error(target: str | Path, error: OSError, instead: str, *, done: st
             return StorageError(f"{target} cannot be {done}, the disk is full: free some space or {instead}")
         case errno.ENOENT:
             return StorageError(f"{target} cannot be {done}, its folder does not exist: create it first")
+        case errno.ENAMETOOLONG:
+            return StorageError(f"{target} cannot be {done}, its name is too long for the file system: name it shorter")
         case errno.EEXIST | errno.ENOTDIR:
             return StorageError(f"{target} cannot be {done}, it is a file or lies below one: {instead}")
         case _:

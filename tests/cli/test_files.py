@@ -168,6 +168,30 @@ def test_invalid_names(cli: Cli, recording: Path) -> None:
     assert sorted(path.name for path in Path.cwd().iterdir()) == ["in.wav", "link.codec"]
 
 
+def test_names_that_are_too_long_with_the_suffix(cli: Cli, recording: Path) -> None:
+    name = "a" * 251  # 255 bytes with .wav, 257 with .codec
+    Path("set").mkdir()
+    recording.rename(f"set/{name}.wav")
+    says = f"{name}.codec cannot be written, its name is too long for the file system: name it shorter\n"
+    result = cli("encode", f"set/{name}.wav")
+    assert (result.code, result.err) == (8, f"codec: set/{says}")
+    result = cli("encode", "set", "coded")
+    assert (result.code, result.err) == (1, f"0 files, 0.00 s; 1 failed\n  set/{name}.wav: coded/{says}")
+    assert cli("encode", f"set/{name}.wav", "b.codec").code == 0
+    result = cli("decode", "b.codec", f"{name}.flac")
+    assert result.code == 8
+    assert result.err == f"codec: {name}.flac: this name is too long for the file system: use a shorter one\n"
+
+
+def test_a_newline_in_a_name_is_escaped(cli: Cli, recording: Path) -> None:
+    Path("set").mkdir()
+    recording.rename("set/a\nb.wav")
+    assert cli("encode", "set/a\nb.wav").err.startswith(r"set/a\nb.wav -> set/a\nb.codec: 0.70 s")
+    Path("set/a\nb.wav").write_text("no audio")
+    (_, failure) = cli("encode", "set", "coded").err.splitlines()
+    assert failure.startswith(r"  set/a\nb.wav: ")
+
+
 def test_closed_standard_streams(cli: Cli, recording: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "stdin", None)
     result = cli("encode", "-", "a.codec")

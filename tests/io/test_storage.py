@@ -26,6 +26,7 @@ def test_atomic_output_follows_the_umask(tmp_path: Path) -> None:
         (errno.ENOSPC, "a.bin cannot be written, the disk is full: free some space or choose another --out"),
         (errno.ENOENT, "a.bin cannot be written, its folder does not exist: create it first"),
         (errno.EEXIST, "a.bin cannot be written, it is a file or lies below one: choose another --out"),
+        (errno.ENAMETOOLONG, "a.bin cannot be written, its name is too long for the file system: name it shorter"),
         (errno.EACCES, "a.bin cannot be written (denied): check the permissions or choose another --out"),
     ],
 )
