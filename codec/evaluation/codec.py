@@ -43,7 +43,7 @@ from codec.evaluation.signal import (
     stoi,
     visqol,
 )
-from codec.io import bitstream
+from codec.io import bitstream, entropy
 from codec.io.audio import is_audio_path, read_audio, write_audio
 from codec.io.storage import walk
 from codec.models.base import Codec
@@ -73,7 +73,7 @@ def coded_file(path: Path) -> CodedFile:
         payload = 0  # bytes; each packet is padded to whole bytes
         counts = np.zeros((header.num_codebooks, header.codebook_size), np.int64)
         for codes in reader.packets():
-            payload += bitstream.bytes_for(header.codebook_sizes, codes.shape[0] * codes.shape[2])
+            payload += entropy.bytes_for(header.codebook_sizes, codes.shape[0] * codes.shape[2])
             counts += code_counts(codes, header.codebook_size)
     return CodedFile(
         file_kbps=path.stat().st_size * 8 / header.seconds / 1000,

@@ -55,10 +55,9 @@ The body of a packet of codes:
            scale: if the model has one, float32 numbers [segments of the packet, rows]
            the codes, up to the end of the body
 
-Coder 0 packs the codes in the order [frames, rows, codebooks], each in ceil(log2(size of its codebook)) bits, most
-significant bit first; zero bits fill the last byte. Example: one row, two codebooks of 8, frames (5, 1) and (2, 7):
-101 001 | 010 111 -> 10100101 0111_0000 -> A5 70. A row is a group of `model channels` channels; the last group repeats
-the last channel to fill up. Decoded audio of a segment is multiplied by its scale; a packet begins with a segment.
+`codec.io.entropy` describes the coders; a writer takes the one that gives the fewest bytes. A row is a group of `model
+channels` channels; the last group repeats the last channel to fill up. Decoded audio of a segment is multiplied by its
+scale; a packet begins with a segment.
 
 The body of the end packet:
 
@@ -100,6 +99,7 @@ import numpy.typing as npt
 
 from codec.errors import ConfigError, DamagedFile, InputNotFound, UnsupportedAudio, UsageError
 from codec.frames import FrameSpec, resampled_length
+from codec.io import entropy
 from codec.io.bitstream_v1 import Format1, header_fields
 from codec.io.fields import Fields, sized, varint
 from codec.io.packets import (
@@ -144,7 +144,7 @@ _BOUNDS = {
     "segment_frames": (0, MAX_CODES),
 }
 
-Codes = npt.NDArray[np.int64]
+Codes = entropy.Codes
 Scale = npt.NDArray[np.float32]
 
 
@@ -347,11 +347,13 @@ class Damage(NamedTuple):
 class Writer:
     """Write codes to a binary file from the first byte to the last, without seeking.
 
-    `size` counts the bytes; `digest` is the BLAKE2b hash of all codes written, by `update_digest`.
+    Each packet takes the payload coder that gives the fewest bytes, up to number `coder` of `codec.io.entropy`. `size`
+    counts the bytes; `digest` is the BLAKE2b hash of all codes written, by `update_digest`.
     """
 
-    def __init__(self, file: BinaryIO, header: Header) -> None:
+    def __init__(self, file: BinaryIO, header: Header, *, coder: int = entropy.ADAPTIVE) -> None:
         self.header = replace(header, frames=0)
+        self._coder = coder
         self.size = 0
         self.digest = hashlib.blake2b()
         self._file = file
@@ -411,13 +413,14 @@ class Writer:
         frames = codes.shape[2]
         if self._packets % INDEX_EVERY == 0:
             self._index.append((self.header.frames, self.size))
-        body = b"".join(map(varint, (self.header.frames, frames, codes.shape[1]))) + bytes([0])
+        coder, payload = entropy.encode(codes, self.header.codebook_sizes, coder=self._coder)
+        body = b"".join(map(varint, (self.header.frames, frames, codes.shape[1]))) + bytes([coder])
         if self.header.segment_frames:
             segments = self._pending_scale[:, : frames : self.header.segment_frames]  # [rows, segments]
             body += segments.T.astype("<f4").tobytes()
             self._pending_scale = self._pending_scale[:, frames:]
         update_digest(self.digest, codes)
-        self._send(_packet(_CODES, body + pack(codes, self.header.codebook_sizes)))
+        self._send(_packet(_CODES, body + payload))
         self._packets += 1
         self.header = replace(self.header, frames=self.header.frames + frames)
 
@@ -437,7 +440,7 @@ class _Format2:
         self._most = 0
         if header is None:
             return
-        raw = bytes_for(header.codebook_sizes, header.rows * header.frames_per_packet)
+        raw = entropy.bytes_for(header.codebook_sizes, header.rows * header.frames_per_packet)
         scale = 4 * header.segments_per_packet * header.rows
         self._most = scale + raw + raw // 256 + 64  # coders may add a little; 64 for the fields
         self._frames_per_packet = header.frames_per_packet
@@ -652,8 +655,6 @@ class Reader:
     def _unpacked(self, packet: CodesPacket) -> Packet:
         """Raises ValueError for codes or a scale that the header excludes."""
         header, payload = self.header, packet.payload
-        if packet.coder:
-            raise UnsupportedAudio(f"{self.label} has codes by coder {packet.coder}: upgrade codec to read them")
         scale = None
         if header.segment_frames:
             segments = -(-packet.frames // header.segment_frames)
@@ -664,7 +665,11 @@ class Reader:
             scale = values.T.repeat(header.segment_frames, axis=1)[:, : packet.frames].astype(np.float32)
             payload = payload[size:]
         sizes = header.codebook_sizes[: packet.num_codebooks]
-        return Packet(packet.first, unpack(payload, sizes, rows=header.rows, frames=packet.frames), scale)
+        try:
+            codes = entropy.decode(packet.coder, payload, sizes, rows=header.rows, frames=packet.frames)
+        except NotImplementedError as error:
+            raise UnsupportedAudio(f"{self.label} has codes by {error}: upgrade codec to read them") from error
+        return Packet(packet.first, codes, scale)
 
     # the beginning and the end
 
@@ -722,7 +727,7 @@ class Reader:
             frames=header.frames,
             frames_per_packet=header.frames_per_packet,
             num_codebooks=header.num_codebooks,
-            bits_per_frame=header.rows * sum(map(_bits, header.codebook_sizes)),
+            bits_per_frame=header.rows * sum(map(entropy.bits, header.codebook_sizes)),
         )
         self.is_complete = True
         return header
@@ -833,39 +838,3 @@ def update_digest(digest: "hashlib.blake2b", codes: Codes) -> None:
 
 def _packet(kind: int, body: bytes) -> bytes:
     return sealed(_MARKER + bytes([kind]) + sized(body))
-
-
-def _bits(size: int) -> int:
-    return (size - 1).bit_length()
-
-
-def bytes_for(sizes: Sequence[int], count: int) -> int:
-    """Bytes that coder 0 needs for `count` codes of each of the codebooks."""
-    return -(-count * sum(map(_bits, sizes)) // 8)
-
-
-def pack(codes: Codes, sizes: Sequence[int]) -> bytes:
-    """Pack codes [rows, codebooks, frames] of codebooks with these sizes, as coder 0 does."""
-    flat = np.ascontiguousarray(codes.transpose(2, 0, 1), ">u4")  # [frames, rows, codebooks]
-    bits = np.unpackbits(flat.view(np.uint8).reshape(-1, len(sizes), 4), axis=2)  # [frames * rows, codebooks, 32]
-    return np.packbits(bits[:, _used(sizes)]).tobytes()
-
-
-def unpack(payload: bytes, sizes: Sequence[int], *, rows: int, frames: int) -> Codes:
-    """The inverse of `pack`. Raises ValueError for a payload of another length or codes beyond their codebook."""
-    if len(payload) != bytes_for(sizes, rows * frames):
-        raise ValueError(f"{len(payload)} bytes of codes, not {bytes_for(sizes, rows * frames)}")
-    used = _used(sizes)
-    words = np.zeros((rows * frames, len(sizes), 32), np.uint8)
-    words[:, used] = np.unpackbits(np.frombuffer(payload, np.uint8), count=rows * frames * used.sum()).reshape(
-        rows * frames, -1
-    )
-    codes = np.packbits(words, axis=2).view(">u4").astype(np.int64).reshape(frames, rows, len(sizes))
-    if (codes >= np.array(sizes)).any():
-        raise ValueError("codes beyond the size of their codebook")
-    return codes.transpose(1, 2, 0)
-
-
-def _used(sizes: Sequence[int]) -> npt.NDArray[np.bool_]:
-    """The bits of big-endian words that codes of each size need [codebooks, 32]."""
-    return np.arange(32) >= 32 - np.array([_bits(size) for size in sizes])[:, None]

@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from codec.errors import CodecError, ConfigError, DamagedFile, InputNotFound, UnsupportedAudio, UsageError
-from codec.io import bitstream
+from codec.io import bitstream, entropy
 from codec.io import packets as packets_module
 from codec.io.bitstream import Codes, Damage, Header, Packet, Reader, SourceId, Writer
 
@@ -39,10 +39,10 @@ def random_codes(header: Header, frames: int, seed: int = 0) -> Codes:
     return generator.integers(0, sizes, (header.rows, header.num_codebooks, frames))
 
 
-def written(header: Header, *pieces: Codes, time: int | None = None) -> bytes:
+def written(header: Header, *pieces: Codes, time: int | None = None, coder: int = entropy.ADAPTIVE) -> bytes:
     """The bytes of a file whose frames hold `time` samples at the source's rate; the most that fit if None."""
     file = io.BytesIO()
-    writer = Writer(file, header)
+    writer = Writer(file, header, coder=coder)
     for piece in pieces:
         writer.write(piece)
     frames = sum(piece.shape[2] for piece in pieces)
@@ -102,7 +102,7 @@ def test_a_file_of_version_2_is_read_forever() -> None:
     np.testing.assert_array_equal(np.concatenate([part for _, part in packets if part is not None], axis=1), scale)
     assert reader.header == replace(header, time=1280, frames=9)
     file = io.BytesIO()
-    writer = Writer(file, header)
+    writer = Writer(file, header, coder=entropy.NONE)
     for frames in (slice(0, 3), slice(3, 9)):
         writer.write(expected[:, :, frames], scale[:, frames])
     writer.close(time=1280)
@@ -203,7 +203,7 @@ def test_packets_are_those_of_the_tables() -> None:
     assert [row[0] for row in table("codes")] == ["v", "v", "v", "1", "", ""]
     starts, first = [], 0
     for frames in (4, 4, 2):
-        payload = bitstream.pack(codes[:, :, first : first + frames], HEADER.codebook_sizes)
+        payload = entropy.pack(codes[:, :, first : first + frames], HEADER.codebook_sizes)
         body = b"".join(map(to_leb128, (first, frames, 3))) + b"\0" + payload
         packet = b"\xf5\xc3\0" + to_leb128(len(body)) + body
         assert data[at : at + len(packet) + 4] == packet + struct.pack("<I", zlib.crc32(packet))
@@ -250,8 +250,8 @@ def test_a_newer_coder_is_not_damage() -> None:
 
 def test_payload_is_the_one_in_the_docstring() -> None:
     codes = np.array([[[5, 2], [1, 7]]])
-    assert bitstream.pack(codes, (8, 8)) == bytes.fromhex("A570")
-    np.testing.assert_array_equal(bitstream.unpack(bytes.fromhex("A570"), (8, 8), rows=1, frames=2), codes)
+    assert entropy.pack(codes, (8, 8)) == bytes.fromhex("A570")
+    np.testing.assert_array_equal(entropy.unpack(bytes.fromhex("A570"), (8, 8), rows=1, frames=2), codes)
 
 
 SIZES = st.sampled_from([2, 3, 255, 256, 257, 1000, 1024, 65536, 1 << 24]) | st.integers(2, 1 << 24)
@@ -273,7 +273,7 @@ def test_payload_equals_packing_as_text(rows: int, sizes: list[int], frames: int
         for codebook, size in enumerate(sizes)
     )
     payload = bytes(int(text[i : i + 8].ljust(8, "0"), 2) for i in range(0, len(text), 8))
-    assert bitstream.pack(codes, sizes) == payload
+    assert entropy.pack(codes, sizes) == payload
 
 
 @settings(deadline=None)
@@ -510,7 +510,7 @@ def test_hostile_headers_allocate_nothing(changes: dict[str, object]) -> None:
 
 
 def test_codes_beyond_the_codebook_are_detected() -> None:
-    data = written(HEADER, np.full((2, 3, 5), 999))
+    data = written(HEADER, np.full((2, 3, 5), 999), coder=entropy.NONE)
     (rest,) = (value for _, name, value in parsed_header(data) if name == "rest")
     smaller = resealed(data, rest=to_leb128(3) + to_leb128(999))  # still 10 bits each
     assert rest == to_leb128(3) + to_leb128(1000)

@@ -1,0 +1,352 @@
+"""Payload coders: the codes of one packet ↔ bytes, with integers alone, so that every machine gets the same bytes.
+
+    coder  name      what it codes
+        0  none      every code in ceil(log2(size of its codebook)) bits
+        1  adaptive  what repeats within the packet, by frequencies that are learned while coding
+
+A packet starts without history, because a damaged or skipped packet must not cost the packets that follow.
+
+Coder 0 packs the codes in the order [frames, rows, codebooks], most significant bit first; zero bits fill the last
+byte. Example: one row, two codebooks of 8, frames (5, 1) and (2, 7): 101 001 | 010 111 -> 10100101 0111_0000 -> A5 70.
+
+Coder 1 codes in the same order. For each code it asks up to four questions, and stops at the first yes; without a
+yes, the code follows among all codes of its codebook, each equally likely.
+
+    row     is it the code of the row before, in this frame and codebook?
+    repeat  is it the code of the frame before, in this row and codebook?
+    follow  is it the code that followed here when the lower codebook had the code that it has now (codebook 0: when
+            the frame before had the code that it had now)?
+    recent  is it one of the last 64 different codes of this row and codebook? Then these are coded by their counts.
+
+A question without a candidate is left out, as is a candidate that was refused before. The counts of yes and no start at
+1, grow by 2, and are halved (rounding up) when their sum exceeds 255. The questions "row" and "repeat" have counts of
+their own for codebook 0, for the answer in the lower codebook, and for the answer in the frame before.
+
+The range coder (Martin 1979, with the carries of Schindler's coder) keeps `low` and `width` of an interval within
+2**48, so that 53-bit numbers suffice:
+
+    width //= total; low += start * width; width *= count     narrow to `count` of `total`, from `start`
+    while width < 2**40: send the highest byte of low; shift low and width by a byte
+
+At the end one byte is sent that makes every continuation fall into the interval, or none if zeros do.
+"""
+
+from collections.abc import Mapping, Sequence
+from itertools import accumulate
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+Codes = npt.NDArray[np.int64]
+
+NONE, ADAPTIVE = 0, 1
+NAMES = ("none", "adaptive")
+MAX_MODELED = 1 << 16  # codes of a packet that take time; a forged packet of more would decode for seconds
+
+_UNKNOWN = -1  # a code that a decoder has not read, or a candidate that does not exist
+_NO_ANSWER = 2  # for codebook 0, which has no lower codebook
+_MOST = 255  # sum of the counts of a question
+_RECENT = 64  # different codes
+_TOP, _LEAST = 1 << 48, 1 << 40  # of the range coder
+_WINDOW = 6  # bytes of an interval
+
+
+def encode(codes: Codes, sizes: Sequence[int], *, coder: int = ADAPTIVE) -> tuple[int, bytes]:
+    """Code a packet [rows, codebooks, frames] by the coder that gives the fewest bytes, up to number `coder`.
+
+    `sizes` are those of the codebooks. Returns the number of the coder and the payload.
+    """
+    packed = pack(codes, sizes)
+    if coder >= ADAPTIVE and codes.size <= MAX_MODELED:
+        payload = encode_adaptive(codes, sizes)
+        if len(payload) < len(packed):
+            return ADAPTIVE, payload
+    return NONE, packed
+
+
+def decode(coder: int, payload: bytes, sizes: Sequence[int], *, rows: int, frames: int) -> Codes:
+    """The inverse of `encode`: codes [rows, codebooks, frames].
+
+    Raises NotImplementedError for a coder of a newer release, ValueError for a payload that no encoder writes.
+    """
+    match coder:
+        case 0:
+            return unpack(payload, sizes, rows=rows, frames=frames)
+        case 1:
+            return decode_adaptive(payload, sizes, rows=rows, frames=frames)
+    raise NotImplementedError(f"coder {coder}")
+
+
+# coder 0
+
+
+def bytes_for(sizes: Sequence[int], count: int) -> int:
+    """Bytes that coder 0 needs for `count` codes of each of the codebooks."""
+    return -(-count * sum(map(bits, sizes)) // 8)
+
+
+def pack(codes: Codes, sizes: Sequence[int]) -> bytes:
+    """Pack codes [rows, codebooks, frames] of codebooks with these sizes, as coder 0 does."""
+    flat = np.ascontiguousarray(codes.transpose(2, 0, 1), ">u4")  # [frames, rows, codebooks]
+    bits = np.unpackbits(flat.view(np.uint8).reshape(-1, len(sizes), 4), axis=2)  # [frames * rows, codebooks, 32]
+    return np.packbits(bits[:, _used(sizes)]).tobytes()
+
+
+def unpack(payload: bytes, sizes: Sequence[int], *, rows: int, frames: int) -> Codes:
+    """The inverse of `pack`. Raises ValueError for a payload of another length or codes beyond their codebook."""
+    if len(payload) != bytes_for(sizes, rows * frames):
+        raise ValueError(f"{len(payload)} bytes of codes, not {bytes_for(sizes, rows * frames)}")
+    used = _used(sizes)
+    words = np.zeros((rows * frames, len(sizes), 32), np.uint8)
+    words[:, used] = np.unpackbits(np.frombuffer(payload, np.uint8), count=rows * frames * used.sum()).reshape(
+        rows * frames, -1
+    )
+    codes = np.packbits(words, axis=2).view(">u4").astype(np.int64).reshape(frames, rows, len(sizes))
+    if (codes >= np.array(sizes)).any():
+        raise ValueError("codes beyond the size of their codebook")
+    return codes.transpose(1, 2, 0)
+
+
+def bits(size: int) -> int:
+    """Bits of a code of a codebook with `size` entries in coder 0."""
+    return (size - 1).bit_length()
+
+
+def _used(sizes: Sequence[int]) -> npt.NDArray[np.bool_]:
+    """The bits of big-endian words that codes of each size need [codebooks, 32]."""
+    return np.arange(32) >= 32 - np.array([bits(size) for size in sizes])[:, None]
+
+
+# coder 1
+
+
+def encode_adaptive(codes: Codes, sizes: Sequence[int]) -> bytes:
+    """Code a packet [rows, codebooks, frames] by what repeats within it."""
+    coder = RangeEncoder()
+    _adaptive(coder, codes.transpose(2, 0, 1).tolist(), sizes)
+    return coder.finish()
+
+
+def decode_adaptive(payload: bytes, sizes: Sequence[int], *, rows: int, frames: int) -> Codes:
+    """The inverse of `encode_adaptive`. Raises ValueError for a payload that it never writes."""
+    if (count := rows * len(sizes) * frames) > MAX_MODELED:
+        raise ValueError(f"{count} codes by a coder of at most {MAX_MODELED}")
+    coder = RangeDecoder(payload)
+    codes = [[[_UNKNOWN] * len(sizes) for _ in range(rows)] for _ in range(frames)]
+    _adaptive(coder, codes, sizes)
+    coder.finish()
+    return np.array(codes, np.int64).transpose(1, 2, 0)
+
+
+def _adaptive(coder: "Coder", codes: list[list[list[int]]], sizes: Sequence[int]) -> None:
+    """Pass codes [frames][rows][codebooks] through the coder; a decoder replaces unknown ones."""
+    questions = _Questions()
+    histories = [_History(questions, sizes) for _ in codes[0]]
+    for frame in codes:
+        above: list[int] | None = None
+        for history, row in zip(histories, frame, strict=True):
+            history.code_frame(coder, row, above)
+            above = row
+
+
+class _Questions:
+    """The counts [no, yes] of every question, which all rows share."""
+
+    def __init__(self) -> None:
+        self.row = [[[1, 1] for _ in range(3)] for _ in range(2)]  # codebook 0 or higher, answer in the lower one
+        self.repeat = [[[[1, 1] for _ in range(2)] for _ in range(3)] for _ in range(2)]  # and in the frame before
+        self.follow = [[1, 1] for _ in range(2)]
+        self.recent = [[1, 1] for _ in range(2)]
+
+
+class _History:
+    """What was coded in one row of the packet."""
+
+    def __init__(self, questions: _Questions, sizes: Sequence[int]) -> None:
+        self._questions, self._sizes = questions, sizes
+        self._before: list[int] = []  # codes of the frame before
+        self._repeated = [0] * len(sizes)  # whether they repeated the frame before them
+        self._follow: list[dict[int, int]] = [{} for _ in sizes]
+        self._recent: list[dict[int, int]] = [{} for _ in sizes]  # counts, in the order in which the codes appeared
+
+    def code_frame(self, coder: "Coder", codes: list[int], above: list[int] | None) -> None:
+        """Pass codes [codebooks] through the coder; `above` are those of the row before."""
+        same_row = same_frame = _NO_ANSWER
+        for codebook, size in enumerate(self._sizes):
+            higher = int(codebook > 0)
+            before = self._before[codebook] if self._before else _UNKNOWN
+            lower = codes[codebook - 1] if higher else self._before[0] if self._before else _UNKNOWN
+            follow = self._follow[codebook]
+            recent = self._recent[codebook]
+            candidates = (
+                (above[codebook] if above else _UNKNOWN, self._questions.row[higher][same_row]),
+                (before, self._questions.repeat[higher][same_frame][self._repeated[codebook]]),
+                (follow.get(lower, _UNKNOWN), self._questions.follow[higher]),
+            )
+            code = _code(coder, codes[codebook], candidates, recent, self._questions.recent[higher], size)
+            codes[codebook] = follow[lower] = code
+            recent[code] = recent.get(code, 0) + 1
+            if len(recent) > _RECENT:
+                del recent[next(iter(recent))]
+            same_row = int(above is not None and code == above[codebook])
+            same_frame = self._repeated[codebook] = int(code == before)
+        self._before = codes
+
+
+def _code(
+    coder: "Coder",
+    value: int,
+    candidates: tuple[tuple[int, list[int]], ...],
+    recent: Mapping[int, int],
+    recent_counts: list[int],
+    size: int,
+) -> int:
+    """Pass one code through the coder by the questions of `candidates` and by the `recent` codes."""
+    refused: list[int] = []
+    for candidate, counts in candidates:
+        if candidate == _UNKNOWN or candidate in refused:
+            continue
+        if _ask(coder, counts, value == candidate):
+            return candidate
+        refused.append(candidate)
+    if any(code not in refused for code in recent) and _ask(coder, recent_counts, value in recent):
+        return coder.among({code: count for code, count in recent.items() if code not in refused}, value)
+    return coder.uniform(value, size)
+
+
+def _ask(coder: "Coder", counts: list[int], value: bool) -> bool:
+    """Pass an answer through the coder, and count it."""
+    value = coder.flag(counts, value)
+    counts[value] += 2
+    if sum(counts) > _MOST:
+        counts[:] = [(count + 1) // 2 for count in counts]
+    return value
+
+
+# the range coder
+
+
+class Coder(Protocol):
+    """A RangeEncoder, which writes the values that it is given, or a RangeDecoder, which ignores them and reads."""
+
+    def flag(self, counts: list[int], value: bool) -> bool:
+        """Code and return a yes or no whose counts are [no, yes]."""
+
+    def among(self, counts: Mapping[int, int], value: int) -> int:
+        """Code and return one of the keys by their counts."""
+
+    def uniform(self, value: int, total: int) -> int:
+        """Code and return one of `total` equally likely numbers."""
+
+
+class RangeEncoder:
+    """Write values by their frequencies; the sums of frequencies are at most 2**32."""
+
+    def __init__(self) -> None:
+        self._low, self._width = 0, _TOP
+        self._out = bytearray()
+
+    def interval(self, start: int, count: int, total: int) -> None:
+        """Write a value that has `count` of the frequencies' sum `total`, after the `start` of the values before it."""
+        unit = self._width // total
+        self._low += start * unit
+        self._width = count * unit
+        if self._low >= _TOP:
+            self._carry()
+        while self._width < _LEAST:
+            self._out.append(self._low >> 40)
+            self._low = (self._low & _LEAST - 1) << 8
+            self._width <<= 8
+
+    def flag(self, counts: list[int], value: bool) -> bool:
+        """As Coder."""
+        no, yes = counts
+        self.interval(no if value else 0, yes if value else no, no + yes)
+        return value
+
+    def among(self, counts: Mapping[int, int], value: int) -> int:
+        """As Coder."""
+        start = 0
+        for key, count in counts.items():
+            if key == value:
+                break
+            start += count
+        self.interval(start, counts[value], sum(counts.values()))
+        return value
+
+    def uniform(self, value: int, total: int) -> int:
+        """As Coder."""
+        self.interval(value, 1, total)
+        return value
+
+    def finish(self) -> bytes:
+        """Return the bytes of all values."""
+        if self._low + self._width > _TOP:
+            self._low = _TOP
+            self._carry()
+        elif self._low:
+            self._out.append(-(-self._low // _LEAST))
+        return bytes(self._out)
+
+    def _carry(self) -> None:
+        self._low -= _TOP
+        place = len(self._out) - 1
+        while self._out[place] == 255:
+            self._out[place] = 0
+            place -= 1
+        self._out[place] += 1
+
+
+class RangeDecoder:
+    """Read what a RangeEncoder wrote. Its methods raise ValueError for bytes that no encoder writes."""
+
+    def __init__(self, payload: bytes) -> None:
+        self._payload = payload
+        self._offset = int.from_bytes(payload[:_WINDOW].ljust(_WINDOW, b"\0"), "big")  # above `low`
+        self._width = _TOP
+        self._shifts = 0
+
+    def target(self, total: int) -> int:
+        """A number within the frequencies of the next value, less than their sum `total`; `interval` follows."""
+        number = self._offset // (self._width // total)
+        if number >= total:
+            raise ValueError("codes that no encoder writes")
+        return number
+
+    def interval(self, start: int, count: int, total: int) -> None:
+        """Move over the value that has these frequencies, as RangeEncoder.interval."""
+        unit = self._width // total
+        self._offset -= start * unit
+        self._width = count * unit
+        while self._width < _LEAST:
+            place = self._shifts + _WINDOW
+            self._offset = self._offset << 8 | (self._payload[place] if place < len(self._payload) else 0)
+            self._width <<= 8
+            self._shifts += 1
+
+    def flag(self, counts: list[int], value: bool = False) -> bool:
+        """As Coder."""
+        no, yes = counts
+        answer = self.target(no + yes) >= no
+        self.interval(no if answer else 0, yes if answer else no, no + yes)
+        return answer
+
+    def among(self, counts: Mapping[int, int], value: int = 0) -> int:
+        """As Coder."""
+        total = sum(counts.values())
+        number = self.target(total)
+        found, end = next(item for item in zip(counts, accumulate(counts.values()), strict=True) if number < item[1])
+        self.interval(end - counts[found], counts[found], total)
+        return found
+
+    def uniform(self, value: int, total: int) -> int:
+        """As Coder."""
+        number = self.target(total)
+        self.interval(number, 1, total)
+        return number
+
+    def finish(self) -> None:
+        """Raise ValueError if the payload has another length than that of the values."""
+        if len(self._payload) - self._shifts not in (0, 1):
+            raise ValueError(f"{len(self._payload)} bytes of codes, not {self._shifts} or one more")

@@ -1,0 +1,131 @@
+"""io/entropy.py against large integers, the information content, and every payload that is not one of its own."""
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from codec.io import entropy
+from codec.io.entropy import ADAPTIVE, MAX_MODELED, NONE, Codes, RangeDecoder, RangeEncoder
+
+GOLDEN = bytes.fromhex("a618436dfa7a3b8777340e79ad47df")
+SIZES = st.lists(st.sampled_from([2, 3, 8, 1000, 1024, 1 << 16]), min_size=1, max_size=5)
+
+
+def codes_of(kind: str, sizes: list[int], *, rows: int, frames: int, seed: int) -> Codes:
+    """Packets as codecs make them: random codes, one code, runs of codes, or rows that are equal."""
+    generator = np.random.default_rng(seed)
+    limits = np.array(sizes)[:, None]
+    codes: Codes = generator.integers(0, limits, (rows, len(sizes), frames))
+    match kind:
+        case "constant":
+            codes[:] = codes[:1, :, :1]
+        case "runs":
+            codes = codes[:, :, np.arange(frames) // 7]
+        case "rows":
+            codes[:] = codes[:1]
+        case "few":
+            codes %= 3
+    codes %= limits
+    return codes
+
+
+KINDS = st.sampled_from(["random", "constant", "runs", "rows", "few"])
+
+
+@given(kind=KINDS, sizes=SIZES, rows=st.integers(1, 3), frames=st.integers(1, 60), seed=st.integers(0, 99))
+@example(kind="constant", sizes=[1 << 16, 2], rows=1, frames=1, seed=0)
+@settings(max_examples=60)
+def test_codes_come_back_and_never_take_more_than_packed(
+    kind: str, sizes: list[int], rows: int, frames: int, seed: int
+) -> None:
+    codes = codes_of(kind, sizes, rows=rows, frames=frames, seed=seed)
+    coder, payload = entropy.encode(codes, sizes)
+    assert len(payload) <= entropy.bytes_for(sizes, rows * frames)
+    decoded = entropy.decode(coder, payload, sizes, rows=rows, frames=frames)
+    assert decoded.dtype == np.int64
+    np.testing.assert_array_equal(decoded, codes)
+    forced = entropy.encode_adaptive(codes, sizes)  # not only where it is smaller
+    np.testing.assert_array_equal(entropy.decode_adaptive(forced, sizes, rows=rows, frames=frames), codes)
+
+
+@given(
+    values=st.lists(
+        st.integers(1, 1 << 32).flatmap(lambda total: st.tuples(st.integers(0, total - 1), st.just(total))), max_size=40
+    )
+)
+@example(values=[((1 << 32) - 1, 1 << 32)] * 40)  # carries, and runs of bytes 255
+@example(values=[(0, 1 << 32)] * 40)
+def test_the_range_coder_is_arithmetic_with_large_integers(values: list[tuple[int, int]]) -> None:
+    encoder = RangeEncoder()
+    low, width, shifts = 0, 1 << 48, 0  # `low` keeps all its bytes, so that it needs no carries
+    for value, total in values:
+        encoder.uniform(value, total)
+        low, width = low + value * (width // total), width // total
+        while width < 1 << 40:
+            low, width, shifts = low << 8, width << 8, shifts + 1
+    payload = encoder.finish()
+    assert len(payload) in (shifts, shifts + 1)
+    assert low <= int.from_bytes(payload.ljust(shifts + 6, b"\0"), "big") < low + width
+    decoder = RangeDecoder(payload)
+    assert [decoder.uniform(0, total) for _, total in values] == [value for value, _ in values]
+    decoder.finish()
+    assert 8 * len(payload) <= sum(math.log2(total) for _, total in values) * 1.001 + 9
+
+
+def test_the_size_is_the_information_content() -> None:
+    generator = np.random.default_rng(3)
+    counts = {0: 1, 1: 5, 2: 30, 3: 220}
+    values = generator.choice(4, 3000, p=np.array(list(counts.values())) / 256)
+    encoder = RangeEncoder()
+    for value in values:
+        encoder.among(counts, int(value))
+    content = sum(-math.log2(counts[int(value)] / 256) for value in values)
+    assert content - 8 < 8 * len(encoder.finish()) < content + 9
+
+
+def test_constant_codes_cost_almost_nothing() -> None:
+    codes = np.full((2, 12, 50), 700)
+    coder, payload = entropy.encode(codes, [1024] * 12)
+    assert coder == ADAPTIVE
+    assert len(payload) < 12 * 10 / 8 + 13  # one frame of one row, and the answers: 1 % of 1500 bytes each
+    assert entropy.encode(codes, [1024] * 12, coder=NONE)[0] == NONE
+
+
+def test_random_codes_are_packed() -> None:
+    codes = codes_of("random", [1024] * 12, rows=1, frames=50, seed=1)
+    assert entropy.encode(codes, [1024] * 12) == (NONE, entropy.pack(codes, [1024] * 12))
+
+
+def test_the_payload_of_this_release_is_that_of_every_release() -> None:
+    codes = codes_of("runs", [8, 1000], rows=2, frames=20, seed=5)
+    payload = entropy.encode_adaptive(codes, [8, 1000])
+    assert payload == GOLDEN
+    np.testing.assert_array_equal(entropy.decode_adaptive(GOLDEN, [8, 1000], rows=2, frames=20), codes)
+
+
+@given(payload=st.binary(max_size=200))
+@settings(max_examples=100)
+def test_any_bytes_give_codes_or_a_value_error(payload: bytes) -> None:
+    try:
+        codes = entropy.decode_adaptive(payload, [6, 1000], rows=2, frames=9)
+    except ValueError:
+        return
+    assert ((codes >= 0) & (codes < np.array([6, 1000])[:, None])).all()
+
+
+def test_a_payload_of_another_length_is_refused() -> None:
+    codes = codes_of("runs", [1000] * 3, rows=1, frames=30, seed=2)
+    payload = entropy.encode_adaptive(codes, [1000] * 3)
+    for wrong in (payload + b"\1\1", payload[:-10]):
+        with pytest.raises(ValueError, match=r"bytes of codes|no encoder writes"):
+            entropy.decode_adaptive(wrong, [1000] * 3, rows=1, frames=30)
+
+
+def test_large_packets_are_packed_because_others_take_seconds() -> None:
+    frames = MAX_MODELED // 4 + 1
+    assert entropy.encode(np.zeros((1, 4, frames), np.int64), [2] * 4)[0] == NONE
+    with pytest.raises(ValueError, match="at most"):
+        entropy.decode(ADAPTIVE, b"", [2] * 4, rows=1, frames=frames)
