@@ -178,8 +178,8 @@ def evaluate(
 
     `model` is one model or several. `num_codebooks` is one number or several, or "all" for 1 to the model's number;
     `bitrate` asks for the most codebooks within this rate in kbit/s; all codebooks if both are None. `baseline` lists
-    reference encoders, separated by commas: "opus:6,original". `write` is a folder for the decoded files. The result
-    prints as a table; `rows` and `as_json()` have everything. The other options and the exceptions are those of
+    reference encoders, separated by commas: "opus:6,mp3:16,original". `write` is a folder for the decoded files. The
+    result prints as a table; `rows` and `as_json()` have everything. The other options and the exceptions are those of
     `codec.evaluation.codec.evaluate`.
     """
     from codec.evaluation.baselines import find_baselines

@@ -163,7 +163,7 @@ def evaluate(
         str | None,
         typer.Option(
             metavar="LIST",
-            help='Reference encoders, separated by commas: "opus:KBPS,codec2:MODE,original".',
+            help='Reference encoders, separated by commas: "opus:KBPS,mp3:KBPS,codec2:MODE,original".',
             rich_help_panel=MODEL,
         ),
     ] = None,

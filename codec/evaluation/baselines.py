@@ -1,9 +1,10 @@
-"""Reference encoders (Opus, Codec 2) by their command-line tools.
+"""Reference encoders: Opus and Codec 2 by their command-line tools, MP3 by libsndfile.
 
 (opus,) = find_baselines("opus:12")
 decoded = opus.round_trip(audio, rate=24_000)
 """
 
+import io
 import re
 import shutil
 import subprocess
@@ -13,19 +14,24 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import soundfile
 from numpy.typing import NDArray
 
 from codec.errors import CodecError, MissingDependency, UsageError
+from codec.io import mpeg
 from codec.io.audio import read_audio, resample, write_audio
 
 Floats = NDArray[np.float32]
 
 OPUS_KBPS = (6.0, 256.0)  # range of `opusenc --bitrate` for one channel
 OPUS_CURRENT = (1, 5)  # the first libopus whose decoder enhances speech (LACE and NoLACE)
+MP3_KBPS = sorted({kbps for of_rate in mpeg.KBPS.values() for kbps in of_rate})
 CODEC2_MODES = ("3200", "2400", "1600", "1400", "1300", "1200")  # bit/s
 CODEC2_RATE = 8000  # Hz
 CODEC2_DELAY = 160  # samples (20 ms); the shift with the highest STOI, equal in all these modes
 CODEC2_FRAME = 320  # samples of the longest frame; an incomplete last frame is not encoded
+MP3_DELAY = 576  # samples of LAME's encoder, to remove where no frame has room to state them
+MP3_LARGEST_LEVEL = 0.98  # of compression; libsndfile 1.2.2 refuses 1 at a constant bit rate
 
 
 @dataclass(frozen=True)
@@ -77,6 +83,25 @@ class Opus(Baseline):
         return Decoded(_of_length(restored, len(audio)), len(content), _ogg_payload(content))
 
 
+class MP3(Baseline):
+    def round_trip(self, audio: Floats, *, rate: int) -> Decoded:
+        kbps = int(self.setting)
+        own_rate = _mp3_rate(kbps, rate)
+        rates = mpeg.KBPS[own_rate]
+        level = (max(rates) - kbps) / (max(rates) - min(rates))
+        file = io.BytesIO()
+        samples = resample(audio[None], rate, own_rate)[0]
+        options = {"compression_level": min(level, MP3_LARGEST_LEVEL), "bitrate_mode": "CONSTANT"}
+        soundfile.write(file, samples, own_rate, format="MP3", subtype="MPEG_LAYER_III", **options)
+        content = file.getvalue()
+        decoded = read_audio(content)[0][0]
+        if len(decoded) > len(samples):  # without an Info frame, whose length and delay libsndfile would apply
+            decoded = decoded[MP3_DELAY:]
+        frames = mpeg.find_frames(file)
+        payload = 0 if frames is None else sum(end - first for first, end in frames.runs)
+        return Decoded(_of_length(resample(decoded[None], own_rate, rate)[0], len(audio)), len(content), payload)
+
+
 class Codec2(Baseline):
     def round_trip(self, audio: Floats, *, rate: int) -> Decoded:
         narrow = resample(audio[None], rate, CODEC2_RATE)[0]
@@ -93,7 +118,7 @@ class Codec2(Baseline):
 
 
 def find_baselines(text: str) -> tuple[Baseline, ...]:
-    """Parse a list such as "opus:6,opus:12,codec2:3200,original": kbit/s of Opus, bit/s of Codec 2.
+    """Parse a list such as "opus:6,mp3:16,codec2:3200,original": kbit/s of Opus and MP3, bit/s of Codec 2.
 
     "original" is the recording without a codec.
 
@@ -106,7 +131,8 @@ def find_baselines(text: str) -> tuple[Baseline, ...]:
         if not _is_known(item):
             raise UsageError(
                 f'unknown baseline "{item}": write opus:KBPS, {OPUS_KBPS[0]:g} to {OPUS_KBPS[1]:g}, '
-                f"codec2:MODE, one of {', '.join(CODEC2_MODES)}, or original"
+                f"mp3:KBPS, one of {', '.join(map(str, MP3_KBPS))}, codec2:MODE, one of {', '.join(CODEC2_MODES)}, "
+                "or original"
             )
     return tuple(map(_find, items))
 
@@ -116,6 +142,8 @@ def _is_known(item: str) -> bool:
     match name:
         case "opus":
             return bool(re.fullmatch(r"\d+(\.\d+)?", setting)) and OPUS_KBPS[0] <= float(setting) <= OPUS_KBPS[1]
+        case "mp3":
+            return setting in map(str, MP3_KBPS)
         case "codec2":
             return setting in CODEC2_MODES
         case _:
@@ -129,6 +157,8 @@ def _find(item: str) -> Baseline:
     if name == "opus":
         _need("opus-tools", "opusenc", "opusdec")
         return _opus(setting, _call("opusenc", "--version"))
+    if name == "mp3":
+        return _mp3(setting)
     _need("codec2", "c2enc", "c2dec")
     note = f"codec2: c2enc at 8 kHz (its version is unknown), with its delay of {CODEC2_DELAY} samples removed"
     return Codec2(setting, item, note)
@@ -144,6 +174,23 @@ def _opus(setting: str, version_text: str) -> Opus:
         decoder = "older than 1.5, without decoder complexity: do not quote these rows as current Opus"
     note = f"opus: opusenc of {tools}, VBR, encoder complexity 10, libopus {version}, {decoder}"
     return Opus(setting, f"opus:{setting} (libopus {version})", note)
+
+
+def _mp3(setting: str) -> MP3:
+    library = soundfile.__libsndfile_version__
+    if "MP3" not in soundfile.available_formats():
+        raise MissingDependency(f"libsndfile {library} writes no MP3: install 1.1 or later, or omit this baseline")
+    note = (
+        f"mp3: LAME in libsndfile {library}, constant bit rate, at the models' sample rate or the next lower one that "
+        "has this bit rate"
+    )
+    return MP3(setting, f"mp3:{setting}", note)
+
+
+def _mp3_rate(kbps: int, rate: int) -> int:
+    """The highest sample rate of MP3 up to `rate` Hz that has the bit rate, or the lowest above it."""
+    rates = sorted(each for each, of_rate in mpeg.KBPS.items() if kbps in of_rate)
+    return max((each for each in rates if each <= rate), default=rates[0])
 
 
 def _release(version: str) -> tuple[int, ...]:

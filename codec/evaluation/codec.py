@@ -141,16 +141,13 @@ _OPTIONAL = ("visqol_speech", "visqol_audio", "dnsmos")
 
 
 @dataclass(frozen=True)
-class FileScore:
-    """Scores of one file and one codec: a model with a number of codebooks, or a baseline.
+class Scores:
+    """Scores of a codec: a model with a number of codebooks, or a baseline.
 
     A baseline has `num_codebooks` None and NaN speeds. Speeds are real-time factors: seconds of audio per second of
     computation. `si_sdr_bands` is empty unless `bands` was requested.
     """
 
-    path: str
-    set: str
-    domain: str
     codec: str
     num_codebooks: int | None
     seconds: float
@@ -162,20 +159,21 @@ class FileScore:
 
 
 @dataclass(frozen=True)
-class Row:
-    """Scores of a group of files and one codec: means over files; speeds are total audio over total time."""
+class FileScore(Scores):
+    """Scores of one file."""
+
+    path: str
+    set: str
+    domain: str
+
+
+@dataclass(frozen=True)
+class Row(Scores):
+    """Scores of a group of files: means over files; speeds are total audio over total time."""
 
     group: Group
     name: str
-    codec: str
-    num_codebooks: int | None
     files: int
-    seconds: float
-    encode_speed: float
-    decode_speed: float
-    measures: Measures
-    hop_periodicity: tuple[BandPeriodicity, ...]
-    si_sdr_bands: tuple[BandRatio, ...]
     codebooks: tuple[CodebookUsage, ...]  # empty for a baseline
 
 
@@ -336,9 +334,9 @@ def evaluate(
     reading/a.opus-12.wav for a baseline.
 
     A file's set is the first folder of its path below `data`. A manifest.jsonl in `data` or up to two folders above may
-    give set, domain, transcript, speaker, lang and label of the files that it lists by `path`. Files with a transcript,
-    speaker or lang are speech, with the domain "words" if they also have a label, else "speech"; the domain of other
-    files is their set.
+    give set, domain, transcript, speaker, language and label of the files that it lists by `path`. Files with a
+    transcript, speaker or language are speech, with the domain "words" if they also have a label, else "speech"; the
+    domain of other files is their set.
 
     Raises:
         InputNotFound: `data` does not exist, or has no audio files.
@@ -505,7 +503,7 @@ def _find_clips(data: Path, speech: bool | None) -> list[_Clip]:
         path = folder / label
         entry = manifest.get(path.resolve(), {})
         name = str(entry.get("set") or (label.parts[0] if len(label.parts) > 1 else folder.resolve().name))
-        spoken = any(entry.get(field) for field in ("transcript", "speaker", "lang"))
+        spoken = any(entry.get(field) for field in ("transcript", "speaker", "language", "lang"))
         domain = ("words" if entry.get("label") else "speech") if spoken else name
         stem = label.with_suffix("")
         clips.append(
@@ -524,7 +522,7 @@ def _find_clips(data: Path, speech: bool | None) -> list[_Clip]:
 def _read_manifest(folder: Path) -> dict[Path, Mapping[str, object]]:
     for home in (folder, *folder.parents[:2]):
         if (home / MANIFEST).is_file():
-            return {home / row["path"]: row for _, row in manifest_rows(home / MANIFEST) if row.get("path")}
+            return {home / str(row["path"]): row for _, row in manifest_rows(home / MANIFEST) if row.get("path")}
     return {}
 
 
@@ -537,12 +535,19 @@ def _score_clip(models: tuple[Codec, ...], plan: _Plan, clip: _Clip) -> _Result:
     try:
         rates = {model.sample_rate for model in models}
         references = {rate: read_audio(clip.path, rate=rate, mono=True)[0][0] for rate in rates}
+
+        def score(model: Codec, decoded: _Decoded) -> None:
+            spec = model.frame_spec
+            reference = references[spec.sample_rate]
+            file_score = _score(clip, plan, reference, decoded, rate=spec.sample_rate, hop=spec.hop)
+            scores.append((file_score, decoded.counts))
+
         for run in plan.runs:
-            model = models[run.model]
-            scores.append(_score_run(model, clip, plan, references[model.sample_rate], run))
+            score(models[run.model], _by_model(models[run.model], clip, plan, run))
         finest = max(models, key=lambda model: model.sample_rate)
         for baseline in plan.baselines:
-            scores.append((_score_baseline(finest, clip, plan, references[finest.sample_rate], baseline), None))
+            reference, rate = references[finest.sample_rate], finest.sample_rate
+            score(finest, _by_baseline(baseline, clip, plan, reference, rate))
     except UsageError:
         raise  # a mistake in the options, not in the file
     except CodecError as error:
@@ -550,7 +555,22 @@ def _score_clip(models: tuple[Codec, ...], plan: _Plan, clip: _Clip) -> _Result:
     return _Result(tuple(scores), failure, peak_memory())
 
 
-def _score_run(model: Codec, clip: _Clip, plan: _Plan, reference: Floats, run: _Run) -> tuple[FileScore, Counts]:
+@dataclass(frozen=True)
+class _Decoded:
+    """What a codec made of a file: audio [time] at the rate of the reference, and its cost."""
+
+    audio: Floats
+    codec: str
+    num_codebooks: int | None
+    seconds: float
+    encode_speed: float
+    decode_speed: float
+    file_kbps: float
+    payload_kbps: float
+    counts: Counts | None
+
+
+def _by_model(model: Codec, clip: _Clip, plan: _Plan, run: _Run) -> _Decoded:
     with tempfile.TemporaryDirectory() as name:
         coded, restored = Path(name, "coded.codec"), Path(name, "restored.wav")
         started = perf_counter()
@@ -559,41 +579,36 @@ def _score_run(model: Codec, clip: _Clip, plan: _Plan, reference: Floats, run: _
         compression.decompress(coded, restored, model=model)
         decoded = perf_counter()
         content = coded_file(coded)
-        degraded = read_audio(restored, rate=model.sample_rate, mono=True)[0][0]
         if plan.write:
             shutil.copyfile(restored, _decoded_path(plan.write, clip, f"{run.name}.{run.num_codebooks}-codebooks"))
-    score = _score(
-        model,
-        clip,
-        plan,
-        reference,
-        degraded,
-        codec=run.name,
-        num_codebooks=run.num_codebooks,
-        seconds=content.seconds,
-        speeds=(content.seconds / (encoded - started), content.seconds / (decoded - encoded)),
-        kbps=(content.file_kbps, content.payload_kbps),
-    )
-    return score, content.counts
+        return _Decoded(
+            audio=read_audio(restored, rate=model.sample_rate, mono=True)[0][0],
+            codec=run.name,
+            num_codebooks=run.num_codebooks,
+            seconds=content.seconds,
+            encode_speed=content.seconds / (encoded - started),
+            decode_speed=content.seconds / (decoded - encoded),
+            file_kbps=content.file_kbps,
+            payload_kbps=content.payload_kbps,
+            counts=content.counts,
+        )
 
 
-def _score_baseline(model: Codec, clip: _Clip, plan: _Plan, reference: Floats, baseline: Baseline) -> FileScore:
-    decoded = baseline.round_trip(reference, rate=model.sample_rate)
+def _by_baseline(baseline: Baseline, clip: _Clip, plan: _Plan, reference: Floats, rate: int) -> _Decoded:
+    decoded = baseline.round_trip(reference, rate=rate)
     if plan.write:
-        path = _decoded_path(plan.write, clip, baseline.label.partition(" ")[0])
-        write_audio(path, decoded.audio[None], model.sample_rate)
-    seconds = model.frame_spec.seconds(len(reference))
-    return _score(
-        model,
-        clip,
-        plan,
-        reference,
-        decoded.audio,
+        write_audio(_decoded_path(plan.write, clip, baseline.label.partition(" ")[0]), decoded.audio[None], rate)
+    seconds = len(reference) / rate
+    return _Decoded(
+        audio=decoded.audio,
         codec=baseline.label,
         num_codebooks=None,
         seconds=seconds,
-        speeds=(math.nan, math.nan),  # a baseline's time includes starting its program for each file
-        kbps=(decoded.file_bytes * 8 / seconds / 1000, decoded.payload_bytes * 8 / seconds / 1000),
+        encode_speed=math.nan,  # a baseline's time includes starting its program for each file
+        decode_speed=math.nan,
+        file_kbps=decoded.file_bytes * 8 / seconds / 1000,
+        payload_kbps=decoded.payload_bytes * 8 / seconds / 1000,
+        counts=None,
     )
 
 
@@ -603,26 +618,13 @@ def _decoded_path(folder: Path, clip: _Clip, codec: str) -> Path:
     return path
 
 
-def _score(
-    model: Codec,
-    clip: _Clip,
-    plan: _Plan,
-    reference: Floats,
-    degraded: Floats,
-    *,
-    codec: str,
-    num_codebooks: int | None,
-    seconds: float,
-    speeds: tuple[float, float],
-    kbps: tuple[float, float],
-) -> FileScore:
-    rate = model.frame_spec.sample_rate
-    pair = reference, degraded
-    periodicity = hop_periodicity(*pair, rate=rate, hop=model.frame_spec.hop)
+def _score(clip: _Clip, plan: _Plan, reference: Floats, decoded: _Decoded, *, rate: int, hop: int) -> FileScore:
+    pair = reference, decoded.audio
+    periodicity = hop_periodicity(*pair, rate=rate, hop=hop)
     mode = _visqol_mode(clip) if plan.visqol else None
     measures = Measures(
-        file_kbps=kbps[0],
-        payload_kbps=kbps[1],
+        file_kbps=decoded.file_kbps,
+        payload_kbps=decoded.payload_kbps,
         si_sdr=si_sdr(*pair),
         mel_dac=mel_dac(*pair, rate=rate),
         stft_dac=stft_dac(*pair),
@@ -633,17 +635,17 @@ def _score(
         stoi=stoi(*pair, rate=rate) if clip.speech else math.nan,
         visqol_speech=visqol(*pair, rate=rate, mode="speech") if mode == "speech" else math.nan,
         visqol_audio=visqol(*pair, rate=rate, mode="audio") if mode == "audio" else math.nan,
-        dnsmos=dnsmos(degraded, rate=rate) if plan.dnsmos and clip.speech else math.nan,
+        dnsmos=dnsmos(decoded.audio, rate=rate) if plan.dnsmos and clip.speech else math.nan,
     )
     return FileScore(
         path=clip.label,
         set=clip.set,
         domain=clip.domain,
-        codec=codec,
-        num_codebooks=num_codebooks,
-        seconds=seconds,
-        encode_speed=speeds[0],
-        decode_speed=speeds[1],
+        codec=decoded.codec,
+        num_codebooks=decoded.num_codebooks,
+        seconds=decoded.seconds,
+        encode_speed=decoded.encode_speed,
+        decode_speed=decoded.decode_speed,
         measures=measures,
         hop_periodicity=periodicity,
         si_sdr_bands=si_sdr_bands(*pair, rate=rate) if plan.bands else (),

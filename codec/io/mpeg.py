@@ -31,6 +31,11 @@ _KBPS = {  # by (MPEG-1, layer): bit rates of the indices 1 to 14, in kbit/s
     (False, 3): (8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 144, 160),
 }
 _RATES = {3: (44100, 48000, 32000), 2: (22050, 24000, 16000), 0: (11025, 12000, 8000)}  # Hz, by version bits
+KBPS = {  # bit rates of MP3 by sample rate, in kbit/s; libsndfile's LAME has those up to 64 at MPEG-2.5's rates
+    rate: tuple(kbps for kbps in _KBPS[version == 3, 3] if version or kbps <= 64)
+    for version, rates in _RATES.items()
+    for rate in rates
+}
 _FIXED = bytes((0xFF, 0xFE, 0x0C))  # bits of the first three header bytes that no frame of a stream changes
 _INFO_BYTES = 156  # mark, flags, frames, bytes, table of contents, quality: 120; LAME part: 36
 _CHUNK = 2**20

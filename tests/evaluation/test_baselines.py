@@ -16,6 +16,9 @@ needs_opus = pytest.mark.skipif(shutil.which("opusenc") is None, reason="opus-to
 needs_codec2 = pytest.mark.skipif(shutil.which("c2enc") is None, reason="codec2 is not installed")
 
 
+needs_mp3 = pytest.mark.skipif("MP3" not in soundfile.available_formats(), reason="libsndfile without MP3")
+
+
 def voice(seconds: float, rate: int = RATE) -> Floats:
     """Syllables: a gliding harmonic tone, opened and closed four times a second."""
     time = np.arange(round(seconds * rate)) / rate
@@ -89,8 +92,29 @@ def test_codec2_is_aligned(mode: str) -> None:
     assert decoded.payload_bytes * 8 / 3.01 == pytest.approx(int(mode), rel=0.04)
 
 
+@needs_mp3
+@pytest.mark.parametrize("rate", [8000, 20_000, 24_000, 44_100, 96_000])
+@pytest.mark.parametrize("kbps", [8, 16, 48, 64, 160, 320])
+def test_mp3_is_aligned_at_its_bit_rate(rate: int, kbps: int) -> None:
+    """Where the Info frame has room (from 56 kbit/s at 24 kHz) and where it has none."""
+    (mp3,) = find_baselines(f"mp3:{kbps}")
+    reference = voice(2.0, rate)
+    decoded = mp3.round_trip(reference, rate=rate)
+    assert decoded.audio.shape == reference.shape
+    error = decoded.audio - reference
+    assert 10 * np.log10(reference.var() / error.var()) > 9
+    assert decoded.payload_bytes * 8 / 2.0 == pytest.approx(1000 * kbps, rel=0.08)  # frames beyond the end
+    assert 0 <= decoded.file_bytes - decoded.payload_bytes <= 1500  # the Info frame
+
+
+def test_a_library_without_mp3_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(soundfile, "available_formats", lambda: {"WAV": "WAV"})
+    with pytest.raises(MissingDependency, match=r"^libsndfile \S+ writes no MP3: install 1.1 or later, or omit"):
+        find_baselines("mp3:64")
+
+
 @pytest.mark.parametrize(
-    "text", ["", "opus", "opus:", "opus:5", "opus:300", "opus:x", "codec2:700", "mp3:32", "opus:6,"]
+    "text", ["", "opus", "opus:", "opus:5", "opus:300", "opus:x", "codec2:700", "mp3:100", "mp3:16.5", "opus:6,"]
 )
 def test_unknown_baselines_are_refused(text: str) -> None:
     with pytest.raises(UsageError, match=r"unknown baseline .*: write opus:KBPS, 6 to 256"):
