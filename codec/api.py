@@ -35,23 +35,27 @@ def compress(
     model: Model = pretrained.DEFAULT,
     bitrate: float | None = None,
     num_codebooks: int | None = None,
+    channels: int | None = None,
+    channel: int | None = None,
     device: str = "auto",
 ) -> bytes:
     """Compress the content of an audio file (WAV, FLAC, MP3, Ogg, ... by libsndfile) to that of a .codec file.
 
     `data` may also be a floating-point array [time] or [channels, time], full scale 1, with its `sample_rate` in Hz.
-    The number of channels and the sample rate are restored. `model`, `bitrate`, `num_codebooks` and `device` as in
-    `encode_file`.
+    The number of channels and the sample rate are restored. The options are those of `encode_file`.
 
     Raises UsageError, UnsupportedAudio, UnknownModel. Warns if decoding will clip samples, or if they look like
     integers.
     """
+    compression.check_channels(channels, channel)
     file = io.BytesIO()
-    with audio.open_reader(_content(data, sample_rate)) as reader:
+    with audio.open_reader(_content(data, sample_rate), channel=channel) as reader:
+        if channels is not None:
+            reader.mix_down()
         codec, _ = compression.compress_into(
             reader, file, model=model, num_codebooks=num_codebooks, bitrate=bitrate, device=device
         )
-        _warn(compression.peak_notes(reader.label, reader.peak, codec.limit))
+        _warn([*reader.notes, *compression.peak_notes(reader.label, reader.peak, codec.limit)])
     return file.getvalue()
 
 
@@ -95,6 +99,9 @@ def encode_file(
     model: Model = pretrained.DEFAULT,
     bitrate: float | None = None,
     num_codebooks: int | None = None,
+    channels: int | None = None,
+    channel: int | None = None,
+    use_ffmpeg: bool = False,
     device: str = "auto",
     force: bool = False,
     verify: bool = False,
@@ -104,9 +111,10 @@ def encode_file(
 
     `output` is a file or a folder; by default the file is written beside the source. `num_codebooks` is the number of
     codebooks; `bitrate` in kbit/s per channel selects the most codebooks within it; all codebooks if both are None.
-    `model` is a name, a file, a training run's folder or a loaded model; `device` is for a model given by name, "auto"
-    for a GPU if there is one. `force` replaces an existing output, `verify` reads the output back and compares codes.
-    `packet` is the length of packets in seconds, 0.1 to 10.
+    `channels` 1 mixes the recording down to one channel, `channel` takes one alone, 0 for the first. `use_ffmpeg` lets
+    the program ffmpeg decode what libsndfile does not read. `model` is a name, a file, a training run's folder or a
+    loaded model; `device` is for a model given by name, "auto" for a GPU if there is one. `force` replaces an existing
+    output, `verify` reads the output back and compares codes. `packet` is the length of packets in seconds, 0.1 to 10.
 
     Raises UsageError, InputNotFound, UnsupportedAudio, UnknownModel, StorageError.
     """
@@ -116,6 +124,9 @@ def encode_file(
         model=model,
         num_codebooks=num_codebooks,
         bitrate=bitrate,
+        channels=channels,
+        channel=channel,
+        use_ffmpeg=use_ffmpeg,
         force=force,
         verify=verify,
         packet=packet,

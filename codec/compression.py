@@ -96,6 +96,8 @@ def compress(
     model: Model = pretrained.DEFAULT,
     num_codebooks: int | None = None,
     bitrate: float | None = None,
+    channels: int | None = None,
+    channel: int | None = None,
     use_ffmpeg: bool = False,
     force: bool = False,
     identify: bool = False,
@@ -107,7 +109,8 @@ def compress(
     """Compress a recording; "-" is standard input or output.
 
     `num_codebooks` is the number of codebooks; `bitrate` in kbit/s per channel selects the most codebooks within it;
-    all codebooks if both are None. `use_ffmpeg` as in `audio.open_reader`. `force` replaces a target that exists.
+    all codebooks if both are None. `channels` 1 mixes the recording down to one channel (`codec.io.mixdown`), `channel`
+    takes one alone, 0 for the first. `use_ffmpeg` as in `audio.open_reader`. `force` replaces a target that exists.
     `identify` stores size and checksum of the source in the header. `verify` reads the written file back and compares
     its codes. `packet` is the length of packets in seconds. `raw` is the layout of a source without a header. `device`
     is for a model given by name: "cpu", "cuda", or "auto" for CUDA if it is available.
@@ -118,12 +121,17 @@ def compress(
     Raises UsageError, InputNotFound, UnsupportedAudio, UnknownModel, MissingDependency, StorageError.
     """
     start = perf_counter()
+    check_channels(channels, channel)
     if verify and (str(target) == "-" or is_device(target)):
         raise UsageError("a pipe cannot be read back: name an output file, or leave --verify out")
     with (
         open_live(source, raw=raw, use_ffmpeg=use_ffmpeg) as reader,
         stream_output(_other_than(source, target), force=force) as file,
     ):
+        if channel is not None:
+            reader.select(channel)
+        if channels is not None:
+            reader.mix_down()
         codec, writer = compress_into(
             reader,
             file,
@@ -146,7 +154,7 @@ def compress(
         num_codebooks=writer.header.num_codebooks,
         compressed_bytes=writer.size,
         elapsed=perf_counter() - start,
-        notes=(*peak_notes(reader.label, reader.peak, codec.limit), *_bitrate_notes(codec, bitrate)),
+        notes=(*reader.notes, *peak_notes(reader.label, reader.peak, codec.limit), *_bitrate_notes(codec, bitrate)),
     )
 
 
@@ -156,6 +164,14 @@ def _bitrate_notes(codec: Codec, bitrate: float | None) -> tuple[str, ...]:
     if bitrate is None or bitrate <= most:
         return ()
     return (f"{bitrate:g} kbit/s is more than the model has: all {codec.num_codebooks} codebooks are {most:g} kbit/s",)
+
+
+def check_channels(channels: int | None, channel: int | None) -> None:
+    """Raise UsageError unless a recording is to keep its channels, to be mixed down to one, or to give one alone."""
+    if channels not in (None, 1):
+        raise UsageError(f"{channels} channels: 1 mixes a recording down; without it, all its channels are kept")
+    if channels is not None and channel is not None:
+        raise UsageError(f"all channels mixed down to 1, and channel {channel} alone: ask for one of the two")
 
 
 def _verify(reader: Reader, writer: Writer) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Literal, TypeAlias
 
 from codec import pretrained
-from codec.compression import Report, cached_model, compress, decompress
+from codec.compression import Report, cached_model, check_channels, compress, decompress
 from codec.errors import CodecError, InputNotFound, ModelId, StorageError, UsageError, model_label
 from codec.frames import resampled_length
 from codec.io import audio, bitstream, ffmpeg
@@ -42,6 +42,8 @@ def compress_tree(
     model: str | Path = pretrained.DEFAULT,
     num_codebooks: int | None = None,
     bitrate: float | None = None,
+    channels: int | None = None,
+    channel: int | None = None,
     use_ffmpeg: bool = False,
     force: bool = False,
     verify: bool = False,
@@ -63,6 +65,7 @@ def compress_tree(
     Raises InputNotFound: no folder, or no recordings in it. UsageError, UnknownModel, MissingDependency: an option is
     wrong for every file.
     """
+    check_channels(channels, channel)
     codec = cached_model(model, device)
     number = codec.codebooks_for(num_codebooks, bitrate)  # raises an error of every file once
     if use_ffmpeg:
@@ -75,6 +78,8 @@ def compress_tree(
             model=model,
             num_codebooks=num_codebooks,
             bitrate=bitrate,
+            channels=channels,
+            channel=channel,
             use_ffmpeg=use_ffmpeg,
             force=force,
             identify=True,

@@ -82,6 +82,32 @@ def test_levels_beyond_full_scale_are_named() -> None:
         codec.decompress(coded, subtype="VORBIS")
 
 
+def test_one_channel_of_several() -> None:
+    """The average, or the loudest channel where the channels cancel; or one of them alone."""
+    mono = codec.compress(NOISE.mean(axis=0), sample_rate=RATE)
+    assert codec.compress(NOISE, sample_rate=RATE, channels=1) == mono
+    assert codec.compress(NOISE[0], sample_rate=RATE, channels=1) == codec.compress(NOISE[0], sample_rate=RATE)
+    assert codec.compress(NOISE, sample_rate=RATE, channel=1) == codec.compress(NOISE[1], sample_rate=RATE)
+    opposite = np.stack([NOISE[0], -NOISE[0]])
+    with pytest.warns(
+        UserWarning, match="^the data: its channels cancel in their average .*, so channel 1 of 2 is used"
+    ):
+        assert codec.compress(opposite, sample_rate=RATE, channels=1) == codec.compress(NOISE[0], sample_rate=RATE)
+
+    soundfile.write("opposite.flac", opposite.T, RATE)
+    report = codec.encode_file("opposite.flac", channels=1)
+    assert report.channels == 1
+    assert any("cancel in their average" in note for note in report.notes)
+    assert codec.encode_file("in.flac", channel=1, force=True).channels == 1
+    with pytest.raises(UsageError, match=r"^2 channels: 1 mixes a recording down"):
+        codec.encode_file("in.flac", channels=2)
+    with pytest.raises(UsageError, match="ask for one of the two"):
+        codec.encode_file("in.flac", channels=1, channel=0)
+    with pytest.raises(UnsupportedAudio, match="has no channel 2"):
+        codec.encode_file("in.flac", "new.codec", channel=2)
+    assert not Path("new.codec").exists()
+
+
 def test_more_than_two_channels_are_extensible() -> None:
     wav = codec.decompress(codec.compress(np.concatenate([NOISE, NOISE[:1]]), sample_rate=RATE))
     assert int.from_bytes(wav[20:22], "little") == 0xFFFE  # WAVE_FORMAT_EXTENSIBLE
@@ -156,8 +182,7 @@ def test_arguments_have_the_names_of_the_options() -> None:
         return set(function.__annotations__) - {"return"}
 
     many = {"inputs", "jobs", "quiet"}
-    pipes = {"raw", "rate", "channels"}
-    assert names(file_commands.encode) - names(codec.encode_file) == many | pipes | {"engine", "use_ffmpeg"}
+    assert names(file_commands.encode) - names(codec.encode_file) == many | {"engine", "raw", "rate"}
     assert names(file_commands.decode) - names(codec.decode_file) == many | {"format_", "raw"}
     assert names(model_commands.evaluate) - names(codec.evaluate) == {"rows", "json_output"}
     assert names(codec.encode_file) - names(file_commands.encode) == {"source"}

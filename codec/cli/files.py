@@ -65,6 +65,20 @@ OutputOption = Annotated[
 def encode(
     inputs: Inputs,
     output: OutputOption = None,
+    channels: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N",
+            min=1,
+            help="1 mixes the channels down; with --raw, the number of channels of INPUT.",
+            show_default="those of INPUT; 1 with --raw",
+            rich_help_panel=INPUT_OUTPUT,
+        ),
+    ] = None,
+    channel: Annotated[
+        int | None,
+        typer.Option(metavar="N", min=0, help="Encode channel N alone, 0 for the first.", rich_help_panel=INPUT_OUTPUT),
+    ] = None,
     use_ffmpeg: FFmpegOption = False,
     force: ForceOption = False,
     quiet: QuietOption = False,
@@ -108,9 +122,6 @@ def encode(
     rate: Annotated[
         int | None, typer.Option(metavar="HZ", help="Sample rate of --raw.", rich_help_panel=INPUT_OUTPUT)
     ] = None,
-    channels: Annotated[
-        int, typer.Option(metavar="N", help="Interleaved channels of --raw.", rich_help_panel=INPUT_OUTPUT)
-    ] = 1,
 ) -> None:
     """Compress recordings, or every recording in a folder, to .codec files.
 
@@ -131,6 +142,8 @@ def encode(
                 model=model,
                 num_codebooks=num_codebooks,
                 bitrate=bitrate,
+                channels=channels,
+                channel=channel,
                 use_ffmpeg=use_ffmpeg,
                 force=force,
                 verify=verify,
@@ -149,6 +162,8 @@ def encode(
             model=model,
             num_codebooks=num_codebooks,
             bitrate=bitrate,
+            channels=None if raw else channels,
+            channel=channel,
             use_ffmpeg=use_ffmpeg,
             force=force,
             verify=verify,
@@ -159,14 +174,14 @@ def encode(
         _print_report(report, quiet=quiet)
 
 
-def _layout(raw: bool, rate: int | None, channels: int) -> "Layout | None":
+def _layout(raw: bool, rate: int | None, channels: int | None) -> "Layout | None":
     from codec.io.live import Layout
 
     if raw and rate is None:
         raise UsageError("--raw samples have no header: give their --rate in Hz, and --channels if there are several")
-    if not raw and (rate is not None or channels != 1):
-        raise UsageError("--rate and --channels describe samples without a header: add --raw, or leave them out")
-    return Layout(rate, channels) if raw and rate is not None else None
+    if not raw and rate is not None:
+        raise UsageError("--rate describes samples without a header: add --raw, or leave it out")
+    return Layout(rate, channels or 1) if raw and rate is not None else None
 
 
 def decode(

@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 from codec.errors import InputNotFound, StorageError, UnsupportedAudio, UsageError
 from codec.frames import resampled_length
 from codec.io import ffmpeg, mpeg, riff
-from codec.io.mixdown import mixed_down
+from codec.io.mixdown import Mixdown, mixed_down
 from codec.io.pieces import Pieces
 from codec.io.storage import COPY_BYTES, atomic_output, is_device, raw_stdout, storing, write_all
 
@@ -148,7 +148,10 @@ class AudioReader:
         stated = self._source.frames
         self.time: int | None = stated if stated < 2**63 - 1 else None  # libsndfile's SF_COUNT_MAX
         self._order = channel_order(self._source.format, self._native_channels)
+        self._mix: Callable[[Block], Block] | None = None
         self._seen = 0
+        self.notes: list[str] = []
+        """What became of the channels, where a user should know."""
         self.peak = 0.0
         """Largest magnitude of the samples read so far; 1 is full scale."""
 
@@ -190,11 +193,23 @@ class AudioReader:
     def select(self, channel: int) -> None:
         """Read one channel alone, 0 for the first; call it before reading. Raises UnsupportedAudio if there is none."""
         if not 0 <= channel < self._native_channels:
-            raise UnsupportedAudio(
-                f"{self.label} has no channel {channel}: it has {self._native_channels}, counted from 0"
-            )
+            raise without_channel(self.label, channel, self._native_channels)
         self._order = [channel if self._order is None else self._order[channel]]
         self.channels = 1
+
+    def mix_down(self) -> None:
+        """Give one channel, mixed down as `codec.io.mixdown`; call it before reading.
+
+        The whole recording is decoded once for it. Raises UnsupportedAudio as `blocks`.
+        """
+        if self.channels == 1:
+            return
+        mixdown = Mixdown(self.channels)
+        for block in self.blocks(2**16):
+            mixdown.push(block)
+        mixdown.say(self.label, self.notes.append)
+        self._rewind()
+        self._mix, self.channels = mixdown.mix, 1
 
     def blocks(self, time: int) -> Iterator[Block]:
         """Yield [channels, at most `time`] up to the end of the file; can be read through once.
@@ -218,7 +233,7 @@ class AudioReader:
                 block = block[self._order]
             self._check_samples(block)
             self._seen += read
-            yield block
+            yield block if self._mix is None else self._mix(block)
         if self._seen == 0:
             raise without_samples(self.label)
         if self._expected is not None and self._seen < self._expected:
@@ -361,6 +376,11 @@ def _libsndfile_reads(file: BinaryIO) -> bool:
 def without_samples(label: str) -> UnsupportedAudio:
     """The error for a recording of 0 s."""
     return UnsupportedAudio(f"{label} has no samples (0 s): record or copy it again")
+
+
+def without_channel(label: str, channel: int, channels: int) -> UnsupportedAudio:
+    """The error for a recording without a channel that was asked for."""
+    return UnsupportedAudio(f"{label} has no channel {channel}: it has {channels}, counted from 0")
 
 
 def channel_order(container: str, channels: int) -> list[int] | None:

@@ -19,6 +19,7 @@ from codec.errors import UnsupportedAudio, UsageError
 from codec.io import audio
 from codec.io.audio import Block
 from codec.io.bitstream import MAX_CHANNELS, MAX_RATE
+from codec.io.mixdown import Mixdown
 from codec.io.storage import is_device
 
 _UNKNOWN = 0x7FFF0000  # bytes of samples that writers of pipes state, at least; sox states 7FFFF000, ffmpeg FFFFFFFF
@@ -42,6 +43,7 @@ class Recording(Protocol):
     rate: int
     channels: int
     peak: float
+    notes: list[str]
 
     @property
     def time(self) -> int | None:
@@ -50,6 +52,12 @@ class Recording(Protocol):
     @property
     def subtype(self) -> str:
         """libsndfile's name of the sample format."""
+
+    def select(self, channel: int) -> None:
+        """Give one channel alone, 0 for the first."""
+
+    def mix_down(self) -> None:
+        """Give one channel, mixed down."""
 
     def blocks(self, time: int) -> Iterator[Block]:
         """Blocks [channels, at most `time`] up to the end."""
@@ -82,18 +90,33 @@ class LiveReader:
         self.channels = layout.channels
         self.subtype = layout.subtype
         self.peak = 0.0
+        self.notes: list[str] = []
+        self._native_channels = layout.channels
+        self._selected: int | None = None
+        self._mixdown: Mixdown | None = None
         self._width = _bytes_of(layout.subtype)
         self._left = layout.left
         self.time = None if layout.left is None else layout.left // (self._width * self.channels)
         self._read = getattr(stream, "read1", stream.read)
         self._head = head
 
+    def select(self, channel: int) -> None:
+        """Give one channel alone, 0 for the first. Raises UnsupportedAudio if there is none."""
+        if not 0 <= channel < self._native_channels:
+            raise audio.without_channel(self.label, channel, self._native_channels)
+        self._selected, self.channels = channel, 1
+
+    def mix_down(self) -> None:
+        """Give the average of the channels, and note if they cancel in it; the loudest is known at the end only."""
+        if self.channels > 1:
+            self._mixdown, self.channels = Mixdown(self.channels), 1
+
     def blocks(self, time: int) -> Iterator[Block]:
         """Yield [channels, at most `time`] of what has arrived; waits for one sample at least.
 
         Raises UnsupportedAudio as `AudioReader.blocks`, and if another WAV file follows the samples.
         """
-        frame = self._width * self.channels
+        frame = self._width * self._native_channels
         seen = 0
         rest = b""
         while chunk := self._take(time * frame - len(rest)):
@@ -101,14 +124,28 @@ class LiveReader:
             whole = len(data) // frame * frame
             rest = data[whole:]
             if whole:
-                block = _samples(data[:whole], self.subtype, self.channels)
+                block = _samples(data[:whole], self.subtype, self._native_channels)
                 self.peak = max(self.peak, audio.checked_peak(block, label=self.label, seen=seen, rate=self.rate))
                 seen += block.shape[1]
-                yield block
+                yield self._one(block)
         if not seen:
             raise audio.without_samples(self.label)
+        if self._mixdown is not None and self._mixdown.channel is not None:
+            self.notes.append(
+                f"{self.label}: its channels cancel in their average (opposite phase): "
+                f"send it again with --channel {self._mixdown.channel}"
+            )
         if self._left == 0 and self._read(_READ)[:4] == b"RIFF":
             raise UnsupportedAudio(f"{self.label} holds WAV files one after another: send one at a time")
+
+    def _one(self, block: Block) -> Block:
+        if self._selected is not None:
+            return block[self._selected : self._selected + 1]
+        if self._mixdown is None:
+            return block
+        self._mixdown.push(block)
+        mono: Block = block.mean(axis=0, keepdims=True)
+        return mono
 
     def _take(self, size: int) -> bytes:
         size = size if self._left is None else min(size, self._left)

@@ -43,6 +43,31 @@ def test_a_bit_rate_beyond_the_model_is_said(cli: Cli, recording: Path) -> None:
     assert cli("encode", "set", "--bitrate", 24).err.splitlines()[1:] == [f"  {note}"]
 
 
+def test_one_channel_of_several(cli: Cli, recording: Path) -> None:
+    audio, rate = soundfile.read(recording)  # stereo
+    soundfile.write("mono.wav", audio.mean(axis=1), rate, subtype="FLOAT")
+    soundfile.write("right.wav", audio[:, 1], rate, subtype="FLOAT")
+    for name in ("mono", "right"):
+        cli("encode", f"{name}.wav")
+    assert cli("encode", recording, "a.codec", "--channels", 1).code == 0
+    assert cli("encode", recording, "b.codec", "--channel", 1).code == 0
+    decoded = {}
+    for name in ("mono", "right", "a", "b"):
+        cli("decode", f"{name}.codec", f"{name}.out.wav")
+        decoded[name] = soundfile.read(f"{name}.out.wav")[0]
+    assert np.array_equal(decoded["a"], decoded["mono"])
+    assert np.array_equal(decoded["b"], decoded["right"])
+    assert decoded["a"].ndim == 1
+    assert cli("encode", recording, "c.codec", "--channels", 2).code == 2
+    assert not Path("c.codec").exists()
+    Path("folder").mkdir()
+    soundfile.write("folder/in.wav", audio, rate)
+    assert cli("encode", "folder", "--channels", 1).code == 0
+    assert soundfile.info("mono.out.wav").frames == len(audio)
+    cli("decode", "folder/in.codec", "d.wav")
+    assert np.array_equal(soundfile.read("d.wav")[0], decoded["mono"])
+
+
 def test_rate_option(cli: Cli, recording: Path) -> None:
     cli("encode", recording)
     cli("decode", "in.codec", "out.wav", "--rate", 8000)

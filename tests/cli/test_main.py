@@ -14,8 +14,8 @@ from tests.cli.conftest import Cli
 
 OPTIONS = {
     "encode": (
-        "inputs --output -o --ffmpeg --force -f --quiet -q --model -m --bitrate --codebooks --device --jobs -j "
-        "--engine --verify --packet --raw --rate --channels"
+        "inputs --output -o --channels --channel --ffmpeg --force -f --quiet -q --model -m --bitrate --codebooks "
+        "--device --jobs -j --engine --verify --packet --raw --rate"
     ),
     "decode": (
         "inputs --output -o --rate --subtype --format --force -f --quiet -q --model -m --device --jobs -j "
@@ -33,7 +33,9 @@ OPTIONS = {
     "prepare": "name folder --parts --accept-license --no-download",
     "recipes": "name",
     "tokenize": "source --out --model -m --codebooks --level --channel --ffmpeg --device --jobs -j --engine --force -f",
-    "train": "recipe --data --out --set --resume --steps --device --dry-run --codec --overfit-batch",
+    "train": (
+        "recipe --data --out --set --resume --allow-changed-data --steps --device --dry-run --codec --overfit-batch"
+    ),
     "evaluate-lm": "lm --data --samples --seed --guidance --temperature --classifier --codec --out --device",
     "generate": (
         "lm --output -o --seconds --count --prompt --infill --gap --subtype --force -f --raw --codec --seed "

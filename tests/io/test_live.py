@@ -74,6 +74,31 @@ def test_live_samples_are_those_of_libsndfile(
     assert reader.peak == np.abs(expected).max()
 
 
+def test_one_channel_of_a_stream(monkeypatch: pytest.MonkeyPatch) -> None:
+    data = wav()
+    expected, _ = audio.read_audio(data)
+    with stdin(monkeypatch, data), open_live("-") as reader:
+        reader.select(1)
+        np.testing.assert_array_equal(np.concatenate(list(reader.blocks(1000)), axis=1), expected[1:])
+    with stdin(monkeypatch, data), open_live("-") as reader:
+        reader.mix_down()
+        mono = np.concatenate(list(reader.blocks(1000)), axis=1)
+        assert (reader.channels, reader.notes) == (1, [])
+    np.testing.assert_allclose(mono[0], expected.mean(axis=0), atol=1e-7)
+    with stdin(monkeypatch, data), open_live("-") as reader, pytest.raises(UnsupportedAudio, match="has no channel 2"):
+        reader.select(2)
+
+    left = expected[0]
+    opposite = io.BytesIO()
+    soundfile.write(opposite, np.stack([left, -left], axis=1), 16_000, format="WAV", subtype="FLOAT")
+    with stdin(monkeypatch, opposite.getvalue()), open_live("-") as reader:
+        reader.mix_down()
+        assert not np.concatenate(list(reader.blocks(1000)), axis=1).any()
+    assert reader.notes == [
+        "standard input: its channels cancel in their average (opposite phase): send it again with --channel 0"
+    ]
+
+
 @pytest.mark.parametrize("stated", [0, 0x7FFFF000, 0xFFFFFFFF])
 def test_unknown_lengths_are_read_to_the_end(monkeypatch: pytest.MonkeyPatch, stated: int) -> None:
     data = bytearray(wav())
