@@ -582,8 +582,11 @@ class Reader:
             for part in damages
             if part.frames
         ]
-        if not self.is_complete and (not self._declared or self.header.time < self._declared):
-            lost.append((self.header.seconds or self._seconds(damages[-1].first), None))
+        if not self.is_complete:
+            found = self.header.seconds if self.seekable else 0.0  # a pipe still has the length that it declares
+            found = found or self._seconds(damages[-1].first)
+            if not self._declared or found < self._declared / self.header.source_rate:
+                lost.append((found, None))
         return DamagedFile(
             self.label,
             offset=first.offset,

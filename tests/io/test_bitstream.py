@@ -403,6 +403,18 @@ def test_the_length_of_a_truncated_file_is_that_of_its_packets() -> None:
         assert (header.frames, header.time) == (8, time)
 
 
+@pytest.mark.parametrize("declared", [0, 2000])
+@pytest.mark.parametrize("pipe", [False, True])
+def test_what_a_truncation_costs_is_named(declared: int, pipe: bool) -> None:
+    data = written(replace(HEADER, time=declared), CODES, time=2000)
+    cut = data[: data.index(b"\xf5\xc3\xff") - 20]  # within the last packet
+    file = io.BufferedReader(Pipe(cut)) if pipe else io.BytesIO(cut)
+    reader = Reader(file, label="x")
+    error = reader.damaged_in(reader.check(), intact=True)
+    assert error.lost == ((pytest.approx((12 * 80 - 80) / 8000), None),)
+    assert "lost are all from" in str(error)
+
+
 def test_a_pipe_knows_its_length_at_the_end() -> None:
     reader = Reader(io.BufferedReader(Pipe(DATA)), label="x")
     assert (reader.is_complete, reader.header.time) == (False, 0)
