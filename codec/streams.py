@@ -106,7 +106,7 @@ class StreamEncoder:
         rest = torch.cat([self._rest, self._rate_change.push(self._rest[:, :, :0], last=True)], dim=2)
         time = resampled_length(self.time, self._input_rate, spec.sample_rate)
         missing = (spec.frames(time) - self._first) * spec.hop - rest.shape[2]
-        codes = self._encode(functional.pad(rest, (0, missing)), last=True)
+        codes = self._encode(rest if self._model.own_padding else functional.pad(rest, (0, missing)), last=True)
         self._open = False
         return codes
 
@@ -114,6 +114,8 @@ class StreamEncoder:
         whole = self._model.frame_spec.whole_frames(audio.shape[2])
         if isinstance(self._model, BlockCodec):
             codes = self._block(self._model, audio, whole, last=last)
+        elif last:
+            codes = cast(StepCodec, self._model).encode_end(audio, self._state, num_codebooks=self.num_codebooks)
         else:
             codes = self._step(cast(StepCodec, self._model), audio, whole)
         self.frames += split_scale(codes)[0].shape[2]
@@ -125,9 +127,14 @@ class StreamEncoder:
         self._rest = audio[:, :, time:].clone()  # a view would keep all of `audio` alive
         self._first += whole
         if not whole:
-            return self._no_codes(audio)
+            return self._no_codes()
         codes, self._state = model.encode_step(audio[:, :, :time], self._state, num_codebooks=self.num_codebooks)
         return codes
+
+    def _no_codes(self) -> Tensor:
+        shape = len(self._rest), self.num_codebooks, 0
+        codes = ordinary(torch.zeros(shape, dtype=torch.int64, device=self._rest.device))
+        return cast(Tensor, Encoded(codes, codes[:, 0].float())) if self._model.segment_frames else codes
 
     def _block(self, model: BlockCodec, audio: Tensor, whole: int, *, last: bool) -> Tensor:
         """Codes of the frames whose context is among the `whole` frames of the audio."""
@@ -141,8 +148,7 @@ class StreamEncoder:
         hop, done = model.frame_spec.hop, self.frames
         if ready <= done:
             self._rest = audio
-            codes = self._no_codes(audio)
-            return cast(Tensor, Encoded(codes, codes[:, 0].float())) if model.segment_frames else codes
+            return self._no_codes()
         codes, scale = split_scale(model.encode_block(audio[:, :, : (end - self._first) * hop], self.num_codebooks))
         new = slice(done - self._first, ready - self._first)
         keep = max(0, (ready - context.past) // segment * segment)
@@ -150,9 +156,6 @@ class StreamEncoder:
         self._first = keep
         codes = codes[:, :, new]
         return codes if scale is None else cast(Tensor, Encoded(codes, scale[:, new]))
-
-    def _no_codes(self, audio: Tensor) -> Tensor:
-        return ordinary(torch.zeros(len(audio), self.num_codebooks, 0, dtype=torch.int64, device=audio.device))
 
 
 class StreamDecoder:
@@ -226,7 +229,11 @@ class StreamDecoder:
         Raises UsageError if the frames did not hold `length` samples.
         """
         _must_be_open(self._open)
-        audio = self._silence() if self._codes is None else self._block(self._codes, last=True)
+        if isinstance(self._model, StepCodec):
+            none = torch.zeros(self._batch, self._model.codebook_choices[0], 0, dtype=torch.int64)
+            audio = self._given(self._model.decode_end(none.to(self._model.device), self._state))
+        else:
+            audio = self._silence() if self._codes is None else self._block(self._codes, last=True)
         if self._missing:
             raise UsageError(
                 f"the last {self._missing} samples at {self._model.sample_rate} Hz are missing: push their frames"

@@ -9,12 +9,14 @@ from codec.errors import UnknownModel
 from codec.models.base import Codec, CodecConfig
 from codec.models.causal import CausalCodec, CausalConfig
 from codec.models.dac import DAC, DACConfig
+from codec.models.encodec import EnCodec, EnCodecConfig
 
 __all__ = ["DEFAULT_CONFIG", "FAMILIES", "Codec", "ModelConfig", "build", "of_config"]
 
 FAMILIES: dict[str, tuple[type[CodecConfig], type[Codec]]] = {
     "causal": (CausalConfig, CausalCodec),
     "dac": (DACConfig, DAC),
+    "encodec": (EnCodecConfig, EnCodec),
 }
 """The classes of each family, by its name: the only place that lists families."""
 DEFAULT_CONFIG: CodecConfig = CausalConfig()

@@ -10,6 +10,7 @@ one of its two forms:
 from __future__ import annotations
 
 import math
+import sys
 import warnings
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Sequence
@@ -38,6 +39,9 @@ SampleRate = Annotated[int, Field(ge=1, le=2**22)]
 Hop = Annotated[int, Field(ge=1, le=2**20)]
 NumCodebooks = Annotated[int, Field(ge=1, le=1024)]
 CodebookSize = Annotated[int, Field(ge=2, le=2**24)]
+
+UNBOUNDED = sys.maxsize
+"""Frames of context of a family that depends on its whole past."""
 
 Array: TypeAlias = Tensor | np.ndarray[Any, Any]
 Lengths: TypeAlias = Sequence[int] | Array
@@ -122,6 +126,9 @@ class Codec(nn.Module):
     """Largest sample of decoded audio; larger ones are clipped."""
     channels: int = 1
     """Channels of the audio."""
+    own_padding: bool = False
+    """Whether the family pads the ends of a signal itself: `analyze` takes any number of samples, and what it gives for
+    the last frames depends on where the signal ends."""
     segment_frames: int = 0
     """Frames that are divided by one scale before they are encoded; 0 for a family without side information."""
 
@@ -140,7 +147,7 @@ class Codec(nn.Module):
 
     @abstractmethod
     def analyze(self, audio: Audio) -> Latents:
-        """Latents of a whole signal whose time is a multiple of hop, one frame per hop."""
+        """Latents of a whole signal, one frame per hop; its time is a multiple of hop unless `own_padding`."""
 
     @abstractmethod
     def synthesize(self, latents: Latents) -> Audio:
@@ -423,7 +430,7 @@ class Codec(nn.Module):
 
     def _decoded(self, codes: Codes, scale: Tensor | None, times: list[int] | None) -> Audio:
         """Audio of whole frames; what looks ahead decodes items of unequal `times` alone, each up to its own end."""
-        if times is not None and self.lookahead and len(set(times)) > 1:
+        if times is not None and (self.lookahead or self.own_padding) and len(set(times)) > 1:
             audio = codes.new_zeros(
                 len(codes), self.channels, codes.shape[2] * self.frame_spec.hop, dtype=torch.float32
             )
@@ -476,38 +483,46 @@ class Codec(nn.Module):
                 if times is not None:
                     times = [resampled_length(time, sample_rate, self.sample_rate) for time in times]
                     audio = torch.where(_inside(audio, times), audio, 0.0)
-            time = audio.shape[-1]
-            audio = F.pad(audio, (0, self.frame_spec.frames(time) * self.frame_spec.hop - time))
-        frames = [self.frame_spec.frames(time) for time in times or [time] * len(audio)]
+            whole = self.frame_spec.frames(audio.shape[-1])
+            times = times or [audio.shape[-1]] * len(audio)
+            audio = self._padded_end(audio)
+        frames = [self.frame_spec.frames(time) for time in times]
+        ends = times if self.own_padding else [own * self.frame_spec.hop for own in frames]
         with self._inference():
-            if self.lookahead and len(set(frames)) > 1:  # what follows an item's end would change its last frames
-                encoded = self._encoded_each(audio, frames, num_codebooks)
+            # what follows an item's end would change its last frames
+            if (self.lookahead or self.own_padding) and len(set(ends)) > 1:
+                encoded = self._encoded_each(audio, ends, num_codebooks, whole)
             else:
                 encoded = self._encoded(audio, num_codebooks)
         return ordinary(encoded), frames
 
+    def _padded_end(self, audio: Audio) -> Audio:
+        """Audio with silence up to the end of its last frame, unless the family pads it itself."""
+        time = audio.shape[-1]
+        missing = 0 if self.own_padding else self.frame_spec.frames(time) * self.frame_spec.hop - time
+        return F.pad(audio, (0, missing))
+
     def _encoded(self, audio: Audio, num_codebooks: int) -> Codes:
-        """Codes, or `Encoded` for a family with a scale, of a whole signal whose time is a multiple of hop."""
+        """Codes, or `Encoded` for a family with a scale, of a whole signal as `analyze` takes it."""
         scale = self.scale_of(audio)
         if scale is not None:
             audio = audio / self._per_sample(scale)
         codes = self.quantizer.encode(self.analyze(audio), num_codebooks)
         return codes if scale is None else cast(Tensor, Encoded(codes, scale))
 
-    def _encoded_each(self, audio: Audio, frames: list[int], num_codebooks: int) -> Codes:
-        """Encode each item up to its own end; frames after that get code 0 and scale 1."""
-        hop, whole = self.frame_spec.hop, audio.shape[2] // self.frame_spec.hop
+    def _encoded_each(self, audio: Audio, ends: list[int], num_codebooks: int, whole: int) -> Codes:
+        """Encode each item up to its own end; the other of the `whole` frames get code 0 and scale 1."""
         items = [
-            split_scale(self._encoded(row[None, :, : own * hop], num_codebooks)) if own else (None, None)
-            for row, own in zip(audio, frames, strict=True)
+            split_scale(self._encoded(row[None, :, :end], num_codebooks)) if end else (None, None)
+            for row, end in zip(audio, ends, strict=True)
         ]
         codes = torch.zeros(len(audio), num_codebooks, whole, dtype=torch.int64, device=audio.device)
         scale = audio.new_ones(len(audio), whole)
         for row, (own_codes, own_scale) in enumerate(items):
             if own_codes is not None:
-                codes[row, :, : frames[row]] = own_codes[0]
+                codes[row, :, : own_codes.shape[2]] = own_codes[0]
             if own_scale is not None:
-                scale[row, : frames[row]] = own_scale[0]
+                scale[row, : own_scale.shape[1]] = own_scale[0]
         return cast(Tensor, Encoded(codes, scale)) if self.segment_frames else codes
 
     def _padded(self, recordings: Sequence[Array]) -> tuple[Audio, list[int]]:
@@ -567,7 +582,7 @@ class Codec(nn.Module):
         `num_codebooks` [batch] as in `Quantizer`.
         """
         time = audio.shape[-1]
-        padded = F.pad(audio, (0, self.frame_spec.frames(time) * self.frame_spec.hop - time))
+        padded = self._padded_end(audio)
         scale = self.scale_of(padded)
         if scale is not None:
             padded = padded / self._per_sample(scale)
@@ -654,7 +669,11 @@ class Codec(nn.Module):
 
 
 class StepCodec(Codec):
-    """A causal family: `y, state = step(x, state)`, and a whole signal is one step from the initial state."""
+    """A family with state: `y, state = step(x, state)`, and a whole signal is one step from the initial state.
+
+    Most families are causal, and every frame of audio gives its frame of latents in the same step. A family that looks
+    ahead holds frames back; it overrides `latents_end` and `audio_end`, which give what remains at the end of a signal.
+    """
 
     @abstractmethod
     def encoder_state(self, batch: int) -> State:
@@ -676,11 +695,19 @@ class StepCodec(Codec):
     def audio_step(self, latents: Latents, state: State) -> tuple[Audio, State]:
         """Audio of a chunk of frames, a hop per frame, late by `frame_spec.decoder_delay` samples."""
 
+    def latents_end(self, audio: Audio, state: State) -> Latents:
+        """Latents of the last chunk of a signal, as `analyze` takes it, and of all that was held back."""
+        return self.latents_step(audio, state)[0]
+
+    def audio_end(self, latents: Latents, state: State) -> Audio:
+        """Audio of the last frames of a signal, maybe none, and all that was held back."""
+        return self.audio_step(latents, state)[0]
+
     def analyze(self, audio: Audio) -> Latents:
-        return self.latents_step(audio, self.encoder_state(len(audio)))[0]
+        return self.latents_end(audio, self.encoder_state(len(audio)))
 
     def synthesize(self, latents: Latents) -> Audio:
-        return self.audio_step(latents, self.decoder_state(len(latents)))[0]
+        return self.audio_end(latents, self.decoder_state(len(latents)))
 
     def encode_step(self, audio: Audio, state: State, *, num_codebooks: int | None = None) -> tuple[Codes, State]:
         """Codes of a chunk [batch, channels, time] whose time is a multiple of hop, and the state after it."""
@@ -696,6 +723,19 @@ class StepCodec(Codec):
             audio, state = self.audio_step(self.quantizer.decode(codes), state)
             audio = audio.clamp(-self.limit, self.limit)
         return ordinary((audio, state))
+
+    def encode_end(self, audio: Audio, state: State, *, num_codebooks: int | None = None) -> Codes:
+        """Codes of the last chunk of a signal, as `analyze` takes it, and of all that was held back."""
+        with self._inference():
+            codes = self.quantizer.encode(self.latents_end(audio, state), self.check_codebooks(num_codebooks))
+        return ordinary(codes)
+
+    def decode_end(self, codes: Codes, state: State) -> Audio:
+        """Audio of the last frames of a signal, maybe none, and all that was held back."""
+        with self._inference():
+            self.check_codes(codes)
+            audio = self.audio_end(self.quantizer.decode(codes), state).clamp(-self.limit, self.limit)
+        return ordinary(audio)
 
 
 class BlockCodec(Codec):

@@ -6,6 +6,8 @@ and the metadata beside them, and maps each tensor name of the checkpoint to one
 
 from __future__ import annotations
 
+import itertools
+import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeAlias
@@ -16,6 +18,7 @@ from torch import Tensor
 from codec.errors import ConfigError, UnknownModel
 from codec.models.base import CodecConfig
 from codec.models.dac import DACConfig
+from codec.models.encodec import EnCodecConfig, SEANetConfig
 
 Tensors: TypeAlias = dict[str, Tensor]
 Names: TypeAlias = Iterator[tuple[str, str]]
@@ -192,8 +195,135 @@ def _hf_dac_names(config: DACConfig) -> Names:
     yield from _dac_quantizer_names(config)
 
 
+# EnCodec
+
+
+def _encodec_config(tensors: Tensors, metadata: Mapping[str, Any]) -> EnCodecConfig:
+    """The original's files are bare tensors: of the 24 kHz model if its convolutions have no norms."""
+    convs = [tensors[f"encoder.model.{number}.conv.conv.weight"] for number in (3, 6, 9, 12)]
+    return EnCodecConfig(
+        filters=len(tensors["encoder.model.0.conv.conv.bias"]),
+        dim=len(tensors["encoder.model.15.conv.conv.bias"]),
+        ratios=tuple(conv.shape[2] // 2 for conv in reversed(convs)),
+        **_codebooks(tensors, "quantizer.vq.layers.{}._codebook.embed"),
+    )
+
+
+def _codebooks(tensors: Tensors, name: str) -> dict[str, int]:
+    numbers = itertools.takewhile(lambda number: name.format(number) in tensors, itertools.count())
+    return {"num_codebooks": len(list(numbers)), "codebook_size": len(tensors[name.format(0)])}
+
+
+def _encodec_names(config: SEANetConfig) -> Names:
+    def conv(theirs: str, ours: str, kind: str = "conv") -> Names:
+        yield f"{theirs}.{kind}.{kind}", ours
+
+    yield from _seanet_names(config, "model", conv)
+    for number in range(config.num_codebooks):
+        yield from _codebook_names(f"quantizer.vq.layers.{number}._codebook", number)
+
+
+def _hf_encodec_config(tensors: Tensors, metadata: Mapping[str, Any]) -> EnCodecConfig:
+    for key, only in HF_ENCODEC.items():
+        if metadata.get(key, only) != only:
+            raise ValueError(f"{key} = {metadata[key]} is not supported")
+    ratios = tuple(metadata["upsampling_ratios"])
+    return EnCodecConfig(
+        sample_rate=metadata["sampling_rate"],
+        hop=math.prod(ratios),
+        ratios=ratios,
+        filters=metadata["num_filters"],
+        dim=metadata["hidden_size"],
+        kernel=metadata["kernel_size"],
+        last_kernel=metadata["last_kernel_size"],
+        residual_kernel=metadata["residual_kernel_size"],
+        residual_units=metadata["num_residual_layers"],
+        dilation_base=metadata["dilation_growth_rate"],
+        compress=metadata["compress"],
+        lstm_layers=metadata["num_lstm_layers"],
+        causal=metadata["use_causal_conv"],
+        padding=metadata["pad_mode"],
+        shortcut=metadata.get("use_conv_shortcut", True),
+        **_codebooks(tensors, "quantizer.layers.{}.codebook.embed"),
+    )
+
+
+HF_ENCODEC = {
+    "audio_channels": 1,
+    "normalize": False,
+    "chunk_length_s": None,
+    "norm_type": "weight_norm",
+    "trim_right_ratio": 1.0,
+}
+"""Keys of which only one value is known here."""
+
+
+def _hf_encodec_names(config: SEANetConfig) -> Names:
+    def conv(theirs: str, ours: str, kind: str = "conv") -> Names:
+        yield f"{theirs}.conv", ours
+
+    yield from _seanet_names(config, "layers", conv)
+    for number in range(config.num_codebooks):
+        yield from _codebook_names(f"quantizer.layers.{number}.codebook", number)
+
+
+def _seanet_names(config: SEANetConfig, layers: str, conv: Callable[..., Names]) -> Names:
+    """Encoder and decoder are flat lists of layers in either dialect; `conv` gives the names in one convolution."""
+
+    def units(theirs: str, first: int, ours: str, own: int) -> Names:
+        for number in range(config.residual_units):
+            unit, here = f"{theirs}.{first + number}", f"{ours}.layers.{own + number}"
+            yield from conv(f"{unit}.block.1", f"{here}.conv1")
+            yield from conv(f"{unit}.block.3", f"{here}.conv2")
+            if config.shortcut:
+                yield from conv(f"{unit}.shortcut", f"{here}.shortcut")
+
+    def lstm(theirs: str, ours: str) -> Names:
+        for layer in range(config.lstm_layers):
+            for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh"):
+                yield f"{theirs}.lstm.{name}_l{layer}", f"{ours}.lstm.{name}_l{layer}"
+
+    levels, number = len(config.ratios), config.residual_units
+    size = number + 2  # layers of a level: units, ELU, convolution
+    theirs, ours = f"encoder.{layers}", "encoder.layers"
+    yield from conv(f"{theirs}.0", f"{ours}.0.layers.0")
+    for level in range(levels):
+        here = f"{ours}.0.layers.{level + 1}"
+        yield from units(theirs, 1 + level * size, here, 0)
+        yield from conv(f"{theirs}.{(level + 1) * size}", f"{here}.layers.{number + 1}")
+    yield from lstm(f"{theirs}.{levels * size + 1}", f"{ours}.1")
+    yield from conv(f"{theirs}.{levels * size + 3}", f"{ours}.3")
+    theirs, ours = f"decoder.{layers}", "decoder.layers"
+    yield from conv(f"{theirs}.0", f"{ours}.0")
+    yield from lstm(f"{theirs}.1", f"{ours}.1")
+    for level in range(levels):
+        here = f"{ours}.2.layers.{level}"
+        yield from conv(f"{theirs}.{3 + level * size}", f"{here}.layers.1", "convtr")
+        yield from units(theirs, 4 + level * size, here, 2)
+    yield from conv(f"{theirs}.{3 + levels * size}", f"{ours}.2.layers.{levels}.layers.1")
+
+
+def _codebook_names(theirs: str, number: int) -> Names:
+    yield f"{theirs}.embed", f"quantizer.stages.{number}.codebook"
+    yield f"{theirs}.cluster_size", f"quantizer.stages.{number}.cluster_size"
+
+
 DIALECTS = (
     Dialect("descript-audio-codec", "encoder.block.1.block.0.block.0.alpha", _dac_config, _dac_names),
     Dialect("transformers DacModel", "encoder.block.0.res_unit1.snake1.alpha", _hf_dac_config, _hf_dac_names),
+    Dialect(
+        "encodec",
+        "quantizer.vq.layers.0._codebook.embed",
+        _encodec_config,
+        _encodec_names,
+        ignored=("_codebook.inited", "_codebook.embed_avg"),
+    ),
+    Dialect(
+        "transformers EncodecModel",
+        "quantizer.layers.0.codebook.embed",
+        _hf_encodec_config,
+        _hf_encodec_names,
+        ignored=("codebook.inited", "codebook.embed_avg"),
+    ),
 )
 """All known dialects."""

@@ -19,8 +19,8 @@ Laws; each is a property test:
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterable
-from typing import Any, TypeAlias, TypeVar
+from collections.abc import Iterable, Sequence
+from typing import Any, TypeAlias, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -87,3 +87,69 @@ class Chain(Stateful):
                 x = layer(x)
             after.append(before)
         return x, tuple(after)
+
+
+class Delayed(nn.Module):
+    """A layer of x [batch, time, channels] whose output may need later samples, up to the end of the signal.
+
+        y, state = layer.step(x, state, last=False)
+
+    `last` says that the signal ends with the chunk. `forward(x)` is one step from the initial state that is also the
+    last. Chunks of any size give the same y in total, but a step gives only what is certain, and the last step all that
+    remains. A state is a value here too; after the last step it is of no use.
+    """
+
+    @abstractmethod
+    def initial_state(self, like: Tensor) -> State:
+        """The state before the first sample, with the batch size, device and dtype of `like` [batch, ...]."""
+
+    @abstractmethod
+    def step(self, x: Tensor, state: State, *, last: bool = False) -> tuple[Tensor, State]:
+        """The output that is certain after this chunk, and the state. Changes neither `x` nor `state`."""
+
+    @abstractmethod
+    def needs(self, output: int) -> int:
+        """Index of the last input sample that an output sample waits for in a long signal."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """One step, the first and the last."""
+        return self.step(x, self.initial_state(x), last=True)[0]
+
+
+class DelayedChain(Delayed):
+    """`Delayed` layers in sequence.
+
+    A step of more than `tile` samples is divided into steps of so many, because their signals then stay in the cache of
+    a CPU core. With gradients, or elsewhere, it is not divided.
+    """
+
+    def __init__(self, layers: Iterable[Delayed], *, tile: int | None = None) -> None:
+        super().__init__()
+        self.layers = cast(Sequence[Delayed], nn.ModuleList(layers))
+        self.tile = tile
+
+    def initial_state(self, like: Tensor) -> State:
+        return tuple(layer.initial_state(like) for layer in self.layers)
+
+    def step(self, x: Tensor, state: State, *, last: bool = False) -> tuple[Tensor, State]:
+        tile, time = self.tile or x.shape[1], x.shape[1]
+        if time <= tile or torch.is_grad_enabled() or x.device.type != "cpu":
+            return self.whole_step(x, state, last=last)
+        parts = []
+        for first in range(0, time, tile):
+            y, state = self.whole_step(x[:, first : first + tile], state, last=last and first + tile >= time)
+            parts.append(y)
+        return torch.cat(parts, dim=1), state
+
+    def whole_step(self, x: Tensor, state: State, *, last: bool) -> tuple[Tensor, State]:
+        """One step, not divided."""
+        after = []
+        for layer, before in zip(self.layers, state, strict=True):
+            x, own = layer.step(x, before, last=last)
+            after.append(own)
+        return x, tuple(after)
+
+    def needs(self, output: int) -> int:
+        for layer in reversed(self.layers):
+            output = layer.needs(output)
+        return output
