@@ -199,13 +199,15 @@ def _hf_dac_names(config: DACConfig) -> Names:
 
 
 def _encodec_config(tensors: Tensors, metadata: Mapping[str, Any]) -> EnCodecConfig:
-    """The original's files are bare tensors: of the 24 kHz model if its convolutions have no norms."""
+    """The original's files are bare tensors of the 24 kHz model, whose sizes they tell."""
     convs = [tensors[f"encoder.model.{number}.conv.conv.weight"] for number in (3, 6, 9, 12)]
-    return EnCodecConfig(
-        filters=len(tensors["encoder.model.0.conv.conv.bias"]),
-        dim=len(tensors["encoder.model.15.conv.conv.bias"]),
-        ratios=tuple(conv.shape[2] // 2 for conv in reversed(convs)),
-        **_codebooks(tensors, "quantizer.vq.layers.{}._codebook.embed"),
+    return EnCodecConfig.from_data(
+        {
+            "filters": len(tensors["encoder.model.0.conv.conv.bias"]),
+            "dim": len(tensors["encoder.model.15.conv.conv.bias"]),
+            "ratios": [conv.shape[2] // 2 for conv in reversed(convs)],
+            **_codebooks(tensors, "quantizer.vq.layers.{}._codebook.embed"),
+        }
     )
 
 
@@ -227,27 +229,27 @@ def _hf_encodec_config(tensors: Tensors, metadata: Mapping[str, Any]) -> EnCodec
     for key, only in HF_ENCODEC.items():
         if metadata.get(key, only) != only:
             raise ValueError(f"{key} = {metadata[key]} is not supported")
-    ratios = tuple(metadata["upsampling_ratios"])
-    return EnCodecConfig(
-        sample_rate=metadata["sampling_rate"],
-        hop=math.prod(ratios),
-        ratios=ratios,
-        filters=metadata["num_filters"],
-        dim=metadata["hidden_size"],
-        kernel=metadata["kernel_size"],
-        last_kernel=metadata["last_kernel_size"],
-        residual_kernel=metadata["residual_kernel_size"],
-        residual_units=metadata["num_residual_layers"],
-        dilation_base=metadata["dilation_growth_rate"],
-        compress=metadata["compress"],
-        lstm_layers=metadata["num_lstm_layers"],
-        causal=metadata["use_causal_conv"],
-        padding=metadata["pad_mode"],
-        shortcut=metadata.get("use_conv_shortcut", True),
-        **_codebooks(tensors, "quantizer.layers.{}.codebook.embed"),
-    )
+    keys = {ours: metadata[theirs] for theirs, ours in HF_ENCODEC_KEYS.items()}
+    keys["hop"] = math.prod(keys["ratios"])
+    return EnCodecConfig.from_data(keys | _codebooks(tensors, "quantizer.layers.{}.codebook.embed"))
 
 
+HF_ENCODEC_KEYS = {
+    "sampling_rate": "sample_rate",
+    "upsampling_ratios": "ratios",
+    "num_filters": "filters",
+    "hidden_size": "dim",
+    "kernel_size": "kernel",
+    "last_kernel_size": "last_kernel",
+    "residual_kernel_size": "residual_kernel",
+    "num_residual_layers": "residual_units",
+    "dilation_growth_rate": "dilation_base",
+    "compress": "compress",
+    "num_lstm_layers": "lstm_layers",
+    "use_causal_conv": "causal",
+    "pad_mode": "padding",
+    "use_conv_shortcut": "shortcut",
+}
 HF_ENCODEC = {
     "audio_channels": 1,
     "normalize": False,

@@ -28,8 +28,8 @@ from codec.models.base import (
     SampleRate,
     StepCodec,
 )
+from codec.nn.padded import ELU, LSTM, PaddedConv1d, Padding, ResidualUnit, Style, TrimmedConvTranspose1d
 from codec.nn.quantize.residual import ResidualVQ
-from codec.nn.seanet import ELU, LSTM, PaddedConv1d, Padding, ResidualUnit, Style, TrimmedConvTranspose1d
 from codec.nn.shapes import Audio, Latents
 from codec.nn.streaming import Delayed, DelayedChain, State
 

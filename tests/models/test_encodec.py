@@ -13,7 +13,7 @@ import codec
 from codec.errors import ConfigError, UnknownModel
 from codec.models.base import UNBOUNDED
 from codec.models.encodec import EnCodec, EnCodecConfig
-from codec.nn.seanet import PaddedConv1d, Padding, Style, TrimmedConvTranspose1d, elu, pad_ends
+from codec.nn.padded import PaddedConv1d, Padding, Style, TrimmedConvTranspose1d, elu, pad_ends
 from codec.nn.streaming import Delayed
 from codec.streams import StreamDecoder, StreamEncoder
 from tests.helpers.checkpoints import scaled, theirs, weight_normed, write_folder

@@ -1,4 +1,4 @@
-"""The layers of SEANet codecs (Tagliasacchi et al. 2020; EnCodec), chunk by chunk.
+"""The layers of EnCodec, whose convolutions pad a signal at both ends, chunk by chunk (`Delayed`).
 
 Signals are [batch, time, channels] here, because every convolution is then a sum of matrix products with views of its
 input, without copies. Kernel 4, stride 2, on the samples a b c d e f:
@@ -81,7 +81,7 @@ def elu(x: Tensor) -> Tensor:
 
 
 class ELU(Delayed):
-    """The activation of SEANet, for each sample alone."""
+    """The activation, for each sample alone."""
 
     def initial_state(self, like: Tensor) -> State:
         return ()
@@ -181,7 +181,7 @@ class PaddedConv1d(Delayed):
         taps = self.taps()
         kernel, inputs, _ = taps.shape
         if self.stride > 1:
-            x = x[:, : (frames + kernel - 1) * self.stride].unflatten(1, (-1, self.stride)).flatten(2)
+            x = x[:, : (frames + kernel - 1) * self.stride].view(len(x), -1, inputs)
         if kernel > 1 and kernel * inputs <= NARROW and self.dilation == 1:  # one product with copied windows
             windows = x.flatten(1).unfold(1, kernel * inputs, inputs)[:, :frames]
             y = products([(windows.contiguous(), taps.flatten(0, 1))], self.bias)
@@ -227,7 +227,7 @@ class TrimmedConvTranspose1d(Delayed):
             x = F.pad(x, (0, 0, 0, 1))
         first, second = self.weight.permute(0, 2, 1).flatten(1).chunk(2, dim=1)  # [in, stride * out]
         y = products([(x[:, :-1], second), (x[:, 1:], first)], self.bias.repeat(self.stride))
-        y = y.unflatten(2, (self.stride, -1)).flatten(1, 2)
+        y = y.view(len(y), -1, len(self.bias))
         if self.norm is not None:
             y = self.norm(y)
         end = y.shape[1] - (self.right if more else 0)
