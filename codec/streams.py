@@ -114,7 +114,7 @@ class StreamEncoder:
         whole = self._model.frame_spec.whole_frames(audio.shape[2])
         if isinstance(self._model, BlockCodec):
             codes = self._block(self._model, audio, whole, last=last)
-        elif last:
+        elif last and self._model.own_padding:
             codes = cast(StepCodec, self._model).encode_end(audio, self._state, num_codebooks=self.num_codebooks)
         else:
             codes = self._step(cast(StepCodec, self._model), audio, whole)
@@ -229,7 +229,7 @@ class StreamDecoder:
         Raises UsageError if the frames did not hold `length` samples.
         """
         _must_be_open(self._open)
-        if isinstance(self._model, StepCodec):
+        if isinstance(self._model, StepCodec) and self._model.own_padding:
             none = torch.zeros(self._batch, self._model.codebook_choices[0], 0, dtype=torch.int64)
             audio = self._given(self._model.decode_end(none.to(self._model.device), self._state))
         else:

@@ -127,8 +127,8 @@ class Codec(nn.Module):
     channels: int = 1
     """Channels of the audio."""
     own_padding: bool = False
-    """Whether the family pads the ends of a signal itself: `analyze` takes any number of samples, and what it gives for
-    the last frames depends on where the signal ends."""
+    """Whether the family pads the ends of a signal itself: `analyze` takes any number of samples, what it gives for the
+    last frames depends on where the signal ends, and streams may hold frames back until then."""
     segment_frames: int = 0
     """Frames that are divided by one scale before they are encoded; 0 for a family without side information."""
 
@@ -671,8 +671,8 @@ class Codec(nn.Module):
 class StepCodec(Codec):
     """A family with state: `y, state = step(x, state)`, and a whole signal is one step from the initial state.
 
-    Most families are causal, and every frame of audio gives its frame of latents in the same step. A family that looks
-    ahead holds frames back; it overrides `latents_end` and `audio_end`, which give what remains at the end of a signal.
+    Most families are causal, and every frame of audio gives its frame of latents in the same step. A family with
+    `own_padding` may hold frames back; its `latents_end` and `audio_end` give what remains at the end of a signal.
     """
 
     @abstractmethod

@@ -199,7 +199,7 @@ def _hf_dac_names(config: DACConfig) -> Names:
 
 
 def _encodec_config(tensors: Tensors, metadata: Mapping[str, Any]) -> EnCodecConfig:
-    """The original's files are bare tensors of the 24 kHz model, whose sizes they tell."""
+    """The original's files have tensors only; the configuration is that of the 24 kHz model, with their sizes."""
     convs = [tensors[f"encoder.model.{number}.conv.conv.weight"] for number in (3, 6, 9, 12)]
     return EnCodecConfig.from_data(
         {

@@ -119,8 +119,8 @@ class Delayed(nn.Module):
 class DelayedChain(Delayed):
     """`Delayed` layers in sequence.
 
-    A step of more than `tile` samples is divided into steps of so many, because their signals then stay in the cache of
-    a CPU core. With gradients, or elsewhere, it is not divided.
+    A step of more than `tile` samples is divided into steps of `tile` samples, because their signals then stay in the
+    cache of a CPU core. With gradients, or elsewhere, it is not divided.
     """
 
     def __init__(self, layers: Iterable[Delayed], *, tile: int | None = None) -> None:
