@@ -55,6 +55,14 @@ PUBLISHED = {
         codebooks="9 × 1024",
         bitrates="0.86 to 7.75",
     ),
+    "mimi-24khz": Published(
+        repository="kyutai/mimi",
+        license="CC BY 4.0",
+        sample_rate=24000,
+        frame_rate=12.5,
+        codebooks="32 × 2048",
+        bitrates="0.14 to 4.4",
+    ),
 }
 """By the name that `codec.load` and --model take."""
 

@@ -10,6 +10,7 @@ from codec.models.base import Codec, CodecConfig
 from codec.models.causal import CausalCodec, CausalConfig
 from codec.models.dac import DAC, DACConfig
 from codec.models.encodec import EnCodec, EnCodecConfig
+from codec.models.mimi import Mimi, MimiConfig
 
 __all__ = ["DEFAULT_CONFIG", "FAMILIES", "Codec", "ModelConfig", "build", "of_config"]
 
@@ -17,6 +18,7 @@ FAMILIES: dict[str, tuple[type[CodecConfig], type[Codec]]] = {
     "causal": (CausalConfig, CausalCodec),
     "dac": (DACConfig, DAC),
     "encodec": (EnCodecConfig, EnCodec),
+    "mimi": (MimiConfig, Mimi),
 }
 """The classes of each family, by its name: the only place that lists families."""
 DEFAULT_CONFIG: CodecConfig = CausalConfig()

@@ -695,19 +695,36 @@ class StepCodec(Codec):
     def audio_step(self, latents: Latents, state: State) -> tuple[Audio, State]:
         """Audio of a chunk of frames, a hop per frame, late by `frame_spec.decoder_delay` samples."""
 
+    step_frames: int = 0
+    """Most frames of one step of a whole signal if no gradient is computed, so that memory does not grow with its
+    length; 0 for no limit."""
+
     def latents_end(self, audio: Audio, state: State) -> Latents:
         """Latents of the last chunk of a signal, as `analyze` takes it, and of all that was held back."""
-        return self.latents_step(audio, state)[0]
+        return self._in_steps(self.latents_step, audio, state, self.frame_spec.hop)
 
     def audio_end(self, latents: Latents, state: State) -> Audio:
         """Audio of the last frames of a signal, maybe none, and all that was held back."""
-        return self.audio_step(latents, state)[0]
+        return self._in_steps(self.audio_step, latents, state, 1)
 
     def analyze(self, audio: Audio) -> Latents:
         return self.latents_end(audio, self.encoder_state(len(audio)))
 
     def synthesize(self, latents: Latents) -> Audio:
         return self.audio_end(latents, self.decoder_state(len(latents)))
+
+    def _in_steps(
+        self, step: Callable[[Tensor, State], tuple[Tensor, State]], x: Tensor, state: State, per_frame: int
+    ) -> Tensor:
+        """The result of `step` for the rest of a signal, x, which has `per_frame` samples for each frame."""
+        size = self.step_frames * per_frame
+        if torch.is_grad_enabled() or not 0 < size < x.shape[-1]:
+            return step(x, state)[0]
+        parts = []
+        for part in torch.split(x, size, dim=-1):
+            y, state = step(part, state)
+            parts.append(y)
+        return torch.cat(parts, dim=-1)
 
     def encode_step(self, audio: Audio, state: State, *, num_codebooks: int | None = None) -> tuple[Codes, State]:
         """Codes of a chunk [batch, channels, time] whose time is a multiple of hop, and the state after it."""

@@ -19,6 +19,7 @@ from codec.errors import ConfigError, UnknownModel
 from codec.models.base import CodecConfig
 from codec.models.dac import DACConfig
 from codec.models.encodec import EnCodecConfig, SEANetConfig
+from codec.models.mimi import MimiConfig
 
 Tensors: TypeAlias = dict[str, Tensor]
 Names: TypeAlias = Iterator[tuple[str, str]]
@@ -39,6 +40,8 @@ class Dialect:
     """Names of all tensors of a model of that configuration."""
     ignored: tuple[str, ...] = ()
     """Endings of tensors that only training needs."""
+    prepare: Callable[[Tensors], Tensors] = dict
+    """What to do with the tensors before they are named, if a tensor of ours is not one of theirs."""
 
 
 def recognize(tensors: Tensors) -> Dialect | None:
@@ -59,8 +62,9 @@ def convert(tensors: Tensors, metadata: Mapping[str, Any], *, label: str) -> tup
         known = ", ".join(sorted({dialect.label for dialect in DIALECTS}))
         raise UnknownModel(f"{label} is not a checkpoint of a known codec family: give one of {known}")
     try:
+        tensors = dialect.prepare(tensors)
         config = dialect.config(tensors, metadata)
-    except (KeyError, ValueError, TypeError, IndexError, ConfigError) as error:
+    except (KeyError, ValueError, TypeError, IndexError, RuntimeError, ConfigError) as error:
         raise UnknownModel(
             f"{label} is a checkpoint of {dialect.label} without a usable configuration: {error}"
         ) from error
@@ -310,6 +314,196 @@ def _codebook_names(theirs: str, number: int) -> Names:
     yield f"{theirs}.cluster_size", f"quantizer.stages.{number}.cluster_size"
 
 
+# Mimi
+
+HEAD_DIM = 64  # of every Mimi that moshi has released; its files do not say it
+
+
+def _prepare_moshi(tensors: Tensors) -> Tensors:
+    """Entries instead of their sums, and queries and keys with their rotary pairs half a head apart."""
+    prepared = _divided_sums(tensors, "embedding_sum")
+    for name in list(prepared):
+        for ending in ("self_attn.in_proj_weight", "self_attn.in_projs.0.weight"):
+            if name.endswith(ending):
+                weight = prepared.pop(name)
+                queries, keys, values = weight.view(3, -1, HEAD_DIM // 2, 2, weight.shape[1])
+                rows = [part.transpose(1, 2).flatten(0, 2) for part in (queries, keys)] + [values.flatten(0, 2)]
+                prepared[name.removesuffix(ending) + "self_attn.qkv.weight"] = torch.cat(rows)
+        if name.endswith("self_attn.out_projs.0.weight"):
+            prepared[name.replace("out_projs.0", "out_proj")] = prepared.pop(name)
+    return prepared
+
+
+def _prepare_hf_mimi(tensors: Tensors) -> Tensors:
+    """Entries instead of their sums, and queries, keys and values in one product."""
+    prepared = _divided_sums(tensors, "embed_sum")
+    for name in list(prepared):
+        stem = name.removesuffix("q_proj.weight")
+        parts = [f"{stem}{part}_proj.weight" for part in "qkv"]
+        if name.endswith("self_attn.q_proj.weight") and all(part in prepared for part in parts):
+            prepared[stem + "qkv.weight"] = torch.cat([prepared.pop(part) for part in parts])
+    return prepared
+
+
+def _divided_sums(tensors: Tensors, ending: str) -> Tensors:
+    """Tensors with each codebook computed as the sum of the rows that chose an entry over their number."""
+    divided = dict(tensors)
+    for name in tensors:
+        stem = name.removesuffix(ending)
+        if name.endswith(ending) and stem + "cluster_usage" in tensors:
+            divided[stem + "codebook"] = divided.pop(name) / tensors[stem + "cluster_usage"].clamp(min=1e-5)[:, None]
+    return divided
+
+
+def _moshi_config(tensors: Tensors, metadata: Mapping[str, Any]) -> MimiConfig:
+    """Sizes from the tensors, because the files have nothing else; the rest is equal in all of them."""
+    kernels = [
+        tensors[f"encoder.model.{number}.conv.conv.weight"]
+        for number in range(3, 3 + 3 * 8, 3)
+        if f"encoder.model.{number}.conv.conv.weight" in tensors
+    ]
+    rates = tuple(weight.shape[2] // 2 for weight in kernels)
+    size, codebook_dim = tensors["quantizer.rvq_first.vq.layers.0._codebook.codebook"].shape
+    hidden, width = tensors["encoder_transformer.transformer.layers.0.linear1.weight"].shape
+    return MimiConfig(
+        hop=math.prod(rates) * tensors["downsample.conv.conv.conv.weight"].shape[2] // 2,
+        num_codebooks=1 + _count(tensors, "quantizer.rvq_rest.vq.layers.{}._codebook.codebook"),
+        codebook_size=size,
+        codebook_dim=codebook_dim,
+        filters=len(tensors["encoder.model.0.conv.conv.weight"]),
+        rates=rates,
+        width=width,
+        layers=_count(tensors, "encoder_transformer.transformer.layers.{}.norm1.weight"),
+        heads=width // HEAD_DIM,
+        hidden=hidden,
+    )
+
+
+def _hf_mimi_config(tensors: Tensors, metadata: Mapping[str, Any]) -> MimiConfig:
+    for key, value in MIMI_FIXED.items():
+        if metadata.get(key, value) != value:
+            raise ValueError(f"{key} = {metadata[key]!r}, but only {value!r} is supported")
+    rates = tuple(metadata["upsampling_ratios"])[::-1]
+    return MimiConfig(
+        sample_rate=metadata["sampling_rate"],
+        hop=math.prod(rates) * tensors["downsample.conv.weight"].shape[2] // 2,
+        num_codebooks=metadata["num_quantizers"],
+        codebook_size=metadata["codebook_size"],
+        codebook_dim=metadata["vector_quantization_hidden_dimension"],
+        filters=metadata["num_filters"],
+        rates=rates,
+        width=metadata["hidden_size"],
+        layers=metadata["num_hidden_layers"],
+        heads=metadata["num_attention_heads"],
+        hidden=metadata["intermediate_size"],
+        context=metadata["sliding_window"],
+    )
+
+
+MIMI_FIXED = {
+    "audio_channels": 1,
+    "num_residual_layers": 1,
+    "kernel_size": 7,
+    "last_kernel_size": 3,
+    "residual_kernel_size": 3,
+    "use_causal_conv": True,
+    "pad_mode": "constant",
+    "compress": 2,
+    "trim_right_ratio": 1.0,
+    "use_conv_shortcut": False,
+    "num_semantic_quantizers": 1,
+    "hidden_act": "gelu",
+    "norm_eps": 1e-5,
+    "rope_theta": 10000.0,
+    "attention_bias": False,
+}
+"""Keys of transformers' configuration that have one value in every Mimi."""
+
+
+def _count(tensors: Tensors, name: str) -> int:
+    """How many tensors there are under the name, with the numbers from 0."""
+    return next(number for number in itertools.count() if name.format(number) not in tensors)
+
+
+def _moshi_names(config: MimiConfig) -> Names:
+    yield from _mimi_stage_names(config, "model", conv=".conv.conv", transposed=".convtr.convtr")
+    yield "downsample.conv.conv.conv", "encoder.resampling"
+    yield "upsample.convtr.convtr.convtr", "decoder.resampling"
+    layer = {
+        "norm1": "attention_norm",
+        "self_attn.qkv": "qkv_proj",
+        "self_attn.out_proj": "out_proj",
+        "layer_scale_1.scale": "attention_scale.scale",
+        "norm2": "mlp_norm",
+        "linear1": "up_proj",
+        "linear2": "down_proj",
+        "layer_scale_2.scale": "mlp_scale.scale",
+    }
+    yield from _mimi_layer_names(config, "transformer.layers", layer)
+    yield from _mimi_quantizer_names(config, "quantizer.rvq_first", "quantizer.rvq_rest", ".vq.layers.{}._codebook")
+
+
+def _hf_mimi_names(config: MimiConfig) -> Names:
+    yield from _mimi_stage_names(config, "layers", conv=".conv", transposed=".conv")
+    yield "downsample.conv", "encoder.resampling"
+    yield "upsample.conv", "decoder.resampling"
+    layer = {
+        "input_layernorm": "attention_norm",
+        "self_attn.qkv": "qkv_proj",
+        "self_attn.o_proj": "out_proj",
+        "self_attn_layer_scale.scale": "attention_scale.scale",
+        "post_attention_layernorm": "mlp_norm",
+        "mlp.fc1": "up_proj",
+        "mlp.fc2": "down_proj",
+        "mlp_layer_scale.scale": "mlp_scale.scale",
+    }
+    yield from _mimi_layer_names(config, "layers", layer)
+    semantic, acoustic = (f"quantizer.{kind}_residual_vector_quantizer" for kind in ("semantic", "acoustic"))
+    yield from _mimi_quantizer_names(config, semantic, acoustic, ".layers.{}.codebook")
+
+
+def _mimi_stage_names(config: MimiConfig, layers: str, *, conv: str, transposed: str) -> Names:
+    """Names of the convolutions, which both projects number with the activations between them."""
+    last = len(config.rates)
+    ours = "encoder.convolutions.layers"
+    yield f"encoder.{layers}.0{conv}", f"{ours}.0.layers.0"
+    for level in range(last):
+        unit = 1 if level == 0 else 0
+        yield from _mimi_unit_names(f"encoder.{layers}.{3 * level + 1}", conv, f"{ours}.{level}.layers.{unit}")
+        yield f"encoder.{layers}.{3 * level + 3}{conv}", f"{ours}.{level}.layers.{unit + 1}"
+    yield f"encoder.{layers}.{3 * last + 2}{conv}", f"{ours}.{last}"
+    ours = "decoder.convolutions.layers"
+    yield f"decoder.{layers}.0{conv}", f"{ours}.0"
+    for level in range(last):
+        yield f"decoder.{layers}.{3 * level + 2}{transposed}", f"{ours}.{level + 1}.layers.0"
+        yield from _mimi_unit_names(f"decoder.{layers}.{3 * level + 3}", conv, f"{ours}.{level + 1}.layers.1")
+    yield f"decoder.{layers}.{3 * last + 2}{conv}", f"{ours}.{last}.layers.2"
+
+
+def _mimi_unit_names(theirs: str, conv: str, ours: str) -> Names:
+    yield f"{theirs}.block.1{conv}", f"{ours}.conv1"
+    yield f"{theirs}.block.3{conv}", f"{ours}.conv2"
+
+
+def _mimi_layer_names(config: MimiConfig, layers: str, layer: Mapping[str, str]) -> Names:
+    for side in ("encoder", "decoder"):
+        for number in range(config.layers):
+            for name, ours in layer.items():
+                yield f"{side}_transformer.{layers}.{number}.{name}", f"{side}.transformer.blocks.{number}.{ours}"
+
+
+def _mimi_quantizer_names(config: MimiConfig, semantic: str, acoustic: str, stage: str) -> Names:
+    for theirs, ours, codebooks in (
+        (semantic, "quantizer.semantic", 1),
+        (acoustic, "quantizer.acoustic", config.num_codebooks - 1),
+    ):
+        yield f"{theirs}.input_proj", f"{ours}.in_proj"
+        yield f"{theirs}.output_proj", f"{ours}.out_proj"
+        for number in range(codebooks):
+            yield f"{theirs}{stage.format(number)}.codebook", f"{ours}.rvq.stages.{number}.codebook"
+            yield f"{theirs}{stage.format(number)}.cluster_usage", f"{ours}.rvq.stages.{number}.cluster_size"
+
+
 DIALECTS = (
     Dialect("descript-audio-codec", "encoder.block.1.block.0.block.0.alpha", _dac_config, _dac_names),
     Dialect("transformers DacModel", "encoder.block.0.res_unit1.snake1.alpha", _hf_dac_config, _hf_dac_names),
@@ -326,6 +520,22 @@ DIALECTS = (
         _hf_encodec_config,
         _hf_encodec_names,
         ignored=("codebook.inited", "codebook.embed_avg"),
+    ),
+    Dialect(
+        "moshi's Mimi",
+        "quantizer.rvq_first.input_proj.weight",
+        _moshi_config,
+        _moshi_names,
+        ignored=("_codebook._initialized",),
+        prepare=_prepare_moshi,
+    ),
+    Dialect(
+        "transformers MimiModel",
+        "quantizer.semantic_residual_vector_quantizer.input_proj.weight",
+        _hf_mimi_config,
+        _hf_mimi_names,
+        ignored=("codebook.initialized",),
+        prepare=_prepare_hf_mimi,
     ),
 )
 """All known dialects."""

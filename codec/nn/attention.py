@@ -13,6 +13,8 @@ alone, so the order of the slots does not matter and a stream has no maximum len
 from __future__ import annotations
 
 import math
+from abc import abstractmethod
+from collections.abc import Iterable
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -24,7 +26,7 @@ from torch import Tensor, nn
 from codec.errors import ConfigError
 from codec.nn.streaming import Stateful
 
-FREQUENCIES = 1.0, 1e-4  # of the first and the last pair of a head, radians per step
+FREQUENCIES = 1.0, 1e-4  # of the first and, unless a model says otherwise, the last pair of a head, radians per step
 NORM_EPSILON = 1e-5
 FIRST_SLOTS = 1024  # of a cache on a CPU, which grows while it is filled, because a context may exceed any memory
 
@@ -119,22 +121,26 @@ def in_context(steps: int, context: int, device: torch.device) -> Tensor:
 
 
 @lru_cache(maxsize=8)
-def rotary_frequencies(head_dim: int, device: torch.device) -> Float[Tensor, "3 1 1 1 head_dim"]:
+def rotary_frequencies(
+    head_dim: int, device: torch.device, slowest: float = FREQUENCIES[1]
+) -> Float[Tensor, "3 1 1 1 head_dim"]:
     """Radians per step for queries, keys and values; values are not rotated.
 
     Signed, so that cosine and sine of position × frequency are the two factors of `apply_rotary`. In float64, so that
     positions stay exact for hours.
     """
-    first, last = map(math.log10, FREQUENCIES)
+    first, last = math.log10(FREQUENCIES[0]), math.log10(slowest)
     with torch.inference_mode(False):  # because training may use the cached tensor too
         pairs = torch.logspace(first, last, head_dim // 2, dtype=torch.float64)
         signed = torch.cat([-pairs, pairs])
         return torch.stack([signed, signed, torch.zeros_like(signed)])[:, None, None, None].to(device)
 
 
-def rotary_table(positions: Int[Tensor, "batch steps"], head_dim: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+def rotary_table(
+    positions: Int[Tensor, "batch steps"], head_dim: int, dtype: torch.dtype, slowest: float = FREQUENCIES[1]
+) -> tuple[Tensor, Tensor]:
     """Cosines and signed sines [3, batch, 1, steps, head_dim] for queries, keys and values at these positions."""
-    angles = positions[:, None, :, None] * rotary_frequencies(head_dim, positions.device)
+    angles = positions[:, None, :, None] * rotary_frequencies(head_dim, positions.device, slowest)
     return angles.cos().to(dtype), angles.sin().to(dtype)
 
 
@@ -164,26 +170,19 @@ class RMSNorm(nn.Module):
         return x / torch.add(self.epsilon, length, alpha=self.length_to_rms) * self.weight
 
 
-class Block(nn.Module):
-    """Self-attention, cross-attention if the model has a memory, and a SwiGLU feed-forward layer (Shazeer 2020).
+class AttentionBlock(nn.Module):
+    """Self-attention after a norm; subclasses say what follows it.
 
     Takes and returns rows [batch * steps, width], because linear layers are fastest on matrices.
     """
 
-    def __init__(self, width: int, num_heads: int, *, hidden: int, memory: bool, dropout: float) -> None:
+    def __init__(self, width: int, num_heads: int, *, norm: nn.Module, dropout: float = 0.0) -> None:
         super().__init__()
         self.num_heads = num_heads
         self.dropout_p = dropout
-        self.attention_norm = RMSNorm(width)
+        self.attention_norm = norm
         self.qkv_proj = nn.Linear(width, 3 * width, bias=False)
         self.out_proj = nn.Linear(width, width, bias=False)
-        self.cross_norm = RMSNorm(width) if memory else None
-        self.cross_q_proj = nn.Linear(width, width, bias=False) if memory else None
-        self.cross_kv_proj = nn.Linear(width, 2 * width, bias=False) if memory else None
-        self.cross_out_proj = nn.Linear(width, width, bias=False) if memory else None
-        self.mlp_norm = RMSNorm(width)
-        self.gate_up_proj = nn.Linear(width, 2 * hidden, bias=False)
-        self.down_proj = nn.Linear(hidden, width, bias=False)
 
     def project_qkv(self, x: Tensor, rotation: tuple[Tensor, Tensor]) -> Tensor:
         """Queries, keys and values [3, batch, heads, steps, head_dim], with rotary positions applied."""
@@ -197,8 +196,25 @@ class Block(nn.Module):
         attended = F.scaled_dot_product_attention(queries, keys, values, mask, dropout_p, is_causal=causal)
         return attended.transpose(1, 2).reshape(-1, attended.shape[1] * attended.shape[3])
 
+    @abstractmethod
     def residual_mlp(self, x: Tensor, attended: Tensor, memory: tuple[Tensor, Tensor, Tensor] | None) -> Tensor:
         """The rest of the block, after self-attention: its output rows from its input rows and what was attended to."""
+
+
+class Block(AttentionBlock):
+    """Self-attention, cross-attention if the model has a memory, and a SwiGLU feed-forward layer (Shazeer 2020)."""
+
+    def __init__(self, width: int, num_heads: int, *, hidden: int, memory: bool, dropout: float) -> None:
+        super().__init__(width, num_heads, norm=RMSNorm(width), dropout=dropout)
+        self.cross_norm = RMSNorm(width) if memory else None
+        self.cross_q_proj = nn.Linear(width, width, bias=False) if memory else None
+        self.cross_kv_proj = nn.Linear(width, 2 * width, bias=False) if memory else None
+        self.cross_out_proj = nn.Linear(width, width, bias=False) if memory else None
+        self.mlp_norm = RMSNorm(width)
+        self.gate_up_proj = nn.Linear(width, 2 * hidden, bias=False)
+        self.down_proj = nn.Linear(hidden, width, bias=False)
+
+    def residual_mlp(self, x: Tensor, attended: Tensor, memory: tuple[Tensor, Tensor, Tensor] | None) -> Tensor:
         x = x + self.dropout(self.out_proj(attended))
         if memory is not None:
             assert self.cross_norm
@@ -214,12 +230,79 @@ class Block(nn.Module):
         return F.dropout(x, self.dropout_p) if self.training and self.dropout_p else x
 
 
-class Transformer(Stateful):
-    """Pre-norm transformer over x [batch, steps, width]; a step attends to itself and the `context` - 1 before it.
+class SlidingTransformer(Stateful):
+    """Blocks and a norm over x [batch, steps, width]; a step attends to itself and the `context` - 1 before it.
 
     `step` leaves the given state as it was, as every layer does; `forward_step` writes into its cache, which saves a
-    copy if the old state is not needed. Raises ConfigError unless width / heads is an even number.
+    copy if the old state is not needed. `slowest` is the frequency of the last pair of a head in radians per step.
+    Raises ConfigError unless width / heads is an even number.
     """
+
+    def __init__(
+        self,
+        blocks: Iterable[AttentionBlock],
+        norm: nn.Module,
+        *,
+        width: int,
+        heads: int,
+        context: int,
+        slowest: float = FREQUENCIES[1],
+    ) -> None:
+        super().__init__()
+        if width % (2 * heads):
+            raise ConfigError(f"width = {width} does not divide into {heads} heads of an even size: change one of them")
+        self.context = context
+        self.width = width
+        self.head_dim = width // heads
+        self.slowest = slowest
+        self.blocks = nn.ModuleList(blocks)
+        self.norm = norm
+
+    def initial_state(self, like: Tensor, memory: CrossAttentionKV | None = None) -> TransformerState:
+        slots = min(self.context, FIRST_SLOTS) if like.device.type == "cpu" else self.context
+        shape = len(self.blocks), 2, len(like), self.width // self.head_dim, slots, self.head_dim
+        position = torch.zeros(len(like), dtype=torch.int64, device=like.device)
+        return TransformerState(position, like.new_zeros(shape, dtype=next(self.parameters()).dtype), memory)
+
+    def step(self, x: Tensor, state: TransformerState) -> tuple[Tensor, TransformerState]:
+        return self.forward_step(x, state._replace(kv_cache=state.kv_cache.clone()))
+
+    def forward_step(self, x: Tensor, state: TransformerState) -> tuple[Tensor, TransformerState]:
+        """As `step`, but the cache of the given state is overwritten, so that state cannot be used again."""
+        steps = x.shape[1]
+        positions = state.position[:, None] + torch.arange(steps, device=x.device)  # [batch, steps]
+        rotation = rotary_table(positions, self.head_dim, x.dtype, self.slowest)
+        kv_cache = with_room(state.kv_cache, state.position, steps=steps, context=self.context)
+        if steps == 1:
+            cache: StepCache | ChunkCache = plan_step(state.position, self.context)
+        else:
+            cache = plan_chunk(positions, self.context, kv_cache.shape[4])
+        rows = x.flatten(0, 1)
+        for number, (block, layer_cache) in enumerate(zip(self.blocks, kv_cache, strict=True)):
+            assert isinstance(block, AttentionBlock)
+            queries, new = block.project_qkv(rows, rotation).split_with_sizes([1, 2])  # new keys and values
+            keys, values = cache.update(layer_cache, new)
+            attended = block.attend(queries[0], keys, values, cache.mask, causal=False)
+            rows = block.residual_mlp(rows, attended, memory_of(state.memory, number))
+        return self.norm(rows).view_as(x), TransformerState(state.position + steps, kv_cache, state.memory)
+
+    def forward(self, x: Tensor, memory: CrossAttentionKV | None = None) -> Tensor:
+        """One step from the initial state, without a cache."""
+        steps = x.shape[1]
+        rotation = rotary_table(torch.arange(steps, device=x.device)[None], self.head_dim, x.dtype, self.slowest)
+        mask = in_context(steps, self.context, x.device) if steps > self.context else None
+        rows = x.flatten(0, 1)
+        for number, block in enumerate(self.blocks):
+            assert isinstance(block, AttentionBlock)
+            queries, keys, values = block.project_qkv(rows, rotation)
+            attended = block.attend(queries, keys, values, mask, causal=mask is None)
+            rows = block.residual_mlp(rows, attended, memory_of(memory, number))
+        out: Tensor = self.norm(rows).view_as(x)
+        return out
+
+
+class Transformer(SlidingTransformer):
+    """A `SlidingTransformer` of `Block`s."""
 
     def __init__(
         self,
@@ -232,27 +315,13 @@ class Transformer(Stateful):
         memory: bool = False,
         dropout: float = 0.0,
     ) -> None:
-        super().__init__()
-        if width % (2 * heads):
-            raise ConfigError(f"width = {width} does not divide into {heads} heads of an even size: change one of them")
         hidden = hidden or round(width * 8 / 3 / 32) * 32  # as many parameters as an MLP of 4 × width without gate
-        self.context = context
-        self.width = width
-        self.head_dim = width // heads
-        self.blocks = nn.ModuleList(
-            Block(width, heads, hidden=hidden, memory=memory, dropout=dropout) for _ in range(layers)
-        )
-        self.norm = RMSNorm(width)
+        blocks = [Block(width, heads, hidden=hidden, memory=memory, dropout=dropout) for _ in range(layers)]
+        super().__init__(blocks, RMSNorm(width), width=width, heads=heads, context=context)
         for name, weight in self.named_parameters():
             if weight.ndim == 2:
                 residual = name.endswith(("out_proj.weight", "down_proj.weight"))
                 nn.init.normal_(weight, std=width**-0.5 / (math.sqrt(2 * layers) if residual else 1))
-
-    def initial_state(self, like: Tensor, memory: CrossAttentionKV | None = None) -> TransformerState:
-        slots = min(self.context, FIRST_SLOTS) if like.device.type == "cpu" else self.context
-        shape = len(self.blocks), 2, len(like), self.width // self.head_dim, slots, self.head_dim
-        position = torch.zeros(len(like), dtype=torch.int64, device=like.device)
-        return TransformerState(position, like.new_zeros(shape, dtype=self.norm.weight.dtype), memory)
 
     def encode_memory(self, memory: Tensor, mask: Tensor) -> CrossAttentionKV:
         """Keys and values of `memory` [batch, places, width]; `mask` [batch, places] is False on padding."""
@@ -264,42 +333,6 @@ class Transformer(Stateful):
             pairs.append(pair.permute(2, 0, 3, 1, 4))  # [2, batch, heads, places, head_dim]
         keys, values = torch.stack(pairs, dim=1)
         return CrossAttentionKV(keys, values, mask[:, None, None])
-
-    def step(self, x: Tensor, state: TransformerState) -> tuple[Tensor, TransformerState]:
-        return self.forward_step(x, state._replace(kv_cache=state.kv_cache.clone()))
-
-    def forward_step(self, x: Tensor, state: TransformerState) -> tuple[Tensor, TransformerState]:
-        """As `step`, but the cache of the given state is overwritten, so that state cannot be used again."""
-        steps = x.shape[1]
-        positions = state.position[:, None] + torch.arange(steps, device=x.device)  # [batch, steps]
-        rotation = rotary_table(positions, self.head_dim, x.dtype)
-        kv_cache = with_room(state.kv_cache, state.position, steps=steps, context=self.context)
-        if steps == 1:
-            cache: StepCache | ChunkCache = plan_step(state.position, self.context)
-        else:
-            cache = plan_chunk(positions, self.context, kv_cache.shape[4])
-        rows = x.flatten(0, 1)
-        for number, (block, layer_cache) in enumerate(zip(self.blocks, kv_cache, strict=True)):
-            assert isinstance(block, Block)
-            queries, new = block.project_qkv(rows, rotation).split_with_sizes([1, 2])  # new keys and values
-            keys, values = cache.update(layer_cache, new)
-            attended = block.attend(queries[0], keys, values, cache.mask, causal=False)
-            rows = block.residual_mlp(rows, attended, memory_of(state.memory, number))
-        return self.norm(rows).view_as(x), TransformerState(state.position + steps, kv_cache, state.memory)
-
-    def forward(self, x: Tensor, memory: CrossAttentionKV | None = None) -> Tensor:
-        """One step from the initial state, without a cache."""
-        steps = x.shape[1]
-        rotation = rotary_table(torch.arange(steps, device=x.device)[None], self.head_dim, x.dtype)
-        mask = in_context(steps, self.context, x.device) if steps > self.context else None
-        rows = x.flatten(0, 1)
-        for number, block in enumerate(self.blocks):
-            assert isinstance(block, Block)
-            queries, keys, values = block.project_qkv(rows, rotation)
-            attended = block.attend(queries, keys, values, mask, causal=mask is None)
-            rows = block.residual_mlp(rows, attended, memory_of(memory, number))
-        out: Tensor = self.norm(rows).view_as(x)
-        return out
 
 
 def memory_of(memory: CrossAttentionKV | None, layer: int) -> tuple[Tensor, Tensor, Tensor] | None:

@@ -10,6 +10,7 @@ from torch.utils.checkpoint import checkpoint
 from codec.nn.streaming import State, Stateful
 
 FEW = 16  # output frames up to which a depthwise convolution is faster tap by tap on a CPU
+FEW_ROWS = 8  # output frames up to which a product of rows is faster than one of columns on a CPU
 
 
 class CausalConv1d(Stateful):
@@ -41,6 +42,8 @@ class CausalConv1d(Stateful):
         self.groups = groups
         self.context = (kernel - 1) * dilation + 1 - stride
         self.depthwise = groups == in_channels == out_channels
+        self.dense = groups == dilation == 1
+        self.is_product = stride > 1 or kernel == 1 or out_channels == 1  # where a product is faster on a CPU
         self.weight = nn.Parameter(torch.empty(out_channels, in_channels // groups, kernel))
         self.bias = nn.Parameter(torch.zeros(out_channels)) if bias else None
         nn.init.trunc_normal_(self.weight, std=(in_channels // groups * kernel) ** -0.5)
@@ -52,12 +55,37 @@ class CausalConv1d(Stateful):
         if x.shape[-1] == 0:
             return x.new_zeros(x.shape[0], self.weight.shape[0], 0), state
         frames = x.shape[-1] // self.stride
-        x = torch.cat([state, x], dim=-1)
-        if self.depthwise and len(x) * frames <= FEW and x.device.type == "cpu" and not torch.is_grad_enabled():
+        x = self.after_state(x, state)
+        if x.device.type != "cpu" or torch.is_grad_enabled():
+            y = self.convolve(x)
+        elif self.depthwise and len(x) * frames <= FEW:
             y = self.tap_by_tap(x, frames)
+        elif self.dense and (self.is_product or len(x) * frames <= FEW_ROWS):
+            y = self.as_product(x, frames)
         else:
-            y = F.conv1d(x, self.weight, self.bias, stride=self.stride, dilation=self.dilation, groups=self.groups)
+            y = self.convolve(x)
         return y, x[..., x.shape[-1] - self.context :]
+
+    def after_state(self, x: Tensor, state: Tensor) -> Tensor:
+        """The chunk with its context [batch, in_channels, context + time]."""
+        return torch.cat([state, x], dim=-1)
+
+    def convolve(self, x: Tensor) -> Tensor:
+        """The convolution by the library, for any layer and device."""
+        return F.conv1d(x, self.weight, self.bias, stride=self.stride, dilation=self.dilation, groups=self.groups)
+
+    def as_product(self, x: Tensor, frames: int) -> Tensor:
+        """The convolution as one matrix product with the windows of x [batch, channels, context + time].
+
+        PyTorch's convolution brings the weights into another order in every call, and is slow with large strides.
+        """
+        weight = self.weight.flatten(1)  # [out_channels, channels * kernel]
+        windows = x.unfold(2, self.weight.shape[2], self.stride)  # [batch, channels, frames, kernel]
+        if len(x) * frames <= FEW_ROWS:
+            rows = windows.transpose(1, 2).flatten(2)
+            return F.linear(rows, weight, self.bias).transpose(1, 2)
+        y = torch.matmul(weight, windows.transpose(2, 3).reshape(len(x), weight.shape[1], frames))
+        return y if self.bias is None else y.add_(self.bias[:, None])
 
     def tap_by_tap(self, x: Tensor, frames: int) -> Tensor:
         """The depthwise convolution [batch, channels, frames] of x [batch, channels, context + time]."""

@@ -73,7 +73,11 @@ def products(factors: Sequence[tuple[Tensor, Tensor]], bias: Tensor) -> Tensor:
 
 
 def elu(x: Tensor) -> Tensor:
-    """The ELU of a signal, max(x, exp(min(x, 0)) - 1), because `F.elu` takes three times as long on a CPU."""
+    """The ELU of a signal, max(x, exp(min(x, 0)) - 1), because `F.elu` takes three times as long on a CPU.
+
+    The error is below 6e-8: `F.elu` also keeps the relative precision of results near 0, which sums with larger numbers
+    lose.
+    """
     if torch.is_grad_enabled() or x.device.type != "cpu":
         return F.elu(x)
     y = x.clamp(max=0).exp_().sub_(1)

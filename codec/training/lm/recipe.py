@@ -9,7 +9,6 @@ from pydantic import Field, model_validator
 
 from codec.conditions import ClassKind
 from codec.config import Config, Name
-from codec.data.split import SplitBy
 from codec.lm.pixelcnn import PixelCNNConfig
 from codec.lm.transformer import TransformerConfig
 from codec.training.codec.recipe import Count, Decay, OptimizerConfig, Positive, RunConfig, Share, Weight
@@ -32,9 +31,7 @@ class LMDataConfig(Config):
     classes: tuple[ClassKind, ...] = ()
     """Class labels to condition on."""
     held_out: float = Field(0.02, gt=0, lt=1)
-    """Share held out for validation, of the clips without a split; the same clips as a codec with this share."""
-    split_by: SplitBy = "file"
-    """As a codec's."""
+    """Share held out for validation, of the clips without a split."""
 
 
 class LMLossConfig(Config):
