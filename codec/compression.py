@@ -53,6 +53,8 @@ CONCEAL_SECONDS = 0.12  # of the model's own continuation
 MAX_SILENCE = 600.0  # seconds in one place, per second that was decoded before it and one more
 
 Model: TypeAlias = Codec | str | Path
+SecondsDone: TypeAlias = Callable[[float, float | None], None]
+"""Called with the seconds of a recording that are done, and its length as stated; None where it is not known."""
 
 
 @dataclass(frozen=True)
@@ -105,6 +107,7 @@ def compress(
     packet: float = 1.0,
     raw: Layout | None = None,
     device: str = "cpu",
+    progress: SecondsDone | None = None,
 ) -> Report:
     """Compress a recording; "-" is standard input or output.
 
@@ -113,7 +116,8 @@ def compress(
     takes one alone, 0 for the first. `use_ffmpeg` as in `audio.open_reader`. `force` replaces a target that exists.
     `identify` stores size and checksum of the source in the header. `verify` reads the written file back and compares
     its codes. `packet` is the length of packets in seconds. `raw` is the layout of a source without a header. `device`
-    is for a model given by name: "cpu", "cuda", or "auto" for CUDA if it is available.
+    is for a model given by name: "cpu", "cuda", or "auto" for CUDA if it is available. `progress` is called after each
+    block.
 
     Pipes are live: samples of a WAV or raw source are encoded as they arrive, and each packet is written once it is
     complete.
@@ -141,6 +145,7 @@ def compress(
             device=device,
             packet=packet,
             source=source_id(source) if identify else None,
+            progress=progress,
         )
         if verify:
             file.seek(0)
@@ -207,6 +212,7 @@ def compress_into(
     device: str,
     packet: float = 1.0,
     source: SourceId | None = None,
+    progress: SecondsDone | None = None,
 ) -> tuple[Codec, Writer]:
     """Compress an open recording to a file, from the first byte to the last; return the model and the closed writer.
 
@@ -238,6 +244,8 @@ def compress_into(
     for block in reader.blocks(_block_time(reader.rate, reader.channels)):
         time += block.shape[1]
         encode(resampler.push(block))
+        if progress is not None:
+            progress(time / reader.rate, reader.time and reader.time / reader.rate)
     encode(resampler.flush())
     write(encoder.flush())
     writer.close(time=time)

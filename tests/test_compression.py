@@ -120,6 +120,13 @@ def test_another_rate_and_format(tmp_path: Path) -> None:
     assert report.rate == 16000
 
 
+def test_progress_counts_seconds(tmp_path: Path) -> None:
+    calls: list[tuple[float, float | None]] = []
+    source = tones(tmp_path / "a.wav", time=80_000)
+    compress(source, tmp_path / "a.codec", model=MODEL, progress=lambda *call: calls.append(call))
+    assert calls == [(4.0, 10.0), (8.0, 10.0), (10.0, 10.0)]
+
+
 def test_codebooks_by_number_and_by_bitrate(tmp_path: Path) -> None:
     source, rate = tones(tmp_path / "a.wav"), MODEL.frame_spec.bitrate(2)
     one = compress(source, tmp_path / "one.codec", model=MODEL, num_codebooks=1)

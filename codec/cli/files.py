@@ -135,7 +135,7 @@ def encode(
     if _are_many(inputs):
         if raw:
             raise UsageError("--raw takes one input: encode the files one by one")
-        with progress_bar("encoding") as show:
+        with progress_bar("encoding", "files", quiet=quiet) as show:
             outcomes = compress_tree(
                 _one_or_all(inputs),
                 output,
@@ -156,21 +156,24 @@ def encode(
         _print_outcomes(outcomes, unread="" if use_ffmpeg else unread_note(inputs), quiet=quiet)
     else:
         (source,) = inputs
-        report = compress(
-            source,
-            _target(source, output, ".codec"),
-            model=model,
-            num_codebooks=num_codebooks,
-            bitrate=bitrate,
-            channels=None if raw else channels,
-            channel=channel,
-            use_ffmpeg=use_ffmpeg,
-            force=force,
-            verify=verify,
-            packet=packet,
-            raw=_layout(raw, rate, channels),
-            device=device,
-        )
+        target = _target(source, output, ".codec")
+        with progress_bar("encoding", "s", quiet=quiet) as show:
+            report = compress(
+                source,
+                target,
+                model=model,
+                num_codebooks=num_codebooks,
+                bitrate=bitrate,
+                channels=None if raw else channels,
+                channel=channel,
+                use_ffmpeg=use_ffmpeg,
+                force=force,
+                verify=verify,
+                packet=packet,
+                raw=_layout(raw, rate, channels),
+                device=device,
+                progress=show,
+            )
         _print_report(report, quiet=quiet)
 
 
@@ -253,7 +256,7 @@ def decode(
     if _are_many(inputs):
         if raw:
             raise UsageError("--raw writes to standard output: decode one input to -")
-        with progress_bar("decoding") as show:
+        with progress_bar("decoding", "files", quiet=quiet) as show:
             outcomes = decompress_tree(
                 _one_or_all(inputs),
                 output,

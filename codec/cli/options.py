@@ -103,14 +103,15 @@ def echo_table(table: object) -> None:
 
 
 @contextmanager
-def progress_bar(task: str) -> Iterator[Callable[[int, int], None]]:
+def progress_bar(task: str, unit: str = "", *, quiet: bool = False) -> Iterator[Callable[[float, float | None], None]]:
     """Show a progress bar if standard error is a terminal; yield a function that updates it with (done, total)."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     console = Console(stderr=True)
-    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
+    count = MofNCompleteColumn(), TextColumn(unit)
+    columns = TextColumn("{task.description}"), BarColumn(), *count, TimeRemainingColumn()
+    with Progress(*columns, console=console, transient=True, disable=quiet or not console.is_terminal) as progress:
         bar = progress.add_task(task, total=None)
         yield lambda done, total: progress.update(bar, completed=done, total=total)
 

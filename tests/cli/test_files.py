@@ -208,6 +208,17 @@ def test_names_that_are_too_long_with_the_suffix(cli: Cli, recording: Path) -> N
     assert result.err == f"codec: {name}.flac: this name is too long for the file system: use a shorter one\n"
 
 
+def test_one_long_file_has_a_progress_bar_on_a_terminal(
+    cli: Cli, recording: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert "encoding" not in cli("encode", recording).err
+    monkeypatch.setenv("FORCE_COLOR", "1")  # which rich takes for a terminal
+    err = cli("encode", recording, "--force").err
+    assert "encoding" in err
+    assert " s " in err.split("in.wav ->")[0]
+    assert cli("encode", recording, "--force", "--quiet").err == ""
+
+
 def test_a_newline_in_a_name_is_escaped(cli: Cli, recording: Path) -> None:
     Path("set").mkdir()
     recording.rename("set/a\nb.wav")
