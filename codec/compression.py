@@ -144,7 +144,7 @@ def compress(
             bitrate=bitrate,
             device=device,
             packet=packet,
-            source=source_id(source) if identify else None,
+            source=source_id(source, channels=selected_channels(channels, channel)) if identify else None,
             progress=progress,
         )
         if verify:
@@ -177,6 +177,11 @@ def check_channels(channels: int | None, channel: int | None) -> None:
         raise UsageError(f"{channels} channels: 1 mixes a recording down; without it, all its channels are kept")
     if channels is not None and channel is not None:
         raise UsageError(f"all channels mixed down to 1, and channel {channel} alone: ask for one of the two")
+
+
+def selected_channels(channels: int | None, channel: int | None) -> str:
+    """The part of a recording that is encoded, as it counts for `bitstream.source_id`; empty for all channels."""
+    return "mixed down" if channels is not None else "" if channel is None else f"channel {channel}"
 
 
 def _verify(reader: Reader, writer: Writer) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Literal, TypeAlias
 
 from codec import pretrained
-from codec.compression import Report, cached_model, check_channels, compress, decompress
+from codec.compression import Report, cached_model, check_channels, compress, decompress, selected_channels
 from codec.errors import CodecError, InputNotFound, ModelId, StorageError, UsageError, model_label
 from codec.frames import resampled_length
 from codec.io import audio, bitstream, ffmpeg
@@ -58,9 +58,9 @@ def compress_tree(
     `source` may also be a list of files and folders; a folder of a list keeps its name in `target`. Without `target`,
     the .codec files are written beside the recordings. Recordings whose names differ in the suffix alone keep it:
     a.wav.codec, a.mp3.codec. Links are followed, hidden files are skipped. A target that exists is kept if it has the
-    codes of the same content, model and number of codebooks; any other is an error unless `force` replaces it. A file
-    that fails does not stop the others. `jobs` and `engine` as in `codec.parallel.each`; the other
-    options as in `compress`. The outcomes are sorted by source.
+    codes of the same content, channels, model and number of codebooks; any other is an error unless `force` replaces
+    it. A file that fails does not stop the others. `jobs` and `engine` as in `codec.parallel.each`; the other options
+    as in `compress`. The outcomes are sorted by source.
 
     Raises InputNotFound: no folder, or no recordings in it. UsageError, UnknownModel, MissingDependency: an option is
     wrong for every file.
@@ -87,7 +87,13 @@ def compress_tree(
             packet=packet,
             device=device,
         ),
-        is_done=partial(_is_compressed, made_by=(codec.name, codec.weights_hash), num_codebooks=number, force=force),
+        is_done=partial(
+            _is_compressed,
+            made_by=(codec.name, codec.weights_hash),
+            num_codebooks=number,
+            channels=selected_channels(channels, channel),
+            force=force,
+        ),
         jobs=jobs,
         engine=engine,
         gpu=device == "cuda",
@@ -141,11 +147,13 @@ def is_codec_path(path: str | Path) -> bool:
     return Path(path).suffix.lower() == ".codec"
 
 
-def _is_compressed(source: Path, target: Path, *, made_by: ModelId, num_codebooks: int, force: bool) -> bool:
+def _is_compressed(
+    source: Path, target: Path, *, made_by: ModelId, num_codebooks: int, channels: str, force: bool
+) -> bool:
     """Whether the target is what compressing the source would write. Raises StorageError if it is something else."""
     if force or not _exists(target) or not source.is_file():
         return False
-    return _is_same(target, _compressed_otherwise(source, target, made_by, num_codebooks))
+    return _is_same(target, _compressed_otherwise(source, target, made_by, num_codebooks, channels))
 
 
 def _is_restored(source: Path, target: Path, *, rate: int | None, subtype: str | None, force: bool) -> bool:
@@ -166,7 +174,9 @@ def _is_same(target: Path, difference: str | None) -> bool:
     return True
 
 
-def _compressed_otherwise(source: Path, target: Path, made_by: ModelId, num_codebooks: int) -> str | None:
+def _compressed_otherwise(
+    source: Path, target: Path, made_by: ModelId, num_codebooks: int, channels: str
+) -> str | None:
     """How an existing .codec file differs from what would be written; None if it does not."""
     try:
         with bitstream.open_reader(target) as reader:
@@ -179,10 +189,14 @@ def _compressed_otherwise(source: Path, target: Path, made_by: ModelId, num_code
         return f"was made by {model_label((header.model, header.weights_hash))}, not by {model_label(made_by)}"
     if header.num_codebooks != num_codebooks:
         return f"has codes of {header.num_codebooks} of the codebooks, not of {num_codebooks}"
+    if channels and header.channels != 1:
+        return f"has {header.channels} channels, not 1"
     if header.source is None:  # of release 0.1.0, or written file by file
         return f"is older than {source}" if _is_older(target, source) else None
     same_size = source.stat().st_size == header.source.size
-    return None if same_size and bitstream.source_id(source) == header.source else f"is of other content than {source}"
+    if same_size and bitstream.source_id(source, channels=channels) == header.source:
+        return None
+    return f"is of other content than {source}, or of other channels"
 
 
 def _restored_otherwise(source: Path, target: Path, rate: int | None, subtype: str | None) -> str | None:

@@ -154,9 +154,8 @@ def test_every_file_is_written_once_when_a_process_is_killed(
 ) -> None:
     pairs = [(tones(tmp_path / f"{n}.wav", time=900 + n), tmp_path / f"{engine}/{n}.codec") for n in range(8)]
     work = partial(killed_once, model_file)
-    is_done = partial(
-        folders._is_compressed, made_by=("tiny", load_model(model_file).weights_hash), num_codebooks=3, force=False
-    )
+    made_by = ("tiny", load_model(model_file).weights_hash)
+    is_done = partial(folders._is_compressed, made_by=made_by, num_codebooks=3, channels="", force=False)
     outcomes = folders._run(pairs, work, is_done=is_done, jobs=2, engine=engine, progress=None)
     assert [outcome.error for outcome in outcomes] == [None] * 8
     assert outcomes[3].report is None  # done by the process that was killed
@@ -199,6 +198,21 @@ def test_a_compressed_file_of_something_else_is_named(tmp_path: Path, model_file
     assert "is damaged at its end" in difference(encode(model=model_file, num_codebooks=2))
     target.write_bytes(b"something else")
     assert "cannot be read" in difference(encode(model=model_file, num_codebooks=2))
+
+
+def test_a_compressed_file_of_other_channels_is_named(tmp_path: Path, model_file: Path) -> None:
+    tones(tmp_path / "in" / "a.wav", channels=2)
+    encode: Callable[..., list[Outcome]] = partial(compress_tree, tmp_path / "in", tmp_path / "out", model=model_file)
+    selections: list[dict[str, int]] = [{}, {"channels": 1}, {"channel": 0}, {"channel": 1}]
+    for selection in selections:
+        assert encode(**selection, force=True)[0].report is not None
+        for other in selections:
+            if other == selection:
+                assert encode(**other)[0].error is None
+            else:
+                assert "channels" in difference(encode(**other))
+    compress(tmp_path / "in" / "a.wav", tmp_path / "out" / "a.codec", model=model_file, force=True)
+    assert "has 2 channels, not 1" in difference(encode(channel=1))
 
 
 def test_a_compressed_file_without_the_identity_of_its_source_counts_by_its_time(

@@ -32,7 +32,7 @@ The header:
 
     tag  content
       1  sample format of the source: libsndfile's name of the subtype, "FLOAT" for example
-      2  identity of the source: v, its size in bytes, then the first 8 bytes of the BLAKE2b-512 hash of its content
+      2  identity of the source: v, its size in bytes, then 8 bytes of the BLAKE2b-512 hash of its content and channels
 
 Magic, version, length and checksum have the same positions in every version, so that a newer file can be distinguished
 from a damaged one.
@@ -154,15 +154,18 @@ class SourceId(NamedTuple):
     size: int
     """Bytes."""
     checksum: str
-    """The first 16 hexadecimal digits of the BLAKE2b-512 hash of its content."""
+    """The first 16 hexadecimal digits of the BLAKE2b-512 hash of its content, and of the text `mixed down` or
+    `channel 0` if not all its channels are encoded."""
 
 
-def source_id(path: str | Path) -> SourceId:
-    """The identity of a regular file. Raises InputNotFound if it cannot be read."""
+def source_id(path: str | Path, *, channels: str = "") -> SourceId:
+    """The identity of a regular file and of the selection of its channels. Raises InputNotFound if it is unreadable."""
     try:
         with Path(path).open("rb") as file:
-            checksum = hashlib.file_digest(file, "blake2b").hexdigest()[:16]
-            return SourceId(file.tell(), checksum)
+            digest = hashlib.file_digest(file, "blake2b")
+            size = file.tell()
+        digest.update(channels.encode())
+        return SourceId(size, digest.hexdigest()[:16])
     except (OSError, ValueError) as error:
         raise _unreadable(path, error) from error
 
