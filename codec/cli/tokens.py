@@ -35,7 +35,10 @@ def tokenize(
     ],
     out: Annotated[
         Path,
-        typer.Option(help="Folder of the token store; an incomplete store is resumed.", rich_help_panel=INPUT_OUTPUT),
+        typer.Option(
+            help="Folder of the token store; an existing one is resumed, and follows a changed corpus.",
+            rich_help_panel=INPUT_OUTPUT,
+        ),
     ],
     model: ModelOption = pretrained.DEFAULT,
     num_codebooks: Annotated[
@@ -91,6 +94,7 @@ def tokenize(
         )
     say(
         f"{report.clips} clips encoded ({duration(report.seconds)}), {report.already_encoded} already encoded, "
+        f"{f'{report.removed} removed, ' if report.removed else ''}"
         f"{len(report.failures)} failed; {report.shards} shards, {report.speed:.0f} × real time"
     )
     lists_clips = (source / MANIFEST).is_file()

@@ -2,11 +2,14 @@
 
     store.json           metadata: the codec's name, weights hash and frame spec, the number of codebooks, the level
                          that recordings were scaled to, digests of the corpus and of its file sizes, all splits,
-                         speakers, labels and languages; once complete, also the size and checksum of the index
-    index.bin            one record per clip: where its codes are, how long it is, its split, speaker, label, language
+                         speakers, labels and languages; once complete, also the frames of each shard, and the size
+                         and checksum of the index
+    index.bin            one record per clip: where its codes are, how long it is, its split, speaker, label, language,
+                         and hashes of its file and folder
     shard-00000.codes    integers [frames, codebooks], little endian, clip after clip
     shard-00000.jsonl    one line per clip with all metadata, or with the error if it could not be read; the last line
-                         holds the number of clips and the checksum of the lines before it
+                         holds the number of clips and the checksum of the lines before it; clips that are no longer
+                         in the corpus are marked as removed, and are not in the index
     clips.jsonl          only while the store is written: the corpus, for the processes that encode it
 
 `codec.data.tokenize` writes stores; reading one decodes no audio.
@@ -32,7 +35,7 @@ from codec.frames import FrameSpec
 from codec.io.bounded_json import read_json
 from codec.models.base import Codec
 
-FORMAT = 2
+FORMAT = 3
 MOST_FRAMES = 2**48  # of a shard, in samples too; a hundred thousand years
 OPEN_SHARDS = 256  # mapped at a time
 FIELDS = [  # of the index
@@ -45,6 +48,7 @@ FIELDS = [  # of the index
     ("id", "<u8"),  # hash
     ("split", "<i4"),  # an index into the store's list of splits; -1 for none
 ]
+GROUPS = [("file", "<u8"), ("folder", "<u8")]  # since format 3: hashes of a clip's file and its folder, to split by
 FORMAT_1_KINDS = ("speaker", "label")  # of conditions; a store may be older than the others
 DTYPES = ("uint16", "uint32")
 METADATA: dict[str, type] = {  # required keys of store.json
@@ -60,7 +64,9 @@ FORMAT_1_KEYS = {"books": "num_codebooks", "frame_math": "frame_spec", "overlap"
 class Row(Conditions):
     """The metadata of one clip: `frames` frames from frame `first` of its shard.
 
-    `samples` counts at the model's sample rate, `size` is the audio file's size in bytes.
+    `samples` counts at the model's sample rate, `size` is the audio file's size in bytes. `start`, `seconds` and
+    `channel` are those of the clip in its recording, `start` None in stores before format 3; `file` is the recording's
+    path below the corpus's root if the id is another text.
     """
 
     id: str
@@ -71,6 +77,12 @@ class Row(Conditions):
     set: str = ""
     split: str | None = None
     size: int | None = None
+    start: float | None = None
+    seconds: float | None = None
+    channel: int | None = None
+    file: str | None = None
+    removed: bool = False
+    """Whether the clip is no longer in the corpus."""
 
 
 @dataclass(frozen=True)
@@ -139,6 +151,12 @@ class TokenStore:
             raise bad_metadata(self.path, f"num_codebooks is {self.num_codebooks}")
         self.index = read_index(self.path / "index.bin", dtype=record_dtype(metadata), **size)
         self._check_index(shards=len(metadata["shards"]))
+        self._shard_frames: list[int] | None = metadata.get("frames")
+        if self._shard_frames is not None and (
+            len(self._shard_frames) != len(metadata["shards"])
+            or not all(isinstance(frames, int) for frames in self._shard_frames)
+        ):
+            raise bad_metadata(self.path, "frames were altered")
         self._mapped = lru_cache(OPEN_SHARDS)(self._map)
         self._ends = lru_cache(4)(self._cumulative_crops)
         if model is not None:
@@ -326,6 +344,8 @@ class TokenStore:
         path = shard_path(self.path, shard)
         last = self.index[np.searchsorted(self.index["shard"], shard, side="right") - 1]
         frames = int(last["first"] + last["frames"])
+        if self._shard_frames is not None:  # with those of removed clips
+            frames = max(frames, self._shard_frames[shard])
         expected = frames * self.num_codebooks * self._dtype.itemsize
         size = path.stat().st_size if path.exists() else 0
         if size != expected:
@@ -348,7 +368,7 @@ def _parsed(line: bytes) -> Row | Failure:
     data = read_json(line)
     if "error" in data:
         return Failure(**data)
-    texts = ("id", "set", "split", *(kind.key for kind in KINDS))
+    texts = ("id", "set", "split", "file", *(kind.key for kind in KINDS))
     if not all(isinstance(data.get(key), str | None) for key in texts) or not isinstance(data["id"], str):
         raise TypeError("a text is not a string")
     for key in ("first", "frames", "samples", "crc"):
@@ -376,7 +396,8 @@ def lines_path(shard: Path) -> Path:
 
 def record_dtype(metadata: Mapping[str, Any]) -> np.dtype[Any]:
     """A record of the index, with an index of a name for every kind of condition that the store lists."""
-    return np.dtype([*FIELDS, *((kind, "<i4") for kind, plural in CLASSES.items() if plural in metadata)])
+    groups = GROUPS if metadata["format"] >= 3 else []
+    return np.dtype([*FIELDS, *((kind, "<i4") for kind, plural in CLASSES.items() if plural in metadata), *groups])
 
 
 def hash_id(name: str) -> int:
@@ -394,7 +415,7 @@ def read_metadata(folder: Path) -> dict[str, Any]:
             metadata = {FORMAT_1_KEYS.get(key, key): value for key, value in metadata.items()}
             metadata["frame_spec"] = {FORMAT_1_KEYS.get(key, key): v for key, v in metadata["frame_spec"].items()}
         wrong = [key for key, kind in METADATA.items() if not isinstance(metadata.get(key), kind)]
-        wrong += [plural for plural in CLASSES.values() if not isinstance(metadata.get(plural, []), list)]
+        wrong += [plural for plural in (*CLASSES.values(), "frames") if not isinstance(metadata.get(plural, []), list)]
     except OSError as error:
         raise InputNotFound(f"{folder} is not a token store: make one with `codec tokenize`") from error
     except (ValueError, KeyError, TypeError, AttributeError) as error:

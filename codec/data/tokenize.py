@@ -5,10 +5,14 @@
 
 A shard holds the clips between two byte offsets of clips.jsonl. Its .codes file is renamed into place before its
 .jsonl, so a .jsonl implies a complete shard; writing a shard is idempotent. `codec.data.token_store` has the format.
+
+When the corpus has changed, clips.jsonl first lists the clips of the shards that exist, in their order, with
+{"removed": ID} for a clip that the corpus no longer has; then the new clips, in further shards.
 """
 
 import hashlib
 import json
+import tempfile
 import zlib
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
@@ -27,7 +31,8 @@ from codec import pretrained
 from codec.checkpoint import CodecCard
 from codec.compression import BLOCK_SECONDS, cached_model
 from codec.conditions import CLASSES, conditions_last
-from codec.data.clips import LENGTH_TOLERANCE, TEXT_FIELDS, Clip, clips
+from codec.data.clips import LENGTH_TOLERANCE, TEXT_FIELDS, Clip, clips, hashed, root_of
+from codec.data.split import path_in
 from codec.data.token_store import (
     DTYPES,
     FORMAT,
@@ -61,6 +66,8 @@ from codec.models.base import Codec, split_scale
 from codec.parallel import Engine, each
 from codec.streams import StreamEncoder
 
+WRONG_SHARDS = "its shards are not those of its clips"
+WAY_OUT = "name another folder, or pass --force to start over"
 TARGET_SHARDS = 256  # shards of a corpus, if their lengths lie within the next line's bounds
 SHARD_SECONDS = (60.0, 3600.0)
 LISTS = {"split": "splits", **CLASSES}  # keys of store.json
@@ -75,7 +82,8 @@ Progress: TypeAlias = Callable[[int, int], None]
 class StoreReport:
     """The result of `tokenize`: `clips` clips were encoded, `seconds` of audio; `already_encoded` were skipped.
 
-    `notes` name recordings that are silence, or whose channels cancel in their average.
+    `removed` clips are no longer in the corpus. `notes` name recordings that are silence, or whose channels cancel in
+    their average.
     """
 
     clips: int
@@ -85,6 +93,7 @@ class StoreReport:
     failures: tuple[Failure, ...]
     elapsed: float
     notes: tuple[str, ...] = ()
+    removed: int = 0
 
     @property
     def speed(self) -> float:
@@ -98,6 +107,25 @@ class ShardSpan(NamedTuple):
     shard: int
     offset: int
     clips: int
+
+
+class Planned(NamedTuple):
+    """A line of clips.jsonl: a clip with its file's size and path in the corpus, or one that was removed."""
+
+    id: str
+    clip: Clip | None
+    size: int | None = None
+    file: str | None = None
+
+
+class Corpus(NamedTuple):
+    """The clips that `_list_clips` found."""
+
+    metadata: dict[str, Any]
+    """The corpus's part of store.json."""
+    offsets: dict[int, int]
+    """Byte offset of each clip's line, by the hash of its id."""
+    seconds: float
 
 
 class ShardResult(NamedTuple):
@@ -131,16 +159,17 @@ def tokenize(
     that name none. With `level_db`, from -60 to 0, every clip is scaled before it is encoded, so that the RMS of its
     loud part (`codec.io.level`) is `level_db` dBFS. With `use_ffmpeg`, the program ffmpeg decodes what libsndfile does
     not read. An existing store is resumed: complete shards are kept, and in shards with failures the clips that did not
-    fail. `force` starts over. A clip that cannot be read does not stop the others; it is listed in the report and in
-    its shard's lines. `jobs` and `engine` as in `codec.parallel.each`.
+    fail. If the corpus has changed, new clips are added as further shards, and clips that it no longer has are marked
+    as removed; a file of another size is both. `force` starts over. A clip that cannot be read does not stop the
+    others; it is listed in the report and in its shard's lines. `jobs` and `engine` as in `codec.parallel.each`.
 
     Raises:
         InputNotFound, ConfigError: as `clips`; two clips have the same id; another process writes to `target`.
         UnknownModel, UsageError: no such model, no such number of codebooks, or a level out of range.
         MissingDependency: there is no ffmpeg.
         WeightsMismatch: `target` was made by other weights.
-        StorageError: `target` has other codebooks or another level, is of another corpus (an encoded file has another
-            size now) or is not a store, or cannot be written.
+        StorageError: `target` has other codebooks or another level, none of its clips is in `source`, or it is not a
+            store or cannot be written.
         DamagedFile: its store.json was altered.
     """
     start = perf_counter()
@@ -151,20 +180,22 @@ def tokenize(
     if use_ffmpeg:
         ffmpeg.check_installed()
     with _locked_store(folder):
-        found = clips(Path(source), use_ffmpeg=use_ffmpeg)
-        with atomic_output(folder / "clips.jsonl", force=True) as file:
-            corpus, count, seconds = _list_clips(_of_channel(found, channel), str(source), file)
-            metadata = _model_metadata(card, num_codebooks, level_db) | corpus
+        found = _of_channel(clips(Path(source), use_ffmpeg=use_ffmpeg), channel)
+        with tempfile.TemporaryFile(dir=folder) as listed:
+            corpus = _list_clips(found, Path(source), listed)
+            metadata = _model_metadata(card, num_codebooks, level_db) | corpus.metadata
             if force:
                 _remove_store(folder)
-            shard_clips = _existing_shards(folder, metadata, count, file)  # raises before anything is written
-        spans = _plan_shards(folder, shard_clips, seconds)
+            with atomic_output(folder / "clips.jsonl", force=True) as file:
+                stored = _stored_clips(folder, metadata)  # raises before anything is written
+                shard_clips, removed = _plan_clips(folder, corpus, listed, stored, file)
+        spans = _plan_shards(folder, shard_clips, corpus.seconds)
         metadata["shards"] = [span.clips for span in spans]
         results: list[ShardResult] = []
         failures: dict[int, tuple[Failure, ...]] = {}
         notes: dict[int, tuple[str, ...]] = {}
         if _is_complete(folder, metadata, spans):
-            results = [ShardResult(span.clips) for span in spans]
+            results = [ShardResult(sum(line.clip is not None for line in _lines_of(folder, span))) for span in spans]
             _remove_temporary(folder)
             if progress is not None:
                 progress(len(spans), len(spans))
@@ -192,6 +223,7 @@ def tokenize(
         failures=tuple(failure for _, some in sorted(failures.items()) for failure in some),
         elapsed=perf_counter() - start,
         notes=tuple(note for _, some in sorted(notes.items()) for note in some),
+        removed=removed,
     )
 
 
@@ -243,19 +275,20 @@ def _of_channel(found: Iterable[Clip], channel: int | None) -> Iterator[Clip]:
     return (clip if clip.channel is not None else replace(clip, channel=channel) for clip in found)
 
 
-def _list_clips(found: Iterable[Clip], source: str, file: BinaryIO) -> tuple[dict[str, Any], int, float]:
-    """Write clips.jsonl; return the corpus's part of store.json, the number of clips and their estimated seconds."""
-    digest, sizes = hashlib.sha256(), hashlib.sha256()
+def _list_clips(found: Iterable[Clip], source: Path, file: BinaryIO) -> Corpus:
+    """Write a line for every clip of the corpus."""
+    digest, sizes, root = hashlib.sha256(), hashlib.sha256(), root_of(source)
     names: dict[str, set[str]] = {kind: set() for kind in LISTS}
-    ids: set[int] = set()  # hashes, because there may be millions
-    seconds = 0.0
+    offsets: dict[int, int] = {}  # by hashes, because there may be millions
+    seconds, position = 0.0, 0
     for clip in found:
-        if (key := hash_id(clip.id)) in ids:
+        if (key := hash_id(clip.id)) in offsets:
             raise ConfigError(f"{source} has two clips {clip.id}: remove one, or give each its own path or start")
-        ids.add(key)
+        offsets[key] = position
         size = clip.size()
         row = conditions_last(asdict(clip))
-        file.write(_json_line(row | {"path": str(clip.path.absolute()), "size": size}))
+        place = {"path": str(clip.path.absolute()), "size": size, "file": str(path_in(clip, root))}
+        position += file.write(_json_line(row | place))
         del row["path"]  # because a corpus may move
         digest.update(_json_line(row))
         sizes.update(f"{size} ".encode())  # a digest of its own, because files that failed may change
@@ -264,7 +297,7 @@ def _list_clips(found: Iterable[Clip], source: str, file: BinaryIO) -> tuple[dic
             if (name := getattr(clip, kind)) is not None:
                 values.add(name)
     lists = {LISTS[kind]: sorted(values) for kind, values in names.items()}
-    return {"corpus": digest.hexdigest(), "sizes": sizes.hexdigest(), **lists}, len(ids), seconds
+    return Corpus({"corpus": digest.hexdigest(), "sizes": sizes.hexdigest(), **lists}, offsets, seconds)
 
 
 def _estimated_seconds(clip: Clip, size: int | None) -> float:
@@ -284,33 +317,110 @@ def _model_metadata(card: CodecCard, num_codebooks: int, level_db: float | None)
     return metadata if level_db is None else metadata | {"level_db": level_db}
 
 
-def _existing_shards(folder: Path, metadata: dict[str, Any], count: int, clip_list: BinaryIO) -> list[int] | None:
-    """The number of clips in each shard of the store in `folder`; None if there is no store.
+def _stored_clips(folder: Path, metadata: dict[str, Any]) -> Iterator[list[Row | Failure | int]]:
+    """Check that the store in `folder` is of this `metadata`; the clips of each of its shards.
 
-    Raises WeightsMismatch or StorageError if the store is not of this `metadata` and these `count` clips.
+    A clip is its row, or the hash of its id if its shard is not written. Without a store there are none.
+
+    Raises WeightsMismatch or StorageError if the store has other weights, codebooks or another level.
     """
     if not (folder / "store.json").is_file():
-        return None
+        return iter(())
     stored = read_metadata(folder)
-    way_out = "name another folder, or pass --force to start over"
     if stored["weights_hash"] != metadata["weights_hash"]:
         made_by, given = ((some["model"], some["weights_hash"]) for some in (stored, metadata))
-        raise WeightsMismatch(str(folder), made_by=made_by, given=given, way_out=way_out)
+        raise WeightsMismatch(str(folder), made_by=made_by, given=given, way_out=WAY_OUT)
     if stored["num_codebooks"] != metadata["num_codebooks"]:
         raise StorageError(
-            f"{folder} holds {stored['num_codebooks']} codebooks, not {metadata['num_codebooks']}: {way_out}"
+            f"{folder} holds {stored['num_codebooks']} codebooks, not {metadata['num_codebooks']}: {WAY_OUT}"
         )
     if stored.get("level_db") != metadata.get("level_db"):
         before, now = (_level_label(some) for some in (stored, metadata))
-        raise StorageError(f"{folder} has recordings {before}, not {now}: {way_out}")
-    if stored["corpus"] != metadata["corpus"]:
-        raise StorageError(f"{folder} is of another corpus, or this corpus has changed since: {way_out}")
-    shard_clips: list[int] = stored["shards"]
-    if not all(isinstance(clips, int) and clips > 0 for clips in shard_clips) or sum(shard_clips) != count:
-        raise bad_metadata(folder, "its shards are not those of its clips")
-    if stored.get("sizes") != metadata["sizes"] and (changed := _changed_file(folder, shard_clips, clip_list)):
-        raise StorageError(f"{folder} was made from another {changed}, or this file has changed since: {way_out}")
-    return shard_clips
+        raise StorageError(f"{folder} has recordings {before}, not {now}: {WAY_OUT}")
+    if not stored["shards"] or not all(isinstance(clips, int) and clips > 0 for clips in stored["shards"]):
+        raise bad_metadata(folder, WRONG_SHARDS)
+    return _clips_of_shards(folder, stored)
+
+
+def _clips_of_shards(folder: Path, stored: dict[str, Any]) -> Iterator[list[Row | Failure | int]]:
+    """The clips of every shard, by its lines, else by clips.jsonl of the interrupted command, else by the index.
+
+    Raises DamagedFile: store.json has other numbers of clips.
+    """
+    with ExitStack() as files:
+        planned: Iterator[bytes] = iter(())
+        with suppress(FileNotFoundError):
+            planned = iter(files.enter_context((folder / "clips.jsonl").open("rb")))
+        for shard, count in enumerate(stored["shards"]):
+            ids: list[Row | Failure | int] = [hash_id(_parse_line(line).id) for line in islice(planned, count)]
+            try:
+                clips: list[Row | Failure | int] = [row for _, row in read_rows(lines_path(shard_path(folder, shard)))]
+                intact = len(clips) == count
+            except DamagedFile:
+                clips = ids or _ids_in_index(folder, stored, shard)
+                intact = bool(clips)
+            if not intact:
+                raise bad_metadata(folder, WRONG_SHARDS)
+            yield clips
+
+
+def _ids_in_index(folder: Path, stored: dict[str, Any], shard: int) -> list[Row | Failure | int]:
+    """The hashes of the ids of a shard's clips; nothing if the index is damaged."""
+    path, dtype = folder / "index.bin", record_dtype(stored)
+    if not path.is_file() or path.stat().st_size % dtype.itemsize:
+        return []
+    records = np.fromfile(path, dtype)
+    return list(map(int, records["id"][records["shard"] == shard]))
+
+
+def _plan_clips(
+    folder: Path,
+    corpus: Corpus,
+    listed: BinaryIO,
+    stored: Iterable[list[Row | Failure | int]],
+    plan: BinaryIO,
+) -> tuple[list[int], int]:
+    """Write clips.jsonl; return the clips of each shard that exists, and how many are no longer in the corpus."""
+
+    def line_of(offset: int) -> bytes:
+        listed.seek(offset)
+        return listed.readline()
+
+    new = dict(corpus.offsets)  # without the clips whose codes are there
+    shards: list[int] = []
+    removed = 0
+    for rows in stored:
+        shards.append(0)
+        for row in rows:
+            key = row if isinstance(row, int) else hash_id(row.id)
+            line = line_of(new[key]) if key in new else b""
+            if line and _has_codes_of(row, _parse_line(line)):
+                del new[key]
+                plan.write(line)
+            elif isinstance(row, int):
+                continue  # never encoded
+            else:
+                removed += not getattr(row, "removed", False)
+                plan.write(_json_line({"removed": row.id}))
+            shards[-1] += 1
+    if sum(shards) and len(new) == len(corpus.offsets):
+        raise StorageError(f"{folder} is of another corpus, none of its clips is in this one: {WAY_OUT}")
+    for offset in new.values():
+        plan.write(line_of(offset))
+    return shards, removed
+
+
+def _has_codes_of(row: Row | Failure | int, planned: Planned) -> bool:
+    """Whether the codes of a row are those of a clip, or are still to be written."""
+    clip, size = planned.clip, planned.size
+    assert clip is not None
+    if not isinstance(row, Row):
+        return True
+    if size is not None and row.size not in (None, size):
+        return False
+    if row.start is None:  # before format 3
+        return clip.channel is None
+    return (row.start, row.seconds, row.channel) == (clip.start, clip.seconds, clip.channel)
 
 
 def _level_label(metadata: dict[str, Any]) -> str:
@@ -318,56 +428,49 @@ def _level_label(metadata: dict[str, Any]) -> str:
     return "at their own levels" if level is None else f"at {level} dBFS"
 
 
-def _changed_file(folder: Path, shard_clips: list[int], clip_list: BinaryIO) -> Path | None:
-    """The first file that had another size when it was encoded."""
-    clip_list.seek(0)
-    for shard, count in enumerate(shard_clips):
-        rows: list[tuple[int, Row | Failure]] = []
-        lines = list(islice(clip_list, count))
-        with suppress(DamagedFile):  # the shard is not written yet
-            rows = read_rows(lines_path(shard_path(folder, shard)))
-        for line, (_, row) in zip(lines, rows, strict=False):
-            clip, size = _parse_clip(line)
-            if isinstance(row, Row) and row.size not in (None, size):
-                return clip.path
-    return None
-
-
-def _plan_shards(folder: Path, shard_clips: list[int] | None, seconds: float) -> list[ShardSpan]:
-    """Divide clips.jsonl into shards: as in the store that exists, because files may have changed, or by length."""
+def _plan_shards(folder: Path, shard_clips: list[int], seconds: float) -> list[ShardSpan]:
+    """Divide clips.jsonl into shards: the existing ones, because files may have changed, and the rest by length."""
     most = min(max(seconds / TARGET_SHARDS, SHARD_SECONDS[0]), SHARD_SECONDS[1])
     spans: list[ShardSpan] = []
-    offset = count = position = 0
-    total = 0.0
+    position = 0
     with (folder / "clips.jsonl").open("rb") as file:
+        for count in shard_clips:
+            spans.append(ShardSpan(len(spans), position, count))
+            position += sum(len(line) for line in islice(file, count))
+        count, total, offset = 0, 0.0, position
         for line in file:
-            if count and (count == shard_clips[len(spans)] if shard_clips else total >= most):
+            if count and total >= most:
                 spans.append(ShardSpan(len(spans), offset, count))
                 offset, count, total = position, 0, 0.0
-            total += 0.0 if shard_clips else _estimated_seconds(*_parse_clip(line))
+            planned = _parse_line(line)
+            assert planned.clip is not None
+            total += _estimated_seconds(planned.clip, planned.size)
             position += len(line)
             count += 1
-    return [*spans, ShardSpan(len(spans), offset, count)]
+    return [*spans, ShardSpan(len(spans), offset, count)] if count else spans
 
 
-def _clips_of(folder: Path, span: ShardSpan) -> list[tuple[Clip, int | None]]:
-    """The clips of a shard, and the sizes of their files."""
+def _lines_of(folder: Path, span: ShardSpan) -> list[Planned]:
+    """The lines of a shard in clips.jsonl."""
     with (folder / "clips.jsonl").open("rb") as file:
         file.seek(span.offset)
-        return [_parse_clip(next(file)) for _ in range(span.clips)]
+        return [_parse_line(next(file)) for _ in range(span.clips)]
 
 
 def _json_line(row: dict[str, Any]) -> bytes:
-    present = {key: value for key, value in row.items() if value is not None}
+    present = {key: value for key, value in row.items() if value is not None and value is not False}
     # File names need not be UTF-8: Python holds such bytes as surrogates, which json.loads accepts.
     return json.dumps(present, ensure_ascii=False).encode("utf-8", "surrogatepass") + b"\n"
 
 
-def _parse_clip(line: bytes) -> tuple[Clip, int | None]:
-    """A clip of clips.jsonl, and the size of its file."""
+def _parse_line(line: bytes) -> Planned:
+    """A line of clips.jsonl."""
     row = json.loads(line)
-    size = row.pop("size", None)
-    return Clip(**row | {"path": Path(row["path"])}), size
+    if "removed" in row:
+        return Planned(row["removed"], None)
+    size, file = row.pop("size", None), row.pop("file", None)
+    clip = Clip(**row | {"path": Path(row["path"])})
+    return Planned(clip.id, clip, size, file)
 
 
 def _is_complete(folder: Path, metadata: dict[str, Any], spans: list[ShardSpan]) -> bool:
@@ -375,20 +478,38 @@ def _is_complete(folder: Path, metadata: dict[str, Any], spans: list[ShardSpan])
     if not (folder / "store.json").is_file():
         return False
     stored = read_metadata(folder)
-    index = stored.pop("index", None)
+    index, _ = stored.pop("index", None), stored.pop("frames", None)
     if stored != metadata:
         return False
+    frame_bytes = metadata["num_codebooks"] * np.dtype(metadata["dtype"]).itemsize
+    clips = 0
+    for span in spans:
+        lines = _lines_of(folder, span)
+        rows = _existing_rows(shard_path(folder, span.shard), [line.id for line in lines], frame_bytes)
+        if rows is None or rows != _marked(rows, lines):
+            return False
+        clips += sum(line.clip is not None for line in lines)
     try:
-        read_index(
-            folder / "index.bin", clips=sum(span.clips for span in spans), crc=index["crc"], dtype=record_dtype(stored)
-        )
+        read_index(folder / "index.bin", clips=clips, crc=index["crc"], dtype=record_dtype(stored))
     except (DamagedFile, TypeError, KeyError):
         return False
-    frame_bytes = metadata["num_codebooks"] * np.dtype(metadata["dtype"]).itemsize
-    return all(
-        _existing_rows(shard_path(folder, span.shard), [clip.id for clip, _ in _clips_of(folder, span)], frame_bytes)
-        for span in spans
-    )
+    return True
+
+
+def _marked(rows: list[Row | Failure], lines: list[Planned]) -> list[Row | Failure]:
+    """Rows with the metadata that their clips have now, and with the mark of removed clips."""
+    return [_marked_row(row, line) for row, line in zip(rows, lines, strict=True)]
+
+
+def _marked_row(row: Row | Failure, line: Planned) -> Row | Failure:
+    if isinstance(row, Failure):
+        return row
+    clip = line.clip
+    if clip is None:
+        return replace(row, removed=True)
+    fields = {name: getattr(clip, name) for name in ("start", "seconds", "channel", *TEXT_FIELDS)}
+    size = row.size if line.size is None else line.size
+    return replace(row, **fields, size=size, file=None if line.file == row.id else line.file, removed=False)
 
 
 def _existing_rows(path: Path, names: list[str], frame_bytes: int) -> list[Row | Failure] | None:
@@ -419,10 +540,15 @@ def _encode_shard(
     path = shard_path(folder, span.shard)
     dtype = np.dtype(read_metadata(folder)["dtype"]).newbyteorder("<")
     frame_bytes = num_codebooks * dtype.itemsize
-    todo = _clips_of(folder, span)
-    before = _existing_rows(path, [clip.id for clip, _ in todo], frame_bytes)
-    if before and not any(isinstance(row, Failure) for row in before):
-        return ShardResult(span.clips)
+    todo = _lines_of(folder, span)
+    before = _existing_rows(path, [line.id for line in todo], frame_bytes)
+    waiting = [
+        line.clip is not None and not isinstance(row, Row) for line, row in zip(todo, before or [], strict=False)
+    ]
+    if before is not None and not any(waiting):
+        if (rows := _marked(before, todo)) != before:
+            _write_lines(path, rows)
+        return ShardResult(sum(line.clip is not None for line in todo))
     codec = cached_model(model, device)
     if codec.weights_hash != card.weights_hash:
         raise WeightsMismatch(
@@ -432,43 +558,53 @@ def _encode_shard(
             way_out=f"{model} has changed since; start over with --force",
         )
     old = path.read_bytes() if before else b""
+    already_encoded = 0
     with atomic_output(path, force=True) as file:
         shard = _ShardWriter(file, codec, num_codebooks, dtype, level_db=level_db, use_ffmpeg=use_ffmpeg)
-        for (clip, _), row in zip(todo, before or repeat(None, len(todo)), strict=True):
+        for line, row in zip(todo, before or repeat(None, len(todo)), strict=True):
             if isinstance(row, Row):
                 first = row.first * frame_bytes
                 shard.copy(row, old[first : first + row.frames * frame_bytes])
+                already_encoded += line.clip is not None
+            elif line.clip is None:
+                shard.skip(line.id)
             else:
-                shard.add(clip)
+                shard.add(line.clip)
         shard.flush()
-    rows = (
-        replace(row, size=size) if isinstance(row, Row) else row
-        for row, (_, size) in zip(shard.rows, todo, strict=True)
-    )
-    with atomic_output(lines_path(path), force=True) as file:
-        data = b"".join(_json_line(conditions_last(asdict(row))) for row in rows)
-        file.write(data + _json_line({"end": len(shard.rows), "crc": zlib.crc32(data)}))
-    failures = tuple(row for row in shard.rows if isinstance(row, Failure))
-    already_encoded = sum(isinstance(row, Row) for row in before or [])
+    rows = _marked(shard.rows, todo)
+    _write_lines(path, rows)
+    kept = [row for row, line in zip(rows, todo, strict=True) if line.clip is not None]
+    failures = tuple(row for row in kept if isinstance(row, Failure))
     seconds = codec.frame_spec.seconds(shard.samples)
-    clips = len(shard.rows) - len(failures) - already_encoded
+    clips = len(kept) - len(failures) - already_encoded
     return ShardResult(already_encoded, clips, seconds, failures, tuple(shard.notes))
+
+
+def _write_lines(shard: Path, rows: list[Row | Failure]) -> None:
+    """Write the .jsonl of a shard."""
+    data = b"".join(_json_line(conditions_last(asdict(row))) for row in rows)
+    with atomic_output(lines_path(shard), force=True) as file:
+        file.write(data + _json_line({"end": len(rows), "crc": zlib.crc32(data)}))
 
 
 def _write_index(folder: Path, metadata: dict[str, Any]) -> None:
     """Write the index, then record in store.json that the store is complete."""
     numbers = {kind: {name: number for number, name in enumerate(metadata[LISTS[kind]])} for kind in LISTS}
     count = crc = 0
+    frames: list[int] = []
     with atomic_output(folder / "index.bin", force=True) as file:
         for shard in range(len(metadata["shards"])):
+            rows = [(offset, row) for offset, row in read_rows(lines_path(shard_path(folder, shard)))]
+            frames.append(sum(row.frames for _, row in rows if isinstance(row, Row)))
             records = np.array(
                 [
                     (
                         *(shard, offset, row.first, row.frames, row.samples, row.crc, hash_id(row.id)),
                         *(numbers[kind].get(getattr(row, kind), -1) for kind in LISTS),
+                        *(hashed(name) for name in (row.file or row.id, str(Path(row.file or row.id).parent))),
                     )
-                    for offset, row in read_rows(lines_path(shard_path(folder, shard)))
-                    if isinstance(row, Row)
+                    for offset, row in rows
+                    if isinstance(row, Row) and not row.removed
                 ],
                 record_dtype(metadata),
             )
@@ -476,7 +612,7 @@ def _write_index(folder: Path, metadata: dict[str, Any]) -> None:
             file.write(data)
             count, crc = count + len(records), zlib.crc32(data, crc)
     with atomic_output(folder / "store.json", force=True) as file:
-        file.write(json.dumps(metadata | {"index": {"clips": count, "crc": crc}}).encode())
+        file.write(json.dumps(metadata | {"frames": frames, "index": {"clips": count, "crc": crc}}).encode())
     _remove_temporary(folder)
 
 
@@ -522,6 +658,11 @@ class _ShardWriter:
         self._file.write(data)
         self.rows.append(replace(row, first=self._frames))
         self._frames += row.frames
+
+    def skip(self, name: str) -> None:
+        """Append a clip that was removed from the corpus before it could be encoded."""
+        self.flush()
+        self.rows.append(Failure(name, "removed from the corpus"))
 
     def add(self, clip: Clip) -> None:
         """Append a clip to encode; one that cannot be read becomes a Failure."""

@@ -56,11 +56,11 @@ def test_missing_or_wrong_metadata(tmp_path: Path, corpus: Path, model_file: Pat
     store = tmp_path / "store"
     tokenize(corpus, store, model=model_file)
     facts = json.loads((store / "store.json").read_text())
-    assert set(METADATA) | {"format", "family", "sizes", "languages", "index"} == set(facts)
+    assert set(METADATA) | {"format", "family", "sizes", "languages", "frames", "index"} == set(facts)
     wrong = [{key: value for key, value in facts.items() if key != gone} for gone in ("format", *METADATA)]
     wrong += [facts | {key: None} for key in METADATA] + [facts | {"dtype": "float32"}]
     reading = [{"frame_spec": {}}, {"frame_spec": facts["frame_spec"] | {"hop": 0}}, {"index": 1}, {"index": {}}]
-    reading += [{"labels": [7]}, {"splits": [None]}]
+    reading += [{"labels": [7]}, {"splits": [None]}, {"frames": 1}, {"frames": [1]}, {"frames": ["1"] * 3}]
     making = [{"shards": [1]}, {"shards": [*facts["shards"], 1]}, {"shards": ["6"]}, {"shards": []}]
     for changed in (*wrong, [], *({**facts, **some} for some in reading)):
         (store / "store.json").write_text(json.dumps(changed))
@@ -85,6 +85,26 @@ def test_a_newer_format_is_refused(tmp_path: Path, corpus: Path, model_file: Pat
         TokenStore(tmp_path / "store")
 
 
+def before_format_3(store: Path, metadata: dict[str, Any]) -> None:
+    """Rewrite a store as it was, with this store.json: without the place of a clip in its recording, and its hashes."""
+    for path in store.glob("*.jsonl"):
+        rows = list(map(json.loads, path.read_bytes().splitlines()))[:-1]
+        for row in rows:
+            for key in ("start", "seconds", "channel", "file", "removed"):
+                row.pop(key, None)
+        lines = b"".join(json.dumps(row).encode() + b"\n" for row in rows)
+        path.write_bytes(lines + json.dumps({"end": len(rows), "crc": zlib.crc32(lines)}).encode() + b"\n")
+    new = TokenStore(store).index
+    old = np.zeros(len(new), record_dtype(metadata))
+    for field in old.dtype.names or ():
+        old[field] = new[field]
+    offsets = [[offset for offset, _ in read_rows(path)] for path in sorted(store.glob("*.jsonl"))]
+    old["line"] = np.concatenate(offsets)
+    index = {"clips": len(old), "crc": zlib.crc32(old.tobytes())}
+    (store / "index.bin").write_bytes(old.tobytes())
+    (store / "store.json").write_text(json.dumps(metadata | {"index": index}))
+
+
 def test_stores_of_release_0_1_0_are_read_and_resumed(tmp_path: Path, corpus: Path, model_file: Path) -> None:
     """Format 1 had the keys books and frame_math."""
     store = tmp_path / "store"
@@ -93,8 +113,8 @@ def test_stores_of_release_0_1_0_are_read_and_resumed(tmp_path: Path, corpus: Pa
     old = metadata | {"format": 1, "books": metadata["num_codebooks"], "frame_math": dict(metadata["frame_spec"])}
     for new, name in (("num_codebooks", "books"), ("decoder_delay", "overlap")):
         old["frame_math"][name] = old["frame_math"].pop(new)
-    del old["num_codebooks"], old["frame_spec"]
-    (store / "store.json").write_text(json.dumps(old))
+    del old["num_codebooks"], old["frame_spec"], old["frames"]
+    before_format_3(store, old)
     assert len(TokenStore(store, load_model(model_file))) == 6
     assert tokenize(corpus, store, model=model_file).already_encoded == 6
     assert json.loads((store / "store.json").read_text()) == metadata

@@ -9,6 +9,7 @@ import sys
 import time
 import tracemalloc
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -102,8 +103,11 @@ def test_one_channel_of_a_call(tmp_path: Path, model_file: Path) -> None:
     for channel in range(2):
         codes = load_model(model_file).encode(torch.from_numpy(samples[None, channel : channel + 1]))[0]
         assert torch.equal(store[channel].codes, codes)
-    with pytest.raises(StorageError, match="another corpus"):
-        tokenize(tmp_path / "list.jsonl", tmp_path / "store", model=model_file)
+    report = tokenize(tmp_path / "list.jsonl", tmp_path / "store", model=model_file)
+    assert (report.clips, report.already_encoded, report.removed) == (1, 1, 1)
+    store = TokenStore(tmp_path / "store")
+    codes = load_model(model_file).encode(torch.from_numpy(samples.mean(axis=0))[None, None])[0]
+    assert torch.equal(store[store.find("call.wav")].codes, codes)
 
 
 def test_shards_are_cut_by_length_and_written_once(tmp_path: Path, corpus: Path, model_file: Path) -> None:
@@ -188,19 +192,97 @@ def test_failures_are_reported_and_tried_again(
     assert all(torch.equal(one.codes, two.codes) for one, two in zip(*clips, strict=True))
 
 
-def test_encoded_files_may_not_change(tmp_path: Path, corpus: Path, model_file: Path) -> None:
+def check_codes(folder: Path, corpus: Path, model_file: Path) -> TokenStore:
+    """A store that has the codes of every recording of a corpus, once; returns it."""
+    store = TokenStore(folder, load_model(model_file))
+    assert sorted(clip.row.id for clip in store) == [clip.id for clip in clips(corpus)]
+    for clip in store:
+        assert torch.equal(clip.codes, expected(model_file, corpus / clip.row.id)), clip.row.id
+        assert clip.row.size == (corpus / clip.row.id).stat().st_size
+    return store
+
+
+def test_new_clips_are_added_and_missing_ones_marked(tmp_path: Path, corpus: Path, model_file: Path) -> None:
+    folder = tmp_path / "store"
+    tokenize(corpus, folder, model=model_file)
+    before = {path.name: path.read_bytes() for path in folder.glob("*.codes")}
+    noise(corpus / "train/a/15.wav", time=700)
+    noise(corpus / "train/0.wav", time=900)  # first in the corpus
+    report = tokenize(corpus, folder, model=model_file)
+    assert (report.clips, report.already_encoded, report.removed, report.shards) == (2, 6, 0, 4)
+    store = check_codes(folder, corpus, model_file)
+    assert [clip.row.id for clip in store][6:] == ["train/0.wav", "train/a/15.wav"]
+
+    kept = (corpus / "train/a/4.wav").read_bytes()
+    for name in ("train/a/4.wav", "train/a/15.wav"):
+        (corpus / name).unlink()
+    report = tokenize(corpus, folder, model=model_file)
+    assert (report.clips, report.already_encoded, report.removed) == (0, 6, 2)
+    assert len(check_codes(folder, corpus, model_file).crops(9, 2, np.random.default_rng(0)).codes) == 9
+    assert {name: (folder / name).read_bytes() for name in before} == before  # their codes stay where they are
+    assert tokenize(corpus, folder, model=model_file).removed == 0
+
+    (corpus / "train/a/4.wav").write_bytes(kept)
+    report = tokenize(corpus, folder, model=model_file)
+    assert (report.clips, report.already_encoded) == (0, 7)  # it has its codes again
+    check_codes(folder, corpus, model_file)
+
+
+def test_a_changed_file_is_encoded_again(tmp_path: Path, corpus: Path, model_file: Path) -> None:
+    folder = tmp_path / "store"
     (corpus / "train/a/1.wav").write_text("no audio")
-    tokenize(corpus, tmp_path / "store", model=model_file)
-    before = contents(tmp_path / "store")
-    assert TokenStore(tmp_path / "store").row(0).size == (corpus / "train/a/0.wav").stat().st_size
+    tokenize(corpus, folder, model=model_file)
     noise(corpus / "train/a/1.wav", time=79)  # repaired
     noise(corpus / "valid/b/5.wav", time=82)
-    with pytest.raises(StorageError, match=r"another .*valid/b/5\.wav, or this file has changed since: .*--force"):
-        tokenize(corpus, tmp_path / "store", model=model_file)
-    assert contents(tmp_path / "store") == before
-    noise(corpus / "valid/b/5.wav", time=81)
-    report = tokenize(corpus, tmp_path / "store", model=model_file)
-    assert (report.clips, report.already_encoded, report.failures) == (1, 5, ())
+    report = tokenize(corpus, folder, model=model_file)
+    assert (report.clips, report.already_encoded, report.removed, report.failures) == (2, 4, 1, ())
+    check_codes(folder, corpus, model_file)
+    noise(corpus / "valid/b/5.wav", time=81)  # as it was
+    report = tokenize(corpus, folder, model=model_file)
+    assert (report.clips, report.already_encoded, report.removed) == (0, 6, 1)
+    check_codes(folder, corpus, model_file)
+
+
+def test_an_interrupted_addition_is_completed(
+    tmp_path: Path, corpus: Path, model_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With a further addition before it is resumed."""
+    folder = tmp_path / "store"
+    tokenize(corpus, folder, model=model_file)
+    noise(corpus / "train/a/00.wav", time=700)
+
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(tokenize_module, "_encode_shard", killed)
+        with pytest.raises(KeyboardInterrupt):
+            tokenize(corpus, folder, model=model_file)
+    assert (folder / "clips.jsonl").exists()
+    with pytest.raises(UsageError, match="is not complete"):
+        TokenStore(folder)
+    noise(corpus / "train/a/000.wav", time=800)
+    (corpus / "train/a/2.flac").unlink()
+    report = tokenize(corpus, folder, model=model_file)
+    assert (report.clips, report.already_encoded, report.removed) == (2, 5, 1)
+    check_codes(folder, corpus, model_file)
+    assert not (folder / "clips.jsonl").exists()
+
+
+def test_metadata_of_clips_may_change(tmp_path: Path, corpus: Path, model_file: Path) -> None:
+    found = list(clips(corpus))
+    for speaker in ("anna", "ben"):
+        write_manifest(corpus / "list.jsonl", [replace(clip, speaker=speaker) for clip in found])
+        report = tokenize(corpus / "list.jsonl", tmp_path / "store", model=model_file)
+        assert (report.clips, report.removed) == ((6, 0) if speaker == "anna" else (0, 0))
+        store = TokenStore(tmp_path / "store")
+        assert store.classes["speaker"] == (speaker,)
+        assert {clip.row.speaker for clip in store} == {speaker}
+    write_manifest(corpus / "list.jsonl", [replace(clip, seconds=0.005) for clip in found[3:4]] + found[:2])
+    report = tokenize(corpus / "list.jsonl", tmp_path / "store", model=model_file)
+    assert (report.clips, report.already_encoded, report.removed) == (1, 2, 4)
+    store = TokenStore(tmp_path / "store")
+    assert store[store.find(found[3].id)].row.samples == 40
 
 
 def test_two_clips_with_one_id_are_refused(tmp_path: Path, corpus: Path, model_file: Path) -> None:
@@ -258,16 +340,16 @@ def test_mismatches_are_refused(tmp_path: Path, corpus: Path, model_file: Path) 
         tokenize(corpus, store, model=model_file, num_codebooks=4)
     with pytest.raises(WeightsMismatch, match="load the model that made it"):
         TokenStore(store, load_model(tmp_path / "other.safetensors"))
-    noise(corpus / "train" / "a" / "6.wav")
-    with pytest.raises(StorageError, match="another corpus"):
-        tokenize(corpus, store, model=model_file, num_codebooks=2)
+    other = noise(tmp_path / "other/a.wav").parent
+    with pytest.raises(StorageError, match="is of another corpus, none of its clips is in this one"):
+        tokenize(other, store, model=model_file, num_codebooks=2)
     with pytest.raises(InputNotFound):
         tokenize(tmp_path / "nothing", store, model=model_file, force=True)
     with pytest.raises(InputNotFound):
         tokenize(tmp_path / "nothing", tmp_path / "new" / "store", model=model_file)
     assert not (tmp_path / "new").exists()
     assert contents(store) == before
-    assert tokenize(corpus, store, model=model_file, force=True).clips == 7
+    assert tokenize(corpus, store, model=model_file, force=True).clips == 6
     assert TokenStore(store).num_codebooks == 3
     with pytest.raises(StorageError, match="other files"):
         tokenize(corpus, corpus, model=model_file)

@@ -123,6 +123,8 @@ def test_the_context_holds_the_longest_crop(name: str) -> None:
     with torch.device("meta"):
         model = build(recipe.model.model_dump(), source | {"dim": codec.dim})
     assert recipe.model.context >= model.pattern.steps(recipe.data.frames)
+    data = load_toml(ROOT / "recipes" / name / "codec.toml", Recipe).data
+    assert (recipe.data.held_out, recipe.data.split_by) == (data.held_out, data.split_by)  # so one split of the corpus
     assert recipe.name == f"{name}-{codec.sample_rate // 1000}k-lm"
 
 

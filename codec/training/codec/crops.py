@@ -29,6 +29,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from codec.data.clips import Clip, clip_audio, clip_time, clips, hashed, root_of
+from codec.data.split import KEYS, SIDES, Chooser, path_in, split_chooser, split_number
 from codec.errors import CodecError, ConfigError, InputNotFound, UnsupportedAudio
 from codec.io.storage import atomic_output
 from codec.parallel import each, in_threads
@@ -43,9 +44,8 @@ Report = Callable[[str], None]
 CheckKey = Callable[[str], None]
 Notes = dict[str, FileNote]
 """By file; the first of each."""
-Chooser = Callable[[NDArray[Any], str], NDArray[np.bool_]]  # rows of `SCANNED`, a split -> which of them it has
 
-SPLITS = ("train", "valid")
+SPLITS = SIDES
 FILES = ("names", *(f"{split}.rows" for split in SPLITS))  # of an index, beside its index.json
 CHUNK = 2**14  # clips held in memory at a time while an index is built
 MAX_NAMED = 20  # unreadable files that are named one by one; the others are counted
@@ -60,9 +60,7 @@ ROW = np.dtype([("end", "<i8"), ("start", "<f8"), ("name", "<i8"), ("channel", "
 SCANNED = np.dtype(
     [
         ("set", "<i4"),
-        ("split", "i1"),  # 1 + its index in SPLITS; 0: the hash decides
-        ("group", "<u8"),  # hash of what a split must keep together
-        ("file", "<u8"),
+        *KEYS,
         ("time", "<i8"),
         ("start", "<f8"),
         ("name", "<i8"),
@@ -166,7 +164,8 @@ def build_index(
         with atomic_output(folder / "names", force=True) as names:
             by_folder = config.split_by == "folder"
             sets = scan(data, scanned, names, sample_rate=sample_rate, by_folder=by_folder, report=report)
-        choose = split_chooser(scanned, data, config.held_out)
+        check_splits(scanned, data)
+        choose = split_chooser(chunks(scanned), config.held_out)
         for split in SPLITS:
             with atomic_output(folder / f"{split}.rows", force=True) as file:
                 content[split] = write_split(scanned, choose, split, sets, file)
@@ -222,14 +221,13 @@ def scan(
                 if bad <= MAX_NAMED:
                     report(f"left out: {time}")
                 continue
-            inside = clip.path.is_relative_to(root)
-            path = clip.path.relative_to(root) if inside else clip.path
+            path = path_in(clip, root)
             group = clip.speaker or str(path.parent if by_folder else path)
-            split = 1 + SPLITS.index(clip.split) if clip.split else 0
+            split = split_number(clip.split)
             number = sets.setdefault(clip.set, len(sets))
             channel = -1 if clip.channel is None else clip.channel
             rows.append((number, split, hashed(group), hashed(str(path)), time, clip.start, position, channel))
-            position += names.write(os.fsencode(path if inside else path.absolute()) + b"\0")
+            position += names.write(os.fsencode(path if clip.path.is_relative_to(root) else path.absolute()) + b"\0")
         scanned.write(np.array(rows, SCANNED).tobytes())
     if not total:
         raise InputNotFound(f"{data} has only audio of the split test: mark some as train and valid")
@@ -247,41 +245,15 @@ def chunks(scanned: BinaryIO) -> Iterator[NDArray[Any]]:
         yield np.frombuffer(content, SCANNED)
 
 
-def split_chooser(scanned: BinaryIO, data: Path, held_out: float) -> Chooser:
-    """A function that chooses the rows of a split: those marked as its own, and of the unmarked ones a share by hash.
-
-    So added files do not move others to another split. If the hash chooses no rows, as with few files, a split takes
-    the row with the lowest hash. If all audio is of one speaker or folder, it is split by files.
-    """
-    marked: set[int] = set()
-    low, high = {"group": 2**64, "file": 2**64}, {"group": -1, "file": -1}
-    for rows in chunks(scanned):
-        marked |= set(np.unique(rows["split"]).tolist())
-        for by in low:
-            hashes = rows[by][rows["split"] == 0]
-            low[by] = min(low[by], int(hashes.min(initial=2**64 - 1)))
-            high[by] = max(high[by], int(hashes.max(initial=0)))
+def check_splits(scanned: BinaryIO, data: Path) -> None:
+    """Raise InputNotFound unless there is audio for both splits."""
+    marked = {number for rows in chunks(scanned) for number in np.unique(rows["split"]).tolist()}
     for number, split in enumerate(SPLITS, 1):
         if not marked & {0, number}:
             raise InputNotFound(
                 f"{data} has no audio for {split} by the splits of its folders or manifest: "
                 f"mark some as {split}, or mark none at all, and data.held_out of the audio is kept for valid"
             )
-    by = "group" if low["group"] < high["group"] else "file"
-    limit = int(held_out * 2**64)
-    if 2 not in marked:
-        limit = max(limit, low[by] + 1)
-    if 1 not in marked:
-        limit = min(limit, high[by])
-    single = low[by] == high[by]  # one file is in both splits
-
-    def choose(rows: NDArray[Any], split: str) -> NDArray[np.bool_]:
-        held = rows[by] < np.uint64(limit)
-        by_hash = single | (held if split == "valid" else ~held)
-        chosen: NDArray[np.bool_] = np.where(rows["split"] == 0, by_hash, rows["split"] == 1 + SPLITS.index(split))
-        return chosen
-
-    return choose
 
 
 def write_split(scanned: BinaryIO, choose: Chooser, split: str, sets: list[str], file: BinaryIO) -> list[SetRows]:

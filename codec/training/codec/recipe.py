@@ -8,6 +8,7 @@ from typing import Annotated, Literal, Self
 from pydantic import AfterValidator, Field, model_validator
 
 from codec.config import Config, Name
+from codec.data.split import SplitBy
 from codec.models import DEFAULT_CONFIG, ModelConfig
 from codec.training.codec.losses import SCALES
 
@@ -56,7 +57,7 @@ class DataConfig(Config):
     """Share of the other crops that are scaled to a level of -60 to -20 dBFS RMS instead of the random gain."""
     held_out: float = Field(0.02, gt=0, lt=1)
     """Share held out for validation, of the audio without a split."""
-    split_by: Literal["file", "folder"] = "file"
+    split_by: SplitBy = "file"
     """What a split keeps together where no speaker is known; "folder" if each piece or speaker has its own folder."""
     init_seconds: Seconds = 2000.0
     """Seconds of audio for the closed-form start."""

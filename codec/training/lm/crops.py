@@ -26,6 +26,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from codec.codes import entropy
+from codec.data.clips import hashed
+from codec.data.split import KEYS, SIDES, SplitBy, split_chooser, split_number
 from codec.data.token_store import TokenStore
 from codec.errors import ConfigError, UsageError
 from codec.lm.base import CodecLM
@@ -183,31 +185,44 @@ class TokenCrops:
         return Batch(codes, targets, self.model.conditioning(conditions), None, counts)
 
 
-def split_clips(store: TokenStore, held_out: float) -> tuple[Rows, Rows]:
-    """(training, validation) clips: by their marked splits, and the unmarked ones by a hash of their ids.
+def split_clips(store: TokenStore, held_out: float, split_by: SplitBy = "file") -> tuple[Rows, Rows]:
+    """(training, validation) clips: those of `codec.data.split`, as a codec trains on the same corpus.
 
-    If the hash holds out no clip, hold out the one with the lowest hash. Test clips are used for validation only if no
-    clip is marked as valid. Raises UsageError: a split is empty.
+    Test clips are used for validation only if no clip is marked as valid and none is unmarked. Raises UsageError: a
+    split is empty.
     """
-    splits = store.index["split"]
-    marked = {name: splits == number for number, name in enumerate(store.splits)}
-    unmarked = splits == -1
-    has_frames = store.index["frames"] > 0
-    held = unmarked & (store.index["id"] < np.uint64(int(held_out * 2**64)))
-    free = np.flatnonzero(unmarked & has_frames)
-    if held_out and len(free) > 1 and not {"valid", "test"} & set(marked) and not held[free].any():
-        held[free[store.index["id"][free].argmin()]] = True
-    train = (marked.get("train", np.zeros_like(unmarked)) | (unmarked & ~held)) & has_frames
-    valid = (marked.get("valid", marked.get("test", np.zeros_like(unmarked))) | held) & has_frames
-    for split, chosen in (("train", train), ("valid", valid)):
-        if not chosen.any():
-            counts = ", ".join(f"{len(splits[rows])} of split {name}" for name, rows in marked.items())
+    index = store.index
+    rows = np.zeros(len(index), KEYS)
+    numbers = np.array([split_number(name) for name in store.splits] + [0])  # the last is for -1, no split
+    rows["split"] = numbers[index["split"]]
+    if not {0, split_number("valid")} & set(rows["split"].tolist()):
+        rows["split"][rows["split"] == split_number("test")] = split_number("valid")
+    rows["file"], rows["group"] = groups_of(store, split_by)
+    usable = np.flatnonzero((index["frames"] > 0) & (rows["split"] != split_number("test")))
+    marked = set(rows["split"][usable].tolist())
+    for side in SIDES:
+        if not marked & {0, split_number(side)}:
+            splits = np.array([*store.splits, "none"])[index["split"]]
+            counts = ", ".join(f"{(splits == name).sum()} of split {name}" for name in np.unique(splits))
             raise UsageError(
-                f"{store.path} has no clip to {'train on' if split == 'train' else 'validate on'}: of its {len(store)} "
-                f"clips, {counts or 'none has a split'}; mark some as {split} in the manifest and tokenize it again"
-                + (f", or change data.held_out = {held_out}" if unmarked.any() else "")
+                f"{store.path} has no clip to {'train on' if side == 'train' else 'validate on'}: of its {len(store)} "
+                f"clips, {counts}; mark some as {side} in the manifest and tokenize it again"
             )
-    return np.flatnonzero(train), np.flatnonzero(valid)
+    choose = split_chooser([rows[usable]], held_out)
+    train, valid = (usable[choose(rows[usable], side)] for side in SIDES)
+    return train, valid
+
+
+def groups_of(store: TokenStore, split_by: SplitBy) -> tuple[NDArray[np.uint64], NDArray[np.uint64]]:
+    """Hashes of each clip's file, and of its speaker, or its file or folder if no speaker is known.
+
+    A store before format 3 does not have them: there both are the hash of the clip's id.
+    """
+    index = store.index
+    if "file" not in (index.dtype.names or ()):
+        return index["id"], index["id"]
+    speakers = np.array([hashed(name) for name in store.classes["speaker"]] + [0], np.uint64)
+    return index["file"], np.where(index["speaker"] >= 0, speakers[index["speaker"]], index[split_by])
 
 
 def class_names(store: TokenStore, rows: Rows, kinds: Sequence[str]) -> dict[str, tuple[str, ...]]:

@@ -9,6 +9,7 @@ from pydantic import Field, model_validator
 
 from codec.conditions import ClassKind
 from codec.config import Config, Name
+from codec.data.split import SplitBy
 from codec.lm.pixelcnn import PixelCNNConfig
 from codec.lm.transformer import TransformerConfig
 from codec.training.codec.recipe import Count, Decay, OptimizerConfig, Positive, RunConfig, Share, Weight
@@ -31,7 +32,9 @@ class LMDataConfig(Config):
     classes: tuple[ClassKind, ...] = ()
     """Class labels to condition on."""
     held_out: float = Field(0.02, gt=0, lt=1)
-    """Share held out for validation, of the clips without a split."""
+    """Share held out for validation, of the clips without a split; the same clips as a codec with this share."""
+    split_by: SplitBy = "file"
+    """As a codec's."""
 
 
 class LMLossConfig(Config):

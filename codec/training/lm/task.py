@@ -109,7 +109,7 @@ class LMTask:
         self.provenance = dict(provenance or {})
         self.data, self.losses, self.optimizer, self.run = data, losses, optimizer, run
         self.data_key = store_key(store)
-        train_rows, valid_rows = split_clips(store, data.held_out)
+        train_rows, valid_rows = split_clips(store, data.held_out, data.split_by)
         source = codebook_spec(data, losses, store, codec, classes or class_names(store, train_rows, data.classes))
         vectors = codec_vectors(codec, losses, required=model.vectors == "codebook")
         self.train_state = self.create_state(model, source, vectors)

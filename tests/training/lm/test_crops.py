@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from codec import pretrained
+from codec.data.clips import hashed
 from codec.data.token_store import TokenStore
 from codec.errors import ConfigError, DamagedFile, UsageError
 from codec.models.base import Codec
@@ -160,15 +161,18 @@ def test_splits(folder: Path, tmp_path: Path, store: TokenStore) -> None:
     assert (train.tolist(), valid.tolist()) == (list(range(7)), [7, 8])
     codec = folder / "tiny.safetensors"
     (tmp_path / "none").mkdir()
-    none = TokenStore(write_store(tmp_path / "none", codec, split=[None] * 9))
-    held = [number for number in range(9) if int(none.index["id"][number]) < 2**63]
+    none = TokenStore(write_store(tmp_path / "none", codec, split=[None] * 9, speaker=[None] * 9))
+    files = [hashed(f"audio/{number}.wav") for number in range(9)]
+    held = [number for number in range(9) if files[number] < 2**63]
     assert 0 < len(held) < 9
     train, valid = split_clips(none, 0.5)
     assert (valid.tolist(), sorted([*train, *valid])) == (held, list(range(9)))
     train, valid = split_clips(none, 1e-9)
-    assert (valid.tolist(), len(train)) == ([int(none.index["id"].argmin())], 8)
-    with pytest.raises(UsageError, match=r"to validate on: of its 9 clips, none has a split; .* or change data.held_"):
-        split_clips(none, 0)
+    assert (valid.tolist(), len(train)) == ([int(np.argmin(files))], 8)
+    (tmp_path / "train").mkdir()
+    only = TokenStore(write_store(tmp_path / "train", codec, split=["train"] * 9))
+    with pytest.raises(UsageError, match=r"to validate on: of its 9 clips, 9 of split train; mark some as valid"):
+        split_clips(only, 0.5)
     (tmp_path / "test").mkdir()
     test = TokenStore(write_store(tmp_path / "test", codec, split=["train"] * 4 + ["test"] * 3 + ["valid"] * 2))
     assert [rows.tolist() for rows in split_clips(test, 0.5)] == [[0, 1, 2, 3], [7, 8]]

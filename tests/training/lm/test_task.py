@@ -249,7 +249,7 @@ def test_losses_that_are_not_finite_are_named(store: TokenStore, codec: Codec) -
     task = task_of(recipe, store, codec)
     with torch.no_grad():
         dict(task.train_state.model.named_parameters())["lm_heads.weight"][21:42] = math.nan
-    with pytest.raises(ConfigError, match=r"^in step 7 bits/1 became nan: lower optimizer\.lr = 0\.01 or set"):
+    with pytest.raises(ConfigError, match=r"^in step 7 bits per code/codebook 1 became nan: lower optimizer\.lr = 0"):
         task.step(task.train_data.batch(0, 0, 4), 7)
 
 
