@@ -129,6 +129,11 @@ def save_lm(
     _save(path, lm, {"config": config, "training": dict(training)}, dtype)
 
 
+def most_memory(size: int) -> int:
+    """Bytes of parameters and tables that a model of a file of `size` bytes may have."""
+    return MEMORY_AT_LEAST + MEMORY_PER_BYTE * size
+
+
 def read_card(path: str | Path) -> ModelCard:
     """Read the metadata of a model file.
 
@@ -275,8 +280,7 @@ def _load(card: ModelCard, build: "Callable[[], Model]", device: "str | torch.de
     if not all(tensor.isfinite().all() for tensor in tensors.values()):
         raise UnknownModel(f"{card.path} has weights that are not finite: download or train it again")
     try:
-        parameters, size = PARAMETERS_AT_LEAST + len(tensors), MEMORY_AT_LEAST + MEMORY_PER_BYTE * card.size
-        with built_within(parameters=parameters, size=size):
+        with built_within(parameters=PARAMETERS_AT_LEAST + len(tensors), size=most_memory(card.size)):
             model = build()
         model.load_state_dict({name: t.float() if t.is_floating_point() else t for name, t in tensors.items()})
     except (ConfigError, RuntimeError, MemoryError, OverflowError) as error:  # RuntimeError also if memory runs out

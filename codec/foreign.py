@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import json
 import pickle
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from zipfile import BadZipFile
 
-from codec.checkpoint import CodecCard, tensors_digest
-from codec.errors import UnknownModel
+from codec.checkpoint import PARAMETERS_AT_LEAST, CodecCard, most_memory, tensors_digest
+from codec.errors import ConfigError, UnknownModel
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -48,13 +50,15 @@ def load(path: Path) -> Codec:
     """
     from codec import models
     from codec.models.convert import convert
+    from codec.nn.bounds import built_within
 
     tensors, metadata = _read(path)
     config, weights = convert(tensors, metadata, label=str(path))
-    model = models.of_config(config)
     try:
+        with built_within(parameters=PARAMETERS_AT_LEAST + len(weights), size=most_memory(path.stat().st_size)):
+            model = models.of_config(config)
         model.load_state_dict(weights)
-    except RuntimeError as error:
+    except (ConfigError, RuntimeError, MemoryError) as error:
         problem = " ".join(str(error).split("\n", 1)[-1].split())[:300]
         raise UnknownModel(f"{path} does not fit its own configuration: {problem}") from error
     model.name = path.parent.name if path.name in FOLDER_FILES else path.stem
@@ -104,8 +108,12 @@ def _read_tensors(path: Path) -> Mapping[str, Any]:
     try:
         if path.suffix == ".safetensors":
             return load_file(path)
+        _check_archive(path)
         content = torch.load(path, map_location="cpu", weights_only=True)
-    except (SafetensorError, OSError, RuntimeError, EOFError, LookupError, ValueError, TypeError) as error:
+    except (
+        *(SafetensorError, OSError, RuntimeError, EOFError),
+        *(LookupError, ValueError, TypeError, BadZipFile),
+    ) as error:
         raise UnknownModel(f"{path} is not a complete checkpoint ({_first_line(error)}): {way_out}") from error
     except pickle.UnpicklingError as error:
         raise UnknownModel(
@@ -115,6 +123,15 @@ def _read_tensors(path: Path) -> Mapping[str, Any]:
     if not isinstance(content, Mapping):
         raise UnknownModel(f"{path} holds a {type(content).__name__}, not tensors by name: give a model's checkpoint")
     return content
+
+
+def _check_archive(path: Path) -> None:
+    """Raise ValueError for compressed entries, which may unpack to any size; torch.save does not write them."""
+    if not zipfile.is_zipfile(path):
+        return
+    with zipfile.ZipFile(path) as archive:
+        if any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist()):
+            raise ValueError("its entries are compressed")
 
 
 def _read_config(path: Path) -> Mapping[str, Any]:
@@ -135,6 +152,8 @@ def _tensors(content: Mapping[str, Any], path: Path) -> dict[str, Tensor]:
     tensors = {name: value for name, value in content.items() if isinstance(value, Tensor)}
     if not tensors:
         raise UnknownModel(f"{path} holds no tensors: give a model's checkpoint")
+    if 4 * sum(tensor.numel() for tensor in tensors.values()) > most_memory(path.stat().st_size):
+        raise UnknownModel(f"{path} has tensors that are larger than the file: download it again")  # views of one value
     for name, tensor in tensors.items():
         if tensor.is_floating_point() and not tensor.isfinite().all():
             raise UnknownModel(f"{path} has weights that are not finite ({name}): download it again")

@@ -280,5 +280,6 @@ def _samples(data: bytes, subtype: str, channels: int) -> Block:
         case "FLOAT":
             flat = np.frombuffer(data, "<f4").astype(np.float32)
         case _:
-            flat = np.frombuffer(data, "<f8").astype(np.float32)
+            with np.errstate(over="ignore"):  # infinite samples are refused with their time
+                flat = np.frombuffer(data, "<f8").astype(np.float32)
     return np.ascontiguousarray(flat.reshape(-1, channels).T)
