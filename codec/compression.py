@@ -447,14 +447,16 @@ def model_of(reader: Reader, model: Model | None, device: str) -> Codec:
 
 
 def _named_model(label: str, made_by: ModelId) -> Model:
-    """The model that a file names if it is shipped, or published and fetched before.
+    """The model that a file names if it is shipped, published and fetched before, or a run in the folder `runs`.
 
-    A file must not choose a path to load, or start a download.
+    A file must not choose a path to load, or start a download; a run is found by its weights.
     """
-    name, _ = made_by
+    name, weights_hash = made_by
     if name in pretrained.names():
         return str(name)
     if name not in published.PUBLISHED:
+        if weights_hash is not None and (run := pretrained.find_run(weights_hash)) is not None:
+            return run
         raise UnknownModel(
             f"{label} was made by {model_label(made_by)}, which is not shipped: "
             "pass --model with its file or its run's folder"

@@ -4,6 +4,7 @@ import difflib
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import replace
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -99,6 +100,16 @@ def find_codec(
     return None
 
 
+def find_run(weights_hash: str) -> Path | None:
+    """The file of the codec with these weights in the folder `runs`, None if there is none."""
+    for path in _models_in(RUNS):
+        with suppress(UnknownModel, InputNotFound):
+            card = _card_of(path, path.stat().st_mtime_ns)
+            if card.weights_hash == weights_hash:
+                return card.as_codec().path
+    return None
+
+
 def describe(name_or_path: str | Path) -> ModelCard:
     """Read a model's card, without building the model unless it is of another project. Raises as `load`."""
     path = find(name_or_path)
@@ -160,7 +171,13 @@ def _codecs(name: str, paths: Iterable[str | Path], folders: Iterable[Path]) -> 
             yield describe(path).as_codec()
     for path in dict.fromkeys(path for folder in folders for path in _models_in(folder)):
         with suppress(UnknownModel, InputNotFound):
-            yield read_card(path).as_codec()
+            yield _card_of(path, path.stat().st_mtime_ns).as_codec()
+
+
+@lru_cache(maxsize=256)
+def _card_of(path: Path, modified: int) -> ModelCard:
+    """The card of a file, read once for all recordings of a folder; one modified at another time (ns) is read again."""
+    return read_card(path)
 
 
 def _folder_of(model: Path) -> Path:

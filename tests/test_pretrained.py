@@ -1,6 +1,7 @@
 """pretrained.py: names to files, and the message when there is none."""
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -11,7 +12,9 @@ from safetensors.numpy import save_file
 
 from codec import pretrained
 from codec.checkpoint import read_card, save_lm, save_model
+from codec.compression import compress, decompress
 from codec.errors import UnknownModel, WeightsMismatch
+from codec.io.audio import write_audio
 from codec.lm import CodecLM
 from tests.helpers.language_models import tiny_lm
 from tests.tiny import tiny_model
@@ -148,3 +151,19 @@ def test_another_codec_of_the_same_name(tmp_path: Path, lm: CodecLM, monkeypatch
         pretrained.codec_of(lm, "learned")
     with pytest.raises(UnknownModel, match=r"^words is a language model.*name a codec here$"):
         pretrained.codec_of(lm, "words.safetensors")
+
+
+def test_a_file_finds_its_model_among_the_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_audio("a.wav", np.random.default_rng(0).normal(0, 0.1, (1, 4000)).astype(np.float32), 8000)
+    for seed in range(3):
+        Path(f"runs/run{seed}").mkdir(parents=True)
+        save_model(tmp_path / f"runs/run{seed}/model.safetensors", tiny_model(seed), training={})
+    compress("a.wav", "a.codec", model="runs/run1")
+    decompress("a.codec", "given.wav", model="runs/run1")
+    Path("runs/run1").rename("runs/renamed")
+    decompress("a.codec", "found.wav")
+    assert Path("found.wav").read_bytes() == Path("given.wav").read_bytes()
+    shutil.rmtree("runs/renamed")
+    with pytest.raises(UnknownModel, match="which is not shipped: pass --model"):
+        decompress("a.codec", "none.wav")

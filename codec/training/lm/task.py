@@ -507,6 +507,8 @@ def train(
         device = context.accelerator.device
         task = build_task(recipe, device, store=store, codec=model, classes=classes, provenance=provenance)
         measures = task.measures
+        if not any(measures.unigram):
+            raise ConfigError(f"every code of {data} is the same, as of silence: check the recordings")
         context.report(measures.data_line())
         context.report(f"bits per code: {measures.baseline_line()}{measures.context_line()}")
         return task

@@ -21,7 +21,9 @@ from torch import Tensor
 from codec import pretrained
 from codec.checkpoint import load_state, read_card, save_model
 from codec.data.token_store import TokenStore
+from codec.data.tokenize import tokenize
 from codec.errors import ConfigError, InputNotFound, UnknownModel, UsageError, WeightsMismatch
+from codec.io.audio import write_audio
 from codec.lm import build
 from codec.lm.base import CodecLM
 from codec.lm.conditioning import Conditioning
@@ -369,6 +371,16 @@ def test_a_run_may_stop_early_and_later_be_longer(folder: Path, finished: Path, 
     assert same(load_state(tmp_path / "state.pt"), load_state(finished / "state.pt"))
     run(folder, tmp_path, resume=True, train={"steps": 7})
     assert load_state(tmp_path / "state.pt")["step"] == 7
+
+
+def test_tokens_of_silence_are_named(folder: Path, tmp_path: Path) -> None:
+    for number in range(3):
+        (tmp_path / "audio").mkdir(exist_ok=True)
+        write_audio(tmp_path / f"audio/{number}.wav", np.zeros((1, 8000), np.float32), 8000)
+    tokenize(tmp_path / "audio", tmp_path / "store", model=folder / "tiny.safetensors")
+    recipe = small_lm_recipe(data={"classes": []})
+    with pytest.raises(ConfigError, match=r"every code of .*store is the same, as of silence: check the recordings"):
+        train(recipe, data=tmp_path / "store", out=tmp_path / "run", codec=folder / "tiny.safetensors", device="cpu")
 
 
 def test_runs_that_cannot_be_resumed(folder: Path, finished: Path, tmp_path: Path) -> None:
