@@ -188,7 +188,7 @@ def _compressed_otherwise(
     if header.weights_hash != made_by[1]:
         return f"was made by {model_label((header.model, header.weights_hash))}, not by {model_label(made_by)}"
     if header.num_codebooks != num_codebooks:
-        return f"has codes of {header.num_codebooks} of the codebooks, not of {num_codebooks}"
+        return f"has codes of {header.num_codebooks} codebooks, not of {num_codebooks}"
     if channels and header.channels != 1:
         return f"has {header.channels} channels, not 1"
     if header.source is None:  # of release 0.1.0, or written file by file

@@ -181,7 +181,7 @@ def test_a_compressed_file_of_something_else_is_named(tmp_path: Path, model_file
     encode(model=model_file, num_codebooks=2)
     before = target.read_bytes()
     assert encode(model=model_file, num_codebooks=2)[0].error is None
-    assert "has codes of 2 of the codebooks, not of 3" in difference(encode(model=model_file))
+    assert "has codes of 2 codebooks, not of 3" in difference(encode(model=model_file))
     save_model(tmp_path / "other.safetensors", tiny_model(1), training={})
     assert "was made by tiny (" in difference(encode(model=tmp_path / "other.safetensors", num_codebooks=2))
     os.utime(source, (2e9, 2e9))  # the content counts, not the time

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from codec.cli.options import DOWNLOAD, echo_table, say
+from codec.cli.options import DOWNLOAD, echo_table, say, unread_note
 from codec.errors import UsageError
 
 
@@ -67,6 +67,8 @@ def prepare(
     except KeyboardInterrupt:
         say("stopped; the same command resumes")
         raise
+    if not dataset.parts and (unread := unread_note([folder], option=False)):
+        say(unread)
 
 
 def recipes(

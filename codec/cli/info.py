@@ -10,7 +10,7 @@ import typer
 
 from codec import pretrained
 from codec.checkpoint import RUN_MODEL, CodecCard, LMCard, ModelCard
-from codec.cli.options import INPUT_OUTPUT, JSONOption, echo, echo_table, one_line
+from codec.cli.options import INPUT_OUTPUT, JSONOption, duration, echo, echo_table, one_line, plural
 from codec.errors import CodecError, InputNotFound, printable
 from codec.io.storage import walk
 
@@ -126,7 +126,7 @@ def _facts(header: "Header", size: int | None) -> dict[str, Any]:
 
 def _print_folder(folder: Path, *, as_json: bool) -> None:
     """Print a row for each .codec file below a folder; exit status 1 if one of them is damaged."""
-    names = list(walk(folder, lambda name: name.endswith(".codec")))
+    names = list(walk(folder, lambda name: name.lower().endswith(".codec")))
     if not names:
         raise InputNotFound(f"{folder} has neither a {RUN_MODEL} nor .codec files: give a training run or recordings")
     found: dict[str, dict[str, Any]] = {}
@@ -159,7 +159,7 @@ def _print_table(found: Mapping[str, Mapping[str, Any]]) -> None:
     echo_table(table)
     seconds = sum(facts["seconds"] for facts in found.values())
     size = sum(facts.get("file_bytes", 0) for facts in found.values())
-    typer.echo(f"{len(found)} files, {seconds:.2f} s, {size} bytes")
+    typer.echo(f"{plural(len(found), 'file')}, {duration(seconds)}, {size} bytes")
 
 
 def _flat(facts: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -21,6 +21,7 @@ from codec.cli.options import (
     echo_table,
     progress_bar,
     say,
+    unread_note,
 )
 from codec.errors import StorageError, UsageError
 
@@ -223,6 +224,8 @@ def evaluate(
         with atomic_output(json_output, force=True) as file:
             file.write(result.as_json().encode() + b"\n")
     echo(result.text(rows))
+    if unread := unread_note([data], option=False):
+        say(unread)
     if result.failures:
         raise typer.Exit(1)
 

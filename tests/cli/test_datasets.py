@@ -99,3 +99,13 @@ def test_recipes_are_listed_and_printed(cli: Cli) -> None:
     assert "did you mean digits?" in cli("recipes", "digit").err
     assert cli("recipes", "digit").code == 2
     assert cli("recipes", "none.toml").code == 3
+
+
+def test_files_that_are_not_read_are_counted(cli: Cli, recording: Path) -> None:
+    Path("set").mkdir()
+    recording.rename("set/a.wav")
+    for name in ("b.m4a", "c.wma", "d.wma"):
+        Path("set", name).touch()
+    result = cli("prepare", "general", "set")
+    assert result.code == 0
+    assert result.err.splitlines()[-1] == "not read: 2 .wma, 1 .m4a (convert them to WAV or FLAC first)"

@@ -47,12 +47,14 @@ def test_info_of_a_folder(cli: Cli, recording: Path) -> None:
     assert one[:6] == ["deep/one.codec", "0.70", "2", "16000", "Hz", "3"]
     assert (two[0], two[5]) == ("two.codec", "1")
     assert total[:4] == ["2", "files,", "1.40", "s,"]
+    Path("set/two.codec").rename("set/two.CODEC")
+    assert b"two.CODEC" in cli("info", "set").out
     Path("set/bad.codec").write_bytes(b"nothing")
     result = cli("info", "set")
     assert result.code == 1
     assert result.out.decode().splitlines()[-1].startswith("failed: bad.codec: ")
     listed = json.loads(cli("info", "set", "--json").out)
-    assert listed["files"].keys() == {"deep/one.codec", "two.codec"}
+    assert listed["files"].keys() == {"deep/one.codec", "two.CODEC"}
     assert listed["failures"].keys() == {"bad.codec"}
     Path("empty").mkdir()
     assert cli("info", "empty").code == 3

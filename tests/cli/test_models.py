@@ -59,6 +59,9 @@ def test_evaluate_prints_a_table_and_writes_json(cli: Cli, folder: Path) -> None
     rows = json.loads(Path("out.json").read_text())["rows"]
     assert {row["num_codebooks"] for row in rows} == {1, 3}
     assert "noise" in result.out.decode()
+    (folder / "b.m4a").touch()
+    result = cli("evaluate", "--data", folder, "--codebooks", "1")
+    assert result.err == "not read: 1 .m4a (convert them to WAV or FLAC first)\n"
 
 
 @pytest.mark.parametrize(("option", "taken"), [("--speech", True), ("--no-speech", False)])
