@@ -126,6 +126,12 @@ class MissingDependency(CodecError):
     exit_code = 9
 
 
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether memory ran out, of the CPU or a GPU. torch's errors are known by name and text, without importing it."""
+    of_torch = type(error).__name__ == "OutOfMemoryError" or "DefaultCPUAllocator" in str(error)
+    return isinstance(error, MemoryError) or of_torch
+
+
 def printable(text: str, *, keep: str = "") -> str:
     """A text whose unprintable characters are escaped, because names and metadata may hold control sequences.
 

@@ -12,7 +12,7 @@ import typer
 from codec import __version__
 from codec.cli import bitstream, datasets, evaluate_lm, files, generate, info, models, tokens, train
 from codec.cli.options import one_line, say
-from codec.errors import CodecError, StorageError, UsageError
+from codec.errors import CodecError, StorageError, UsageError, is_out_of_memory
 
 CommandLineError: Any = typer.BadParameter.__base__  # every error in the arguments; click's, which typer may vendor
 
@@ -80,6 +80,11 @@ def run(arguments: Sequence[str] | None = None) -> None:
     except OSError as error:  # for example a full standard output, or a name that is too long
         say(f"codec: {_described_system_error(error)}")
         sys.exit(StorageError.exit_code)
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        say(f"codec: out of memory ({one_line(error)[:200]}): try fewer --jobs, a smaller model, or another --device")
+        sys.exit(CodecError.exit_code)
 
 
 def _described(error: Any) -> str:

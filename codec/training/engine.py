@@ -16,7 +16,7 @@ from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forwar
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 
-from codec.errors import CodecError, ConfigError, MissingDependency, UsageError
+from codec.errors import CodecError, ConfigError, MissingDependency, UsageError, is_out_of_memory
 from codec.nn import distributed
 from codec.training.shared_memory import SharedMemory, average_bucket
 
@@ -163,7 +163,6 @@ def memory_errors(*settings: str, num_workers: int = 0) -> Iterator[None]:
                 "a data worker was killed, perhaps because memory ran out: set data.num_workers = "
                 f"{num_workers} lower; --resume continues from the last checkpoint"
             ) from error
-        out_of_memory = isinstance(error, MemoryError | torch.OutOfMemoryError)
-        if not (out_of_memory or "DefaultCPUAllocator" in str(error)):
+        if not is_out_of_memory(error):
             raise
         raise ConfigError(f"out of memory: try {', or '.join(settings)}") from error

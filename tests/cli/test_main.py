@@ -3,9 +3,12 @@
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 import typer.main
 
 from codec import __version__, errors
@@ -106,6 +109,26 @@ def test_errors_print_one_line_and_exit_with_their_status(
     monkeypatch.setattr("codec.pretrained.shipped", fail)
     result = cli("models")
     assert (result.code, result.out, result.err) == (error.exit_code, b"", "codec: a b\n")
+
+
+def allocate_too_much() -> None:
+    torch.empty(2**62, dtype=torch.uint8)
+
+
+@pytest.mark.parametrize(
+    "fail", [allocate_too_much, lambda: np.empty(2**62, np.uint8), lambda: torch.cuda.OutOfMemoryError("no GPU memory")]
+)
+def test_memory_that_does_not_suffice_is_one_line(
+    cli: Cli, monkeypatch: pytest.MonkeyPatch, fail: Callable[[], object]
+) -> None:
+    def failing() -> None:
+        if isinstance(error := fail(), Exception):
+            raise error
+
+    monkeypatch.setattr("codec.pretrained.shipped", failing)
+    result = cli("models")
+    assert (result.code, result.err.count("\n")) == (1, 1)
+    assert result.err.startswith("codec: out of memory (")
 
 
 def test_an_interrupt_prints_nothing(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
