@@ -14,7 +14,7 @@ from torch import Tensor
 
 from codec.checkpoint import RUN_MODEL, RUN_STATE, save_state
 from codec.config import Config
-from codec.errors import ConfigError
+from codec.errors import ConfigError, printable
 from codec.io.storage import locked_folder, storing_below
 from codec.nn import distributed
 from codec.training import engine
@@ -130,6 +130,10 @@ def train(
     ):
         main = accelerator.is_main_process
         console = Console(stderr=True, soft_wrap=True, markup=False, highlight=False, quiet=not main)
+
+        def report(line: str) -> None:
+            console.print(printable(line, keep="\n"))  # it may name files and classes of the corpus
+
         saved = None
         if resume:
             saved = load_resumable(out / RUN_STATE, recipe, required=task.STATE, may_change=task.MAY_CHANGE)
@@ -137,11 +141,11 @@ def train(
             raise ConfigError(f"{out} holds a training run already: add --resume to continue, or choose another --out")
         if saved is not None:
             for change in changes(saved["recipe"], type(recipe).from_data(saved["recipe"]), recipe).values():
-                console.print(f"changed since the run was started: {change}")
-        trained = build(Context(accelerator, out, console.print, saved, allow_changed_data))
+                report(f"changed since the run was started: {change}")
+        trained = build(Context(accelerator, out, report, saved, allow_changed_data))
         first = 0 if saved is None else int(saved["step"])
         last = min(steps or run.steps, run.steps)
-        logger = stack.enter_context(Logger(out, first, report=console.print, enabled=main))
+        logger = stack.enter_context(Logger(out, first, report=report, enabled=main))
         logger.log_text(first, "recipe", describe(recipe))
         if saved is None:
             trained.initialize(logger)
@@ -163,7 +167,7 @@ def train(
             metrics = None
             if done % run.log_every == 0 or done == last or stop:
                 for line in meter.add_notes(engine.gather_items(trained.file_notes())):
-                    console.print(line)
+                    report(line)
                 metrics = trained.summarize(meter.compute())
                 logger.log_metrics(done, metrics)
             show(done, metrics)

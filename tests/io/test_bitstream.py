@@ -413,7 +413,8 @@ def test_what_a_truncation_costs_is_named(declared: int, pipe: bool) -> None:
     error = reader.damaged_in(reader.check(), intact=True)
     assert error.lost is not None
     ((begin, end),) = error.lost
-    assert (begin, end) == (pytest.approx((12 * 80 - 80) / 8000), None)
+    assert begin == pytest.approx((12 * 80 - 80) / 8000)
+    assert end is None
     assert "lost are all from" in str(error)
 
 
