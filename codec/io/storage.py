@@ -88,7 +88,8 @@ def atomic_output(path: str | Path, *, force: bool = False) -> Iterator[BinaryIO
             file.close()
             if not streamed:
                 part.replace(target)
-                _mark_of(target).unlink(missing_ok=True)
+                with suppress(OSError):  # there is no mark, or the name of a mark would be too long
+                    _mark_of(target).unlink()
     finally:
         raw.close()  # before `file`, so that after a failure its buffer is dropped, not written
         with storing(label):

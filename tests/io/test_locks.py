@@ -158,6 +158,15 @@ def test_an_empty_folder_that_another_process_removes(tmp_path: Path, monkeypatc
     assert not (tmp_path / "run").exists()
 
 
+def test_the_longest_name_can_be_written(tmp_path: Path) -> None:
+    target = tmp_path / ("n" * 255)
+    with atomic_output(target) as file:
+        file.write(b"whole")
+    mark_partial(target)  # its mark would have too long a name
+    assert (target.read_bytes(), is_partial(target)) == (b"whole", False)
+    assert list(tmp_path.iterdir()) == [target]
+
+
 def test_a_partial_file_is_replaced_unless_it_was_changed(tmp_path: Path) -> None:
     target = tmp_path / "a.wav"
     for changed in (False, True):
