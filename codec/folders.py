@@ -267,7 +267,7 @@ def _files(source: Path, accept: Callable[[str], bool], *, keep_name: bool) -> I
     if not source.is_dir():
         yield source, Path(source.name)
         return
-    name = source.resolve().name if keep_name else ""
+    name = (source.resolve() if source.name in ("", "..") else source).name if keep_name else ""
     for path in walk(source, accept):
         yield source / path, Path(name, path)
 

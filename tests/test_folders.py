@@ -321,8 +321,10 @@ def test_a_list_of_files_and_folders(tmp_path: Path, model_file: Path, monkeypat
     assert odd.with_suffix(".codec").exists()
     assert b.with_suffix(".codec").exists()
     monkeypatch.chdir(tmp_path / "set" / "deep")
-    compress_tree([".", b], tmp_path / "more", model=model_file)
-    assert names(tmp_path / "more") == {"deep/c.codec", "a.codec"}
+    (tmp_path / "link").symlink_to("set")
+    for folder, expected in ((".", "deep/c.codec"), ("..", "set/deep/c.codec"), ("../../link", "link/deep/c.codec")):
+        compress_tree([folder, b], tmp_path / "more" / expected[:3], model=model_file)
+        assert names(tmp_path / "more" / expected[:3]) == {expected, "a.codec"}
 
 
 def test_files_of_one_name_from_two_folders_are_not_one_output(tmp_path: Path, model_file: Path) -> None:

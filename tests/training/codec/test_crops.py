@@ -583,7 +583,7 @@ def test_crops_have_the_channels_of_the_model(tmp_path: Path) -> None:
     assert (both[:, 1] - both[:, 0] == 5000).all()
     assert (crops.batch(0).audio * 32768).round().equal(both.mean(dim=1, keepdim=True))
     assert valid.with_channels(2).fixed_clips(3).shape == (3, 2, CROP)
-    mono = corpus(tmp_path / "mono", a=np.arange(500), b=np.arange(600))  # shorter than a crop, so cross-faded
+    mono = corpus(tmp_path / "mono", a=np.arange(700), b=np.arange(900))  # shorter than a crop, so cross-faded
     repeated = opened(mono, tmp_path / "two", recipe_with(tones=0.3, mix=0.3))[0].with_channels(2).batch(0).audio
     assert repeated[:, 0].equal(repeated[:, 1])
     assert repeated.any()
