@@ -43,7 +43,7 @@ from codec.evaluation.signal import (
     stoi,
     visqol,
 )
-from codec.io import bitstream, entropy
+from codec.io import bitstream
 from codec.io.audio import is_audio_path, read_audio, write_audio
 from codec.io.storage import walk
 from codec.models.base import Codec
@@ -58,7 +58,7 @@ _Key: TypeAlias = tuple[Group, str, str, int | None]  # group, name, codec, code
 
 @dataclass(frozen=True)
 class CodedFile:
-    """Bit rates and code counts of a .codec file: kbit/s of the whole file and of its packed codes alone."""
+    """Bit rates and code counts of a .codec file: kbit/s of the whole file and of the codes in it, as coded, alone."""
 
     file_kbps: float
     payload_kbps: float
@@ -70,11 +70,13 @@ def coded_file(path: Path) -> CodedFile:
     """Read the bit rates and code counts of a .codec file. Raises DamagedFile."""
     with bitstream.open_reader(path) as reader:
         header = reader.header
-        payload = 0  # bytes; each packet is padded to whole bytes
+        payload = 0  # bytes
         counts = np.zeros((header.num_codebooks, header.codebook_size), np.int64)
-        for codes in reader.packets():
-            payload += entropy.bytes_for(header.codebook_sizes, codes.shape[0] * codes.shape[2])
-            counts += code_counts(codes, header.codebook_size)
+        for part in reader.parts():
+            if isinstance(part, bitstream.Damage):
+                raise reader.damaged(part)
+            payload += part.payload_bytes
+            counts[: part.codes.shape[1]] += code_counts(part.codes, header.codebook_size)
     return CodedFile(
         file_kbps=path.stat().st_size * 8 / header.seconds / 1000,
         payload_kbps=payload * 8 / header.seconds / 1000,

@@ -334,6 +334,8 @@ class Packet(NamedTuple):
     """int64 [rows, codebooks, frames]."""
     scale: Scale | None
     """float32 [rows, frames]; None for a model without a scale."""
+    payload_bytes: int = 0
+    """Size of codes and scale in the file, coded; 0 for packets that were not read from one."""
 
 
 class Damage(NamedTuple):
@@ -675,7 +677,7 @@ class Reader:
             codes = entropy.decode(packet.coder, payload, sizes, rows=header.rows, frames=packet.frames)
         except NotImplementedError as error:
             raise UnsupportedAudio(f"{self.label} has codes by {error}: upgrade codec to read them") from error
-        return Packet(packet.first, codes, scale)
+        return Packet(packet.first, codes, scale, len(packet.payload))
 
     # the beginning and the end
 

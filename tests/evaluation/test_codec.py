@@ -53,6 +53,13 @@ def test_bit_rates_of_a_file_are_those_of_its_bytes(tmp_path: Path) -> None:
     assert content.file_kbps == pytest.approx(path.stat().st_size * 8 / 2000)
     assert np.array_equal(content.counts, code_counts(codes, 1000))
 
+    with path.open("wb") as file:
+        writer = bitstream.Writer(file, header)
+        writer.write(np.zeros_like(codes))
+        writer.close(time=96_000)
+    content = coded_file(path)
+    assert 0 < content.payload_kbps < content.file_kbps < packed * 8 / 2000  # codes that repeat take fewer bytes
+
 
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
