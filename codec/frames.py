@@ -1,5 +1,6 @@
 """The only place that converts seconds, samples, frames, codebooks and bit rates."""
 
+from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
@@ -22,6 +23,10 @@ class FrameSpec:
 
     `hop` and `decoder_delay`, the delay of the decoder's output, are in samples. Raises ConfigError for sizes that no
     model can have.
+
+    With `segment`, a signal is coded as segments of that many samples that begin every `segment_stride` samples, each
+    in its own frames. Example: hop 320, segments of 48000 (150 frames) every 47520; 95500 samples are segments of
+    48000, 47980 and 460 samples, and take 150 + 150 + 2 frames.
     """
 
     sample_rate: int
@@ -29,6 +34,8 @@ class FrameSpec:
     decoder_delay: int
     num_codebooks: int
     codebook_size: int
+    segment: int = 0
+    segment_stride: int = 0
 
     def __post_init__(self) -> None:
         for name, least in (
@@ -40,6 +47,8 @@ class FrameSpec:
         ):
             if (value := getattr(self, name)) < least:
                 raise ConfigError(f"{name} is {value}: it must be at least {least}")
+        if self.segment and not self.segment <= 2 * self.segment_stride <= 2 * self.segment:
+            raise ConfigError(f"segment_stride is {self.segment_stride}: it must be half to all of {self.segment}")
 
     @property
     def frame_rate(self) -> float:
@@ -53,10 +62,28 @@ class FrameSpec:
 
     def frames(self, time: int) -> int:
         """Frames that hold `time` samples, including the frames that flush the decoder's delay; 0 for 0 samples."""
-        return _ceil_div(time + self.decoder_delay, self.hop) if time > 0 else 0
+        if time <= 0:
+            return 0
+        if not self.segment:
+            return _ceil_div(time + self.decoder_delay, self.hop)
+        whole = max(0, (time - self.segment) // self.segment_stride + 1)
+        rest = time - whole * self.segment_stride
+        return whole * _ceil_div(self.segment, self.hop) + sum(_ceil_div(part, self.hop) for part in self._parts(rest))
+
+    def segments(self, frames: int) -> list[int]:
+        """Frames of each segment of a signal of that many frames. Lengths of as many frames have the same segments."""
+        return [_ceil_div(part, self.hop) for part in self._parts(self.time(frames))]
+
+    def _parts(self, time: int) -> list[int]:
+        """Samples of each segment."""
+        return [min(self.segment, time - first) for first in range(0, time, self.segment_stride)]
 
     def frames_of(self, times: "NDArray[np.int64]") -> "NDArray[np.int64]":
         """`frames` of each length of an array."""
+        if self.segment:
+            out = times.copy()
+            out[:] = [self.frames(int(time)) for time in times]
+            return out
         return _ceil_div(times + self.decoder_delay, self.hop) * (times > 0)
 
     def whole_frames(self, time: int) -> int:
@@ -65,6 +92,8 @@ class FrameSpec:
 
     def time(self, frames: int) -> int:
         """Length in samples of the longest signal that fits in `frames` frames."""
+        if self.segment:
+            return bisect_right(range(frames * self.hop + 1), frames, key=self.frames) - 1
         return max(0, frames * self.hop - self.decoder_delay)
 
     def seconds(self, time: int) -> float:

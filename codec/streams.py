@@ -36,7 +36,7 @@ from torch.nn import functional
 from codec.errors import UsageError
 from codec.frames import resampled_length
 from codec.io.audio import Resampler, can_resample
-from codec.models.base import BlockCodec, Codec, Encoded, StepCodec, check_rate, split_scale
+from codec.models.base import BlockCodec, Codec, Encoded, SegmentCodec, StepCodec, check_rate, split_scale
 from codec.nn.streaming import ordinary
 
 Array: TypeAlias = Tensor | np.ndarray[Any, Any]
@@ -72,7 +72,7 @@ class StreamEncoder:
         self.frames = 0
         self._model = model
         self._open = True
-        self._state = model.encoder_state(batch) if isinstance(model, StepCodec) else None
+        self._state = model.encoder_state(batch) if isinstance(model, StepCodec | SegmentCodec) else None
         self._rest = torch.zeros(
             batch, model.channels, 0, dtype=torch.float32, device=model.device
         )  # samples still needed
@@ -112,12 +112,13 @@ class StreamEncoder:
 
     def _encode(self, audio: Tensor, *, last: bool) -> Tensor:
         whole = self._model.frame_spec.whole_frames(audio.shape[2])
-        if isinstance(self._model, BlockCodec):
-            codes = self._block(self._model, audio, whole, last=last)
-        elif last and self._model.own_padding:
-            codes = cast(StepCodec, self._model).encode_end(audio, self._state, num_codebooks=self.num_codebooks)
+        model = self._model
+        if isinstance(model, BlockCodec):
+            codes = self._block(model, audio, whole, last=last)
+        elif last and model.own_padding:
+            codes = cast(StepCodec, model).encode_end(audio, self._state, num_codebooks=self.num_codebooks)
         else:
-            codes = self._step(cast(StepCodec, self._model), audio, whole)
+            codes = self._step(cast(StepCodec, model), audio, whole)
         self.frames += split_scale(codes)[0].shape[2]
         return codes
 
@@ -192,7 +193,9 @@ class StreamDecoder:
         self._length = length
         # samples at the model's rate that are still to come
         self._missing = None if length is None else resampled_length(length, rate, model.sample_rate)
-        self._state = model.decoder_state_at(batch, first_frame) if isinstance(model, StepCodec) else None
+        self._state = (
+            model.decoder_state_at(batch, first_frame) if isinstance(model, StepCodec | SegmentCodec) else None
+        )
         self._delay = model.frame_spec.decoder_delay  # samples still to come that lie before the signal
         self._codes: Tensor | None = None  # codes that are still needed, and their scale
         self._scale: Tensor | None = None
@@ -215,6 +218,10 @@ class StreamDecoder:
         if isinstance(self._model, StepCodec):
             audio, self._state = self._model.decode_step(codes, self._state)
             return self._given(audio)
+        if isinstance(self._model, SegmentCodec):
+            encoded = codes if scale is None else Encoded(codes, torch.as_tensor(scale, device=codes.device))
+            audio, self._state = self._model.decode_step(encoded, self._state)
+            return self._given(audio)
         self._model.check_codes(codes)
         self._codes = codes if self._codes is None else torch.cat([self._codes, codes], dim=2)
         if self._model.segment_frames:
@@ -229,9 +236,11 @@ class StreamDecoder:
         Raises UsageError if the frames did not hold `length` samples.
         """
         _must_be_open(self._open)
-        if isinstance(self._model, StepCodec) and self._model.own_padding:
-            none = torch.zeros(self._batch, self._model.codebook_choices[0], 0, dtype=torch.int64)
-            audio = self._given(self._model.decode_end(none.to(self._model.device), self._state))
+        model = self._model
+        if isinstance(model, StepCodec | SegmentCodec) and model.own_padding:
+            shape = self._batch, model.codebook_choices[0], 0
+            none = torch.zeros(shape, dtype=torch.int64, device=model.device)
+            audio = self._given(model.decode_end(none, self._state))
         else:
             audio = self._silence() if self._codes is None else self._block(self._codes, last=True)
         if self._missing:

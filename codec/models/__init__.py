@@ -9,7 +9,7 @@ from codec.errors import UnknownModel
 from codec.models.base import Codec, CodecConfig
 from codec.models.causal import CausalCodec, CausalConfig
 from codec.models.dac import DAC, DACConfig
-from codec.models.encodec import EnCodec, EnCodecConfig
+from codec.models.encodec import EnCodec, EnCodecConfig, EnCodecSegments, EnCodecSegmentsConfig
 from codec.models.mimi import Mimi, MimiConfig
 
 __all__ = ["DEFAULT_CONFIG", "FAMILIES", "Codec", "ModelConfig", "build", "of_config"]
@@ -19,6 +19,7 @@ FAMILIES: dict[str, tuple[type[CodecConfig], type[Codec]]] = {
     "dac": (DACConfig, DAC),
     "encodec": (EnCodecConfig, EnCodec),
     "mimi": (MimiConfig, Mimi),
+    "encodec_segments": (EnCodecSegmentsConfig, EnCodecSegments),
 }
 """The classes of each family, by its name: the only place that lists families."""
 DEFAULT_CONFIG: CodecConfig = CausalConfig()

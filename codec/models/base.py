@@ -1,10 +1,11 @@
 """The interface of every codec family.
 
 `Codec` is what training, evaluation, the file format, the token store and the command line know. A family derives from
-one of its two forms:
+one of its three forms:
 
     StepCodec     causal: state is a value, and a chunk of audio gives its latents at once
     BlockCodec    looks ahead: a stream runs as blocks that overlap by the receptive field
+    SegmentCodec  codes overlapping segments, each alone
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import warnings
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Annotated, Any, ClassVar, NamedTuple, Self, TypeAlias, cast, overload
 
 import numpy as np
@@ -441,10 +443,12 @@ class Codec(nn.Module):
                 )
                 audio[row, :, : part.shape[2]] = part[0]
             return audio
+        return self._decoded_whole(codes, scale).clamp(-self.limit, self.limit)
+
+    def _decoded_whole(self, codes: Codes, scale: Tensor | None) -> Audio:
+        """Audio of whole signals of equal lengths, not limited."""
         audio = self.synthesize(self.quantizer.decode(codes))
-        if scale is not None:
-            audio = audio * self._per_sample(scale.to(audio.device))
-        return audio.clamp(-self.limit, self.limit)
+        return audio if scale is None else audio * self._per_sample(scale.to(audio.device))
 
     def _per_sample(self, scale: Tensor) -> Tensor:
         """A scale [batch, frames] for every sample: [batch, 1, frames * hop]."""
@@ -770,6 +774,198 @@ class BlockCodec(Codec):
             self.check_codes(codes)
             audio = self._decoded(codes, scale, None)
         return ordinary(audio)
+
+
+class SegmentState(NamedTuple):
+    """Frames whose segment may not be complete, and the end of the audio of the segment before them."""
+
+    latents: Latents
+    scale: Tensor
+    """[batch, frames]."""
+    overlap: Audio
+    """Samples after `segment_stride`, that the next segment is added to."""
+
+
+class SegmentCodec(Codec):
+    """A family that codes overlapping segments of a signal, each alone and divided by its own scale.
+
+    `analyze_segment` and `synthesize_segment` are its networks. Decoded segments are added with weights that rise to
+    the middle of a segment and fall after it. A stream waits for whole segments, so every cut gives the same codes.
+    """
+
+    own_padding = True
+
+    def __init__(self, config: CodecConfig, *, segment: int, stride: int) -> None:
+        super().__init__(config, decoder_delay=0)
+        self.frame_spec = replace(self.frame_spec, segment=segment, segment_stride=stride)
+        self.segment_frames = self.frame_spec.segments(self.frame_spec.frames(segment))[0]
+
+    @abstractmethod
+    def analyze_segment(self, audio: Audio) -> Latents:
+        """Latents of a segment that was divided by its scale."""
+
+    @abstractmethod
+    def synthesize_segment(self, latents: Latents) -> Audio:
+        """Audio of a segment, a hop per frame."""
+
+    @abstractmethod
+    def segment_scale(self, audio: Audio) -> Tensor:
+        """What to divide a segment by, [batch, 1]."""
+
+    @property
+    def delay(self) -> int:
+        """The beginning of a segment leaves with the first frames of the next segment."""
+        return self.frame_spec.segment + self.frame_spec.segment_stride
+
+    @property
+    def lookahead(self) -> int:
+        return self.delay - self.frame_spec.hop
+
+    def receptive_field(self) -> ReceptiveField:
+        return ReceptiveField(Context(UNBOUNDED, self.segment_frames - 1), Context(UNBOUNDED, self.segment_frames))
+
+    # whole signals
+
+    def analyze(self, audio: Audio) -> Latents:
+        return self._analyzed(audio, self._begins(audio))[0]
+
+    def scale_of(self, audio: Audio) -> Tensor:
+        return self._analyzed(audio, self._begins(audio))[1]
+
+    def synthesize(self, latents: Latents) -> Audio:
+        return self._synthesized(latents, latents.new_ones(len(latents), latents.shape[2]))
+
+    def init_from_audio(self, audio: Audio) -> None:
+        with torch.no_grad():
+            self.quantizer.init_from_data(self.analyze(audio))
+
+    def forward(self, audio: Audio, num_codebooks: Tensor | None = None) -> CodecOutput:
+        latents, scale = self._analyzed(audio, self._begins(audio))
+        quantized = self.quantizer(latents, num_codebooks)
+        decoded = self._synthesized(quantized.latents, scale)
+        return CodecOutput(decoded[..., : audio.shape[-1]], latents, quantized)
+
+    def _begins(self, audio: Audio) -> range:
+        """First samples of the segments of a signal."""
+        return range(0, audio.shape[-1], self.frame_spec.segment_stride)
+
+    def _analyzed(self, audio: Audio, begins: range) -> tuple[Latents, Tensor]:
+        """Latents and scale of the frames of the segments that begin with these samples."""
+        latents, scale = [], []
+        for begin in begins:
+            segment = audio[..., begin : begin + self.frame_spec.segment]
+            own = self.segment_scale(segment)
+            latents.append(self.analyze_segment(segment / own[..., None]))
+            scale.append(own.expand(-1, latents[-1].shape[-1]))
+        return torch.cat(latents, dim=-1), torch.cat(scale, dim=-1)
+
+    def _encoded(self, audio: Audio, num_codebooks: int) -> Codes:
+        return self._encoded_segments(audio, self._begins(audio), num_codebooks)
+
+    def _encoded_segments(self, audio: Audio, begins: range, num_codebooks: int) -> Codes:
+        if not begins:
+            codes = torch.zeros(len(audio), num_codebooks, 0, dtype=torch.int64, device=audio.device)
+            return cast(Tensor, Encoded(codes, codes[:, 0].float()))
+        latents, scale = self._analyzed(audio, begins)
+        return cast(Tensor, Encoded(self.quantizer.encode(latents, num_codebooks), scale))
+
+    def _synthesized(self, latents: Latents, scale: Tensor) -> Audio:
+        return self._added(SegmentState(latents, scale, latents.new_zeros(len(latents), self.channels, 0)))
+
+    def _decoded_whole(self, codes: Codes, scale: Tensor | None) -> Audio:
+        return self._synthesized(*self._latents(codes, scale))
+
+    def _latents(self, codes: Codes, scale: Tensor | None) -> tuple[Latents, Tensor]:
+        """Latents and scale of codes."""
+        latents = self.quantizer.decode(codes)
+        return latents, latents.new_ones(len(codes), codes.shape[2]) if scale is None else scale.to(latents.device)
+
+    def _added(self, state: SegmentState) -> Audio:
+        """All audio of complete segments, after what is left of the segment before them."""
+        parts, overlap, first = [], state.overlap, 0
+        sizes = self.frame_spec.segments(state.latents.shape[2])
+        highest = self._weights(self.segment_frames if overlap.shape[2] else max(sizes, default=0))
+        for size in sizes:
+            frames = slice(first, first + size)
+            audio, overlap = self._crossfaded(state.latents[..., frames], state.scale[:, frames], overlap, highest)
+            parts.append(audio)
+            first += size
+        audio = torch.cat([*parts, overlap], dim=2)
+        return audio[..., : self.frame_spec.time(state.latents.shape[2]) or None]
+
+    def _crossfaded(self, latents: Latents, scale: Tensor, before: Audio, weights: Tensor) -> tuple[Audio, Audio]:
+        """Up to `segment_stride` samples of a segment, added to what the one `before` left, and what it leaves."""
+        audio = self.synthesize_segment(latents) * scale[:, None, :1]
+        stride, both = self.frame_spec.segment_stride, min(before.shape[2], audio.shape[2])
+        if both:
+            falling, rising = weights[stride : stride + both], weights[:both]
+            mixed = (falling * before[..., :both] + rising * audio[..., :both]) / (falling + rising)
+            audio = torch.cat([mixed, before[..., both:] if both == audio.shape[2] else audio[..., both:]], dim=2)
+        return audio[..., :stride], audio[..., stride:]
+
+    def _weights(self, frames: int) -> Tensor:
+        """The weight of each sample of a segment, a triangle."""
+        places = torch.linspace(0, 1, frames * self.frame_spec.hop + 2, device=self.device)[1:-1]
+        return 0.5 - (places - 0.5).abs()
+
+    # streams
+
+    def encoder_state(self, batch: int) -> Audio:
+        """The samples of segments that are not complete: none."""
+        return torch.zeros(batch, self.channels, 0, device=self.device)
+
+    def encode_step(self, audio: Audio, state: Audio, *, num_codebooks: int | None = None) -> tuple[Codes, Audio]:
+        """Codes and scale of the segments that this chunk completes, and the samples from the next one on."""
+        spec, audio = self.frame_spec, torch.cat([state, audio], dim=2)
+        end = max(0, (audio.shape[2] - spec.segment) // spec.segment_stride + 1) * spec.segment_stride
+        with self._inference():
+            begins = range(0, end, spec.segment_stride)
+            codes = self._encoded_segments(audio, begins, self.check_codebooks(num_codebooks))
+        return ordinary((codes, audio[..., end:]))
+
+    def encode_end(self, audio: Audio, state: Audio, *, num_codebooks: int | None = None) -> Codes:
+        """Codes and scale of all segments that remain at the end of a signal."""
+        with self._inference():
+            codes = self._encoded(torch.cat([state, audio], dim=2), self.check_codebooks(num_codebooks))
+        return ordinary(codes)
+
+    def decoder_state(self, batch: int) -> SegmentState:
+        """No frames, and no segment before them."""
+        with torch.no_grad():
+            codes = torch.zeros(batch, self.codebook_choices[0], 0, dtype=torch.int64, device=self.device)
+            return SegmentState(*self._latents(codes, None), torch.zeros(batch, self.channels, 0, device=self.device))
+
+    def decoder_state_at(self, batch: int, frame: int) -> SegmentState:
+        """As for a `StepCodec`."""
+        return self.decoder_state(batch)
+
+    def decode_step(self, codes: Codes | Encoded, state: SegmentState) -> tuple[Audio, SegmentState]:
+        """Audio of the segments that are complete, because frames of the next one have come."""
+        size, parts = self.segment_frames, []
+        with self._inference():
+            state = self._pushed(codes, state)
+            while self.frame_spec.segments(state.latents.shape[2])[:1] == [size]:
+                latents, scale, overlap = state
+                audio, overlap = self._crossfaded(latents[..., :size], scale[:, :size], overlap, self._weights(size))
+                parts.append(audio)
+                state = SegmentState(latents[..., size:], scale[:, size:], overlap)
+            audio = torch.cat([state.overlap[..., :0], *parts], dim=2).clamp(-self.limit, self.limit)
+        return ordinary((audio, state))
+
+    def decode_end(self, codes: Codes | Encoded, state: SegmentState) -> Audio:
+        """Audio of all segments that remain at the end of a signal."""
+        with self._inference():
+            audio = self._added(self._pushed(codes, state)).clamp(-self.limit, self.limit)
+        return ordinary(audio)
+
+    def _pushed(self, codes: Codes | Encoded, state: SegmentState) -> SegmentState:
+        """The state with more frames."""
+        codes, scale = split_scale(codes)
+        self.check_codes(codes)
+        latents, scale = self._latents(codes, scale)
+        return state._replace(
+            latents=torch.cat([state.latents, latents], dim=2), scale=torch.cat([state.scale, scale], dim=1)
+        )
 
 
 def check_rate(name: str, rate: int) -> None:

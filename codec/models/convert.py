@@ -18,7 +18,7 @@ from torch import Tensor
 from codec.errors import ConfigError, UnknownModel
 from codec.models.base import CodecConfig
 from codec.models.dac import DACConfig
-from codec.models.encodec import EnCodecConfig, SEANetConfig
+from codec.models.encodec import EnCodecConfig, EnCodecSegmentsConfig, SEANetConfig
 from codec.models.mimi import MimiConfig
 
 Tensors: TypeAlias = dict[str, Tensor]
@@ -202,10 +202,11 @@ def _hf_dac_names(config: DACConfig) -> Names:
 # EnCodec
 
 
-def _encodec_config(tensors: Tensors, metadata: Mapping[str, Any]) -> EnCodecConfig:
-    """The original's files have tensors only; the configuration is that of the 24 kHz model, with their sizes."""
+def _encodec_config(tensors: Tensors, metadata: Mapping[str, Any]) -> SEANetConfig:
+    """The original's files have tensors only: the 48 kHz model is the one with norms."""
     convs = [tensors[f"encoder.model.{number}.conv.conv.weight"] for number in (3, 6, 9, 12)]
-    return EnCodecConfig.from_data(
+    family = EnCodecSegmentsConfig if "encoder.model.0.conv.norm.weight" in tensors else EnCodecConfig
+    return family.from_data(
         {
             "filters": len(tensors["encoder.model.0.conv.conv.bias"]),
             "dim": len(tensors["encoder.model.15.conv.conv.bias"]),
@@ -223,19 +224,27 @@ def _codebooks(tensors: Tensors, name: str) -> dict[str, int]:
 def _encodec_names(config: SEANetConfig) -> Names:
     def conv(theirs: str, ours: str, kind: str = "conv") -> Names:
         yield f"{theirs}.{kind}.{kind}", ours
+        if isinstance(config, EnCodecSegmentsConfig):
+            yield f"{theirs}.{kind}.norm", f"{ours}.norm"
 
     yield from _seanet_names(config, "model", conv)
     for number in range(config.num_codebooks):
         yield from _codebook_names(f"quantizer.vq.layers.{number}._codebook", number)
 
 
-def _hf_encodec_config(tensors: Tensors, metadata: Mapping[str, Any]) -> EnCodecConfig:
-    for key, only in HF_ENCODEC.items():
+def _hf_encodec_config(tensors: Tensors, metadata: Mapping[str, Any]) -> SEANetConfig:
+    chunk = metadata.get("chunk_length_s")
+    for key, only in (HF_ENCODEC if chunk is None else HF_ENCODEC_SEGMENTS).items():
         if metadata.get(key, only) != only:
             raise ValueError(f"{key} = {metadata[key]} is not supported")
     keys = {ours: metadata[theirs] for theirs, ours in HF_ENCODEC_KEYS.items()}
     keys["hop"] = math.prod(keys["ratios"])
-    return EnCodecConfig.from_data(keys | _codebooks(tensors, "quantizer.layers.{}.codebook.embed"))
+    keys |= _codebooks(tensors, "quantizer.layers.{}.codebook.embed")
+    if chunk is None:
+        return EnCodecConfig.from_data(keys | {"causal": metadata["use_causal_conv"]})
+    segment = int(chunk * keys["sample_rate"])
+    sizes = {"segment": segment, "segment_stride": max(1, int((1 - metadata["overlap"]) * segment))}
+    return EnCodecSegmentsConfig.from_data(keys | sizes | {"channels": metadata["audio_channels"]})
 
 
 HF_ENCODEC_KEYS = {
@@ -250,23 +259,19 @@ HF_ENCODEC_KEYS = {
     "dilation_growth_rate": "dilation_base",
     "compress": "compress",
     "num_lstm_layers": "lstm_layers",
-    "use_causal_conv": "causal",
     "pad_mode": "padding",
     "use_conv_shortcut": "shortcut",
 }
-HF_ENCODEC = {
-    "audio_channels": 1,
-    "normalize": False,
-    "chunk_length_s": None,
-    "norm_type": "weight_norm",
-    "trim_right_ratio": 1.0,
-}
-"""Keys of which only one value is known here."""
+HF_ENCODEC = {"audio_channels": 1, "normalize": False, "norm_type": "weight_norm", "trim_right_ratio": 1.0}
+HF_ENCODEC_SEGMENTS = {"normalize": True, "norm_type": "time_group_norm", "use_causal_conv": False}
+"""Keys of which only one value is known here, in models that stream and in models that code segments."""
 
 
 def _hf_encodec_names(config: SEANetConfig) -> Names:
     def conv(theirs: str, ours: str, kind: str = "conv") -> Names:
         yield f"{theirs}.conv", ours
+        if isinstance(config, EnCodecSegmentsConfig):
+            yield f"{theirs}.norm", f"{ours}.norm"
 
     yield from _seanet_names(config, "layers", conv)
     for number in range(config.num_codebooks):

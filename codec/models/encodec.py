@@ -15,7 +15,7 @@ from typing import Annotated, Literal
 
 import torch
 from pydantic import Field, model_validator
-from torch import nn
+from torch import Tensor, nn
 
 from codec.models.base import (
     UNBOUNDED,
@@ -26,6 +26,7 @@ from codec.models.base import (
     NumCodebooks,
     ReceptiveField,
     SampleRate,
+    SegmentCodec,
     StepCodec,
 )
 from codec.nn.padded import ELU, LSTM, PaddedConv1d, Padding, ResidualUnit, Style, TrimmedConvTranspose1d
@@ -77,6 +78,19 @@ class SEANetConfig(CodecConfig):
         return self
 
 
+class EnCodecSegmentsConfig(SEANetConfig):
+    """Configuration of an EnCodec model that codes segments; the defaults are those of the 48 kHz stereo model."""
+
+    family: Literal["encodec_segments"] = "encodec_segments"
+    sample_rate: SampleRate = 48000
+    num_codebooks: NumCodebooks = 16
+    channels: Annotated[int, Field(ge=1, le=64)] = 2
+    segment: Annotated[int, Field(ge=1, le=2**24)] = 48000
+    """Samples of a segment: 1 s at 48 kHz."""
+    segment_stride: Annotated[int, Field(ge=1, le=2**24)] = 47520
+    """Samples between the beginnings of segments: they overlap by 1 %."""
+
+
 class EnCodecConfig(SEANetConfig):
     """Configuration of an EnCodec model that streams; the defaults are those of the 24 kHz model."""
 
@@ -101,17 +115,22 @@ def residual_units(config: SEANetConfig, channels: int, style: Style) -> list[De
     ]
 
 
+def tile(style: Style, channels: int) -> int | None:
+    """Samples of a signal that stay in the cache; None where a signal is normalized as a whole."""
+    return None if style.group_norm else -(-TILE // channels)
+
+
 def encoder(config: SEANetConfig, style: Style, *, channels: int = 1) -> DelayedChain:
     """Audio [batch, time, channels] to latents [batch, frames, dim]."""
     dim = config.filters
     levels: list[Delayed] = [PaddedConv1d(channels, dim, config.kernel, style)]
     for stride in reversed(config.ratios):
         down = PaddedConv1d(dim, 2 * dim, 2 * stride, style, stride=stride)
-        levels.append(DelayedChain([*residual_units(config, dim, style), ELU(), down], tile=-(-TILE // dim)))
+        levels.append(DelayedChain([*residual_units(config, dim, style), ELU(), down], tile=tile(style, dim)))
         dim *= 2
     return DelayedChain(
         [
-            DelayedChain(levels, tile=TILE_FRAMES * config.hop),
+            DelayedChain(levels, tile=None if style.group_norm else TILE_FRAMES * config.hop),
             LSTM(dim, config.lstm_layers),
             ELU(),
             PaddedConv1d(dim, config.dim, config.last_kernel, style),
@@ -127,10 +146,10 @@ def decoder(config: SEANetConfig, style: Style, *, channels: int = 1) -> Delayed
     for stride in config.ratios:
         up = TrimmedConvTranspose1d(dim, dim // 2, style, stride=stride)
         dim //= 2
-        levels.append(DelayedChain([ELU(), up, *residual_units(config, dim, style)], tile=-(-TILE // (stride * dim))))
+        levels.append(DelayedChain([ELU(), up, *residual_units(config, dim, style)], tile=tile(style, stride * dim)))
     conv_out = PaddedConv1d(dim, channels, config.last_kernel, style)
-    levels.append(DelayedChain([ELU(), conv_out], tile=-(-TILE // dim)))
-    return DelayedChain([conv_in, lstm, DelayedChain(levels, tile=TILE_FRAMES)])
+    levels.append(DelayedChain([ELU(), conv_out], tile=tile(style, dim)))
+    return DelayedChain([conv_in, lstm, DelayedChain(levels, tile=None if style.group_norm else TILE_FRAMES)])
 
 
 class EnCodec(StepCodec):
@@ -179,6 +198,40 @@ class EnCodec(StepCodec):
         """As for other families; with reflection, the beginning of a signal waits for the samples to be reflected."""
         hop = self.config.hop
         return max(super().delay, (self.encoder.needs(self.decoder.needs(0)) // hop + 1) * hop)
+
+    def checkpoint_blocks(self) -> list[nn.Module]:
+        return [module for module in self.modules() if isinstance(module, ResidualUnit)]
+
+
+class EnCodecSegments(SegmentCodec):
+    """An EnCodec model for segments: 48 kHz stereo. Convolutions look ahead, and each is normalized over its segment.
+
+    The original refuses to decode signals whose last segment is one frame long (`_linear_overlap_add` fails); here all
+    lengths are decoded.
+    """
+
+    config: EnCodecSegmentsConfig
+    encoder: DelayedChain
+    decoder: DelayedChain
+
+    def __init__(self, config: EnCodecSegmentsConfig) -> None:
+        self.channels = config.channels
+        super().__init__(config, segment=config.segment, stride=config.segment_stride)
+        style = Style(causal=False, padding=config.padding, group_norm=True)
+        self.encoder = encoder(config, style, channels=config.channels)
+        self.quantizer = ResidualVQ(config.dim, config.num_codebooks, config.codebook_size)
+        self.decoder = decoder(config, style, channels=config.channels)
+
+    def segment_scale(self, audio: Audio) -> Tensor:
+        return audio.mean(dim=1).square().mean(dim=1, keepdim=True).sqrt() + 1e-8
+
+    def analyze_segment(self, audio: Audio) -> Latents:
+        latents: Tensor = self.encoder(audio.transpose(1, 2))
+        return latents.transpose(1, 2)
+
+    def synthesize_segment(self, latents: Latents) -> Audio:
+        audio: Tensor = self.decoder(latents.transpose(1, 2))
+        return audio.transpose(1, 2)
 
     def checkpoint_blocks(self) -> list[nn.Module]:
         return [module for module in self.modules() if isinstance(module, ResidualUnit)]

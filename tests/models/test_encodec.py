@@ -4,6 +4,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -11,8 +12,9 @@ from torch import Tensor
 
 import codec
 from codec.errors import ConfigError, UnknownModel
-from codec.models.base import UNBOUNDED
-from codec.models.encodec import EnCodec, EnCodecConfig
+from codec.frames import FrameSpec
+from codec.models.base import UNBOUNDED, Encoded, split_scale
+from codec.models.encodec import EnCodec, EnCodecConfig, EnCodecSegments, EnCodecSegmentsConfig
 from codec.nn.padded import PaddedConv1d, Padding, Style, TrimmedConvTranspose1d, elu, pad_ends
 from codec.nn.streaming import Delayed
 from codec.streams import StreamDecoder, StreamEncoder
@@ -180,6 +182,100 @@ def test_the_gradient_reaches_every_part(net: EnCodec) -> None:
     ]
 
 
+# segments
+
+SEGMENTS = EnCodecSegmentsConfig(sample_rate=8000, hop=12, ratios=(4, 3), segment=120, segment_stride=114, **SMALL)
+
+
+def segments_model() -> EnCodecSegments:
+    built = scaled(EnCodecSegments(SEGMENTS))
+    assert isinstance(built, EnCodecSegments)
+    built.init_from_audio(noise(4, 2, 2000))
+    return built
+
+
+STEREO = segments_model()
+SEGMENT_LENGTHS = [1, 12, 114, 115, 119, 120, 121, 229, 240, 350, 1000]  # overlaps of 6 samples
+
+
+@pytest.mark.parametrize("time", SEGMENT_LENGTHS)
+def test_segments_are_coded_alone_and_added_with_triangles(time: int) -> None:
+    audio = noise(1, 2, time)
+    encoded = STEREO.encode(audio)
+    assert isinstance(encoded, Encoded)
+    codes, scales, total, weight = [], [], torch.zeros(1, 2, time), torch.zeros(time)
+    first_size = -(-min(time, 120) // 12) * 12
+    triangle = 0.5 - (torch.linspace(0, 1, first_size + 2)[1:-1] - 0.5).abs()
+    for begin in range(0, time, 114):
+        segment = audio[..., begin : begin + 120]
+        scale = segment.mean(dim=1).square().mean().sqrt() + 1e-8
+        own = STEREO.quantizer.encode(STEREO.encoder((segment / scale).transpose(1, 2)).transpose(1, 2))
+        decoded = STEREO.decoder(STEREO.quantizer.decode(own).transpose(1, 2)).transpose(1, 2) * scale
+        end = min(time, begin + decoded.shape[2])
+        total[..., begin:end] += (triangle[: decoded.shape[2]] * decoded)[..., : end - begin].detach()
+        weight[begin:end] += triangle[: end - begin]
+        codes.append(own)
+        scales.append(scale.expand(1, own.shape[2]))
+    assert torch.equal(encoded.codes, torch.cat(codes, dim=2))
+    assert encoded.codes.shape[2] == STEREO.frame_spec.frames(time)
+    torch.testing.assert_close(encoded.scale, torch.cat(scales, dim=1))
+    torch.testing.assert_close(STEREO.decode(encoded, length=time), total / weight, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("time", SEGMENT_LENGTHS)
+def test_streams_of_segments_equal_the_whole_signal(time: int) -> None:
+    audio = noise(2, 2, time)
+    whole = STEREO.encode(audio)
+    assert isinstance(whole, Encoded)
+    for size in (7, 100, 333):
+        encoder, decoder = StreamEncoder(STEREO, batch=2), StreamDecoder(STEREO, batch=2)
+        parts, blocks = [], []
+        for number, part in enumerate(audio.split(size, dim=2)):
+            parts.append(encoder.push(part))
+            blocks.append(decoder.push(parts[-1]))
+            assert decoder.time >= min(time, (number + 1) * size) - STEREO.delay - SEGMENTS.hop
+        parts.append(encoder.flush())
+        blocks += [decoder.push(parts[-1]), decoder.flush()]
+        assert torch.equal(torch.cat([split_scale(part)[0] for part in parts], dim=2), whole.codes)
+        torch.testing.assert_close(torch.cat(blocks, dim=2), STEREO.decode(whole), rtol=0, atol=1e-5)
+
+
+def test_rows_of_unequal_segments_are_coded_as_alone() -> None:
+    audio, lengths = noise(3, 2, 400), [400, 236, 1]
+    encoded = STEREO.encode(audio, lengths=lengths)
+    decoded = STEREO.decode(encoded, lengths=lengths)
+    for row, length in enumerate(lengths):
+        alone = STEREO.encode(audio[row : row + 1, :, :length])
+        assert isinstance(alone, Encoded)
+        assert torch.equal(split_scale(encoded)[0][row : row + 1, :, : alone.codes.shape[2]], alone.codes)
+        expected = STEREO.decode(alone, length=length)
+        torch.testing.assert_close(decoded[row : row + 1, :, :length], expected, rtol=0, atol=1e-5)
+
+
+def test_the_gradient_reaches_every_part_of_a_model_of_segments() -> None:
+    net = segments_model().train()
+    output = net(noise(2, 2, 300))
+    assert output.audio.shape == (2, 2, 300)
+    torch.autograd.backward(output.audio.square().mean() + output.quantized.commitment)
+    without = [name for name, parameter in net.named_parameters() if parameter.grad is None or not parameter.grad.any()]
+    assert not without
+
+
+@pytest.mark.parametrize(("segment", "stride"), [(48_000, 47_520), (120, 114), (100, 100), (100, 50)])
+def test_frames_tell_the_segments(segment: int, stride: int) -> None:
+    spec = FrameSpec(48_000, 20, 0, 4, 16, segment=segment, segment_stride=stride)
+    times = range(1, 3 * segment, 7)
+    for time in times:
+        parts = [-(-min(segment, time - begin) // 20) for begin in range(0, time, stride)]
+        assert spec.frames(time) == sum(parts)
+        assert spec.segments(spec.frames(time)) == parts
+        assert spec.frames(spec.time(spec.frames(time))) == spec.frames(time)
+        assert spec.frames(spec.time(spec.frames(time)) + 1) > spec.frames(time)
+    assert spec.frames_of(np.array([0, *times])).tolist() == [0, *map(spec.frames, times)]
+    with pytest.raises(ConfigError, match="segment_stride is 10"):
+        FrameSpec(48_000, 20, 0, 4, 16, segment=100, segment_stride=10)
+
+
 # checkpoints
 
 
@@ -260,6 +356,29 @@ def test_a_configuration_that_is_not_supported_is_refused(tmp_path: Path, change
     tensors = theirs(MODELS["ahead"], "transformers EncodecModel")
     with pytest.raises(UnknownModel, match=f"without a usable configuration: .*{words}"):
         codec.load(write_folder(tmp_path / "folder", tensors, HF | change))
+
+
+def test_checkpoints_of_models_of_segments(tmp_path: Path) -> None:
+    released = scaled(EnCodecSegments(EnCodecSegmentsConfig(**SMALL)))
+    torch.save(theirs(released, "encodec"), tmp_path / "encodec_48khz.th")
+    net = codec.load(tmp_path / "encodec_48khz.th")
+    assert net.config == released.config
+    audio = noise(1, 2, 1000)
+    assert torch.equal(split_scale(net.encode(audio))[0], split_scale(released.encode(audio))[0])
+    config = HF | {
+        "sampling_rate": 8000,
+        "audio_channels": 2,
+        "normalize": True,
+        "chunk_length_s": 0.015,
+        "overlap": 0.05,
+        "norm_type": "time_group_norm",
+        "num_residual_layers": 1,
+        "upsampling_ratios": [4, 3],
+        "use_conv_shortcut": True,
+    }
+    net = codec.load(write_folder(tmp_path / "folder", theirs(STEREO, "transformers EncodecModel"), config))
+    assert net.config == SEGMENTS
+    assert net.frame_spec == STEREO.frame_spec
 
 
 def test_incomplete_checkpoints_are_refused_by_name(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 import codec
+from codec.models.base import Encoded
 from codec.models.encodec import EnCodec
 
 encodec = pytest.importorskip("encodec", exc_type=ImportError)
@@ -164,3 +165,51 @@ def test_transformers_pads_a_batch_into_other_codes(tmp_path: Path) -> None:
     alone = net.encode(audio[1:, :, :length]).audio_codes[0][0]
     assert not torch.equal(together, alone)
     assert torch.equal(ours.encode(audio, lengths=[64_000, length])[1, :, :50], alone)
+
+
+STEREO_LENGTHS = [1, 480, 5000, 47_520, 47_521, 48_000, 95_100]
+
+
+@torch.no_grad()
+def test_the_48_khz_model_is_that_of_encodec(tmp_path: Path) -> None:
+    net = encodec.EncodecModel.encodec_model_48khz(pretrained=False).eval()
+    randomize(net, [layer._codebook.embed for layer in net.quantizer.vq.layers], seed=0)
+    torch.save(net.state_dict(), tmp_path / "encodec_48khz.th")
+    ours = codec.load(tmp_path / "encodec_48khz.th", device="cpu")
+    net.set_target_bandwidth(24.0)
+    for time in STEREO_LENGTHS:
+        audio = noise(1, time, seed=time, channels=2)
+        segments = net.encode(audio)
+        encoded = ours.encode(audio)
+        assert isinstance(encoded, Encoded)
+        assert torch.equal(encoded.codes, torch.cat([codes for codes, _ in segments], dim=2)), time
+        scales = torch.cat([scale.expand(1, codes.shape[2]) for codes, scale in segments], dim=1)
+        torch.testing.assert_close(encoded.scale, scales)
+        assert_close(ours.decode(encoded, length=time), net.decode(segments)[..., :time])
+    assert all(len(codebook.unique()) >= 100 for codebook in encoded.codes.transpose(0, 1))
+    fault = noise(1, 47_700, channels=2)  # the last segment has one frame, fewer samples than the overlap
+    with pytest.raises(RuntimeError, match="size"):
+        net.decode(net.encode(fault))
+    assert ours.decode(ours.encode(fault), length=47_700).shape == fault.shape
+
+
+@torch.no_grad()
+def test_transformers_cannot_encode_what_ends_shortly_after_a_segment(tmp_path: Path) -> None:
+    """A fault: it stacks segments of unequal sizes, unless only the last one is shorter."""
+    config = transformers.EncodecConfig(
+        sampling_rate=48_000, audio_channels=2, normalize=True, chunk_length_s=1.0, overlap=0.01, num_filters=4,
+        norm_type="time_group_norm", use_causal_conv=False, target_bandwidths=[3.0, 6.0, 12.0, 24.0],
+    )  # fmt: skip
+    net = transformers.EncodecModel(config).eval()
+    randomize(net, [layer.codebook.embed for layer in net.quantizer.layers], seed=0)
+    net.save_pretrained(tmp_path / "small")
+    ours = codec.load(tmp_path / "small", device="cpu")
+    audio = noise(1, 95_100, channels=2)
+    with pytest.raises(RuntimeError, match="stack expects each tensor to be equal size"):
+        net.encode(audio, bandwidth=24.0)
+    audio = noise(1, 95_500, channels=2)
+    encoded = net.encode(audio, bandwidth=24.0)
+    codes = torch.cat([*encoded.audio_codes], dim=2)[..., : ours.frame_spec.frames(95_500)]
+    found = ours.encode(audio)
+    assert isinstance(found, Encoded)
+    assert torch.equal(found.codes, codes)
