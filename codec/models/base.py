@@ -939,12 +939,12 @@ class SegmentCodec(Codec):
         """As for a `StepCodec`."""
         return self.decoder_state(batch)
 
-    def decode_step(self, codes: Codes | Encoded, state: SegmentState) -> tuple[Audio, SegmentState]:
+    def decode_step(self, codes: Codes | Encoded, state: State) -> tuple[Audio, SegmentState]:
         """Audio of the segments that are complete, because frames of the next one have come."""
         size, parts = self.segment_frames, []
         with self._inference():
             state = self._pushed(codes, state)
-            while self.frame_spec.segments(state.latents.shape[2])[:1] == [size]:
+            while len(sizes := self.frame_spec.segments(state.latents.shape[2])) > 1 and sizes[0] == size:
                 latents, scale, overlap = state
                 audio, overlap = self._crossfaded(latents[..., :size], scale[:, :size], overlap, self._weights(size))
                 parts.append(audio)
@@ -952,7 +952,7 @@ class SegmentCodec(Codec):
             audio = torch.cat([state.overlap[..., :0], *parts], dim=2).clamp(-self.limit, self.limit)
         return ordinary((audio, state))
 
-    def decode_end(self, codes: Codes | Encoded, state: SegmentState) -> Audio:
+    def decode_end(self, codes: Codes | Encoded, state: State) -> Audio:
         """Audio of all segments that remain at the end of a signal."""
         with self._inference():
             audio = self._added(self._pushed(codes, state)).clamp(-self.limit, self.limit)

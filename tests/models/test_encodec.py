@@ -230,7 +230,7 @@ def test_streams_of_segments_equal_the_whole_signal(time: int) -> None:
     for size in (7, 100, 333):
         encoder, decoder = StreamEncoder(STEREO, batch=2), StreamDecoder(STEREO, batch=2)
         parts, blocks = [], []
-        for number, part in enumerate(audio.split(size, dim=2)):
+        for number, part in enumerate(torch.split(audio, size, dim=2)):
             parts.append(encoder.push(part))
             blocks.append(decoder.push(parts[-1]))
             assert decoder.time >= min(time, (number + 1) * size) - STEREO.delay - SEGMENTS.hop
