@@ -262,7 +262,7 @@ def test_the_gradient_reaches_every_part_of_a_model_of_segments() -> None:
 
 
 @pytest.mark.parametrize(("segment", "stride"), [(48_000, 47_520), (120, 114), (100, 100), (100, 50)])
-def test_frames_tell_the_segments(segment: int, stride: int) -> None:
+def test_segments_follow_from_frames(segment: int, stride: int) -> None:
     spec = FrameSpec(48_000, 20, 0, 4, 16, segment=segment, segment_stride=stride)
     times = range(1, 3 * segment, 7)
     for time in times:
