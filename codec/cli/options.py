@@ -84,6 +84,9 @@ QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="Print errors o
 JSONOption = Annotated[bool, typer.Option("--json", help="Print JSON.", rich_help_panel=INPUT_OUTPUT)]
 
 
+MAX_COLUMNS = 10_000
+
+
 def say(message: str) -> None:
     """Print a message on standard error, unprintable characters escaped."""
     with suppress(OSError):  # a closed standard error must not make a finished command fail
@@ -99,7 +102,10 @@ def echo_table(table: object) -> None:
     """Print a table of rich on standard output; its cells are text as it is, without markup."""
     from rich.console import Console
 
-    Console(highlight=False, markup=False).print(table)
+    console = Console(highlight=False, markup=False)
+    if not console.is_terminal:  # a pipe or a file takes lines of any length, so nothing is cut off
+        console.width = MAX_COLUMNS
+    console.print(table)
 
 
 @contextmanager

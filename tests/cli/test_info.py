@@ -117,6 +117,12 @@ def test_control_characters_are_shown_escaped(cli: Cli, recording: Path) -> None
         assert "\x1b" not in text
 
 
+def test_names_in_a_pipe_are_not_cut_off(cli: Cli, recording: Path) -> None:
+    Path("set").mkdir()
+    cli("encode", recording, f"set/{'n' * 150}.codec")
+    assert f"{'n' * 150}.codec" in cli("info", "set").out.decode()
+
+
 @pytest.mark.parametrize("training", [{"recipe": 3, "numbers": [1]}, {"recipe": {}, "numbers": {"a": 3}}, {}])
 def test_training_facts_of_any_form(cli: Cli, training: dict[str, object]) -> None:
     save_model("m.safetensors", tiny_model(), training=training)
