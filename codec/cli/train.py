@@ -163,7 +163,7 @@ def _recipe(name: str, stored: _StoredRun | None, overrides: list[str]) -> "Reci
     if "kind" not in tables:
         return Recipe.from_data(tables, source=name)
     loaded = LMRecipe.from_data(tables, source=name)
-    if overrides and not any(override.startswith("train.expected=") for override in overrides):
+    if stored is None and overrides and not any(override.startswith("train.expected=") for override in overrides):
         run = loaded.train.model_copy(update={"expected": None})  # because it was measured without overrides
         loaded = loaded.model_copy(update={"train": run})
     return loaded

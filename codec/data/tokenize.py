@@ -386,7 +386,7 @@ def _plan_clips(
         listed.seek(offset)
         return listed.readline()
 
-    new = dict(corpus.offsets)  # without the clips whose codes are there
+    new, total = corpus.offsets, len(corpus.offsets)  # less the clips whose codes are there
     shards: list[int] = []
     removed = 0
     for rows in stored:
@@ -403,7 +403,7 @@ def _plan_clips(
                 removed += not getattr(row, "removed", False)
                 plan.write(_json_line({"removed": row.id}))
             shards[-1] += 1
-    if sum(shards) and len(new) == len(corpus.offsets):
+    if sum(shards) and len(new) == total:
         raise StorageError(f"{folder} is of another corpus, none of its clips is in this one: {WAY_OUT}")
     for offset in new.values():
         plan.write(line_of(offset))

@@ -430,7 +430,7 @@ class CodecTask:
         """Codebooks [rows] that each row of this process trains with (quantizer dropout)."""
         n_codebooks = sample_num_codebooks(
             rows * distributed.count(),
-            self.train_state.model.num_codebooks,
+            self.train_state.model.codebook_choices,
             dropout=self.run.quantizer_dropout,
             seed=self.run.seed,
             step=step,
@@ -478,11 +478,11 @@ def audio_gradient(
     return weighted, {f"{SQUARE}{name}": (gradient / scale).square().sum() for name, gradient in gradients.items()}
 
 
-def sample_num_codebooks(rows: int, num_codebooks: int, *, dropout: float, seed: int, step: int) -> Tensor:
-    """Codebooks [rows] that each row trains with: all, or with probability `dropout` a random number."""
+def sample_num_codebooks(rows: int, choices: Sequence[int], *, dropout: float, seed: int, step: int) -> Tensor:
+    """Codebooks [rows] that each row trains with: the last of `choices`, or with probability `dropout` any of them."""
     rng = np.random.default_rng((seed, step, 1))
-    dropped = rng.integers(1, num_codebooks + 1, size=rows)
-    return torch.from_numpy(np.where(rng.random(rows) >= dropout, num_codebooks, dropped))
+    dropped = np.array(choices)[rng.integers(len(choices), size=rows)]
+    return torch.from_numpy(np.where(rng.random(rows) >= dropout, choices[-1], dropped))
 
 
 def sample_generations(share: float, *, seed: int, step: int, row: int) -> int:
@@ -533,9 +533,10 @@ def idempotence_loss(latents: Tensor, entries: Tensor, count: Tensor) -> Tensor:
 @torch.no_grad()
 def validate(model: Codec, spectral: SpectralLoss, clips: Audio, logger: Logger, step: int) -> dict[str, float]:
     """Log and return the spectral distances of clips at one codebook, a quarter, half and all of them."""
-    most = model.num_codebooks
+    most, choices = model.num_codebooks, model.codebook_choices
     metrics: dict[str, float] = {}
-    for num_codebooks in sorted({1, max(1, most // 4), max(1, most // 2), most}):
+    parts = (most, most // 2, most // 4, 1)
+    for num_codebooks in sorted({max((c for c in choices if c <= part), default=choices[0]) for part in parts}):
         label = f"{num_codebooks} codebook{'s' * (num_codebooks > 1)}"
         if isinstance(model.quantizer, Unquantized):
             decoded = model(clips).audio
@@ -543,7 +544,7 @@ def validate(model: Codec, spectral: SpectralLoss, clips: Audio, logger: Logger,
             decoded = model.decode(model.encode(clips, num_codebooks=num_codebooks), length=clips.shape[-1])
         for name, value in spectral(split_channels(decoded), split_channels(clips))._asdict().items():
             metrics[f"valid {name}/{label}"] = float(value)
-        if num_codebooks in (1, most):
+        if num_codebooks in (choices[0], most):
             pair = decoded[:LOGGED_CLIPS], clips[:LOGGED_CLIPS]
             logger.log_audio(step, f"decoded from {label}", pair[0], model.sample_rate, originals=pair[1])
     logger.log_metrics(step, metrics)

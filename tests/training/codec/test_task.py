@@ -553,15 +553,20 @@ def test_the_learning_rates_reach_the_optimizers(spectral: SpectralLoss) -> None
 
 def test_quantizer_dropout_is_uniform() -> None:
     options: dict[str, Any] = {"seed": 0, "dropout": 0.5}
-    n_codebooks = torch.cat([sample_num_codebooks(8, 5, step=step, **options) for step in range(200)])
+    n_codebooks = torch.cat([sample_num_codebooks(8, range(1, 6), step=step, **options) for step in range(200)])
     counts = torch.bincount(n_codebooks, minlength=6)
     assert counts[0] == 0
     assert ((counts[1:5] > 110) & (counts[1:5] < 210)).all()  # 160 each
     assert 880 < counts[5] < 1040  # 960: half of all, and a fifth of the others
-    assert sample_num_codebooks(8, 5, step=3, **options).equal(sample_num_codebooks(8, 5, step=3, **options))
-    assert (sample_num_codebooks(64, 3, dropout=0.0, seed=0, step=0) == 3).all()
-    every = sample_num_codebooks(600, 3, dropout=1.0, seed=0, step=0)
+    assert sample_num_codebooks(8, range(1, 6), step=3, **options).equal(
+        sample_num_codebooks(8, range(1, 6), step=3, **options)
+    )
+    assert (sample_num_codebooks(64, (1, 2, 3), dropout=0.0, seed=0, step=0) == 3).all()
+    every = sample_num_codebooks(600, (1, 2, 3), dropout=1.0, seed=0, step=0)
     assert (torch.bincount(every)[1:] > 150).all()
+    some = sample_num_codebooks(600, (1, 3, 7), dropout=1.0, seed=0, step=0)  # of a family with few choices
+    assert set(some.tolist()) == {1, 3, 7}
+    assert same(every > 1, some > 1)
 
 
 def test_discriminators_get_a_part_of_the_crop_that_moves() -> None:
