@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from codec import checkpoint, foreign, published
 from codec.checkpoint import RUN_MODEL, CodecCard, ModelCard, load_model, on_device, read_card
 from codec.errors import InputNotFound, UnknownModel, WeightsMismatch, model_label
+from codec.io.entropy_model import SUFFIX as NETWORK_SUFFIX
 
 if TYPE_CHECKING:
     import torch
@@ -193,4 +194,5 @@ def _models_in(folder: Path) -> list[Path]:
 
 
 def _shipped_files() -> dict[str, Path]:
-    return {path.stem: path for path in sorted(WEIGHTS.glob("*.safetensors"))}
+    files = (path for path in WEIGHTS.glob("*.safetensors") if not path.name.endswith(NETWORK_SUFFIX))
+    return {path.stem: path for path in sorted(files)}

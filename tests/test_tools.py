@@ -5,10 +5,12 @@ import runpy
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from codec.checkpoint import save_model
 from codec.evaluation.signal_checks import AIMS
+from codec.io.entropy_model import EntropyModel
 from tests.tiny import tiny_model
 
 TOOLS = sorted((Path(__file__).parents[1] / "tools").glob("*.py"))
@@ -41,6 +43,7 @@ def test_all_tools_are_found() -> None:
         "compare_lms",
         "pack_weights",
         "plot_rates",
+        "train_entropy",
     }
 
 
@@ -114,3 +117,26 @@ def test_rates_are_plotted_with_baselines_and_published_numbers(
     with pytest.raises(SystemExit):
         run(tool, monkeypatch, *data, str(tmp_path / "c.svg"), "--measures", "stft_dac")
     assert "no stft_dac of speech: the rows are of digits, speech" in capsys.readouterr().err
+
+
+def test_a_network_for_entropy_coding_learns_what_follows_what(capsys: pytest.CaptureFixture[str]) -> None:
+    tool = runpy.run_path(str(next(tool for tool in TOOLS if tool.stem == "train_entropy")), run_name="tool")
+    model = tiny_model()
+    generator = np.random.default_rng(0)
+    clips = []
+    for _ in range(40):
+        codes = np.empty((3, 40), np.int64)
+        codes[0] = (generator.integers(20) + np.arange(40) * 7 + generator.integers(2, size=40)) % 20
+        codes[1] = (codes[0] * 3 + generator.integers(2, size=40)) % 20
+        codes[2] = generator.integers(20, size=40)
+        clips.append(("walk", codes))
+    network = EntropyModel(tool["fit"](clips[:30], model))
+    assert network.sizes == model.codebook_sizes
+    sizes = [tool["sizes_of"](codes, network.sizes, network) for _, codes in clips[30:]]
+    adaptive, modeled, information = (
+        sum(getattr(size, name) for size in sizes) for name in ("adaptive", "model", "information")
+    )
+    assert modeled < 0.9 * adaptive
+    assert information - 80 < modeled < information + 90  # a byte for each of ten packets
+    lines = list(tool["report"](clips[30:], model, network))
+    assert len(lines) == 2 + 2  # the set and all, with three codebooks

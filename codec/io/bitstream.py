@@ -33,6 +33,7 @@ The header:
     tag  content
       1  sample format of the source: libsndfile's name of the subtype, "FLOAT" for example
       2  identity of the source: v, its size in bytes, then 8 bytes of the BLAKE2b-512 hash of its content and channels
+      3  network of coder 2: the first 8 bytes of the hash of its tensors
 
 Magic, version, length and checksum have the same positions in every version, so that a newer file can be distinguished
 from a damaged one.
@@ -89,6 +90,7 @@ from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
+from functools import cached_property
 from itertools import groupby
 from operator import itemgetter
 from pathlib import Path
@@ -101,6 +103,8 @@ from codec.errors import ConfigError, DamagedFile, InputNotFound, UnsupportedAud
 from codec.frames import FrameSpec, resampled_length
 from codec.io import entropy
 from codec.io.bitstream_v1 import Format1, header_fields
+from codec.io.entropy_model import EntropyModel
+from codec.io.entropy_model import find as find_network
 from codec.io.fields import Fields, sized, varint
 from codec.io.packets import (
     CRC_BYTES,
@@ -128,7 +132,7 @@ _FOOTER = struct.Struct("<I4s")
 _FOOTER_MAGIC = b"CDCE"
 _CODES, _END = 0, 255
 _OTHER_BODY = 1 << 20  # bytes, of packets other than codes
-_SAMPLE_FORMAT, _SOURCE = 1, 2
+_SAMPLE_FORMAT, _SOURCE, _NETWORK = 1, 2, 3
 _BOUNDS = {
     "time": (0, (1 << 64) - 1),
     "frames": (0, (1 << 64) - 1),
@@ -177,8 +181,9 @@ class Header:
     `time` counts samples of the source at `source_rate` Hz, `hop` and `decoder_delay` samples at `sample_rate` Hz;
     `weights_hash` is 64 hexadecimal digits. `codebook_sizes` are those of the codebooks in the file. `model_channels`
     channels are coded together, and `segment_frames` frames share a scale (0: no scale). `sample_format` is the name
-    that libsndfile gives to the source's sample format, `source` the source's identity; both may be unknown. `time` and
-    `frames` are 0 until they are known. Raises ConfigError for values that the format cannot hold.
+    that libsndfile gives to the source's sample format, `source` the source's identity; both may be unknown. `network`
+    is the digest of the network of coder 2, which the Writer sets. `time` and `frames` are 0 until they are known.
+    Raises ConfigError for values that the format cannot hold.
     """
 
     model: str
@@ -197,6 +202,7 @@ class Header:
     segment_frames: int = 0
     sample_format: str = ""
     source: SourceId | None = None
+    network: str = ""
 
     def __post_init__(self) -> None:
         for name, (least, most) in _BOUNDS.items():
@@ -287,6 +293,8 @@ class Header:
             yield _SAMPLE_FORMAT, self.sample_format.encode()
         if self.source is not None:
             yield _SOURCE, varint(self.source.size) + bytes.fromhex(self.source.checksum)
+        if self.network:
+            yield _NETWORK, bytes.fromhex(self.network)
 
     @classmethod
     def _from_fields(cls, data: bytes) -> "Header":
@@ -316,6 +324,7 @@ class Header:
             codebook_sizes=tuple(sizes),
             sample_format=tagged.get(_SAMPLE_FORMAT, b"").decode(),
             source=_source_id(tagged[_SOURCE]) if _SOURCE in tagged else None,
+            network=tagged.get(_NETWORK, b"").hex(),
             **numbers,
         )
 
@@ -356,7 +365,9 @@ class Writer:
     counts the bytes; `digest` is the BLAKE2b hash of all codes written, by `update_digest`.
     """
 
-    def __init__(self, file: BinaryIO, header: Header, *, coder: int = entropy.ADAPTIVE) -> None:
+    def __init__(self, file: BinaryIO, header: Header, *, coder: int = entropy.MODEL) -> None:
+        self._network = find_network(header.weights_hash, header.codebook_sizes) if coder >= entropy.MODEL else None
+        header = replace(header, network=self._network.digest if self._network else "")
         self.header = replace(header, frames=0)
         self._coder = coder
         self.size = 0
@@ -418,7 +429,7 @@ class Writer:
         frames = codes.shape[2]
         if self._packets % INDEX_EVERY == 0:
             self._index.append((self.header.frames, self.size))
-        coder, payload = entropy.encode(codes, self.header.codebook_sizes, coder=self._coder)
+        coder, payload = entropy.encode(codes, self.header.codebook_sizes, coder=self._coder, model=self._network)
         body = b"".join(map(varint, (self.header.frames, frames, codes.shape[1]))) + bytes([coder])
         if self.header.segment_frames:
             segments = self._pending_scale[:, : frames : self.header.segment_frames]  # [rows, segments]
@@ -660,6 +671,12 @@ class Reader:
             follows = "another .codec file follows" if more == _MAGIC else "more bytes follow the end of the file"
             yield Damage(frames, 0, self.offset, follows)
 
+    @cached_property
+    def _network(self) -> EntropyModel | None:
+        """The network that coder 2 of this file used, if this release has it."""
+        network = find_network(self.header.weights_hash, self.header.codebook_sizes)
+        return network if network and network.digest == self.header.network else None
+
     def _unpacked(self, packet: CodesPacket) -> Packet:
         """Raises ValueError for codes or a scale that the header excludes."""
         header, payload = self.header, packet.payload
@@ -673,8 +690,9 @@ class Reader:
             scale = values.T.repeat(header.segment_frames, axis=1)[:, : packet.frames].astype(np.float32)
             payload = payload[size:]
         sizes = header.codebook_sizes[: packet.num_codebooks]
+        shape = {"rows": header.rows, "frames": packet.frames}
         try:
-            codes = entropy.decode(packet.coder, payload, sizes, rows=header.rows, frames=packet.frames)
+            codes = entropy.decode(packet.coder, payload, sizes, **shape, model=self._network)
         except NotImplementedError as error:
             raise UnsupportedAudio(f"{self.label} has codes by {error}: upgrade codec to read them") from error
         return Packet(packet.first, codes, scale, len(packet.payload))

@@ -3,6 +3,7 @@
     coder  name      what it codes
         0  none      every code in ceil(log2(size of its codebook)) bits
         1  adaptive  what repeats within the packet, by frequencies that are learned while coding
+        2  model     the same, and all other codes by the frequencies of a network (`codec.io.entropy_model`)
 
 A packet starts without history, because a damaged or skipped packet must not cost the packets that follow.
 
@@ -22,6 +23,9 @@ A question without a candidate is left out, as is a candidate that was refused b
 1, grow by 2, and are halved (rounding up) when their sum exceeds 255. The questions "row" and "repeat" have counts of
 their own for codebook 0, for the answer in the lower codebook, and for the answer in the frame before.
 
+Coder 2 asks the same questions. A code without a yes follows by the frequencies that the network predicts; those of the
+refused candidates and, if "recent" was refused, of the recent codes are 0.
+
 The range coder (Martin 1979, with the carries of Schindler's coder) keeps `low` and `width` of an interval within
 2**48, so that 53-bit numbers suffice:
 
@@ -38,10 +42,12 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
+from codec.io.entropy_model import EntropyModel, FramePredictor, Frequencies, PacketPredictor
+
 Codes = npt.NDArray[np.int64]
 
-NONE, ADAPTIVE = 0, 1
-NAMES = ("none", "adaptive")
+NONE, ADAPTIVE, MODEL = 0, 1, 2
+NAMES = ("none", "adaptive", "model")
 MAX_MODELED = 1 << 16  # codes of a packet that take time; a forged packet of more would decode for seconds
 
 _UNKNOWN = -1  # a code that a decoder has not read, or a candidate that does not exist
@@ -52,30 +58,37 @@ _TOP, _LEAST = 1 << 48, 1 << 40  # of the range coder
 _WINDOW = 6  # bytes of an interval
 
 
-def encode(codes: Codes, sizes: Sequence[int], *, coder: int = ADAPTIVE) -> tuple[int, bytes]:
+def encode(
+    codes: Codes, sizes: Sequence[int], *, coder: int = MODEL, model: EntropyModel | None = None
+) -> tuple[int, bytes]:
     """Code a packet [rows, codebooks, frames] by the coder that gives the fewest bytes, up to number `coder`.
 
-    `sizes` are those of the codebooks. Returns the number of the coder and the payload.
+    `sizes` are those of the codebooks, `model` the network of the codec, without which coder 2 is left out. Returns the
+    number of the coder and the payload.
     """
-    packed = pack(codes, sizes)
-    if coder >= ADAPTIVE and codes.size <= MAX_MODELED:
-        payload = encode_adaptive(codes, sizes)
-        if len(payload) < len(packed):
-            return ADAPTIVE, payload
-    return NONE, packed
+    payloads = {NONE: pack(codes, sizes)}
+    if codes.size <= MAX_MODELED:
+        if coder >= ADAPTIVE:
+            payloads[ADAPTIVE] = encode_adaptive(codes, sizes)
+        if coder >= MODEL and model is not None:
+            payloads[MODEL] = encode_adaptive(codes, sizes, model)
+    best = min(payloads, key=lambda number: len(payloads[number]))
+    return best, payloads[best]
 
 
-def decode(coder: int, payload: bytes, sizes: Sequence[int], *, rows: int, frames: int) -> Codes:
+def decode(
+    coder: int, payload: bytes, sizes: Sequence[int], *, rows: int, frames: int, model: EntropyModel | None = None
+) -> Codes:
     """The inverse of `encode`: codes [rows, codebooks, frames].
 
-    Raises NotImplementedError for a coder of a newer release, ValueError for a payload that no encoder writes.
+    Raises NotImplementedError for a coder of a newer release and for coder 2 without its network, ValueError for a
+    payload that no encoder writes.
     """
-    match coder:
-        case 0:
-            return unpack(payload, sizes, rows=rows, frames=frames)
-        case 1:
-            return decode_adaptive(payload, sizes, rows=rows, frames=frames)
-    raise NotImplementedError(f"coder {coder}")
+    if coder == NONE:
+        return unpack(payload, sizes, rows=rows, frames=frames)
+    if coder > MODEL or (coder == MODEL and model is None):
+        raise NotImplementedError(f"coder {coder}")
+    return decode_adaptive(payload, sizes, rows=rows, frames=frames, model=model if coder == MODEL else None)
 
 
 # coder 0
@@ -118,31 +131,55 @@ def _used(sizes: Sequence[int]) -> npt.NDArray[np.bool_]:
     return np.arange(32) >= 32 - np.array([bits(size) for size in sizes])[:, None]
 
 
-# coder 1
+# coders 1 and 2
 
 
-def encode_adaptive(codes: Codes, sizes: Sequence[int]) -> bytes:
-    """Code a packet [rows, codebooks, frames] by what repeats within it."""
+def encode_adaptive(codes: Codes, sizes: Sequence[int], model: EntropyModel | None = None) -> bytes:
+    """Code a packet [rows, codebooks, frames] by what repeats within it, and by the network if there is one."""
     coder = RangeEncoder()
-    _adaptive(coder, codes.transpose(2, 0, 1).tolist(), sizes)
+    pass_codes(coder, codes, sizes, model)
     return coder.finish()
 
 
-def decode_adaptive(payload: bytes, sizes: Sequence[int], *, rows: int, frames: int) -> Codes:
+def pass_codes(coder: "Coder", codes: Codes, sizes: Sequence[int], model: EntropyModel | None) -> None:
+    """Pass a packet of known codes through any coder, as `encode_adaptive` through a RangeEncoder."""
+    predictors = [PacketPredictor(model, row) for row in codes] if model else None
+    _adaptive(coder, codes.transpose(2, 0, 1).tolist(), sizes, predictors)
+
+
+def decode_adaptive(
+    payload: bytes, sizes: Sequence[int], *, rows: int, frames: int, model: EntropyModel | None = None
+) -> Codes:
     """The inverse of `encode_adaptive`. Raises ValueError for a payload that it never writes."""
     if (count := rows * len(sizes) * frames) > MAX_MODELED:
         raise ValueError(f"{count} codes by a coder of at most {MAX_MODELED}")
     coder = RangeDecoder(payload)
     codes = [[[_UNKNOWN] * len(sizes) for _ in range(rows)] for _ in range(frames)]
-    _adaptive(coder, codes, sizes)
+    predictors = [FramePredictor(model, len(sizes)) for _ in range(rows)] if model else None
+    _adaptive(coder, codes, sizes, predictors)
     coder.finish()
     return np.array(codes, np.int64).transpose(1, 2, 0)
 
 
-def _adaptive(coder: "Coder", codes: list[list[list[int]]], sizes: Sequence[int]) -> None:
+class Predictor(Protocol):
+    """A PacketPredictor of known codes, or a FramePredictor of codes that are being read."""
+
+    def start_frame(self) -> None:
+        """Move to the next frame."""
+
+    def frequencies(self, codebook: int) -> Frequencies:
+        """The frequencies [size] of the codes of a codebook in this frame."""
+
+    def push(self, codebook: int, code: int) -> None:
+        """Take the code of a codebook in this frame."""
+
+
+def _adaptive(
+    coder: "Coder", codes: list[list[list[int]]], sizes: Sequence[int], predictors: Sequence[Predictor] | None
+) -> None:
     """Pass codes [frames][rows][codebooks] through the coder; a decoder replaces unknown ones."""
     questions = _Questions()
-    histories = [_History(questions, sizes) for _ in codes[0]]
+    histories = [_History(questions, sizes, predictors[row] if predictors else None) for row in range(len(codes[0]))]
     for frame in codes:
         above: list[int] | None = None
         for history, row in zip(histories, frame, strict=True):
@@ -163,8 +200,8 @@ class _Questions:
 class _History:
     """What was coded in one row of the packet."""
 
-    def __init__(self, questions: _Questions, sizes: Sequence[int]) -> None:
-        self._questions, self._sizes = questions, sizes
+    def __init__(self, questions: _Questions, sizes: Sequence[int], predictor: Predictor | None) -> None:
+        self._questions, self._sizes, self._predictor = questions, sizes, predictor
         self._before: list[int] = []  # codes of the frame before
         self._repeated = [0] * len(sizes)  # whether they repeated the frame before them
         self._follow: list[dict[int, int]] = [{} for _ in sizes]
@@ -173,7 +210,9 @@ class _History:
     def code_frame(self, coder: "Coder", codes: list[int], above: list[int] | None) -> None:
         """Pass codes [codebooks] through the coder; `above` are those of the row before."""
         same_row = same_frame = _NO_ANSWER
-        for codebook, size in enumerate(self._sizes):
+        if self._predictor:
+            self._predictor.start_frame()
+        for codebook in range(len(self._sizes)):
             higher = int(codebook > 0)
             before = self._before[codebook] if self._before else _UNKNOWN
             lower = codes[codebook - 1] if higher else self._before[0] if self._before else _UNKNOWN
@@ -184,7 +223,11 @@ class _History:
                 (before, self._questions.repeat[higher][same_frame][self._repeated[codebook]]),
                 (follow.get(lower, _UNKNOWN), self._questions.follow[higher]),
             )
-            code = _code(coder, codes[codebook], candidates, recent, self._questions.recent[higher], size)
+            refused: list[int] = []
+            found = _candidate(coder, codes[codebook], candidates, recent, self._questions.recent[higher], refused)
+            code = self._other(coder, codes[codebook], codebook, refused) if found is None else found
+            if self._predictor:
+                self._predictor.push(codebook, code)
             codes[codebook] = follow[lower] = code
             recent[code] = recent.get(code, 0) + 1
             if len(recent) > _RECENT:
@@ -193,26 +236,38 @@ class _History:
             same_frame = self._repeated[codebook] = int(code == before)
         self._before = codes
 
+    def _other(self, coder: "Coder", value: int, codebook: int, refused: list[int]) -> int:
+        """Pass a code that was refused everywhere through the coder."""
+        if self._predictor is None:
+            return coder.uniform(value, self._sizes[codebook])
+        frequencies = self._predictor.frequencies(codebook).copy()
+        frequencies[refused] = 0
+        return coder.drawn(frequencies, value)
 
-def _code(
+
+def _candidate(
     coder: "Coder",
     value: int,
     candidates: tuple[tuple[int, list[int]], ...],
     recent: Mapping[int, int],
     recent_counts: list[int],
-    size: int,
-) -> int:
-    """Pass one code through the coder by the questions of `candidates` and by the `recent` codes."""
-    refused: list[int] = []
+    refused: list[int],
+) -> int | None:
+    """Pass one code through the coder by the questions of `candidates` and by the `recent` codes.
+
+    Without a yes, `refused` gets all codes that it cannot be.
+    """
     for candidate, counts in candidates:
         if candidate == _UNKNOWN or candidate in refused:
             continue
         if _ask(coder, counts, value == candidate):
             return candidate
         refused.append(candidate)
-    if any(code not in refused for code in recent) and _ask(coder, recent_counts, value in recent):
-        return coder.among({code: count for code, count in recent.items() if code not in refused}, value)
-    return coder.uniform(value, size)
+    if any(code not in refused for code in recent):
+        if _ask(coder, recent_counts, value in recent):
+            return coder.among({code: count for code, count in recent.items() if code not in refused}, value)
+        refused.extend(recent)
+    return None
 
 
 def _ask(coder: "Coder", counts: list[int], value: bool) -> bool:
@@ -238,6 +293,9 @@ class Coder(Protocol):
 
     def uniform(self, value: int, total: int) -> int:
         """Code and return one of `total` equally likely numbers."""
+
+    def drawn(self, frequencies: Frequencies, value: int) -> int:
+        """Code and return a number by the frequencies [numbers]."""
 
 
 class RangeEncoder:
@@ -278,6 +336,11 @@ class RangeEncoder:
     def uniform(self, value: int, total: int) -> int:
         """As Coder."""
         self.interval(value, 1, total)
+        return value
+
+    def drawn(self, frequencies: Frequencies, value: int) -> int:
+        """As Coder."""
+        self.interval(int(frequencies[:value].sum()), int(frequencies[value]), int(frequencies.sum()))
         return value
 
     def finish(self) -> bytes:
@@ -345,6 +408,17 @@ class RangeDecoder:
         number = self.target(total)
         self.interval(number, 1, total)
         return number
+
+    def drawn(self, frequencies: Frequencies, value: int = 0) -> int:
+        """As Coder."""
+        ends = frequencies.cumsum()
+        total = int(ends[-1])
+        if not total:
+            raise ValueError("codes that no encoder writes")
+        value = int(ends.searchsorted(self.target(total), side="right"))
+        count = int(frequencies[value])
+        self.interval(int(ends[value]) - count, count, total)
+        return value
 
     def finish(self) -> None:
         """Raise ValueError if the payload has another length than that of the values."""

@@ -1,15 +1,51 @@
 """io/entropy.py against large integers, the information content, and every payload that is not one of its own."""
 
+import io
 import math
+from contextlib import suppress
+from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from threadpoolctl import threadpool_limits
 
-from codec.io import entropy
-from codec.io.entropy import ADAPTIVE, MAX_MODELED, NONE, Codes, RangeDecoder, RangeEncoder
+from codec.errors import UnsupportedAudio
+from codec.io import bitstream, entropy, entropy_model
+from codec.io.bitstream import Header, Reader, Writer
+from codec.io.entropy import ADAPTIVE, MAX_MODELED, MODEL, NONE, Codes, RangeDecoder, RangeEncoder
+from codec.io.entropy_model import EntropyModel, FramePredictor, PacketPredictor
 
+
+def random_tensors(sizes: tuple[int, ...] = (20, 30, 2), seed: int = 0) -> dict[str, Any]:
+    """A network of random integers whose predictions and logits use their whole range."""
+    generator = np.random.default_rng(seed)
+
+    def integers(most: int, *shape: int, dtype: Any = np.int8) -> Any:
+        return generator.integers(-most, most + 1, shape).astype(dtype)
+
+    first, rest, prediction = 5, 6, 4
+    tensors = {
+        "gain": np.array([0, 32, 20][: len(sizes)], np.int32),
+        "shift": np.array([[9, 4]] * len(sizes), np.int32),
+        "exp": np.maximum(np.rint(2**16 * np.exp(-np.arange(180) / 16)), 1).astype(np.int32),
+    }
+    for codebook, size in enumerate(sizes):
+        vector = rest if codebook else first
+        context = 4 * first + 3 * rest + vector + (first if codebook else 0) + (3 * rest if codebook > 1 else 0)
+        tensors |= {
+            f"input.{codebook}": integers(127, size, vector),
+            f"weight.{codebook}": integers(127, prediction, context),
+            f"bias.{codebook}": integers(9999, prediction, dtype=np.int32),
+            f"output.{codebook}": integers(20, size, prediction),
+            f"output_bias.{codebook}": integers(999, size, dtype=np.int32),
+        }
+    return tensors
+
+
+NETWORK = EntropyModel(random_tensors())
 GOLDEN = bytes.fromhex("a618436dfa7a3b8777340e79ad47df")
 SIZES = st.lists(st.sampled_from([2, 3, 8, 1000, 1024, 1 << 16]), min_size=1, max_size=5)
 
@@ -104,6 +140,107 @@ def test_the_payload_of_this_release_is_that_of_every_release() -> None:
     payload = entropy.encode_adaptive(codes, [8, 1000])
     assert payload == GOLDEN
     np.testing.assert_array_equal(entropy.decode_adaptive(GOLDEN, [8, 1000], rows=2, frames=20), codes)
+
+
+@given(kind=KINDS, rows=st.integers(1, 2), count=st.integers(1, 3), frames=st.integers(1, 20), seed=st.integers(0, 99))
+@settings(max_examples=30)
+def test_codes_come_back_by_the_network(kind: str, rows: int, count: int, frames: int, seed: int) -> None:
+    sizes = NETWORK.sizes[:count]
+    codes = codes_of(kind, list(sizes), rows=rows, frames=frames, seed=seed)
+    payload = entropy.encode_adaptive(codes, sizes, NETWORK)
+    decoded = entropy.decode(MODEL, payload, sizes, rows=rows, frames=frames, model=NETWORK)
+    np.testing.assert_array_equal(decoded, codes)
+
+
+def test_the_network_gives_the_same_frequencies_frame_by_frame_in_any_arithmetic(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    codes = codes_of("random", list(NETWORK.sizes), rows=1, frames=20, seed=8)[0]
+    whole, single = PacketPredictor(NETWORK, codes), FramePredictor(NETWORK, len(codes))
+    for frame in codes.T:
+        whole.start_frame()
+        single.start_frame()
+        for codebook, code in enumerate(frame):
+            np.testing.assert_array_equal(single.frequencies(codebook), whole.frequencies(codebook))
+            single.push(codebook, int(code))
+    monkeypatch.setattr(entropy_model._Linear, "__call__", of_integers)
+    exact = PacketPredictor(NETWORK, codes)
+    monkeypatch.setattr(entropy_model._Linear, "__call__", of_torch)
+    torch_predictor = PacketPredictor(NETWORK, codes)
+    for codebook in range(len(codes)):
+        np.testing.assert_array_equal(exact._frequencies[codebook], whole._frequencies[codebook])
+        np.testing.assert_array_equal(torch_predictor._frequencies[codebook], whole._frequencies[codebook])
+
+
+def of_integers(layer: entropy_model._Linear, x: entropy_model.Floats) -> entropy_model.Floats:
+    y = x.astype(np.int64) @ layer._weight.astype(np.int64) + layer._bias.astype(np.int64)
+    return y.astype(np.float32)
+
+
+def of_torch(layer: entropy_model._Linear, x: entropy_model.Floats) -> entropy_model.Floats:
+    """In another order of summation."""
+    order = np.random.default_rng(0).permutation(x.shape[-1])
+    y = torch.from_numpy(x[..., order]) @ torch.from_numpy(layer._weight[order]) + torch.from_numpy(layer._bias)
+    return y.numpy()
+
+
+def test_threads_do_not_matter() -> None:
+    codes = codes_of("random", list(NETWORK.sizes), rows=2, frames=30, seed=4)
+    with threadpool_limits(1):
+        payload = entropy.encode_adaptive(codes, NETWORK.sizes, NETWORK)
+    with threadpool_limits(2):
+        assert entropy.encode_adaptive(codes, NETWORK.sizes, NETWORK) == payload
+        decoded = entropy.decode_adaptive(payload, NETWORK.sizes, rows=2, frames=30, model=NETWORK)
+    np.testing.assert_array_equal(decoded, codes)
+
+
+def test_a_network_whose_sums_may_not_be_exact_is_refused() -> None:
+    tensors = random_tensors()
+    tensors["bias.1"][0] = 1 << 24
+    with pytest.raises(ValueError, match="must stay below 16777216"):
+        EntropyModel(tensors)
+
+
+def test_codes_by_a_network_that_is_missing_ask_for_an_upgrade(monkeypatch: pytest.MonkeyPatch) -> None:
+    header = Header(
+        model="tiny",
+        weights_hash="ab" * 32,
+        source_rate=8000,
+        channels=1,
+        sample_rate=8000,
+        hop=80,
+        decoder_delay=80,
+        codebook_sizes=NETWORK.sizes,
+        frames_per_packet=20,
+    )
+    codes = codes_of("random", list(NETWORK.sizes), rows=1, frames=20, seed=0)
+    monkeypatch.setattr(bitstream, "find_network", lambda weights_hash, sizes: NETWORK)
+    monkeypatch.setattr(entropy, "encode", encode_by_network)
+    file = io.BytesIO()
+    writer = Writer(file, header)
+    writer.write(codes)
+    writer.close(time=1500)
+    reader = Reader(io.BytesIO(file.getvalue()), label="x.codec")
+    assert reader.header.network == NETWORK.digest
+    np.testing.assert_array_equal(next(reader.packets()), codes)
+    monkeypatch.setattr(bitstream, "find_network", lambda weights_hash, sizes: None)
+    with pytest.raises(UnsupportedAudio, match="coder 2: upgrade"):
+        list(Reader(io.BytesIO(file.getvalue()), label="x.codec").packets())
+
+
+def encode_by_network(
+    codes: Codes, sizes: tuple[int, ...], *, coder: int, model: EntropyModel | None
+) -> tuple[int, bytes]:
+    assert coder == MODEL
+    return MODEL, entropy.encode_adaptive(codes, sizes, model)
+
+
+@given(payload=st.binary(max_size=200))
+@settings(max_examples=30)
+def test_any_bytes_give_codes_or_a_value_error_by_the_network(payload: bytes) -> None:
+    with suppress(ValueError):
+        codes = entropy.decode_adaptive(payload, NETWORK.sizes, rows=1, frames=9, model=NETWORK)
+        assert ((codes >= 0) & (codes < np.array(NETWORK.sizes)[:, None])).all()
 
 
 @given(payload=st.binary(max_size=200))

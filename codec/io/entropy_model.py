@@ -1,0 +1,267 @@
+"""A network that predicts codes, in exact integers, so that every machine computes the same frequencies.
+
+It is a file beside the codec's weights, for this codec alone. Weights and activations are integers of 8 bits. All sums
+of products are below 2**24 in magnitude, so float32 holds them exactly in any order of summation: one frame or a packet
+at once, any number of threads, any library or device. `scaled(x, n)` is floor(x / 2**n + 1/2), limited to -127 and 127.
+All vectors before the packet are zeros.
+
+    vector of a code    row of its codebook's input table
+    rest of a frame     scaled(sum of gain · vector over its codebooks from 1 on, 5)
+    context             vectors of codebook 0 in the frames 1, 2 and 3 before; scaled(sum of the 5 before them, 2);
+                        rest of the frame before, of the frame before that one, and magnitudes of the first of them;
+                        this codebook's vector in the frame before;
+                        for codebooks from 1 on: vector of codebook 0 in this frame;
+                        for codebooks from 2 on: vector of codebook 1 in this frame, its magnitudes, and
+                        scaled(sum of gain · vector over the codebooks between 1 and this one, 5)
+    prediction          scaled(weights of the codebook · context + bias, shift of the codebook)
+    logit of a code     floor((its row of the output table · prediction + its bias) / 2**shift + 1/2), in 1/16 of a nat
+    frequency of a code entry (largest logit - its logit) of a table of 2**16 exp(-n / 16), at least 1
+
+`tools/train_entropy.py` makes such a file.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from functools import cached_property, lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+Floats = npt.NDArray[np.float32]
+Frequencies = npt.NDArray[np.int64]
+Tensors = Mapping[str, npt.NDArray[Any]]
+
+FORMAT = 1
+SUFFIX = ".entropy.safetensors"
+METADATA = "codec_entropy"
+PAST = 8  # frames
+GAIN_SHIFT, OLDER_SHIFT = 5, 2
+
+_WEIGHTS = Path(__file__).parents[1] / "weights"
+_EXACT = 1 << 24
+_LIMIT = np.float32(127)
+
+
+class CodeVectors:
+    """The vectors of codes, and the context of a code that they make."""
+
+    def __init__(self, tensors: Tensors) -> None:
+        """`tensors` are those of EntropyModel; `input` and `gain` are enough."""
+        self._gain = tensors["gain"].astype(np.float32)
+        self._inputs = [tensors[f"input.{codebook}"].astype(np.float32) for codebook in range(len(self._gain))]
+        self.sizes = tuple(map(len, self._inputs))
+        if self._gain.sum() * 127 >= _EXACT:
+            raise ValueError(f"sums of vectors may reach {_EXACT}")
+
+    def vector(self, codebook: int, codes: npt.NDArray[np.int64] | int) -> Floats:
+        """The vectors [..., vector] of codes [...]."""
+        return self._inputs[codebook][codes]
+
+    def zeros(self, codebook: int, *shape: int) -> Floats:
+        """Vectors [*shape, vector] from before the packet."""
+        return np.zeros((*shape, self._inputs[min(codebook, len(self._inputs) - 1)].shape[1]), np.float32)
+
+    def rest(self, vectors: Sequence[Floats], first: int = 1) -> Floats:
+        """The sum [..., vector] of vectors [..., vector] per codebook, from codebook `first` on."""
+        total = self.zeros(1, *vectors[0].shape[:-1])
+        for codebook in range(first, len(vectors)):
+            total += self._gain[codebook] * vectors[codebook]
+        return scaled(total, GAIN_SHIFT)
+
+    def context(self, codebook: int, past: Sequence[Floats], before: Floats, lower: Sequence[Floats]) -> list[Floats]:
+        """The parts [..., part] of the context of a codebook, as `frequencies`."""
+        parts = [*past, before]
+        if codebook >= 1:
+            parts.append(lower[0])
+        if codebook >= 2:
+            parts += [lower[1], np.abs(lower[1]), self.rest(lower, 2)]
+        return parts
+
+
+class EntropyModel(CodeVectors):
+    """The network of one codec, from the tensors of its file. For codebook k:
+
+    input.k int8 [size, vector], weight.k int8 [prediction, context], bias.k int32 [prediction], output.k int8 [size,
+    prediction], output_bias.k int32 [size]; for all: gain int32 [codebooks], shift int32 [codebooks, 2], exp int32
+    [steps]. The vectors of all codebooks from 1 on have one length.
+
+    Raises ValueError if a sum may reach 2**24.
+    """
+
+    def __init__(self, tensors: Tensors) -> None:
+        self._tensors = dict(tensors)
+        codebooks = range(len(tensors["gain"]))
+        super().__init__(tensors)
+        self._exp = tensors["exp"].astype(np.int64)
+        self._shift = [(int(prediction), int(logit)) for prediction, logit in tensors["shift"]]
+        self._predict = [_Linear(tensors[f"weight.{codebook}"], tensors[f"bias.{codebook}"]) for codebook in codebooks]
+        self._logits = [
+            _Linear(tensors[f"output.{codebook}"], tensors[f"output_bias.{codebook}"]) for codebook in codebooks
+        ]
+
+    @cached_property
+    def digest(self) -> str:
+        """The first 16 hexadecimal digits of the SHA-256 of the tensors, sorted by name."""
+        digest = hashlib.sha256()
+        for name, tensor in sorted(self._tensors.items()):
+            digest.update(json.dumps([name, str(tensor.dtype), list(tensor.shape)]).encode())
+            digest.update(np.ascontiguousarray(tensor).tobytes())
+        return digest.hexdigest()[:16]
+
+    def frequencies(
+        self, codebook: int, past: Sequence[Floats], before: Floats, lower: Sequence[Floats]
+    ) -> Frequencies:
+        """The frequencies [..., size] of the codes of a codebook.
+
+        `past` is that of `past_context`, `before` the vector of this codebook in the frame before [..., vector], and
+        `lower` the vectors of the lower codebooks in this frame [..., vector] each.
+        """
+        context = np.concatenate(self.context(codebook, past, before, lower), axis=-1)
+        prediction = scaled(self._predict[codebook](context), self._shift[codebook][0])
+        logits = _rounded(self._logits[codebook](prediction), self._shift[codebook][1])
+        steps = np.minimum(logits.max(axis=-1, keepdims=True) - logits, np.float32(len(self._exp) - 1))
+        frequencies: Frequencies = self._exp[steps.astype(np.intp)]
+        return frequencies
+
+
+def past_context(first: Floats, rest: Floats) -> list[Floats]:
+    """What all codebooks of a frame know of the past.
+
+    `first` are the vectors of codebook 0 in the 8 frames before [..., 8, vector], the newest first, `rest` the rests of
+    the 2 frames before [..., 2, vector].
+    """
+    older = scaled(first[..., 3:, :].sum(axis=-2), OLDER_SHIFT)
+    newest = [first[..., frame, :] for frame in range(3)]
+    return [*newest, older, rest[..., 0, :], rest[..., 1, :], np.abs(rest[..., 0, :])]
+
+
+class _Linear:
+    """A linear layer whose sums float32 holds exactly."""
+
+    def __init__(self, weight: npt.NDArray[Any], bias: npt.NDArray[Any]) -> None:
+        most = np.abs(weight.astype(np.int64)).sum(axis=1) * 127 + np.abs(bias.astype(np.int64))
+        if most.max() >= _EXACT:
+            raise ValueError(f"sums may reach {most.max()}: they must stay below {_EXACT}")
+        self._weight = np.ascontiguousarray(weight.T, np.float32)
+        self._bias = bias.astype(np.float32)
+
+    def __call__(self, x: Floats) -> Floats:
+        y: Floats = x @ self._weight + self._bias
+        return y
+
+
+def _rounded(x: Floats, shift: int) -> Floats:
+    y: Floats = np.floor(x * np.float32(2**-shift) + np.float32(0.5))
+    return y
+
+
+def scaled(x: Floats, shift: int) -> Floats:
+    """floor(x / 2**shift + 1/2), limited to -127 and 127."""
+    return np.minimum(np.maximum(_rounded(x, shift), -_LIMIT), _LIMIT)
+
+
+class PacketPredictor:
+    """Predict the codes of a packet that is known, all frames at once."""
+
+    def __init__(self, model: EntropyModel, codes: npt.NDArray[np.int64]) -> None:
+        """`codes` are those of one row [codebooks, frames]."""
+        vectors = [model.vector(codebook, row) for codebook, row in enumerate(codes)]  # [frames, vector] each
+        known = past_context(past(vectors[0], PAST), past(model.rest(vectors), 2))
+        self._frequencies = [
+            model.frequencies(codebook, known, past(vector, 1)[:, 0], vectors[:codebook])
+            for codebook, vector in enumerate(vectors)
+        ]
+        self._frame = -1
+
+    def start_frame(self) -> None:
+        """Move to the next frame."""
+        self._frame += 1
+
+    def frequencies(self, codebook: int) -> Frequencies:
+        """The frequencies [size] of the codes of a codebook in this frame."""
+        frequencies: Frequencies = self._frequencies[codebook][self._frame]
+        return frequencies
+
+    def push(self, codebook: int, code: int) -> None:
+        """Nothing: the code is known."""
+
+
+class FramePredictor:
+    """Predict one code after another from the codes before, as PacketPredictor does."""
+
+    def __init__(self, model: EntropyModel, num_codebooks: int) -> None:
+        self._model = model
+        self._first, self._rest = model.zeros(0, PAST), model.zeros(1, 2)
+        self._before = [model.zeros(codebook) for codebook in range(num_codebooks)]
+        self._vectors: list[Floats] = []  # of this frame
+        self._past: list[Floats] = []
+
+    def start_frame(self) -> None:
+        """Move to the next frame."""
+        if self._vectors:
+            self._first = np.concatenate([self._vectors[0][None], self._first[:-1]])
+            self._rest = np.stack([self._model.rest(self._vectors), self._rest[0]])
+            self._before, self._vectors = self._vectors, []
+        self._past = past_context(self._first, self._rest)
+
+    def frequencies(self, codebook: int) -> Frequencies:
+        """The frequencies [size] of the codes of a codebook in this frame."""
+        return self._model.frequencies(codebook, self._past, self._before[codebook], self._vectors)
+
+    def push(self, codebook: int, code: int) -> None:
+        """Take the code of the next codebook in this frame."""
+        self._vectors.append(self._model.vector(codebook, code))
+
+
+def past(vectors: Floats, count: int) -> Floats:
+    """The last `count` vectors before each frame [..., frames, count, vector], the newest first.
+
+    `vectors` are [..., frames, vector].
+    """
+    frames = vectors.shape[-2]
+    padded = np.concatenate([np.zeros((*vectors.shape[:-2], count, vectors.shape[-1]), np.float32), vectors], axis=-2)
+    return np.stack([padded[..., count - n : count - n + frames, :] for n in range(1, count + 1)], axis=-2)
+
+
+# files
+
+
+def save(path: Path, tensors: Tensors, *, weights_hash: str) -> None:
+    """Write the network of the codec with these weights. Raises StorageError, ValueError as EntropyModel."""
+    from safetensors.numpy import save as to_bytes
+
+    from codec.io.storage import atomic_output
+
+    EntropyModel(tensors)
+    metadata = json.dumps({"format": FORMAT, "weights_hash": weights_hash})
+    with atomic_output(path, force=True) as file:
+        file.write(to_bytes(dict(tensors), metadata={METADATA: metadata}))
+
+
+def find(weights_hash: str, sizes: Sequence[int]) -> EntropyModel | None:
+    """The shipped network for the codec with these weights and codebooks of these sizes, if there is one."""
+    path = _shipped().get(weights_hash)
+    model = _load(path) if path else None
+    return model if model and model.sizes[: len(sizes)] == tuple(sizes) else None
+
+
+@lru_cache(1)
+def _shipped() -> dict[str, Path]:
+    """The files of networks, by the weights hash of their codec."""
+    from safetensors import safe_open
+
+    files = {}
+    for path in sorted(_WEIGHTS.glob(f"*{SUFFIX}")):
+        with safe_open(path, framework="numpy") as file:
+            files[json.loads(file.metadata()[METADATA])["weights_hash"]] = path
+    return files
+
+
+@lru_cache(4)
+def _load(path: Path) -> EntropyModel:
+    from safetensors.numpy import load_file
+
+    return EntropyModel(load_file(path))
