@@ -8,6 +8,7 @@
 
     codec.encode_file("song.flac", "song.codec", bitrate=6)  # and codec.compress(bytes) -> bytes in memory
     codec.decode_file("song.codec", "song.wav")
+    second = codec.open("song.codec")[44_100:88_200]  # any part, [channels, time]
 
     for block in codec.generate(label="7"):  # [1, 1, time], streamed
         speaker.play(block)
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from codec.models.base import Codec as Codec
     from codec.pretrained import load as load
     from codec.pretrained import load_lm as load_lm
+    from codec.reading import open as open  # noqa: A004 (used as codec.open)
     from codec.streams import StreamDecoder as StreamDecoder
     from codec.streams import StreamEncoder as StreamEncoder
 
@@ -51,6 +53,7 @@ __all__ = [
     "infill",
     "load",
     "load_lm",
+    "open",
 ]
 
 _HOMES = {
@@ -68,6 +71,7 @@ _HOMES = {
     "infill": "codec.generation",
     "load": "codec.pretrained",
     "load_lm": "codec.pretrained",
+    "open": "codec.reading",
 }
 
 

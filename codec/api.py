@@ -140,7 +140,10 @@ def decode_file(
     *,
     model: Model | None = None,
     rate: int | None = None,
+    start: float = 0.0,
+    end: float | None = None,
     subtype: str | None = None,
+    num_codebooks: int | None = None,
     device: str = "auto",
     force: bool = False,
     strict: bool = False,
@@ -150,7 +153,8 @@ def decode_file(
 
     The suffix of `output` selects the format, `subtype` its sample format ("PCM_16", "PCM_24", "FLOAT", ...); by
     default a 16-bit .wav file is written beside the source. The file names its model; pass `model` if that is not a
-    shipped one. `device` and `force` as in `encode_file`.
+    shipped one. Only the audio from `start` to `end` seconds is restored, from the first `num_codebooks` codebooks, all
+    if None. `device` and `force` as in `encode_file`.
 
     Raises UsageError, InputNotFound, UnsupportedAudio, UnknownModel, WeightsMismatch, StorageError, and DamagedFile
     after everything intact was written to the output, with silence in the gaps; `strict` writes no damaged file, and
@@ -161,7 +165,10 @@ def decode_file(
         compression.target_of(source, output, ".wav"),
         model=model,
         rate=rate,
+        start=start,
+        end=end,
         subtype=subtype,
+        num_codebooks=num_codebooks,
         force=force,
         strict=strict,
         conceal=conceal,

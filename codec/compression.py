@@ -2,7 +2,7 @@
 
 import hashlib
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -11,7 +11,6 @@ from time import perf_counter
 from typing import BinaryIO, TypeAlias
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from codec import pretrained, published
@@ -39,18 +38,16 @@ from codec.io.audio import (
     is_audio_path,
     looks_like_integers,
 )
-from codec.io.bitstream import Damage, Header, Packet, Reader, SourceId, Writer, source_id
+from codec.io.bitstream import Damage, Header, Reader, SourceId, Writer, source_id
 from codec.io.live import Layout, Recording, open_live
 from codec.io.storage import is_device, mark_partial, stream_output
-from codec.models.base import Codec, Encoded, split_scale
-from codec.streams import StreamDecoder, StreamEncoder
+from codec.models.base import Codec, split_scale
+from codec.splicing import Restoration
+from codec.streams import StreamEncoder
 
 BLOCK_SECONDS = 4.0  # of one channel; blocks of recordings with more channels are shorter
 MAX_BLOCK = 1 << 20  # samples, at any sample rate
 SHORTEST_PACKET, LONGEST_PACKET = 0.1, 10.0  # seconds
-FADE_SECONDS = 0.01  # at the ends of a gap
-CONCEAL_SECONDS = 0.12  # of the model's own continuation
-MAX_SILENCE = 600.0  # seconds in one place, per second that was decoded before it and one more
 
 Model: TypeAlias = Codec | str | Path
 SecondsDone: TypeAlias = Callable[[float, float | None], None]
@@ -264,6 +261,9 @@ def decompress(
     model: Model | None = None,
     rate: int | None = None,
     subtype: str | None = None,
+    start: float = 0.0,
+    end: float | None = None,
+    num_codebooks: int | None = None,
     strict: bool = False,
     conceal: bool = False,
     bare: bool = False,
@@ -273,7 +273,9 @@ def decompress(
     """Restore a recording with its channels, length and sample rate (or `rate` Hz); "-" is standard input or output.
 
     The file names its model; pass `model` if that is not a shipped one. `subtype` is the sample format, as in
-    `audio.open_writer`. Packets that are damaged become silence with short fades, with `conceal` after 0.12 s of the
+    `audio.open_writer`. Only the audio from `start` to `end` seconds is restored; its samples are those of the whole.
+    `num_codebooks` is the number of codebooks to decode, all if None.
+    Packets that are damaged become silence with short fades, with `conceal` after 0.12 s of the
     model's own continuation; `strict` refuses them. `force` and `device` as in `compress`; `force` also writes silence
     that is out of proportion to the audio.
 
@@ -283,16 +285,29 @@ def decompress(
     Raises UsageError, InputNotFound, UnsupportedAudio, UnknownModel, WeightsMismatch, StorageError, and DamagedFile
     after everything intact was written to the target; without intact audio, and with `strict`, there is no target.
     """
-    start = perf_counter()
+    began = perf_counter()
     with bitstream.open_reader(source) as reader:
         header = reader.header
         rate, time = restored_size(reader, rate)
+        part = part_of(reader, start, end, rate=rate, time=time)
+        end_at = time if part[1] is None else part[1]
+        time = None if end_at is None else end_at - part[0]
         codec = model_of(reader, model, device)
         damage = None
         target = _other_than(source, target)
         with _output(target, rate, header.channels, subtype=subtype, time=time, bare=bare, force=force) as writer:
             try:
-                time = restore_into(reader, writer, codec=codec, rate=rate, strict=strict, conceal=conceal, force=force)
+                time = restore_into(
+                    reader,
+                    writer,
+                    codec=codec,
+                    rate=rate,
+                    part=part,
+                    num_codebooks=num_codebooks,
+                    strict=strict,
+                    conceal=conceal,
+                    force=force,
+                )
             except DamagedFile as error:
                 if strict or error.seconds_decoded is None:
                     raise
@@ -306,9 +321,9 @@ def decompress(
         channels=header.channels,
         rate=rate,
         time=time or 0,
-        num_codebooks=header.num_codebooks,
+        num_codebooks=min(header.num_codebooks, num_codebooks or header.num_codebooks),
         compressed_bytes=reader.offset,
-        elapsed=perf_counter() - start,
+        elapsed=perf_counter() - began,
         notes=writer.clip_notes(),
     )
 
@@ -347,6 +362,21 @@ def restored_size(reader: Reader, rate: int | None) -> tuple[int, int | None]:
     return rate, resampled_length(header.time, header.source_rate, rate) if reader.knows_length else None
 
 
+def part_of(reader: Reader, start: float, end: float | None, *, rate: int, time: int | None) -> tuple[int, int | None]:
+    """The samples from `start` to `end` seconds at `rate` Hz, of `time` in all if that is known; None for the end.
+
+    Raises UsageError for seconds that are not in the recording.
+    """
+    most = math.inf if time is None else time / rate
+    if not 0 <= start < min(most, math.inf if end is None else end):
+        until = "" if end is None else f" to {end:g} s"
+        length = "" if time is None else f", and {reader.label} has {most:.3f} s"
+        raise UsageError(f"from {start:g} s{until} is not a part: --start is before --end{length}")
+    first = round(start * rate)
+    last = None if end is None or end >= most else round(end * rate)  # up to the end, its damage is read too
+    return first if time is None else min(first, time - 1), last
+
+
 def _nothing_to_restore(reader: Reader) -> UnsupportedAudio:
     return UnsupportedAudio(f"{reader.label} has no samples (0 s): there is nothing to restore")
 
@@ -357,24 +387,28 @@ def restore_into(
     *,
     codec: Codec,
     rate: int,
+    part: tuple[int, int | None] = (0, None),
+    num_codebooks: int | None = None,
     strict: bool = False,
     conceal: bool = False,
     force: bool = False,
 ) -> int:
     """Write the audio of an open .codec file at `rate` Hz; return the samples per channel. Options as in `decompress`.
 
-    Raises DamagedFile after everything intact was written, or with `strict` at the first damage.
+    `part` is from and to in samples at `rate` Hz. Raises DamagedFile after everything intact was written, or with
+    `strict` at the first damage.
     """
-    damages: list[Damage] = []
-    splicer = _Splicer(reader, codec, conceal=conceal, force=force)
+    restoration = Restoration(
+        reader, codec, rate=rate, part=part, num_codebooks=num_codebooks, conceal=conceal, force=force
+    )
     written = 0
-    for block in _restored(reader, splicer, damages, rate):
-        if strict and damages:
+    for block in restoration.blocks():
+        if strict and restoration.damages:
             break
         writer.write(block)
         written += block.shape[1]
-    if damages:
-        raise reader.damaged(damages[0]) if strict else reader.damaged_in(damages, intact=splicer.intact)
+    if damages := restoration.damages:
+        raise reader.damaged(damages[0]) if strict else reader.damaged_in(damages, intact=restoration.is_intact)
     if not written:
         raise _nothing_to_restore(reader)
     return written
@@ -507,177 +541,3 @@ def _rows(block: Block, channels: int) -> Block:
 
 def _block_time(rate: int, channels: int) -> int:
     return max(1, min(round(BLOCK_SECONDS * rate / channels), MAX_BLOCK))
-
-
-def _restored(reader: Reader, splicer: "_Splicer", damages: list[Damage], rate: int) -> Iterator[Block]:
-    """Yield the audio at `rate` Hz; damage on the way is appended to `damages`."""
-    header = reader.header
-    resampler = Resampler(header.sample_rate, rate, header.channels, label=reader.label)
-
-    def decoded() -> Iterator[Block]:
-        for part in _regroup(reader):
-            if isinstance(part, Damage):
-                damages.append(part)
-            yield from splicer.push(part)
-        yield from splicer.finish()
-
-    def resampled() -> Iterator[Block]:
-        for block in _until(decoded(), lambda: reader.header.model_time, reader, header.hop):
-            yield resampler.push(block)
-        yield resampler.flush()
-
-    def length() -> int:
-        return resampled_length(reader.header.time, header.source_rate, rate)
-
-    return _until(resampled(), length, reader, 1 + rate // header.sample_rate)
-
-
-class _Splicer:
-    """Decode packets, and fill the gaps between them with silence.
-
-    Decoding begins again behind a gap, and audio of frame n begins with sample n * hop, so with packets of frames 0 to
-    10 and 20 to 30:
-
-        frames    0 ─────── 10   lost   20 ─────── 30
-        samples   0 ─── 10·hop - delay ╲  0  ╱ 20·hop ─── 30·hop - delay
-
-    The fade-out is decoded from repeated codes of the last frame, for FADE_SECONDS, with `conceal` CONCEAL_SECONDS.
-    """
-
-    def __init__(self, reader: Reader, model: Codec, *, conceal: bool, force: bool) -> None:
-        self.intact = False
-        """Whether there was a packet."""
-        self._reader, self._model, self._force = reader, model, force
-        self._header = reader.header
-        spec = model.frame_spec
-        self._fade = spec.samples(FADE_SECONDS)
-        self._filler = spec.frames_per_packet(CONCEAL_SECONDS if conceal else FADE_SECONDS)
-        self._decoder: StreamDecoder | None = None
-        self._given = 0  # samples
-        self._faded_in = 0
-        self._last: Packet | None = None
-
-    def push(self, part: Packet | Damage) -> Iterator[Block]:
-        """Take the next part; yield the audio before its end."""
-        if isinstance(part, Packet):
-            yield from self._packet(part)
-        elif part.frames and self._decoder is not None:
-            yield self._faded_out(min(self._filler, part.frames))
-
-    def finish(self) -> Iterator[Block]:
-        """Yield the rest, and silence up to the end if packets are missing there."""
-        if self._decoder is not None:
-            yield self._output(self._decoder.flush())
-        if self._reader.is_complete:
-            yield from self._silence(self._reader.header.model_time)
-
-    def _packet(self, packet: Packet) -> Iterator[Block]:
-        if self._decoder is None:
-            yield from self._silence(packet.first * self._header.hop)
-            self._decoder = StreamDecoder(self._model, batch=self._header.rows, first_frame=packet.first)
-            self._faded_in = 0 if packet.first else self._fade
-        self.intact, self._last = True, packet
-        most = _block_frames(self._header)
-        for first in range(0, packet.codes.shape[2], most):  # a packet of many frames has less codes than audio
-            codes = _codes(_frames_of(packet, first, first + most))
-            yield self._faded(self._output(self._decoder.push(codes)))
-
-    def _faded_out(self, frames: int) -> Block:
-        """The rest of the decoder's audio, ending in that of `frames` repeated frames."""
-        assert self._decoder is not None
-        assert self._last is not None
-        codes, scale = self._last.codes[:, :, -1:], self._last.scale
-        repeated = codes.repeat(frames, axis=2)
-        filler = Packet(0, repeated, None if scale is None else scale[:, -1:].repeat(frames, axis=1))
-        pushed = self._output(self._decoder.push(_codes(filler)))
-        block = np.concatenate([pushed, self._output(self._decoder.flush())], axis=1)
-        self._decoder = None
-        fade = min(frames * self._header.hop, block.shape[1])
-        block[:, block.shape[1] - fade :] *= np.linspace(1, 0, fade, endpoint=False, dtype=np.float32)
-        return block
-
-    def _faded(self, block: Block) -> Block:
-        """Fade in the first samples behind a gap."""
-        if self._faded_in < self._fade:
-            gain = (self._faded_in + np.arange(block.shape[1], dtype=np.float32)) / self._fade
-            self._faded_in += block.shape[1]
-            block = block * gain.clip(max=1)
-        return block
-
-    def _silence(self, end: int) -> Iterator[Block]:
-        """Silence up to sample `end`. Raises UnsupportedAudio for a gap that no damage explains, without `force`."""
-        seconds = (end - self._given) / self._header.sample_rate
-        if seconds > MAX_SILENCE * (1 + self._given / self._header.sample_rate) and not self._force:
-            raise UnsupportedAudio(
-                f"{self._reader.label} lacks {seconds:.0f} s in one place: pass --force to write silence there"
-            )
-        while (missing := end - self._given) > 0:
-            silence = np.zeros((self._header.channels, min(missing, MAX_BLOCK // self._header.channels)), np.float32)
-            self._given += silence.shape[1]
-            yield silence
-
-    def _output(self, audio: Tensor) -> Block:
-        block = audio.flatten(0, 1)[: self._header.channels].cpu().numpy()
-        self._given += block.shape[1]
-        return block
-
-
-def _block_frames(header: Header) -> int:
-    """Frames to decode at once."""
-    return header.frame_spec.frames_per_packet(BLOCK_SECONDS / header.channels)
-
-
-def _frames_of(packet: Packet, first: int, end: int) -> Packet:
-    """Frames of a packet, counted from its first one."""
-    scale = None if packet.scale is None else packet.scale[:, first:end]
-    return Packet(packet.first + first, packet.codes[:, :, first:end], scale)
-
-
-def _codes(packet: Packet) -> Tensor | Encoded:
-    codes = torch.from_numpy(packet.codes)
-    return codes if packet.scale is None else Encoded(codes, torch.from_numpy(packet.scale))
-
-
-def _until(blocks: Iterator[Block], length: Callable[[], int], reader: Reader, most: int) -> Iterator[Block]:
-    """Yield the first `length()` samples of blocks, which have at most `most` samples more.
-
-    A pipe states its length at the end, so until then the last `most` samples wait.
-    """
-    given = 0
-    rest: Block | None = None
-    for block in blocks:
-        rest = block if rest is None else np.concatenate([rest, block], axis=1)
-        ready = length() - given if reader.knows_length else rest.shape[1] - most
-        if ready > 0:
-            yield rest[:, :ready]
-            given += min(ready, rest.shape[1])
-            rest = rest[:, ready:]
-    if rest is not None:
-        yield rest[:, : length() - given] if reader.knows_length else rest
-
-
-def _regroup(reader: Reader) -> Iterator[Packet | Damage]:
-    """Yield packets joined to BLOCK_SECONDS, which decode 25 % faster than 1 s; a live pipe is not waited for."""
-    header = reader.header
-    most = _block_frames(header) if reader.seekable else 1
-    waiting: list[Packet] = []
-    for part in reader.parts():
-        if waiting and (isinstance(part, Damage) or part.codes.shape[1] != waiting[0].codes.shape[1]):
-            yield _joined(waiting)
-            waiting = []
-        if isinstance(part, Damage):
-            yield part
-            continue
-        waiting.append(part)
-        if part.first + part.codes.shape[2] - waiting[0].first >= most:
-            yield _joined(waiting)
-            waiting = []
-    if waiting:
-        yield _joined(waiting)
-
-
-def _joined(packets: list[Packet]) -> Packet:
-    """Neighboring packets with the same number of codebooks as one."""
-    scales = [packet.scale for packet in packets if packet.scale is not None]
-    codes = np.concatenate([packet.codes for packet in packets], axis=2)
-    return Packet(packets[0].first, codes, np.concatenate(scales, axis=1) if scales else None)

@@ -14,7 +14,7 @@ import soundfile
 import torch
 
 import codec
-from codec import compression, pretrained
+from codec import compression, pretrained, splicing
 from codec.checkpoint import load_model, save_model
 from codec.compression import compress, decompress
 from codec.errors import (
@@ -88,6 +88,7 @@ def test_a_file_holds_the_codes_and_the_audio_of_the_whole_signal(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, time: int, rate: int, channels: int, block_seconds: float
 ) -> None:
     monkeypatch.setattr(compression, "BLOCK_SECONDS", block_seconds)
+    monkeypatch.setattr(splicing, "BLOCK_SECONDS", block_seconds)
     source = tones(tmp_path / "a.wav", time=time, rate=rate, channels=channels)
     report = compress(source, tmp_path / "a.codec", model=MODEL)
     header, codes = codes_in(tmp_path / "a.codec")

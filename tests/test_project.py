@@ -146,6 +146,7 @@ def test_public_names() -> None:
     from codec.lm.filters import Sampling
     from codec.models.base import Codec
     from codec.pretrained import load, load_lm
+    from codec.reading import open as open_
     from codec.streams import StreamDecoder, StreamEncoder
 
     assert (codec.load, codec.Codec) == (load, Codec)
@@ -154,8 +155,9 @@ def test_public_names() -> None:
     assert (codec.compress, codec.decompress) == (compress, decompress)
     assert (codec.encode_file, codec.decode_file) == (encode_file, decode_file)
     assert (codec.StreamEncoder, codec.StreamDecoder) == (StreamEncoder, StreamDecoder)
+    assert codec.open is open_
     assert dir(codec) == sorted(codec.__all__)
-    assert len(codec.__all__) == 15
+    assert len(codec.__all__) == 16
     with pytest.raises(AttributeError, match="loud"):
         codec.loud  # noqa: B018
 

@@ -1,4 +1,4 @@
-"""codec check"""
+"""codec check, codec transcode, codec concat"""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from codec.cli.options import one_line
+from codec.cli.options import INPUT_OUTPUT, MODEL, ForceOption, check_sink, duration, one_line, say
 from codec.errors import CodecError, DamagedFile, InputNotFound
 from codec.io.storage import walk
 
@@ -38,6 +38,54 @@ def check(
             statuses.add(error.exit_code)
     if statuses:
         raise typer.Exit(DamagedFile.exit_code if DamagedFile.exit_code in statuses else min(statuses))
+
+
+def transcode(
+    source: Annotated[str, typer.Argument(metavar="INPUT", help="A .codec file; - for standard input.")],
+    output: Annotated[str, typer.Argument(metavar="OUTPUT", help="A .codec file; - for standard output.")],
+    num_codebooks: Annotated[
+        int | None, typer.Option("--codebooks", min=1, help="Number of codebooks to keep.", rich_help_panel=MODEL)
+    ] = None,
+    bitrate: Annotated[
+        float | None,
+        typer.Option(metavar="KBPS", help="Maximum bit rate in kbit/s per channel.", rich_help_panel=MODEL),
+    ] = None,
+    start: Annotated[
+        float, typer.Option(metavar="SECONDS", help="Begin with the frame at this time.", rich_help_panel=INPUT_OUTPUT)
+    ] = 0.0,
+    end: Annotated[
+        float | None,
+        typer.Option(metavar="SECONDS", help="End here.", show_default="the end", rich_help_panel=INPUT_OUTPUT),
+    ] = None,
+    force: ForceOption = False,
+) -> None:
+    """Keep fewer codebooks or a part of a .codec file, without decoding it.
+
+    Example: codec transcode song.codec small.codec --bitrate 3
+    """
+    from codec.transcoding import transcode
+
+    check_sink(output)
+    header = transcode(source, output, num_codebooks=num_codebooks, bitrate=bitrate, start=start, end=end, force=force)
+    say(f"{source} -> {output}: {duration(header.seconds)}, {header.num_codebooks} codebooks")
+
+
+def concat(
+    sources: Annotated[list[str], typer.Argument(metavar="INPUT...", help=".codec files, in this order.")],
+    output: Annotated[
+        str, typer.Option("--output", "-o", help="A .codec file; - for standard output.", rich_help_panel=INPUT_OUTPUT)
+    ],
+    force: ForceOption = False,
+) -> None:
+    """Join .codec files of the same model, rate and channels, without decoding them.
+
+    Example: codec concat one.codec two.codec -o both.codec
+    """
+    from codec.transcoding import concat
+
+    check_sink(output)
+    header = concat(sources, output, force=force)
+    say(f"{len(sources)} files -> {output}: {duration(header.seconds)}")
 
 
 def _files(sources: list[str]) -> Iterator[str]:

@@ -200,6 +200,15 @@ def decode(
             rich_help_panel=INPUT_OUTPUT,
         ),
     ] = None,
+    start: Annotated[
+        float, typer.Option(metavar="SECONDS", help="Restore from here on.", rich_help_panel=INPUT_OUTPUT)
+    ] = 0.0,
+    end: Annotated[
+        float | None,
+        typer.Option(
+            metavar="SECONDS", help="Restore up to here.", show_default="the end", rich_help_panel=INPUT_OUTPUT
+        ),
+    ] = None,
     subtype: SubtypeOption = None,
     format_: Annotated[
         str,
@@ -218,6 +227,16 @@ def decode(
             "-m",
             help="Model that wrote INPUT, as for codec encode.",
             show_default="the shipped model that INPUT names",
+            rich_help_panel=MODEL,
+        ),
+    ] = None,
+    num_codebooks: Annotated[
+        int | None,
+        typer.Option(
+            "--codebooks",
+            min=1,
+            help="Number of codebooks to decode, the coarsest.",
+            show_default="all",
             rich_help_panel=MODEL,
         ),
     ] = None,
@@ -254,6 +273,8 @@ def decode(
 
     inputs, output = _split(inputs, output, is_input=is_codec_path)
     if _are_many(inputs):
+        if start or end is not None:
+            raise UsageError("--start and --end are of one recording: decode the files one by one")
         if raw:
             raise UsageError("--raw writes to standard output: decode one input to -")
         with progress_bar("decoding", "files", quiet=quiet) as show:
@@ -264,6 +285,7 @@ def decode(
                 rate=rate,
                 suffix=f".{format_.lower().removeprefix('.')}",
                 subtype=subtype,
+                num_codebooks=num_codebooks,
                 strict=strict,
                 conceal=conceal,
                 force=force,
@@ -281,6 +303,9 @@ def decode(
             model=model,
             rate=rate,
             subtype=subtype,
+            start=start,
+            end=end,
+            num_codebooks=num_codebooks,
             strict=strict,
             conceal=conceal,
             bare=raw,

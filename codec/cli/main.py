@@ -26,6 +26,8 @@ for command in (
     files.encode,
     files.decode,
     bitstream.check,
+    bitstream.transcode,
+    bitstream.concat,
     info.info,
     files.sample,
     models.models,

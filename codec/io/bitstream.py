@@ -383,10 +383,14 @@ class Writer:
     def write(self, codes: Codes, scale: Scale | None = None) -> None:
         """Append codes [rows, codebooks, frames], and their scale [rows, frames] if the model has one.
 
-        A packet is written as soon as it is complete. Raises UsageError for codes or a scale of another shape, or codes
-        outside 0 to the size of their codebook - 1.
+        Codes of another number of codebooks than those before, at most the header's, begin a packet. A packet is
+        written as soon as it is complete. Raises UsageError for codes or a scale of another shape, or codes outside 0
+        to the size of their codebook - 1.
         """
         self._check(codes)
+        if codes.shape[1] != self._pending.shape[1]:
+            self._flush()
+            self._pending = np.empty((*codes.shape[:2], 0), np.int64)
         if self.header.segment_frames:
             if scale is None or scale.shape != (len(codes), codes.shape[2]):
                 raise UsageError(f"these codes need a scale {(len(codes), codes.shape[2])}")
@@ -399,8 +403,7 @@ class Writer:
 
     def close(self, *, time: int) -> None:
         """Write the last codes, the end packet and the footer; `time` counts samples of the source."""
-        if self._pending.shape[2]:
-            self._write_packet(self._pending)
+        self._flush()
         copy = self.header._to_fields() if self._packets > 1 else b""  # one packet is lost with its header
         self.header = replace(self.header, time=time)
         entries = b""
@@ -412,16 +415,27 @@ class Writer:
         end = _packet(_END, b"".join(map(varint, counts)) + entries + sized(copy))
         self._send(end + _FOOTER.pack(len(end), _FOOTER_MAGIC))
 
+    @property
+    def frames(self) -> int:
+        """Frames given so far."""
+        return self.header.frames + int(self._pending.shape[2])
+
+    def _flush(self) -> None:
+        if self._pending.shape[2]:
+            self._write_packet(self._pending)
+            self._pending = self._pending[:, :, :0]
+
     def _check(self, codes: Codes) -> None:
-        if codes.ndim != 3 or codes.shape[:2] != self._pending.shape[:2]:
-            raise UsageError(f"codes are {codes.shape}: this file takes {(*self._pending.shape[:2], 'frames')}")
+        rows, most = self.header.rows, self.header.num_codebooks
+        if codes.ndim != 3 or codes.shape[0] != rows or not 1 <= codes.shape[1] <= most:
+            raise UsageError(f"codes are {codes.shape}: this file takes ({rows}, 1 to {most}, frames)")
         if not codes.size:
             return
-        least, most = codes.min(axis=(0, 2)), codes.max(axis=(0, 2))
-        if (least < 0).any() or (most >= self.header.codebook_sizes).any():
+        least, largest = codes.min(axis=(0, 2)), codes.max(axis=(0, 2))
+        if (least < 0).any() or (largest >= self.header.codebook_sizes[: codes.shape[1]]).any():
             sizes = "codebook size" if len(set(self.header.codebook_sizes)) == 1 else "size of their codebook"
             raise UsageError(
-                f"codes lie between {least.min()} and {most.max()}: this file takes 0 to the {sizes} "
+                f"codes lie between {least.min()} and {largest.max()}: this file takes 0 to the {sizes} "
                 f"({self.header.codebook_size}) - 1"
             )
 
@@ -429,7 +443,8 @@ class Writer:
         frames = codes.shape[2]
         if self._packets % INDEX_EVERY == 0:
             self._index.append((self.header.frames, self.size))
-        coder, payload = entropy.encode(codes, self.header.codebook_sizes, coder=self._coder, model=self._network)
+        sizes = self.header.codebook_sizes[: codes.shape[1]]
+        coder, payload = entropy.encode(codes, sizes, coder=self._coder, model=self._network)
         body = b"".join(map(varint, (self.header.frames, frames, codes.shape[1]))) + bytes([coder])
         if self.header.segment_frames:
             segments = self._pending_scale[:, : frames : self.header.segment_frames]  # [rows, segments]

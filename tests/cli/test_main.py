@@ -21,10 +21,12 @@ OPTIONS = {
         "--device --jobs -j --engine --verify --packet --raw --rate"
     ),
     "decode": (
-        "inputs --output -o --rate --subtype --format --force -f --quiet -q --model -m --device --jobs -j "
-        "--strict --conceal --raw"
+        "inputs --output -o --rate --start --end --subtype --format --force -f --quiet -q --model -m --codebooks "
+        "--device --jobs -j --strict --conceal --raw"
     ),
     "check": "sources",
+    "transcode": "source output --codebooks --bitrate --start --end --force -f",
+    "concat": "sources --output -o --force -f",
     "info": "source --all --json",
     "sample": "output --force -f",
     "convert": "source output --force -f",
