@@ -10,11 +10,12 @@ import io
 import json
 import math
 import pickle
+import zipfile
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from textwrap import shorten
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar
 
 from codec.errors import ConfigError, InputNotFound, UnknownModel, UsageError
 from codec.frames import FrameSpec
@@ -204,7 +205,8 @@ def load_lm(path: str | Path, device: "str | torch.device" = "cpu") -> "CodecLM"
 
     card = read_card(path).as_lm()
     model = _load(card, lambda: lm.build(card.config, card.source), device).prepare_for_inference()
-    model.path, model.codec_path = card.path, card.training.get("codec")
+    codec = card.training.get("codec")  # of any type in a file that was edited
+    model.path, model.codec_path = card.path, codec if isinstance(codec, str) else None
     return model
 
 
@@ -219,6 +221,15 @@ def save_state(path: str | Path, state: Mapping[str, Any]) -> None:
     with atomic_output(path, force=True) as file:
         file.write(STATE_MAGIC + hashlib.sha256(buffer.getbuffer()).digest())
         file.write(buffer.getbuffer())
+
+
+def check_stored(file: "BinaryIO | Path") -> None:
+    """Raise ValueError for compressed entries of a zip file, which may unpack to any size; torch.save writes none."""
+    if not zipfile.is_zipfile(file):
+        return
+    with zipfile.ZipFile(file) as archive:
+        if any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist()):
+            raise ValueError("its entries are compressed")
 
 
 def load_state(path: str | Path, device: "str | torch.device" = "cpu") -> dict[str, Any]:
@@ -241,6 +252,7 @@ def load_state(path: str | Path, device: "str | torch.device" = "cpu") -> dict[s
     if hashlib.sha256(memoryview(content)[start:]).digest() != content[len(STATE_MAGIC) : start]:
         raise UnknownModel(f"{path} is damaged: {way_out}")
     try:
+        check_stored(io.BytesIO(content[start:]))
         state = torch.load(io.BytesIO(content[start:]), map_location=device, weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, LookupError, ValueError, TypeError) as error:
         raise UnknownModel(f"{path} is not a training state: {way_out}") from error

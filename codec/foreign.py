@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import json
 import pickle
-import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from zipfile import BadZipFile
 
-from codec.checkpoint import PARAMETERS_AT_LEAST, CodecCard, most_memory, tensors_digest
+from codec.checkpoint import PARAMETERS_AT_LEAST, CodecCard, check_stored, most_memory, tensors_digest
 from codec.errors import ConfigError, UnknownModel
 
 if TYPE_CHECKING:
@@ -108,7 +107,7 @@ def _read_tensors(path: Path) -> Mapping[str, Any]:
     try:
         if path.suffix == ".safetensors":
             return load_file(path)
-        _check_archive(path)
+        check_stored(path)
         content = torch.load(path, map_location="cpu", weights_only=True)
     except (
         *(SafetensorError, OSError, RuntimeError, EOFError),
@@ -123,15 +122,6 @@ def _read_tensors(path: Path) -> Mapping[str, Any]:
     if not isinstance(content, Mapping):
         raise UnknownModel(f"{path} holds a {type(content).__name__}, not tensors by name: give a model's checkpoint")
     return content
-
-
-def _check_archive(path: Path) -> None:
-    """Raise ValueError for compressed entries, which may unpack to any size; torch.save does not write them."""
-    if not zipfile.is_zipfile(path):
-        return
-    with zipfile.ZipFile(path) as archive:
-        if any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist()):
-            raise ValueError("its entries are compressed")
 
 
 def _read_config(path: Path) -> Mapping[str, Any]:

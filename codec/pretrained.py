@@ -168,6 +168,8 @@ def _codecs(name: str, paths: Iterable[str | Path], folders: Iterable[Path]) -> 
     """The cards of the shipped codecs, the model called `name`, the models at `paths` and in `folders`."""
     yield from (card for card in shipped() if isinstance(card, CodecCard))
     for path in (name, *paths):
+        if str(path) in published.PUBLISHED and published.cached(str(path)) is None:
+            continue  # because a file that names its codec must not start a download
         with suppress(UnknownModel, InputNotFound):
             yield describe(path).as_codec()
     for path in dict.fromkeys(path for folder in folders for path in _models_in(folder)):

@@ -1,8 +1,10 @@
 """checkpoint.py: one file is a complete model, and the hash identifies it."""
 
 import hashlib
+import io
 import json
 import pickle
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -314,6 +316,26 @@ def test_a_damaged_training_state(tmp_path: Path) -> None:
         path.write_bytes(damaged)
         with pytest.raises(UnknownModel, match=r"state\.pt is damaged: start over in another --out$"):
             load_state(path)
+
+
+def test_a_compressed_training_state_is_not_unpacked(tmp_path: Path) -> None:
+    path = tmp_path / "state.pt"
+    save_state(path, {"step": 3, "recipe": {}, "moments": torch.zeros(10_000)})
+    magic, content = b"codec state 1\n", io.BytesIO()
+    with (
+        zipfile.ZipFile(io.BytesIO(path.read_bytes()[len(magic) + 32 :])) as stored,
+        zipfile.ZipFile(content, "w", zipfile.ZIP_DEFLATED) as compressed,
+    ):
+        for name in stored.namelist():
+            compressed.writestr(name, stored.read(name))
+    path.write_bytes(magic + hashlib.sha256(content.getvalue()).digest() + content.getvalue())
+    with pytest.raises(UnknownModel, match=r"state\.pt is not a training state"):
+        load_state(path)
+
+
+def test_the_path_of_a_codec_that_is_not_a_text(tmp_path: Path) -> None:
+    save_lm(tmp_path / "a.safetensors", tiny_lm(), training={"codec": {"path": 3}})
+    assert load_lm(tmp_path / "a.safetensors").codec_path is None
 
 
 @pytest.mark.parametrize("content", [b"", b"text\n", b"\xff" * 99, pickle.dumps([1]), pickle.dumps({"step": 1})])

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from codec import pretrained
+from codec import pretrained, published
 from codec.checkpoint import read_card, save_lm, save_model
 from codec.compression import compress, decompress
 from codec.errors import UnknownModel, WeightsMismatch
@@ -167,3 +167,15 @@ def test_a_file_finds_its_model_among_the_runs(tmp_path: Path, monkeypatch: pyte
     shutil.rmtree("runs/renamed")
     with pytest.raises(UnknownModel, match="which is not shipped: pass --model"):
         decompress("a.codec", "none.wav")
+
+
+def test_a_file_that_names_its_codec_starts_no_download(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A language model or a token store may name any codec, also a published one that is not on this machine."""
+
+    def fetch(name: str) -> Path:
+        raise AssertionError(f"{name} is fetched")
+
+    monkeypatch.setattr(published, "fetch", fetch)
+    monkeypatch.setattr(published, "cached", lambda name: None)
+    for name in published.PUBLISHED:
+        assert pretrained.find_codec(name, "0" * 64, paths=[name]) is None

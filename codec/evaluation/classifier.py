@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from codec.config import Config
 from codec.data.clips import Clip, clip_audio, hashed
 from codec.errors import ConfigError, UnknownModel
+from codec.io.bounded_json import read_json
 from codec.io.storage import atomic_output
 from codec.models.base import SampleRate
 
@@ -247,7 +248,7 @@ def load(path: Path, *, trained_on: str) -> Classifier:
     """
     try:
         with safetensors.safe_open(path, framework="pt") as file:
-            card = json.loads((file.metadata() or {})[METADATA])
+            card = read_json((file.metadata() or {})[METADATA])
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
         model = Classifier(ClassifierConfig.from_data(card["config"]))
         model.load_state_dict(tensors)
