@@ -188,6 +188,14 @@ def evaluate(
     dnsmos: Annotated[
         bool, typer.Option("--dnsmos", help="Compute DNSMOS for speech. Slow.", rich_help_panel=MEASURES)
     ] = False,
+    loudness: Annotated[
+        bool,
+        typer.Option(
+            "--loudness",
+            help="Compute the change of loudness in LU (ITU-R BS.1770-4), by torchaudio.",
+            rich_help_panel=MEASURES,
+        ),
+    ] = False,
     bands: Annotated[
         bool,
         typer.Option("--bands", help="Print SI-SDR and hop periodicity by frequency band.", rich_help_panel=MEASURES),
@@ -215,6 +223,7 @@ def evaluate(
             bands=bands,
             visqol=visqol,
             dnsmos=dnsmos,
+            loudness=loudness,
             baselines=encoders,
             write=write,
             jobs=jobs,

@@ -33,6 +33,8 @@ from codec.evaluation.signal import (
     dnsmos,
     eval_package,
     hop_periodicity,
+    loudness,
+    loudness_package,
     lsd,
     mel_dac,
     mrstft,
@@ -105,7 +107,8 @@ def peak_memory() -> int:
 class Measures:
     """Measures of one file, or their means over files: bit rates in kbit/s, `si_sdr` in dB.
 
-    `hop_periodicity` is the excess of the worst band. `dnsmos` is that of the decoded audio, without the original.
+    `loudness` is that of the decoded audio minus that of the original, in LU. `hop_periodicity` is the excess of the
+    worst band. `dnsmos` is that of the decoded audio, without the original.
     """
 
     file_kbps: float
@@ -116,6 +119,7 @@ class Measures:
     mrstft: float
     lsd: float
     hop_periodicity: float
+    loudness: float
     pesq_wb: float
     stoi: float
     visqol_speech: float
@@ -133,13 +137,14 @@ _HEADINGS = {
     "mrstft": ("MR-STFT", 2),
     "lsd": ("LSD", 2),
     "hop_periodicity": ("hop per.", 2),
+    "loudness": ("LU", 2),
     "pesq_wb": ("PESQ", 2),
     "stoi": ("STOI", 3),
     "visqol_speech": ("ViSQOL speech", 2),
     "visqol_audio": ("ViSQOL audio", 2),
     "dnsmos": ("DNSMOS", 2),
 }
-_OPTIONAL = ("visqol_speech", "visqol_audio", "dnsmos")
+_OPTIONAL = ("loudness", "visqol_speech", "visqol_audio", "dnsmos")
 
 
 @dataclass(frozen=True)
@@ -314,6 +319,7 @@ def evaluate(
     bands: bool = False,
     visqol: bool = False,
     dnsmos: bool = False,
+    loudness: bool = False,
     baselines: Sequence[Baseline] = (),
     write: Path | None = None,
     jobs: int = 1,
@@ -329,8 +335,9 @@ def evaluate(
     encoded become `failures`.
 
     `bands` adds SI-SDR by band, `visqol` ViSQOL (speech mode for speech, audio mode for other files), `dnsmos` DNSMOS
-    for speech; ViSQOL and DNSMOS are slow. `baselines` (from `find_baselines`) encode the mean of the channels at the
-    highest sample rate of the models, in 16 bits, and have rows of their own.
+    for speech; ViSQOL and DNSMOS are slow. `loudness` adds the change of loudness (ITU-R BS.1770-4). `baselines` (from
+    `find_baselines`) encode the mean of the channels at the highest sample rate of the models, in 16 bits, and have
+    rows of their own.
 
     `write` is a folder for the decoded files: reading/a.wav becomes reading/a.general-24k.12-codebooks.wav in it, or
     reading/a.opus-12.wav for a baseline.
@@ -345,7 +352,7 @@ def evaluate(
         ConfigError: a number of codebooks that a model does not have, or a manifest that is not JSON.
         UsageError: a model that was never saved, because files identify weights by their hash; the same model twice;
             DNSMOS without speech; both `num_codebooks` and `bitrate`.
-        MissingDependency: PESQ, STOI, ViSQOL or DNSMOS without the extra `eval`.
+        MissingDependency: PESQ, STOI, ViSQOL or DNSMOS without the extra `eval`; loudness without torchaudio.
     """
     models = (models,) if isinstance(models, Codec) else tuple(models)
     names = _model_names(models)
@@ -355,7 +362,7 @@ def evaluate(
         for count in _codebook_counts(model, num_codebooks, bitrate)
     )
     clips = _find_clips(Path(data), speech)
-    plan = _Plan(runs, tuple(baselines), write, bands=bands, visqol=visqol, dnsmos=dnsmos)
+    plan = _Plan(runs, tuple(baselines), write, bands=bands, visqol=visqol, dnsmos=dnsmos, loudness=loudness)
     if write is not None and Path(data).is_dir() and write.resolve().is_relative_to(Path(data).resolve()):
         raise UsageError(f"{write} lies in {data}, so the next evaluation would read it: write to another folder")
     _check_packages(clips, plan)  # before the work, not after it
@@ -456,6 +463,7 @@ class _Plan:
     bands: bool
     visqol: bool
     dnsmos: bool
+    loudness: bool
 
 
 def _check_packages(clips: Sequence["_Clip"], plan: _Plan) -> None:
@@ -465,6 +473,8 @@ def _check_packages(clips: Sequence["_Clip"], plan: _Plan) -> None:
     if plan.visqol:
         for mode in {_visqol_mode(clip) for clip in clips}:
             check_visqol(mode)
+    if plan.loudness:
+        loudness_package()
     if plan.dnsmos:
         if not speech:
             raise UsageError("DNSMOS is for speech and no manifest marks these files as speech: pass --speech")
@@ -633,6 +643,7 @@ def _score(clip: _Clip, plan: _Plan, reference: Floats, decoded: _Decoded, *, ra
         mrstft=mrstft(*pair),
         lsd=lsd(*pair),
         hop_periodicity=max((band.excess for band in periodicity if not math.isnan(band.excess)), default=math.nan),
+        loudness=loudness(decoded.audio, rate=rate) - loudness(reference, rate=rate) if plan.loudness else math.nan,
         pesq_wb=pesq_wb(*pair, rate=rate) if clip.speech else math.nan,
         stoi=stoi(*pair, rate=rate) if clip.speech else math.nan,
         visqol_speech=visqol(*pair, rate=rate, mode="speech") if mode == "speech" else math.nan,

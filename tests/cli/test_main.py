@@ -32,7 +32,7 @@ OPTIONS = {
     "convert": "source output --force -f",
     "models": "--json",
     "evaluate": (
-        "--data --json --write --rows --model -m --codebooks --baseline --speech --visqol --dnsmos --bands "
+        "--data --json --write --rows --model -m --codebooks --baseline --speech --visqol --dnsmos --loudness --bands "
         "--device --jobs -j"
     ),
     "prepare": "name folder --parts --accept-license --no-download",
