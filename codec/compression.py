@@ -228,7 +228,7 @@ def compress_into(
         )
     codec = cached_model(model, device)
     num_codebooks = codec.codebooks_for(num_codebooks, bitrate)
-    header = _header(codec, reader.rate, reader.channels, num_codebooks, packet)
+    header = header_of(codec, reader.rate, reader.channels, num_codebooks, packet)
     writer = Writer(file, replace(header, time=reader.time or 0, sample_format=reader.subtype, source=source))
     encoder = StreamEncoder(codec, num_codebooks=num_codebooks, batch=writer.header.rows)
     resampler = Resampler(reader.rate, codec.sample_rate, reader.channels, label=reader.label)
@@ -509,7 +509,11 @@ def _is_of(header: Header, model: Codec) -> bool:
     return stated == true and header.codebook_sizes == prefix and header.family in ("", model.config.family)
 
 
-def _header(model: Codec, rate: int, channels: int, num_codebooks: int, packet: float = 1.0) -> Header:
+def header_of(model: Codec, rate: int, channels: int, num_codebooks: int, packet: float = 1.0) -> Header:
+    """The header of a file with this model's codes; `rate` and `channels` are the source's, `packet` is in seconds.
+
+    Raises UsageError if the model has no weights hash.
+    """
     if model.weights_hash is None:
         raise UsageError("this model was never saved, so a file cannot name its weights: save and load it first")
     spec = model.frame_spec

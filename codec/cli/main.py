@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from codec import __version__
-from codec.cli import bitstream, datasets, evaluate_lm, files, generate, info, models, tokens, train
+from codec.cli import bitstream, datasets, evaluate_lm, exchange, files, generate, info, models, tokens, train
 from codec.cli.options import one_line, say
 from codec.errors import CodecError, StorageError, UsageError, is_out_of_memory
 
@@ -41,6 +41,8 @@ for command in (
     evaluate_lm.evaluate_lm,
 ):
     app.command()(command)
+app.command("import")(exchange.import_codes)
+app.command()(exchange.export_codes)
 
 
 def _version(wanted: bool) -> None:
