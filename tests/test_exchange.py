@@ -2,6 +2,7 @@
 
 import json
 import struct
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +46,7 @@ def stereo(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return saved(tmp_path_factory.mktemp("stereo"), EnCodecSegments(config))
 
 
-def ecdc(name: str, time: int, segments: list[tuple[float | None, Tensor]], **changes: Any) -> bytes:
+def ecdc(name: str, time: int, segments: Sequence[tuple[float | None, Tensor]], **changes: Any) -> bytes:
     """An .ecdc file as encodec describes it, with codes of 10 bits as one long number per segment."""
     facts = {"m": name, "al": time, "nc": segments[0][1].shape[0], "lm": False} | changes
     header = json.dumps(facts).encode()
@@ -173,8 +174,6 @@ def test_bad_files_are_refused_in_one_line_and_nothing_is_written(mono: Path, tm
         "48.ecdc": (ecdc("encodec_48khz", 3200, [(None, codes)]), UnsupportedAudio, "pass its model"),
         "unknown.ecdc": (ecdc("other", 3200, [(None, codes)]), UnsupportedAudio, "known are encodec_24khz"),
         "endless.ecdc": (ecdc("encodec_24khz", 1 << 60, [(None, codes)]), DamagedFile, "ends early"),
-        "large.npy": (None, UnsupportedAudio, "codes from 1024 to 1024"),
-        "more.npy": (None, UnsupportedAudio, "4 codebooks"),
         "floats.npy": (None, UnsupportedAudio, "give integers"),
         "flat.npy": (None, UnsupportedAudio, "give integers"),
         "two.npy": (None, UnsupportedAudio, r"give \[rows, codebooks, frames\]"),
@@ -188,11 +187,11 @@ def test_bad_files_are_refused_in_one_line_and_nothing_is_written(mono: Path, tm
         if content is not None:
             (tmp_path / name).write_bytes(content)
         with pytest.raises(error, match=words) as raised:
-            if name in ("large.npy", "more.npy", "lm.ecdc"):
-                import_codes(tmp_path / name, tmp_path / "out.codec", model=mono)
-            else:
-                read_codes(tmp_path / name, net.frame_spec)
+            read_codes(tmp_path / name, net.frame_spec)
         assert "\n" not in str(raised.value)
+    for name, words in (("large.npy", "codes from 1024 to 1024"), ("more.npy", "4 codebooks")):
+        with pytest.raises(UnsupportedAudio, match=words):
+            import_codes(tmp_path / name, tmp_path / "out.codec", model=mono)
         assert not (tmp_path / "out.codec").exists()
 
 
