@@ -5,7 +5,7 @@ import math
 from collections.abc import Callable
 from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from time import perf_counter
 from typing import BinaryIO, TypeAlias
@@ -269,15 +269,15 @@ def decompress(
     bare: bool = False,
     force: bool = False,
     device: str = "cpu",
+    progress: SecondsDone | None = None,
 ) -> Report:
     """Restore a recording with its channels, length and sample rate (or `rate` Hz); "-" is standard input or output.
 
     The file names its model; pass `model` if that is not a shipped one. `subtype` is the sample format, as in
     `audio.open_writer`. Only the audio from `start` to `end` seconds is restored; its samples are those of the whole.
-    `num_codebooks` is the number of codebooks to decode, all if None.
-    Packets that are damaged become silence with short fades, with `conceal` after 0.12 s of the
-    model's own continuation; `strict` refuses them. `force` and `device` as in `compress`; `force` also writes silence
-    that is out of proportion to the audio.
+    `num_codebooks` is the number of codebooks to decode, all if None. Packets that are damaged become silence with
+    short fades, with `conceal` after 0.12 s of the model's own continuation; `strict` refuses them. `force`, `device`
+    and `progress` as in `compress`; `force` also writes silence that is out of proportion to the audio.
 
     Pipes are live: a packet is decoded once it has come. Standard output is 16-bit WAV, with `bare` samples without a
     header.
@@ -307,6 +307,7 @@ def decompress(
                     strict=strict,
                     conceal=conceal,
                     force=force,
+                    progress=None if progress is None else partial(_seconds_done, progress, rate, time),
                 )
             except DamagedFile as error:
                 if strict or error.seconds_decoded is None:
@@ -326,6 +327,10 @@ def decompress(
         elapsed=perf_counter() - began,
         notes=writer.clip_notes(),
     )
+
+
+def _seconds_done(progress: SecondsDone, rate: int, time: int | None, done: int) -> None:
+    progress(done / rate, time and time / rate)
 
 
 def _output(
@@ -392,11 +397,12 @@ def restore_into(
     strict: bool = False,
     conceal: bool = False,
     force: bool = False,
+    progress: Callable[[int], None] | None = None,
 ) -> int:
     """Write the audio of an open .codec file at `rate` Hz; return the samples per channel. Options as in `decompress`.
 
-    `part` is from and to in samples at `rate` Hz. Raises DamagedFile after everything intact was written, or with
-    `strict` at the first damage.
+    `part` is from and to in samples at `rate` Hz; `progress` is called with the samples done. Raises DamagedFile after
+    everything intact was written, or with `strict` at the first damage.
     """
     restoration = Restoration(
         reader, codec, rate=rate, part=part, num_codebooks=num_codebooks, conceal=conceal, force=force
@@ -407,6 +413,8 @@ def restore_into(
             break
         writer.write(block)
         written += block.shape[1]
+        if progress is not None:
+            progress(written)
     if damages := restoration.damages:
         raise reader.damaged(damages[0]) if strict else reader.damaged_in(damages, intact=restoration.is_intact)
     if not written:

@@ -9,14 +9,22 @@ from functools import partial
 from pathlib import Path
 from typing import Literal, TypeAlias
 
+import numpy as np
+
 from codec import pretrained
-from codec.compression import Report, cached_model, check_channels, compress, decompress, selected_channels
+from codec.compression import Report, cached_model, check_channels, compress, decompress, model_of, selected_channels
 from codec.errors import CodecError, InputNotFound, ModelId, StorageError, UsageError, model_label
 from codec.frames import resampled_length
 from codec.io import audio, bitstream, ffmpeg
+from codec.io.bitstream import Reader
 from codec.io.locks import claimed
 from codec.io.storage import is_partial, storing, walk
 from codec.parallel import Engine, each
+from codec.splicing import Restoration
+
+LOSSLESS = ("PCM_16", "PCM_24", "PCM_32", "FLOAT", "DOUBLE")  # sample formats that keep decoded audio
+COMPARED_SECONDS = 0.5
+AUDIBLE = 1e-3  # of full scale; devices differ by 1e-5, and 16 bits by 3e-5
 
 Sources: TypeAlias = str | Path | Sequence[str | Path]
 
@@ -120,7 +128,8 @@ def decompress_tree(
     """Restore every .codec file in the folder `source` to an audio file at the same path in the folder `target`.
 
     `suffix` selects the format. As `compress_tree`, with the options of `decompress`. A target that exists is kept if
-    it has the channels, rate and length of the recording and is not older than the .codec file.
+    it has the channels, rate and length of the recording, the same audio in its middle (in formats without loss), and
+    is not older than the .codec file.
     """
     audio.check_format(suffix, subtype)
     if model is not None:
@@ -138,7 +147,15 @@ def decompress_tree(
             force=force,
             device=device,
         ),
-        is_done=partial(_is_restored, rate=rate, subtype=subtype, force=force),
+        is_done=partial(
+            _is_restored,
+            model=model,
+            rate=rate,
+            subtype=subtype,
+            num_codebooks=num_codebooks,
+            force=force,
+            device=device,
+        ),
         jobs=jobs,
         progress=progress,
     )
@@ -158,11 +175,27 @@ def _is_compressed(
     return _is_same(target, _compressed_otherwise(source, target, made_by, num_codebooks, channels))
 
 
-def _is_restored(source: Path, target: Path, *, rate: int | None, subtype: str | None, force: bool) -> bool:
+def _is_restored(
+    source: Path,
+    target: Path,
+    *,
+    model: str | Path | None,
+    rate: int | None,
+    subtype: str | None,
+    num_codebooks: int | None,
+    force: bool,
+    device: str,
+) -> bool:
     """Whether the target is what restoring the source would write. Raises StorageError if it is something else."""
     if force or not _exists(target) or is_partial(target):
         return False
-    return _is_same(target, _restored_otherwise(source, target, rate, subtype))
+    with bitstream.open_reader(source) as compressed:
+        difference = _restored_otherwise(compressed, target, rate, subtype)
+        if difference is None and not _holds_audio_of(compressed, target, model, num_codebooks, device):
+            difference = f"does not hold the audio of {source}"
+    if difference is None and _is_older(target, source):
+        difference = f"is older than {source}"
+    return _is_same(target, difference)
 
 
 def _exists(target: Path) -> bool:
@@ -201,12 +234,11 @@ def _compressed_otherwise(
     return f"is of other content than {source}, or of other channels"
 
 
-def _restored_otherwise(source: Path, target: Path, rate: int | None, subtype: str | None) -> str | None:
-    """How an existing audio file differs from what would be written; None if it does not."""
-    with bitstream.open_reader(source) as compressed:
-        header = compressed.header
-        if not compressed.is_complete:
-            return f"its source {source} is damaged at its end"
+def _restored_otherwise(compressed: Reader, target: Path, rate: int | None, subtype: str | None) -> str | None:
+    """How the form of an existing audio file differs from what would be written; None if it does not."""
+    header = compressed.header
+    if not compressed.is_complete:
+        return f"its source {compressed.label} is damaged at its end"
     rate = rate or header.source_rate
     expected = {
         "channels": header.channels,
@@ -222,9 +254,30 @@ def _restored_otherwise(source: Path, target: Path, rate: int | None, subtype: s
     for unit, number in expected.items():
         if found[unit] != number:
             return f"has {found[unit]} {unit}, not {number}"
-    if subtype not in (None, format_):
-        return f"holds {format_}, not {subtype}"
-    return f"is older than {source}" if _is_older(target, source) else None
+    return f"holds {format_}, not {subtype}" if subtype not in (None, format_) else None
+
+
+def _holds_audio_of(
+    compressed: Reader, target: Path, model: str | Path | None, num_codebooks: int | None, device: str
+) -> bool:
+    """Whether an audio file has the samples of the middle of a .codec file; True for lossy formats."""
+    with audio.open_reader(target) as restored:
+        if restored.subtype not in LOSSLESS:
+            return True
+        time = min(restored.length(), round(COMPARED_SECONDS * restored.rate))
+        first = (restored.length() - time) // 2
+        found = restored.part(first, time)
+        restoration = Restoration(
+            compressed,
+            model_of(compressed, model, device),
+            rate=restored.rate,
+            part=(first, first + time),
+            num_codebooks=num_codebooks,
+        )
+    expected = np.concatenate(list(restoration.blocks()), axis=1)
+    if restored.subtype.startswith("PCM"):
+        expected = expected.clip(-1, 1)
+    return bool(np.abs(found - expected).max() < AUDIBLE)
 
 
 def _is_older(path: Path, other: Path) -> bool:

@@ -126,6 +126,10 @@ def test_progress_counts_seconds(tmp_path: Path) -> None:
     source = tones(tmp_path / "a.wav", time=80_000)
     compress(source, tmp_path / "a.codec", model=MODEL, progress=lambda *call: calls.append(call))
     assert calls == [(4.0, 10.0), (8.0, 10.0), (10.0, 10.0)]
+    calls.clear()
+    decompress(tmp_path / "a.codec", tmp_path / "b.wav", model=MODEL, progress=lambda *call: calls.append(call))
+    assert calls[-1] == (10.0, 10.0)
+    assert sorted(calls) == calls
 
 
 def test_codebooks_by_number_and_by_bitrate(tmp_path: Path) -> None:

@@ -297,21 +297,23 @@ def decode(
     else:
         (source,) = inputs
         target = _target(source, output, ".wav")
-        report = decompress(
-            source,
-            target,
-            model=model,
-            rate=rate,
-            subtype=subtype,
-            start=start,
-            end=end,
-            num_codebooks=num_codebooks,
-            strict=strict,
-            conceal=conceal,
-            bare=raw,
-            force=force,
-            device=device,
-        )
+        with progress_bar("decoding", "s", quiet=quiet) as show:
+            report = decompress(
+                source,
+                target,
+                model=model,
+                rate=rate,
+                subtype=subtype,
+                start=start,
+                end=end,
+                num_codebooks=num_codebooks,
+                strict=strict,
+                conceal=conceal,
+                bare=raw,
+                force=force,
+                device=device,
+                progress=show,
+            )
         _print_report(report, quiet=quiet)
 
 
