@@ -31,7 +31,7 @@ CODEC2_RATE = 8000  # Hz
 CODEC2_DELAY = 160  # samples (20 ms); the shift with the highest STOI, equal in all these modes
 CODEC2_FRAME = 320  # samples of the longest frame; an incomplete last frame is not encoded
 MP3_DELAY = 576  # samples of LAME's encoder, to remove where no frame has room to state them
-MP3_LARGEST_LEVEL = 0.98  # of compression; libsndfile 1.2.2 refuses 1 at a constant bit rate
+MP3_LARGEST_LEVEL = 0.98  # of compression; libsndfile 1.2.2 refuses 1
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from codec import models
 from codec.errors import ConfigError, InputNotFound, MissingDependency, UnsupportedAudio, UsageError
 from codec.evaluation.baselines import find_baselines
 from codec.evaluation.codebooks import code_counts
-from codec.evaluation.codec import coded_file, evaluate
+from codec.evaluation.codec import _find_clips, coded_file, evaluate
 from codec.evaluation.signal import HOP_BANDS, SI_SDR_BANDS
 from codec.io import bitstream
 from codec.models.base import CodecConfig, Context, ReceptiveField, StepCodec
@@ -415,3 +415,13 @@ def test_worker_processes_give_the_same_scores(corpus: Path) -> None:
         assert asdict(one.measures) == pytest.approx(asdict(other.measures), nan_ok=True)
     assert alone.failures == shared.failures
     assert [row.codebooks for row in alone.rows] == [row.codebooks for row in shared.rows]
+
+
+@pytest.mark.parametrize("key", ["transcript", "speaker", "language", "lang"])
+def test_speech_is_what_a_manifest_says_of_it(tmp_path: Path, key: str) -> None:
+    soundfile.write(tmp_path / "a.wav", voice(0.1), RATE)
+    soundfile.write(tmp_path / "b.wav", voice(0.1), RATE)
+    (tmp_path / "manifest.jsonl").write_text(f'{{"path": "a.wav", "{key}": "en"}}\n{{"path": "b.wav", "set": "hum"}}\n')
+    speech, hum = _find_clips(tmp_path, None)
+    assert (speech.speech, speech.domain) == (True, "speech")
+    assert (hum.speech, hum.domain) == (False, "hum")
