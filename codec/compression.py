@@ -3,7 +3,7 @@
 import hashlib
 import math
 from collections.abc import Callable
-from contextlib import AbstractContextManager, suppress
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from pathlib import Path
@@ -40,7 +40,7 @@ from codec.io.audio import (
 )
 from codec.io.bitstream import Damage, Header, Reader, SourceId, Writer, source_id
 from codec.io.live import Layout, Recording, open_live
-from codec.io.storage import is_device, mark_partial, stream_output
+from codec.io.storage import is_device, mark_partial, other_than, stream_output
 from codec.models.base import Codec, split_scale
 from codec.splicing import Restoration
 from codec.streams import StreamEncoder
@@ -127,7 +127,7 @@ def compress(
         raise UsageError("a pipe cannot be read back: name an output file, or leave --verify out")
     with (
         open_live(source, raw=raw, use_ffmpeg=use_ffmpeg) as reader,
-        stream_output(_other_than(source, target), force=force) as file,
+        stream_output(other_than(source, target), force=force) as file,
     ):
         if channel is not None:
             reader.select(channel)
@@ -294,7 +294,7 @@ def decompress(
         time = None if end_at is None else end_at - part[0]
         codec = model_of(reader, model, device)
         damage = None
-        target = _other_than(source, target)
+        target = other_than(source, target)
         with _output(target, rate, header.channels, subtype=subtype, time=time, bare=bare, force=force) as writer:
             try:
                 time = restore_into(
@@ -443,14 +443,6 @@ def target_of(source: str | Path, output: str | Path | None, suffix: str) -> str
     if str(output).endswith("/"):
         raise StorageError(f"{output} is not a folder: create it first, or remove the / to name a file")
     return str(output)
-
-
-def _other_than(source: str | Path, target: str | Path) -> str | Path:
-    """The target; raises UsageError if it is the source, because the result has lost information."""
-    with suppress(OSError, ValueError):  # the target does not exist, or its name has a NUL
-        if "-" not in (str(source), str(target)) and Path(source).samefile(target):
-            raise UsageError(f"{source} and {target} are the same file: name another output")
-    return target
 
 
 def cached_model(model: Model, device: str) -> Codec:

@@ -9,7 +9,9 @@ from pathlib import Path
 from codec.errors import UsageError
 from codec.frames import resampled_length
 from codec.io.bitstream import Damage, Header, Packet, Reader, Writer, open_reader
-from codec.io.storage import stream_output
+from codec.io.storage import other_than, stream_output
+
+MAX_SECONDS = 2**64  # as many as a file has samples at most
 
 
 def transcode(
@@ -31,6 +33,9 @@ def transcode(
 
     Raises UsageError, ConfigError, InputNotFound, UnsupportedAudio, StorageError, and DamagedFile for any damage.
     """
+    if not 0 <= start < MAX_SECONDS or not 0 < (1.0 if end is None else end) < MAX_SECONDS:
+        raise UsageError(f"from {start:g} to {end} s is not a part: --start is before --end")
+    target = other_than(source, target)
     with open_reader(source) as reader:
         count = _codebooks(reader.header, num_codebooks, bitrate)
         header = replace(reader.header, codebook_sizes=reader.header.codebook_sizes[:count], source=None)
@@ -38,7 +43,7 @@ def transcode(
         first = first // max(1, header.segment_frames) * max(1, header.segment_frames)
         begin = resampled_length(first * header.hop, header.sample_rate, header.source_rate)
         last = None if end is None else round(end * header.source_rate)
-        if not 0 <= start < math.inf or (last is not None and last <= begin):
+        if last is not None and last <= begin:
             raise UsageError(f"from {start:g} to {end} s is not a part: --start is before --end")
         is_part = first > 0 or last is not None
         with stream_output(target, force=force) as file:
@@ -64,6 +69,8 @@ def concat(sources: Sequence[str | Path], target: str | Path, *, force: bool = F
     with ExitStack() as stack:
         readers = [stack.enter_context(open_reader(source)) for source in sources]
         header = _common(readers)
+        for source in sources:
+            other_than(source, target)
         file = stack.enter_context(stream_output(target, force=force))
         writer = Writer(file, header)
         time = 0

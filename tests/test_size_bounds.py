@@ -37,7 +37,7 @@ def silent(path: Path, *, rate: int, channels: int, time: int) -> Path:
 
 
 def compressed(path: Path, *, rate: int, channels: int, frames: int, **changes: Any) -> Path:
-    header: Header = replace(compression._header(MODEL, rate, channels, 1), **changes)
+    header: Header = replace(compression.header_of(MODEL, rate, channels, 1), **changes)
     with path.open("wb") as file:
         writer = Writer(file, header, coder=entropy.NONE)  # because repeated codes would fit in a few bytes
         writer.write(np.zeros((channels, 1, frames), np.int64))

@@ -1,5 +1,7 @@
 """transcoding.py: on codes alone, against encoding and decoding."""
 
+import math
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -95,12 +97,18 @@ def test_what_does_not_go_together_is_refused(tmp_path: Path) -> None:
         ({"start": 2.5}, UsageError),
         ({"start": -1.0}, UsageError),
         ({"start": 1.0, "end": 0.5}, UsageError),
+        *(({key: value}, UsageError) for key in ("start", "end") for value in (math.nan, math.inf, 1e300)),
     ]
     for options, error in cases:
         with pytest.raises(error):
             transcode(one, tmp_path / "x.codec", **options)
     with pytest.raises(StorageError, match="--force"):
         transcode(one, two)
+    before = one.read_bytes()
+    for write in (partial(transcode, one, one, num_codebooks=1), partial(concat, [one, one], one)):
+        with pytest.raises(UsageError, match="are the same file: name another output"):
+            write(force=True)
+    assert one.read_bytes() == before
     data = bytearray(one.read_bytes())
     data[len(data) // 2] ^= 1
     one.write_bytes(data)

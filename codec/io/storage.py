@@ -10,7 +10,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, cast
 
-from codec.errors import ConfigError, InputNotFound, StorageError
+from codec.errors import ConfigError, InputNotFound, StorageError, UsageError
 from codec.io import locks
 
 if TYPE_CHECKING:
@@ -109,6 +109,14 @@ def _new_part(folder: Path, label: str) -> "tuple[Path, _Output, int | None]":
             return part, raw, guard
         raw.close()  # removed by another process before it was locked
         os.close(guard)
+
+
+def other_than(source: str | Path, target: str | Path) -> str | Path:
+    """The target; raises UsageError if it is the source, because the result has lost information."""
+    with suppress(OSError, ValueError):  # the target does not exist, or its name has a NUL
+        if "-" not in (str(source), str(target)) and Path(source).samefile(target):
+            raise UsageError(f"{source} and {target} are the same file: name another output")
+    return target
 
 
 def mark_partial(path: str | Path) -> None:
