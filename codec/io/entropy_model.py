@@ -96,10 +96,14 @@ class EntropyModel(CodeVectors):
         codebooks = range(len(tensors["gain"]))
         super().__init__(tensors)
         self._exp = tensors["exp"].astype(np.int64)
-        self._shift = [(int(prediction), int(logit)) for prediction, logit in tensors["shift"]]
-        self._predict = [_Linear(tensors[f"weight.{codebook}"], tensors[f"bias.{codebook}"]) for codebook in codebooks]
+        shifts = tensors["shift"].tolist()
+        self._predict = [
+            _Linear(tensors[f"weight.{codebook}"], tensors[f"bias.{codebook}"], shifts[codebook][0])
+            for codebook in codebooks
+        ]
         self._logits = [
-            _Linear(tensors[f"output.{codebook}"], tensors[f"output_bias.{codebook}"]) for codebook in codebooks
+            _Linear(tensors[f"output.{codebook}"], tensors[f"output_bias.{codebook}"], shifts[codebook][1])
+            for codebook in codebooks
         ]
 
     @cached_property
@@ -120,10 +124,9 @@ class EntropyModel(CodeVectors):
         `lower` the vectors of the lower codebooks in this frame [..., vector] each.
         """
         context = np.concatenate(self.context(codebook, past, before, lower), axis=-1)
-        prediction = scaled(self._predict[codebook](context), self._shift[codebook][0])
-        logits = _rounded(self._logits[codebook](prediction), self._shift[codebook][1])
-        steps = np.minimum(logits.max(axis=-1, keepdims=True) - logits, np.float32(len(self._exp) - 1))
-        frequencies: Frequencies = self._exp[steps.astype(np.intp)]
+        logits = self._logits[codebook](_limited(self._predict[codebook](context)))
+        steps = (logits.max(axis=-1, keepdims=True) - logits).astype(np.intp)
+        frequencies: Frequencies = self._exp.take(steps, mode="clip")
         return frequencies
 
 
@@ -139,28 +142,33 @@ def past_context(first: Floats, rest: Floats) -> list[Floats]:
 
 
 class _Linear:
-    """A linear layer whose sums float32 holds exactly."""
+    """A linear layer in integers: floor((weight · x + bias) / 2**shift + 1/2)."""
 
-    def __init__(self, weight: npt.NDArray[Any], bias: npt.NDArray[Any]) -> None:
-        most = np.abs(weight.astype(np.int64)).sum(axis=1) * 127 + np.abs(bias.astype(np.int64))
+    def __init__(self, weight: npt.NDArray[Any], bias: npt.NDArray[Any], shift: int) -> None:
+        if not 1 <= shift <= 20:
+            raise ValueError(f"a shift of {shift}: it must be 1 to 20")
+        half = 1 << shift - 1
+        most = np.abs(weight.astype(np.int64)).sum(axis=1) * 127 + np.abs(bias.astype(np.int64)) + half
         if most.max() >= _EXACT:
             raise ValueError(f"sums may reach {most.max()}: they must stay below {_EXACT}")
-        self._weight = np.ascontiguousarray(weight.T, np.float32)
-        self._bias = bias.astype(np.float32)
+        self.shift = shift
+        unit = np.float32(2**-shift)  # a power of two, so the products and their sums stay exact
+        self.weight = np.ascontiguousarray(weight.T, np.float32) * unit
+        self.bias = (bias + half).astype(np.float32) * unit
 
     def __call__(self, x: Floats) -> Floats:
-        y: Floats = x @ self._weight + self._bias
-        return y
-
-
-def _rounded(x: Floats, shift: int) -> Floats:
-    y: Floats = np.floor(x * np.float32(2**-shift) + np.float32(0.5))
-    return y
+        y: Floats = x @ self.weight
+        y += self.bias
+        return np.floor(y, out=y)
 
 
 def scaled(x: Floats, shift: int) -> Floats:
     """floor(x / 2**shift + 1/2), limited to -127 and 127."""
-    return np.minimum(np.maximum(_rounded(x, shift), -_LIMIT), _LIMIT)
+    return _limited(np.floor(x * np.float32(2**-shift) + np.float32(0.5)))
+
+
+def _limited(x: Floats) -> Floats:
+    return np.minimum(np.maximum(x, -_LIMIT), _LIMIT)
 
 
 class PacketPredictor:
@@ -205,7 +213,7 @@ class FramePredictor:
             self._first = np.concatenate([self._vectors[0][None], self._first[:-1]])
             self._rest = np.stack([self._model.rest(self._vectors), self._rest[0]])
             self._before, self._vectors = self._vectors, []
-        self._past = past_context(self._first, self._rest)
+        self._past = [np.concatenate(past_context(self._first, self._rest))]
 
     def frequencies(self, codebook: int) -> Frequencies:
         """The frequencies [size] of the codes of a codebook in this frame."""

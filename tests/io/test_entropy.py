@@ -173,15 +173,15 @@ def test_the_network_gives_the_same_frequencies_frame_by_frame_in_any_arithmetic
 
 
 def of_integers(layer: entropy_model._Linear, x: entropy_model.Floats) -> entropy_model.Floats:
-    y = x.astype(np.int64) @ layer._weight.astype(np.int64) + layer._bias.astype(np.int64)
-    return y.astype(np.float32)
+    weight, bias = ((array * 2.0**layer.shift).astype(np.int64) for array in (layer.weight, layer.bias))
+    return (x.astype(np.int64) @ weight + bias >> layer.shift).astype(np.float32)
 
 
 def of_torch(layer: entropy_model._Linear, x: entropy_model.Floats) -> entropy_model.Floats:
     """In another order of summation."""
     order = np.random.default_rng(0).permutation(x.shape[-1])
-    y = torch.from_numpy(x[..., order]) @ torch.from_numpy(layer._weight[order]) + torch.from_numpy(layer._bias)
-    return y.numpy()
+    y = torch.from_numpy(x[..., order]) @ torch.from_numpy(layer.weight[order]) + torch.from_numpy(layer.bias)
+    return np.floor(y.numpy())
 
 
 def test_threads_do_not_matter() -> None:
