@@ -12,11 +12,13 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from threadpoolctl import threadpool_limits
 
+from codec.checkpoint import CodecCard
 from codec.errors import UnsupportedAudio
 from codec.io import bitstream, entropy, entropy_model
 from codec.io.bitstream import Header, Reader, Writer
 from codec.io.entropy import ADAPTIVE, MAX_MODELED, MODEL, NONE, Codes, RangeDecoder, RangeEncoder
 from codec.io.entropy_model import EntropyModel, FramePredictor, PacketPredictor
+from codec.pretrained import shipped
 
 
 def random_tensors(sizes: tuple[int, ...] = (20, 30, 2), seed: int = 0) -> dict[str, Any]:
@@ -233,6 +235,19 @@ def encode_by_network(
 ) -> tuple[int, bytes]:
     assert coder == MODEL
     return MODEL, entropy.encode_adaptive(codes, sizes, model)
+
+
+def test_shipped_networks_are_those_of_shipped_codecs() -> None:
+    cards = {card.weights_hash: card for card in shipped() if isinstance(card, CodecCard)}
+    networks = entropy_model._shipped()
+    assert set(networks) <= set(cards)
+    for weights_hash, path in networks.items():
+        assert path.name == cards[weights_hash].name + entropy_model.SUFFIX
+        assert path.stat().st_size <= 2_000_000
+        spec = cards[weights_hash].frame_spec
+        found = entropy_model.find(weights_hash, (spec.codebook_size,) * spec.num_codebooks)
+        assert found is not None
+        assert len(found.digest) == 16
 
 
 @given(payload=st.binary(max_size=200))
