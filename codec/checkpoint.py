@@ -10,16 +10,16 @@ import io
 import json
 import math
 import pickle
-import zipfile
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from textwrap import shorten
-from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from codec.errors import ConfigError, InputNotFound, UnknownModel, UsageError
 from codec.frames import FrameSpec
 from codec.io.bounded_json import read_json
+from codec.io.bounded_zip import check_expansion
 
 if TYPE_CHECKING:
     import torch
@@ -223,15 +223,6 @@ def save_state(path: str | Path, state: Mapping[str, Any]) -> None:
         file.write(buffer.getbuffer())
 
 
-def check_stored(file: "BinaryIO | Path") -> None:
-    """Raise ValueError for compressed entries of a zip file, which may unpack to any size; torch.save writes none."""
-    if not zipfile.is_zipfile(file):
-        return
-    with zipfile.ZipFile(file) as archive:
-        if any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist()):
-            raise ValueError("its entries are compressed")
-
-
 def load_state(path: str | Path, device: "str | torch.device" = "cpu") -> dict[str, Any]:
     """Read a file of `save_state`; code stored in the file is never executed.
 
@@ -252,7 +243,7 @@ def load_state(path: str | Path, device: "str | torch.device" = "cpu") -> dict[s
     if hashlib.sha256(memoryview(content)[start:]).digest() != content[len(STATE_MAGIC) : start]:
         raise UnknownModel(f"{path} is damaged: {way_out}")
     try:
-        check_stored(io.BytesIO(content[start:]))
+        check_expansion(io.BytesIO(content[start:]))
         state = torch.load(io.BytesIO(content[start:]), map_location=device, weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, LookupError, ValueError, TypeError) as error:
         raise UnknownModel(f"{path} is not a training state: {way_out}") from error

@@ -11,10 +11,10 @@ import pickle
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from zipfile import BadZipFile
 
-from codec.checkpoint import PARAMETERS_AT_LEAST, CodecCard, check_stored, most_memory, tensors_digest
+from codec.checkpoint import PARAMETERS_AT_LEAST, CodecCard, most_memory, tensors_digest
 from codec.errors import ConfigError, UnknownModel
+from codec.io.bounded_zip import check_expansion
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -107,11 +107,11 @@ def _read_tensors(path: Path) -> Mapping[str, Any]:
     try:
         if path.suffix == ".safetensors":
             return load_file(path)
-        check_stored(path)
+        check_expansion(path)
         content = torch.load(path, map_location="cpu", weights_only=True)
     except (
         *(SafetensorError, OSError, RuntimeError, EOFError),
-        *(LookupError, ValueError, TypeError, BadZipFile),
+        *(LookupError, ValueError, TypeError),
     ) as error:
         raise UnknownModel(f"{path} is not a complete checkpoint ({_first_line(error)}): {way_out}") from error
     except pickle.UnpicklingError as error:

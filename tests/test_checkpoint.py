@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 
 from codec.checkpoint import HASHED_AS, load_lm, load_model, load_state, read_card, save_lm, save_model, save_state
 from codec.errors import InputNotFound, UnknownModel, UsageError
+from codec.io import bounded_zip
 from codec.models.causal import CausalCodec
 from tests.helpers.language_models import random_tokens, tiny_lm
 from tests.tiny import CONFIG, tiny_model
@@ -318,9 +319,10 @@ def test_a_damaged_training_state(tmp_path: Path) -> None:
             load_state(path)
 
 
-def test_a_compressed_training_state_is_not_unpacked(tmp_path: Path) -> None:
+def test_a_compressed_training_state_is_not_unpacked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "state.pt"
-    save_state(path, {"step": 3, "recipe": {}, "moments": torch.zeros(10_000)})
+    monkeypatch.setattr(bounded_zip, "ALLOWANCE", 1000)
+    save_state(path, {"step": 3, "recipe": {}, "moments": torch.zeros(100_000)})
     magic, content = b"codec state 1\n", io.BytesIO()
     with (
         zipfile.ZipFile(io.BytesIO(path.read_bytes()[len(magic) + 32 :])) as stored,

@@ -1,9 +1,12 @@
 """Small inputs that claim large sizes: time and memory follow the bytes of a file, not its claims."""
 
+import io
 import json
 import zipfile
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +23,7 @@ from codec import compression, foreign
 from codec.checkpoint import load_lm, load_model, most_memory, save_lm, save_model
 from codec.compression import BLOCK_SECONDS, compress, decompress
 from codec.errors import CodecError, DamagedFile, UnknownModel, UnsupportedAudio, UsageError
-from codec.io import entropy
+from codec.io import bounded_zip, entropy, foreign_codes
 from codec.io.audio import MAX_RATIO, MIN_RATE, Resampler
 from codec.io.bitstream import Header, Writer
 from codec.streams import StreamDecoder, StreamEncoder
@@ -226,9 +229,27 @@ def test_checkpoints_of_other_projects_are_as_large_as_they_say(tmp_path: Path) 
     with Largest() as largest, pytest.raises(UnknownModel, match=r"a.pth has tensors that are larger than the file"):
         foreign.load(path)
     assert largest.elements <= 2**30  # the view itself, without memory
-    torch.save({"x": torch.zeros(1000)}, path)
-    with zipfile.ZipFile(path) as stored, zipfile.ZipFile(tmp_path / "b.pth", "w", zipfile.ZIP_DEFLATED) as compressed:
-        for name in stored.namelist():
-            compressed.writestr(name, stored.read(name))
-    with pytest.raises(UnknownModel, match=r"b.pth .*its entries are compressed"):
-        foreign.load(tmp_path / "b.pth")
+
+
+@pytest.mark.parametrize("name", ["a.pth", "a.pt", "a.npz"])
+def test_compressed_arrays_are_not_unpacked_beyond_measure(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.setattr(bounded_zip, "ALLOWANCE", 1000)
+    path, plain, zeros = tmp_path / name, io.BytesIO(), np.zeros((2, 100_000), np.int64)
+    if name.endswith("npz"):
+        np.savez(plain, codes=zeros)
+    else:
+        torch.save({"codes": torch.from_numpy(zeros)}, plain)
+    read: Callable[[], object] = partial(foreign_codes.read_codes, path, MODEL.frame_spec)
+    if name == "a.pth":
+        read = partial(foreign.load, path)
+    path.write_bytes(plain.getvalue())
+    with suppress(UnknownModel):  # it is not a model
+        read()
+    with zipfile.ZipFile(plain) as stored, zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as compressed:
+        for entry in stored.namelist():
+            compressed.writestr(entry, stored.read(entry))
+    with pytest.raises((UnknownModel, DamagedFile)) as caught:
+        read()
+    assert "would unpack to" in f"{caught.value} {caught.value.__cause__}"

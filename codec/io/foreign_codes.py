@@ -18,6 +18,7 @@ import numpy.typing as npt
 from codec.errors import DamagedFile, InputNotFound, UnsupportedAudio, UsageError
 from codec.frames import FrameSpec
 from codec.io.bounded_json import read_json
+from codec.io.bounded_zip import check_expansion
 
 SUFFIXES = (".ecdc", ".npy", ".npz", ".pt", ".pth")
 ECDC_MODELS = {"encodec_24khz": 24000, "encodec_48khz": 48000}
@@ -143,6 +144,7 @@ def _read_arrays(file: BinaryIO, path: Path) -> Any:
     """The content of a file: an array, or arrays by name."""
     read: Callable[[BinaryIO], Any] = _load_numpy if path.suffix in (".npy", ".npz") else _load_torch
     try:
+        check_expansion(file)
         return read(file)
     except pickle.UnpicklingError as error:
         raise UnsupportedAudio(
