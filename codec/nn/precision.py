@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from threading import Lock
 from typing import Any
 
@@ -29,9 +29,7 @@ def full_float32(kind: str) -> Iterator[None]:
         return
     with _lock:
         if not _inside[kind]:
-            _saved[kind] = [(each, value) for each in _settings(kind) if (value := each.fp32_precision) in _REDUCED]
-            for each, _ in _saved[kind]:
-                each.fp32_precision = "ieee"
+            _saved[kind] = _raised(_settings(kind))
         _inside[kind] += 1
     try:
         yield
@@ -39,12 +37,24 @@ def full_float32(kind: str) -> Iterator[None]:
         with _lock:
             _inside[kind] -= 1
             if not _inside[kind]:
-                for each, value in _saved[kind]:
+                for each, value in reversed(_saved[kind]):
                     each.fp32_precision = value
 
 
+def _raised(settings: list[Any]) -> list[tuple[Any, str]]:
+    """Set every reduced setting to full precision, and return those that changed, with their values."""
+    saved = []
+    for each in settings:
+        with suppress(RuntimeError):  # torch refuses to read an old setting where a new one contradicts it
+            value = each.fp32_precision
+            if value in _REDUCED:
+                each.fp32_precision = "ieee"
+                saved.append((each, value))
+    return saved
+
+
 class _Cudnn:
-    """cuDNN's setting of torch before 2.9, in the form of those of later releases."""
+    """cuDNN's old setting, in the form of those that came with torch 2.9."""
 
     @property
     def fp32_precision(self) -> str:
@@ -56,7 +66,7 @@ class _Cudnn:
 
 
 class _Products:
-    """The setting of matrix products of torch before 2.9."""
+    """The old setting of matrix products, `set_float32_matmul_precision`."""
 
     @property
     def fp32_precision(self) -> str:
@@ -68,9 +78,14 @@ class _Products:
 
 
 def _settings(kind: str) -> list[Any]:
+    """All settings that count on devices of this kind.
+
+    On a GPU the old ones come first, because torch refuses to read them once a new one has been changed alone.
+    """
     backends: Any = torch.backends
+    old = [_Products()] if kind == "cpu" else [_Products(), _Cudnn()]
     if not hasattr(backends, "fp32_precision"):
-        return [_Products()] if kind == "cpu" else [_Products(), _Cudnn()]
+        return old
     if kind == "cpu":
         return [backends.mkldnn.matmul, backends.mkldnn.conv, backends.mkldnn.rnn]
-    return [backends.cuda.matmul, backends.cudnn.conv, backends.cudnn.rnn]
+    return [*old, backends.cuda.matmul, backends.cudnn.conv, backends.cudnn.rnn]

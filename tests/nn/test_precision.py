@@ -41,7 +41,7 @@ def test_calls_overlap() -> None:
 def test_errors_restore_the_settings() -> None:
     def fail() -> None:
         with full_float32("cuda"):
-            assert {each.fp32_precision for each in CUDA} == {"ieee"}
+            assert {each.fp32_precision for each in CUDA} <= {"ieee", "none"}
             assert CPU.matmul.fp32_precision == "bf16"
             raise ValueError("inside")
 
@@ -53,3 +53,21 @@ def test_errors_restore_the_settings() -> None:
 def test_other_devices_have_no_settings() -> None:
     with full_float32("meta"):
         assert CPU.matmul.fp32_precision == "bf16"
+
+
+@pytest.mark.parametrize("value", ["high", "medium"])
+def test_old_settings_can_be_read_inside(value: str) -> None:
+    """As compiled modules do; torch refuses it where an old and a new setting contradict each other."""
+    torch.set_float32_matmul_precision(value)
+    torch.backends.cudnn.allow_tf32 = True
+    try:
+        with full_float32("cuda"):
+            assert (torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32) == ("highest", False)
+            assert not torch.backends.cuda.matmul.allow_tf32
+        with full_float32("cpu"):
+            assert CPU.matmul.fp32_precision == "ieee"
+            assert torch.get_float32_matmul_precision() == value
+        assert (torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32) == (value, True)
+        assert {each.fp32_precision for each in CUDA} == {"tf32"}
+    finally:
+        torch.set_float32_matmul_precision("highest")
