@@ -66,7 +66,7 @@ def write_codes(file: BinaryIO, suffix: str, found: ForeignCodes) -> None:
         np.save(file, codes, allow_pickle=False)
     elif suffix == ".npz":
         arrays = {"codes": codes} | ({} if found.scale is None else {"scale": found.scale})
-        np.savez(file, allow_pickle=False, **arrays)  # type: ignore[arg-type]
+        np.savez(file, allow_pickle=False, **arrays)
     else:
         raise UsageError(f"codes cannot be written as {suffix or 'a file without a suffix'}: name an .npy or .npz file")
 
