@@ -52,10 +52,15 @@ def compress(
     with audio.open_reader(_content(data, sample_rate), channel=channel) as reader:
         if channels is not None:
             reader.mix_down()
-        codec, _ = compression.compress_into(
+        codec, writer = compression.compress_into(
             reader, file, model=model, num_codebooks=num_codebooks, bitrate=bitrate, device=device
         )
-        _warn([*reader.notes, *compression.peak_notes(reader.label, reader.peak, codec.limit)])
+        _warn(
+            [
+                *reader.notes,
+                *compression.peak_notes(reader.label, reader.peak, compression.limit_of(writer.header, codec)),
+            ]
+        )
     return file.getvalue()
 
 

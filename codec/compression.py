@@ -30,6 +30,7 @@ from codec.io import audio, bitstream
 from codec.io.audio import (
     INTEGER_PEAK,
     MIN_RATE,
+    AudioReader,
     AudioWriter,
     Block,
     LiveOutput,
@@ -156,7 +157,11 @@ def compress(
         num_codebooks=writer.header.num_codebooks,
         compressed_bytes=writer.size,
         elapsed=perf_counter() - start,
-        notes=(*reader.notes, *peak_notes(reader.label, reader.peak, codec.limit), *_bitrate_notes(codec, bitrate)),
+        notes=(
+            *reader.notes,
+            *peak_notes(reader.label, reader.peak, limit_of(writer.header, codec)),
+            *_bitrate_notes(codec, bitrate),
+        ),
     )
 
 
@@ -190,6 +195,11 @@ def _verify(reader: Reader, writer: Writer) -> None:
         bitstream.update_digest(found, part.codes)
     if reader.header != writer.header or found.digest() != writer.digest.digest():
         raise StorageError(f"{reader.label} was not written as it was encoded: check the disk and the memory")
+
+
+def limit_of(header: Header, model: Codec) -> float:
+    """The largest sample that comes back unclipped."""
+    return model.limit * max((abs(factor) for row in header.mix for factor in row), default=1.0)
 
 
 def peak_notes(label: str, peak: float, limit: float) -> tuple[str, ...]:
@@ -228,10 +238,19 @@ def compress_into(
         )
     codec = cached_model(model, device)
     num_codebooks = codec.codebooks_for(num_codebooks, bitrate)
-    header = header_of(codec, reader.rate, reader.channels, num_codebooks, packet)
-    writer = Writer(file, replace(header, time=reader.time or 0, sample_format=reader.subtype, source=source))
-    encoder = StreamEncoder(codec, num_codebooks=num_codebooks, batch=writer.header.rows)
-    resampler = Resampler(reader.rate, codec.sample_rate, reader.channels, label=reader.label)
+    mix = reader.survey(codec.limit) if isinstance(reader, AudioReader) and codec.channels == 1 else None
+    coded = len(mix.coded) if mix else reader.channels
+    header = replace(
+        header_of(codec, reader.rate, coded, num_codebooks, packet),
+        channels=reader.channels,
+        mix=mix.matrix if mix else (),
+        time=reader.time or 0,
+        sample_format=reader.subtype,
+        source=source,
+    )
+    writer = Writer(file, header)
+    encoder = StreamEncoder(codec, num_codebooks=num_codebooks, batch=header.rows)
+    resampler = Resampler(reader.rate, codec.sample_rate, coded, label=reader.label)
     most = _block_time(2 * codec.sample_rate, reader.channels)  # a short block at a low rate may be long at the model's
 
     def write(encoded: Tensor) -> None:
@@ -245,7 +264,7 @@ def compress_into(
     time = 0
     for block in reader.blocks(_block_time(reader.rate, reader.channels)):
         time += block.shape[1]
-        encode(resampler.push(block))
+        encode(resampler.push(mix.coded_block(block) if mix else block))
         if progress is not None:
             progress(time / reader.rate, reader.time and reader.time / reader.rate)
     encode(resampler.flush())
@@ -274,10 +293,11 @@ def decompress(
     """Restore a recording with its channels, length and sample rate (or `rate` Hz); "-" is standard input or output.
 
     The file names its model; pass `model` if that is not a shipped one. `subtype` is the sample format, as in
-    `audio.open_writer`. Only the audio from `start` to `end` seconds is restored; its samples are those of the whole.
-    `num_codebooks` is the number of codebooks to decode, all if None. Packets that are damaged become silence with
-    short fades, with `conceal` after 0.12 s of the model's own continuation; `strict` refuses them. `force`, `device`
-    and `progress` as in `compress`; `force` also writes silence that is out of proportion to the audio.
+    `audio.open_writer`; by default floating point if the source had it and the target can hold it. Only the audio from
+    `start` to `end` seconds is restored; its samples are those of the whole. `num_codebooks` is the number of codebooks
+    to decode, all if None. Packets that are damaged become silence with short fades, with `conceal` after 0.12 s of the
+    model's own continuation; `strict` refuses them. `force`, `device` and `progress` as in `compress`; `force` also
+    writes silence that is out of proportion to the audio.
 
     Pipes are live: a packet is decoded once it has come. Standard output is 16-bit WAV, with `bare` samples without a
     header.
@@ -295,6 +315,7 @@ def decompress(
         codec = model_of(reader, model, device)
         damage = None
         target = other_than(source, target)
+        subtype = subtype or float_subtype(header, target)
         with _output(target, rate, header.channels, subtype=subtype, time=time, bare=bare, force=force) as writer:
             try:
                 time = restore_into(
@@ -331,6 +352,13 @@ def decompress(
 
 def _seconds_done(progress: SecondsDone, rate: int, time: int | None, done: int) -> None:
     progress(done / rate, time and time / rate)
+
+
+def float_subtype(header: Header, target: str | Path) -> str | None:
+    """Floating point for a recording that had it, if the target's format has it; None for the default."""
+    if header.sample_format not in ("FLOAT", "DOUBLE") or str(target) == "-":
+        return None
+    return "FLOAT" if audio.can_hold(Path(target).suffix.lower(), "FLOAT") else None
 
 
 def _output(

@@ -82,11 +82,13 @@ class Restoration:
             return resampled_length(self._reader.header.time, header.source_rate, rate) - begin
 
         whole = _until(self._resampled(), length, self._reader, 1 + rate // header.sample_rate)
-        yield from _between(whole, first - begin, None if last is None else last - begin)
+        matrix = np.array(header.mix, np.float32) if header.mix else None
+        for block in _between(whole, first - begin, None if last is None else last - begin):
+            yield block if matrix is None else matrix @ block
 
     def _resampled(self) -> Iterator[Block]:
         header, begin = self._header, self._frame * self._header.hop
-        resampler = Resampler(header.sample_rate, self._rate, header.channels, label=self._reader.label)
+        resampler = Resampler(header.sample_rate, self._rate, header.coded_channels, label=self._reader.label)
         exact = _until(self._decoded(), lambda: self._reader.header.model_time - begin, self._reader, header.hop)
         for block in _between(exact, self._origin - begin, None):
             yield resampler.push(block)
@@ -182,20 +184,21 @@ class _Splicer:
             raise UnsupportedAudio(
                 f"{self._reader.label} lacks {seconds:.0f} s in one place: pass --force to write silence there"
             )
+        channels = self._header.coded_channels
         while (missing := end - self._given) > 0:
-            silence = np.zeros((self._header.channels, min(missing, MAX_BLOCK // self._header.channels)), np.float32)
+            silence = np.zeros((channels, min(missing, MAX_BLOCK // channels)), np.float32)
             self._given += silence.shape[1]
             yield silence
 
     def _output(self, audio: Tensor) -> Block:
-        block = audio.flatten(0, 1)[: self._header.channels].cpu().numpy()
+        block = audio.flatten(0, 1)[: self._header.coded_channels].cpu().numpy()
         self._given += block.shape[1]
         return block
 
 
 def _block_frames(header: Header) -> int:
     """Frames to decode at once."""
-    return header.frame_spec.frames_per_packet(BLOCK_SECONDS / header.channels)
+    return header.frame_spec.frames_per_packet(BLOCK_SECONDS / header.coded_channels)
 
 
 def _frames_of(packet: Packet, first: int, end: int) -> Packet:

@@ -121,7 +121,7 @@ def _common(readers: Sequence[Reader]) -> Header:
     one = readers[0].header
     for reader in readers[1:]:
         other = reader.header
-        for name in ("weights_hash", "family", "source_rate", "channels", "sample_rate", "hop", "segment_frames"):
+        for name in ("weights_hash", "family", "source_rate", "channels", "mix", "sample_rate", "hop", "segment_frames"):
             if getattr(other, name) != getattr(one, name):
                 raise UsageError(
                     f"{reader.label} has {name} {getattr(other, name)}, {readers[0].label} has {getattr(one, name)}: "

@@ -141,6 +141,7 @@ def test_plain_readers(
         model="größe", family="trial", weights_hash="0123456789abcdef" * 4, source_rate=44_100, channels=3,
         sample_rate=24_000, hop=480, decoder_delay=480, codebook_sizes=sizes, frames_per_packet=20, model_channels=2,
         segment_frames=segment, sample_format="FLOAT", source=SourceId(1 << 40, "fedcba9876543210"),
+        mix=((1.0, 0.0, 0.0), (0.0, 1.0, 0.0), (0.0, 0.0, -2.5)) if segment else (),
     )  # fmt: skip
     random = np.random.default_rng(0)
     codes = random.integers(0, np.array(sizes)[:, None], (2, len(sizes), 47))
@@ -158,6 +159,7 @@ def test_plain_readers(
     assert found["header"].pop("rows") == header.rows
     assert Header(
         **found["header"]
+        | {"mix": tuple(map(tuple, found["header"].get("mix", [])))}
         | {"codebook_sizes": tuple(found["header"]["codebook_sizes"]), "source": SourceId(**found["header"]["source"])}
     ) == replace(header, time=40_000, frames=47)
     assert [packet["first"] for packet in found["packets"]] == [0, 20, 40]

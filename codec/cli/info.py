@@ -113,11 +113,12 @@ def _recording(source: str) -> dict[str, Any]:
 
 def _facts(header: "Header", size: int | None) -> dict[str, Any]:
     facts = asdict(header) | {
+        "mix": [list(row) for row in header.mix],
         "codebook_sizes": list(header.codebook_sizes),
         "source": header.source._asdict() if header.source else {},
         "num_codebooks": header.num_codebooks,
         "seconds": header.seconds,
-        "codes_kbps": header.frame_spec.bitrate(header.num_codebooks) * header.channels,
+        "codes_kbps": header.frame_spec.bitrate(header.num_codebooks) * header.rows,
     }
     if size is not None and header.time:
         facts |= {"file_bytes": size, "file_kbps": size * 8 / header.seconds / 1000}

@@ -27,6 +27,7 @@ from numpy.typing import NDArray
 from codec.errors import InputNotFound, StorageError, UnsupportedAudio, UsageError
 from codec.frames import resampled_length
 from codec.io import ffmpeg, mpeg, riff
+from codec.io.coded_channels import Mix, Survey
 from codec.io.mixdown import Mixdown, mixed_down
 from codec.io.pieces import Pieces
 from codec.io.storage import COPY_BYTES, atomic_output, is_device, raw_stdout, storing, write_all
@@ -196,6 +197,19 @@ class AudioReader:
             raise without_channel(self.label, channel, self._native_channels)
         self._order = [channel if self._order is None else self._order[channel]]
         self.channels = 1
+
+    def survey(self, limit: float) -> Mix | None:
+        """Which channels to code and how, for audio that is clipped at `limit`; reads up to the whole recording.
+
+        Call it before reading. Raises UnsupportedAudio as `blocks`.
+        """
+        survey = Survey(self.channels, is_float=self.subtype in ("FLOAT", "DOUBLE"), limit=limit)
+        if self.channels > 1 or self.subtype in ("FLOAT", "DOUBLE"):
+            for block in self.blocks(2**16):
+                if not survey.push(block):
+                    break
+            self._rewind()
+        return survey.mix()
 
     def mix_down(self) -> None:
         """Give one channel, mixed down as `codec.io.mixdown`; call it before reading.
@@ -582,6 +596,11 @@ def check_format(suffix: str, subtype: str | None, *, label: str | None = None) 
         known = " ".join(soundfile.available_subtypes(container))
         raise UsageError(f"{label or suffix}: {container} has no subtype {subtype}: use one of {known}")
     return container, subtype
+
+
+def can_hold(suffix: str, subtype: str) -> bool:
+    """Whether the format of a suffix can be written with this sample format."""
+    return suffix in _FORMATS and bool(soundfile.check_format(_FORMATS[suffix], subtype))
 
 
 class LiveOutput:

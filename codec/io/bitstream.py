@@ -34,6 +34,8 @@ The header:
       1  sample format of the source: libsndfile's name of the subtype, "FLOAT" for example
       2  identity of the source: v, its size in bytes, then 8 bytes of the BLAKE2b-512 hash of its content and channels
       3  network of coder 2: the first 8 bytes of the hash of its tensors
+      4  mix of the channels: v, the number of coded channels, then float32 numbers [channels, coded channels]; decoded
+         audio is this matrix times the coded channels
 
 Magic, version, length and checksum have the same positions in every version, so that a newer file can be distinguished
 from a damaged one.
@@ -103,6 +105,7 @@ from codec.errors import ConfigError, DamagedFile, InputNotFound, UnsupportedAud
 from codec.frames import FrameSpec, resampled_length
 from codec.io import entropy
 from codec.io.bitstream_v1 import Format1, header_fields
+from codec.io.coded_channels import Matrix
 from codec.io.entropy_model import EntropyModel
 from codec.io.entropy_model import find as find_network
 from codec.io.fields import Fields, sized, varint
@@ -132,7 +135,7 @@ _FOOTER = struct.Struct("<I4s")
 _FOOTER_MAGIC = b"CDCE"
 _CODES, _END = 0, 255
 _OTHER_BODY = 1 << 20  # bytes, of packets other than codes
-_SAMPLE_FORMAT, _SOURCE, _NETWORK = 1, 2, 3
+_SAMPLE_FORMAT, _SOURCE, _NETWORK, _MIX = 1, 2, 3, 4
 _BOUNDS = {
     "time": (0, (1 << 64) - 1),
     "frames": (0, (1 << 64) - 1),
@@ -182,7 +185,8 @@ class Header:
     `weights_hash` is 64 hexadecimal digits. `codebook_sizes` are those of the codebooks in the file. `model_channels`
     channels are coded together, and `segment_frames` frames share a scale (0: no scale). `sample_format` is the name
     that libsndfile gives to the source's sample format, `source` the source's identity; both may be unknown. `network`
-    is the digest of the network of coder 2, which the Writer sets. `time` and `frames` are 0 until they are known.
+    is the digest of the network of coder 2, which the Writer sets. `mix` [channels, coded channels] makes the channels
+    of the coded ones; empty if every channel is coded. `time` and `frames` are 0 until they are known.
     Raises ConfigError for values that the format cannot hold.
     """
 
@@ -203,11 +207,19 @@ class Header:
     sample_format: str = ""
     source: SourceId | None = None
     network: str = ""
+    mix: Matrix = ()
 
     def __post_init__(self) -> None:
         for name, (least, most) in _BOUNDS.items():
             if not least <= (value := getattr(self, name)) <= most:
                 raise ConfigError(f"{name} is {value}: a .codec file holds {least} to {most}")
+        if self.mix and not (
+            len(self.mix) == self.channels
+            and 1 <= self.coded_channels <= self.channels
+            and {len(row) for row in self.mix} == {self.coded_channels}
+            and np.isfinite(self.mix).all()
+        ):
+            raise ConfigError(f"mix is not a matrix of finite numbers for {self.channels} channels")
         if min(self.codebook_sizes) < 2:
             raise ConfigError(f"codebook_sizes are {self.codebook_sizes}: each is at least 2")
         if (codes := self.rows * self.num_codebooks * self.frames_per_packet) > MAX_CODES:
@@ -234,8 +246,13 @@ class Header:
 
     @property
     def rows(self) -> int:
-        """Number of signals that are coded: the channels, or groups of `model_channels` channels."""
-        return -(-self.channels // self.model_channels)
+        """Number of signals that are coded: the coded channels, or groups of `model_channels` of them."""
+        return -(-self.coded_channels // self.model_channels)
+
+    @property
+    def coded_channels(self) -> int:
+        """Channels that are coded; `mix` makes all channels of them."""
+        return len(self.mix[0]) if self.mix else self.channels
 
     @property
     def frame_spec(self) -> FrameSpec:
@@ -293,6 +310,8 @@ class Header:
             yield _SAMPLE_FORMAT, self.sample_format.encode()
         if self.source is not None:
             yield _SOURCE, varint(self.source.size) + bytes.fromhex(self.source.checksum)
+        if self.mix:
+            yield _MIX, varint(self.coded_channels) + np.array(self.mix, "<f4").tobytes()
         if self.network:
             yield _NETWORK, bytes.fromhex(self.network)
 
@@ -324,6 +343,7 @@ class Header:
             codebook_sizes=tuple(sizes),
             sample_format=tagged.get(_SAMPLE_FORMAT, b"").decode(),
             source=_source_id(tagged[_SOURCE]) if _SOURCE in tagged else None,
+            mix=_matrix(tagged[_MIX], numbers["channels"]) if _MIX in tagged else (),
             network=tagged.get(_NETWORK, b"").hex(),
             **numbers,
         )
@@ -332,6 +352,15 @@ class Header:
 def _source_id(content: bytes) -> SourceId:
     fields = Fields(content)
     return SourceId(fields.varint(), fields.take(8).hex())
+
+
+def _matrix(content: bytes, channels: int) -> Matrix:
+    fields = Fields(content)
+    coded = fields.varint()
+    if not 1 <= coded <= channels <= MAX_CHANNELS:
+        raise ValueError(f"{coded} coded channels of {channels}")
+    matrix = np.frombuffer(fields.take(4 * channels * coded), "<f4").reshape(channels, coded)
+    return tuple(map(tuple, matrix.tolist()))
 
 
 class Packet(NamedTuple):

@@ -25,6 +25,8 @@ const isEqual = (bytes, expected) => expected.every((byte, at) => bytes[at] === 
 
 const view = (bytes) => new DataView(bytes.buffer, bytes.byteOffset, bytes.length);
 
+const number = (bytes) => view(bytes.take(4)).getFloat32(0, true);
+
 class Bytes {
   constructor(data) { this.data = data; this.at = 0; }
 
@@ -63,12 +65,17 @@ function readHeader(file) {
     const count = fields.number(), size = fields.number();
     header.codebook_sizes.push(...Array(count).fill(size));
   }
+  header.rows = header.channels;
   while (fields.at < fields.data.length) {
     const tag = fields.number(), content = new Bytes(fields.sized());
     if (tag === 1) header.sample_format = text(content.data);
     if (tag === 2) header.source = { size: content.number(), checksum: hex(content.take(8)) };
+    if (tag === 4) {
+      const coded = (header.rows = content.number()), row = () => Array.from({ length: coded }, () => number(content));
+      header.mix = Array.from({ length: header.channels }, row);
+    }
   }
-  header.rows = Math.ceil(header.channels / header.model_channels);
+  header.rows = Math.ceil(header.rows / header.model_channels);
   return header;
 }
 
@@ -77,8 +84,7 @@ function readCodes(body, header) {
   if (coder) throw new Error(`codes by coder ${coder}`);
   const packet = { first, frames };
   if (header.segment_frames) {
-    const scale = () => view(body.take(4)).getFloat32(0, true);
-    const row = () => Array.from({ length: header.rows }, scale);
+    const row = () => Array.from({ length: header.rows }, () => number(body));
     packet.scale = Array.from({ length: Math.ceil(frames / header.segment_frames) }, row);
   }
   let bits = 0, pending = 0; // at most 24 + 7 bits

@@ -64,13 +64,18 @@ def read_header(file: Bytes) -> dict[str, Any]:
     for _ in range(fields.number()):
         count, entries = fields.number(), fields.number()
         header["codebook_sizes"] += [entries] * count
+    header["rows"] = header["channels"]
     while fields.at < size:
         tag, content = fields.number(), Bytes(fields.sized())
         if tag == 1:
             header["sample_format"] = content.data.decode()
         if tag == 2:
             header["source"] = {"size": content.number(), "checksum": content.take(8).hex()}
-    header["rows"] = -(-header["channels"] // header["model_channels"])
+        if tag == 4:
+            header["rows"] = content.number()
+            mix = struct.iter_unpack(f"<{header['rows']}f", content.data[content.at :])
+            header["mix"] = [list(row) for row in mix]
+    header["rows"] = -(-header["rows"] // header["model_channels"])
     return header
 
 

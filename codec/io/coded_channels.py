@@ -1,0 +1,93 @@
+"""Which channels of a recording have to be coded, and how all channels come from them.
+
+A channel that is a multiple of an earlier one is not coded again, and samples beyond full scale are scaled down first:
+of left = 3 x, right = -1.5 x with a peak of 3, x alone is coded, and
+
+    decoded = [3, -1.5] · x
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+Block = NDArray[np.float32]  # [channels, time], as codec.io.audio's, which imports this module
+MOST_CHANNELS = 8  # compared with one another
+TOLERANCE = 1e-6  # of the energy of a block, -60 dB
+ROUNDING = 1.5 / 32768  # amplitude of what rounding to 16 bits may leave
+LARGEST_GAIN = 1000.0
+
+Matrix = tuple[tuple[float, ...], ...]
+
+
+class Mix(NamedTuple):
+    """How the channels of a recording are coded."""
+
+    coded: tuple[int, ...]
+    """Indices of the channels that are coded, ascending."""
+    gain: float
+    """What they are divided by."""
+    matrix: Matrix
+    """[channels, coded channels]: decoded audio is this matrix times the coded channels."""
+
+    def coded_block(self, block: Block) -> Block:
+        """The coded channels of a block [channels, time]."""
+        return block[list(self.coded)] / np.float32(self.gain)
+
+
+class Survey:
+    """Compare the channels of a recording block by block; `is_float` says whether samples may exceed full scale."""
+
+    def __init__(self, channels: int, *, is_float: bool, limit: float) -> None:
+        self._is_float, self._limit = is_float, limit
+        self._peaks = np.zeros(channels)
+        self._is_silent = np.ones(channels, bool)
+        compared = range(channels) if channels <= MOST_CHANNELS else range(0)
+        self._gains: dict[tuple[int, int], float | None] = {(c, b): None for c in compared for b in range(c)}
+
+    def push(self, block: Block) -> bool:
+        """Take the next block [channels, time]; returns whether more blocks can change the result."""
+        self._peaks = np.maximum(self._peaks, np.abs(block).max(axis=1, initial=0))
+        self._is_silent &= self._peaks == 0
+        products = np.dot(block.astype(np.float64), block.T.astype(np.float64))
+        floor = block.shape[1] * ROUNDING**2
+        for (channel, base), gain in list(self._gains.items()):
+            of_channel, of_base, of_both = products[channel, channel], products[base, base], products[channel, base]
+            if max(of_channel, of_base) <= floor:
+                continue
+            gain = of_both / max(of_base, floor) if gain is None else gain
+            left = of_channel - 2 * gain * of_both + gain**2 * of_base
+            if 1 / LARGEST_GAIN <= abs(gain) <= LARGEST_GAIN and left <= TOLERANCE * of_channel + floor * (1 + gain**2):
+                self._gains[channel, base] = gain
+            else:
+                del self._gains[channel, base]
+        return bool(self._gains) or self._is_float
+
+    def mix(self) -> Mix | None:
+        """How to code the recording; None for every channel as it is."""
+        channels = len(self._peaks)
+        sources = self._sources(channels)
+        coded = tuple(channel for channel in range(channels) if channel not in sources)
+        peak = float(self._peaks[list(coded)].max())
+        gain = float(np.float32(peak)) if self._is_float and peak > self._limit else 1.0
+        if not sources and gain == 1:
+            return None
+        matrix = np.zeros((channels, len(coded)), np.float32)
+        for channel in range(channels):
+            base, factor = sources.get(channel, (channel, 1.0))
+            matrix[channel, coded.index(base)] = factor * gain
+        return Mix(coded, gain, tuple(map(tuple, matrix.tolist())))
+
+    def _sources(self, channels: int) -> dict[int, tuple[int, float]]:
+        """Channels that are not coded: their base, and what it is multiplied by."""
+        sources: dict[int, tuple[int, float]] = {}
+        for channel in range(1, channels):
+            if self._is_silent[channel]:
+                sources[channel] = 0, 0.0
+                continue
+            for base in range(channel):
+                gain = self._gains.get((channel, base))
+                if gain is not None and base not in sources:
+                    sources[channel] = base, gain
+                    break
+        return sources
