@@ -183,7 +183,8 @@ def of_torch(layer: entropy_model._Linear, x: entropy_model.Floats) -> entropy_m
     """In another order of summation."""
     order = np.random.default_rng(0).permutation(x.shape[-1])
     y = torch.from_numpy(x[..., order]) @ torch.from_numpy(layer.weight[order]) + torch.from_numpy(layer.bias)
-    return np.floor(y.numpy())
+    floors: entropy_model.Floats = y.floor().numpy()
+    return floors
 
 
 def test_threads_do_not_matter() -> None:
