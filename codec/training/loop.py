@@ -171,16 +171,17 @@ def train(
                 metrics = trained.summarize(meter.compute())
                 logger.log_metrics(done, metrics)
             show(done, metrics)
-            if done % run.validate_every == 0 or done == last:
-                with meter.paused():
-                    line = trained.validate(logger, done)
-                console.print(f"step {done}: {line}")
             if done % run.save_every == 0 or done == last or stop:
                 trained.save(out / RUN_MODEL, done)  # first, because a state implies its model
                 state = {"step": done, "recipe": recipe.model_dump(mode="json"), "data": trained.data_key}
                 state |= state_dicts(trained.train_state, task.STATE)
-                if main:
+                if main:  # before validation, because a launcher that stops a run does not wait for long
                     save_state(out / RUN_STATE, state)
+            if done % run.validate_every == 0 or done == last:
+                with meter.paused():
+                    line = trained.validate(logger, done)
+                console.print(f"step {done}: {line}")
+            if stop or done == last:
                 accelerator.wait_for_everyone()  # because a launcher ends all processes when one ends
             if stop:
                 console.print(f"stopped after step {done}, saved in {out}: --resume continues from there")

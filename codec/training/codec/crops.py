@@ -30,7 +30,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from codec.data.clips import Clip, clip_audio, clip_time, clips, hashed, root_of
 from codec.data.split import KEYS, SIDES, Chooser, path_in, split_chooser, split_number
-from codec.errors import CodecError, ConfigError, InputNotFound, UnsupportedAudio
+from codec.errors import CodecError, ConfigError, InputNotFound, UnsupportedAudio, UsageError
 from codec.io.storage import atomic_output
 from codec.parallel import each, in_threads
 from codec.training.codec.synthetic import Samples, synthetic
@@ -398,11 +398,11 @@ class Crops:
         )
 
     def check_sound(self) -> None:
-        """Raise UnsupportedAudio if a hundred crops in a row are silence."""
+        """Raise UsageError if a hundred crops in a row are silence."""
         for turn in range(MAX_FAILED_DRAWS):
             if self.draw(np.random.default_rng((self.seed, INIT_STEP, turn)), {}).any():
                 return
-        raise UnsupportedAudio(
+        raise UsageError(
             f"{MAX_FAILED_DRAWS} crops in a row of {self.index.root} are silence: check how it was recorded or prepared"
         )
 

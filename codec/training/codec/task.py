@@ -62,7 +62,7 @@ LATENT_LOSSES = ("commitment", "codebook", "idempotence")
 ADVERSARIAL = {"adversarial", "feature_matching", "discriminator", "grad_norm/discriminators"}
 """Metrics that are not finite when the discriminators diverge."""
 VALIDATION_CLIPS = 24
-LOGGED_CLIPS = 8
+LOGGED_CLIPS = 4  # each with a picture, which takes as long as a step
 SQUARE = "square of "  # of the norm of a loss's gradient
 LATENT_POWER = "mean square of the latents"
 
@@ -178,7 +178,7 @@ class CodecTask:
     def initialize(self, logger: Logger) -> None:
         """Start from `train.start_from`, or from the closed form on audio that each process reads its share of.
 
-        Raises ConfigError: the model to start from has another configuration. UnsupportedAudio: the audio is silence.
+        Raises ConfigError: the model to start from has another configuration. UsageError: the audio is silence.
         """
         assert self.train_data is not None
         state, start_from, seconds = self.train_state, self.run.start_from, self.data.init_seconds

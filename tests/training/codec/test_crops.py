@@ -17,7 +17,7 @@ import soundfile
 import torch
 
 from codec.data.clips import Clip, write_manifest
-from codec.errors import ConfigError, InputNotFound, StorageError, UnsupportedAudio
+from codec.errors import ConfigError, InputNotFound, StorageError, UnsupportedAudio, UsageError
 from codec.io.audio import read_audio, write_audio
 from codec.training.codec import crops as crops_module
 from codec.training.codec.crops import SPLITS, Batch, Crops, load_batches, mix_at_level, open_crops, rms
@@ -602,7 +602,7 @@ def test_channels_of_opposite_phase_are_not_averaged(tmp_path: Path) -> None:
 
 def test_silence_is_named(tmp_path: Path) -> None:
     crops, _, _ = opened(corpus(tmp_path / "data", a=np.zeros(3000)), tmp_path / "out")
-    with pytest.raises(UnsupportedAudio, match=r"100 crops in a row of .*data are silence: check how"):
+    with pytest.raises(UsageError, match=r"100 crops in a row of .*data are silence: check how"):
         crops.check_sound()
 
 

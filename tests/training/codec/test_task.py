@@ -12,7 +12,6 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -20,7 +19,7 @@ from torch import Tensor, nn
 from codec import pretrained
 from codec.checkpoint import load_model, load_state, read_card, save_state
 from codec.cli.main import run
-from codec.errors import ConfigError, InputNotFound, StorageError, UnsupportedAudio
+from codec.errors import ConfigError, InputNotFound, StorageError
 from codec.io import storage
 from codec.io.audio import write_audio
 from codec.models.causal import CausalCodec
@@ -974,15 +973,6 @@ def test_a_run_may_start_from_a_model(recordings: Path, tmp_path: Path) -> None:
     other = small_recipe(model={"dim": 4}, train={"start_from": str(first)})
     with pytest.raises(ConfigError, match=r"is another model: it has dim \(8, not 4\); set \[model\] to match"):
         train(other, data=recordings, out=tmp_path / "other")
-
-
-def test_silence_is_named_before_training(tmp_path: Path) -> None:
-    (tmp_path / "data").mkdir()
-    for name in "ab":
-        write_audio(tmp_path / f"data/{name}.wav", np.zeros((1, 8000), np.float32), 8000)
-    with pytest.raises(UnsupportedAudio, match=r"100 crops in a row of .*data are silence"):
-        train(small_recipe(), data=tmp_path / "data", out=tmp_path / "run")
-    assert not (tmp_path / "run" / "model.safetensors").exists()
 
 
 # through the command line
