@@ -13,6 +13,8 @@ from codec.io.storage import other_than, stream_output
 
 MAX_SECONDS = 2**64  # as many as a file has samples at most
 
+_ALIKE = "weights_hash", "family", "source_rate", "channels", "mix", "sample_rate", "hop", "segment_frames"
+
 
 def transcode(
     source: str | Path,
@@ -121,7 +123,7 @@ def _common(readers: Sequence[Reader]) -> Header:
     one = readers[0].header
     for reader in readers[1:]:
         other = reader.header
-        for name in ("weights_hash", "family", "source_rate", "channels", "mix", "sample_rate", "hop", "segment_frames"):
+        for name in _ALIKE:
             if getattr(other, name) != getattr(one, name):
                 raise UsageError(
                     f"{reader.label} has {name} {getattr(other, name)}, {readers[0].label} has {getattr(one, name)}: "

@@ -41,6 +41,7 @@ def test_all_tools_are_found() -> None:
         "bench_train",
         "check_signals",
         "compare_lms",
+        "fuzz",
         "pack_weights",
         "plot_rates",
         "train_entropy",
@@ -140,3 +141,13 @@ def test_a_network_for_entropy_coding_learns_what_follows_what(capsys: pytest.Ca
     assert information - 80 < modeled < information + 90  # a byte for each of ten packets
     lines = list(tool["report"](clips[30:], model, network))
     assert len(lines) == 2 + 2  # the set and all, with three codebooks
+
+
+def test_mutated_files_raise_nothing_but_codec_errors() -> None:
+    tool = runpy.run_path(str(next(tool for tool in TOOLS if tool.stem == "fuzz")), run_name="tool")
+    files, random = tool["corpus"](), np.random.default_rng(0)
+    assert len(files) == 5
+    for data in files:
+        tool["read"](data)
+    for _ in range(60):
+        tool["read"](tool["mutated"](files, random))

@@ -98,7 +98,8 @@ class Window:
         return True
 
     def go_to(self, offset: int) -> None:
-        """Move to any position of a seekable file."""
+        """Move to a position of a seekable file, or to its end, because a damaged file may name any position."""
+        offset = min(offset, self.size())
         self._file.seek(self._start + offset)
         self._bytes.clear()
         self.offset = offset

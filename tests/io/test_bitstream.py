@@ -613,3 +613,10 @@ def test_open_reader_names_the_file(tmp_path: Path) -> None:
     path.write_bytes(written(HEADER, random_codes(HEADER, 14))[:-1])
     with bitstream.open_reader(path) as reader, pytest.raises(DamagedFile, match=r"a\.codec.*0\.130 s"):
         list(reader.packets())
+
+
+def test_a_position_behind_the_end_is_the_end() -> None:
+    """As a damaged index may name it; no file can seek to it."""
+    window = packets_module.Window(io.BytesIO(DATA))
+    window.go_to(1 << 70)
+    assert (window.offset, window.peek(1)) == (len(DATA), b"")

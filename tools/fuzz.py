@@ -1,0 +1,168 @@
+"""Mutate .codec files and read them: nothing but CodecErrors, little memory, little time.
+
+    python tools/fuzz.py --inputs 1000000 --seed 0
+
+A file is read to its end, from the middle, and its header again. Mutations flip bits, cut, insert, repeat and swap
+parts, put in extreme numbers, and half of the time repair checksums, as an attacker would. Inputs that fail are written
+to --out.
+"""
+
+import argparse
+import io
+import time
+import tracemalloc
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from codec.errors import CodecError
+from codec.io.bitstream import Header, Reader, Writer
+
+MARKER = b"\xf5\xc3"
+MOST_MEMORY = 64 << 20  # bytes
+MOST_SECONDS = 1.0
+EXTREMES = (
+    b"\xff" * 9 + b"\x01",
+    b"\x80" * 9 + b"\x01",
+    b"\0" * 8,
+    b"\xff" * 8,
+    b"\x7f",
+    b"\xff\xff\xff\x7f",
+    b"\x80\x01",
+)
+
+Random = np.random.Generator
+Mutation = Callable[[bytearray, Random], None]
+
+
+def corpus() -> list[bytes]:
+    """Small files of different kinds."""
+    random = np.random.default_rng(0)
+    files = [path.read_bytes() for path in sorted(Path(__file__).parents[1].glob("tests/golden/*.codec"))]
+    for channels, sizes, segment, packets in ((1, (1024,) * 3, 0, 1), (2, (20, 3, 1 << 16), 0, 40), (3, (8,), 2, 5)):
+        header = Header(
+            model="tiny", family="causal", weights_hash="0" * 64, source_rate=44_100, channels=channels,
+            sample_rate=24_000, hop=480, decoder_delay=480, codebook_sizes=sizes, frames_per_packet=4,
+            segment_frames=segment, sample_format="FLOAT", mix=((1.0,),) * 2 if channels == 2 else (),
+        )  # fmt: skip
+        codes = random.integers(0, np.array(sizes)[:, None], (header.rows, len(sizes), 4 * packets - 1))
+        file = io.BytesIO()
+        writer = Writer(file, header)
+        writer.write(codes, np.ones(codes.shape[::2], np.float32) if segment else None)
+        writer.close(time=1000)
+        files.append(file.getvalue())
+    return files
+
+
+def flip(data: bytearray, random: Random) -> None:
+    """Flip a bit."""
+    data[random.integers(len(data))] ^= 1 << random.integers(8)
+
+
+def cut(data: bytearray, random: Random) -> None:
+    """Cut out a part."""
+    first = random.integers(len(data))
+    del data[first : first + random.integers(1, 64)]
+
+
+def insert(data: bytearray, random: Random) -> None:
+    """Insert random bytes, a marker or a part of the file."""
+    first = random.integers(len(data))
+    copy = bytes(data[first : first + random.integers(1, 400)])
+    more = (random.bytes(int(random.integers(1, 64))), MARKER * random.integers(1, 50), copy)[random.integers(3)]
+    at = random.integers(len(data))
+    data[at:at] = more
+
+
+def extreme(data: bytearray, random: Random) -> None:
+    """Overwrite a place with a number at a limit."""
+    number = EXTREMES[random.integers(len(EXTREMES))]
+    at = random.integers(len(data))
+    data[at : at + len(number)] = number
+
+
+def repair(data: bytearray) -> None:
+    """Give the header and every packet of a plausible length its checksum."""
+    length = int.from_bytes(data[10:12], "little")
+    if len(data) >= 16 + length:
+        data[12 + length : 16 + length] = zlib.crc32(data[: 12 + length]).to_bytes(4, "little")
+    at = data.find(MARKER)
+    while 0 <= at < len(data) - 8:
+        size, shift, place = 0, 0, at + 3
+        while place < len(data) and shift < 35:
+            size |= (data[place] & 127) << shift
+            shift, place = shift + 7, place + 1
+            if data[place - 1] < 128:
+                break
+        end = place + size
+        if end + 4 <= len(data):
+            data[end : end + 4] = zlib.crc32(data[at:end]).to_bytes(4, "little")
+        at = data.find(MARKER, at + 2)
+
+
+def mutated(files: list[bytes], random: Random) -> bytes:
+    """One of the files with a few mutations."""
+    data = bytearray(files[random.integers(len(files))])
+    mutations: tuple[Mutation, ...] = (flip, cut, insert, extreme)
+    for _ in range(random.integers(1, 5)):
+        if len(data) > 1:
+            mutations[random.integers(len(mutations))](data, random)
+    if random.integers(2):
+        repair(data)
+    return bytes(data)
+
+
+def read(data: bytes) -> None:
+    """Read everything, then from the middle. Raises whatever the reader raises but CodecErrors."""
+    try:
+        reader = Reader(io.BytesIO(data), label="fuzz")
+        for _ in reader.parts():
+            pass
+        for _ in reader.parts(reader.header.frames // 2):
+            pass
+    except CodecError:
+        pass
+
+
+def problem(data: bytes) -> str:
+    """What is wrong with reading this input; empty if nothing is."""
+    tracemalloc.reset_peak()
+    before = tracemalloc.get_traced_memory()[0]
+    start = time.process_time()
+    try:
+        read(data)
+    except Exception as error:
+        return f"{type(error).__name__}: {error}"
+    seconds = time.process_time() - start
+    memory = tracemalloc.get_traced_memory()[1] - before
+    if seconds > MOST_SECONDS:
+        return f"{seconds:.2f} s"
+    return f"{memory} bytes of memory" if memory > MOST_MEMORY else ""
+
+
+def main() -> None:
+    """Run the loop."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--inputs", type=int, default=10_000)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--out", type=Path, default=Path("fuzz"))
+    options = parser.parse_args()
+    random, files = np.random.default_rng(options.seed), corpus()
+    tracemalloc.start()
+    failures = 0
+    for number in range(options.inputs):
+        data = mutated(files, random)
+        if wrong := problem(data):
+            failures += 1
+            options.out.mkdir(parents=True, exist_ok=True)
+            path = options.out / f"{options.seed}-{number}.codec"
+            path.write_bytes(data)
+            print(f"{path}: {wrong}", flush=True)
+    print(f"{options.inputs} inputs, {failures} failures")
+    raise SystemExit(bool(failures))
+
+
+if __name__ == "__main__":
+    main()
