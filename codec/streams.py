@@ -139,11 +139,11 @@ class StreamEncoder:
 
     def _block(self, model: BlockCodec, audio: Tensor, whole: int, *, last: bool) -> Tensor:
         """Codes of the frames whose context is among the `whole` frames of the audio."""
-        segment = max(1, model.segment_frames)
+        segment = max(model.block_frames, model.segment_frames)
         context = model.receptive_field().encoder
         end = self._first + whole
         ready = end
-        if not last:  # only whole segments have a scale
+        if not last:  # only whole segments have a scale, and only whole blocks their place
             end = end // segment * segment
             ready = (end - context.future) // segment * segment
         hop, done = model.frame_spec.hop, self.frames
@@ -255,14 +255,19 @@ class StreamDecoder:
         """Audio of the frames whose context has arrived; `codes` are all that are still needed."""
         model = cast(BlockCodec, self._model)
         context = model.receptive_field().decoder
-        ready = self._first + codes.shape[2] - (0 if last else context.future)
+        block, end = model.block_frames, self._first + codes.shape[2]
+        ready = end
+        if not last:
+            end = end // block * block
+            ready = (end - context.future) // block * block
         if ready <= self._done:
             return self._silence()
         hop = model.frame_spec.hop
-        audio = model.decode_block(codes, self._scale)
+        usable = end - self._first
+        audio = model.decode_block(codes[:, :, :usable], None if self._scale is None else self._scale[:, :usable])
         audio = audio[:, :, (self._done - self._first) * hop : (ready - self._first) * hop]
         self._done = ready
-        drop = max(0, ready - context.past) - self._first
+        drop = max(0, ready - context.past) // block * block - self._first
         self._first += drop
         self._codes = codes[:, :, drop:]
         self._scale = None if self._scale is None else self._scale[:, drop:]

@@ -1,6 +1,6 @@
 """Measure codecs of other projects beside the same models here: same weights, one run, interleaved.
 
-    python -m tools.bench_peers --peers moshi transformers-mimi [--seconds 10] [--threads 1]
+    python -m tools.bench_peers --peers moshi transformers-mimi snac [--seconds 10] [--threads 1]
 
 Prints the median CPU seconds of encoding and decoding by each, and how many times faster this package is. The weights
 are random, because speed does not depend on them. Needs the packages of the peers; one that cannot be imported is said.
@@ -9,6 +9,7 @@ are random, because speed does not depend on them. Needs the packages of the pee
 from __future__ import annotations
 
 import argparse
+import json
 import statistics
 import tempfile
 import time
@@ -58,7 +59,31 @@ def transformers_mimi(folder: Path) -> Pair:
     )
 
 
-PEERS: dict[str, Callable[[Path], Pair]] = {"moshi": moshi, "transformers-mimi": transformers_mimi}
+def snac(folder: Path) -> Pair:
+    """The package snac, 24 kHz."""
+    from snac import SNAC
+
+    net = SNAC(**SNAC_24KHZ).eval()
+    torch.save(net.state_dict(), folder / "pytorch_model.bin")
+    (folder / "config.json").write_text(json.dumps(SNAC_24KHZ))
+    return Pair(net.encode, net.decode, codec.load(folder, device="cpu"))
+
+
+SNAC_24KHZ: dict[str, Any] = {
+    "sampling_rate": 24000,
+    "encoder_dim": 48,
+    "encoder_rates": [2, 4, 8, 8],
+    "decoder_dim": 1024,
+    "decoder_rates": [8, 8, 4, 2],
+    "attn_window_size": None,
+    "codebook_size": 4096,
+    "codebook_dim": 8,
+    "vq_strides": [4, 2, 1],
+    "noise": True,
+    "depthwise": True,
+}
+
+PEERS: dict[str, Callable[[Path], Pair]] = {"moshi": moshi, "transformers-mimi": transformers_mimi, "snac": snac}
 
 
 def cpu_seconds(runs: list[Run], repeats: int) -> list[float]:

@@ -11,6 +11,7 @@ from codec.models.causal import CausalCodec, CausalConfig
 from codec.models.dac import DAC, DACConfig
 from codec.models.encodec import EnCodec, EnCodecConfig, EnCodecSegments, EnCodecSegmentsConfig
 from codec.models.mimi import Mimi, MimiConfig
+from codec.models.snac import SNAC, SNACConfig
 
 __all__ = ["DEFAULT_CONFIG", "FAMILIES", "Codec", "ModelConfig", "build", "of_config"]
 
@@ -20,6 +21,7 @@ FAMILIES: dict[str, tuple[type[CodecConfig], type[Codec]]] = {
     "encodec": (EnCodecConfig, EnCodec),
     "mimi": (MimiConfig, Mimi),
     "encodec_segments": (EnCodecSegmentsConfig, EnCodecSegments),
+    "snac": (SNACConfig, SNAC),
 }
 """The classes of each family, by its name: the only place that lists families."""
 DEFAULT_CONFIG: CodecConfig = CausalConfig()

@@ -131,6 +131,8 @@ class Codec(nn.Module):
     own_padding: bool = False
     """Whether the family pads the ends of a signal itself: `analyze` takes any number of samples, what it gives for the
     last frames depends on where the signal ends, and streams may hold frames back until then."""
+    block_frames: int = 1
+    """Frames at whose multiples the blocks of a stream begin and end; 1 unless what a frame depends on has a grid."""
     segment_frames: int = 0
     """Frames that are divided by one scale before they are encoded; 0 for a family without side information."""
 
@@ -235,9 +237,10 @@ class Codec(nn.Module):
     @property
     def lookahead(self) -> int:
         """Samples after its own frame that a decoded sample depends on; 0 for causal families."""
-        field, segment = self.receptive_field(), max(1, self.segment_frames)
+        field, segment = self.receptive_field(), max(self.block_frames, self.segment_frames)
         whole_segments = -(-field.encoder.future // segment) * segment
-        return (segment - 1 + whole_segments + field.decoder.future) * self.frame_spec.hop
+        whole_blocks = -(-field.decoder.future // self.block_frames) * self.block_frames
+        return (segment - 1 + whole_segments + whole_blocks) * self.frame_spec.hop
 
     @property
     def delay(self) -> int:

@@ -20,6 +20,7 @@ from codec.models.base import CodecConfig
 from codec.models.dac import DACConfig
 from codec.models.encodec import EnCodecConfig, EnCodecSegmentsConfig, SEANetConfig
 from codec.models.mimi import MimiConfig
+from codec.models.snac import SNACConfig
 
 Tensors: TypeAlias = dict[str, Tensor]
 Names: TypeAlias = Iterator[tuple[str, str]]
@@ -509,7 +510,80 @@ def _mimi_quantizer_names(config: MimiConfig, semantic: str, acoustic: str, stag
             yield f"{theirs}{stage.format(number)}.cluster_usage", f"{ours}.rvq.stages.{number}.cluster_size"
 
 
+# SNAC
+
+
+def _snac_config(tensors: Tensors, metadata: Mapping[str, Any]) -> SNACConfig:
+    """The config.json beside the original's files."""
+    rates, strides = tuple(metadata["encoder_rates"]), tuple(metadata["vq_strides"])
+    return SNACConfig(
+        sample_rate=metadata["sampling_rate"],
+        hop=math.prod(rates) * strides[0],
+        num_codebooks=sum(strides[0] // stride for stride in strides),
+        codebook_size=metadata["codebook_size"],
+        codebook_dim=metadata["codebook_dim"],
+        strides=strides,
+        encoder_dim=metadata["encoder_dim"],
+        encoder_rates=rates,
+        decoder_dim=metadata["decoder_dim"],
+        decoder_rates=tuple(metadata["decoder_rates"]),
+        window=metadata["attn_window_size"] or 0,
+        depthwise=metadata["depthwise"],
+        noise=metadata["noise"],
+    )
+
+
+def _snac_names(config: SNACConfig) -> Names:
+    last = len(config.encoder_rates)
+    yield "encoder.block.0", "encoder.conv_in"
+    for level in range(last):
+        theirs, ours = f"encoder.block.{level + 1}.block", f"encoder.blocks.{level}"
+        yield from _snac_unit_names(theirs, ours, first=0)
+        yield f"{theirs}.3.alpha", f"{ours}.snake.alpha"
+        yield f"{theirs}.4", f"{ours}.conv"
+    yield from _snac_attention_names(config, f"encoder.block.{last + 1}", "encoder.attention")
+    yield f"encoder.block.{last + 1 + (config.window > 0)}", "encoder.conv_out"
+    for number in range(len(config.strides)):
+        theirs, ours = f"quantizer.quantizers.{number}", f"quantizer.stages.{number}"
+        yield f"{theirs}.in_proj", f"{ours}.in_proj"
+        yield f"{theirs}.out_proj", f"{ours}.out_proj"
+        yield f"{theirs}.codebook.weight", f"{ours}.codebook"
+    for number in range(1 + config.depthwise):
+        yield f"decoder.model.{number}", f"decoder.conv_in.{number}"
+    number = 1 + config.depthwise
+    yield from _snac_attention_names(config, f"decoder.model.{number}", "decoder.attention")
+    number += config.window > 0
+    for level in range(len(config.decoder_rates)):
+        theirs, ours = f"decoder.model.{number + level}.block", f"decoder.blocks.{level}"
+        yield f"{theirs}.0.alpha", f"{ours}.snake.alpha"
+        yield f"{theirs}.1", f"{ours}.conv"
+        if config.noise:
+            yield f"{theirs}.2.linear", f"{ours}.noise"
+        yield from _snac_unit_names(theirs, ours, first=2 + config.noise)
+    number += len(config.decoder_rates)
+    yield f"decoder.model.{number}.alpha", "decoder.snake.alpha"
+    yield f"decoder.model.{number + 1}", "decoder.conv_out"
+
+
+def _snac_unit_names(theirs: str, ours: str, *, first: int) -> Names:
+    unit = {"0.alpha": "snake1.alpha", "1": "conv1", "2.alpha": "snake2.alpha", "3": "conv2"}
+    for number in range(3):
+        for name, new in unit.items():
+            yield f"{theirs}.{first + number}.block.{name}", f"{ours}.units.{number}.{new}"
+
+
+def _snac_attention_names(config: SNACConfig, theirs: str, ours: str) -> Names:
+    if config.window:
+        for name, new in (("norm", "norm"), ("to_qkv", "qkv_proj"), ("to_out", "out_proj")):
+            yield f"{theirs}.{name}", f"{ours}.{new}"
+
+
 DIALECTS = (
+    # SNAC has the tensors of DAC's mark too
+    *(
+        Dialect("snac", mark, _snac_config, _snac_names, ignored=("rel_pos.inv_freq",))
+        for mark in ("decoder.model.2.block.2.linear.weight", "decoder.model.2.to_qkv.weight")
+    ),
     Dialect("descript-audio-codec", "encoder.block.1.block.0.block.0.alpha", _dac_config, _dac_names),
     Dialect("transformers DacModel", "encoder.block.0.res_unit1.snake1.alpha", _hf_dac_config, _hf_dac_names),
     Dialect(

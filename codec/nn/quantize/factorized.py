@@ -51,54 +51,101 @@ class FactorizedVQ(nn.Module):
 
 
 class FactorizedRVQ(Quantizer):
-    """A stack of `FactorizedVQ`; each quantizes the residual of the ones before it."""
+    """A stack of `FactorizedVQ`; each quantizes the residual of the ones before it.
+
+    A stage may have a stride: it then has a code for the mean of so many steps (Siuzdak et al. 2024, section 3.1). A
+    frame has as many steps as the first stride, which all others divide; the latents of its steps follow one another in
+    its channels, [batch, steps * dim, frames], and every code of a frame counts as a codebook, stage by stage.
+    """
 
     stages: Sequence[FactorizedVQ]
 
-    def __init__(self, dim: int, num_codebooks: int, codebook_size: int, codebook_dim: int) -> None:
+    def __init__(
+        self, dim: int, num_codebooks: int, codebook_size: int, codebook_dim: int, *, strides: Sequence[int] = ()
+    ) -> None:
         super().__init__()
         self.num_codebooks = num_codebooks
         self.codebook_size = codebook_size
-        stages = nn.ModuleList(FactorizedVQ(dim, codebook_size, codebook_dim) for _ in range(num_codebooks))
+        self.strides = tuple(strides) or (1,) * num_codebooks
+        self.steps = self.strides[0]
+        self.columns = [self.steps // stride for stride in self.strides]  # codes per frame of each stage
+        assert sum(self.columns) == num_codebooks
+        stages = nn.ModuleList(FactorizedVQ(dim, codebook_size, codebook_dim) for _ in self.strides)
         self.stages = cast(Sequence[FactorizedVQ], stages)
+
+    def fold(self, latents: Tensor) -> Latents:
+        """Latents [batch, steps * dim, frames] of steps [batch, dim, frames * steps]."""
+        if self.steps == 1:
+            return latents
+        return latents.unflatten(2, (-1, self.steps)).permute(0, 3, 1, 2).flatten(1, 2)  # type: ignore[no-untyped-call]
+
+    def unfold(self, latents: Latents) -> Tensor:
+        """Invert `fold`."""
+        if self.steps == 1:
+            return latents
+        return latents.unflatten(1, (self.steps, -1)).permute(0, 2, 3, 1).flatten(2)  # type: ignore[no-untyped-call]
+
+    def pooled(self, residual: Tensor, stride: int) -> Tensor:
+        """Means [batch, dim, time / stride] of the steps that share a code."""
+        return residual if stride == 1 else F.avg_pool1d(residual, stride)
 
     @torch.no_grad()
     def encode(self, latents: Latents, num_codebooks: int | None = None) -> Codes:
-        stages = list(self.stages)[: num_codebooks or self.num_codebooks]
-        residual, codes = latents, []
-        for stage in stages:
-            chosen = stage.nearest(stage.in_proj(residual))
-            codes.append(chosen)
-            if len(codes) < len(stages):
-                residual = residual - stage.decode(chosen)
-        return torch.stack(codes, dim=1)
+        wanted = num_codebooks or self.num_codebooks
+        residual, codes, found = self.unfold(latents), [], 0
+        for stage, stride, columns in zip(self.stages, self.strides, self.columns, strict=True):
+            chosen = stage.nearest(stage.in_proj(self.pooled(residual, stride)))  # [batch, frames * columns]
+            codes.append(self.as_columns(chosen, columns))
+            found += columns
+            if found >= wanted:
+                break
+            residual = residual - repeated(stage.decode(chosen), stride)
+        return torch.cat(codes, dim=1)
+
+    def as_columns(self, chosen: Tensor, columns: int) -> Codes:
+        """Codes [batch, columns, frames] of codes [batch, frames * columns] in the order of time."""
+        return chosen.view(len(chosen), -1, columns).transpose(1, 2)
 
     def decode(self, codes: Codes) -> Latents:
-        latents = self.stages[0].decode(codes[:, 0])
-        for stage, chosen in zip(list(self.stages)[1:], codes.unbind(1)[1:], strict=False):
-            latents = latents + stage.decode(chosen)
-        return latents
+        parts, first = [], 0
+        for stage, stride, columns in zip(self.stages, self.strides, self.columns, strict=True):
+            if first == codes.shape[1]:
+                break
+            chosen = codes[:, first : first + columns].transpose(1, 2).flatten(1)  # in the order of time
+            parts.append(repeated(stage.decode(chosen), stride))
+            first += columns
+        return self.fold(sum(parts[1:], parts[0]))
 
     def forward(self, latents: Latents, num_codebooks: Tensor | None = None) -> Quantized:
         batch = len(latents)
         if num_codebooks is None:
             num_codebooks = torch.full((batch,), self.num_codebooks, device=latents.device)
-        residual, total = latents, torch.zeros_like(latents)
+        residual = self.unfold(latents)
+        total = torch.zeros_like(residual)
         commitment, codebook_loss = latents.new_zeros(()), latents.new_zeros(())
-        codes = []
-        for number, stage in enumerate(self.stages):
-            active = num_codebooks > number  # [batch]
-            inner = stage.in_proj(residual)
+        codes, before = [], 0
+        for stage, stride, columns in zip(self.stages, self.strides, self.columns, strict=True):
+            active = num_codebooks > before  # [batch]
+            inner = stage.in_proj(self.pooled(residual, stride))
             chosen = stage.nearest(inner.float())
             entries = stage.entries(chosen)
             decoded = stage.out_proj(inner + (entries - inner).detach())  # straight-through estimator
+            decoded = repeated(decoded, stride)
             total = total + decoded * active[:, None, None]
             residual = residual - decoded
             commitment = commitment + ((inner - entries.detach()).square().mean(dim=(1, 2)) * active).mean()
             codebook_loss = codebook_loss + ((entries - inner.detach()).square().mean(dim=(1, 2)) * active).mean()
-            codes.append(torch.where(active[:, None], chosen, -1))
-        return Quantized(total, torch.stack(codes, dim=1), commitment, codebook_loss)
+            codes.append(torch.where(active[:, None, None], self.as_columns(chosen, columns), -1))
+            before += columns
+        return Quantized(self.fold(total), torch.cat(codes, dim=1), commitment, codebook_loss)
 
     @torch.no_grad()
-    def codebook_vectors(self) -> Tensor:
+    def codebook_vectors(self) -> Tensor | None:
+        if self.steps > 1:  # most of the numbers would be zeros
+            return None
         return torch.stack([stage.out_proj(stage.codebook.T[None])[0].T for stage in self.stages])
+
+
+def repeated(decoded: Tensor, stride: int) -> Tensor:
+    """Each latent of [batch, dim, time] for `stride` steps."""
+    return decoded if stride == 1 else decoded.repeat_interleave(stride, dim=2)

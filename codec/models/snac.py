@@ -1,0 +1,315 @@
+"""SNAC, the Multi-Scale Neural Audio Codec (Siuzdak et al. 2024, "SNAC: Multi-Scale Neural Audio Codec").
+
+    audio ─ conv ─ (3 residual units, strided conv) for each rate ─ attention ─ conv ─ latents ─ FactorizedRVQ ─ codes
+    codes ─ FactorizedRVQ ─ conv ─ attention ─ (transposed conv, noise, 3 residual units) for each rate ─ conv ─ tanh
+
+The codebooks have strides: with strides 4, 2, 1 the first has one code where the last has four. A frame is what a code
+of the first covers, so it has 1 + 2 + 4 codes, and every column of codes counts as a codebook:
+
+    first codebook     0
+    second codebook    1           2
+    third codebook     3     4     5     6
+
+All convolutions look to both sides, and attention stays within its window, so a stream runs in blocks of whole windows.
+"""
+
+from __future__ import annotations
+
+import math
+from itertools import accumulate
+from typing import Annotated, ClassVar, Literal
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field, model_validator
+from torch import Tensor, nn
+
+from codec.models.base import (
+    BlockCodec,
+    CodebookSize,
+    CodecConfig,
+    Context,
+    Hop,
+    NumCodebooks,
+    ReceptiveField,
+    SampleRate,
+)
+from codec.nn.attention import apply_rotary, rotary_table
+from codec.nn.products import transposed_conv
+from codec.nn.quantize.factorized import FactorizedRVQ
+from codec.nn.shapes import Audio, Latents
+from codec.nn.snake import Snake
+from codec.nn.tiles import in_tiles
+
+Dim = Annotated[int, Field(ge=1, le=2**14)]
+Rates = Annotated[tuple[Annotated[int, Field(ge=1, le=64)], ...], Field(min_length=1, max_length=8)]
+DILATIONS = (1, 3, 9)
+HEAD_DIM = 64  # of the attention
+
+
+class SNACConfig(CodecConfig):
+    """Configuration of a SNAC model; the defaults are those of the 24 kHz model."""
+
+    inference_keys: ClassVar[frozenset[str]] = frozenset({"noise_seed"})
+
+    family: Literal["snac"] = "snac"
+    sample_rate: SampleRate = 24000
+    hop: Hop = 2048
+    """Samples per code of the first codebook: the product of the rates times the first stride."""
+    num_codebooks: NumCodebooks = 7
+    """Codes per frame of all codebooks."""
+    codebook_size: CodebookSize = 4096
+    codebook_dim: Dim = 8
+    strides: Annotated[tuple[Annotated[int, Field(ge=1, le=64)], ...], Field(min_length=1, max_length=16)] = (4, 2, 1)
+    """Latents per code of each codebook."""
+    encoder_dim: Dim = 48
+    """Channels after the first convolution; each rate doubles them."""
+    encoder_rates: Rates = (2, 4, 8, 8)
+    decoder_dim: Dim = 1024
+    """Channels before the first rate of the decoder; each rate halves them."""
+    decoder_rates: Rates = (8, 8, 4, 2)
+    window: int = Field(0, ge=0, le=2**12)
+    """Latents that attend to one another; 0 for a model without attention."""
+    depthwise: bool = True
+    """Whether most convolutions do not mix channels."""
+    noise: bool = True
+    """Whether the decoder has layers that add noise to its signals."""
+    noise_seed: int | None = Field(None, ge=0, lt=2**63)
+    """Seed of that noise in each call of `decode`, as `torch.manual_seed` for the original; no noise if absent."""
+
+    @model_validator(mode="after")
+    def check_sizes(self) -> SNACConfig:
+        """Check that hop and codes per frame are those of rates and strides, and that the channels divide."""
+        for name in ("encoder_rates", "decoder_rates"):
+            product = math.prod(getattr(self, name)) * self.strides[0]
+            if product != self.hop:
+                raise ValueError(f"{name} and strides make a hop of {product}, not {self.hop}: set hop = {product}")
+        if any(self.strides[0] % stride for stride in self.strides):
+            raise ValueError(f"strides = {list(self.strides)} do not all divide the first: change them")
+        codes = sum(self.strides[0] // stride for stride in self.strides)
+        if codes != self.num_codebooks:
+            raise ValueError(f"the strides make {codes} codes per frame: set num_codebooks = {codes}")
+        if self.decoder_dim % 2 ** len(self.decoder_rates):
+            raise ValueError(f"decoder_dim = {self.decoder_dim} cannot be halved {len(self.decoder_rates)} times")
+        if self.window and (self.latent_dim % HEAD_DIM or self.decoder_dim % HEAD_DIM):
+            raise ValueError(f"attention needs multiples of {HEAD_DIM} channels: change encoder_dim or decoder_dim")
+        return self
+
+    @property
+    def latent_dim(self) -> int:
+        """Channels of the latents."""
+        return self.encoder_dim * 2 ** len(self.encoder_rates)
+
+    @property
+    def window_frames(self) -> int:
+        """Fewest frames that are whole windows."""
+        return math.lcm(self.strides[0], self.window or 1) // self.strides[0]
+
+
+class ResidualUnit(nn.Module):
+    """Two convolutions behind Snake activations, the first one dilated, added to the input."""
+
+    def __init__(self, dim: int, dilation: int, *, depthwise: bool) -> None:
+        super().__init__()
+        self.context = 3 * dilation
+        self.snake1 = Snake(dim)
+        groups = dim if depthwise else 1
+        self.conv1 = nn.Conv1d(dim, dim, 7, dilation=dilation, padding=self.context, groups=groups)
+        self.snake2 = Snake(dim)
+        self.conv2 = nn.Conv1d(dim, dim, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return in_tiles(self.whole, x, context=self.context)
+
+    def whole(self, x: Tensor) -> Tensor:
+        """The unit on one tile."""
+        y: Tensor = self.conv2(self.snake2(self.conv1(self.snake1(x))))
+        return x + y
+
+
+class LocalAttention(nn.Module):
+    """Self-attention within windows of x [batch, dim, time], added to it.
+
+    Latents of a last window that is not whole attend to one another alone.
+    """
+
+    def __init__(self, dim: int, window: int) -> None:
+        super().__init__()
+        self.window = window
+        self.heads = dim // HEAD_DIM
+        self.norm = nn.LayerNorm(dim)
+        self.qkv_proj = nn.Linear(dim, 3 * dim, bias=False)
+        self.out_proj = nn.Linear(dim, dim, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        whole = x.shape[2] // self.window * self.window
+        parts = [self.attend(x[..., :whole], self.window)] if whole else []
+        if whole < x.shape[2]:
+            parts.append(self.attend(x[..., whole:], x.shape[2] - whole))
+        return torch.cat(parts, dim=2)
+
+    def attend(self, x: Tensor, window: int) -> Tensor:
+        """The layer for whole windows of this size."""
+        batch, dim, time = x.shape
+        qkv = self.qkv_proj(self.norm(x.transpose(1, 2))).view(batch * time // window, window, 3, self.heads, HEAD_DIM)
+        positions = torch.arange(window, device=x.device)[None]
+        rotation = rotary_table(positions, HEAD_DIM, x.dtype, slowest=10000 ** (2 / HEAD_DIM - 1))
+        queries, keys, values = apply_rotary(qkv.permute(2, 0, 3, 1, 4), rotation)
+        attended = F.scaled_dot_product_attention(queries, keys, values)  # [windows, heads, window, HEAD_DIM]
+        out: Tensor = self.out_proj(attended.transpose(1, 2).reshape(batch, time, dim))
+        return x + out.transpose(1, 2)
+
+
+class EncoderBlock(nn.Module):
+    """Residual units, then a strided convolution to twice the channels."""
+
+    def __init__(self, dim: int, stride: int, *, depthwise: bool) -> None:
+        super().__init__()
+        self.units = nn.ModuleList(ResidualUnit(dim, dilation, depthwise=depthwise) for dilation in DILATIONS)
+        self.snake = Snake(dim)
+        self.conv = nn.Conv1d(dim, 2 * dim, 2 * stride, stride=stride, padding=-(-stride // 2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        for unit in self.units:
+            x = unit(x)
+        out: Tensor = self.conv(self.snake(x))
+        return out
+
+
+class DecoderBlock(nn.Module):
+    """A transposed convolution to half the channels, noise, then residual units."""
+
+    def __init__(self, dim: int, stride: int, *, depthwise: bool, noise: bool) -> None:
+        super().__init__()
+        self.snake = Snake(dim)
+        self.conv = nn.ConvTranspose1d(
+            dim, dim // 2, 2 * stride, stride=stride, padding=-(-stride // 2), output_padding=stride % 2
+        )
+        self.noise = nn.Conv1d(dim // 2, dim // 2, 1, bias=False) if noise else None
+        self.units = nn.ModuleList(ResidualUnit(dim // 2, dilation, depthwise=depthwise) for dilation in DILATIONS)
+
+    def forward(self, x: Tensor, generator: torch.Generator | None) -> Tensor:
+        x = transposed_conv(self.conv, self.snake(x))
+        if self.noise is not None and generator is not None:
+            noise = torch.randn(len(x), 1, x.shape[2], generator=generator).to(x.device)
+            x = x + noise * self.noise(x)
+        for unit in self.units:
+            x = unit(x)
+        return x
+
+
+class Encoder(nn.Module):
+    """Audio [batch, 1, time] to latents [batch, dim, time / product of the rates]."""
+
+    def __init__(self, config: SNACConfig) -> None:
+        super().__init__()
+        dims = [config.encoder_dim * 2**level for level in range(len(config.encoder_rates))]
+        self.conv_in = nn.Conv1d(1, dims[0], 7, padding=3)
+        self.blocks = nn.ModuleList(
+            EncoderBlock(dim, stride, depthwise=config.depthwise)
+            for dim, stride in zip(dims, config.encoder_rates, strict=True)
+        )
+        dim = config.latent_dim
+        self.attention = LocalAttention(dim, config.window) if config.window else nn.Identity()
+        self.conv_out = nn.Conv1d(dim, dim, 7, padding=3, groups=dim if config.depthwise else 1)
+
+    def forward(self, audio: Audio) -> Tensor:
+        x = self.conv_in(audio)
+        for block in self.blocks:
+            x = block(x)
+        out: Tensor = self.conv_out(self.attention(x))
+        return out
+
+
+class Decoder(nn.Module):
+    """Latents [batch, dim, time / product of the rates] to audio [batch, 1, time]."""
+
+    def __init__(self, config: SNACConfig) -> None:
+        super().__init__()
+        dim = config.latent_dim
+        if config.depthwise:
+            depthwise, pointwise = nn.Conv1d(dim, dim, 7, padding=3, groups=dim), nn.Conv1d(dim, config.decoder_dim, 1)
+            self.conv_in: nn.Module = nn.Sequential(depthwise, pointwise)
+        else:
+            self.conv_in = nn.Sequential(nn.Conv1d(dim, config.decoder_dim, 7, padding=3))
+        self.attention = LocalAttention(config.decoder_dim, config.window) if config.window else nn.Identity()
+        dims = [config.decoder_dim // 2**level for level in range(len(config.decoder_rates) + 1)]
+        self.blocks = nn.ModuleList(
+            DecoderBlock(dim, stride, depthwise=config.depthwise, noise=config.noise)
+            for dim, stride in zip(dims, config.decoder_rates, strict=False)
+        )
+        self.snake = Snake(dims[-1])
+        self.conv_out = nn.Conv1d(dims[-1], 1, 7, padding=3)
+
+    def forward(self, latents: Tensor, generator: torch.Generator | None) -> Audio:
+        x = self.attention(self.conv_in(latents))
+        for block in self.blocks:
+            x = block(x, generator)
+        return torch.tanh(self.conv_out(self.snake(x)))
+
+
+class SNAC(BlockCodec):
+    """A SNAC model, with codes and audio equal to those of the original without its noise.
+
+    The original's decoder adds other noise in every call, in evaluation too; here `noise_seed` asks for noise, which is
+    the same in every call. It begins anew with every block of a stream.
+
+    The original needs whole windows, and gives the codes and the audio of the silence that it adds to fill them. Here a
+    signal has as many frames as it needs; its codes are the first ones of the original's. The audio of a last window
+    that is not whole differs from the original's, which decodes the codes of the silence too.
+    """
+
+    config: SNACConfig
+    encoder: Encoder
+    quantizer: FactorizedRVQ
+    decoder: Decoder
+
+    def __init__(self, config: SNACConfig) -> None:
+        super().__init__(config, decoder_delay=0)
+        self.encoder = Encoder(config)
+        self.quantizer = FactorizedRVQ(
+            config.latent_dim, config.num_codebooks, config.codebook_size, config.codebook_dim, strides=config.strides
+        )
+        self.decoder = Decoder(config)
+        self.block_frames = config.window_frames
+
+    @property
+    def codebook_choices(self) -> tuple[int, ...]:
+        return tuple(accumulate(self.config.strides[0] // stride for stride in self.config.strides))
+
+    def analyze(self, audio: Audio) -> Latents:
+        frames = self.frame_spec.frames(audio.shape[-1])
+        if not frames:
+            return audio.new_zeros(len(audio), self.config.latent_dim * self.config.strides[0], 0)
+        missing = -frames % self.config.window_frames
+        latents = self.encoder(F.pad(audio, (0, missing * self.config.hop)))
+        return self.quantizer.fold(latents[..., : frames * self.config.strides[0]])
+
+    def synthesize(self, latents: Latents) -> Audio:
+        if latents.shape[-1] == 0:
+            return latents.new_zeros(len(latents), 1, 0)
+        seed = self.config.noise_seed
+        generator = None if seed is None else torch.Generator().manual_seed(seed)
+        audio: Audio = self.decoder(self.quantizer.unfold(latents), generator)
+        return audio
+
+    def receptive_field(self) -> ReceptiveField:
+        units = sum(3 * dilation for dilation in DILATIONS)
+        config = self.config
+        around = max(0, config.window - 1)  # at most, for a latent at either end of its window
+        steps = config.strides[0]
+        first, last = -3 - around, steps - 1 + 3 + around  # what a frame depends on, from the last layer to the first
+        for rate in reversed(config.encoder_rates):
+            padding = -(-rate // 2)
+            first, last = first * rate - padding - units, last * rate - padding + 2 * rate - 1 + units
+        encoder = Context(past=-((first - 3) // config.hop), future=(last + 3) // config.hop)
+        first, last = -3, config.hop - 1 + 3
+        for rate in reversed(config.decoder_rates):
+            padding = -(-rate // 2)
+            first, last = first - units, last + units
+            first, last = -((2 * rate - 1 - first - padding) // rate), (last + padding) // rate
+        first, last = first - around - 3, last + around + 3
+        return ReceptiveField(encoder, Context(past=-(first // steps), future=last // steps))
+
+    def checkpoint_blocks(self) -> list[nn.Module]:
+        return [block for block in self.modules() if isinstance(block, EncoderBlock | DecoderBlock)]
