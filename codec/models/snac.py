@@ -35,7 +35,7 @@ from codec.models.base import (
     SampleRate,
 )
 from codec.nn.attention import apply_rotary, rotary_table
-from codec.nn.products import transposed_conv
+from codec.nn.products import conv, depthwise_conv, strided_conv, transposed_conv
 from codec.nn.quantize.factorized import FactorizedRVQ
 from codec.nn.shapes import Audio, Latents
 from codec.nn.snake import Snake
@@ -112,6 +112,7 @@ class ResidualUnit(nn.Module):
     def __init__(self, dim: int, dilation: int, *, depthwise: bool) -> None:
         super().__init__()
         self.context = 3 * dilation
+        self.depthwise = depthwise
         self.snake1 = Snake(dim)
         groups = dim if depthwise else 1
         self.conv1 = nn.Conv1d(dim, dim, 7, dilation=dilation, padding=self.context, groups=groups)
@@ -123,8 +124,8 @@ class ResidualUnit(nn.Module):
 
     def whole(self, x: Tensor) -> Tensor:
         """The unit on one tile."""
-        y: Tensor = self.conv2(self.snake2(self.conv1(self.snake1(x))))
-        return x + y
+        y = depthwise_conv(self.conv1, self.snake1(x)) if self.depthwise else self.conv1(self.snake1(x))
+        return conv(self.conv2, self.snake2(y)) + x
 
 
 class LocalAttention(nn.Module):
@@ -172,8 +173,7 @@ class EncoderBlock(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         for unit in self.units:
             x = unit(x)
-        out: Tensor = self.conv(self.snake(x))
-        return out
+        return strided_conv(self.conv, x, before=self.snake)
 
 
 class DecoderBlock(nn.Module):

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from codec.nn.products import conv, transposed_conv
+from codec.nn.products import conv, depthwise_conv, strided_conv, transposed_conv
 from codec.nn.tiles import in_tiles
 
 
@@ -27,6 +27,21 @@ def test_transposed_convolution(stride: int, frames: int, output_padding: int) -
     layer = nn.ConvTranspose1d(6, 4, 2 * stride, stride=stride, padding=-(-stride // 2), output_padding=output_padding)
     with torch.no_grad():
         torch.testing.assert_close(transposed_conv(layer, noise(6, frames)), layer(noise(6, frames)))
+
+
+@pytest.mark.parametrize("time", [8, 300, 60_000])
+@pytest.mark.parametrize("stride", [2, 5])
+def test_strided_convolution(stride: int, time: int) -> None:
+    layer = nn.Conv1d(6, 8, 2 * stride, stride=stride, padding=-(-stride // 2))
+    with torch.no_grad():
+        found = strided_conv(layer, noise(6, time), before=torch.tanh)
+        torch.testing.assert_close(found, layer(noise(6, time).tanh()))
+
+
+@pytest.mark.parametrize("dilation", [1, 9])
+def test_depthwise_convolution(dilation: int) -> None:
+    layer = nn.Conv1d(6, 6, 7, dilation=dilation, padding=3 * dilation, groups=6)
+    torch.testing.assert_close(depthwise_conv(layer, noise(6, 50, batch=2)), layer(noise(6, 50, batch=2)))
 
 
 def test_gradients_and_batches_take_the_layer_itself() -> None:
