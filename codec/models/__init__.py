@@ -19,8 +19,8 @@ FAMILIES: dict[str, tuple[type[CodecConfig], type[Codec]]] = {
     "causal": (CausalConfig, CausalCodec),
     "dac": (DACConfig, DAC),
     "encodec": (EnCodecConfig, EnCodec),
-    "mimi": (MimiConfig, Mimi),
     "encodec_segments": (EnCodecSegmentsConfig, EnCodecSegments),
+    "mimi": (MimiConfig, Mimi),
     "snac": (SNACConfig, SNAC),
 }
 """The classes of each family, by its name: the only place that lists families."""
