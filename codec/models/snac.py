@@ -98,7 +98,7 @@ class SNACConfig(CodecConfig):
     @property
     def latent_dim(self) -> int:
         """Channels of the latents."""
-        return self.encoder_dim * 2 ** len(self.encoder_rates)
+        return self.encoder_dim << len(self.encoder_rates)
 
     @property
     def window_frames(self) -> int:
@@ -252,7 +252,7 @@ class SNAC(BlockCodec):
     """A SNAC model, with codes and audio equal to those of the original without its noise.
 
     The original's decoder adds other noise in every call, in evaluation too; here `noise_seed` asks for noise, which is
-    the same in every call. It begins anew with every block of a stream.
+    the same in every call. It starts again with every block of a stream.
 
     The original needs whole windows, and gives the codes and the audio of the silence that it adds to fill them. Here a
     signal has as many frames as it needs; its codes are the first ones of the original's. The audio of a last window

@@ -58,7 +58,7 @@ def transposed_conv(layer: nn.ConvTranspose1d, x: Tensor) -> Tensor:
 def strided_conv(layer: nn.Conv1d, x: Tensor, *, before: Callable[[Tensor], Tensor]) -> Tensor:
     """`layer(before(x))` for a stride above 1, tile by tile as a product with the windows.
 
-    `before` works on each number alone, and keeps 0.
+    `before` is a function of each number, and 0 of 0.
     """
     if not by_products(x):
         out: Tensor = layer(before(x))

@@ -99,9 +99,9 @@ def test_columns_are_the_codes_of_the_steps_in_order() -> None:
     assert torch.equal(net.quantizer.fold(steps), latents)
     coarse, middle, _ = net.quantizer.stages
     with torch.no_grad():
-        first = coarse.nearest(coarse.in_proj(steps.unflatten(2, (-1, 4)).mean(dim=3)))
+        first = coarse.nearest(coarse.in_proj(steps.view(1, 16, -1, 4).mean(dim=3)))
         residual = steps - coarse.decode(first).repeat_interleave(4, dim=2)
-        second = middle.nearest(middle.in_proj(residual.unflatten(2, (-1, 2)).mean(dim=3)))
+        second = middle.nearest(middle.in_proj(residual.view(1, 16, -1, 2).mean(dim=3)))
     assert torch.equal(codes[0, 0], first[0])
     assert torch.equal(codes[0, 1], second[0, 0::2])
     assert torch.equal(codes[0, 2], second[0, 1::2])

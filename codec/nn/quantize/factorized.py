@@ -53,9 +53,10 @@ class FactorizedVQ(nn.Module):
 class FactorizedRVQ(Quantizer):
     """A stack of `FactorizedVQ`; each quantizes the residual of the ones before it.
 
-    A stage may have a stride: it then has a code for the mean of so many steps (Siuzdak et al. 2024, section 3.1). A
-    frame has as many steps as the first stride, which all others divide; the latents of its steps follow one another in
-    its channels, [batch, steps * dim, frames], and every code of a frame counts as a codebook, stage by stage.
+    A stage may have a stride: it then has one code for the mean of that number of steps (Siuzdak et al. 2024, section
+    3.1). A frame has as many steps as the first stride, which all others divide; the latents of its steps follow one
+    another in its channels, [batch, steps * dim, frames], and every code of a frame counts as a codebook, stage by
+    stage.
     """
 
     stages: Sequence[FactorizedVQ]
@@ -77,13 +78,15 @@ class FactorizedRVQ(Quantizer):
         """Latents [batch, steps * dim, frames] of steps [batch, dim, frames * steps]."""
         if self.steps == 1:
             return latents
-        return latents.unflatten(2, (-1, self.steps)).permute(0, 3, 1, 2).flatten(1, 2)  # type: ignore[no-untyped-call]
+        batch, dim, _ = latents.shape
+        return latents.reshape(batch, dim, -1, self.steps).permute(0, 3, 1, 2).flatten(1, 2)
 
     def unfold(self, latents: Latents) -> Tensor:
         """Invert `fold`."""
         if self.steps == 1:
             return latents
-        return latents.unflatten(1, (self.steps, -1)).permute(0, 2, 3, 1).flatten(2)  # type: ignore[no-untyped-call]
+        batch, dim, frames = latents.shape
+        return latents.reshape(batch, self.steps, dim // self.steps, frames).permute(0, 2, 3, 1).flatten(2)
 
     def pooled(self, residual: Tensor, stride: int) -> Tensor:
         """Means [batch, dim, time / stride] of the steps that share a code."""
