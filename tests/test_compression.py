@@ -307,7 +307,7 @@ def test_damage_at_both_ends_and_twice(tmp_path: Path, packets: list[int], silen
 
 def test_damage_outside_the_codes_costs_no_audio(tmp_path: Path) -> None:
     target = tmp_path / "a.codec"
-    compress(tones(tmp_path / "a.wav"), target, model=MODEL)
+    compress(tones(tmp_path / "a.wav", time=20_000), target, model=MODEL)
     decompress(target, tmp_path / "whole.wav", model=MODEL)
     data = target.read_bytes()
     for position in (3, 40, len(data) - 20, len(data) - 2):

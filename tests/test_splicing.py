@@ -76,7 +76,7 @@ def test_damage_outside_a_part_does_not_matter(tmp_path: Path) -> None:
     data[data.index(b"\xf5\xc3") + 40] ^= 1
     (tmp_path / "a.codec").write_bytes(data)
     decompress(tmp_path / "a.codec", tmp_path / "late.wav", model=MODEL, start=2)
-    np.testing.assert_array_equal(samples(tmp_path / "late.wav"), samples(tmp_path / "whole.wav")[16_000:])
+    np.testing.assert_allclose(samples(tmp_path / "late.wav"), samples(tmp_path / "whole.wav")[16_000:], atol=1e-5)
     with pytest.raises(DamagedFile):
         decompress(tmp_path / "a.codec", tmp_path / "early.wav", model=MODEL, start=0.5, end=3)
     assert len(samples(tmp_path / "early.wav")) == 20_000

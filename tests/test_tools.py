@@ -41,6 +41,7 @@ def test_all_tools_are_found() -> None:
         "bench_train",
         "check_signals",
         "compare_lms",
+        "format_report",
         "fuzz",
         "pack_weights",
         "plot_rates",
@@ -141,6 +142,17 @@ def test_a_network_for_entropy_coding_learns_what_follows_what(capsys: pytest.Ca
     assert information - 80 < modeled < information + 90  # a byte for each of ten packets
     lines = list(tool["report"](clips[30:], model, network))
     assert len(lines) == 2 + 2  # the set and all, with three codebooks
+
+
+def test_sizes_are_those_of_the_files() -> None:
+    tool = runpy.run_path(str(next(tool for tool in TOOLS if tool.stem == "format_report")), run_name="tool")
+    header = tool["header_of"](tiny_model(), 8000, 1, 3, 1.0)
+    codes = np.random.default_rng(0).integers(0, 20, (1, 3, 101))
+    sizes = tool["sizes"](codes, header)
+    assert sizes["codes"] == -(-101 * 15 // 8)
+    assert sizes["none"] - sizes["codes"] < 150
+    assert sizes[".dac"] == 606
+    assert sizes["version 1"] == 93 + 6 + 60 + sizes["codes"]
 
 
 def test_mutated_files_raise_nothing_but_codec_errors() -> None:

@@ -72,7 +72,7 @@ The body of the end packet:
         v  entries of the index; for each:
              v  frames since the entry before
              v  bytes since the entry before: an entry points to the first byte of a packet of codes
-        b  copy of the header's fields between length and checksum; empty if there are fewer than two packets of codes
+        b  copy of the header's fields between length and checksum; empty if there are fewer than three packets of codes
 
 and the footer ends the file:
 
@@ -433,7 +433,7 @@ class Writer:
     def close(self, *, time: int) -> None:
         """Write the last codes, the end packet and the footer; `time` counts samples of the source."""
         self._flush()
-        copy = self.header._to_fields() if self._packets > 1 else b""  # one packet is lost with its header
+        copy = self.header._to_fields() if self._packets > 2 else b""  # a fifth of a file of 1 s
         self.header = replace(self.header, time=time)
         entries = b""
         before = (0, 0)
