@@ -215,7 +215,7 @@ def _ray() -> Iterator[Any]:
         import ray.data
     except ImportError as error:
         raise MissingDependency(
-            "the package ray is not installed: `pip install 'codec[cluster]'`, or leave --engine out"
+            "the package ray is not installed: pip install '.[cluster]' in the project's folder, or leave --engine out"
         ) from error
     started = not ray.is_initialized()
     if started:

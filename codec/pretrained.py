@@ -30,10 +30,10 @@ EARLIER = {  # weights hashes of earlier releases, whose models have the same na
 
 
 def load(name_or_path: str | Path = DEFAULT, device: "str | torch.device" = "auto") -> "Codec":
-    """Load a codec: a shipped one by name, or one from a .safetensors file or a training run's folder.
+    """Load a codec: by a name that `codec models` lists, from a file, or from the folder of a training run.
 
-    Checkpoints of other projects are taken too (`codec.foreign`): files, folders of transformers, and published ones by
-    the names of `codec.published`, which are downloaded once.
+    Checkpoints of EnCodec, DAC, Mimi and SNAC are taken too (`codec.foreign`): files, folders of transformers, and
+    published ones by name (`codec.published`), which are downloaded once.
 
     `device` "auto" is a GPU if there is one, as on the command line. Inputs may be on any device; outputs are on the
     model's.
@@ -160,7 +160,7 @@ def find(name_or_path: str | Path) -> Path:
     hint = f"did you mean {close[0]}? " if close else ""
     raise UnknownModel(
         f"there is no model {name_or_path}: {hint}shipped models are {', '.join(files) or 'none'}; "
-        "or name a .safetensors file or the folder of a training run"
+        "or name a file, or the folder of a training run or of transformers"
     )
 
 

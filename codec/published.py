@@ -31,6 +31,30 @@ class Published:
 
 
 PUBLISHED = {
+    "encodec-24khz": Published(
+        repository="facebook/encodec_24khz",
+        license="not stated",
+        sample_rate=24000,
+        frame_rate=75,
+        codebooks="32 × 1024",
+        bitrates="0.75 to 24",
+    ),
+    "encodec-48khz": Published(
+        repository="facebook/encodec_48khz",
+        license="not stated",
+        sample_rate=48000,
+        frame_rate=150,
+        codebooks="16 × 1024",
+        bitrates="1.5 to 24",
+    ),
+    "encodec-32khz": Published(
+        repository="facebook/encodec_32khz",
+        license="CC BY-NC 4.0",
+        sample_rate=32000,
+        frame_rate=50,
+        codebooks="4 × 2048",
+        bitrates="0.55 to 2.2",
+    ),
     "dac-16khz": Published(
         repository="descript/dac_16khz",
         license="MIT",
@@ -62,6 +86,33 @@ PUBLISHED = {
         frame_rate=12.5,
         codebooks="32 × 2048",
         bitrates="0.14 to 4.4",
+    ),
+    "snac-24khz": Published(
+        repository="hubertsiuzdak/snac_24khz",
+        file="pytorch_model.bin",
+        license="MIT",
+        sample_rate=24000,
+        frame_rate=11.72,
+        codebooks="7 × 4096",
+        bitrates="0.14 to 0.98",
+    ),
+    "snac-32khz": Published(
+        repository="hubertsiuzdak/snac_32khz",
+        file="pytorch_model.bin",
+        license="MIT",
+        sample_rate=32000,
+        frame_rate=10.42,
+        codebooks="15 × 4096",
+        bitrates="0.125 to 1.88",
+    ),
+    "snac-44khz": Published(
+        repository="hubertsiuzdak/snac_44khz",
+        file="pytorch_model.bin",
+        license="MIT",
+        sample_rate=44100,
+        frame_rate=14.36,
+        codebooks="15 × 4096",
+        bitrates="0.172 to 2.58",
     ),
 }
 """By the name that `codec.load` and --model take."""
@@ -100,7 +151,9 @@ def fetch(name: str) -> Path:
         from huggingface_hub import hf_hub_download
         from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, LocalEntryNotFoundError
     except ImportError as error:
-        raise MissingDependency(f'{name} is fetched by huggingface_hub: pip install "codec[hub]"') from error
+        raise MissingDependency(
+            f"{name} is fetched by huggingface_hub: pip install '.[hub]' in the project's folder"
+        ) from error
     known = PUBLISHED[name]
     where = f"{name} ({known.repository}, {known.file})"
     try:

@@ -2,6 +2,7 @@
 
 import io
 import json
+import math
 from pathlib import Path
 
 import numpy as np
@@ -117,6 +118,15 @@ def test_other_content_is_refused_and_removed(monkeypatch: pytest.MonkeyPatch) -
         with pytest.raises(StorageError, match="other content than the hub states"):
             codec.load(NAME)
     assert published.cached(NAME) is None
+
+
+def test_names_rates_and_sizes_agree() -> None:
+    for name, known in published.PUBLISHED.items():
+        count, size = (int(part) for part in known.codebooks.split(" × "))
+        lowest, highest = (float(part) for part in known.bitrates.split(" to "))
+        per_codebook = math.log2(size) * known.frame_rate / 1000
+        assert lowest == pytest.approx(per_codebook, rel=0.02), name
+        assert highest == pytest.approx(count * per_codebook, rel=0.02), name
 
 
 def test_a_near_name_is_suggested() -> None:

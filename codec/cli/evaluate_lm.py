@@ -77,7 +77,7 @@ def evaluate_lm(
     ] = None,
     device: DeviceOption = "auto",
 ) -> None:
-    """Evaluate clips that a language model generates of every label against real recordings.
+    """Generate clips of every label with a language model, and compare them with real recordings.
 
     A classifier of the labels measures accuracy, FID, Inception Score, class balance and copies of training clips.
 

@@ -26,7 +26,7 @@ def import_codes(
     ] = None,
     force: ForceOption = False,
 ) -> None:
-    """Write codes of another project as a .codec file: .ecdc files of encodec, arrays [codebooks, frames].
+    """Write codes of another project as a .codec file: .ecdc files of encodec, or arrays of shape (codebooks, frames).
 
     Example: codec import song.ecdc --model encodec_24khz.th
     """
@@ -46,11 +46,12 @@ def export_codes(
             "-o",
             metavar="FILE",
             help="An .npy or .npz file, beside INPUT by default; .npz has the scale too.",
+            rich_help_panel=INPUT_OUTPUT,
         ),
     ] = None,
     force: ForceOption = False,
 ) -> None:
-    """Write the codes of a .codec file as an array [rows, codebooks, frames]; no model is needed.
+    """Write the codes of a .codec file as an array of shape (rows, codebooks, frames), without a model.
 
     Example: codec export-codes song.codec -o song.npy
     """

@@ -45,8 +45,8 @@ Inputs = Annotated[
     list[str],
     typer.Argument(
         metavar="INPUT",
-        help="Files and folders; - for standard input. The second of two names is OUTPUT, the file or folder to write; "
-        "by default it is beside INPUT; - for standard output.",
+        help="One input and, optionally, OUTPUT: a file or folder, by default beside INPUT. For several inputs, name "
+        "the folder with -o. - is standard input or standard output.",
         callback=_named,
     ),
 ]
@@ -226,7 +226,7 @@ def decode(
             "--model",
             "-m",
             help="Model that wrote INPUT, as for codec encode.",
-            show_default="the shipped model that INPUT names",
+            show_default="found by INPUT's header: shipped, fetched before, or in runs/",
             rich_help_panel=MODEL,
         ),
     ] = None,

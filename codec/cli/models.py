@@ -144,8 +144,8 @@ def evaluate(
         typer.Option(
             "--model",
             "-m",
-            help="Name of a shipped model, path of a .safetensors file, or folder of a training run; "
-            "repeat it to compare models.",
+            help="Model: a name listed by codec models, a file (also of EnCodec, DAC, Mimi or SNAC), or the folder of "
+            "a training run or of transformers; repeat it to compare models.",
             show_default=pretrained.DEFAULT,
             rich_help_panel=MODEL,
         ),
@@ -156,7 +156,7 @@ def evaluate(
             "--codebooks",
             metavar="LIST",
             help='Numbers of codebooks to evaluate: "1,2,4", or "all" for 1 to the model\'s number.',
-            show_default="all codebooks at once",
+            show_default="only the model's full number",
             rich_help_panel=MODEL,
         ),
     ] = None,

@@ -29,7 +29,8 @@ ModelOption = Annotated[
     typer.Option(
         "--model",
         "-m",
-        help="Name of a shipped model, path of a .safetensors file, or folder of a training run.",
+        help="Model: a name listed by codec models, a file (also of EnCodec, DAC, Mimi or SNAC), or the folder of a "
+        "training run or of transformers.",
         rich_help_panel=MODEL,
     ),
 ]
@@ -37,7 +38,7 @@ CodecOption = Annotated[  # of the commands that take a language model
     str | None,
     typer.Option(
         help="Codec of the model's codes: name, file, or folder of a training run.",
-        show_default="found by its hash",
+        show_default="found by the hash of its weights",
         rich_help_panel=MODEL,
     ),
 ]

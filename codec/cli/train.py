@@ -48,7 +48,7 @@ def train(
         bool,
         typer.Option(
             "--resume",
-            help="Continue the run in --out: codec train --resume runs/mine.",
+            help="Continue a run: codec train --resume runs/mine, or RECIPE with --out.",
             rich_help_panel=TRAINING,
         ),
     ] = False,
@@ -77,7 +77,7 @@ def train(
         str | None,
         typer.Option(
             help="For a language model: codec that made the tokens, as a name, a file or a run's folder.",
-            show_default="found by its weights",
+            show_default="found by the hash of its weights",
             rich_help_panel=MODEL,
         ),
     ] = None,

@@ -3,7 +3,7 @@
 Four codes with probabilities 0.5, 0.3, 0.15 and 0.05, one filter at a time:
 
     top_k 2       0.5  0.3   .     .       the 2 most probable
-    top_p 0.9     0.5  0.3  0.15   .       the smallest set whose probabilities add up to 0.9
+    top_p 0.9     0.5  0.3  0.15   .       the fewest whose probabilities add up to at least 0.9
     min_p 0.2     0.5  0.3  0.15   .       at least 0.2 times the largest
 """
 
@@ -25,7 +25,7 @@ class Sampling(Config):
     """How codes are sampled. The first four take one value, or one per codebook: (1.0, 0.9, 0.8).
 
     The filters apply in turn, each to the renormalized result of the one before. top_k keeps the most probable codes,
-    top_p the smallest set whose probabilities add up to P (nucleus sampling, Holtzman et al. 2020), min_p those at
+    top_p the fewest whose probabilities add up to P or more (nucleus sampling, Holtzman et al. 2020), min_p those at
     least P times as probable as the most probable one. Codes as probable as the last one kept are kept too.
     """
 

@@ -42,7 +42,7 @@ def full_float32(kind: str) -> Iterator[None]:
 
 
 def _raised(settings: list[Any]) -> list[tuple[Any, str]]:
-    """Set every reduced setting to full precision, and return those that changed, with their values."""
+    """Set every reduced setting to full precision, and return the changed settings with their values."""
     saved = []
     for each in settings:
         with suppress(RuntimeError):  # torch refuses to read an old setting where a new one contradicts it

@@ -25,7 +25,7 @@ try:
     from accelerate.state import AcceleratorState
     from accelerate.utils import gather_object
 except ImportError as missing:
-    raise MissingDependency("training needs Accelerate: pip install 'codec[train]'") from missing
+    raise MissingDependency("training needs Accelerate: pip install '.[train]' in the project's folder") from missing
 
 
 T = TypeVar("T")

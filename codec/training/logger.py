@@ -83,9 +83,14 @@ class Logger:
         folder.mkdir(parents=True, exist_ok=True)
         self.events = open_events(folder / "events", step)
         if self.events is None:
-            report("TensorBoard is not installed, metrics.csv only: pip install 'codec[train]' for curves and audio")
+            report(
+                "TensorBoard is not installed, metrics.csv only: pip install '.[train]' in the project's folder for "
+                "curves and audio"
+            )
         elif find_spec("matplotlib") is None:
-            report("Matplotlib is not installed, no spectrograms: pip install 'codec[train]' for them")
+            report(
+                "Matplotlib is not installed, no spectrograms: pip install '.[train]' in the project's folder for them"
+            )
         path = folder / "metrics.csv"
         before = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else []
         self.table = path.open("w", newline="", encoding="utf-8")

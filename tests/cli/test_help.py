@@ -4,6 +4,7 @@ After an intended change: python -m tests.cli.test_help --update
 """
 
 import os
+import re
 import subprocess
 import sys
 from importlib.metadata import version
@@ -92,3 +93,14 @@ if __name__ == "__main__":
     if sys.argv[1:] != ["--update"]:
         sys.exit("usage: python -m tests.cli.test_help --update")
     update()
+
+
+def test_no_word_is_lost_in_markup() -> None:
+    """Rich takes a word in brackets for markup and leaves it out."""
+    lost = [
+        f"{path.name}: {line}"
+        for path in SNAPSHOTS.glob("*.txt")
+        for line in path.read_text("utf-8").splitlines()
+        if re.search(r"\w [.;,](\s|$)", line)
+    ]
+    assert lost == []

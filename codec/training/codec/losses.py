@@ -31,7 +31,7 @@ class Spectral(NamedTuple):
 class SpectralLoss(nn.Module):
     """Distances of two signals through one set of short-time spectra.
 
-    `mel` is the sum over scales of mean |log10 mel - log10 mel'| (DAC, section 3.4). `complex_stft` is the distance of
+    `mel` is the sum over scales of mean |log10 mel - log10 mel'| (DAC, section 3.5). `complex_stft` is the distance of
     the complex spectra with magnitudes compressed to |S|^0.5, relative to the mean magnitude of the reference
     (compression as in Braun and Tashev 2020, eq. 5). `noise_to_mask` is the root of the noise-to-signal ratio of each
     mel band and frame, at most 2, because loud sound masks noise in its own band only (the noise-to-mask ratio of

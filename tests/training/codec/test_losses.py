@@ -24,6 +24,8 @@ from codec.training.codec.losses import (
     hop_modulation_loss,
     hop_periodicity_loss,
 )
+from codec.training.codec.recipe import LossConfig
+from codec.training.codec.task import AUDIO_LOSSES, LATENT_LOSSES
 from tests.helpers.training import batch
 
 
@@ -395,3 +397,9 @@ def test_balanced_weights_by_hand() -> None:
     assert {name: float(weight) for name, weight in weights.items()} == pytest.approx(
         {"mel": 3 / 32, "complex_stft": 1.25}
     )
+
+
+def test_every_loss_with_a_weight_is_trained() -> None:
+    weights = set(LossConfig.model_fields) - {"balance"}
+    assert weights == {*AUDIO_LOSSES, *LATENT_LOSSES}
+    assert not set(AUDIO_LOSSES) & set(LATENT_LOSSES)
