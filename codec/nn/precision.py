@@ -54,7 +54,7 @@ def _raised(settings: list[Any]) -> list[tuple[Any, str]]:
 
 
 class _Cudnn:
-    """cuDNN's old setting, in the form of those that came with torch 2.9."""
+    """cuDNN's old setting, in the form of the settings of torch 2.9."""
 
     @property
     def fp32_precision(self) -> str:
