@@ -246,7 +246,9 @@ def save(path: Path, tensors: Tensors, *, weights_hash: str) -> None:
     EntropyModel(tensors)
     metadata = json.dumps({"format": FORMAT, "weights_hash": weights_hash})
     with atomic_output(path, force=True) as file:
-        file.write(to_bytes(dict(tensors), metadata={METADATA: metadata}))
+        # safetensors stores the memory of an array in Fortran order as if it were in C order
+        ordered = {name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()}
+        file.write(to_bytes(ordered, metadata={METADATA: metadata}))
 
 
 def find(weights_hash: str, sizes: Sequence[int]) -> EntropyModel | None:

@@ -3,6 +3,7 @@
 import io
 import math
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -236,6 +237,15 @@ def encode_by_network(
 ) -> tuple[int, bytes]:
     assert coder == MODEL
     return MODEL, entropy.encode_adaptive(codes, sizes, model)
+
+
+def test_a_network_comes_back_from_its_file_whatever_the_order_of_its_arrays(tmp_path: Path) -> None:
+    tensors = {name: np.asfortranarray(tensor) for name, tensor in random_tensors().items()}
+    path = tmp_path / f"tiny{entropy_model.SUFFIX}"
+    entropy_model.save(path, tensors, weights_hash="ab" * 32)
+    assert entropy_model._load(path).digest == NETWORK.digest
+    for name, tensor in entropy_model._load(path)._tensors.items():
+        np.testing.assert_array_equal(tensor, tensors[name])
 
 
 def test_shipped_networks_are_those_of_shipped_codecs() -> None:
