@@ -26,6 +26,10 @@ from codec.nn.streaming import Delayed, State
 Padding: TypeAlias = Literal["reflect", "constant"]
 NARROW = 16  # input channels times kernel up to which the windows of a convolution are copied into one matrix
 
+LANES = 8
+WARM_UP = 64  # frames
+ROUNDING = 1e-6  # largest difference of states that differ by rounding alone
+
 
 class Style(NamedTuple):
     """What all convolutions of a model have in common."""
@@ -242,7 +246,18 @@ class TrimmedConvTranspose1d(Delayed):
 
 
 class LSTM(Delayed):
-    """A stack of LSTM layers, added to the input."""
+    """A stack of LSTM layers, added to the input.
+
+    One frame at a time reads all weights for little arithmetic. A long signal of one row is therefore divided into
+    `LANES` lanes that run side by side; each lane but the first begins `WARM_UP` frames early, from zero:
+
+        lane 0    |-------|
+        lane 1          ..|-------|            . warm-up
+        lane 2                  ..|-------|
+
+    An LSTM that forgets has the same state at a | as the lane before it, up to rounding. This is checked, and from the
+    first lane where it is not so, all frames are computed again in order.
+    """
 
     def __init__(self, channels: int, layers: int) -> None:
         super().__init__()
@@ -255,8 +270,34 @@ class LSTM(Delayed):
     def step(self, x: Tensor, state: State, *, last: bool = False) -> tuple[Tensor, State]:
         if not x.shape[1]:
             return x, state
-        y, state = self.lstm(x, state)
+        if len(x) == 1 and x.shape[1] >= LANES * WARM_UP and x.device.type == "cpu" and not torch.is_grad_enabled():
+            y, state = self.in_lanes(x, state)
+        else:
+            y, state = self.lstm(x, state)
         return y + x if torch.is_grad_enabled() else y.add_(x), state
+
+    def in_lanes(self, x: Tensor, state: State) -> tuple[Tensor, State]:
+        """Output and state of the LSTM for x [1, frames, channels] by lanes."""
+        size = x.shape[1] // LANES
+        lanes = x[0, : LANES * size].view(LANES, size, -1)
+        _, warm = self.lstm(lanes[:-1, size - WARM_UP :])
+        begins = tuple(torch.cat([first, later], dim=1) for first, later in zip(state, warm, strict=True))
+        y, ends = self.lstm(lanes, begins)
+        right = [self.meets(ends, begins, lane) for lane in range(1, LANES)]
+        valid = (right + [False]).index(False) + 1  # lanes before the first one that began with another state
+        state = tuple(part[:, valid - 1 : valid].contiguous() for part in ends)
+        y = y[:valid].reshape(1, valid * size, -1)
+        if valid * size == x.shape[1]:
+            return y, state
+        rest, state = self.lstm(x[:, valid * size :], state)
+        return torch.cat([y, rest], dim=1), state
+
+    def meets(self, ends: Sequence[Tensor], begins: Sequence[Tensor], lane: int) -> bool:
+        """Whether a lane began with the state that the lane before it ended with."""
+        return all(
+            torch.allclose(begin[:, lane], end[:, lane - 1], rtol=ROUNDING, atol=ROUNDING)
+            for begin, end in zip(begins, ends, strict=True)
+        )
 
     def needs(self, output: int) -> int:
         return output

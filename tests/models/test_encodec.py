@@ -15,7 +15,7 @@ from codec.errors import ConfigError, UnknownModel
 from codec.frames import FrameSpec
 from codec.models.base import UNBOUNDED, Encoded, split_scale
 from codec.models.encodec import EnCodec, EnCodecConfig, EnCodecSegments, EnCodecSegmentsConfig
-from codec.nn.padded import PaddedConv1d, Padding, Style, TrimmedConvTranspose1d, elu, pad_ends
+from codec.nn.padded import LANES, LSTM, WARM_UP, PaddedConv1d, Padding, Style, TrimmedConvTranspose1d, elu, pad_ends
 from codec.nn.streaming import Delayed
 from codec.streams import StreamDecoder, StreamEncoder
 from tests.helpers.checkpoints import scaled, theirs, weight_normed, write_folder
@@ -94,6 +94,23 @@ def test_reflection_extends_what_is_too_short_with_zeros() -> None:
     assert pad_ends(x, 3, 1, "reflect").flatten().tolist() == [4, 3, 2, 1, 2, 3, 4, 3]
     assert pad_ends(x, 5, 0, "reflect").flatten().tolist() == [0, 0, 4, 3, 2, 1, 2, 3, 4]
     assert pad_ends(x, 5, 3, "reflect").flatten().tolist() == [0, 0, 4, 3, 2, 1, 2, 3, 4, 0, 0, 0]
+
+
+@pytest.mark.parametrize("forget", [-2.0, 1.0, 9.0])
+@pytest.mark.parametrize("time", [LANES * WARM_UP, LANES * WARM_UP + 5])
+def test_lanes_of_an_lstm_equal_its_steps(forget: float, time: int) -> None:
+    """With a large bias of the forget gate, lanes do not begin with the right state, and are computed again."""
+    layer = LSTM(4, 2)
+    with torch.no_grad():
+        for name, parameter in layer.named_parameters():
+            if "bias_ih" in name:
+                parameter.view(4, 4)[1] = forget
+        x = noise(1, time, 4)
+        state = (noise(2, 1, 4), noise(2, 1, 4))
+        expected, after = layer.lstm(x, state)
+        y, found = layer.step(x, state)
+    torch.testing.assert_close(y, expected + x, rtol=0, atol=5e-6)
+    torch.testing.assert_close(found, after, rtol=0, atol=5e-6)
 
 
 def test_the_fast_activation_is_elu() -> None:
