@@ -83,7 +83,25 @@ SNAC_24KHZ: dict[str, Any] = {
     "depthwise": True,
 }
 
-PEERS: dict[str, Callable[[Path], Pair]] = {"moshi": moshi, "transformers-mimi": transformers_mimi, "snac": snac}
+
+def encodec(folder: Path) -> Pair:
+    """encodec's 24 kHz model, with all 32 codebooks."""
+    from encodec import EncodecModel
+
+    net = EncodecModel.encodec_model_24khz(pretrained=False).eval()
+    for layer in net.quantizer.vq.layers:
+        torch.nn.init.normal_(layer._codebook.embed)
+    net.set_target_bandwidth(24.0)
+    torch.save(net.state_dict(), folder / "encodec.th")
+    return Pair(net.encode, net.decode, codec.load(folder / "encodec.th", device="cpu"))
+
+
+PEERS: dict[str, Callable[[Path], Pair]] = {
+    "encodec": encodec,
+    "moshi": moshi,
+    "transformers-mimi": transformers_mimi,
+    "snac": snac,
+}
 
 
 def cpu_seconds(runs: list[Run], repeats: int) -> list[float]:

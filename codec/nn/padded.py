@@ -26,6 +26,7 @@ from codec.nn.streaming import Delayed, State
 Padding: TypeAlias = Literal["reflect", "constant"]
 NARROW = 16  # input channels times kernel up to which the windows of a convolution are copied into one matrix
 
+FEW = 4  # frames
 LANES = 8
 WARM_UP = 64  # frames
 ROUNDING = 1e-6  # largest difference of states that differ by rounding alone
@@ -272,9 +273,24 @@ class LSTM(Delayed):
             return x, state
         if len(x) == 1 and x.shape[1] >= LANES * WARM_UP and x.device.type == "cpu" and not torch.is_grad_enabled():
             y, state = self.in_lanes(x, state)
+        elif x.shape[1] <= FEW and x.device.type == "cpu" and not torch.is_grad_enabled():
+            y, state = self.frame_by_frame(x, state)
         else:
             y, state = self.lstm(x, state)
         return y + x if torch.is_grad_enabled() else y.add_(x), state
+
+    def frame_by_frame(self, x: Tensor, state: State) -> tuple[Tensor, State]:
+        """Output and state of the LSTM for a few frames, because `nn.LSTM` copies all weights first on a CPU."""
+        weights = self.lstm.all_weights
+        layers = [(hidden, cell) for hidden, cell in zip(*state, strict=True)]
+        outputs = []
+        for frame in x.unbind(1):
+            for number, layer in enumerate(layers):
+                layers[number] = torch.lstm_cell(frame, layer, *weights[number])
+                frame = layers[number][0]
+            outputs.append(frame)
+        hidden, cell = zip(*layers, strict=True)
+        return torch.stack(outputs, dim=1), (torch.stack(hidden), torch.stack(cell))
 
     def in_lanes(self, x: Tensor, state: State) -> tuple[Tensor, State]:
         """Output and state of the LSTM for x [1, frames, channels] by lanes."""
@@ -284,7 +300,7 @@ class LSTM(Delayed):
         begins = tuple(torch.cat([first, later], dim=1) for first, later in zip(state, warm, strict=True))
         y, ends = self.lstm(lanes, begins)
         right = [self.meets(ends, begins, lane) for lane in range(1, LANES)]
-        valid = (right + [False]).index(False) + 1  # lanes before the first one that began with another state
+        valid = [*right, False].index(False) + 1  # lanes before the first one that began with another state
         state = tuple(part[:, valid - 1 : valid].contiguous() for part in ends)
         y = y[:valid].reshape(1, valid * size, -1)
         if valid * size == x.shape[1]:
