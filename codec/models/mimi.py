@@ -1,4 +1,4 @@
-"""Mimi, the codec of Moshi (Défossez et al. 2024, "Moshi: a speech-text foundation model for real-time speech").
+"""Mimi, the codec of Moshi (Défossez et al. 2024, section 3.3).
 
     audio ─ conv ─ (residual unit, strided conv) for each rate ─ conv ─ transformer ─ strided conv ─ SplitRVQ ─ codes
     codes ─ SplitRVQ ─ transposed conv ─ transformer ─ conv ─ (transposed conv, residual unit) for each rate ─ conv
