@@ -44,6 +44,7 @@ from codec.nn.tiles import in_tiles
 Dim = Annotated[int, Field(ge=1, le=2**14)]
 Rates = Annotated[tuple[Annotated[int, Field(ge=1, le=64)], ...], Field(min_length=1, max_length=8)]
 DILATIONS = (1, 3, 9)
+UNITS_CONTEXT = 3 * sum(DILATIONS)  # samples to either side that the residual units of a rate need
 HEAD_DIM = 64  # of the attention
 
 
@@ -111,21 +112,26 @@ class ResidualUnit(nn.Module):
 
     def __init__(self, dim: int, dilation: int, *, depthwise: bool) -> None:
         super().__init__()
-        self.context = 3 * dilation
         self.depthwise = depthwise
         self.snake1 = Snake(dim)
         groups = dim if depthwise else 1
-        self.conv1 = nn.Conv1d(dim, dim, 7, dilation=dilation, padding=self.context, groups=groups)
+        self.conv1 = nn.Conv1d(dim, dim, 7, dilation=dilation, padding=3 * dilation, groups=groups)
         self.snake2 = Snake(dim)
         self.conv2 = nn.Conv1d(dim, dim, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        return in_tiles(self.whole, x, context=self.context)
-
-    def whole(self, x: Tensor) -> Tensor:
-        """The unit on one tile."""
         y = depthwise_conv(self.conv1, self.snake1(x)) if self.depthwise else self.conv1(self.snake1(x))
         return conv(self.conv2, self.snake2(y)) + x
+
+
+class ResidualUnits(nn.Sequential):
+    """One unit for each of `DILATIONS`, all of them on one tile at a time."""
+
+    def __init__(self, dim: int, *, depthwise: bool) -> None:
+        super().__init__(*(ResidualUnit(dim, dilation, depthwise=depthwise) for dilation in DILATIONS))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return in_tiles(super().forward, x, context=UNITS_CONTEXT)
 
 
 class LocalAttention(nn.Module):
@@ -166,14 +172,12 @@ class EncoderBlock(nn.Module):
 
     def __init__(self, dim: int, stride: int, *, depthwise: bool) -> None:
         super().__init__()
-        self.units = nn.ModuleList(ResidualUnit(dim, dilation, depthwise=depthwise) for dilation in DILATIONS)
+        self.units = ResidualUnits(dim, depthwise=depthwise)
         self.snake = Snake(dim)
         self.conv = nn.Conv1d(dim, 2 * dim, 2 * stride, stride=stride, padding=-(-stride // 2))
 
     def forward(self, x: Tensor) -> Tensor:
-        for unit in self.units:
-            x = unit(x)
-        return strided_conv(self.conv, x, before=self.snake)
+        return strided_conv(self.conv, self.units(x), before=self.snake)
 
 
 class DecoderBlock(nn.Module):
@@ -186,16 +190,15 @@ class DecoderBlock(nn.Module):
             dim, dim // 2, 2 * stride, stride=stride, padding=-(-stride // 2), output_padding=stride % 2
         )
         self.noise = nn.Conv1d(dim // 2, dim // 2, 1, bias=False) if noise else None
-        self.units = nn.ModuleList(ResidualUnit(dim // 2, dilation, depthwise=depthwise) for dilation in DILATIONS)
+        self.units = ResidualUnits(dim // 2, depthwise=depthwise)
 
     def forward(self, x: Tensor, generator: torch.Generator | None) -> Tensor:
         x = transposed_conv(self.conv, self.snake(x))
         if self.noise is not None and generator is not None:
             noise = torch.randn(len(x), 1, x.shape[2], generator=generator).to(x.device)
             x = x + noise * self.noise(x)
-        for unit in self.units:
-            x = unit(x)
-        return x
+        out: Tensor = self.units(x)
+        return out
 
 
 class Encoder(nn.Module):
@@ -294,7 +297,7 @@ class SNAC(BlockCodec):
         return audio
 
     def receptive_field(self) -> ReceptiveField:
-        units = sum(3 * dilation for dilation in DILATIONS)
+        units = UNITS_CONTEXT
         config = self.config
         around = max(0, config.window - 1)  # at most, for a latent at either end of its window
         steps = config.strides[0]
