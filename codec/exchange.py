@@ -9,6 +9,7 @@ import numpy as np
 from codec import pretrained
 from codec.compression import header_of
 from codec.errors import UnsupportedAudio, UsageError
+from codec.frames import resampled_length
 from codec.io.bitstream import Writer, open_reader
 from codec.io.foreign_codes import ForeignCodes, read_codes, write_codes
 from codec.io.storage import atomic_output
@@ -17,7 +18,7 @@ from codec.io.storage import atomic_output
 def import_codes(
     source: str | Path, target: str | Path, *, model: str | Path, length: int | None = None, force: bool = False
 ) -> ForeignCodes:
-    """Write a .codec file of the codes in an .ecdc, .npy, .npz or .pt file, which `model` made; return the codes.
+    """Write a .codec file of the codes in an .ecdc, .dac, .npy, .npz or .pt file, which `model` made; return the codes.
 
     `length` is the length in samples at the model's rate, if the file does not say it; without it, the audio is as long
     as its frames. Raises UnsupportedAudio for codes that are not the model's, UsageError for a length that the frames
@@ -38,16 +39,17 @@ def import_codes(
             f"{source} has codes from {found.codes.min()} to {found.codes.max()}, codebooks of {model} have "
             f"{net.codebook_size} entries: pass its model"
         )
+    rate = found.rate or spec.sample_rate
     time = found.time if length is None else length
     time = spec.time(frames) if time is None else time
-    if spec.frames(time) != frames:
+    if spec.frames(resampled_length(time, rate, spec.sample_rate)) != frames:
         raise UsageError(
-            f"{source} has {frames} frames, and {time} samples have {spec.frames(time)}: leave --length out"
+            f"{source} has {frames} frames, which do not hold {time} samples at {rate} Hz: leave --length out"
         )
     scale = found.scale
     if net.segment_frames and scale is None:
         scale = np.ones((rows, frames), np.float32)
-    header = header_of(net, spec.sample_rate, rows * net.channels, num_codebooks)
+    header = header_of(net, rate, rows * net.channels, num_codebooks)
     with atomic_output(target, force=force) as file:
         writer = Writer(file, header)
         writer.write(found.codes, scale)

@@ -19,6 +19,7 @@ from codec.exchange import export_codes, import_codes
 from codec.io.bitstream import open_reader
 from codec.io.foreign_codes import read_codes
 from codec.models.base import Codec, Encoded, split_scale
+from codec.models.dac import DAC, DACConfig
 from codec.models.encodec import EnCodec, EnCodecConfig, EnCodecSegments, EnCodecSegmentsConfig
 from tests.helpers.checkpoints import scaled
 
@@ -180,7 +181,7 @@ def test_bad_files_are_refused_in_one_line_and_nothing_is_written(mono: Path, tm
         "objects.npy": (None, DamagedFile, "no array"),
         "object.pt": (None, UnsupportedAudio, "not executed"),
         "text.npy": (None, DamagedFile, "no array"),
-        "a.dac": (None, UnsupportedAudio, "not a file of codes"),
+        "a.xyz": (None, UnsupportedAudio, "not a file of codes"),
         "missing.npy": (None, CodecError, "No such file"),
     }
     for name, (content, error, words) in bad.items():
@@ -208,3 +209,67 @@ def test_ecdc_of_segments_may_end_within_the_overlap(stereo: Path, tmp_path: Pat
     assert np.array_equal(found.codes, codes.numpy())
     assert found.scale is not None
     np.testing.assert_allclose(found.scale, scale.numpy(), rtol=1e-6)
+
+
+# .dac
+
+
+@pytest.fixture(scope="module")
+def dac(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    config = DACConfig(
+        sample_rate=8000,
+        hop=4,
+        encoder_dim=2,
+        decoder_dim=8,
+        encoder_rates=(2, 2),
+        decoder_rates=(2, 2),
+        num_codebooks=3,
+        codebook_size=16,
+        codebook_dim=2,
+    )
+    return saved(tmp_path_factory.mktemp("dac"), DAC(config))
+
+
+def dac_file(path: Path, codes: Tensor, **changes: Any) -> Path:
+    """A file as descript-audio-codec writes it: a pickled dictionary in an .npy file."""
+    facts = {
+        "input_db": np.array([-23.5], np.float32),
+        "original_length": 2 * 4 * codes.shape[-1],
+        "sample_rate": 16000,
+        "chunk_length": codes.shape[-1],
+        "channels": codes.shape[0],
+        "padding": True,
+        "dac_version": "1.0.0",
+    }
+    with path.open("wb") as file:
+        np.save(file, {"codes": codes.numpy().astype(np.uint16), "metadata": facts | changes})  # type: ignore[arg-type]
+    return path
+
+
+def test_dac_files_keep_codes_rate_and_length(dac: Path, tmp_path: Path) -> None:
+    codes = torch.randint(16, (2, 3, 25))
+    found = import_codes(dac_file(tmp_path / "a.dac", codes, original_length=199), tmp_path / "a.codec", model=dac)
+    assert found.note == "the level was changed before encoding: the recording had -23.5 LUFS"
+    with open_reader(tmp_path / "a.codec") as reader:
+        assert (reader.header.source_rate, reader.header.channels, reader.header.time) == (16000, 2, 199)
+        assert np.array_equal(np.concatenate(list(reader.packets()), axis=2), codes.numpy())
+    codec.decode_file(tmp_path / "a.codec", tmp_path / "a.wav", model=dac)
+    assert soundfile.info(tmp_path / "a.wav").frames == 199
+
+
+def test_dac_files_that_are_not_one_stream_or_not_what_they_say_are_refused(dac: Path, tmp_path: Path) -> None:
+    codes = torch.randint(16, (1, 3, 25))
+    path, target = tmp_path / "b.dac", tmp_path / "b.codec"
+    with pytest.raises(UnsupportedAudio, match="windows of 10 frames"):
+        import_codes(dac_file(path, codes, chunk_length=10, padding=False), target, model=dac)
+    with pytest.raises(UnsupportedAudio, match="not executed"):
+        import_codes(dac_file(path, codes, input_db=Path("harmless")), target, model=dac)
+    with pytest.raises(DamagedFile):
+        import_codes(dac_file(path, codes[0]), target, model=dac)
+    path.write_bytes(dac_file(path, codes).read_bytes()[:-20])
+    with pytest.raises(DamagedFile):
+        import_codes(path, target, model=dac)
+    path.write_bytes(b"no array")
+    with pytest.raises(DamagedFile):
+        import_codes(path, target, model=dac)
+    assert not target.exists()

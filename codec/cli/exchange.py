@@ -9,7 +9,7 @@ from codec.cli.options import INPUT_OUTPUT, ForceOption, ModelOption, say
 
 
 def import_codes(
-    source: Annotated[str, typer.Argument(metavar="INPUT", help="An .ecdc, .npy, .npz or .pt file of codes.")],
+    source: Annotated[str, typer.Argument(metavar="INPUT", help="An .ecdc, .dac, .npy, .npz or .pt file of codes.")],
     model: ModelOption,
     output: Annotated[
         str | None, typer.Argument(metavar="[OUTPUT]", help="The .codec file, beside INPUT by default.")
@@ -26,7 +26,9 @@ def import_codes(
     ] = None,
     force: ForceOption = False,
 ) -> None:
-    """Write codes of another project as a .codec file: .ecdc files of encodec, or arrays of shape (codebooks, frames).
+    """Write codes of another project as a .codec file.
+
+    INPUT is an .ecdc file of encodec, a .dac file of descript-audio-codec, or arrays of shape (codebooks, frames).
 
     Example: codec import song.ecdc --model encodec_24khz.th
     """
@@ -35,6 +37,8 @@ def import_codes(
     target = output or str(Path(source).with_suffix(".codec"))
     found = write(source, target, model=model, length=length, force=force)
     say(f"{target}: {_described(found.codes.shape)}")
+    if found.note:
+        say(f"note: {found.note}")
 
 
 def export_codes(

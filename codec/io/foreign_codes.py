@@ -1,7 +1,8 @@
-"""Codes in files of other projects: .ecdc of encodec, arrays of codes in .npy, .npz and .pt. No code is executed.
+"""Codes in files of other projects: .ecdc of encodec, .dac of descript-audio-codec, arrays in .npy, .npz and .pt.
 
-An .ecdc file is "ECDC", a version, a JSON header, and for each segment its scale (if the model has one) and its codes,
-frame by frame, packed with the lowest bits first into whole bytes.
+No code is executed. An .ecdc file is "ECDC", a version, a JSON header, and for each segment its scale (if the model has
+one) and its codes, frame by frame, packed with the lowest bits first into whole bytes. A .dac file is an .npy file whose array
+is a pickled dictionary: codes [rows, codebooks, frames] and metadata.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from codec.frames import FrameSpec
 from codec.io.bounded_json import read_json
 from codec.io.bounded_zip import check_expansion
 
-SUFFIXES = (".ecdc", ".npy", ".npz", ".pt", ".pth")
+SUFFIXES = (".ecdc", ".dac", ".npy", ".npz", ".pt", ".pth")
 ECDC_MODELS = {"encodec_24khz": 24000, "encodec_48khz": 48000}
 """Sample rates of the models that an .ecdc file can name, in Hz."""
 MAX_HEADER = 1 << 12  # bytes of the JSON of an .ecdc file
@@ -36,7 +37,11 @@ class ForeignCodes(NamedTuple):
     scale: npt.NDArray[np.float32] | None = None
     """[rows, frames], for models with a scale."""
     time: int | None = None
-    """Samples at the model's rate, None if the file does not say."""
+    """Samples at `rate`, None if the file does not say."""
+    rate: int | None = None
+    """Sample rate of the recording in Hz, None for that of the model."""
+    note: str | None = None
+    """What a user should know."""
 
 
 def read_codes(path: str | Path, spec: FrameSpec) -> ForeignCodes:
@@ -52,9 +57,13 @@ def read_codes(path: str | Path, spec: FrameSpec) -> ForeignCodes:
         raise UnsupportedAudio(f"{path} is not a file of codes: give one of {', '.join(SUFFIXES)}")
     try:
         with path.open("rb") as file:
-            return (
-                _read_ecdc(file, path, spec) if path.suffix == ".ecdc" else _of_arrays(_read_arrays(file, path), path)
-            )
+            match path.suffix:
+                case ".ecdc":
+                    return _read_ecdc(file, path, spec)
+                case ".dac":
+                    return _read_dac(file, path, spec)
+                case _:
+                    return _of_arrays(_read_arrays(file, path), path)
     except OSError as error:
         raise InputNotFound(f"{path} cannot be read: {error.strerror or error}") from error
 
@@ -135,6 +144,77 @@ def _unpacked(data: bytes, count: int, bits: int) -> npt.NDArray[np.int64]:
     """Numbers of `bits` bits each, the lowest bits first."""
     flat = np.unpackbits(np.frombuffer(data, np.uint8), count=count * bits, bitorder="little").reshape(count, bits)
     return flat.astype(np.int64) @ (1 << np.arange(bits, dtype=np.int64))
+
+
+# .dac
+
+
+class _NotPlain(Exception):
+    """A pickle holds an object that is not plain data."""
+
+
+class _PlainUnpickler(pickle.Unpickler):
+    """Unpickles plain data and numpy arrays, and no other object."""
+
+    ALLOWED = frozenset(
+        [("numpy", "ndarray"), ("numpy", "dtype")]
+        + [(f"numpy.{core}.multiarray", name) for core in ("core", "_core") for name in ("_reconstruct", "scalar")]
+    )
+
+    def find_class(self, module: str, name: str) -> Any:
+        if (module, name) not in self.ALLOWED:
+            raise _NotPlain(f"{module}.{name} is not plain data")
+        if "core" in module:  # its name depends on the numpy that wrote the file
+            return dict(zip(("_reconstruct", "scalar"), _array_builders(), strict=True))[name]
+        return getattr(np, name)
+
+
+def _array_builders() -> tuple[Any, Any]:
+    """What numpy's pickles of arrays and of numbers call."""
+    return np.zeros(0).__reduce__()[0], np.float64(0).__reduce__()[0]
+
+
+def _read_dac(file: BinaryIO, path: Path, spec: FrameSpec) -> ForeignCodes:
+    """Codes of a recording that was encoded in one window; `rate` and `time` are those of the recording."""
+    try:
+        version = np.lib.format.read_magic(file)
+        read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+        shape, _, dtype = read(file)
+        if shape != () or not dtype.hasobject:
+            raise DamagedFile(str(path), offset=0, reason="it does not hold what a .dac file holds")
+        content = _PlainUnpickler(file).load()
+        if isinstance(content, np.ndarray):
+            content = content.item()
+        codes, facts = np.asarray(content["codes"]), content["metadata"]
+        time, rate, frames, padded = (
+            facts[key] for key in ("original_length", "sample_rate", "chunk_length", "padding")
+        )
+        level = float(np.asarray(facts["input_db"]).ravel()[0])
+        time, rate, frames = int(time), int(rate), int(frames)
+    except _NotPlain as error:
+        raise UnsupportedAudio(f"{path} holds more than arrays and plain data, which is not executed") from error
+    except (
+        pickle.UnpicklingError,
+        ValueError,
+        EOFError,
+        LookupError,
+        TypeError,
+        AttributeError,
+        ImportError,
+        MemoryError,
+    ) as error:
+        raise DamagedFile(str(path), offset=0, reason="it is not what its name says") from error
+    if codes.ndim != 3 or codes.dtype.kind not in "iu" or not codes.size or time < 1 or rate < 1:
+        raise DamagedFile(str(path), offset=0, reason="it has no codes [rows, codebooks, frames]")
+    if not padded or codes.shape[2] > frames:
+        raise UnsupportedAudio(
+            f"{path} was encoded in windows of {frames} frames that overlap, so its codes are not one stream: decode "
+            "it with descript-audio-codec and encode the audio"
+        )
+    if not np.isfinite(level):
+        return ForeignCodes(codes.astype(np.int64), None, time, rate)
+    note = f"the level was changed before encoding: the recording had {level:.1f} LUFS"
+    return ForeignCodes(codes.astype(np.int64), None, time, rate, note)
 
 
 # arrays
