@@ -1,8 +1,8 @@
 """Codes in files of other projects: .ecdc of encodec, .dac of descript-audio-codec, arrays in .npy, .npz and .pt.
 
-No code is executed. An .ecdc file is "ECDC", a version, a JSON header, and for each segment its scale (if the model has
-one) and its codes, frame by frame, packed with the lowest bits first into whole bytes. A .dac file is an .npy file whose array
-is a pickled dictionary: codes [rows, codebooks, frames] and metadata.
+No code is executed. An .ecdc file is "ECDC", a version, a JSON header, and for each segment its scale (if the model
+has one) and its codes, frame by frame, packed with the lowest bits first into whole bytes. A .dac file is an .npy file
+whose array is a pickled dictionary: codes [rows, codebooks, frames] and metadata.
 """
 
 from __future__ import annotations
@@ -149,7 +149,7 @@ def _unpacked(data: bytes, count: int, bits: int) -> npt.NDArray[np.int64]:
 # .dac
 
 
-class _NotPlain(Exception):
+class _NotPlainError(Exception):
     """A pickle holds an object that is not plain data."""
 
 
@@ -163,7 +163,7 @@ class _PlainUnpickler(pickle.Unpickler):
 
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) not in self.ALLOWED:
-            raise _NotPlain(f"{module}.{name} is not plain data")
+            raise _NotPlainError(f"{module}.{name} is not plain data")
         if "core" in module:  # its name depends on the numpy that wrote the file
             return dict(zip(("_reconstruct", "scalar"), _array_builders(), strict=True))[name]
         return getattr(np, name)
@@ -191,7 +191,7 @@ def _read_dac(file: BinaryIO, path: Path, spec: FrameSpec) -> ForeignCodes:
         )
         level = float(np.asarray(facts["input_db"]).ravel()[0])
         time, rate, frames = int(time), int(rate), int(frames)
-    except _NotPlain as error:
+    except _NotPlainError as error:
         raise UnsupportedAudio(f"{path} holds more than arrays and plain data, which is not executed") from error
     except (
         pickle.UnpicklingError,
