@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING
 from codec import checkpoint, foreign, published
 from codec.checkpoint import RUN_MODEL, CodecCard, ModelCard, load_model, on_device, read_card
 from codec.errors import InputNotFound, UnknownModel, WeightsMismatch, model_label
-from codec.io.entropy_model import SUFFIX as NETWORK_SUFFIX
 
 if TYPE_CHECKING:
     import torch
@@ -196,5 +195,7 @@ def _models_in(folder: Path) -> list[Path]:
 
 
 def _shipped_files() -> dict[str, Path]:
-    files = (path for path in WEIGHTS.glob("*.safetensors") if not path.name.endswith(NETWORK_SUFFIX))
+    from codec.io.entropy_model import SUFFIX
+
+    files = (path for path in WEIGHTS.glob("*.safetensors") if not path.name.endswith(SUFFIX))
     return {path.stem: path for path in sorted(files)}

@@ -238,11 +238,17 @@ def _check_text(clip: Clip) -> None:
     """Raise ValueError for text with a NUL or that UTF-8 cannot encode; file names need not be UTF-8."""
     for text in (str(clip.path), clip.id, *(getattr(clip, key) for key in TEXT_FIELDS)):
         if "\0" in (text or ""):
-            raise ValueError(f"{text!r:.80} has a NUL: write it again")
+            raise ValueError(f"{_end(text)} has a NUL: write it again")
         try:
             (text or "").encode("utf-8", "surrogateescape")
         except UnicodeEncodeError as error:
-            raise ValueError(f"{text!r:.80} has half a character (a lone surrogate): write it again") from error
+            raise ValueError(f"{_end(text)} has half a character (a lone surrogate): write it again") from error
+
+
+def _end(text: str | None, most: int = 60) -> str:
+    """The end of a text for a message, because a path begins with folders."""
+    text = text or ""
+    return repr(text) if len(text) <= most else repr("…" + text[-most:])
 
 
 def manifest_rows(path: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:

@@ -28,6 +28,8 @@ OPTIONS = {
     "transcode": "source output --codebooks --bitrate --start --end --force -f",
     "concat": "sources --output -o --force -f",
     "info": "source --all --json",
+    "import": "source --model -m output --length --force -f",
+    "export-codes": "source --output -o --force -f",
     "sample": "output --force -f",
     "convert": "source output --force -f",
     "models": "--json",

@@ -50,7 +50,7 @@ def test_missing_ray_exits_9(cli: Cli, corpus: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.setitem(sys.modules, "ray", None)
     result = cli(*command, "--engine", "ray")
     assert (result.code, result.err.count("\n")) == (9, 1)
-    assert "codec[cluster]" in result.err
+    assert "'.[cluster]'" in result.err
 
 
 def test_invalid_arguments_have_their_exit_status(cli: Cli, corpus: Path) -> None:

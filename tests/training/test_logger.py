@@ -364,7 +364,7 @@ def test_without_tensorboard_there_is_the_table(monkeypatch: pytest.MonkeyPatch,
     assert read_metrics(tmp_path) == [["1", "loss/mel", "1.5"]]
     assert [path.name for path in tmp_path.iterdir()] == ["metrics.csv"]
     (line,) = said
-    assert "pip install 'codec[train]'" in line
+    assert "pip install '.[train]'" in line
 
 
 def test_without_matplotlib_there_is_audio(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -375,7 +375,9 @@ def test_without_matplotlib_there_is_audio(monkeypatch: pytest.MonkeyPatch, tmp_
         logger.log_audio(1, "original", torch.zeros(1, 1, 2000), 8000)
     tags = read_events(tmp_path).Tags()
     assert (tags["audio"], tags["images"]) == (["audio, original/clip 1"], [])
-    assert said == ["Matplotlib is not installed, no spectrograms: pip install 'codec[train]' for them"]
+    assert said == [
+        "Matplotlib is not installed, no spectrograms: pip install '.[train]' in the project's folder for them"
+    ]
 
 
 def test_the_table_is_read_in_a_few_lines(tmp_path: Path) -> None:
