@@ -20,6 +20,7 @@ from codec import compression, pretrained
 from codec.compression import Model, Report
 from codec.errors import UsageError
 from codec.io import audio, bitstream
+from codec.io.entropy import Choice
 from codec.models.base import Codec
 
 if TYPE_CHECKING:
@@ -37,6 +38,7 @@ def compress(
     num_codebooks: int | None = None,
     channels: int | None = None,
     channel: int | None = None,
+    entropy: Choice = "auto",
     device: str = "auto",
 ) -> bytes:
     """Compress the content of an audio file (WAV, FLAC, MP3, Ogg, ... by libsndfile) to that of a .codec file.
@@ -53,7 +55,7 @@ def compress(
         if channels is not None:
             reader.mix_down()
         codec, writer = compression.compress_into(
-            reader, file, model=model, num_codebooks=num_codebooks, bitrate=bitrate, device=device
+            reader, file, model=model, num_codebooks=num_codebooks, bitrate=bitrate, device=device, entropy=entropy
         )
         _warn(
             [
@@ -111,6 +113,7 @@ def encode_file(
     force: bool = False,
     verify: bool = False,
     packet: float = 1.0,
+    entropy: Choice = "auto",
 ) -> Report:
     """Compress a recording to a .codec file in constant memory, as `codec encode`.
 
@@ -120,6 +123,8 @@ def encode_file(
     the program ffmpeg decode what libsndfile does not read. `model` is a name, a file, a training run's folder or a
     loaded model; `device` is for a model given by name, "auto" for a GPU if there is one. `force` replaces an existing
     output, `verify` reads the output back and compares codes. `packet` is the length of packets in seconds, 0.1 to 10.
+    `entropy` is the last payload coder that is tried: "none", "adaptive", "model", or "auto" for all that the codec
+    has; each packet takes the one with the fewest bytes.
 
     Raises UsageError, InputNotFound, UnsupportedAudio, UnknownModel, StorageError.
     """
@@ -135,6 +140,7 @@ def encode_file(
         force=force,
         verify=verify,
         packet=packet,
+        entropy=entropy,
         device=device,
     )
 

@@ -40,6 +40,8 @@ from codec.io.audio import (
     looks_like_integers,
 )
 from codec.io.bitstream import Damage, Header, Reader, SourceId, Writer, source_id
+from codec.io.entropy import Choice, last_coder
+from codec.io.entropy_model import find as find_network
 from codec.io.live import Layout, Recording, open_live
 from codec.io.storage import is_device, mark_partial, other_than, stream_output
 from codec.models.base import Codec, split_scale
@@ -59,8 +61,10 @@ SecondsDone: TypeAlias = Callable[[float, float | None], None]
 class Report:
     """The result for one file.
 
-    `time` is the recording's length in samples per channel at `rate` Hz, `compressed_bytes` the size of the whole
-    .codec file, `elapsed` the seconds it took, loading the model included. `notes` say what was clipped.
+    `time` is the length of what was encoded or restored, in samples per channel at `rate` Hz. `compressed_bytes` is the
+    size of the whole .codec file, of a pipe what was read, and `coded_seconds` the duration that they hold.
+    `entropy_saved` is the fraction of the codes' bytes that entropy coding saved, None after decoding. `elapsed` is the
+    seconds it took, loading the model included. `notes` say what was clipped.
     """
 
     source: str
@@ -70,18 +74,20 @@ class Report:
     time: int
     num_codebooks: int
     compressed_bytes: int
+    coded_seconds: float
     elapsed: float
+    entropy_saved: float | None = None
     notes: tuple[str, ...] = ()
 
     @property
     def seconds(self) -> float:
-        """Duration of the recording."""
+        """Duration of what was encoded or restored."""
         return self.time / self.rate
 
     @property
     def bitrate(self) -> float:
         """Rate of the whole file with all its channels, in kbit/s."""
-        return self.compressed_bytes * 8 / self.seconds / 1000
+        return self.compressed_bytes * 8 / self.coded_seconds / 1000
 
     @property
     def speed(self) -> float:
@@ -103,6 +109,7 @@ def compress(
     identify: bool = False,
     verify: bool = False,
     packet: float = 1.0,
+    entropy: Choice = "auto",
     raw: Layout | None = None,
     device: str = "cpu",
     progress: SecondsDone | None = None,
@@ -113,9 +120,10 @@ def compress(
     all codebooks if both are None. `channels` 1 mixes the recording down to one channel (`codec.io.mixdown`), `channel`
     takes one alone, 0 for the first. `use_ffmpeg` as in `audio.open_reader`. `force` replaces a target that exists.
     `identify` stores size and checksum of the source in the header. `verify` reads the written file back and compares
-    its codes. `packet` is the length of packets in seconds. `raw` is the layout of a source without a header. `device`
-    is for a model given by name: "cpu", "cuda", or "auto" for CUDA if it is available. `progress` is called after each
-    block.
+    its codes. `packet` is the length of packets in seconds. `entropy` is the last payload coder that is tried: "none",
+    "adaptive", "model" (an error if the codec has no network for it), or "auto" for all that the codec has. `raw` is
+    the layout of a source without a header. `device` is for a model given by name: "cpu", "cuda", or "auto" for CUDA if
+    it is available. `progress` is called after each block.
 
     Pipes are live: samples of a WAV or raw source are encoded as they arrive, and each packet is written once it is
     complete.
@@ -142,6 +150,7 @@ def compress(
             bitrate=bitrate,
             device=device,
             packet=packet,
+            entropy=entropy,
             source=source_id(source, channels=selected_channels(channels, channel)) if identify else None,
             progress=progress,
         )
@@ -156,6 +165,8 @@ def compress(
         time=writer.header.time,
         num_codebooks=writer.header.num_codebooks,
         compressed_bytes=writer.size,
+        coded_seconds=writer.header.seconds,
+        entropy_saved=1 - writer.coded_bytes / writer.packed_bytes if writer.packed_bytes else 0.0,
         elapsed=perf_counter() - start,
         notes=(
             *reader.notes,
@@ -223,12 +234,14 @@ def compress_into(
     bitrate: float | None,
     device: str,
     packet: float = 1.0,
+    entropy: Choice = "auto",
     source: SourceId | None = None,
     progress: SecondsDone | None = None,
 ) -> tuple[Codec, Writer]:
     """Compress an open recording to a file, from the first byte to the last; return the model and the closed writer.
 
-    `packet` is the length of packets in seconds, `source` the identity of the recording's file, if it is one.
+    `packet` is the length of packets in seconds, `source` the identity of the recording's file, if it is one. `entropy`
+    as in `compress`.
     """
     if not SHORTEST_PACKET <= packet <= LONGEST_PACKET:
         raise UsageError(f"packets of {packet:g} s: use {SHORTEST_PACKET:g} to {LONGEST_PACKET:g} s")
@@ -248,7 +261,10 @@ def compress_into(
         sample_format=reader.subtype,
         source=source,
     )
-    writer = Writer(file, header)
+    coder = last_coder(entropy)
+    if entropy == "model" and find_network(header.weights_hash, header.codebook_sizes) is None:
+        raise UsageError(f"{codec.name or 'this model'} has no network for entropy coding: use --entropy auto")
+    writer = Writer(file, header, coder=coder)
     encoder = StreamEncoder(codec, num_codebooks=num_codebooks, batch=header.rows)
     resampler = Resampler(reader.rate, codec.sample_rate, coded, label=reader.label)
     most = _block_time(2 * codec.sample_rate, reader.channels)  # a short block at a low rate may be long at the model's
@@ -337,6 +353,7 @@ def decompress(
         if damage is not None:
             mark_partial(target)
             raise damage
+        size = reader.size_read()
     return Report(
         source=reader.label,
         target=str(target),
@@ -344,7 +361,8 @@ def decompress(
         rate=rate,
         time=time or 0,
         num_codebooks=min(header.num_codebooks, num_codebooks or header.num_codebooks),
-        compressed_bytes=reader.offset,
+        compressed_bytes=size,
+        coded_seconds=header.seconds if reader.seekable else (part[0] + (time or 0)) / rate,
         elapsed=perf_counter() - began,
         notes=writer.clip_notes(),
     )

@@ -17,6 +17,7 @@ from codec.errors import CodecError, InputNotFound, ModelId, StorageError, Usage
 from codec.frames import resampled_length
 from codec.io import audio, bitstream, ffmpeg
 from codec.io.bitstream import Reader
+from codec.io.entropy import Choice
 from codec.io.locks import claimed
 from codec.io.storage import is_partial, storing, walk
 from codec.parallel import Engine, each
@@ -59,6 +60,7 @@ def compress_tree(
     device: str = "cpu",
     jobs: int = 1,
     engine: Engine = "local",
+    entropy: Choice = "auto",
     progress: Progress | None = None,
 ) -> list[Outcome]:
     """Compress every recording in the folder `source` to a .codec file at the same path in the folder `target`.
@@ -93,6 +95,7 @@ def compress_tree(
             identify=True,
             verify=verify,
             packet=packet,
+            entropy=entropy,
             device=device,
         ),
         is_done=partial(

@@ -30,6 +30,7 @@ from codec.errors import (
 from codec.io import bitstream
 from codec.io.audio import Block, Resampler
 from codec.io.bitstream import Codes, Header, Writer
+from codec.io.entropy import Choice, bytes_for
 from codec.models.base import Codec
 from codec.streams import StreamDecoder
 from tests.tiny import tiny_model
@@ -111,6 +112,33 @@ def test_a_file_holds_the_codes_and_the_audio_of_the_whole_signal(
     np.testing.assert_allclose(ours, resampled(decoded, 8000, rate)[:, :time].clip(-1, 1), atol=1e-4)
     assert (back.time, back.rate, back.channels) == (time, rate, channels)
     assert back.compressed_bytes == report.compressed_bytes
+
+
+def test_the_bit_rate_of_a_part_is_that_of_the_file(tmp_path: Path) -> None:
+    source = tones(tmp_path / "a.wav", time=32_000, rate=8000, channels=1)
+    compress(source, tmp_path / "a.codec", model=MODEL)
+    size = (tmp_path / "a.codec").stat().st_size
+    part = decompress(tmp_path / "a.codec", tmp_path / "part.wav", model=MODEL, start=1.0, end=1.5)
+    assert (part.seconds, part.coded_seconds, part.compressed_bytes) == (0.5, 4.0, size)
+    assert part.bitrate == pytest.approx(size * 8 / 1000 / 4)
+
+
+def test_the_entropy_coder_is_chosen_and_its_saving_reported(tmp_path: Path) -> None:
+    source = tones(tmp_path / "a.wav", time=16_000, rate=8000, channels=1)
+    sizes, codes = {}, {}
+    choices: tuple[Choice, ...] = ("none", "adaptive", "auto")
+    for choice in choices:
+        report = compress(source, tmp_path / f"{choice}.codec", model=MODEL, entropy=choice)
+        sizes[choice], codes[choice] = report.compressed_bytes, codes_in(tmp_path / f"{choice}.codec")[1]
+        assert report.entropy_saved is not None
+        packed = bytes_for(MODEL.codebook_sizes, codes[choice].shape[2])
+        saved = report.entropy_saved * packed
+        assert sizes["none"] - sizes[choice] == pytest.approx(saved, abs=8)  # packets, their lengths, rounding
+    assert sizes["adaptive"] == sizes["auto"] < sizes["none"]
+    np.testing.assert_array_equal(codes["none"], codes["auto"])
+    with pytest.raises(UsageError, match="no network for entropy coding: use --entropy auto"):
+        compress(source, tmp_path / "model.codec", model=MODEL, entropy="model")
+    assert not (tmp_path / "model.codec").exists()
 
 
 def test_another_rate_and_format(tmp_path: Path) -> None:

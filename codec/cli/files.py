@@ -11,6 +11,7 @@ from codec.cli.options import (
     MODEL,
     DeviceOption,
     EngineOption,
+    Entropy,
     FFmpegOption,
     ForceOption,
     JobsOption,
@@ -111,6 +112,14 @@ def encode(
             rich_help_panel=INPUT_OUTPUT,
         ),
     ] = 1.0,
+    entropy: Annotated[
+        Entropy,
+        typer.Option(
+            help="Entropy coder: adaptive needs no network; model stops if the codec has no network; auto takes all "
+            "that the codec has, and each packet the smallest result.",
+            rich_help_panel=MODEL,
+        ),
+    ] = "auto",
     raw: Annotated[
         bool,
         typer.Option(
@@ -148,6 +157,7 @@ def encode(
                 force=force,
                 verify=verify,
                 packet=packet,
+                entropy=entropy,
                 device=device,
                 jobs=jobs,
                 engine=engine,
@@ -170,6 +180,7 @@ def encode(
                 force=force,
                 verify=verify,
                 packet=packet,
+                entropy=entropy,
                 raw=_layout(raw, rate, channels),
                 device=device,
                 progress=show,
@@ -364,9 +375,12 @@ def _target(source: str, output: str | None, suffix: str) -> str:
 def _print_report(report: "Report", *, quiet: bool) -> None:
     if quiet:
         return
+    is_part = report.seconds < report.coded_seconds - 1 / report.rate
+    whole = f" of {duration(report.coded_seconds)}" if is_part else ""
+    saved = f" (entropy coding saved {report.entropy_saved:.0%})" if report.entropy_saved else ""
     say(
-        f"{report.source} -> {report.target}: {duration(report.seconds)}, {report.compressed_bytes} bytes compressed, "
-        f"{report.bitrate:.2f} kbit/s, {report.speed:.0f} × real time"
+        f"{report.source} -> {report.target}: {duration(report.seconds)}{whole}, {report.compressed_bytes} bytes "
+        f"compressed{saved}, {report.bitrate:.2f} kbit/s, {report.speed:.0f} × real time"
     )
     for note in report.notes:
         say(f"note: {note}")

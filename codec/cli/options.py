@@ -13,6 +13,7 @@ from codec.errors import UsageError, printable
 
 Device = Literal["auto", "cpu", "cuda"]
 Engine = Literal["local", "ray"]
+Entropy = Literal["auto", "none", "adaptive", "model"]  # as `codec.io.entropy.Choice`, which imports numpy
 
 # Panels of the help pages, as `rich_help_panel` of an option.
 INPUT_OUTPUT = "Input/output"

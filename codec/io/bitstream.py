@@ -391,7 +391,8 @@ class Writer:
     """Write codes to a binary file from the first byte to the last, without seeking.
 
     Each packet takes the payload coder that gives the fewest bytes, up to number `coder` of `codec.io.entropy`. `size`
-    counts the bytes; `digest` is the BLAKE2b hash of all codes written, by `update_digest`.
+    counts the bytes, `coded_bytes` those of coded codes, and `packed_bytes` what coder 0 takes for the same codes;
+    `digest` is the BLAKE2b hash of all codes written, by `update_digest`.
     """
 
     def __init__(self, file: BinaryIO, header: Header, *, coder: int = entropy.MODEL) -> None:
@@ -399,7 +400,7 @@ class Writer:
         header = replace(header, network=self._network.digest if self._network else "")
         self.header = replace(header, frames=0)
         self._coder = coder
-        self.size = 0
+        self.size = self.coded_bytes = self.packed_bytes = 0
         self.digest = hashlib.blake2b()
         self._file = file
         self._packets = 0
@@ -479,6 +480,8 @@ class Writer:
             segments = self._pending_scale[:, : frames : self.header.segment_frames]  # [rows, segments]
             body += segments.T.astype("<f4").tobytes()
             self._pending_scale = self._pending_scale[:, frames:]
+        self.coded_bytes += len(payload)
+        self.packed_bytes += entropy.bytes_for(sizes, codes.shape[0] * frames)
         update_digest(self.digest, codes)
         self._send(_packet(_CODES, body + payload))
         self._packets += 1
@@ -591,6 +594,10 @@ class Reader:
     def knows_length(self) -> bool:
         """Whether `header.time` and `header.frames` are those of what can be read; in a pipe only at the end."""
         return self.is_complete or self.seekable
+
+    def size_read(self) -> int:
+        """Bytes of a seekable file, or of a pipe as far as it was read; call it after reading."""
+        return self._window.size() if self.seekable else self.offset
 
     def packets(self) -> Iterator[Codes]:
         """Yield the codes [rows, codebooks, frames] packet by packet. Raises as `packets_with_scale`."""

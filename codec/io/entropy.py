@@ -37,17 +37,20 @@ At the end one byte is sent that makes every continuation fall into the interval
 
 from collections.abc import Mapping, Sequence
 from itertools import accumulate
-from typing import Protocol
+from typing import Literal, Protocol, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
+from codec.errors import UsageError
 from codec.io.entropy_model import EntropyModel, FramePredictor, Frequencies, PacketPredictor
 
 Codes = npt.NDArray[np.int64]
 
 NONE, ADAPTIVE, MODEL = 0, 1, 2
 NAMES = ("none", "adaptive", "model")
+Choice: TypeAlias = Literal["auto", "none", "adaptive", "model"]
+"""The last coder that a writer tries, by name; "auto" tries all that the codec has."""
 MAX_MODELED = 1 << 16  # codes of a packet that take time; a forged packet of more would decode for seconds
 
 _UNKNOWN = -1  # a code that a decoder has not read, or a candidate that does not exist
@@ -56,6 +59,13 @@ _MOST = 255  # sum of the counts of a question
 _RECENT = 64  # different codes
 _TOP, _LEAST = 1 << 48, 1 << 40  # of the range coder
 _WINDOW = 6  # bytes of an interval
+
+
+def last_coder(choice: Choice) -> int:
+    """The number of the last coder to try. Raises UsageError for another name."""
+    if choice not in ("auto", *NAMES):
+        raise UsageError(f"entropy is {choice!r}: it is one of auto, {', '.join(NAMES)}")
+    return MODEL if choice == "auto" else NAMES.index(choice)
 
 
 def encode(

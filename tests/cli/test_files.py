@@ -27,6 +27,17 @@ def test_encode_and_decode(cli: Cli, recording: Path) -> None:
     assert (audio.shape, rate) == ((2, 11_200), 16_000)
 
 
+def test_the_report_says_what_entropy_coding_saved_and_which_part_was_restored(cli: Cli) -> None:
+    soundfile.write("still.wav", np.full(32_000, 0.1), 16_000)
+    assert "bytes compressed (entropy coding saved " in cli("encode", "still.wav").err
+    assert "saved" not in cli("encode", "still.wav", "none.codec", "--entropy", "none").err
+    assert Path("still.codec").stat().st_size < Path("none.codec").stat().st_size
+    refused = cli("encode", "still.wav", "model.codec", "--entropy", "model")
+    assert (refused.code, Path("model.codec").exists()) == (2, False)
+    part = cli("decode", "still.codec", "part.wav", "--start", 0.5, "--end", 1)
+    assert part.err.startswith(f"still.codec -> part.wav: 0.50 s of 2.00 s, {Path('still.codec').stat().st_size} bytes")
+
+
 def test_encode_writes_the_same_file_as_the_library(cli: Cli, recording: Path) -> None:
     cli("encode", recording, "--codebooks", 2)
     compress(recording, "direct.codec", model="general-24k", num_codebooks=2)
