@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from codec import __version__
-from codec.cli import bitstream, datasets, evaluate_lm, exchange, files, generate, info, models, tokens, train
+from codec.cli import bitstream, datasets, evaluate_lm, exchange, export, files, generate, info, models, tokens, train
 from codec.cli.options import one_line, say
 from codec.errors import CodecError, StorageError, UsageError, is_out_of_memory
 
@@ -43,6 +43,7 @@ for command in (
     app.command()(command)
 app.command("import")(exchange.import_codes)
 app.command()(exchange.export_codes)
+app.command()(export.export)
 
 
 def _version(wanted: bool) -> None:

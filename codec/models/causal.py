@@ -41,6 +41,7 @@ from codec.models.base import (
     StepCodec,
 )
 from codec.nn.conv import ConvNeXtBlock
+from codec.nn.exporting import is_exporting
 from codec.nn.quantize.base import Quantizer, Unquantized
 from codec.nn.quantize.fsq import FSQ
 from codec.nn.quantize.gain_shape import GainShapeVQ, Parts
@@ -190,7 +191,8 @@ class MDCT(nn.Module):
     def analyze(self, audio: Tensor, before: Tensor) -> tuple[Tensor, Tensor]:
         """MDCT and MDST bins [batch, frames, 2 hop] of audio [batch, frames * hop], and the last hop of samples."""
         audio = torch.cat([before, audio], dim=-1)
-        frames = audio.unfold(-1, 2 * self.hop, self.hop)  # [batch, frames, 2 hop]
+        hops = audio.view(audio.shape[0], -1, self.hop)
+        frames = torch.cat([hops[:, :-1], hops[:, 1:]], dim=-1)  # [batch, frames, 2 hop]
         return frames @ self.basis, audio[:, audio.shape[-1] - self.hop :]
 
     def synthesize(self, bins: Tensor, before: Tensor) -> tuple[Tensor, Tensor]:
@@ -271,6 +273,29 @@ def quantizer(config: CausalConfig) -> Quantizer:
             return FSQ(config.levels)
         case "none":
             return Unquantized(config.codebook_size)
+
+
+class InverseDFT(nn.Module):
+    """Orthonormal inverse DFT of spectra [..., hop / 2 + 1] to frames [..., hop].
+
+    An exported graph has a matrix product, because runtimes lack the DFT or compute it with an error of -80 dB.
+    """
+
+    basis: Tensor
+
+    def __init__(self, hop: int) -> None:
+        super().__init__()
+        self.hop = hop
+        k, n = torch.arange(hop // 2 + 1)[:, None], torch.arange(hop)
+        phase = (k * n % hop).double() * (2 * math.pi / hop)
+        both = torch.where(2 * k % hop == 0, 1.0, 2.0) * hop**-0.5  # a bin and its mirror image
+        self.register_buffer("basis", torch.cat([both * phase.cos(), -both * phase.sin()]).float(), persistent=False)
+
+    def forward(self, real: Tensor, imaginary: Tensor) -> Tensor:
+        if is_exporting():
+            return torch.cat([real, imaginary], dim=-1) @ self.basis
+        frames: Tensor = torch.fft.irfft(torch.complex(real, imaginary), n=self.hop, norm="ortho")
+        return frames
 
 
 class EncoderState(NamedTuple):
@@ -355,6 +380,7 @@ class Decoder(nn.Module):
         self.config = config
         half = config.hop // 2
         self.mdct = MDCT(config.hop)
+        self.inverse_dft = InverseDFT(config.hop)
         self.register_buffer("pca", torch.randn(config.dim, config.hop) * config.dim**-0.5)
         self.register_buffer("reference", torch.tensor(0.1))
         self.register_buffer("window", sine_window(half).float(), persistent=False)
@@ -410,8 +436,8 @@ class Decoder(nn.Module):
             real, imaginary, loudness = head.chunk(3, dim=-1)
             loudness = loudness.clamp(*NOISE_RANGE).exp()
             cosine, sine = F.embedding(row, self.noise).chunk(2, dim=-1)
-            spectrum = torch.complex(level * (real + loudness * cosine), level * (imaginary + loudness * sine))
-            short = torch.fft.irfft(spectrum, n=self.config.hop, norm="ortho") * self.window
+            short = self.inverse_dft(level * (real + loudness * cosine), level * (imaginary + loudness * sine))
+            short = short * self.window
             own, fine_half = overlap_add(short, state.fine_half)
         after = DecoderState(inner, fine, half, fine_half, (state.position + frames) % NOISE_FRAMES)
         return (audio + own)[:, None], after

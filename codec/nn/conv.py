@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from codec.nn.exporting import is_exporting
 from codec.nn.streaming import State, Stateful
 
 FEW = 16  # output frames up to which a depthwise convolution is faster tap by tap on a CPU
@@ -56,7 +57,7 @@ class CausalConv1d(Stateful):
             return x.new_zeros(x.shape[0], self.weight.shape[0], 0), state
         frames = x.shape[-1] // self.stride
         x = self.after_state(x, state)
-        if x.device.type != "cpu" or torch.is_grad_enabled():
+        if x.device.type != "cpu" or torch.is_grad_enabled() or is_exporting():
             y = self.convolve(x)
         elif self.depthwise and len(x) * frames <= FEW:
             y = self.tap_by_tap(x, frames)

@@ -24,6 +24,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from codec.nn.exporting import for_rows
 from codec.nn.quantize.base import Quantized, Quantizer
 from codec.nn.quantize.residual import ResidualVQ
 from codec.nn.quantize.vq import VectorQuantizer
@@ -127,8 +128,8 @@ class Modes(nn.Module):
         for row, amplitudes in enumerate((TONE, CLICK)):
             amplitudes = amplitudes[:num_codebooks]
             ladder[row, : len(amplitudes)] = torch.tensor(amplitudes)
-        self.register_buffer("tone", ladder[0], persistent=False)
-        self.register_buffer("click", ladder[1], persistent=False)
+        self.register_buffer("tone", ladder[0].clone(), persistent=False)
+        self.register_buffer("click", ladder[1].clone(), persistent=False)
         # the bins of a full-scale sine have a norm of at most sqrt(hop), those of a click the norm of its sample
         kinds = ((self.tones, math.log(hop**0.5)), (self.clicks, 0.0))
         gains = [loudest - STEP * step for count, loudest in kinds for step in range(count)]
@@ -145,7 +146,7 @@ class Modes(nn.Module):
 
         `weight` [rows, hop] is the weight of an error in each bin.
         """
-        rows = len(bins)
+        rows = bins.shape[0]
         mode = torch.full((rows,), -1, dtype=torch.int64, device=bins.device)
         codes = torch.zeros(rows, len(self.tone), dtype=torch.int64, device=bins.device)
         energy = bins.square().sum(dim=-1)
@@ -154,24 +155,28 @@ class Modes(nn.Module):
         largest = power[:, : self.places].topk(min(len(self.tone), self.places), dim=-1, sorted=False).values
         total = power.sum(dim=-1)
         most = torch.where(power[:, self.high :].sum(dim=-1) > HIGH_SHARE * total, HIGH_TONE_ERROR, TONE_ERROR)
-        few = ((largest.sum(dim=-1) > (1 - most) * total) & audible).nonzero()[:, 0]
-        if len(few):
-            gains = self.gains[: self.tones]
-            mode[few], codes[few] = fit_atoms(bins[few], weight[few], gains, self.tone, most[few], self.places)
+        few = (largest.sum(dim=-1) > (1 - most) * total) & audible
+        mode, codes = for_rows(self.fit_tones, few, (bins, weight, most), (mode, codes))
         if self.clicks:
             samples = bins @ self.to_samples
             peak = samples.square().amax(dim=-1)
-            few = ((peak > (1 - CLICK_ERROR) * energy) & audible & (mode < 0)).nonzero()[:, 0]
-            if len(few):
-                even, most = torch.ones_like(weight[few]), torch.full_like(peak[few], CLICK_ERROR)
-                gains = self.gains[self.tones :]
-                step, codes[few] = fit_atoms(samples[few], even, gains, self.click, most, self.places)
-                mode[few] = torch.where(step < 0, -1, self.tones + step)
+            few = (peak > (1 - CLICK_ERROR) * energy) & audible & (mode < 0)
+            mode, codes = for_rows(self.fit_clicks, few, (samples,), (mode, codes))
         return mode, codes
+
+    def fit_tones(self, bins: Tensor, weight: Tensor, most: Tensor) -> tuple[Tensor, Tensor]:
+        """(mode, codes) as in `find` of the nearest tones, whose error is at most a share of `most` [rows]."""
+        return fit_atoms(bins, weight, self.gains[: self.tones], self.tone, most, self.places)
+
+    def fit_clicks(self, samples: Tensor) -> tuple[Tensor, Tensor]:
+        """(mode, codes) as in `find` of the nearest clicks to folded frames [rows, hop]."""
+        even, most = torch.ones_like(samples), torch.full_like(samples[:, 0], CLICK_ERROR)
+        step, codes = fit_atoms(samples, even, self.gains[self.tones :], self.click, most, self.places)
+        return torch.where(step < 0, -1, self.tones + step), codes
 
     def decode(self, mode: Tensor, codes: Tensor) -> Tensor:
         """MDCT bins [rows, hop] of modes [rows] and codes [rows, codebooks]; code -1 adds no atom."""
-        out = torch.zeros(len(mode), self.hop, device=mode.device)
+        out = torch.zeros(mode.shape[0], self.hop, device=mode.device)
         count = codes.shape[1]
         click = mode >= self.tones
         amplitudes = (
@@ -194,7 +199,7 @@ def fit_atoms(
     nearest = (size.log()[:, None] - gains).abs().argmin(dim=-1)
     best = most * (signal * weight).square().sum(dim=-1)
     found = torch.full_like(nearest, -1)
-    codes = torch.zeros(len(signal), len(ladder), dtype=torch.int64, device=signal.device)
+    codes = torch.zeros(signal.shape[0], len(ladder), dtype=torch.int64, device=signal.device)
     for offset in (-1, 0, 1):
         step = (nearest + offset).clamp(0, len(gains) - 1)
         chosen, left = pursue(signal, gains[step].exp(), ladder, places)
@@ -213,7 +218,7 @@ def pursue(signal: Tensor, gain: Tensor, ladder: Tensor, places: int) -> tuple[T
     """
     left = signal / gain[:, None]
     codes = []
-    for amplitude in ladder:
+    for amplitude in ladder.unbind():
         place = left[:, :places].abs().argmax(dim=-1, keepdim=True)
         value = left.gather(1, place)
         negative = value < 0
@@ -331,18 +336,19 @@ class GainShapeVQ(Quantizer):
         if residual is None:
             residual = envelope.new_zeros(batch, self.sizes[0], frames)
         share = torch.as_tensor(share, device=codes.device, dtype=envelope.dtype).view(-1, 1, 1)
-        bins = envelope.new_zeros(batch, frames, self.sizes[-1])
+        bins = envelope.new_zeros(batch * frames, self.sizes[-1])
         if len(self.modes) and count > 1:
-            where = (code > self.silence).nonzero(as_tuple=True)
-            if len(where[0]):
-                mode = code[where] - self.silence - 1
-                bins[where] = self.modes.decode(mode, codes.transpose(1, 2)[where][:, 1:])
+            mode = (code - self.silence - 1).flatten()
+            others = codes[:, 1:].transpose(1, 2).flatten(0, 1)  # [batch * frames, codebooks - 1]
+            decode = self.modes.decode
+            inputs = mode.clamp(min=0), others
+            (bins,) = for_rows(lambda *rows: (decode(*rows),), mode >= 0, inputs, (bins,))
         return torch.cat(
             [
                 torch.where(learned, residual, 0.0),
                 envelope,
                 torch.where(learned, share, -1.0),
-                bins.transpose(1, 2),
+                bins.view(batch, frames, self.sizes[-1]).transpose(1, 2),
             ],
             dim=1,
         )

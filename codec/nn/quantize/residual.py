@@ -9,6 +9,7 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
+from codec.nn.exporting import is_exporting
 from codec.nn.quantize.base import Quantized, Quantizer
 from codec.nn.quantize.vq import VectorQuantizer, lowest, update_stages
 from codec.nn.shapes import Codes, Latents
@@ -72,9 +73,11 @@ class ResidualVQ(Quantizer):
         search = self.search_distances if direct else self.search_ranked
         with torch.autocast(latents.device.type, enabled=False):
             rows = latents.float().transpose(1, 2).flatten(0, 1)  # [batch * frames, dim]
-            parts = torch.split(rows, TILE) if latents.device.type == "cpu" else [rows]
+            parts = torch.split(rows, TILE) if latents.device.type == "cpu" and not is_exporting() else [rows]
             codes = torch.cat([search(part, stages) for part in parts])
-        return rearrange(codes, "(batch frames) codebooks -> batch codebooks frames", batch=len(latents))
+        return codes.view(latents.shape[0], latents.shape[2], codes.shape[1]).transpose(
+            1, 2
+        )  # [batch, codebooks, frames]
 
     def search_distances(self, rows: Tensor, stages: Sequence[VectorQuantizer]) -> Tensor:
         """Codes [rows, codebooks] of `rows` [rows, dim] if the distance to an entry is the error of choosing it.
@@ -97,7 +100,13 @@ class ResidualVQ(Quantizer):
             if stages_left:
                 beams = best.shape[1]
                 state = state.index_select(0, parents)
-                residual = state.narrow(1, 0, dim).sub_(stage.codebook.index_select(0, entries))
+                chosen = stage.codebook.index_select(0, entries)
+                if is_exporting():  # where writing to a part of a tensor costs more than a copy of it
+                    residual = state[:, :dim] - chosen
+                    error = residual.square().sum(dim=1, keepdim=True) * (beams > 1)
+                    state = torch.cat([residual, torch.ones_like(error), error], dim=1)
+                    continue
+                residual = state.narrow(1, 0, dim).sub_(chosen)
                 if beams > 1:
                     state[:, dim + 1] = torch.linalg.vecdot(residual, residual)
         codes = []

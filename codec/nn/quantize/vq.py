@@ -12,6 +12,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from codec.nn.distributed import all_reduce_sum
+from codec.nn.exporting import is_exporting
 from codec.nn.quantize.base import Quantized, Quantizer, random_rows, sample_rows
 from codec.nn.shapes import Codes, Latents
 
@@ -251,7 +252,7 @@ def lowest(values: Tensor, count: int) -> Tensor:
     """
     rows, width = values.shape
     group = math.gcd(width, GROUP)
-    if values.device.type != "cpu" or group == 1:
+    if values.device.type != "cpu" or group == 1 or is_exporting():
         return lowest_of_all(values, count)
     groups = width // group
     chosen = lowest_of_all(values.view(rows, groups, group).amin(dim=2), min(count, groups))  # [rows, groups]

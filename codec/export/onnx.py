@@ -1,0 +1,359 @@
+"""Export a codec to ONNX: `encoder.onnx` and `decoder.onnx`, each one step with its state as inputs and outputs.
+
+    codes, next_state... = encoder(audio, state...)
+    audio, next_state... = decoder(codes, state...)
+
+A signal in chunks of any number of frames gives the same codes, because each output `next_NAME` is the input
+`state_NAME` of the next chunk. A state is all zeros before the first chunk. The JSON in the metadata entry `codec` of
+each file says the rest: sizes, weights hash, shapes of the states (`describe`).
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import re
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from codec.errors import CodecError, MissingDependency, StorageError, UsageError
+from codec.io import synth
+from codec.io.audio import resample
+from codec.io.storage import atomic_output, storing
+from codec.models.base import Codec, StepCodec
+from codec.nn.streaming import State
+
+OPSET = 18
+"""Version of ONNX's operators: the oldest that torch exports to, so that most runtimes have it."""
+FILES = ("encoder.onnx", "decoder.onnx")
+MAX_ERROR = 1e-4
+"""Largest difference between the audio of torch and of ONNX Runtime."""
+MAX_NEAR_TIES = 1e-5
+"""Largest share of codes that may differ from those of torch, because two entries are equally near."""
+MAX_FRAMES = 2**20
+SMALL = 1024  # numbers of a weight up to which it stays float32
+SECONDS = 3.0  # length of the signals of `verify`
+
+
+class Exported(NamedTuple):
+    """The result of `export_onnx`."""
+
+    files: tuple[Path, Path]
+    codes: int
+    """Number of codes that were compared with those of torch."""
+    near_ties: tuple[str, ...]
+    """Signal and frame of the codes that differ."""
+    error: float
+    """Largest difference of the audio."""
+
+
+class EncoderStep(nn.Module):
+    """Audio [batch, channels, time] and the leaves of a state to codes and the leaves of the next state."""
+
+    def __init__(self, model: StepCodec, num_codebooks: int, spec: pytree.TreeSpec) -> None:
+        super().__init__()
+        self.model, self.num_codebooks, self.spec = model, num_codebooks, spec
+
+    def forward(self, audio: Tensor, leaves: list[Tensor]) -> tuple[Tensor, ...]:
+        latents, state = self.model.latents_step(audio, pytree.tree_unflatten(leaves, self.spec))
+        return self.model.quantizer.encode(latents, self.num_codebooks), *pytree.tree_leaves(state)
+
+
+class DecoderStep(nn.Module):
+    """Codes [batch, codebooks, frames] and the leaves of a state to audio and the leaves of the next state."""
+
+    def __init__(self, model: StepCodec, spec: pytree.TreeSpec) -> None:
+        super().__init__()
+        self.model, self.spec = model, spec
+
+    def forward(self, codes: Tensor, leaves: list[Tensor]) -> tuple[Tensor, ...]:
+        state = pytree.tree_unflatten(leaves, self.spec)
+        audio, state = self.model.audio_step(self.model.quantizer.decode(codes), state)
+        return audio.clamp(-self.model.limit, self.model.limit), *pytree.tree_leaves(state)
+
+
+def export_onnx(model: Codec, folder: str | Path, *, num_codebooks: int | None = None, force: bool = False) -> Exported:
+    """Write `encoder.onnx` and `decoder.onnx` for `num_codebooks` codebooks (all by default), verified by `verify`.
+
+    Both take any batch size and any number of frames. Nothing is written if the graphs are not right.
+
+    Raises:
+        UsageError: the family has no steps that give a frame for a frame, or has no such number of codebooks.
+        MissingDependency: a package of the extra `onnx` cannot be imported.
+        StorageError: the folder cannot be written to, or has such files and `force` is off.
+        CodecError: ONNX Runtime does not compute what torch does.
+    """
+    _check_packages()
+    steps = _exportable(model)
+    num_codebooks = model.check_codebooks(num_codebooks)
+    folder = Path(folder)
+    targets = folder / FILES[0], folder / FILES[1]
+    for target in targets:
+        if target.exists() and not force:
+            raise StorageError(f"{target} exists: pass --force to replace it")
+    graphs = encoder_graph(steps, num_codebooks), decoder_graph(steps, num_codebooks)
+    codes, near_ties, error = verify(steps, *graphs, num_codebooks=num_codebooks)
+    with storing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    for target, graph in zip(targets, graphs, strict=True):
+        with atomic_output(target, force=force) as file:
+            file.write(graph)
+    return Exported(targets, codes, near_ties, error)
+
+
+def encoder_graph(model: StepCodec, num_codebooks: int) -> bytes:
+    """The encoder as an ONNX file."""
+    hop = model.frame_spec.hop
+    state = model.encoder_state(2)
+    example = torch.zeros(2, model.channels, 3 * hop)
+    time = hop * torch.export.Dim("frames", min=2, max=MAX_FRAMES)
+    leaves, spec = pytree.tree_flatten(state)
+    step = EncoderStep(copy.deepcopy(model), num_codebooks, spec)
+    names = _names(state)
+    proto = _exported(step, example, leaves, time, inputs=["audio", *names], outputs=["codes", *_next(names)])
+    return _finished(proto, describe(model, num_codebooks, state))
+
+
+def decoder_graph(model: StepCodec, num_codebooks: int) -> bytes:
+    """The decoder as an ONNX file."""
+    state = model.decoder_state(2)
+    example = torch.zeros(2, num_codebooks, 3, dtype=torch.int64)
+    leaves, spec = pytree.tree_flatten(state)
+    step, names = DecoderStep(copy.deepcopy(model), spec), _names(state)
+    frames = torch.export.Dim.DYNAMIC
+    proto = _exported(step, example, leaves, frames, inputs=["codes", *names], outputs=["audio", *_next(names)])
+    return _finished(proto, describe(model, num_codebooks, state))
+
+
+def describe(model: StepCodec, num_codebooks: int, state: State) -> dict[str, Any]:
+    """What a program must know to run a graph with this state; sizes in samples, rates in Hz."""
+    spec = model.frame_spec
+    leaves = pytree.tree_leaves(state)
+    return {
+        "format": 1,
+        "family": model.config.family,
+        "model": model.name,
+        "weights_hash": model.weights_hash,
+        "sample_rate": spec.sample_rate,
+        "hop": spec.hop,
+        "decoder_delay": spec.decoder_delay,
+        "channels": model.channels,
+        "num_codebooks": num_codebooks,
+        "codebook_sizes": list(model.codebook_sizes[:num_codebooks]),
+        "opset": OPSET,
+        "states": [
+            {"name": name, "shape": ["batch", *leaf.shape[1:]], "dtype": str(leaf.dtype).removeprefix("torch.")}
+            for name, leaf in zip(_names(state), leaves, strict=True)
+        ],
+    }
+
+
+class Step:
+    """An exported graph with its state in ONNX Runtime, for one signal [batch, ...]."""
+
+    def __init__(self, session: Any, batch: int) -> None:
+        self.session = session
+        states = json.loads(session.get_modelmeta().custom_metadata_map["codec"])["states"]
+        self.state = {one["name"]: np.zeros((batch, *one["shape"][1:]), one["dtype"]) for one in states}
+        self.input = session.get_inputs()[0].name
+
+    def __call__(self, x: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+        """The output for the next chunk."""
+        y, *after = self.session.run(None, {self.input: x, **self.state})
+        self.state = dict(zip(self.state, after, strict=True))
+        output: np.ndarray[Any, Any] = y
+        return output
+
+
+def session(graph: str | bytes, threads: int = 0) -> Any:
+    """ONNX Runtime's session on the CPU for a file or its content; `threads` 0 for as many as there are cores."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3  # errors
+    options.intra_op_num_threads = threads
+    return onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
+
+
+def verify(
+    model: StepCodec, encoder: bytes, decoder: bytes, *, num_codebooks: int
+) -> tuple[int, tuple[str, ...], float]:
+    """Compare the graphs in ONNX Runtime with torch: (codes compared, frames that differ, largest error of the audio).
+
+    The signals are a synthetic voice with music, silence, noise at full scale and the voice 60 dB lower; as a batch of
+    whole signals, and one by one in chunks of one frame.
+
+    Raises CodecError if more than `MAX_NEAR_TIES` of the codes differ, and more than one frame, or if the audio differs
+    by more than `MAX_ERROR`.
+    """
+    hop, signals = model.frame_spec.hop, check_signals(model)
+    audio = torch.stack(list(signals.values()))
+    expected = model.encode(audio, num_codebooks=num_codebooks)
+    expected_audio, _ = model.decode_step(expected, model.decoder_state(len(audio)))
+    encode, decode = session(encoder), session(decoder)
+    samples, codes = audio.numpy(), expected.numpy()
+    padded = np.zeros((*samples.shape[:2], codes.shape[2] * hop), np.float32)
+    padded[..., : samples.shape[2]] = samples[..., : padded.shape[2]]
+    wrong: list[str] = []
+    error = 0.0
+    for rows, frames in [(range(len(audio)), codes.shape[2]), *(([row], 1) for row in range(len(audio)))]:
+        pick = list(rows)
+        found = _in_chunks(Step(encode, len(pick)), padded[pick], frames * hop)
+        sound = _in_chunks(Step(decode, len(pick)), codes[pick], frames)
+        for row, frame in np.argwhere((found != codes[pick]).any(axis=1)):
+            wrong.append(f"{list(signals)[pick[row]]}, frame {frame}")
+        error = max(error, float(np.abs(sound - expected_audio[pick].numpy()).max()))
+    total = 2 * codes.size
+    if len(wrong) > max(1, MAX_NEAR_TIES * total):
+        raise CodecError(
+            f"the exported encoder gives other codes than torch ({'; '.join(wrong[:3])}; {len(wrong)} frames in all): "
+            "nothing was written, try another version of torch or onnxruntime"
+        )
+    if not error <= MAX_ERROR:
+        raise CodecError(
+            f"the exported decoder's audio differs by {error:.1e} from torch's: nothing was written, try another "
+            "version of torch or onnxruntime"
+        )
+    return total, tuple(wrong), error
+
+
+def check_signals(model: Codec) -> dict[str, Tensor]:
+    """Signals [channels, time] at the model's rate, `SECONDS` long, by name."""
+    voice = resample(synth.synthesize(), synth.RATE, model.sample_rate)[0]
+    time = round(SECONDS * model.sample_rate)
+    noise = np.sign(np.random.default_rng(0).standard_normal(time)).astype(np.float32)
+    rows = {
+        "voice": voice[:time],
+        "silence": np.zeros(time, np.float32),
+        "full scale": noise,
+        "faint": voice[:time] / 1e3,
+    }
+    return {name: torch.from_numpy(np.tile(row.astype(np.float32), (model.channels, 1))) for name, row in rows.items()}
+
+
+def _in_chunks(step: Step, x: np.ndarray[Any, Any], size: int) -> np.ndarray[Any, Any]:
+    return np.concatenate([step(x[..., at : at + size]) for at in range(0, x.shape[-1], size)], axis=-1)
+
+
+def _exportable(model: Codec) -> StepCodec:
+    """The model if each step gives a frame for a frame."""
+    if not isinstance(model, StepCodec) or model.own_padding or not model.has_codes:
+        reason = (
+            "does not quantize" if not model.has_codes else "does not give a frame of codes for each frame of audio"
+        )
+        raise UsageError(
+            f"a model of the family {model.config.family} cannot be exported, because it {reason}: export a model of "
+            "the family causal"
+        )
+    return copy.deepcopy(model).cpu()
+
+
+def _check_packages() -> None:
+    try:
+        import onnx  # noqa: F401
+        import onnxruntime  # noqa: F401
+        import onnxscript  # noqa: F401
+    except ImportError as error:
+        raise MissingDependency(
+            f"{error.name} is not installed: it comes with the extra onnx (`pip install '.[onnx]'` in the project's "
+            "folder)"
+        ) from error
+
+
+def _names(state: State) -> list[str]:
+    """Names of the leaves of a state: state_backbone_0, ..."""
+    paths, _ = pytree.tree_flatten_with_path(state)
+    return ["_".join(["state", *re.findall(r"\w+", pytree.keystr(path))]) for path, _ in paths]
+
+
+def _next(names: list[str]) -> list[str]:
+    return [name.replace("state", "next", 1) for name in names]
+
+
+def _exported(
+    step: nn.Module, example: Tensor, leaves: list[Tensor], varying: Any, *, inputs: list[str], outputs: list[str]
+) -> Any:
+    """The ONNX model of a step, as a protocol buffer; the last axis of the first input is `varying`."""
+    batch = torch.export.Dim.DYNAMIC
+    shapes = {0: batch, 2: varying}, [{0: batch} for _ in leaves]
+    with torch.no_grad(), _quiet():
+        program = torch.onnx.export(
+            step.eval(),
+            (example, leaves),
+            dynamo=True,
+            dynamic_shapes=shapes,
+            opset_version=OPSET,
+            input_names=inputs,
+            output_names=outputs,
+            verbose=False,
+        )
+    assert program is not None
+    return program.model_proto
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the warnings of exporters about their own deprecated calls and about torchvision."""
+    import logging
+
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)
+
+
+def _finished(proto: Any, description: dict[str, Any]) -> bytes:
+    """The file: named axes, metadata, and weights as fp16 where fp16 is exact."""
+    _name_axes(proto.graph)
+    _halve(proto.graph)
+    entry = proto.metadata_props.add()
+    entry.key, entry.value = "codec", json.dumps(description)
+    content: bytes = proto.SerializeToString()
+    return content
+
+
+def _name_axes(graph: Any) -> None:
+    """Name the axes that vary `batch`, `frames` and a multiple of `frames`."""
+    first = graph.input[0].type.tensor_type.shape.dim
+    frames = first[2].dim_param.rpartition("*")[2]
+    names = {first[0].dim_param: "batch", frames: "frames"}
+    for value in (*graph.input, *graph.output):
+        for axis in value.type.tensor_type.shape.dim:
+            if axis.dim_param:
+                axis.dim_param = re.sub(r"\w+", lambda found: names.get(found[0], found[0]), axis.dim_param)
+
+
+def _halve(graph: Any) -> None:
+    """Store large weights that are exact in fp16, as those of shipped models are, as fp16 and a cast.
+
+    ONNX Runtime computes the cast once, when it loads the file.
+    """
+    from onnx import TensorProto, helper, numpy_helper
+
+    casts = []
+    for tensor in graph.initializer:
+        if tensor.data_type != TensorProto.FLOAT:
+            continue
+        weight = numpy_helper.to_array(tensor)
+        with np.errstate(over="ignore"):
+            half = weight.astype(np.float16)
+        if weight.size > SMALL and np.array_equal(half, weight):
+            name = tensor.name
+            tensor.CopyFrom(numpy_helper.from_array(half, f"{name}_half"))
+            casts.append(helper.make_node("Cast", [f"{name}_half"], [name], to=TensorProto.FLOAT))
+    nodes = [*casts, *graph.node]
+    del graph.node[:]
+    graph.node.extend(nodes)

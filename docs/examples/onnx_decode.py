@@ -1,0 +1,59 @@
+"""Decode a .codec file with a model exported by `codec export`: numpy and onnxruntime alone, without torch or codec.
+
+    codec export general-24k --onnx DIR
+    python docs/examples/onnx_decode.py DIR recording.codec restored.wav
+
+The audio is at the model's sample rate. `SECONDS` of frames are decoded at once; any other number gives the same.
+"""
+
+import json
+import sys
+import wave
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+from read_codec import read  # type: ignore[import-not-found, unused-ignore]  # the file beside this one
+
+SECONDS = 10
+
+
+def decode(folder: Path, source: Path) -> tuple[np.ndarray[Any, Any], int]:
+    """(float32 audio [channels, time], sample rate)."""
+    session = onnxruntime.InferenceSession(folder / "decoder.onnx", providers=["CPUExecutionProvider"])
+    model = json.loads(session.get_modelmeta().custom_metadata_map["codec"])
+    file = read(source.read_bytes())
+    header = file["header"]
+    if header["weights_hash"] != model["weights_hash"]:
+        sys.exit(
+            f"{source} was made by {header['model']} (weights {header['weights_hash'][:12]}), and {folder} has weights "
+            f"{str(model['weights_hash'])[:12]}: export the model that made the file"
+        )
+    codes = np.concatenate([np.array(packet["codes"], np.int64) for packet in file["packets"]], axis=2)
+    if codes.shape[1] != model["num_codebooks"]:
+        sys.exit(
+            f"{source} has {codes.shape[1]} codebooks, and {folder} decodes {model['num_codebooks']}: "
+            f"codec export {header['model']} --onnx DIR --codebooks {codes.shape[1]}"
+        )
+    state = [np.zeros((len(codes), *one["shape"][1:]), one["dtype"]) for one in model["states"]]
+    names = [one["name"] for one in model["states"]]
+    step = max(1, SECONDS * model["sample_rate"] // model["hop"])
+    parts = []
+    for first in range(0, codes.shape[2], step):
+        chunk = {"codes": codes[:, :, first : first + step], **dict(zip(names, state, strict=True))}
+        audio, *state = session.run(None, chunk)
+        parts.append(audio)
+    audio = np.concatenate(parts, axis=2).reshape(-1, codes.shape[2] * model["hop"])  # [rows, time]
+    if "mix" in header:
+        audio = np.array(header["mix"], np.float32) @ audio
+    time = -(-header["time"] * model["sample_rate"] // header["source_rate"])
+    delay = model["decoder_delay"]
+    return audio[: header["channels"], delay : delay + time], model["sample_rate"]
+
+
+if __name__ == "__main__":
+    audio, rate = decode(Path(sys.argv[1]), Path(sys.argv[2]))
+    with wave.open(sys.argv[3], "wb") as file:
+        file.setparams((len(audio), 2, rate, 0, "NONE", ""))
+        file.writeframes((audio.T.clip(-1, 1) * 32767).round().astype("<i2").tobytes())

@@ -1,0 +1,133 @@
+"""codec export: the graphs in ONNX Runtime, compared with torch; the example that decodes without torch."""
+
+import json
+import runpy
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from codec.checkpoint import load_model, save_model
+from codec.compression import header_of
+from codec.errors import CodecError, StorageError, UsageError
+from codec.io.bitstream import Writer
+from codec.models.base import StepCodec
+from tests.helpers.trial_family import trial_model
+from tests.tiny import tiny_model
+
+pytest.importorskip("onnxscript")
+pytest.importorskip("onnxruntime")
+from codec.export import onnx as export
+
+EXAMPLES = Path(__file__).parents[2] / "docs" / "examples"
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model file, and its export by the command."""
+    folder = tmp_path_factory.mktemp("onnx")
+    save_model(folder / "tiny.safetensors", tiny_model(), training={})
+    # in a process of its own, because torch.export does not follow the checks of shapes that the tests switch on
+    arguments = [sys.executable, "-m", "codec", "export", str(folder / "tiny.safetensors"), "--onnx", str(folder)]
+    done = subprocess.run(arguments, capture_output=True, text=True, check=True, cwd=Path(__file__).parents[2])
+    assert "codes are those of torch" in done.stderr
+    return folder
+
+
+@pytest.fixture
+def model(folder: Path) -> StepCodec:
+    model = load_model(folder / "tiny.safetensors", "cpu")
+    assert isinstance(model, StepCodec)
+    return model
+
+
+def audio_like(model: StepCodec) -> torch.Tensor:
+    """A tone (which has a mode), noise that fades to silence, and a click: [3, 1, 40 frames]."""
+    time = torch.arange(40 * model.frame_spec.hop)
+    rows = torch.zeros(3, len(time))
+    rows[0] = 0.5 * torch.sin(2 * torch.pi * 650 / model.sample_rate * time)
+    rows[1] = torch.randn(len(time), generator=torch.Generator().manual_seed(0)) * 2.0 ** (-time / 200)
+    rows[2, 1000] = 1.0
+    return rows[:, None]
+
+
+@pytest.mark.parametrize("frames", [1, 7, 40])
+@pytest.mark.parametrize("rows", [[0], [0, 1, 2]])
+def test_chunks_and_batches(folder: Path, model: StepCodec, rows: list[int], frames: int) -> None:
+    audio = audio_like(model)[rows]
+    codes = model.encode(audio)
+    decoded, _ = model.decode_step(codes, model.decoder_state(len(rows)))
+    encode = export.Step(export.session(str(folder / "encoder.onnx")), len(rows))
+    decode = export.Step(export.session(str(folder / "decoder.onnx")), len(rows))
+    samples, whole, hop = audio.numpy(), codes.numpy(), model.frame_spec.hop
+    firsts = range(0, 40, frames)
+    found = [encode(samples[..., first * hop : (first + frames) * hop]) for first in firsts]
+    assert np.array_equal(np.concatenate(found, axis=2), whole[..., :40])
+    sound = [decode(whole[..., first : min(first + frames, 40)]) for first in firsts]
+    assert np.abs(np.concatenate(sound, axis=2) - decoded[..., : 40 * hop].numpy()).max() < 1e-5
+
+
+def test_metadata_and_axes(folder: Path, model: StepCodec) -> None:
+    import onnx
+
+    proto = onnx.load(folder / "encoder.onnx")
+    onnx.checker.check_model(proto)
+    assert [one.version for one in proto.opset_import if not one.domain] == [export.OPSET]
+    described = json.loads(next(one.value for one in proto.metadata_props if one.key == "codec"))
+    assert described["weights_hash"] == model.weights_hash
+    assert (described["sample_rate"], described["hop"], described["num_codebooks"]) == (8000, 80, 3)
+    audio, *states = proto.graph.input
+    axes = [[axis.dim_param or axis.dim_value for axis in one.type.tensor_type.shape.dim] for one in (audio, *states)]
+    assert axes[0] == ["batch", 1, "80*frames"]
+    assert [(one.name, shape) for one, shape in zip(states, axes[1:], strict=True)] == [
+        (one["name"], one["shape"]) for one in described["states"]
+    ]
+
+
+def test_verify_finds_other_weights(folder: Path, tmp_path: Path) -> None:
+    files = [(folder / name).read_bytes() for name in export.FILES]
+    with pytest.raises(CodecError, match="other codes than torch"):
+        export.verify(tiny_model(1), *files, num_codebooks=3)
+
+
+def test_refusals(folder: Path, model: StepCodec, tmp_path: Path) -> None:
+    with pytest.raises(StorageError, match=r"encoder\.onnx exists: pass --force"):
+        export.export_onnx(model, folder)
+    with pytest.raises(UsageError, match="does not give a frame of codes for each frame of audio"):
+        export.export_onnx(trial_model(), tmp_path / "none")
+    with pytest.raises(UsageError, match="1 to 3 codebooks, not 4"):
+        export.export_onnx(model, tmp_path / "none", num_codebooks=4)
+    assert not (tmp_path / "none").exists()
+
+
+def test_fp16_weights_are_exact() -> None:
+    from onnx import TensorProto, helper, numpy_helper
+
+    exact, other = np.arange(2000, dtype=np.float32), np.arange(2000, dtype=np.float32) + 1e-3
+    graph = helper.make_graph(
+        [], "g", [], [], [numpy_helper.from_array(exact, "exact"), numpy_helper.from_array(other, "other")]
+    )
+    export._halve(graph)
+    assert [one.data_type for one in graph.initializer] == [TensorProto.FLOAT16, TensorProto.FLOAT]
+    assert [(node.op_type, *node.input, *node.output) for node in graph.node] == [("Cast", "exact_half", "exact")]
+
+
+def test_decode_example(folder: Path, model: StepCodec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The example reads two channels at another rate and decodes them as torch does; it refuses other weights."""
+    monkeypatch.syspath_prepend(str(EXAMPLES))
+    decode = runpy.run_path(str(EXAMPLES / "onnx_decode.py"))["decode"]
+    codes = model.encode(audio_like(model)[:2])
+    for name, made_by in (("a", model), ("b", tiny_model(1))):
+        with (tmp_path / f"{name}.codec").open("wb") as file:
+            writer = Writer(file, header_of(made_by, 16_000, channels=2, num_codebooks=3), coder=0)
+            writer.write(codes.numpy())
+            writer.close(time=6000)
+    audio, rate = decode(folder, tmp_path / "a.codec")
+    assert (audio.shape, rate) == ((2, 3000), 8000)
+    assert np.abs(audio - model.decode(codes, length=3000)[:, 0].numpy()).max() < 1e-5
+    with pytest.raises(SystemExit, match=r"was made by tiny-1 .*export the model that made the file"):
+        decode(folder, tmp_path / "b.codec")
