@@ -86,7 +86,8 @@ def export_onnx(model: Codec, folder: str | Path, *, num_codebooks: int | None =
     Both take any batch size and any number of frames. Nothing is written if the graphs are not right.
 
     Raises:
-        UsageError: the family has no steps that give a frame for a frame, or has no such number of codebooks.
+        UsageError: the family has no steps that give a frame for a frame or that torch can export, or has no such
+            number of codebooks.
         MissingDependency: a package of the extra `onnx` cannot be imported.
         StorageError: the folder cannot be written to, or has such files and `force` is off.
         CodecError: ONNX Runtime does not compute what torch does.
@@ -99,7 +100,13 @@ def export_onnx(model: Codec, folder: str | Path, *, num_codebooks: int | None =
     for target in targets:
         if target.exists() and not force:
             raise StorageError(f"{target} exists: pass --force to replace it")
-    graphs = encoder_graph(steps, num_codebooks), decoder_graph(steps, num_codebooks)
+    try:
+        graphs = encoder_graph(steps, num_codebooks), decoder_graph(steps, num_codebooks)
+    except torch.onnx.OnnxExporterError as failure:  # its text has many lines; the cause is in the traceback
+        raise UsageError(
+            f"torch {torch.__version__} cannot export the steps of a model of the family {model.config.family}: export "
+            "a model of the family causal, or try another version of torch"
+        ) from failure
     codes, near_ties, error = verify(steps, *graphs, num_codebooks=num_codebooks)
     with storing(folder):
         folder.mkdir(parents=True, exist_ok=True)

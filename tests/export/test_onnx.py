@@ -104,6 +104,16 @@ def test_refusals(folder: Path, model: StepCodec, tmp_path: Path) -> None:
     assert not (tmp_path / "none").exists()
 
 
+def test_a_family_that_torch_cannot_export(model: StepCodec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*args: object, **options: object) -> None:
+        raise torch.onnx.OnnxExporterError("step 1/3")
+
+    monkeypatch.setattr(torch.onnx, "export", refuse)
+    with pytest.raises(UsageError, match="cannot export the steps of a model of the family causal"):
+        export.export_onnx(model, tmp_path / "none")
+    assert not (tmp_path / "none").exists()
+
+
 def test_fp16_weights_are_exact() -> None:
     from onnx import TensorProto, helper, numpy_helper
 
