@@ -34,7 +34,7 @@ from codec.nn.precision import full_float32
 from codec.nn.quantize.base import Quantized, Quantizer
 from codec.nn.resample import resample
 from codec.nn.shapes import Audio, Codes, Latents
-from codec.nn.streaming import State, ordinary
+from codec.nn.streaming import Checkpointable, State, ordinary
 
 # the limits of the .codec file format
 SampleRate = Annotated[int, Field(ge=1, le=2**22)]
@@ -173,8 +173,11 @@ class Codec(nn.Module):
                 audio = audio / self._per_sample(scale)
             self.quantizer.init_from_data(self.analyze(audio))
 
-    def checkpoint_blocks(self) -> list[nn.Module]:
-        """Blocks whose activations can be recomputed (`checkpointed`) and whose weights can be sharded one by one."""
+    def checkpoint_blocks(self) -> list[Checkpointable]:
+        """Blocks whose activations can be recomputed (`checkpointed`) and whose weights can be sharded one by one.
+
+        Training calls only `forward` or `step` of a block, because its weights are gathered for these calls.
+        """
         return []
 
     def scale_of(self, audio: Audio) -> Tensor | None:

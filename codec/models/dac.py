@@ -29,6 +29,7 @@ from codec.nn.products import conv, transposed_conv
 from codec.nn.quantize.factorized import FactorizedRVQ
 from codec.nn.shapes import Audio, Latents
 from codec.nn.snake import Snake
+from codec.nn.streaming import Checkpointable
 from codec.nn.tiles import in_tiles
 
 Dim = Annotated[int, Field(ge=1, le=2**14)]
@@ -106,7 +107,7 @@ class ResidualUnit(nn.Module):
         return conv(self.conv2, self.snake2(conv(self.conv1, self.snake1(x)))) + x
 
 
-class EncoderBlock(nn.Module):
+class EncoderBlock(Checkpointable):
     """Residual units, then a strided convolution to twice the channels."""
 
     def __init__(self, dim: int, stride: int) -> None:
@@ -117,13 +118,17 @@ class EncoderBlock(nn.Module):
         self.conv = nn.Conv1d(dim, 2 * dim, 2 * stride, stride=stride, padding=-(-stride // 2))
 
     def forward(self, x: Tensor) -> Tensor:
+        return self.recomputed(self.strided, x)
+
+    def strided(self, x: Tensor) -> Tensor:
+        """The block without checkpointing."""
         for unit in self.units:
             x = unit(x)
         out: Tensor = self.conv(self.snake(x))
         return out
 
 
-class DecoderBlock(nn.Module):
+class DecoderBlock(Checkpointable):
     """A transposed convolution to half the channels, then residual units.
 
     An odd stride leaves one sample too few; it is added at the end, so that a frame always gives a hop.
@@ -139,6 +144,10 @@ class DecoderBlock(nn.Module):
         self.units = nn.ModuleList(ResidualUnit(out_dim, dilation, decodes=True) for dilation in DILATIONS)
 
     def forward(self, x: Tensor) -> Tensor:
+        return self.recomputed(self.upsampled, x)
+
+    def upsampled(self, x: Tensor) -> Tensor:
+        """The block without checkpointing."""
         x = transposed_conv(self.conv, self.snake(x))
         for unit in self.units:
             x = unit(x)
@@ -231,7 +240,7 @@ class DAC(BlockCodec):
             first, last = -((2 * rate - 1 - first - padding) // rate), (last + padding) // rate
         return ReceptiveField(encoder, Context(past=3 - first, future=last + 3))
 
-    def checkpoint_blocks(self) -> list[nn.Module]:
+    def checkpoint_blocks(self) -> list[Checkpointable]:
         return [block for block in self.modules() if isinstance(block, EncoderBlock | DecoderBlock)]
 
 

@@ -15,7 +15,7 @@ from typing import Annotated, Literal
 
 import torch
 from pydantic import Field, model_validator
-from torch import Tensor, nn
+from torch import Tensor
 
 from codec.models.base import (
     UNBOUNDED,
@@ -32,7 +32,7 @@ from codec.models.base import (
 from codec.nn.padded import ELU, LSTM, PaddedConv1d, Padding, ResidualUnit, Style, TrimmedConvTranspose1d
 from codec.nn.quantize.residual import ResidualVQ
 from codec.nn.shapes import Audio, Latents
-from codec.nn.streaming import Delayed, DelayedChain, State
+from codec.nn.streaming import Checkpointable, Delayed, DelayedChain, State
 
 Dim = Annotated[int, Field(ge=1, le=2**14)]
 Kernel = Annotated[int, Field(ge=1, le=63)]
@@ -199,7 +199,7 @@ class EnCodec(StepCodec):
         hop = self.config.hop
         return max(super().delay, (self.encoder.needs(self.decoder.needs(0)) // hop + 1) * hop)
 
-    def checkpoint_blocks(self) -> list[nn.Module]:
+    def checkpoint_blocks(self) -> list[Checkpointable]:
         return [module for module in self.modules() if isinstance(module, ResidualUnit)]
 
 
@@ -233,5 +233,5 @@ class EnCodecSegments(SegmentCodec):
         audio: Tensor = self.decoder(latents.transpose(1, 2))
         return audio.transpose(1, 2)
 
-    def checkpoint_blocks(self) -> list[nn.Module]:
+    def checkpoint_blocks(self) -> list[Checkpointable]:
         return [module for module in self.modules() if isinstance(module, ResidualUnit)]

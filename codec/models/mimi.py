@@ -31,7 +31,7 @@ from codec.nn.conv import CausalConv1d
 from codec.nn.quantize.split import SplitRVQ
 from codec.nn.seanet import CausalConvTranspose1d, decoder_stages, encoder_stages
 from codec.nn.shapes import Audio, Latents
-from codec.nn.streaming import State
+from codec.nn.streaming import Checkpointable, State
 
 Dim = Annotated[int, Field(ge=1, le=2**14)]
 Rates = Annotated[tuple[Annotated[int, Field(ge=1, le=64)], ...], Field(min_length=1, max_length=8)]
@@ -248,17 +248,17 @@ class Mimi(StepCodec):
         decoder = Context(past=1 - (first - KERNEL + 1 - attended) // config.steps, future=0)
         return ReceptiveField(encoder, decoder)
 
-    def checkpoint_blocks(self) -> list[nn.Module]:
+    def checkpoint_blocks(self) -> list[Checkpointable]:
         return [module for module in self.modules() if isinstance(module, MimiBlock)]
 
     def analyze(self, audio: Audio) -> Latents:
-        if torch.is_grad_enabled():  # because a cache of keys cannot be written to then
+        if self.training or torch.is_grad_enabled():  # because a cache of keys cannot be written to then
             latents: Tensor = self.encoder(audio)
             return latents
         return super().analyze(audio)
 
     def synthesize(self, latents: Latents) -> Audio:
-        if torch.is_grad_enabled():
+        if self.training or torch.is_grad_enabled():
             audio: Tensor = self.decoder(latents)
             return audio
         return super().synthesize(latents)

@@ -24,7 +24,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from codec.errors import ConfigError
-from codec.nn.streaming import Stateful
+from codec.nn.streaming import Checkpointable, Stateful
 
 FREQUENCIES = 1.0, 1e-4  # of the first and, unless a model says otherwise, the last pair of a head, radians per step
 NORM_EPSILON = 1e-5
@@ -170,7 +170,7 @@ class RMSNorm(nn.Module):
         return x / torch.add(self.epsilon, length, alpha=self.length_to_rms) * self.weight
 
 
-class AttentionBlock(nn.Module):
+class AttentionBlock(Checkpointable):
     """Self-attention after a norm; subclasses say what follows it.
 
     Takes and returns rows [batch * steps, width], because linear layers are fastest on matrices.
@@ -195,6 +195,28 @@ class AttentionBlock(nn.Module):
         dropout_p = self.dropout_p if self.training else 0.0
         attended = F.scaled_dot_product_attention(queries, keys, values, mask, dropout_p, is_causal=causal)
         return attended.transpose(1, 2).reshape(-1, attended.shape[1] * attended.shape[3])
+
+    def forward(
+        self,
+        x: Tensor,
+        rotation: tuple[Tensor, Tensor],
+        mask: Tensor | None,
+        memory: tuple[Tensor, Tensor, Tensor] | None = None,
+    ) -> Tensor:
+        """The block for whole sequences; without a mask, a step attends to all steps before it."""
+        return self.recomputed(self.whole, x, rotation, mask, memory)
+
+    def whole(
+        self,
+        x: Tensor,
+        rotation: tuple[Tensor, Tensor],
+        mask: Tensor | None,
+        memory: tuple[Tensor, Tensor, Tensor] | None,
+    ) -> Tensor:
+        """The same without checkpointing."""
+        queries, keys, values = self.project_qkv(x, rotation)
+        attended = self.attend(queries, keys, values, mask, causal=mask is None)
+        return self.residual_mlp(x, attended, memory)
 
     @abstractmethod
     def residual_mlp(self, x: Tensor, attended: Tensor, memory: tuple[Tensor, Tensor, Tensor] | None) -> Tensor:
@@ -293,10 +315,7 @@ class SlidingTransformer(Stateful):
         mask = in_context(steps, self.context, x.device) if steps > self.context else None
         rows = x.flatten(0, 1)
         for number, block in enumerate(self.blocks):
-            assert isinstance(block, AttentionBlock)
-            queries, keys, values = block.project_qkv(rows, rotation)
-            attended = block.attend(queries, keys, values, mask, causal=mask is None)
-            rows = block.residual_mlp(rows, attended, memory_of(memory, number))
+            rows = block(rows, rotation, mask, memory_of(memory, number))
         out: Tensor = self.norm(rows).view_as(x)
         return out
 

@@ -5,10 +5,9 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from codec.nn.exporting import is_exporting
-from codec.nn.streaming import State, Stateful
+from codec.nn.streaming import Checkpointable, State, Stateful
 
 FEW = 16  # output frames up to which a depthwise convolution is faster tap by tap on a CPU
 FEW_ROWS = 8  # output frames up to which a product of rows is faster than one of columns on a CPU
@@ -97,15 +96,12 @@ class CausalConv1d(Stateful):
         return y
 
 
-class ConvNeXtBlock(Stateful):
+class ConvNeXtBlock(Checkpointable, Stateful):
     """Depthwise causal convolution, then a two-layer network on each frame, added to the input.
 
     Liu et al. 2022 (section 2.6), in one dimension as in Vocos (Siuzdak 2023, section 3.2). Nearly all of its work is
     matrix products at the frame rate, which are fast on a CPU.
     """
-
-    checkpointed = False
-    """Activation checkpointing: keep only the input, and compute the block again in the backward pass."""
 
     def __init__(self, dim: int, *, kernel: int, expansion: int, scale: float) -> None:
         super().__init__()
@@ -119,12 +115,7 @@ class ConvNeXtBlock(Stateful):
         return self.depthwise.initial_state(like)
 
     def step(self, x: Tensor, state: State) -> tuple[Tensor, State]:
-        if self.checkpointed and torch.is_grad_enabled():
-            output: tuple[Tensor, State] = checkpoint(
-                self.whole_step, x, state, use_reentrant=False, preserve_rng_state=False
-            )
-            return output
-        return self.whole_step(x, state)
+        return self.recomputed(self.whole_step, x, state)
 
     def whole_step(self, x: Tensor, state: State) -> tuple[Tensor, State]:
         """One step without checkpointing."""

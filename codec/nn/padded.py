@@ -21,7 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from codec.nn.streaming import Delayed, State
+from codec.nn.streaming import Checkpointable, Delayed, State
 
 Padding: TypeAlias = Literal["reflect", "constant"]
 NARROW = 16  # input channels times kernel up to which the windows of a convolution are copied into one matrix
@@ -326,7 +326,7 @@ class UnitState(NamedTuple):
     skip: Tensor
 
 
-class ResidualUnit(Delayed):
+class ResidualUnit(Checkpointable, Delayed):
     """Two convolutions behind ELU activations, the first one dilated, added to the input or a projection of it."""
 
     def __init__(
@@ -341,6 +341,10 @@ class ResidualUnit(Delayed):
         return UnitState(self.conv1.initial_state(like), like.new_zeros(len(like), 0, self.conv1.weight.shape[1]))
 
     def step(self, x: Tensor, state: State, *, last: bool = False) -> tuple[Tensor, UnitState]:
+        return self.recomputed(self.whole_step, x, state, last=last)
+
+    def whole_step(self, x: Tensor, state: UnitState, *, last: bool) -> tuple[Tensor, UnitState]:
+        """One step without checkpointing."""
         y, conv = self.conv1.step(elu(x), state.conv, last=last)
         if state.skip.shape[1]:
             x = torch.cat([state.skip, x], dim=1)

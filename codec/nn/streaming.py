@@ -19,11 +19,12 @@ Laws; each is a property test:
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, TypeAlias, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 State: TypeAlias = Any
 """A tensor, or a (named) tuple of states; `()` for a layer without state."""
@@ -50,6 +51,20 @@ def _copied(value: Any) -> Any:
         parts = [_copied(part) for part in value]
         return type(value)(*parts) if hasattr(value, "_fields") else tuple(parts)
     return value
+
+
+class Checkpointable(nn.Module):
+    """A block whose activations can be computed again in the backward pass, which saves memory."""
+
+    checkpointed = False
+    """Activation checkpointing: keep only the inputs."""
+
+    def recomputed(self, function: Callable[..., Value], *inputs: Any, **options: Any) -> Value:
+        """`function(*inputs, **options)` without random numbers, computed again in the backward pass if so set."""
+        if not (self.checkpointed and torch.is_grad_enabled()):
+            return function(*inputs, **options)
+        output: Value = checkpoint(function, *inputs, use_reentrant=False, preserve_rng_state=False, **options)
+        return output
 
 
 class Stateful(nn.Module):

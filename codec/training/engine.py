@@ -106,9 +106,12 @@ def shard(network: nn.Module, blocks: Iterable[nn.Module], optimizer: torch.opti
     device = next(network.parameters()).device
     mesh = init_device_mesh(device.type, (distributed.count(),))
     before = list(network.parameters())
+    for weight in before:
+        weight.data = weight.data.contiguous()  # FSDP takes no other layout, and some layers store the transpose
     for block in blocks:
         fully_shard(block, mesh=mesh)
-        register_fsdp_forward_method(block, "step")
+        if hasattr(block, "step"):  # otherwise it is called by `forward`, which FSDP knows
+            register_fsdp_forward_method(block, "step")
     fully_shard(network, mesh=mesh)
     if optimizer is None:
         return

@@ -17,17 +17,23 @@ import torch
 from torch import Tensor
 from torch import distributed as dist
 
+from codec import models
 from codec.checkpoint import load_state
 from codec.errors import ConfigError
+from codec.models.base import CodecConfig
 from codec.nn import distributed
 from codec.nn.quantize.base import Quantized
 from codec.nn.quantize.residual import ResidualVQ
-from codec.training import shared_memory
+from codec.training import engine, shared_memory
+from codec.training.codec.crops import Batch
 from codec.training.codec.recipe import Recipe
-from codec.training.codec.task import train
+from codec.training.codec.task import build_task, train
 from codec.training.lm import task as lm_task
 from codec.training.shared_memory import SharedMemory
+from tests.helpers.checkpoints import scaled
+from tests.helpers.families import TINY
 from tests.helpers.training import (
+    batch,
     options,
     read_metrics,
     small_lm_recipe,
@@ -91,6 +97,20 @@ def train_lm(folder: Path, out: Path, *, accumulate: int) -> None:
     lm_task.train(recipe, data=folder / "store", codec=folder / "tiny.safetensors", out=out, device="cpu")
 
 
+def train_family(config: CodecConfig) -> dict[str, Tensor]:
+    """The weights after a sharded step on this process's half of a batch of four; with one process, on all of it."""
+    recipe = recipe_of("sharded").model_copy(update={"model": config})
+    recipe = recipe.model_copy(update={"train": recipe.train.model_copy(update={"accumulate": 1})})
+    task = build_task(recipe, torch.device("cpu"))
+    task.train_state.model.load_state_dict(scaled(models.of_config(config)).state_dict())
+    with engine.launch("cpu") as accelerator:
+        task.distribute(accelerator)
+        audio = batch(items=4).expand(-1, task.train_state.model.channels, -1)
+        task.step(Batch(audio[slice(*engine.rows_of_process(4, 1))], ()), 0)
+        weights: dict[str, Tensor] = engine.gather_shards(task.train_state.model.state_dict())
+    return weights
+
+
 def check_shared_memory() -> None:
     """Means through shared memory equal those of gloo."""
     memory = SharedMemory.create(1000)
@@ -139,6 +159,7 @@ def main(folder: Path) -> None:
             train(recipe_of(name), data=folder / "data", out=folder / name, resume=stops)
     assert shared == {"ema": [True, True], "sharded": [True], "gradient": [False, False]}
     train_lm(folder, folder / "lm", accumulate=2)
+    torch.save({name: train_family(config) for name, config in TINY.items()}, folder / f"families-{rank}.pt")
     dist.destroy_process_group()
 
 
@@ -195,6 +216,13 @@ def test_two_processes_train_the_codebooks_of_one(folder: Path) -> None:
         assert_close(theirs, alone)
         for ours, entries in zip(restarted, theirs_restarted, strict=True):
             torch.testing.assert_close(entries, ours)  # copies of rows, of whichever process
+
+
+@pytest.mark.parametrize("name", TINY)
+def test_sharded_models_of_every_family_train_as_one(folder: Path, name: str) -> None:
+    alone = train_family(TINY[name])
+    for rank in range(2):
+        assert assert_close(torch.load(folder / f"families-{rank}.pt")[name], alone) > 20
 
 
 @pytest.mark.parametrize("name", OPTIONS)

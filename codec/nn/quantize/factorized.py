@@ -120,6 +120,11 @@ class FactorizedRVQ(Quantizer):
         return self.fold(sum(parts[1:], parts[0]))
 
     def forward(self, latents: Latents, num_codebooks: Tensor | None = None) -> Quantized:
+        with torch.autocast(latents.device.type, enabled=False):
+            return self.quantize_train(latents.float(), num_codebooks)
+
+    def quantize_train(self, latents: Latents, num_codebooks: Tensor | None) -> Quantized:
+        """Quantize float32 latents with gradients, as `forward`."""
         batch = len(latents)
         if num_codebooks is None:
             num_codebooks = torch.full((batch,), self.num_codebooks, device=latents.device)
@@ -130,7 +135,7 @@ class FactorizedRVQ(Quantizer):
         for stage, stride, columns in zip(self.stages, self.strides, self.columns, strict=True):
             active = num_codebooks > before  # [batch]
             inner = stage.in_proj(self.pooled(residual, stride))
-            chosen = stage.nearest(inner.float())
+            chosen = stage.nearest(inner)
             entries = stage.entries(chosen)
             decoded = stage.out_proj(inner + (entries - inner).detach())  # straight-through estimator
             decoded = repeated(decoded, stride)

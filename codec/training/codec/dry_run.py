@@ -26,7 +26,7 @@ from codec.models.base import Codec, ReceptiveField
 from codec.training import engine
 from codec.training.codec.crops import Batch
 from codec.training.codec.recipe import Recipe
-from codec.training.codec.task import CodecTask, TrainState, build_task, memory_settings
+from codec.training.codec.task import CodecTask, TrainState, build_task, memory_settings, with_known_model
 from codec.training.optimizer import autocast_dtype
 
 MAX_AUDIO = 12.0  # s of audio in the largest measured batch
@@ -98,9 +98,10 @@ class Plan:
 def estimate(recipe: Recipe, *, data: Path | None = None, device: str | None = None) -> Plan:
     """Build the networks of a recipe and measure a few steps on noise; nothing is written.
 
-    Raises as `clips`; UsageError: the device does not exist.
+    Raises as `clips` and `with_known_model`; UsageError: the device does not exist.
     """
     engine.check_device(device)
+    recipe = with_known_model(recipe)
     torch_device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     summary = None if data is None else summarize_data(data)
     processes = int(os.environ.get("WORLD_SIZE", "1"))  # set by torchrun and accelerate

@@ -155,7 +155,7 @@ class TrainConfig(RunConfig):
     """The run of a codec."""
 
     start_from: str | None = None
-    """A model to start from, by name or path, instead of the closed form; [model] must be its own, except beam_size."""
+    """A model of any family to start from, by name or path, instead of the closed form; it gives [model] too."""
     checkpoint_activations: bool = False
     """Activation checkpointing: compute the networks' blocks again in the backward pass, which saves memory."""
     sharding: Literal["none", "full"] = "none"

@@ -158,7 +158,7 @@ class CodecTask:
         ema_model = copy.deepcopy(model).eval().requires_grad_(False)
         if self.run.checkpoint_activations:
             for block in model.checkpoint_blocks():
-                block.checkpointed = True  # type: ignore[assignment]
+                block.checkpointed = True
         if self.run.compile:
             model.compile()
             discriminators.compile()
@@ -568,6 +568,26 @@ def load_pretrained(model: Codec, name: str) -> None:
     model.load_state_dict(known.state_dict())
 
 
+def with_known_model(recipe: Recipe) -> Recipe:
+    """The recipe with the configuration of the model that it starts from, if it names one.
+
+    Keys of [model] replace those of the configuration if [model] is of the same family. If [model] names no family, it
+    may be of another one; it is left out then. A complete [model], as a run stores it, is kept.
+
+    Raises as `pretrained.load`.
+    """
+    start_from, model = recipe.train.start_from, recipe.model
+    if start_from is None or model.model_fields_set == type(model).model_fields.keys():
+        return recipe
+    known = pretrained.describe(start_from).as_codec().config
+    keys = model.model_dump(mode="json", include=model.model_fields_set)
+    if model.family == known["family"] or "family" in model.model_fields_set:
+        known = known | keys if model.family == known["family"] else keys
+    return Recipe.from_data(
+        recipe.model_dump(mode="json") | {"model": known}, source=f"train.start_from = {start_from}"
+    )
+
+
 def memory_settings(data: DataConfig, run: TrainConfig) -> tuple[str, ...]:
     """Settings that reduce memory, the best first."""
     settings = [] if run.checkpoint_activations else ["train.checkpoint_activations = true"]
@@ -603,8 +623,9 @@ def train(
 ) -> Path:
     """Train a codec by a recipe on a folder of audio or a manifest; the path of the model's file.
 
-    Raises as `loop.train`.
+    Raises as `loop.train` and `with_known_model`.
     """
+    recipe = with_known_model(recipe)
 
     def build(context: loop.Context) -> CodecTask:
         engine.rows_of_process(recipe.data.batch_size, recipe.train.accumulate)  # refused before the corpus is read
