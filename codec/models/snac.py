@@ -39,6 +39,7 @@ from codec.nn.products import conv, depthwise_conv, strided_conv, transposed_con
 from codec.nn.quantize.factorized import FactorizedRVQ
 from codec.nn.shapes import Audio, Latents
 from codec.nn.snake import Snake
+from codec.nn.streaming import Checkpointable
 from codec.nn.tiles import in_tiles
 
 Dim = Annotated[int, Field(ge=1, le=2**14)]
@@ -167,7 +168,7 @@ class LocalAttention(nn.Module):
         return x + out.transpose(1, 2)
 
 
-class EncoderBlock(nn.Module):
+class EncoderBlock(Checkpointable):
     """Residual units, then a strided convolution to twice the channels."""
 
     def __init__(self, dim: int, stride: int, *, depthwise: bool) -> None:
@@ -177,10 +178,14 @@ class EncoderBlock(nn.Module):
         self.conv = nn.Conv1d(dim, 2 * dim, 2 * stride, stride=stride, padding=-(-stride // 2))
 
     def forward(self, x: Tensor) -> Tensor:
+        return self.recomputed(self.strided, x)
+
+    def strided(self, x: Tensor) -> Tensor:
+        """The block without checkpointing."""
         return strided_conv(self.conv, self.units(x), before=self.snake)
 
 
-class DecoderBlock(nn.Module):
+class DecoderBlock(Checkpointable):
     """A transposed convolution to half the channels, noise, then residual units."""
 
     def __init__(self, dim: int, stride: int, *, depthwise: bool, noise: bool) -> None:
@@ -193,6 +198,12 @@ class DecoderBlock(nn.Module):
         self.units = ResidualUnits(dim // 2, depthwise=depthwise)
 
     def forward(self, x: Tensor, generator: torch.Generator | None) -> Tensor:
+        if generator is None:
+            return self.recomputed(self.upsampled, x)
+        return self.upsampled(x, generator)  # a second pass would draw other noise
+
+    def upsampled(self, x: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        """The block without checkpointing."""
         x = transposed_conv(self.conv, self.snake(x))
         if self.noise is not None and generator is not None:
             noise = torch.randn(len(x), 1, x.shape[2], generator=generator).to(x.device)
@@ -314,5 +325,5 @@ class SNAC(BlockCodec):
         first, last = first - around - 3, last + around + 3
         return ReceptiveField(encoder, Context(past=-(first // steps), future=last // steps))
 
-    def checkpoint_blocks(self) -> list[nn.Module]:
+    def checkpoint_blocks(self) -> list[Checkpointable]:
         return [block for block in self.modules() if isinstance(block, EncoderBlock | DecoderBlock)]

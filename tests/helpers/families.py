@@ -6,6 +6,7 @@ from codec.models.base import CodecConfig
 from codec.models.dac import DACConfig
 from codec.models.encodec import EnCodecConfig, EnCodecSegmentsConfig
 from codec.models.mimi import MimiConfig
+from codec.models.snac import SNACConfig
 
 CODEBOOKS: dict[str, Any] = {"sample_rate": 8000, "num_codebooks": 4, "codebook_size": 16}
 SEANET: dict[str, Any] = {"hop": 40, "ratios": (5, 4, 2), "filters": 4, "dim": 8, "lstm_layers": 1, **CODEBOOKS}
@@ -17,4 +18,17 @@ TINY: dict[str, CodecConfig] = {
     "encodec": EnCodecConfig(**SEANET),
     "encodec_segments": EnCodecSegmentsConfig(segment=800, segment_stride=760, **SEANET),
     "mimi": MimiConfig(hop=80, rates=(2, 4, 5), filters=4, codebook_dim=8, **TRANSFORMER, **CODEBOOKS),
+    "snac": SNACConfig(
+        sample_rate=8000,
+        hop=160,
+        encoder_rates=(2, 4, 5),
+        decoder_rates=(5, 4, 2),
+        encoder_dim=4,
+        decoder_dim=32,
+        codebook_size=16,
+        codebook_dim=4,
+        strides=(4, 2, 1),
+        num_codebooks=7,
+        noise=False,
+    ),
 }
