@@ -44,6 +44,8 @@ from codec.io.entropy import Choice, last_coder
 from codec.io.entropy_model import find as find_network
 from codec.io.live import Layout, Recording, open_live
 from codec.io.storage import is_device, mark_partial, other_than, stream_output
+from codec.io.tags import NO_TAGS, Tags
+from codec.io.tags import read as read_tags
 from codec.models.base import Codec, split_scale
 from codec.splicing import Restoration
 from codec.streams import StreamEncoder
@@ -142,6 +144,8 @@ def compress(
             reader.select(channel)
         if channels is not None:
             reader.mix_down()
+        is_pipe = str(source) == "-" or is_device(source) or raw is not None
+        tags, tag_notes = (NO_TAGS, ()) if is_pipe else read_tags(source)
         codec, writer = compress_into(
             reader,
             file,
@@ -151,6 +155,7 @@ def compress(
             device=device,
             packet=packet,
             entropy=entropy,
+            tags=tags,
             source=source_id(source, channels=selected_channels(channels, channel)) if identify else None,
             progress=progress,
         )
@@ -172,6 +177,7 @@ def compress(
             *reader.notes,
             *peak_notes(reader.label, reader.peak, limit_of(writer.header, codec)),
             *_bitrate_notes(codec, bitrate),
+            *tag_notes,
         ),
     )
 
@@ -235,13 +241,14 @@ def compress_into(
     device: str,
     packet: float = 1.0,
     entropy: Choice = "auto",
+    tags: Tags = NO_TAGS,
     source: SourceId | None = None,
     progress: SecondsDone | None = None,
 ) -> tuple[Codec, Writer]:
     """Compress an open recording to a file, from the first byte to the last; return the model and the closed writer.
 
-    `packet` is the length of packets in seconds, `source` the identity of the recording's file, if it is one. `entropy`
-    as in `compress`.
+    `packet` is the length of packets in seconds, `source` the identity of the recording's file, if it is one, `tags`
+    those of the recording. `entropy` as in `compress`.
     """
     if not SHORTEST_PACKET <= packet <= LONGEST_PACKET:
         raise UsageError(f"packets of {packet:g} s: use {SHORTEST_PACKET:g} to {LONGEST_PACKET:g} s")
@@ -260,6 +267,7 @@ def compress_into(
         time=reader.time or 0,
         sample_format=reader.subtype,
         source=source,
+        tags=tags,
     )
     coder = last_coder(entropy)
     if entropy == "model" and find_network(header.weights_hash, header.codebook_sizes) is None:
@@ -332,7 +340,9 @@ def decompress(
         damage = None
         target = other_than(source, target)
         subtype = subtype or float_subtype(header, target)
-        with _output(target, rate, header.channels, subtype=subtype, time=time, bare=bare, force=force) as writer:
+        with _output(
+            target, rate, header.channels, subtype=subtype, time=time, bare=bare, force=force, tags=header.tags
+        ) as writer:
             try:
                 time = restore_into(
                     reader,
@@ -364,7 +374,7 @@ def decompress(
         compressed_bytes=size,
         coded_seconds=header.seconds if reader.seekable else (part[0] + (time or 0)) / rate,
         elapsed=perf_counter() - began,
-        notes=writer.clip_notes(),
+        notes=(*writer.clip_notes(), *writer.notes),
     )
 
 
@@ -380,13 +390,21 @@ def float_subtype(header: Header, target: str | Path) -> str | None:
 
 
 def _output(
-    target: str | Path, rate: int, channels: int, *, subtype: str | None, time: int | None, bare: bool, force: bool
+    target: str | Path,
+    rate: int,
+    channels: int,
+    *,
+    subtype: str | None,
+    time: int | None,
+    bare: bool,
+    force: bool,
+    tags: Tags,
 ) -> AbstractContextManager[AudioWriter | LiveOutput]:
     if str(target) == "-" and subtype in (None, "PCM_16"):
         return LiveOutput(rate=rate, channels=channels, bare=bare, time=time)
     if bare:
         raise UsageError("samples without a header are 16 bits on standard output: name - as OUTPUT, without --subtype")
-    return audio.open_writer(target, rate=rate, channels=channels, subtype=subtype, force=force, time=time)
+    return audio.open_writer(target, rate=rate, channels=channels, subtype=subtype, force=force, time=time, tags=tags)
 
 
 def restored_size(reader: Reader, rate: int | None) -> tuple[int, int | None]:

@@ -130,7 +130,10 @@ def test_dependencies_equal_imports() -> None:
 
     needed = names(project["dependencies"])
     extras = set().union(
-        *(names(project["optional-dependencies"][extra]) for extra in ("train", "eval", "cluster", "hub", "onnx"))
+        *(
+            names(project["optional-dependencies"][extra])
+            for extra in ("train", "eval", "cluster", "hub", "onnx", "tags")
+        )
     )
     imported = {name for module in MODULES for name in imports(module) if name not in MODULES}
     imported -= sys.stdlib_module_names

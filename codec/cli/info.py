@@ -53,7 +53,7 @@ def info(
     if as_json:
         typer.echo(json.dumps(facts, indent=2))
         return
-    rows = list(_flat(summary))
+    rows = [(printable(name), printable(value) if isinstance(value, str) else value) for name, value in _flat(summary)]
     width = max(len(name) for name, _ in rows) + 2
     for name, value in rows:
         echo(f"{name:<{width}}{value:.10g}" if isinstance(value, float) else f"{name:<{width}}{value}")
@@ -116,10 +116,13 @@ def _facts(header: "Header", size: int | None) -> dict[str, Any]:
         "mix": [list(row) for row in header.mix],
         "codebook_sizes": list(header.codebook_sizes),
         "source": header.source._asdict() if header.source else {},
+        "tags": header.tags.by_name(),
+        "cover": f"{header.tags.cover.media_type}, {len(header.tags.cover.data)} bytes" if header.tags.cover else "",
         "num_codebooks": header.num_codebooks,
         "seconds": header.seconds,
         "codes_kbps": header.frame_spec.bitrate(header.num_codebooks) * header.rows,
     }
+    del facts["has_tags"]
     if size is not None and header.time:
         facts |= {"file_bytes": size, "file_kbps": size * 8 / header.seconds / 1000}
     return facts

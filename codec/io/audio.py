@@ -31,6 +31,8 @@ from codec.io.coded_channels import Mix, Survey
 from codec.io.mixdown import Mixdown, mixed_down
 from codec.io.pieces import Pieces
 from codec.io.storage import COPY_BYTES, atomic_output, is_device, raw_stdout, storing, write_all
+from codec.io.tags import Tags
+from codec.io.tags import write as write_tags
 
 Block = NDArray[np.float32]  # [channels, time]
 MAX_MAGNITUDE = 1e6  # of samples, 120 dB over full scale; larger values are not audio
@@ -502,6 +504,8 @@ class AudioWriter:
         """Largest magnitude of the samples so far; 1 is full scale."""
         self.clipped = 0
         """Samples so far that were beyond full scale and did not fit the file."""
+        self.notes: list[str] = []
+        """What the file cannot hold, beside samples; known after the end."""
         try:
             self._target = _Sequential(self._bridge, "w", rate, channels, subtype, format=container)
         except soundfile.LibsndfileError as error:
@@ -557,11 +561,13 @@ def open_writer(
     subtype: str | None = None,
     force: bool = False,
     time: int | None = None,
+    tags: Tags | None = None,
 ) -> Iterator[AudioWriter]:
     """Open an audio file in the format of its suffix, which replaces `path` atomically; `-` is standard output, as WAV.
 
     `subtype` is libsndfile's name of the sample format; 16 bits where the format has them. `time` is the number of
-    samples to come, where known: a .wav that would pass 4 GiB is then written as RF64.
+    samples to come, where known: a .wav that would pass 4 GiB is then written as RF64. `tags` are put into the complete
+    file, before it takes its name; standard output and devices have none.
     Raises UsageError for a suffix or subtype that cannot be written, UnsupportedAudio for a rate or number of channels
     the format cannot hold, StorageError as `atomic_output`.
     """
@@ -572,11 +578,11 @@ def open_writer(
         container = "WAVEX"  # WAVE_FORMAT_EXTENSIBLE, as its definition asks of more than two channels
     if container in ("WAV", "WAVEX") and (time or 0) * channels * _SAMPLE_BYTES.get(subtype, 8) > _32_BIT_LIMIT:
         container = "RF64"
-    with (
-        atomic_output(path, force=force) as file,
-        AudioWriter(file, label, container=container, subtype=subtype, rate=rate, channels=channels) as writer,
-    ):
-        yield writer
+    with atomic_output(path, force=force) as file:
+        with AudioWriter(file, label, container=container, subtype=subtype, rate=rate, channels=channels) as writer:
+            yield writer
+        if tags and str(path) != "-" and not is_device(path):
+            writer.notes += write_tags(file, tags, container=container, label=label)
 
 
 def check_format(suffix: str, subtype: str | None, *, label: str | None = None) -> tuple[str, str]:
@@ -616,6 +622,7 @@ class LiveOutput:
         """Largest magnitude of the samples so far; 1 is full scale."""
         self.clipped = 0
         """Samples so far that were beyond full scale."""
+        self.notes: list[str] = []
         self._sink = raw_stdout()
         self._start = None if bare else _place_in_file(self._sink)
         self._header = b"" if bare else _wav_header(rate, channels, None if time is None else time * channels * 2)

@@ -36,6 +36,7 @@ The header:
       3  network of coder 2: the first 8 bytes of the hash of its tensors
       4  mix of the channels: v, the number of coded channels, then float32 numbers [channels, coded channels]; decoded
          audio is this matrix times the coded channels
+      5  a packet of tags follows the header; the content is empty
 
 Magic, version, length and checksum have the same positions in every version, so that a newer file can be distinguished
 from a damaged one.
@@ -44,7 +45,7 @@ Packets follow. A reader skips packets of an unknown kind.
 
     bytes  packet
         2  marker: F5 C3
-        1  kind: 0 codes, 255 end
+        1  kind: 0 codes, 1 tags (`codec.io.tags`), 255 end
         b  body
         4  CRC-32 of everything before it in this packet
 
@@ -90,7 +91,7 @@ import struct
 import sys
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import groupby
@@ -121,6 +122,8 @@ from codec.io.packets import (
     is_sealed,
     sealed,
 )
+from codec.io.tags import MAX_BYTES as MAX_TAGS
+from codec.io.tags import NO_TAGS, Tags
 
 VERSION = 2
 MAX_CHANNELS = 1024  # as in libsndfile
@@ -133,9 +136,9 @@ _START = struct.Struct("<8sHH")
 _MARKER = b"\xf5\xc3"
 _FOOTER = struct.Struct("<I4s")
 _FOOTER_MAGIC = b"CDCE"
-_CODES, _END = 0, 255
+_CODES, _TAGS, _END = 0, 1, 255
 _OTHER_BODY = 1 << 20  # bytes, of packets other than codes
-_SAMPLE_FORMAT, _SOURCE, _NETWORK, _MIX = 1, 2, 3, 4
+_SAMPLE_FORMAT, _SOURCE, _NETWORK, _MIX, _HAS_TAGS = 1, 2, 3, 4, 5
 _BOUNDS = {
     "time": (0, (1 << 64) - 1),
     "frames": (0, (1 << 64) - 1),
@@ -186,7 +189,8 @@ class Header:
     channels are coded together, and `segment_frames` frames share a scale (0: no scale). `sample_format` is the name
     that libsndfile gives to the source's sample format, `source` the source's identity; both may be unknown. `network`
     is the digest of the network of coder 2, which the Writer sets. `mix` [channels, coded channels] makes the channels
-    of the coded ones; empty if every channel is coded. `time` and `frames` are 0 until they are known.
+    of the coded ones; empty if every channel is coded. `tags` are those of the recording; `has_tags`, which the Writer
+    sets, says that a packet of tags was written, even if it is damaged. `time` and `frames` are 0 until they are known.
     Raises ConfigError for values that the format cannot hold.
     """
 
@@ -208,6 +212,8 @@ class Header:
     source: SourceId | None = None
     network: str = ""
     mix: Matrix = ()
+    tags: Tags = NO_TAGS
+    has_tags: bool = False
 
     def __post_init__(self) -> None:
         for name, (least, most) in _BOUNDS.items():
@@ -314,6 +320,8 @@ class Header:
             yield _MIX, varint(self.coded_channels) + np.array(self.mix, "<f4").tobytes()
         if self.network:
             yield _NETWORK, bytes.fromhex(self.network)
+        if self.has_tags:
+            yield _HAS_TAGS, b""
 
     @classmethod
     def _from_fields(cls, data: bytes) -> "Header":
@@ -345,6 +353,8 @@ class Header:
             source=_source_id(tagged[_SOURCE]) if _SOURCE in tagged else None,
             mix=_matrix(tagged[_MIX], numbers["channels"]) if _MIX in tagged else (),
             network=tagged.get(_NETWORK, b"").hex(),
+            tags=NO_TAGS,
+            has_tags=_HAS_TAGS in tagged,
             **numbers,
         )
 
@@ -397,7 +407,7 @@ class Writer:
 
     def __init__(self, file: BinaryIO, header: Header, *, coder: int = entropy.MODEL) -> None:
         self._network = find_network(header.weights_hash, header.codebook_sizes) if coder >= entropy.MODEL else None
-        header = replace(header, network=self._network.digest if self._network else "")
+        header = replace(header, network=self._network.digest if self._network else "", has_tags=bool(header.tags))
         self.header = replace(header, frames=0)
         self._coder = coder
         self.size = self.coded_bytes = self.packed_bytes = 0
@@ -409,6 +419,8 @@ class Writer:
         self._pending_scale: Scale = np.empty((header.rows, 0), np.float32)
         fields = header._to_fields()
         self._send(sealed(_START.pack(_MAGIC, VERSION, len(fields)) + fields))
+        if header.tags:
+            self._send(_packet(_TAGS, header.tags.to_bytes()))
 
     def write(self, codes: Codes, scale: Scale | None = None) -> None:
         """Append codes [rows, codebooks, frames], and their scale [rows, frames] if the model has one.
@@ -520,7 +532,7 @@ class _Format2:
             body = fields.varint()
         except ValueError:
             return None
-        if body > (self._most if kind == _CODES else _OTHER_BODY):
+        if body > {_CODES: self._most, _TAGS: MAX_TAGS}.get(kind, _OTHER_BODY):
             return None
         return len(head) - fields.left + body + CRC_BYTES
 
@@ -758,8 +770,20 @@ class Reader:
             if end is None or not end.header:
                 raise
             self._header_reason = f"{error.reason}; its copy is used" if isinstance(error, DamagedFile) else str(error)
-            return self._parsed(end.header, 2)
+            self._window.go_to(_START.size + len(end.header) + CRC_BYTES)
+            return self._with_tags(self._parsed(end.header, 2))
+        header = self._with_tags(header)
         self._begin = self._window.offset
+        return header
+
+    def _with_tags(self, header: Header) -> Header:
+        """The header with the tags behind it; a damaged packet of tags stays, so that it counts as damage."""
+        packet = Scanner(self._window, self._format).sealed_packet() if header.has_tags else b""
+        if not isinstance(packet, bytes) or not packet.startswith(_MARKER + bytes([_TAGS])):
+            return header
+        with suppress(ValueError, ConfigError):
+            header = replace(header, tags=Tags.from_bytes(Fields(packet[len(_MARKER) + 1 :]).content()))
+        self._window.skip(len(packet))
         return header
 
     def _first_header(self) -> Header:

@@ -145,7 +145,7 @@ class Scanner:
 
         Without an intact packet there, stay and return the reason.
         """
-        packet = self._sealed_packet()
+        packet = self.sealed_packet()
         if isinstance(packet, str):
             return packet
         try:
@@ -155,7 +155,8 @@ class Scanner:
         self._window.skip(len(packet))
         return content
 
-    def _sealed_packet(self) -> bytes | str:
+    def sealed_packet(self) -> bytes | str:
+        """The whole packet that begins at the window's position, which stays; or the reason why none does."""
         head = self._window.peek(self._format.smallest)
         if len(head) < self._format.smallest:
             return TRUNCATED
@@ -179,7 +180,7 @@ class Scanner:
                 while self._window.peek(1):
                     self._window.skip(len(self._window.peek(CHUNK)))
                 return
-            if isinstance(self._sealed_packet(), bytes):
+            if isinstance(self.sealed_packet(), bytes):
                 return
 
 

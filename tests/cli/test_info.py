@@ -1,6 +1,7 @@
 """codec info, on recordings, folders and models."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,9 @@ from torch import Tensor
 
 from codec import pretrained
 from codec.checkpoint import save_lm, save_model
+from codec.compression import header_of
+from codec.io.bitstream import Writer
+from codec.io.tags import Cover, Tags
 from tests.cli.conftest import Cli
 from tests.helpers.language_models import tiny_lm
 from tests.tiny import tiny_model
@@ -30,10 +34,25 @@ def test_info_of_a_recording(cli: Cli, recording: Path) -> None:
     assert facts["file_bytes"] == Path("in.codec").stat().st_size
     text = cli("info", "in.codec").out.decode()
     lines = [line.split() for line in text.splitlines()]
-    assert [line[0] for line in lines] == [name for name in facts if name != "source"]  # single files do not state it
+    assert [line[0] for line in lines] == [
+        name for name in facts if name not in ("source", "tags")
+    ]  # single files do not state it
     assert ["codebook_sizes", "20,20,20"] in lines
     assert ["seconds", "0.7"] in lines
     assert ["weights_hash", facts["weights_hash"]] in lines
+
+
+def test_info_shows_tags_and_escapes_what_cannot_be_printed(cli: Cli) -> None:
+    header = replace(
+        header_of(tiny_model(), 8000, 1, 3),
+        tags=Tags((("title", "a\x1b[2J"), ("title", "b\nc")), Cover("image/png", b"12")),
+    )
+    with Path("a.codec").open("wb") as file:
+        Writer(file, header).close(time=0)
+    assert json.loads(cli("info", "a.codec", "--json").out)["tags"] == {"title": ["a\x1b[2J", "b\nc"]}
+    lines = [line.split(maxsplit=1) for line in cli("info", "a.codec").out.decode().splitlines()]
+    assert ["tags.title", r"a\x1b[2J,b\nc"] in lines
+    assert ["cover", "image/png, 2 bytes"] in lines
 
 
 def test_info_of_a_folder(cli: Cli, recording: Path) -> None:
