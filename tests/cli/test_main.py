@@ -18,7 +18,7 @@ from tests.cli.conftest import Cli
 OPTIONS = {
     "encode": (
         "inputs --output -o --channels --channel --ffmpeg --force -f --quiet -q --model -m --bitrate --codebooks "
-        "--device --jobs -j --engine --verify --packet --raw --rate"
+        "--device --jobs -j --engine --verify --packet --entropy --raw --rate"
     ),
     "decode": (
         "inputs --output -o --rate --start --end --subtype --format --force -f --quiet -q --model -m --codebooks "
@@ -32,6 +32,7 @@ OPTIONS = {
     "export-codes": "source --output -o --force -f",
     "sample": "output --force -f",
     "convert": "source output --force -f",
+    "export": "model --onnx --codebooks --force -f",
     "models": "--json",
     "evaluate": (
         "--data --json --write --rows --model -m --codebooks --baseline --speech --visqol --dnsmos --loudness --bands "
