@@ -105,7 +105,7 @@ def test_invalid_arguments_raise(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     with pytest.raises(UsageError, match="0 jobs"):
         outcomes(tmp_path, [0], jobs=0)
     monkeypatch.setitem(sys.modules, "ray", None)
-    with pytest.raises(MissingDependency, match=r"codec\[cluster\]"):
+    with pytest.raises(MissingDependency, match=r"'.\[cluster\]'"):
         outcomes(tmp_path, [0], jobs=1, engine="ray")
 
 

@@ -38,6 +38,7 @@ def test_all_tools_are_found() -> None:
         "bench",
         "bench_data",
         "bench_lm",
+        "bench_peers",
         "bench_train",
         "check_signals",
         "compare_lms",

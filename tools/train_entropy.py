@@ -182,6 +182,7 @@ def discriminant(
 def _shifted(values: Floats) -> tuple[npt.NDArray[np.int8], int]:
     """Values times the largest power of two that leaves all but a few within 8 bits."""
     shift = math.floor(math.log2(127 / np.quantile(np.abs(values), 0.9999)))
+    shift = min(max(shift, 1), 20)  # what the network can hold; larger weights are clipped
     return _int8(values * 2.0**shift), shift
 
 

@@ -190,6 +190,7 @@ class DecoderBlock(Checkpointable):
 
     def __init__(self, dim: int, stride: int, *, depthwise: bool, noise: bool) -> None:
         super().__init__()
+        self.stride = stride
         self.snake = Snake(dim)
         self.conv = nn.ConvTranspose1d(
             dim, dim // 2, 2 * stride, stride=stride, padding=-(-stride // 2), output_padding=stride % 2
@@ -198,15 +199,15 @@ class DecoderBlock(Checkpointable):
         self.units = ResidualUnits(dim // 2, depthwise=depthwise)
 
     def forward(self, x: Tensor, generator: torch.Generator | None) -> Tensor:
-        if generator is None:
-            return self.recomputed(self.upsampled, x)
-        return self.upsampled(x, generator)  # a second pass would draw other noise
-
-    def upsampled(self, x: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        """The block without checkpointing."""
-        x = transposed_conv(self.conv, self.snake(x))
+        noise = None
         if self.noise is not None and generator is not None:
-            noise = torch.randn(len(x), 1, x.shape[2], generator=generator).to(x.device)
+            noise = torch.randn(len(x), 1, self.stride * x.shape[2], generator=generator).to(x.device)
+        return self.recomputed(self.upsampled, x, noise)
+
+    def upsampled(self, x: Tensor, noise: Tensor | None) -> Tensor:
+        """The block without checkpointing; noise [batch, 1, time] is given, so that computing it again is the same."""
+        x = transposed_conv(self.conv, self.snake(x))
+        if self.noise is not None and noise is not None:
             x = x + noise * self.noise(x)
         out: Tensor = self.units(x)
         return out
@@ -266,7 +267,7 @@ class SNAC(BlockCodec):
     """A SNAC model, with codes and audio equal to those of the original without its noise.
 
     The original's decoder adds other noise in every call, in evaluation too; here `noise_seed` asks for noise, which is
-    the same in every call. It starts again with every block of a stream.
+    the same in every call. It starts again with every block of a stream. In training, every call has other noise.
 
     The original needs whole windows, and gives the codes and the audio of the silence that it adds to fill them. Here a
     signal has as many frames as it needs; its codes are the first ones of the original's. The audio of a last window
@@ -302,7 +303,7 @@ class SNAC(BlockCodec):
     def synthesize(self, latents: Latents) -> Audio:
         if latents.shape[-1] == 0:
             return latents.new_zeros(len(latents), 1, 0)
-        seed = self.config.noise_seed
+        seed = int(torch.randint(2**62, ())) if self.training else self.config.noise_seed
         generator = None if seed is None else torch.Generator().manual_seed(seed)
         audio: Audio = self.decoder(self.quantizer.unfold(latents), generator)
         return audio

@@ -325,7 +325,9 @@ def test_invalid_options_fail_before_training(call: Call) -> None:
 
 @pytest.mark.slow
 def test_codec_that_is_not_shipped(call: Call) -> None:
-    save_model("other.safetensors", tiny_model(seed=1), training={})
-    assert call(label=WORDS, codec_name="other.safetensors").code == 6
-    result = call("--codec", "other.safetensors", label=WORDS, codec_name="other.safetensors")
+    Path("elsewhere/folder").mkdir(parents=True)
+    path = "elsewhere/folder/other.safetensors"
+    save_model(path, tiny_model(seed=1), training={})
+    assert call(label=WORDS, codec_name=path).code == 6
+    result = call("--codec", path, label=WORDS, codec_name=path)
     assert result.code == 0, result.err

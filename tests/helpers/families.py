@@ -29,6 +29,6 @@ TINY: dict[str, CodecConfig] = {
         codebook_dim=4,
         strides=(4, 2, 1),
         num_codebooks=7,
-        noise=False,
+        noise=False,  # because it hides how the loss falls
     ),
 }

@@ -180,3 +180,11 @@ def test_sizes_that_do_not_fit_are_refused() -> None:
         SNACConfig.from_data({"num_codebooks": 3})
     with pytest.raises(ConfigError, match="multiples of 64 channels"):
         SNACConfig.from_data({"window": 32, "decoder_dim": 1040})
+
+
+def test_noise_layers_are_trained() -> None:
+    net = model(SNACConfig(sample_rate=8000, hop=24, encoder_dim=4, decoder_dim=16, **SMALL)).train()
+    torch.autograd.backward(net(noise(1, 1, 24 * 8)).audio.square().sum())
+    gradients = {name: parameter.grad for name, parameter in net.named_parameters() if "noise" in name}
+    assert gradients
+    assert all(gradient is not None and gradient.any() for gradient in gradients.values())

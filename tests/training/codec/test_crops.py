@@ -332,7 +332,7 @@ def test_memory_does_not_grow_with_the_corpus(tmp_path: Path, monkeypatch: pytes
         assert len(train.index.rows) + len(valid.index.rows) == count
         assert train.index.time + valid.index.time == count * 800
     size = sum(path.stat().st_size for path in (tmp_path / "6000/index").iterdir())
-    assert size < 6000 * 32  # 24 bytes a clip, and "a.wav" with its end
+    assert size < 6000 * 32 + 1000  # 24 bytes a clip, and "a.wav" with its end; what describes the index
     assert peaks[1] < peaks[0] + 100_000  # 5000 clips more, 20 bytes each
 
 
