@@ -53,7 +53,11 @@ def info(
     if as_json:
         typer.echo(json.dumps(facts, indent=2))
         return
-    rows = [(printable(name), printable(value) if isinstance(value, str) else value) for name, value in _flat(summary)]
+    rows = [
+        (printable(name), printable(value) if isinstance(value, str) else value)
+        for name, value in _flat(summary)
+        if value != ""  # what the file does not have
+    ]
     width = max(len(name) for name, _ in rows) + 2
     for name, value in rows:
         echo(f"{name:<{width}}{value:.10g}" if isinstance(value, float) else f"{name:<{width}}{value}")
