@@ -90,7 +90,9 @@ def test_fewer_codebooks(tmp_path: Path) -> None:
     report = decompress(tmp_path / "all.codec", tmp_path / "a2.wav", model=MODEL, num_codebooks=2)
     decompress(tmp_path / "two.codec", tmp_path / "b2.wav", model=MODEL)
     assert report.num_codebooks == 2
-    assert (tmp_path / "a2.wav").read_bytes() == (tmp_path / "b2.wav").read_bytes()
+    a2, b2 = (soundfile.read(tmp_path / name, dtype="int16")[0].astype(int) for name in ("a2.wav", "b2.wav"))
+    assert a2.shape == b2.shape
+    assert np.abs(a2 - b2).max() <= 1  # another number of threads rounds otherwise
     with pytest.raises(UsageError, match="has 2 codebooks, not 3"):
         decompress(tmp_path / "two.codec", tmp_path / "b3.wav", model=MODEL, num_codebooks=3)
 

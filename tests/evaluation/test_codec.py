@@ -183,9 +183,8 @@ def test_scores_of_a_scalar_quantizer_have_closed_forms(corpus: Path) -> None:
         assert score.decode_speed > 0
         error = 16.0**-num_codebooks  # uniform between ± error: its power is error² / 3
         assert score.measures.si_sdr == pytest.approx(10 * math.log10(3 * source.var() / error**2), abs=0.3)
-        assert score.measures.payload_kbps == pytest.approx(
-            96 * num_codebooks, rel=1e-3
-        )  # 24000 codes a second of 4 bits
+        # 24000 codes a second of 4 bits, of which entropy coding saves a part, because a hum repeats
+        assert 48 * num_codebooks < score.measures.payload_kbps <= 96.1 * num_codebooks
         assert score.measures.payload_kbps < score.measures.file_kbps < score.measures.payload_kbps + 5
         assert math.isnan(score.measures.pesq_wb)  # a hum is not speech
         assert scores["reading/a.wav", num_codebooks].measures.pesq_wb > 1
