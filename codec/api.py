@@ -90,9 +90,8 @@ def decompress(
         codec = compression.model_of(reader, model, device)
         file = io.BytesIO()
         channels = reader.header.channels
-        container = "WAV" if channels <= 2 else "WAVEX"  # as `audio.open_writer`
         with audio.AudioWriter(
-            file, "the WAV data", container=container, subtype=subtype, rate=rate, channels=channels
+            file, "the WAV data", container="WAV", subtype=subtype, rate=rate, channels=channels
         ) as writer:
             compression.restore_into(reader, writer, codec=codec, rate=rate)
         _warn(writer.clip_notes())

@@ -10,7 +10,7 @@ import io
 import json
 import math
 import pickle
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from textwrap import shorten
@@ -323,11 +323,9 @@ def _digest(path: Path, config: Mapping[str, Any]) -> tuple[str, int]:
         for name, entry in sorted(header.items(), key=lambda item: _hashed_name(item[0])):
             start, end = entry["data_offsets"]
             file.seek(8 + header_size + start)
-            digest.update(json.dumps([_hashed_name(name), entry["dtype"], entry["shape"]]).encode())
-            digest.update(file.read(end - start))
+            _hash_tensor(digest, name, entry["dtype"], entry["shape"], file.read(end - start))
             parameters += math.prod(entry["shape"])
-    digest.update(json.dumps(_hashed_keys(config), sort_keys=True).encode())
-    return digest.hexdigest(), parameters
+    return _hashed(digest, config), parameters
 
 
 def tensors_digest(tensors: "Mapping[str, torch.Tensor]", config: Mapping[str, Any]) -> str:
@@ -336,8 +334,18 @@ def tensors_digest(tensors: "Mapping[str, torch.Tensor]", config: Mapping[str, A
     kinds = {"float32": "F32", "int64": "I64"}
     for name, tensor in sorted(tensors.items(), key=lambda item: _hashed_name(item[0])):
         kind = kinds[str(tensor.dtype).removeprefix("torch.")]
-        digest.update(json.dumps([_hashed_name(name), kind, list(tensor.shape)]).encode())
-        digest.update(tensor.contiguous().numpy().tobytes())
+        _hash_tensor(digest, name, kind, tensor.shape, tensor.contiguous().numpy().tobytes())
+    return _hashed(digest, config)
+
+
+def _hash_tensor(digest: "hashlib._Hash", name: str, kind: str, shape: Sequence[int], data: bytes) -> None:
+    """Count a tensor; `kind` is the type as safetensors names it."""
+    digest.update(json.dumps([_hashed_name(name), kind, list(shape)]).encode())
+    digest.update(data)
+
+
+def _hashed(digest: "hashlib._Hash", config: Mapping[str, Any]) -> str:
+    """The hash after all tensors, with the configuration."""
     digest.update(json.dumps(_hashed_keys(config), sort_keys=True).encode())
     return digest.hexdigest()
 

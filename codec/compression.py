@@ -47,11 +47,9 @@ from codec.io.storage import is_device, mark_partial, other_than, stream_output
 from codec.io.tags import NO_TAGS, Tags
 from codec.io.tags import read as read_tags
 from codec.models.base import Codec, split_scale
-from codec.splicing import Restoration
+from codec.splicing import BLOCK_SECONDS, MAX_BLOCK, Restoration
 from codec.streams import StreamEncoder
 
-BLOCK_SECONDS = 4.0  # of one channel; blocks of recordings with more channels are shorter
-MAX_BLOCK = 1 << 20  # samples, at any sample rate
 SHORTEST_PACKET, LONGEST_PACKET = 0.1, 10.0  # seconds
 
 Model: TypeAlias = Codec | str | Path

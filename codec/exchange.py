@@ -10,7 +10,7 @@ from codec import pretrained
 from codec.compression import header_of
 from codec.errors import UnsupportedAudio, UsageError
 from codec.frames import resampled_length
-from codec.io.bitstream import Writer, open_reader
+from codec.io.bitstream import MAX_CHANNELS, Writer, open_reader
 from codec.io.foreign_codes import ForeignCodes, read_codes, write_codes
 from codec.io.storage import atomic_output
 
@@ -28,7 +28,7 @@ def import_codes(
     spec = net.frame_spec
     found = read_codes(source, spec)
     rows, num_codebooks, frames = found.codes.shape
-    if num_codebooks not in net.codebook_choices or rows > 1024 // net.channels:
+    if num_codebooks not in net.codebook_choices or rows > MAX_CHANNELS // net.channels:
         raise UnsupportedAudio(
             f"{source} has {rows} rows of {num_codebooks} codebooks; {model} has up to {net.num_codebooks}: "
             "pass its model"

@@ -16,7 +16,7 @@ from codec.compression import Report, cached_model, check_channels, compress, de
 from codec.errors import CodecError, InputNotFound, ModelId, StorageError, UsageError, model_label
 from codec.frames import resampled_length
 from codec.io import audio, bitstream, ffmpeg
-from codec.io.bitstream import Reader
+from codec.io.bitstream import Reader, is_codec_path
 from codec.io.entropy import Choice
 from codec.io.locks import claimed
 from codec.io.storage import is_partial, storing, walk
@@ -162,11 +162,6 @@ def decompress_tree(
         jobs=jobs,
         progress=progress,
     )
-
-
-def is_codec_path(path: str | Path) -> bool:
-    """Whether the suffix is .codec; the file is not opened."""
-    return Path(path).suffix.lower() == ".codec"
 
 
 def _is_compressed(

@@ -6,7 +6,6 @@ Readable: a .th, .pth, .pt or .bin file written by torch.save (a state_dict, bar
 
 from __future__ import annotations
 
-import json
 import pickle
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from codec.checkpoint import PARAMETERS_AT_LEAST, CodecCard, most_memory, tensors_digest
 from codec.errors import ConfigError, UnknownModel
+from codec.io.bounded_json import read_json
 from codec.io.bounded_zip import check_expansion
 
 if TYPE_CHECKING:
@@ -109,10 +109,7 @@ def _read_tensors(path: Path) -> Mapping[str, Any]:
             return load_file(path)
         check_expansion(path)
         content = torch.load(path, map_location="cpu", weights_only=True)
-    except (
-        *(SafetensorError, OSError, RuntimeError, EOFError),
-        *(LookupError, ValueError, TypeError),
-    ) as error:
+    except (SafetensorError, OSError, RuntimeError, EOFError, LookupError, ValueError, TypeError) as error:
         raise UnknownModel(f"{path} is not a complete checkpoint ({_first_line(error)}): {way_out}") from error
     except pickle.UnpicklingError as error:
         raise UnknownModel(
@@ -128,8 +125,8 @@ def _read_config(path: Path) -> Mapping[str, Any]:
     with path.open("rb") as file:
         data = file.read(MAX_CONFIG + 1)
     try:
-        config = json.loads(data) if len(data) <= MAX_CONFIG else None
-    except (ValueError, RecursionError):
+        config = read_json(data) if len(data) <= MAX_CONFIG else None
+    except ValueError:
         config = None
     if not isinstance(config, Mapping):
         raise UnknownModel(f"{path} is not the configuration of a model: download it again")

@@ -135,7 +135,7 @@ def names_a_model(source: str) -> bool:
     return (
         source in (*names(), *published.PUBLISHED)
         or path.suffix in (".safetensors", *foreign.PICKLES)
-        or any((path / file).is_file() for file in (RUN_MODEL, *foreign.FOLDER_FILES))
+        or _model_in(path) is not None
     )
 
 
@@ -152,7 +152,7 @@ def find(name_or_path: str | Path) -> Path:
     path = Path(name_or_path)
     with suppress(OSError):  # for example a name that is too long for a file
         if path.is_dir():
-            path = next((path / name for name in (RUN_MODEL, *foreign.FOLDER_FILES) if (path / name).is_file()), path)
+            path = _model_in(path) or path
         if path.is_file():
             return path
     close = difflib.get_close_matches(str(name_or_path), [*files, *published.PUBLISHED], n=1)
@@ -161,6 +161,11 @@ def find(name_or_path: str | Path) -> Path:
         f"there is no model {name_or_path}: {hint}shipped models are {', '.join(files) or 'none'}; "
         "or name a file, or the folder of a training run or of transformers"
     )
+
+
+def _model_in(folder: Path) -> Path | None:
+    """The model file of a training run or of a folder of transformers, whose first name is `RUN_MODEL` too."""
+    return next((folder / name for name in foreign.FOLDER_FILES if (folder / name).is_file()), None)
 
 
 def _codecs(name: str, paths: Iterable[str | Path], folders: Iterable[Path]) -> Iterator[CodecCard]:

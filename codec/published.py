@@ -11,109 +11,62 @@ import re
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from codec.errors import MissingDependency, StorageError, UnknownModel
 from codec.foreign import CONFIG
+from codec.frames import FrameSpec
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Published:
-    """A published checkpoint; the rates are those of its configuration, in Hz and kbit/s."""
+    """A published checkpoint: its repository, the license of its weights, and the sizes of its configuration."""
 
     repository: str
-    file: str = "model.safetensors"
     license: str
     """Of the weights; "not stated" where the publisher licenses only the code."""
-    sample_rate: int
-    frame_rate: float
-    codebooks: str
-    bitrates: str
+    spec: FrameSpec
+    file: str = "model.safetensors"
+
+    @property
+    def codebooks(self) -> str:
+        """Number and size of the codebooks."""
+        return f"{self.spec.num_codebooks} × {self.spec.codebook_size}"
+
+    @property
+    def bitrates(self) -> str:
+        """The lowest and the highest bit rate, in kbit/s."""
+        return f"{self.spec.bitrate(1):.3g} to {self.spec.bitrate(self.spec.num_codebooks):.3g}"
+
+    def as_data(self) -> dict[str, Any]:
+        """Convert to plain data for JSON."""
+        return {
+            "repository": self.repository,
+            "file": self.file,
+            "license": self.license,
+            "sample_rate": self.spec.sample_rate,
+            "frame_rate": round(self.spec.frame_rate, 2),
+            "codebooks": self.codebooks,
+            "bitrates": self.bitrates,
+        }
 
 
+def _spec(sample_rate: int, hop: int, num_codebooks: int, codebook_size: int) -> FrameSpec:
+    return FrameSpec(sample_rate, hop, 0, num_codebooks, codebook_size)
+
+
+_PICKLE = "pytorch_model.bin"
 PUBLISHED = {
-    "encodec-24khz": Published(
-        repository="facebook/encodec_24khz",
-        license="not stated",
-        sample_rate=24000,
-        frame_rate=75,
-        codebooks="32 × 1024",
-        bitrates="0.75 to 24",
-    ),
-    "encodec-48khz": Published(
-        repository="facebook/encodec_48khz",
-        license="not stated",
-        sample_rate=48000,
-        frame_rate=150,
-        codebooks="16 × 1024",
-        bitrates="1.5 to 24",
-    ),
-    "encodec-32khz": Published(
-        repository="facebook/encodec_32khz",
-        license="CC BY-NC 4.0",
-        sample_rate=32000,
-        frame_rate=50,
-        codebooks="4 × 2048",
-        bitrates="0.55 to 2.2",
-    ),
-    "dac-16khz": Published(
-        repository="descript/dac_16khz",
-        license="MIT",
-        sample_rate=16000,
-        frame_rate=50,
-        codebooks="12 × 1024",
-        bitrates="0.5 to 6",
-    ),
-    "dac-24khz": Published(
-        repository="descript/dac_24khz",
-        license="MIT",
-        sample_rate=24000,
-        frame_rate=75,
-        codebooks="32 × 1024",
-        bitrates="0.75 to 24",
-    ),
-    "dac-44khz": Published(
-        repository="descript/dac_44khz",
-        license="MIT",
-        sample_rate=44100,
-        frame_rate=86.13,
-        codebooks="9 × 1024",
-        bitrates="0.86 to 7.75",
-    ),
-    "mimi-24khz": Published(
-        repository="kyutai/mimi",
-        license="CC BY 4.0",
-        sample_rate=24000,
-        frame_rate=12.5,
-        codebooks="32 × 2048",
-        bitrates="0.14 to 4.4",
-    ),
-    "snac-24khz": Published(
-        repository="hubertsiuzdak/snac_24khz",
-        file="pytorch_model.bin",
-        license="MIT",
-        sample_rate=24000,
-        frame_rate=11.72,
-        codebooks="7 × 4096",
-        bitrates="0.14 to 0.98",
-    ),
-    "snac-32khz": Published(
-        repository="hubertsiuzdak/snac_32khz",
-        file="pytorch_model.bin",
-        license="MIT",
-        sample_rate=32000,
-        frame_rate=10.42,
-        codebooks="15 × 4096",
-        bitrates="0.125 to 1.88",
-    ),
-    "snac-44khz": Published(
-        repository="hubertsiuzdak/snac_44khz",
-        file="pytorch_model.bin",
-        license="MIT",
-        sample_rate=44100,
-        frame_rate=14.36,
-        codebooks="15 × 4096",
-        bitrates="0.172 to 2.58",
-    ),
+    "encodec-24khz": Published("facebook/encodec_24khz", "not stated", _spec(24000, 320, 32, 1024)),
+    "encodec-48khz": Published("facebook/encodec_48khz", "not stated", _spec(48000, 320, 16, 1024)),
+    "encodec-32khz": Published("facebook/encodec_32khz", "CC BY-NC 4.0", _spec(32000, 640, 4, 2048)),
+    "dac-16khz": Published("descript/dac_16khz", "MIT", _spec(16000, 320, 12, 1024)),
+    "dac-24khz": Published("descript/dac_24khz", "MIT", _spec(24000, 320, 32, 1024)),
+    "dac-44khz": Published("descript/dac_44khz", "MIT", _spec(44100, 512, 9, 1024)),
+    "mimi-24khz": Published("kyutai/mimi", "CC BY 4.0", _spec(24000, 1920, 32, 2048)),
+    "snac-24khz": Published("hubertsiuzdak/snac_24khz", "MIT", _spec(24000, 2048, 7, 4096), file=_PICKLE),
+    "snac-32khz": Published("hubertsiuzdak/snac_32khz", "MIT", _spec(32000, 3072, 15, 4096), file=_PICKLE),
+    "snac-44khz": Published("hubertsiuzdak/snac_44khz", "MIT", _spec(44100, 3072, 15, 4096), file=_PICKLE),
 }
 """By the name that `codec.load` and --model take."""
 

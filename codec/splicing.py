@@ -22,7 +22,9 @@ from codec.io.bitstream import Damage, Header, Packet, Reader
 from codec.models.base import Codec, Encoded
 from codec.streams import StreamDecoder
 
-BLOCK_SECONDS = 4.0  # of one channel that are decoded together; blocks of recordings with more channels are shorter
+BLOCK_SECONDS = (
+    4.0  # of one channel that are encoded or decoded together; blocks of recordings with more channels are shorter
+)
 MAX_BLOCK = 1 << 20  # samples, at any sample rate
 FADE_SECONDS = 0.01  # at the ends of a gap
 CONCEAL_SECONDS = 0.12  # of the model's own continuation
@@ -151,8 +153,8 @@ class _Splicer:
             self._faded_in = 0 if packet.first > self._first_frame else self._fade
         self.intact, self._last = True, packet
         most = _block_frames(self._header)
-        for first in range(0, packet.codes.shape[2], most):  # a packet of many frames has less codes than audio
-            codes = _codes(_frames_of(packet, first, first + most))
+        for first in range(0, packet.frames, most):  # a packet of many frames has less codes than audio
+            codes = _codes(packet.cut(first, first + most))
             yield self._faded(self._output(self._decoder.push(codes)))
 
     def _faded_out(self, frames: int) -> Block:
@@ -199,12 +201,6 @@ class _Splicer:
 def _block_frames(header: Header) -> int:
     """Frames to decode at once."""
     return header.frame_spec.frames_per_packet(BLOCK_SECONDS / header.coded_channels)
-
-
-def _frames_of(packet: Packet, first: int, end: int) -> Packet:
-    """Frames of a packet, counted from its first one."""
-    scale = None if packet.scale is None else packet.scale[:, first:end]
-    return Packet(packet.first + first, packet.codes[:, :, first:end], scale)
 
 
 def _codes(packet: Packet) -> Tensor | Encoded:
@@ -258,7 +254,7 @@ def _regroup(reader: Reader, first: int) -> Iterator[Packet | Damage]:
             yield part
             continue
         waiting.append(part)
-        if part.first + part.codes.shape[2] - waiting[0].first >= most:
+        if part.first + part.frames - waiting[0].first >= most:
             yield _joined(waiting)
             waiting = []
     if waiting:
@@ -268,15 +264,13 @@ def _regroup(reader: Reader, first: int) -> Iterator[Packet | Damage]:
 def _from(parts: Iterator[Packet | Damage], first: int) -> Iterator[Packet | Damage]:
     """Parts without the frames before `first`."""
     for part in parts:
-        frames = part.frames if isinstance(part, Damage) else part.codes.shape[2]
         early = max(0, first - part.first)
         if early == 0:
             yield part
-        elif early < frames and isinstance(part, Damage):
-            yield part._replace(first=first, frames=frames - early)
-        elif early < frames and isinstance(part, Packet):
-            scale = None if part.scale is None else part.scale[:, early:]
-            yield Packet(first, part.codes[:, :, early:], scale)
+        elif early < part.frames and isinstance(part, Damage):
+            yield part._replace(first=first, frames=part.frames - early)
+        elif early < part.frames and isinstance(part, Packet):
+            yield part.cut(early)
 
 
 def _joined(packets: list[Packet]) -> Packet:

@@ -113,9 +113,7 @@ def _packets(reader: Reader, first: int) -> Iterator[Packet]:
 def _cut(packets: Iterator[Packet], first: int, most: int | None) -> Iterator[Packet]:
     """At most `most` frames from frame `first` on; the rest is read for its end."""
     for packet in packets:
-        from_, to = max(0, first - packet.first), None if most is None else max(0, first + most - packet.first)
-        scale = None if packet.scale is None else packet.scale[:, from_:to]
-        yield Packet(packet.first + from_, packet.codes[:, :, from_:to], scale)
+        yield packet.cut(max(0, first - packet.first), None if most is None else max(0, first + most - packet.first))
 
 
 def _common(readers: Sequence[Reader]) -> Header:

@@ -124,7 +124,7 @@ def test_names_rates_and_sizes_agree() -> None:
     for name, known in published.PUBLISHED.items():
         count, size = (int(part) for part in known.codebooks.split(" × "))
         lowest, highest = (float(part) for part in known.bitrates.split(" to "))
-        per_codebook = math.log2(size) * known.frame_rate / 1000
+        per_codebook = math.log2(size) * known.spec.frame_rate / 1000
         assert lowest == pytest.approx(per_codebook, rel=0.02), name
         assert highest == pytest.approx(count * per_codebook, rel=0.02), name
 

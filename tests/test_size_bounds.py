@@ -21,11 +21,12 @@ from torch.overrides import TorchFunctionMode
 
 from codec import compression, foreign
 from codec.checkpoint import load_lm, load_model, most_memory, save_lm, save_model
-from codec.compression import BLOCK_SECONDS, compress, decompress
+from codec.compression import compress, decompress
 from codec.errors import CodecError, DamagedFile, UnknownModel, UnsupportedAudio, UsageError
 from codec.io import bounded_zip, entropy, foreign_codes
 from codec.io.audio import MAX_RATIO, MIN_RATE, Resampler
 from codec.io.bitstream import Header, Writer
+from codec.splicing import BLOCK_SECONDS
 from codec.streams import StreamDecoder, StreamEncoder
 from tests.helpers.language_models import tiny_lm
 from tests.tiny import tiny_model

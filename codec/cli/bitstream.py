@@ -89,11 +89,13 @@ def concat(
 
 
 def _files(sources: list[str]) -> Iterator[str]:
+    from codec.io.bitstream import is_codec_path
+
     for source in sources:
         if not Path(source).is_dir():
             yield source
             continue
-        names = walk(source, lambda name: name.endswith(".codec"))
+        names = walk(source, is_codec_path)
         first = next(names, None)
         if first is None:
             raise InputNotFound(f"{source} has no .codec files: name a file or another folder")

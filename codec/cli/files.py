@@ -280,7 +280,8 @@ def decode(
     The suffix of OUTPUT selects the audio format. Example: codec decode song.codec song.wav
     """
     from codec.compression import decompress
-    from codec.folders import decompress_tree, is_codec_path
+    from codec.folders import decompress_tree
+    from codec.io.bitstream import is_codec_path
 
     inputs, output = _split(inputs, output, is_input=is_codec_path)
     if _are_many(inputs):

@@ -134,7 +134,9 @@ def _facts(header: "Header", size: int | None) -> dict[str, Any]:
 
 def _print_folder(folder: Path, *, as_json: bool) -> None:
     """Print a row for each .codec file below a folder; exit status 1 if one of them is damaged."""
-    names = list(walk(folder, lambda name: name.lower().endswith(".codec")))
+    from codec.io.bitstream import is_codec_path
+
+    names = list(walk(folder, is_codec_path))
     if not names:
         raise InputNotFound(f"{folder} has neither a {RUN_MODEL} nor .codec files: give a training run or recordings")
     found: dict[str, dict[str, Any]] = {}

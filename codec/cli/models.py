@@ -1,7 +1,6 @@
 """codec models, codec convert, codec evaluate"""
 
 import json
-from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -35,7 +34,7 @@ def models(as_json: JSONOption = False) -> None:
     fetched = {name: published.cached(name) for name in published.PUBLISHED}
     if as_json:
         others = [
-            {"name": name, **asdict(published.PUBLISHED[name]), "path": str(path) if path else None}
+            {"name": name, **published.PUBLISHED[name].as_data(), "path": str(path) if path else None}
             for name, path in fetched.items()
         ]
         typer.echo(json.dumps([*(card.as_data() for card in cards), *others], indent=2))
@@ -74,7 +73,7 @@ def models(as_json: JSONOption = False) -> None:
     )
     for name, path in fetched.items():
         known = published.PUBLISHED[name]
-        rates = f"{known.sample_rate} Hz", f"{known.frame_rate:g} Hz"
+        rates = f"{known.spec.sample_rate} Hz", f"{known.spec.frame_rate:.4g} Hz"
         theirs.add_row(
             name, *rates, known.codebooks, f"{known.bitrates} kbit/s", known.license, "yes" if path else "no"
         )

@@ -29,7 +29,7 @@ from torch import Tensor
 
 from codec import pretrained
 from codec.checkpoint import CodecCard
-from codec.compression import BLOCK_SECONDS, cached_model
+from codec.compression import cached_model
 from codec.conditions import CLASSES, conditions_last
 from codec.data.clips import LENGTH_TOLERANCE, TEXT_FIELDS, Clip, clips, hashed, root_of
 from codec.data.split import path_in
@@ -64,6 +64,7 @@ from codec.io.mixdown import Mixdown, Note
 from codec.io.storage import atomic_output, locked_folder, storing
 from codec.models.base import Codec, split_scale
 from codec.parallel import Engine, each
+from codec.splicing import BLOCK_SECONDS
 from codec.streams import StreamEncoder
 
 WRONG_SHARDS = "its shards are not those of its clips"

@@ -495,6 +495,8 @@ class AudioWriter:
     """An audio file being written, block by block; leaving the context completes its header."""
 
     def __init__(self, file: BinaryIO, label: str, *, container: str, subtype: str, rate: int, channels: int) -> None:
+        if container == "WAV" and channels > 2:
+            container = "WAVEX"  # WAVE_FORMAT_EXTENSIBLE, as its definition asks of more than two channels
         self._bridge = _Bridge(file)
         self._label = label
         self._container = container
@@ -574,9 +576,7 @@ def open_writer(
     label = "standard output" if str(path) == "-" else str(path)
     suffix = ".wav" if str(path) == "-" or is_device(path) else Path(path).suffix.lower()
     container, subtype = check_format(suffix, subtype, label=label)
-    if container == "WAV" and channels > 2:
-        container = "WAVEX"  # WAVE_FORMAT_EXTENSIBLE, as its definition asks of more than two channels
-    if container in ("WAV", "WAVEX") and (time or 0) * channels * _SAMPLE_BYTES.get(subtype, 8) > _32_BIT_LIMIT:
+    if container == "WAV" and (time or 0) * channels * _SAMPLE_BYTES.get(subtype, 8) > _32_BIT_LIMIT:
         container = "RF64"
     with atomic_output(path, force=force) as file:
         with AudioWriter(file, label, container=container, subtype=subtype, rate=rate, channels=channels) as writer:

@@ -158,6 +158,11 @@ Codes = entropy.Codes
 Scale = npt.NDArray[np.float32]
 
 
+def is_codec_path(path: str | Path) -> bool:
+    """Whether the suffix is .codec; the file is not opened."""
+    return Path(path).suffix.lower() == ".codec"
+
+
 class SourceId(NamedTuple):
     """What identifies the file that was compressed."""
 
@@ -384,6 +389,17 @@ class Packet(NamedTuple):
     """float32 [rows, frames]; None for a model without a scale."""
     payload_bytes: int = 0
     """Size of codes and scale in the file, coded; 0 for packets that were not read from one."""
+
+    @property
+    def frames(self) -> int:
+        """Number of frames."""
+        frames: int = self.codes.shape[2]
+        return frames
+
+    def cut(self, first: int, end: int | None = None) -> "Packet":
+        """The frames from `first` to before `end`, counted from the packet's own first frame."""
+        scale = None if self.scale is None else self.scale[:, first:end]
+        return Packet(self.first + first, self.codes[:, :, first:end], scale)
 
 
 class Damage(NamedTuple):
