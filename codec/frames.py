@@ -66,9 +66,13 @@ class FrameSpec:
             return 0
         if not self.segment:
             return _ceil_div(time + self.decoder_delay, self.hop)
-        whole = max(0, (time - self.segment) // self.segment_stride + 1)
+        whole = self.whole_segments(time)
         rest = time - whole * self.segment_stride
         return whole * _ceil_div(self.segment, self.hop) + sum(_ceil_div(part, self.hop) for part in self._parts(rest))
+
+    def whole_segments(self, time: int) -> int:
+        """Segments that are complete after the first `time` samples."""
+        return max(0, (time - self.segment) // self.segment_stride + 1)
 
     def segments(self, frames: int) -> list[int]:
         """Frames of each segment of a signal of that many frames. Lengths of as many frames have the same segments."""

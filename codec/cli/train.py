@@ -108,6 +108,7 @@ def train(
             f"add --set train.steps={steps}, or leave --steps out"
         )
     torch_device = None if device == "auto" else device
+    options = {"resume": resume, "allow_changed_data": allow_changed_data, "steps": steps, "device": torch_device}
     out = out or Path("runs", loaded.name)
     if isinstance(loaded, LMRecipe):
         store = data or loaded.data.store
@@ -116,7 +117,7 @@ def train(
         if overfit_batch and not dry_run:
             _overfit_one_batch(loaded, store, codec, torch_device, steps)
         else:
-            _train_lm(loaded, store, codec, out, resume, allow_changed_data, steps, torch_device, dry_run)
+            _train_lm(loaded, store, codec, out, options, dry_run)
         return
     for option, given in (("--codec", codec is not None), ("--overfit-batch", overfit_batch)):
         if given:
@@ -124,7 +125,7 @@ def train(
     folder = data or loaded.data.folder
     if folder is None and not dry_run:
         raise UsageError(f"{recipe} names no data.folder: pass --data, a folder of recordings or a manifest")
-    _train_codec(loaded, folder, out, resume, allow_changed_data, steps, torch_device, dry_run)
+    _train_codec(loaded, folder, out, options, dry_run)
 
 
 class _StoredRun(NamedTuple):
@@ -173,10 +174,7 @@ def _train_codec(
     recipe: "Recipe",
     data: Path | None,
     out: Path,
-    resume: bool,
-    allow_changed_data: bool,
-    steps: int | None,
-    device: str | None,
+    options: dict[str, Any],
     dry_run: bool,
 ) -> None:
     from codec.data.clips import MANIFEST
@@ -186,10 +184,8 @@ def _train_codec(
     if data is not None and not (data / MANIFEST).is_file() and (unread := unread_note([data], option=False)):
         say(unread)
     if dry_run or data is None:
-        typer.echo(estimates.report(estimates.estimate(recipe, data=data, device=device)))
+        typer.echo(estimates.report(estimates.estimate(recipe, data=data, device=options["device"])))
     else:
-        options: dict[str, Any] = {"resume": resume, "allow_changed_data": allow_changed_data}
-        options |= {"steps": steps, "device": device}
         _say_path(task.train(recipe, data=data, out=out, **options))
 
 
@@ -198,20 +194,15 @@ def _train_lm(
     data: Path,
     codec: str | None,
     out: Path,
-    resume: bool,
-    allow_changed_data: bool,
-    steps: int | None,
-    device: str | None,
+    options: dict[str, Any],
     dry_run: bool,
 ) -> None:
     from codec.training.lm import dry_run as estimates
     from codec.training.lm import task
 
     if dry_run:
-        typer.echo(estimates.report(recipe, data=data, codec=codec, device=device))
+        typer.echo(estimates.report(recipe, data=data, codec=codec, device=options["device"]))
     else:
-        options: dict[str, Any] = {"resume": resume, "allow_changed_data": allow_changed_data}
-        options |= {"steps": steps, "device": device}
         _say_path(task.train(recipe, data=data, out=out, codec=codec, **options))
 
 

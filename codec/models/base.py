@@ -41,6 +41,9 @@ SampleRate = Annotated[int, Field(ge=1, le=2**22)]
 Hop = Annotated[int, Field(ge=1, le=2**20)]
 NumCodebooks = Annotated[int, Field(ge=1, le=1024)]
 CodebookSize = Annotated[int, Field(ge=2, le=2**24)]
+# of convolutional families: channels, and the strides of their levels
+Dim = Annotated[int, Field(ge=1, le=2**14)]
+Rates = Annotated[tuple[Annotated[int, Field(ge=1, le=64)], ...], Field(min_length=1, max_length=8)]
 
 UNBOUNDED = sys.maxsize
 """Frames of context of a family that depends on its whole past."""
@@ -90,6 +93,26 @@ class ReceptiveField(NamedTuple):
 
     encoder: Context
     decoder: Context
+
+
+def encoder_span(first: int, last: int, rates: Sequence[int], around: int) -> tuple[int, int]:
+    """The inputs that outputs `first` to `last` of a stack of levels depend on.
+
+    Each level is a strided convolution of two strides, behind layers that see `around` samples to either side.
+    """
+    for rate in reversed(rates):
+        padding = -(-rate // 2)
+        first, last = first * rate - padding - around, last * rate - padding + 2 * rate - 1 + around
+    return first, last
+
+
+def decoder_span(first: int, last: int, rates: Sequence[int], around: int) -> tuple[int, int]:
+    """As `encoder_span`, for transposed convolutions in front of the layers."""
+    for rate in reversed(rates):
+        padding = -(-rate // 2)
+        first, last = first - around, last + around
+        first, last = -((2 * rate - 1 - first - padding) // rate), (last + padding) // rate
+    return first, last
 
 
 class Encoded(NamedTuple):
@@ -176,12 +199,16 @@ class Codec(nn.Module):
     def checkpoint_blocks(self) -> list[Checkpointable]:
         """Blocks whose activations can be recomputed (`checkpointed`) and whose weights can be sharded one by one.
 
-        Training calls only `forward` or `step` of a block, because its weights are gathered for these calls.
+        They are all that the model has. Training calls only `forward` or `step` of a block, because its weights are
+        gathered for these calls.
         """
-        return []
+        return [module for module in self.modules() if isinstance(module, Checkpointable)]
 
     def scale_of(self, audio: Audio) -> Tensor | None:
-        """What to divide each frame of the audio by, [batch, frames], equal in the frames of a segment; None for 1."""
+        """What to divide each frame of the audio by, [batch, frames], equal in the frames of a segment; None for 1.
+
+        A `SegmentCodec` scales its overlapping segments itself.
+        """
         return None
 
     def entries(self, output: CodecOutput) -> Latents | None:
@@ -835,9 +862,6 @@ class SegmentCodec(Codec):
     def analyze(self, audio: Audio) -> Latents:
         return self._analyzed(audio, self._begins(audio))[0]
 
-    def scale_of(self, audio: Audio) -> Tensor:
-        return self._analyzed(audio, self._begins(audio))[1]
-
     def synthesize(self, latents: Latents) -> Audio:
         return self._synthesized(latents, latents.new_ones(len(latents), latents.shape[2]))
 
@@ -923,7 +947,7 @@ class SegmentCodec(Codec):
     def encode_step(self, audio: Audio, state: Audio, *, num_codebooks: int | None = None) -> tuple[Codes, Audio]:
         """Codes and scale of the segments that this chunk completes, and the samples from the next one on."""
         spec, audio = self.frame_spec, torch.cat([state, audio], dim=2)
-        end = max(0, (audio.shape[2] - spec.segment) // spec.segment_stride + 1) * spec.segment_stride
+        end = spec.whole_segments(audio.shape[2]) * spec.segment_stride
         with self._inference():
             begins = range(0, end, spec.segment_stride)
             codes = self._encoded_segments(audio, begins, self.check_codebooks(num_codebooks))

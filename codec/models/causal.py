@@ -49,7 +49,7 @@ from codec.nn.quantize.mixture import Mixture
 from codec.nn.quantize.residual import ResidualVQ
 from codec.nn.quantize.vq import VectorQuantizer
 from codec.nn.shapes import Audio, Latents
-from codec.nn.streaming import Chain, Checkpointable, State
+from codec.nn.streaming import Chain, State
 
 Size = Annotated[int, Field(ge=1, le=2**16)]
 
@@ -478,9 +478,6 @@ class CausalCodec(StepCodec):
         encoder = config.encoder_blocks * wider + 1
         decoder = config.decoder_blocks * wider + math.ceil((config.fine_blocks * wider + 1) / 2)
         return ReceptiveField(Context(encoder, 0), Context(decoder, 0))
-
-    def checkpoint_blocks(self) -> list[Checkpointable]:
-        return [module for module in self.modules() if isinstance(module, ConvNeXtBlock)]
 
     def encoder_state(self, batch: int) -> EncoderState:
         return self.encoder.initial_state(torch.zeros(batch, 1, 0, dtype=torch.float32, device=self.device))

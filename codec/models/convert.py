@@ -77,7 +77,7 @@ def convert(tensors: Tensors, metadata: Mapping[str, Any], *, label: str) -> tup
                 found[ours + suffix] = tensors.pop(theirs + suffix)
         if ours not in found and ours + ".weight" not in found:
             missing.append(theirs)
-    extra = [name for name in tensors if not name.endswith(dialect.ignored)] if dialect.ignored else list(tensors)
+    extra = [name for name in tensors if not name.endswith(dialect.ignored)]
     if missing or extra:
         raise UnknownModel(
             f"{label} is not a complete checkpoint of {dialect.label}: {_listed('missing', missing)}"
@@ -122,7 +122,7 @@ def _dac_config(tensors: Tensors, metadata: Mapping[str, Any]) -> DACConfig:
     rates = tuple(kwargs["encoder_rates"])
     return DACConfig(
         sample_rate=kwargs["sample_rate"],
-        hop=int(torch.tensor(rates).prod()),
+        hop=math.prod(rates),
         encoder_dim=kwargs["encoder_dim"],
         encoder_rates=rates,
         decoder_dim=kwargs["decoder_dim"],
@@ -135,34 +135,38 @@ def _dac_config(tensors: Tensors, metadata: Mapping[str, Any]) -> DACConfig:
 
 
 def _dac_names(config: DACConfig) -> Names:
-    unit = {"0.alpha": "snake1.alpha", "1": "conv1", "2.alpha": "snake2.alpha", "3": "conv2"}
     last = len(config.encoder_rates)
     yield "encoder.block.0", "encoder.conv_in"
     for level in range(last):
         theirs, ours = f"encoder.block.{level + 1}.block", f"encoder.blocks.{level}"
-        for number in range(3):
-            for name, new in unit.items():
-                yield f"{theirs}.{number}.block.{name}", f"{ours}.units.{number}.{new}"
+        yield from _unit_names(theirs, ours, first=0)
         yield f"{theirs}.3.alpha", f"{ours}.snake.alpha"
         yield f"{theirs}.4", f"{ours}.conv"
     yield f"encoder.block.{last + 1}.alpha", "encoder.snake.alpha"
     yield f"encoder.block.{last + 2}", "encoder.conv_out"
-    yield from _dac_quantizer_names(config)
+    yield from _stage_names(config.num_codebooks)
     last = len(config.decoder_rates)
     yield "decoder.model.0", "decoder.conv_in"
     for level in range(last):
         theirs, ours = f"decoder.model.{level + 1}.block", f"decoder.blocks.{level}"
         yield f"{theirs}.0.alpha", f"{ours}.snake.alpha"
         yield f"{theirs}.1", f"{ours}.conv"
-        for number in range(3):
-            for name, new in unit.items():
-                yield f"{theirs}.{number + 2}.block.{name}", f"{ours}.units.{number}.{new}"
+        yield from _unit_names(theirs, ours, first=2)
     yield f"decoder.model.{last + 1}.alpha", "decoder.snake.alpha"
     yield f"decoder.model.{last + 2}", "decoder.conv_out"
 
 
-def _dac_quantizer_names(config: DACConfig) -> Names:
-    for number in range(config.num_codebooks):
+def _unit_names(theirs: str, ours: str, *, first: int) -> Names:
+    """The residual units of a level of DAC or SNAC."""
+    unit = {"0.alpha": "snake1.alpha", "1": "conv1", "2.alpha": "snake2.alpha", "3": "conv2"}
+    for number in range(3):
+        for name, new in unit.items():
+            yield f"{theirs}.{first + number}.block.{name}", f"{ours}.units.{number}.{new}"
+
+
+def _stage_names(stages: int) -> Names:
+    """The quantizer of DAC or SNAC."""
+    for number in range(stages):
         theirs, ours = f"quantizer.quantizers.{number}", f"quantizer.stages.{number}"
         yield f"{theirs}.in_proj", f"{ours}.in_proj"
         yield f"{theirs}.out_proj", f"{ours}.out_proj"
@@ -173,7 +177,7 @@ def _hf_dac_config(tensors: Tensors, metadata: Mapping[str, Any]) -> DACConfig:
     rates = tuple(metadata["downsampling_ratios"])
     return DACConfig(
         sample_rate=metadata["sampling_rate"],
-        hop=int(torch.tensor(rates).prod()),
+        hop=math.prod(rates),
         encoder_dim=metadata["encoder_hidden_size"],
         encoder_rates=rates,
         decoder_dim=metadata["decoder_hidden_size"],
@@ -197,7 +201,7 @@ def _hf_dac_names(config: DACConfig) -> Names:
             yield f"{theirs}.{'conv1' if side == 'encoder' else 'conv_t1'}", f"{ours}.conv"
         yield f"{side}.snake1.alpha", f"{side}.snake.alpha"
         yield f"{side}.conv2", f"{side}.conv_out"
-    yield from _dac_quantizer_names(config)
+    yield from _stage_names(config.num_codebooks)
 
 
 # EnCodec
@@ -218,8 +222,7 @@ def _encodec_config(tensors: Tensors, metadata: Mapping[str, Any]) -> SEANetConf
 
 
 def _codebooks(tensors: Tensors, name: str) -> dict[str, int]:
-    numbers = itertools.takewhile(lambda number: name.format(number) in tensors, itertools.count())
-    return {"num_codebooks": len(list(numbers)), "codebook_size": len(tensors[name.format(0)])}
+    return {"num_codebooks": _count(tensors, name), "codebook_size": len(tensors[name.format(0)])}
 
 
 def _encodec_names(config: SEANetConfig) -> Names:
@@ -538,16 +541,12 @@ def _snac_names(config: SNACConfig) -> Names:
     yield "encoder.block.0", "encoder.conv_in"
     for level in range(last):
         theirs, ours = f"encoder.block.{level + 1}.block", f"encoder.blocks.{level}"
-        yield from _snac_unit_names(theirs, ours, first=0)
+        yield from _unit_names(theirs, ours, first=0)
         yield f"{theirs}.3.alpha", f"{ours}.snake.alpha"
         yield f"{theirs}.4", f"{ours}.conv"
     yield from _snac_attention_names(config, f"encoder.block.{last + 1}", "encoder.attention")
     yield f"encoder.block.{last + 1 + (config.window > 0)}", "encoder.conv_out"
-    for number in range(len(config.strides)):
-        theirs, ours = f"quantizer.quantizers.{number}", f"quantizer.stages.{number}"
-        yield f"{theirs}.in_proj", f"{ours}.in_proj"
-        yield f"{theirs}.out_proj", f"{ours}.out_proj"
-        yield f"{theirs}.codebook.weight", f"{ours}.codebook"
+    yield from _stage_names(len(config.strides))
     for number in range(1 + config.depthwise):
         yield f"decoder.model.{number}", f"decoder.conv_in.{number}"
     number = 1 + config.depthwise
@@ -559,17 +558,10 @@ def _snac_names(config: SNACConfig) -> Names:
         yield f"{theirs}.1", f"{ours}.conv"
         if config.noise:
             yield f"{theirs}.2.linear", f"{ours}.noise"
-        yield from _snac_unit_names(theirs, ours, first=2 + config.noise)
+        yield from _unit_names(theirs, ours, first=2 + config.noise)
     number += len(config.decoder_rates)
     yield f"decoder.model.{number}.alpha", "decoder.snake.alpha"
     yield f"decoder.model.{number + 1}", "decoder.conv_out"
-
-
-def _snac_unit_names(theirs: str, ours: str, *, first: int) -> Names:
-    unit = {"0.alpha": "snake1.alpha", "1": "conv1", "2.alpha": "snake2.alpha", "3": "conv2"}
-    for number in range(3):
-        for name, new in unit.items():
-            yield f"{theirs}.{first + number}.block.{name}", f"{ours}.units.{number}.{new}"
 
 
 def _snac_attention_names(config: SNACConfig, theirs: str, ours: str) -> Names:

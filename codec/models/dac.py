@@ -9,10 +9,10 @@ All convolutions look to both sides, so a stream runs in blocks that overlap by 
 from __future__ import annotations
 
 import math
-from typing import Annotated, Literal
+from typing import Literal
 
 import torch
-from pydantic import Field, model_validator
+from pydantic import model_validator
 from torch import Tensor, nn
 
 from codec.models.base import (
@@ -20,10 +20,14 @@ from codec.models.base import (
     CodebookSize,
     CodecConfig,
     Context,
+    Dim,
     Hop,
     NumCodebooks,
+    Rates,
     ReceptiveField,
     SampleRate,
+    decoder_span,
+    encoder_span,
 )
 from codec.nn.products import conv, transposed_conv
 from codec.nn.quantize.factorized import FactorizedRVQ
@@ -32,8 +36,6 @@ from codec.nn.snake import Snake
 from codec.nn.streaming import Checkpointable
 from codec.nn.tiles import in_tiles
 
-Dim = Annotated[int, Field(ge=1, le=2**14)]
-Rates = Annotated[tuple[Annotated[int, Field(ge=1, le=64)], ...], Field(min_length=1, max_length=8)]
 DILATIONS = (1, 3, 9)
 PRODUCT_TILE = 2048  # samples of a tile that is computed by matrix products, which need long rows
 
@@ -112,7 +114,6 @@ class EncoderBlock(Checkpointable):
 
     def __init__(self, dim: int, stride: int) -> None:
         super().__init__()
-        self.stride = stride
         self.units = nn.ModuleList(ResidualUnit(dim, dilation, decodes=False) for dilation in DILATIONS)
         self.snake = Snake(dim)
         self.conv = nn.Conv1d(dim, 2 * dim, 2 * stride, stride=stride, padding=-(-stride // 2))
@@ -227,21 +228,10 @@ class DAC(BlockCodec):
     def receptive_field(self) -> ReceptiveField:
         units = sum(3 * dilation for dilation in DILATIONS)
         hop = self.config.hop
-        first = last = 0  # the inputs of a layer that frame 0 depends on, from the last layer to the first
-        first, last = first - 1, last + 1
-        for rate in reversed(self.config.encoder_rates):
-            padding = -(-rate // 2)
-            first, last = first * rate - padding - units, last * rate - padding + 2 * rate - 1 + units
+        first, last = encoder_span(-1, 1, self.config.encoder_rates, units)
         encoder = Context(past=-((first - 3) // hop), future=(last + 3) // hop)
-        first, last = -3, hop - 1 + 3
-        for rate in reversed(self.config.decoder_rates):
-            padding = -(-rate // 2)
-            first, last = first - units, last + units
-            first, last = -((2 * rate - 1 - first - padding) // rate), (last + padding) // rate
+        first, last = decoder_span(-3, hop - 1 + 3, self.config.decoder_rates, units)
         return ReceptiveField(encoder, Context(past=3 - first, future=last + 3))
-
-    def checkpoint_blocks(self) -> list[Checkpointable]:
-        return [block for block in self.modules() if isinstance(block, EncoderBlock | DecoderBlock)]
 
 
 def _init_weights(module: nn.Module) -> None:

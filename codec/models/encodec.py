@@ -22,8 +22,10 @@ from codec.models.base import (
     CodebookSize,
     CodecConfig,
     Context,
+    Dim,
     Hop,
     NumCodebooks,
+    Rates,
     ReceptiveField,
     SampleRate,
     SegmentCodec,
@@ -32,12 +34,10 @@ from codec.models.base import (
 from codec.nn.padded import ELU, LSTM, PaddedConv1d, Padding, ResidualUnit, Style, TrimmedConvTranspose1d
 from codec.nn.quantize.residual import ResidualVQ
 from codec.nn.shapes import Audio, Latents
-from codec.nn.streaming import Checkpointable, Delayed, DelayedChain, State
+from codec.nn.streaming import Delayed, DelayedChain, State
 
-Dim = Annotated[int, Field(ge=1, le=2**14)]
 Kernel = Annotated[int, Field(ge=1, le=63)]
 Few = Annotated[int, Field(ge=1, le=8)]
-Ratios = Annotated[tuple[Annotated[int, Field(ge=1, le=64)], ...], Field(min_length=1, max_length=8)]
 TILE = 1 << 17  # numbers in a signal that stays in the cache of a CPU core
 TILE_FRAMES = 96  # frames that pass through all levels at a time, so that their products have enough rows
 
@@ -52,7 +52,7 @@ class SEANetConfig(CodecConfig):
     """Channels of the latents."""
     filters: Dim = 32
     """Channels after the first convolution; each ratio of the encoder doubles them."""
-    ratios: Ratios = (8, 5, 4, 2)
+    ratios: Rates = (8, 5, 4, 2)
     """Strides of the decoder; the encoder has them in reverse order."""
     kernel: Kernel = 7
     last_kernel: Kernel = 7
@@ -199,9 +199,6 @@ class EnCodec(StepCodec):
         hop = self.config.hop
         return max(super().delay, (self.encoder.needs(self.decoder.needs(0)) // hop + 1) * hop)
 
-    def checkpoint_blocks(self) -> list[Checkpointable]:
-        return [module for module in self.modules() if isinstance(module, ResidualUnit)]
-
 
 class EnCodecSegments(SegmentCodec):
     """An EnCodec model for segments: 48 kHz stereo. Convolutions look ahead, and each is normalized over its segment.
@@ -232,6 +229,3 @@ class EnCodecSegments(SegmentCodec):
     def synthesize_segment(self, latents: Latents) -> Audio:
         audio: Tensor = self.decoder(latents.transpose(1, 2))
         return audio.transpose(1, 2)
-
-    def checkpoint_blocks(self) -> list[Checkpointable]:
-        return [module for module in self.modules() if isinstance(module, ResidualUnit)]

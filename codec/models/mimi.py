@@ -10,7 +10,7 @@ the frame rate and see the last 10 s.
 from __future__ import annotations
 
 import math
-from typing import Annotated, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from pydantic import Field, model_validator
@@ -20,8 +20,10 @@ from codec.models.base import (
     CodebookSize,
     CodecConfig,
     Context,
+    Dim,
     Hop,
     NumCodebooks,
+    Rates,
     ReceptiveField,
     SampleRate,
     StepCodec,
@@ -31,10 +33,8 @@ from codec.nn.conv import CausalConv1d
 from codec.nn.quantize.split import SplitRVQ
 from codec.nn.seanet import CausalConvTranspose1d, decoder_stages, encoder_stages
 from codec.nn.shapes import Audio, Latents
-from codec.nn.streaming import Checkpointable, State
+from codec.nn.streaming import Chain, State, Stateful
 
-Dim = Annotated[int, Field(ge=1, le=2**14)]
-Rates = Annotated[tuple[Annotated[int, Field(ge=1, le=64)], ...], Field(min_length=1, max_length=8)]
 KERNEL, LAST_KERNEL = 7, 3  # of the convolutions at either end of encoder and decoder
 
 
@@ -144,7 +144,23 @@ class NetworkState(NamedTuple):
     resampling: Tensor
 
 
-class Encoder(nn.Module):
+class Network(nn.Module):
+    """What encoder and decoder have in common."""
+
+    convolutions: Chain
+    transformer: SlidingTransformer
+    resampling: Stateful
+
+    def initial_state(self, like: Tensor) -> NetworkState:
+        """The state before the first input."""
+        return NetworkState(
+            self.convolutions.initial_state(like),
+            self.transformer.initial_state(like),
+            self.resampling.initial_state(like),
+        )
+
+
+class Encoder(Network):
     """Audio [batch, 1, frames * hop] to latents [batch, width, frames]."""
 
     def __init__(self, config: MimiConfig) -> None:
@@ -156,9 +172,6 @@ class Encoder(nn.Module):
         self.resampling = ReplicatingConv1d(
             config.width, config.width, kernel=2 * config.steps, stride=config.steps, bias=False
         )
-
-    def initial_state(self, like: Tensor) -> NetworkState:
-        return network_state(self, like)
 
     def step(self, audio: Audio, state: NetworkState) -> tuple[Latents, NetworkState]:
         x, convolutions = self.convolutions.step(audio, state.convolutions)
@@ -173,7 +186,7 @@ class Encoder(nn.Module):
         return latents
 
 
-class Decoder(nn.Module):
+class Decoder(Network):
     """Latents [batch, width, frames] to audio [batch, 1, frames * hop]."""
 
     def __init__(self, config: MimiConfig) -> None:
@@ -192,9 +205,6 @@ class Decoder(nn.Module):
             config.dims[::-1], config.rates[::-1], width=config.width, kernel=KERNEL, last_kernel=LAST_KERNEL
         )
 
-    def initial_state(self, like: Tensor) -> NetworkState:
-        return network_state(self, like)
-
     def step(self, latents: Latents, state: NetworkState) -> tuple[Audio, NetworkState]:
         x, resampling = self.resampling.step(latents, state.resampling)
         x, inner = self.transformer.step(x.transpose(1, 2), state.transformer)
@@ -205,15 +215,6 @@ class Decoder(nn.Module):
         x = self.transformer(self.resampling(latents).transpose(1, 2))
         audio: Tensor = self.convolutions(x.transpose(1, 2))
         return audio
-
-
-def network_state(network: Encoder | Decoder, like: Tensor) -> NetworkState:
-    """The state of an encoder or a decoder before its first input."""
-    return NetworkState(
-        network.convolutions.initial_state(like),
-        network.transformer.initial_state(like),
-        network.resampling.initial_state(like),
-    )
 
 
 class Mimi(StepCodec):
@@ -247,9 +248,6 @@ class Mimi(StepCodec):
             first = (first - 2) // rate - 1
         decoder = Context(past=1 - (first - KERNEL + 1 - attended) // config.steps, future=0)
         return ReceptiveField(encoder, decoder)
-
-    def checkpoint_blocks(self) -> list[Checkpointable]:
-        return [module for module in self.modules() if isinstance(module, MimiBlock)]
 
     def analyze(self, audio: Audio) -> Latents:
         if self.training or torch.is_grad_enabled():  # because a cache of keys cannot be written to then

@@ -29,10 +29,14 @@ from codec.models.base import (
     CodebookSize,
     CodecConfig,
     Context,
+    Dim,
     Hop,
     NumCodebooks,
+    Rates,
     ReceptiveField,
     SampleRate,
+    decoder_span,
+    encoder_span,
 )
 from codec.nn.attention import apply_rotary, rotary_table
 from codec.nn.products import conv, depthwise_conv, strided_conv, transposed_conv
@@ -42,8 +46,6 @@ from codec.nn.snake import Snake
 from codec.nn.streaming import Checkpointable
 from codec.nn.tiles import in_tiles
 
-Dim = Annotated[int, Field(ge=1, le=2**14)]
-Rates = Annotated[tuple[Annotated[int, Field(ge=1, le=64)], ...], Field(min_length=1, max_length=8)]
 DILATIONS = (1, 3, 9)
 UNITS_CONTEXT = 3 * sum(DILATIONS)  # samples to either side that the residual units of a rate need
 HEAD_DIM = 64  # of the attention
@@ -309,22 +311,11 @@ class SNAC(BlockCodec):
         return audio
 
     def receptive_field(self) -> ReceptiveField:
-        units = UNITS_CONTEXT
         config = self.config
         around = max(0, config.window - 1)  # at most, for a latent at either end of its window
         steps = config.strides[0]
-        first, last = -3 - around, steps - 1 + 3 + around  # what a frame depends on, from the last layer to the first
-        for rate in reversed(config.encoder_rates):
-            padding = -(-rate // 2)
-            first, last = first * rate - padding - units, last * rate - padding + 2 * rate - 1 + units
+        first, last = encoder_span(-3 - around, steps - 1 + 3 + around, config.encoder_rates, UNITS_CONTEXT)
         encoder = Context(past=-((first - 3) // config.hop), future=(last + 3) // config.hop)
-        first, last = -3, config.hop - 1 + 3
-        for rate in reversed(config.decoder_rates):
-            padding = -(-rate // 2)
-            first, last = first - units, last + units
-            first, last = -((2 * rate - 1 - first - padding) // rate), (last + padding) // rate
+        first, last = decoder_span(-3, config.hop - 1 + 3, config.decoder_rates, UNITS_CONTEXT)
         first, last = first - around - 3, last + around + 3
         return ReceptiveField(encoder, Context(past=-(first // steps), future=last // steps))
-
-    def checkpoint_blocks(self) -> list[Checkpointable]:
-        return [block for block in self.modules() if isinstance(block, EncoderBlock | DecoderBlock)]

@@ -20,7 +20,7 @@ from codec.checkpoint import save_model
 from codec.errors import ConfigError
 from codec.models.base import Codec, CodecConfig
 from codec.nn import distributed
-from codec.nn.quantize.base import Quantized, Unquantized
+from codec.nn.quantize.base import Quantized
 from codec.nn.shapes import Audio
 from codec.training import engine, loop
 from codec.training.codec.crops import Batch, Crops, load_batches, open_crops
@@ -241,11 +241,7 @@ class CodecTask:
 
             spectral = self.spectral(ours, theirs, half=step % 2)
             losses: dict[str, Tensor] = {
-                "mel": spectral.mel,
-                "complex_stft": spectral.complex_stft,
-                "noise_to_mask": spectral.noise_to_mask,
-                "pesq_like": spectral.pesq_like,
-                "stoi_like": spectral.stoi_like,
+                **spectral._asdict(),
                 "periodicity": hop_periodicity_loss(ours, theirs, **hop),
                 "level": band_level_loss(ours, theirs, **hop),
                 "modulation": hop_modulation_loss(ours, theirs, **hop),
@@ -500,7 +496,7 @@ def recode(model: Codec, audio: Audio, generations: Sequence[int]) -> tuple[Audi
     """
     frames = model.frame_spec.frames(audio.shape[-1])
     entries = torch.full((len(audio), 1, frames), torch.nan, device=audio.device)
-    if isinstance(model.quantizer, Unquantized):
+    if not model.has_codes:
         return audio, entries
     audio = audio.clone()
     shares = [generations[first : first + len(audio)] for first in range(0, len(generations), len(audio))]
@@ -538,7 +534,7 @@ def validate(model: Codec, spectral: SpectralLoss, clips: Audio, logger: Logger,
     parts = (most, most // 2, most // 4, 1)
     for num_codebooks in sorted({max((c for c in choices if c <= part), default=choices[0]) for part in parts}):
         label = f"{num_codebooks} codebook{'s' * (num_codebooks > 1)}"
-        if isinstance(model.quantizer, Unquantized):
+        if not model.has_codes:
             decoded = model(clips).audio
         else:
             decoded = model.decode(model.encode(clips, num_codebooks=num_codebooks), length=clips.shape[-1])

@@ -110,8 +110,10 @@ class LMTask:
         self.data, self.losses, self.optimizer, self.run = data, losses, optimizer, run
         self.data_key = store_key(store)
         train_rows, valid_rows = split_clips(store, data.held_out, data.split_by)
-        source = codebook_spec(data, losses, store, codec, classes or class_names(store, train_rows, data.classes))
-        vectors = codec_vectors(codec, losses, required=model.vectors == "codebook")
+        vectors = codec.quantizer.codebook_vectors()
+        classes = classes or class_names(store, train_rows, data.classes)
+        source = codebook_spec(data, losses, store, codec, vectors, classes)
+        check_vectors(vectors, codec, losses, required=model.vectors == "codebook")
         self.train_state = self.create_state(model, source, vectors)
         self.text = self.train_state.model.takes_text
         self.vectors = None if vectors is None else vectors[: store.num_codebooks].float().to(device)
@@ -266,9 +268,10 @@ def codebook_spec(
     losses: LMLossConfig,
     store: TokenStore,
     codec: Codec,
+    vectors: Tensor | None,
     classes: Mapping[str, Sequence[str]],
 ) -> CodebookSpec:
-    """The codebooks and `classes` to model.
+    """The codebooks and `classes` to model; `vectors` are the codec's.
 
     Raises ConfigError: the store does not have what the recipe needs.
     """
@@ -279,8 +282,8 @@ def codebook_spec(
         raise ConfigError(
             f"losses.codebook_weights has {len(weights)} weights for {num_codebooks} codebooks: give each codebook one"
         )
-    one_frame = codec.quantizer.decode(torch.zeros(1, codec.quantizer.num_codebooks, 1, dtype=torch.int64))
-    vectors = codec.quantizer.codebook_vectors()
+    if vectors is None:
+        one_frame = codec.quantizer.decode(torch.zeros(1, codec.quantizer.num_codebooks, 1, dtype=torch.int64))
     return CodebookSpec(
         codec=codec.name or store.model_name,
         weights_hash=store.weights_hash,
@@ -292,19 +295,14 @@ def codebook_spec(
     )
 
 
-def codec_vectors(codec: Codec, losses: LMLossConfig, *, required: bool) -> Tensor | None:
-    """The codec's vectors [codebooks, codebook_size, dim]; None if it has none.
-
-    Raises ConfigError: it has none, and they are `required` or the losses need them.
-    """
-    vectors = codec.quantizer.codebook_vectors()
+def check_vectors(vectors: Tensor | None, codec: Codec, losses: LMLossConfig, *, required: bool) -> None:
+    """Raise ConfigError if a codec has no vectors, and they are `required` or the losses need them."""
     if vectors is None:
         changes = ['set model.vectors = "learned"'] if required else []
         if losses.soft is not None or losses.stochastic is not None:
             changes.append("leave out losses.soft and losses.stochastic")
         if changes:
             raise ConfigError(f"the codes of {codec.name} have no vectors of their own: {' and '.join(changes)}")
-    return vectors
 
 
 def arrange(codes: Codes, model: CodecLM) -> tuple[Codes, Tensor]:
