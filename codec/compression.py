@@ -43,7 +43,7 @@ from codec.io.bitstream import Damage, Header, Reader, SourceId, Writer, source_
 from codec.io.entropy import Choice, last_coder
 from codec.io.entropy_model import find as find_network
 from codec.io.live import Layout, Recording, open_live
-from codec.io.storage import is_device, mark_partial, other_than, stream_output
+from codec.io.storage import is_streamed, mark_partial, other_than, stream_output
 from codec.io.tags import NO_TAGS, Tags
 from codec.io.tags import read as read_tags
 from codec.models.base import Codec, split_scale
@@ -132,7 +132,7 @@ def compress(
     """
     start = perf_counter()
     check_channels(channels, channel)
-    if verify and (str(target) == "-" or is_device(target)):
+    if verify and is_streamed(target):
         raise UsageError("a pipe cannot be read back: name an output file, or leave --verify out")
     with (
         open_live(source, raw=raw, use_ffmpeg=use_ffmpeg) as reader,
@@ -142,7 +142,7 @@ def compress(
             reader.select(channel)
         if channels is not None:
             reader.mix_down()
-        is_pipe = str(source) == "-" or is_device(source) or raw is not None
+        is_pipe = is_streamed(source) or raw is not None
         tags, tag_notes = (NO_TAGS, ()) if is_pipe else read_tags(source)
         codec, writer = compress_into(
             reader,

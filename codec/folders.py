@@ -262,8 +262,9 @@ def _holds_audio_of(
     with audio.open_reader(target) as restored:
         if restored.subtype not in LOSSLESS:
             return True
-        time = min(restored.length(), round(COMPARED_SECONDS * restored.rate))
-        first = (restored.length() - time) // 2
+        length = restored.length()
+        time = min(length, round(COMPARED_SECONDS * restored.rate))
+        first = (length - time) // 2
         found = restored.part(first, time)
         restoration = Restoration(
             compressed,

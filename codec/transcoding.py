@@ -8,7 +8,7 @@ from pathlib import Path
 
 from codec.errors import UsageError
 from codec.frames import resampled_length
-from codec.io.bitstream import Damage, Header, Packet, Reader, Writer, open_reader
+from codec.io.bitstream import Header, Packet, Reader, Writer, open_reader
 from codec.io.storage import other_than, stream_output
 
 MAX_SECONDS = 2**64  # as many as a file has samples at most
@@ -51,7 +51,7 @@ def transcode(
         with stream_output(target, force=force) as file:
             writer = Writer(file, replace(header, time=0) if is_part else header)
             most = None if last is None else _frames(header, last - begin)
-            for packet in _cut(_packets(reader, first), first, most):
+            for packet in _cut(reader.intact(first), first, most):
                 writer.write(packet.codes[:, :count], packet.scale)
             time = (reader.header.time if last is None else min(last, reader.header.time)) - begin
             if time <= 0:
@@ -79,7 +79,7 @@ def concat(sources: Sequence[str | Path], target: str | Path, *, force: bool = F
         for reader in readers:
             # rounded down, because rounded up the frames might not hold the samples
             before = writer.frames * header.hop * header.source_rate // header.sample_rate
-            for packet in _packets(reader, 0):
+            for packet in reader.intact():
                 writer.write(packet.codes, packet.scale)
             time = before + reader.header.time
         writer.close(time=time)
@@ -100,14 +100,6 @@ def _codebooks(header: Header, num_codebooks: int | None, bitrate: float | None)
 
 def _frames(header: Header, time: int) -> int:
     return header.frame_spec.frames(replace(header, time=time).model_time)
-
-
-def _packets(reader: Reader, first: int) -> Iterator[Packet]:
-    """The packets from frame `first` on. Raises DamagedFile at the first damage."""
-    for part in reader.parts(first):
-        if isinstance(part, Damage):
-            raise reader.damaged(part)
-        yield part
 
 
 def _cut(packets: Iterator[Packet], first: int, most: int | None) -> Iterator[Packet]:

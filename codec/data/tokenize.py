@@ -195,8 +195,8 @@ def tokenize(
         results: list[ShardResult] = []
         failures: dict[int, tuple[Failure, ...]] = {}
         notes: dict[int, tuple[str, ...]] = {}
-        if _is_complete(folder, metadata, spans):
-            results = [ShardResult(sum(line.clip is not None for line in _lines_of(folder, span))) for span in spans]
+        if (complete := _complete_shards(folder, metadata, spans)) is not None:
+            results = list(map(ShardResult, complete))
             _remove_temporary(folder)
             if progress is not None:
                 progress(len(spans), len(spans))
@@ -474,27 +474,27 @@ def _parse_line(line: bytes) -> Planned:
     return Planned(clip.id, clip, size, file)
 
 
-def _is_complete(folder: Path, metadata: dict[str, Any], spans: list[ShardSpan]) -> bool:
-    """Whether the store has this `metadata`, its index and all shards."""
+def _complete_shards(folder: Path, metadata: dict[str, Any], spans: list[ShardSpan]) -> list[int] | None:
+    """The clips of each shard that are in the corpus; None if the store lacks this `metadata`, its index or a shard."""
     if not (folder / "store.json").is_file():
-        return False
+        return None
     stored = read_metadata(folder)
     index, _ = stored.pop("index", None), stored.pop("frames", None)
     if stored != metadata:
-        return False
+        return None
     frame_bytes = metadata["num_codebooks"] * np.dtype(metadata["dtype"]).itemsize
-    clips = 0
+    clips: list[int] = []
     for span in spans:
         lines = _lines_of(folder, span)
         rows = _existing_rows(shard_path(folder, span.shard), [line.id for line in lines], frame_bytes)
         if rows is None or rows != _marked(rows, lines):
-            return False
-        clips += sum(line.clip is not None for line in lines)
+            return None
+        clips.append(sum(line.clip is not None for line in lines))
     try:
-        read_index(folder / "index.bin", clips=clips, crc=index["crc"], dtype=record_dtype(stored))
+        read_index(folder / "index.bin", clips=sum(clips), crc=index["crc"], dtype=record_dtype(stored))
     except (DamagedFile, TypeError, KeyError):
-        return False
-    return True
+        return None
+    return clips
 
 
 def _marked(rows: list[Row | Failure], lines: list[Planned]) -> list[Row | Failure]:
@@ -595,7 +595,7 @@ def _write_index(folder: Path, metadata: dict[str, Any]) -> None:
     frames: list[int] = []
     with atomic_output(folder / "index.bin", force=True) as file:
         for shard in range(len(metadata["shards"])):
-            rows = [(offset, row) for offset, row in read_rows(lines_path(shard_path(folder, shard)))]
+            rows = read_rows(lines_path(shard_path(folder, shard)))
             frames.append(sum(row.frames for _, row in rows if isinstance(row, Row)))
             records = np.array(
                 [

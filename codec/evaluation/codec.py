@@ -74,11 +74,9 @@ def coded_file(path: Path) -> CodedFile:
         header = reader.header
         payload = 0  # bytes
         counts = np.zeros((header.num_codebooks, header.codebook_size), np.int64)
-        for part in reader.parts():
-            if isinstance(part, bitstream.Damage):
-                raise reader.damaged(part)
-            payload += part.payload_bytes
-            counts[: part.codes.shape[1]] += code_counts(part.codes, header.codebook_size)
+        for packet in reader.intact():
+            payload += packet.payload_bytes
+            counts[: packet.codes.shape[1]] += code_counts(packet.codes, header.codebook_size)
     return CodedFile(
         file_kbps=path.stat().st_size * 8 / header.seconds / 1000,
         payload_kbps=payload * 8 / header.seconds / 1000,

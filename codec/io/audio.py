@@ -30,7 +30,7 @@ from codec.io import ffmpeg, mpeg, riff
 from codec.io.coded_channels import Mix, Survey
 from codec.io.mixdown import Mixdown, mixed_down
 from codec.io.pieces import Pieces
-from codec.io.storage import COPY_BYTES, atomic_output, is_device, raw_stdout, storing, write_all
+from codec.io.storage import COPY_BYTES, atomic_output, is_streamed, raw_stdout, storing, write_all
 from codec.io.tags import Tags
 from codec.io.tags import write as write_tags
 
@@ -89,7 +89,7 @@ _OGG_TO_WAV = {  # index in an Ogg file of each channel of a WAV file, by number
 _WAVE_PCM, _WAVE_EXTENSIBLE = 1, 0xFFFE
 _PCM_GUID = bytes.fromhex("0100000000001000800000AA00389B71")
 _SPEAKERS = {3: 0x7, 4: 0x33, 5: 0x37, 6: 0x3F, 7: 0x13F, 8: 0x63F}  # as libsndfile writes them, by number of channels
-_SAMPLE_BYTES = {"PCM_U8": 1, "PCM_16": 2, "PCM_24": 3, "PCM_32": 4, "FLOAT": 4}
+SAMPLE_BYTES = {"PCM_U8": 1, "PCM_16": 2, "PCM_24": 3, "PCM_32": 4, "FLOAT": 4, "DOUBLE": 8}
 
 SETTLING = {"VORBIS": 16384, "MPEG_LAYER_III": 4096}
 """Samples to decode before a part, by subtype: after one in five Vorbis seeks, libsndfile 1.2.2 decodes a thousand
@@ -491,7 +491,32 @@ class Resampler:
         return np.ascontiguousarray(self._stream.resample_chunk(interleaved, last=last).T)
 
 
-class AudioWriter:
+class _Meter:
+    """The peak of samples that are written, and how many of them are clipped."""
+
+    def __init__(self) -> None:
+        self.peak = 0.0
+        """Largest magnitude of the samples so far; 1 is full scale."""
+        self.clipped = 0
+        """Samples so far that were beyond full scale and did not fit the output."""
+        self.notes: list[str] = []
+        """What the output cannot hold, beside samples; known after the end."""
+
+    def _measure(self, block: Block, *, clips: bool = True) -> None:
+        peak = _peak(block)
+        self.peak = max(self.peak, peak)
+        if clips and peak > 1:
+            self.clipped += int((np.abs(block) > 1).sum())
+
+    def clip_notes(self) -> tuple[str, ...]:
+        """A sentence about the samples that were clipped, if any were."""
+        if not self.clipped:
+            return ()
+        level = 20 * math.log10(self.peak)
+        return (f"{self.clipped} samples clipped at a peak of {level:+.2f} dBFS (--subtype FLOAT keeps them)",)
+
+
+class AudioWriter(_Meter):
     """An audio file being written, block by block; leaving the context completes its header."""
 
     def __init__(self, file: BinaryIO, label: str, *, container: str, subtype: str, rate: int, channels: int) -> None:
@@ -502,12 +527,7 @@ class AudioWriter:
         self._container = container
         self._subtype = subtype
         self._order = _OGG_TO_WAV.get(channels) if container == "OGG" else None
-        self.peak = 0.0
-        """Largest magnitude of the samples so far; 1 is full scale."""
-        self.clipped = 0
-        """Samples so far that were beyond full scale and did not fit the file."""
-        self.notes: list[str] = []
-        """What the file cannot hold, beside samples; known after the end."""
+        super().__init__()
         try:
             self._target = _Sequential(self._bridge, "w", rate, channels, subtype, format=container)
         except soundfile.LibsndfileError as error:
@@ -531,18 +551,11 @@ class AudioWriter:
 
         Raises StorageError.
         """
-        peak = _peak(block)
-        self.peak = max(self.peak, peak)
-        if peak > 1 and self._subtype not in ("FLOAT", "DOUBLE"):
-            self.clipped += int((np.abs(block) > 1).sum())
+        self._measure(block, clips=self._subtype not in ("FLOAT", "DOUBLE"))
         with self._checked():
             self._target.write(_quantized(block if self._order is None else block[self._order], self._subtype).T)
         if self._container in _32_BIT_FORMATS and self._bridge.tell() > _32_BIT_LIMIT:
             raise StorageError(f"{self._label} exceeds the 4 GiB that its header can state: write .flac, .w64 or .rf64")
-
-    def clip_notes(self) -> tuple[str, ...]:
-        """A sentence about the samples that were clipped, if any were."""
-        return _clip_notes(self.clipped, self.peak)
 
     @contextmanager
     def _checked(self) -> Iterator[None]:
@@ -574,14 +587,15 @@ def open_writer(
     the format cannot hold, StorageError as `atomic_output`.
     """
     label = "standard output" if str(path) == "-" else str(path)
-    suffix = ".wav" if str(path) == "-" or is_device(path) else Path(path).suffix.lower()
+    streamed = is_streamed(path)
+    suffix = ".wav" if streamed else Path(path).suffix.lower()
     container, subtype = check_format(suffix, subtype, label=label)
-    if container == "WAV" and (time or 0) * channels * _SAMPLE_BYTES.get(subtype, 8) > _32_BIT_LIMIT:
+    if container == "WAV" and (time or 0) * channels * SAMPLE_BYTES.get(subtype, 8) > _32_BIT_LIMIT:
         container = "RF64"
     with atomic_output(path, force=force) as file:
         with AudioWriter(file, label, container=container, subtype=subtype, rate=rate, channels=channels) as writer:
             yield writer
-        if tags and str(path) != "-" and not is_device(path):
+        if tags and not streamed:
             writer.notes += write_tags(file, tags, container=container, label=label)
 
 
@@ -609,7 +623,7 @@ def can_hold(suffix: str, subtype: str) -> bool:
     return suffix in _FORMATS and bool(soundfile.check_format(_FORMATS[suffix], subtype))
 
 
-class LiveOutput:
+class LiveOutput(_Meter):
     """Stream 16-bit samples to standard output; each block is flushed when `write` returns.
 
     As WAV of `time` samples per channel. If `time` is None, the header claims the largest size there is, which readers
@@ -618,11 +632,7 @@ class LiveOutput:
     """
 
     def __init__(self, *, rate: int, channels: int, bare: bool = False, time: int | None = None) -> None:
-        self.peak = 0.0
-        """Largest magnitude of the samples so far; 1 is full scale."""
-        self.clipped = 0
-        """Samples so far that were beyond full scale."""
-        self.notes: list[str] = []
+        super().__init__()
         self._sink = raw_stdout()
         self._start = None if bare else _place_in_file(self._sink)
         self._header = b"" if bare else _wav_header(rate, channels, None if time is None else time * channels * 2)
@@ -630,15 +640,8 @@ class LiveOutput:
 
     def write(self, block: Block) -> None:
         """Write [channels, time]; samples past full scale are clipped. Raises StorageError."""
-        peak = _peak(block)
-        self.peak = max(self.peak, peak)
-        if peak > 1:
-            self.clipped += int((np.abs(block) > 1).sum())
+        self._measure(block)
         self._send(_quantized(block, "PCM_16").T.astype("<i2").tobytes())
-
-    def clip_notes(self) -> tuple[str, ...]:
-        """A sentence about the samples that were clipped, if any were."""
-        return _clip_notes(self.clipped, self.peak)
 
     def __enter__(self) -> Self:
         return self
@@ -686,13 +689,6 @@ def _place_in_file(sink: Any) -> int | None:
         return os.lseek(descriptor, 0, os.SEEK_CUR)
     except (ImportError, OSError):
         return None
-
-
-def _clip_notes(clipped: int, peak: float) -> tuple[str, ...]:
-    if not clipped:
-        return ()
-    level = 20 * math.log10(peak)
-    return (f"{clipped} samples clipped at a peak of {level:+.2f} dBFS (--subtype FLOAT keeps them)",)
 
 
 def _peak(block: Block) -> float:

@@ -627,6 +627,16 @@ class Reader:
         """Bytes of a seekable file, or of a pipe as far as it was read; call it after reading."""
         return self._window.size() if self.seekable else self.offset
 
+    def intact(self, first: int = 0) -> Iterator[Packet]:
+        """Yield the packets from frame `first` on, as `parts`.
+
+        Raises DamagedFile at the first damage, after all packets before it.
+        """
+        for part in self.parts(first):
+            if isinstance(part, Damage):
+                raise self.damaged(part)
+            yield part
+
     def packets(self) -> Iterator[Codes]:
         """Yield the codes [rows, codebooks, frames] packet by packet. Raises as `packets_with_scale`."""
         return (codes for codes, _ in self.packets_with_scale())
@@ -636,10 +646,7 @@ class Reader:
 
         Raises DamagedFile at the first damage, after all packets before it.
         """
-        for part in self.parts():
-            if isinstance(part, Damage):
-                raise self.damaged(part)
-            yield part.codes, part.scale
+        return ((packet.codes, packet.scale) for packet in self.intact())
 
     def parts(self, first: int = 0) -> Iterator[Packet | Damage]:
         """Yield all intact packets in order and the damage between them, from the packet that holds frame `first` on.

@@ -91,10 +91,11 @@ def _read_ecdc(file: BinaryIO, path: Path, spec: FrameSpec) -> ForeignCodes:
         raise UnsupportedAudio(f"{path} has {num_codebooks} codebooks, the model {spec.num_codebooks}: pass its model")
     payload = file.read()
     bits = spec.bits_per_code * num_codebooks
-    if spec.frames(time) * bits > 8 * len(payload):
+    total = spec.frames(time)
+    if total * bits > 8 * len(payload):
         raise DamagedFile(str(path), offset=path.stat().st_size, reason="it ends early")
     codes, scales, first = [], [], 0
-    for frames in spec.segments(spec.frames(time)) if spec.segment else [spec.frames(time)]:
+    for frames in spec.segments(total) if spec.segment else [total]:
         if spec.segment:
             scales.append(np.full(frames, struct.unpack("!f", _taken(payload, first, 4, path))[0], np.float32))
             first += 4
@@ -104,9 +105,10 @@ def _read_ecdc(file: BinaryIO, path: Path, spec: FrameSpec) -> ForeignCodes:
     if first != len(payload):
         raise DamagedFile(str(path), offset=file.tell() - len(payload) + first, reason="more bytes follow its codes")
     whole = np.concatenate(codes).reshape(1, -1, num_codebooks).transpose(0, 2, 1)
-    if scales and not np.isfinite(np.concatenate(scales)).all():
+    scale = np.concatenate(scales)[None] if scales else None
+    if scale is not None and not np.isfinite(scale).all():
         raise DamagedFile(str(path), offset=0, reason="a scale is not finite")
-    return ForeignCodes(whole, np.concatenate(scales)[None] if scales else None, time)
+    return ForeignCodes(whole, scale, time)
 
 
 def _ecdc_header(file: BinaryIO, path: Path) -> tuple[str, int, int]:

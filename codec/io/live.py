@@ -20,7 +20,8 @@ from codec.io import audio
 from codec.io.audio import Block
 from codec.io.bitstream import MAX_CHANNELS, MAX_RATE
 from codec.io.mixdown import Mixdown
-from codec.io.storage import is_device
+from codec.io.riff import is_chunk_name
+from codec.io.storage import is_streamed
 
 _UNKNOWN = 0x7FFF0000  # bytes of samples that writers of pipes state, at least; sox states 7FFFF000, ffmpeg FFFFFFFF
 _MOST_HEADER = 1 << 20  # bytes
@@ -94,7 +95,7 @@ class LiveReader:
         self._native_channels = layout.channels
         self._selected: int | None = None
         self._mixdown: Mixdown | None = None
-        self._width = _bytes_of(layout.subtype)
+        self._width = audio.SAMPLE_BYTES[layout.subtype]
         self._left = layout.left
         self.time = None if layout.left is None else layout.left // (self._width * self.channels)
         self._read = getattr(stream, "read1", stream.read)
@@ -166,7 +167,7 @@ def open_live(path: str | Path, *, raw: Layout | None = None, use_ffmpeg: bool =
 
     Raises as `audio.open_reader`.
     """
-    is_pipe = str(path) == "-" or is_device(path)
+    is_pipe = is_streamed(path)
     label = "standard input" if str(path) == "-" else str(path)
     with ExitStack() as stack:
         if not is_pipe and raw is None:
@@ -249,18 +250,10 @@ def _layout(form: bytes, size: int, source: _Replayed) -> Layout | None:
     if subtype is None or not audio.MIN_RATE <= rate <= MAX_RATE or not 1 <= channels <= MAX_CHANNELS:
         return None
     first = source.position
-    if size == 0 and _is_name(source.exactly(4)):  # chunks behind an empty one, not samples
+    if size == 0 and is_chunk_name(source.exactly(4)):  # chunks behind an empty one, not samples
         return None
     source.restart(first)
     return Layout(rate, channels, subtype, None if size == 0 or size >= _UNKNOWN else size)
-
-
-def _is_name(data: bytes) -> bool:
-    return not data or all(32 <= byte < 127 for byte in data)
-
-
-def _bytes_of(subtype: str) -> int:
-    return {name: bits // 8 for (_, bits), name in _SUBTYPES.items()}[subtype]
 
 
 def _samples(data: bytes, subtype: str, channels: int) -> Block:

@@ -73,12 +73,17 @@ def _chunks(file: BinaryIO, position: int, size: int, order: str) -> Iterator[tu
         position += 8 + length + length % 2
 
 
+def is_chunk_name(data: bytes) -> bool:
+    """Whether bytes are printable ASCII, as the names of chunks; true without any."""
+    return all(32 <= byte < 127 for byte in data)
+
+
 def _only_chunks(file: BinaryIO, position: int, size: int, order: str) -> bool:
     """Whether the bytes from `position` to the end are whole chunks with printable names."""
     while position < size:
         file.seek(position)
         head = file.read(8)
-        if len(head) < 8 or not all(32 <= byte < 127 for byte in head[:4]):
+        if len(head) < 8 or not is_chunk_name(head[:4]):
             return False
         length = struct.unpack_from(order + "I", head, 4)[0]
         position += 8 + length + length % 2

@@ -67,7 +67,7 @@ def atomic_output(path: str | Path, *, force: bool = False) -> Iterator[BinaryIO
     Raises StorageError: `path` exists and `force` is off, the disk is full, the folder is missing or not writable.
     """
     label = "standard output" if str(path) == "-" else str(path)
-    streamed = str(path) == "-" or is_device(path)
+    streamed = is_streamed(path)
     with storing(label):
         if not streamed and Path(path).is_dir():
             raise StorageError(f"{label} is a folder: name a file in it")
@@ -207,6 +207,11 @@ def raw_stdout() -> io.RawIOBase | BinaryIO:
     sys.stdout.flush()
     raw: io.RawIOBase | BinaryIO = getattr(sys.stdout.buffer, "raw", sys.stdout.buffer)
     return raw
+
+
+def is_streamed(path: str | Path) -> bool:
+    """Whether `path` is "-" (standard input or output), a pipe or a device."""
+    return str(path) == "-" or is_device(path)
 
 
 def is_device(path: str | Path) -> bool:
