@@ -14,10 +14,14 @@ import pytest
 import soundfile
 import torch
 
+from codec import pretrained
 from codec.checkpoint import load_model, save_model
+from codec.compression import compress
 from codec.data.tokenize import tokenize
+from codec.io import bitstream, entropy, entropy_model
 from codec.io.audio import read_audio
 from codec.io.bitstream import Header, SourceId, Writer
+from tests.helpers.entropy import codes_of, random_tensors
 from tests.helpers.tokens import noise
 from tests.tiny import tiny_model
 
@@ -173,3 +177,88 @@ def test_plain_readers(
     result = subprocess.run([runner, EXAMPLES / script, path], capture_output=True, text=True, check=False)
     assert result.returncode == 1
     assert "damaged at byte" in result.stderr
+
+
+NETWORK = entropy_model.EntropyModel(random_tensors())
+
+
+def entropy_coded(path: Path, coder: int, *, kind: str, rows: int, codebooks: int, frames: int) -> entropy.Codes:
+    """Write a file whose packets all take one coder; return its codes."""
+    sizes = NETWORK.sizes[:codebooks]
+    header = Header(
+        model="tiny", family="trial", weights_hash="ab" * 32, source_rate=8000, channels=rows, sample_rate=8000, hop=80,
+        decoder_delay=80, codebook_sizes=sizes, frames_per_packet=20,
+    )  # fmt: skip
+    codes = codes_of(kind, list(sizes), rows=rows, frames=frames, seed=frames)
+    with path.open("wb") as file, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(bitstream, "find_network", lambda weights_hash, sizes: NETWORK)
+        model = NETWORK if coder == entropy.MODEL else None
+        patch.setattr(entropy, "encode", lambda part, sizes, **_: (coder, entropy.encode_adaptive(part, sizes, model)))
+        writer = Writer(file, header)
+        writer.write(codes)
+        writer.close(time=80 * (frames - 1))
+    return codes
+
+
+def read_by(script: str, recording: Path, network: Path) -> dict[str, Any]:
+    """What a plain reader prints; the one in Python runs in this process."""
+    if script == "read_codec":
+        found: dict[str, Any] = example(script)["read"](recording.read_bytes(), network.read_bytes())
+        return found
+    if (node := shutil.which("node")) is None:
+        pytest.skip("node is not installed")
+    result = subprocess.run([node, EXAMPLES / script, recording, network], capture_output=True, text=True, check=True)
+    printed: dict[str, Any] = json.loads(result.stdout)
+    return printed
+
+
+def codes_by(script: str, recording: Path, network: Path) -> Any:
+    packets = read_by(script, recording, network)["packets"]
+    return np.concatenate([packet["codes"] for packet in packets], axis=2)
+
+
+CASES = [("random", 1, 1, 1), ("runs", 1, 2, 47), ("rows", 3, 3, 21), ("few", 2, 3, 90), ("constant", 2, 1, 40)]
+
+
+@pytest.mark.parametrize("script", ["read_codec", "read_codec.mjs"])
+@pytest.mark.parametrize("coder", [entropy.ADAPTIVE, entropy.MODEL])
+def test_plain_readers_of_entropy_coded_files(script: str, coder: int, tmp_path: Path) -> None:
+    network, path = tmp_path / f"tiny{entropy_model.SUFFIX}", tmp_path / "a.codec"
+    entropy_model.save(network, random_tensors(), weights_hash="ab" * 32)
+    for kind, rows, codebooks, frames in CASES[:: 1 if script == "read_codec" else 2]:
+        codes = entropy_coded(path, coder, kind=kind, rows=rows, codebooks=codebooks, frames=frames)
+        np.testing.assert_array_equal(codes_by(script, path, network), codes)
+
+
+def test_plain_readers_forget_the_oldest_of_65_recent_codes(tmp_path: Path) -> None:
+    """The codebooks of the network above have fewer codes."""
+    codes = np.concatenate([np.arange(100), np.arange(30, 60), np.arange(0, 200, 3)])[None, None]
+    reader = example("read_codec")["Adaptive"](entropy.encode_adaptive(codes, [1000]), [1000], 1, None)
+    assert [reader.frame(0) for _ in range(codes.size)] == codes[0].T.tolist()
+
+
+@pytest.mark.parametrize("script", ["read_codec", "read_codec.mjs"])
+def test_plain_readers_without_the_network_say_so(script: str, tmp_path: Path) -> None:
+    path, other = tmp_path / "a.codec", tmp_path / f"other{entropy_model.SUFFIX}"
+    entropy_coded(path, entropy.MODEL, kind="few", rows=1, codebooks=1, frames=3)
+    entropy_model.save(other, random_tensors(seed=1), weights_hash="ab" * 32)
+    failure = SystemExit if script == "read_codec" else subprocess.CalledProcessError
+    with pytest.raises(failure):
+        read_by(script, path, other)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("codebooks", [1, 3, 12])
+@pytest.mark.parametrize("channels", [1, 2])
+def test_plain_readers_of_recordings(codebooks: int, channels: int, tmp_path: Path) -> None:
+    generator = np.random.default_rng(codebooks)
+    swept = 0.3 * np.sin(generator.uniform(0.02, 0.2, (30, 1)).repeat(1000, axis=0).cumsum(axis=0))
+    audio = swept * np.array([1.0, 0.4])[:channels] + generator.normal(0, 0.01, (30_000, channels))
+    network = pretrained.WEIGHTS / f"{pretrained.DEFAULT}{entropy_model.SUFFIX}"
+    for time in (700, 20_000 if codebooks == 12 else 30_000):
+        soundfile.write(tmp_path / "a.wav", audio[:time], 24_000)
+        compress(tmp_path / "a.wav", tmp_path / "a.codec", num_codebooks=codebooks, force=True)
+        with bitstream.open_reader(tmp_path / "a.codec") as reader:
+            codes = np.concatenate(list(reader.packets()), axis=2)
+        for script in ("read_codec", "read_codec.mjs"):
+            np.testing.assert_array_equal(codes_by(script, tmp_path / "a.codec", network), codes)

@@ -1,8 +1,9 @@
 """Decode a .codec file with a model exported by `codec export`: numpy and onnxruntime alone, without torch or codec.
 
     codec export general-24k --onnx DIR
-    python docs/examples/onnx_decode.py DIR recording.codec restored.wav
+    python docs/examples/onnx_decode.py DIR recording.codec restored.wav [NAME.entropy.safetensors]
 
+The last file is the network of entropy coding, which most files of shipped codecs need.
 The audio is at the model's sample rate. `SECONDS` of frames are decoded at once; any other number gives the same.
 """
 
@@ -19,11 +20,11 @@ from read_codec import read  # type: ignore[import-not-found, unused-ignore]  # 
 SECONDS = 10
 
 
-def decode(folder: Path, source: Path) -> tuple[np.ndarray[Any, Any], int]:
+def decode(folder: Path, source: Path, network: bytes | None = None) -> tuple[np.ndarray[Any, Any], int]:
     """(float32 audio [channels, time], sample rate)."""
     session = onnxruntime.InferenceSession(folder / "decoder.onnx", providers=["CPUExecutionProvider"])
     model = json.loads(session.get_modelmeta().custom_metadata_map["codec"])
-    file = read(source.read_bytes())
+    file = read(source.read_bytes(), network)
     header = file["header"]
     if header["weights_hash"] != model["weights_hash"]:
         sys.exit(
@@ -53,7 +54,8 @@ def decode(folder: Path, source: Path) -> tuple[np.ndarray[Any, Any], int]:
 
 
 if __name__ == "__main__":
-    audio, rate = decode(Path(sys.argv[1]), Path(sys.argv[2]))
+    network = Path(sys.argv[4]).read_bytes() if len(sys.argv) > 4 else None
+    audio, rate = decode(Path(sys.argv[1]), Path(sys.argv[2]), network)
     with wave.open(sys.argv[3], "wb") as file:
         file.setparams((len(audio), 2, rate, 0, "NONE", ""))
         file.writeframes((audio.T.clip(-1, 1) * 32767).round().astype("<i2").tobytes())

@@ -1,0 +1,51 @@
+"""A small network of entropy coding, and packets of codes as codecs make them."""
+
+from typing import Any
+
+import numpy as np
+
+from codec.io.entropy import Codes
+
+
+def random_tensors(sizes: tuple[int, ...] = (20, 30, 2), seed: int = 0) -> dict[str, Any]:
+    """A network of random integers whose predictions and logits use their whole range."""
+    generator = np.random.default_rng(seed)
+
+    def integers(most: int, *shape: int, dtype: Any = np.int8) -> Any:
+        return generator.integers(-most, most + 1, shape).astype(dtype)
+
+    first, rest, prediction = 5, 6, 4
+    tensors = {
+        "gain": np.array([0, 32, 20][: len(sizes)], np.int32),
+        "shift": np.array([[9, 4]] * len(sizes), np.int32),
+        "exp": np.maximum(np.rint(2**16 * np.exp(-np.arange(180) / 16)), 1).astype(np.int32),
+    }
+    for codebook, size in enumerate(sizes):
+        vector = rest if codebook else first
+        context = 4 * first + 3 * rest + vector + (first if codebook else 0) + (3 * rest if codebook > 1 else 0)
+        tensors |= {
+            f"input.{codebook}": integers(127, size, vector),
+            f"weight.{codebook}": integers(127, prediction, context),
+            f"bias.{codebook}": integers(9999, prediction, dtype=np.int32),
+            f"output.{codebook}": integers(20, size, prediction),
+            f"output_bias.{codebook}": integers(999, size, dtype=np.int32),
+        }
+    return tensors
+
+
+def codes_of(kind: str, sizes: list[int], *, rows: int, frames: int, seed: int) -> Codes:
+    """Packets as codecs make them: random codes, one code, runs of codes, or rows that are equal."""
+    generator = np.random.default_rng(seed)
+    limits = np.array(sizes)[:, None]
+    codes: Codes = generator.integers(0, limits, (rows, len(sizes), frames))
+    match kind:
+        case "constant":
+            codes[:] = codes[:1, :, :1]
+        case "runs":
+            codes = codes[:, :, np.arange(frames) // 7]
+        case "rows":
+            codes[:] = codes[:1]
+        case "few":
+            codes %= 3
+    codes %= limits
+    return codes
