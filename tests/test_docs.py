@@ -17,16 +17,15 @@ import numpy as np
 import pytest
 import soundfile
 import torch
-import typer
 from pydantic import BaseModel
 
 import codec
 from codec import generation, pretrained
 from codec.checkpoint import save_model
-from codec.cli.main import app
 from codec.io import synth
 from codec.training.codec.recipe import Recipe
 from codec.training.lm.recipe import LMRecipe
+from tests.helpers.commands import all_commands
 from tests.helpers.language_models import tiny_lm
 from tests.tiny import tiny_model
 
@@ -171,10 +170,9 @@ def test_readme_links_every_page() -> None:
 
 def command_options() -> dict[str, set[str]]:
     """The options of each command."""
-    group = typer.main.get_command(app)
     return {
         name: {text for option in command.params for text in (*option.opts, *option.secondary_opts)} | {"--help", "-h"}
-        for name, command in group.commands.items()  # type: ignore[attr-defined]
+        for name, command in all_commands().items()
     }
 
 
@@ -215,7 +213,9 @@ def test_commands_and_options_exist() -> None:
         commands = [*codec_commands(shell(page))]
         commands += [text.split()[1:] for text in inline(page) if text.startswith("codec ") and "'" not in text]
         for words in commands:
-            command, options = (words or [""])[0], [word.split("=")[0] for word in words if re.match(r"--?[a-z]", word)]
+            pair = " ".join(words[:2])
+            command = pair if pair in known else (words or [""])[0]
+            options = [word.split("=")[0] for word in words if re.match(r"--?[a-z]", word)]
             checked += 1
             if command.startswith("--"):
                 continue

@@ -44,6 +44,7 @@ for command in (
 app.command("import")(exchange.import_codes)
 app.command()(exchange.export_codes)
 app.command()(export.export)
+app.add_typer(tokens.exchange, name="tokens")
 
 
 def _version(wanted: bool) -> None:

@@ -1,7 +1,7 @@
-"""codec tokenize"""
+"""codec tokenize, codec tokens export, codec tokens import"""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -17,12 +17,18 @@ from codec.cli.options import (
     ModelOption,
     duration,
     one_line,
+    plural,
     progress_bar,
     say,
     unread_note,
 )
 
 MAX_LISTED = 20  # notes and failures that are listed
+
+exchange = typer.Typer(
+    help="Token stores as Parquet, arrays or lhotse Shar, and back.\n\n"
+    "Example: codec tokens export tokens/ --to parquet --out tokens.parquet",
+)
 
 
 def tokenize(
@@ -110,3 +116,70 @@ def tokenize(
         say(f"  and {len(report.failures) - MAX_LISTED} more: `grep error {out}/*.jsonl` lists them")
     if report.failures:
         raise typer.Exit(1)
+
+
+@exchange.command("export")
+def export_tokens(
+    store: Annotated[Path, typer.Argument(metavar="STORE", help="Folder of a token store.")],
+    to: Annotated[
+        Literal["parquet", "npy", "shar"],
+        typer.Option(
+            help="parquet: one file for datasets, pandas, duckdb; npy: an array per clip and clips.jsonl; shar: a "
+            "folder for lhotse.",
+            rich_help_panel=INPUT_OUTPUT,
+        ),
+    ],
+    out: Annotated[
+        Path,
+        typer.Option("--out", "-o", help="The Parquet file, or the new folder.", rich_help_panel=INPUT_OUTPUT),
+    ],
+    force: ForceOption = False,
+) -> None:
+    """Write a token store as files that other tools open without this package.
+
+    Example: codec tokens export tokens/ --to parquet --out tokens.parquet
+    """
+    from codec.data.token_exchange import export_tokens as write
+
+    with progress_bar("exporting") as show:
+        report = write(store, out, to=to, force=force, progress=show)
+    say(f"{out}: {plural(report.clips, 'clip')} ({duration(report.seconds)})")
+
+
+@exchange.command("import")
+def import_tokens(
+    source: Annotated[
+        Path,
+        typer.Argument(
+            metavar="INPUT",
+            help="A Parquet file or a folder of them, a .jsonl file with the paths of arrays, or a folder of lhotse "
+            "Shar.",
+        ),
+    ],
+    out: Annotated[
+        Path,
+        typer.Option("--out", "-o", help="New folder of the token store.", rich_help_panel=INPUT_OUTPUT),
+    ],
+    model: Annotated[
+        str | None,
+        typer.Option(
+            "--model",
+            "-m",
+            help="The model that made the codes, as codec encode takes it, if the files do not say.",
+            show_default="what codec tokens export wrote",
+            rich_help_panel=MODEL,
+        ),
+    ] = None,
+    force: ForceOption = False,
+) -> None:
+    """Write a token store of exported files, or of codes of other tools.
+
+    Codes are integers of shape (codebooks, frames) under the name codes; other fields are those of a manifest.
+
+    Example: codec tokens import codes.jsonl --model encodec-24khz --out tokens/
+    """
+    from codec.data.token_exchange import import_tokens as write
+
+    with progress_bar("importing") as show:
+        report = write(source, out, model=model, force=force, progress=show)
+    say(f"{out}: {plural(report.clips, 'clip')} ({duration(report.seconds)})")

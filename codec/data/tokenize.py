@@ -52,11 +52,13 @@ from codec.errors import (
     ConfigError,
     DamagedFile,
     InputNotFound,
+    ModelId,
     StorageError,
     UnsupportedAudio,
     UsageError,
     WeightsMismatch,
 )
+from codec.frames import FrameSpec
 from codec.io import ffmpeg
 from codec.io.audio import AudioReader, Block, Resampler, open_reader
 from codec.io.level import LevelMeter, check_level, gain_to
@@ -184,7 +186,8 @@ def tokenize(
         found = _of_channel(clips(Path(source), use_ffmpeg=use_ffmpeg), channel)
         with tempfile.TemporaryFile(dir=folder) as listed:
             corpus = _list_clips(found, Path(source), listed)
-            metadata = _model_metadata(card, num_codebooks, level_db) | corpus.metadata
+            made_by = card.name, card.weights_hash
+            metadata = model_metadata(made_by, card.family, card.frame_spec, num_codebooks, level_db) | corpus.metadata
             if force:
                 _remove_store(folder)
             with atomic_output(folder / "clips.jsonl", force=True) as file:
@@ -215,7 +218,7 @@ def tokenize(
                 if progress is not None:
                     progress(len(results), len(spans))
             if all_written:
-                _write_index(folder, metadata)
+                write_index(folder, metadata)
     return StoreReport(
         clips=sum(result.clips for result in results),
         seconds=sum(result.seconds for result in results),
@@ -289,9 +292,9 @@ def _list_clips(found: Iterable[Clip], source: Path, file: BinaryIO) -> Corpus:
         size = clip.size()
         row = conditions_last(asdict(clip))
         place = {"path": str(clip.path.absolute()), "size": size, "file": str(path_in(clip, root))}
-        position += file.write(_json_line(row | place))
+        position += file.write(json_line(row | place))
         del row["path"]  # because a corpus may move
-        digest.update(_json_line(row))
+        digest.update(json_line(row))
         sizes.update(f"{size} ".encode())  # a digest of its own, because files that failed may change
         seconds += _estimated_seconds(clip, size)
         for kind, values in names.items():
@@ -305,15 +308,19 @@ def _estimated_seconds(clip: Clip, size: int | None) -> float:
     return (size or 0) / BYTES_PER_SECOND if clip.seconds is None else clip.seconds
 
 
-def _model_metadata(card: CodecCard, num_codebooks: int, level_db: float | None) -> dict[str, Any]:
+def model_metadata(
+    made_by: ModelId, family: str, spec: FrameSpec, num_codebooks: int, level_db: float | None
+) -> dict[str, Any]:
+    """The codec's part of store.json."""
+    name, weights_hash = made_by
     metadata = {
         "format": FORMAT,
-        "model": card.name,
-        "weights_hash": card.weights_hash,
-        "family": card.family,
-        "frame_spec": asdict(card.frame_spec),
+        "model": name,
+        "weights_hash": weights_hash,
+        "family": family,
+        "frame_spec": asdict(spec),
         "num_codebooks": num_codebooks,
-        "dtype": DTYPES[card.frame_spec.codebook_size > 1 << 16],
+        "dtype": DTYPES[spec.codebook_size > 1 << 16],
     }
     return metadata if level_db is None else metadata | {"level_db": level_db}
 
@@ -402,7 +409,7 @@ def _plan_clips(
                 continue  # never encoded
             else:
                 removed += not getattr(row, "removed", False)
-                plan.write(_json_line({"removed": row.id}))
+                plan.write(json_line({"removed": row.id}))
             shards[-1] += 1
     if sum(shards) and len(new) == total:
         raise StorageError(f"{folder} is of another corpus, none of its clips is in this one: {WAY_OUT}")
@@ -458,7 +465,8 @@ def _lines_of(folder: Path, span: ShardSpan) -> list[Planned]:
         return [_parse_line(next(file)) for _ in range(span.clips)]
 
 
-def _json_line(row: dict[str, Any]) -> bytes:
+def json_line(row: dict[str, Any]) -> bytes:
+    """A line of JSON without the fields that are None or False."""
     present = {key: value for key, value in row.items() if value is not None and value is not False}
     # File names need not be UTF-8: Python holds such bytes as surrogates, which json.loads accepts.
     return json.dumps(present, ensure_ascii=False).encode("utf-8", "surrogatepass") + b"\n"
@@ -548,7 +556,7 @@ def _encode_shard(
     ]
     if before is not None and not any(waiting):
         if (rows := _marked(before, todo)) != before:
-            _write_lines(path, rows)
+            write_lines(path, rows)
         return ShardResult(sum(line.clip is not None for line in todo))
     codec = cached_model(model, device)
     if codec.weights_hash != card.weights_hash:
@@ -573,7 +581,7 @@ def _encode_shard(
                 shard.add(line.clip)
         shard.flush()
     rows = _marked(shard.rows, todo)
-    _write_lines(path, rows)
+    write_lines(path, rows)
     kept = [row for row, line in zip(rows, todo, strict=True) if line.clip is not None]
     failures = tuple(row for row in kept if isinstance(row, Failure))
     seconds = codec.frame_spec.seconds(shard.samples)
@@ -581,14 +589,14 @@ def _encode_shard(
     return ShardResult(already_encoded, clips, seconds, failures, tuple(shard.notes))
 
 
-def _write_lines(shard: Path, rows: list[Row | Failure]) -> None:
+def write_lines(shard: Path, rows: list[Row | Failure]) -> None:
     """Write the .jsonl of a shard."""
-    data = b"".join(_json_line(conditions_last(asdict(row))) for row in rows)
+    data = b"".join(json_line(conditions_last(asdict(row))) for row in rows)
     with atomic_output(lines_path(shard), force=True) as file:
-        file.write(data + _json_line({"end": len(rows), "crc": zlib.crc32(data)}))
+        file.write(data + json_line({"end": len(rows), "crc": zlib.crc32(data)}))
 
 
-def _write_index(folder: Path, metadata: dict[str, Any]) -> None:
+def write_index(folder: Path, metadata: dict[str, Any]) -> None:
     """Write the index, then record in store.json that the store is complete."""
     numbers = {kind: {name: number for number, name in enumerate(metadata[LISTS[kind]])} for kind in LISTS}
     count = crc = 0

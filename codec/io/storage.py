@@ -3,6 +3,7 @@
 import errno
 import io
 import os
+import shutil
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
@@ -96,6 +97,34 @@ def atomic_output(path: str | Path, *, force: bool = False) -> Iterator[BinaryIO
             part.unlink(missing_ok=True)
         if guard is not None:
             os.close(guard)
+
+
+@contextmanager
+def atomic_folder(path: str | Path, *, marker: str, force: bool = False) -> Iterator[Path]:
+    """Make a folder that becomes `path` when the block ends; if the block raises, `path` stays as it was.
+
+    Raises StorageError: `path` is a file or holds files and `force` is off, it lacks the file `marker` that such
+    folders have, or it cannot be written.
+    """
+    target = Path(os.path.realpath(path))  # a link stays a link
+    with storing(path):
+        filled = target.exists() and (not target.is_dir() or any(target.iterdir()))
+        if filled and not force:
+            raise StorageError(f"{path} exists: pass --force to replace it")
+        if filled and not (target / marker).is_file():
+            raise StorageError(f"{path} holds other files, which --force would remove: name a new folder")
+        part, before = (target.with_name(locks.part_name()) for _ in "12")
+        part.mkdir()
+    try:
+        with storing_below(part):
+            yield part
+        with storing(path):
+            if target.exists():
+                target.rename(before)
+            part.rename(target)
+    finally:
+        for folder in (part, before):
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def _new_part(folder: Path, label: str) -> "tuple[Path, _Output, int | None]":

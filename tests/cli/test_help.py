@@ -11,12 +11,11 @@ from importlib.metadata import version
 from pathlib import Path
 
 import pytest
-import typer.main
 
-from codec.cli.main import app
+from tests.helpers.commands import all_commands
 
 SNAPSHOTS = Path(__file__).parent / "snapshots"
-COMMANDS = list(typer.main.get_command(app).commands)  # type: ignore[attr-defined]
+COMMANDS = ["tokens", *all_commands()]  # with the group
 # Rich reads the width and the colors when it is imported, so each page is printed by a process of its own.
 ENVIRONMENT = {"COLUMNS": "100", "TERMINAL_WIDTH": "100", "NO_COLOR": "1", "TERM": "dumb", "PYTHONIOENCODING": "utf-8"}
 UNWANTED = {"FORCE_COLOR", "PY_COLORS", "GITHUB_ACTIONS"}  # these make Typer print colors
@@ -27,13 +26,17 @@ def versions() -> str:
     return "".join(f"{package} {version(package)}\n" for package in ("typer", "rich"))
 
 
+def snapshot(name: str) -> Path:
+    return SNAPSHOTS / f"{name.replace(' ', '-')}.txt"
+
+
 def pages() -> dict[str, str]:
     """Help page of every command, and of `codec` itself, by the name of its snapshot."""
     code = (
         "import sys\nfrom codec.cli.main import run\n"
         "for name in sys.argv[1:]:\n"
         "    print('\\f' + name)\n"
-        "    try: run([*([name] if name != 'codec' else []), '--help'])\n"
+        "    try: run([*name.split()[name == 'codec':], '--help'])\n"
         "    except SystemExit: pass\n"
     )
     inherited = {name: value for name, value in os.environ.items() if name not in UNWANTED}
@@ -67,11 +70,11 @@ same_versions = pytest.mark.skipif(
 @same_versions
 @pytest.mark.parametrize("name", ["codec", *COMMANDS])
 def test_help_equals_its_snapshot(printed: dict[str, str], name: str) -> None:
-    assert printed[name] == (SNAPSHOTS / f"{name}.txt").read_text("utf-8")
+    assert printed[name] == snapshot(name).read_text("utf-8")
 
 
 def test_every_snapshot_belongs_to_a_command() -> None:
-    assert {path.stem for path in SNAPSHOTS.glob("*.txt")} == {"codec", *COMMANDS}
+    assert set(SNAPSHOTS.glob("*.txt")) == set(map(snapshot, ["codec", *COMMANDS]))
 
 
 @pytest.mark.parametrize("name", COMMANDS)
@@ -85,7 +88,7 @@ def update() -> None:
     for path in SNAPSHOTS.glob("*.txt"):
         path.unlink()
     for name, text in pages().items():
-        (SNAPSHOTS / f"{name}.txt").write_text(text, "utf-8")
+        snapshot(name).write_text(text, "utf-8")
     (SNAPSHOTS / "versions").write_text(versions(), "utf-8")
 
 

@@ -9,11 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-import typer.main
 
 from codec import __version__, errors
-from codec.cli import main
 from tests.cli.conftest import Cli
+from tests.helpers.commands import all_commands
 
 OPTIONS = {
     "encode": (
@@ -41,6 +40,8 @@ OPTIONS = {
     "prepare": "name folder --parts --accept-license --no-download",
     "recipes": "name",
     "tokenize": "source --out --model -m --codebooks --level --channel --ffmpeg --device --jobs -j --engine --force -f",
+    "tokens export": "store --to --out -o --force -f",
+    "tokens import": "source --out -o --model -m --force -f",
     "train": (
         "recipe --data --out --set --resume --allow-changed-data --steps --device --dry-run --codec --overfit-batch"
     ),
@@ -54,10 +55,9 @@ OPTIONS = {
 
 
 def test_commands_and_options_are_frozen() -> None:
-    group = typer.main.get_command(main.app)
     found = {
         name: " ".join(option for parameter in command.params for option in parameter.opts)
-        for name, command in group.commands.items()  # type: ignore[attr-defined]
+        for name, command in all_commands().items()
     }
     assert found == OPTIONS
 
@@ -70,7 +70,7 @@ def test_version(cli: Cli) -> None:
 def test_help_names_every_command(cli: Cli) -> None:
     result = cli("--help")
     assert result.code == 0
-    assert all(name in result.out.decode() for name in OPTIONS)
+    assert all(name.split()[0] in result.out.decode() for name in OPTIONS)
 
 
 @pytest.mark.parametrize(

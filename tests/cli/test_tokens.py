@@ -76,3 +76,32 @@ def test_files_that_are_not_read_are_counted(cli: Cli, corpus: Path) -> None:
     assert unread == "  not read: 1 .m4a (convert them to WAV or FLAC first, or pass --ffmpeg)"
     (corpus / "manifest.jsonl").write_text('{"path": "a/one.wav"}\n')
     assert "not read" not in cli("tokenize", corpus, "--out", "other").err
+
+
+def test_stores_are_exported_and_imported(cli: Cli, corpus: Path) -> None:
+    cli("tokenize", corpus, "--out", "store")
+    result = cli("tokens", "export", "store", "--to", "npy", "--out", "arrays")
+    assert (result.code, result.out, result.err) == (0, b"", "arrays: 3 clips (2.10 s)\n")
+    refused = cli("tokens", "export", "store", "--to", "npy", "-o", "arrays")
+    assert (refused.code, refused.err) == (8, "codec: arrays exists: pass --force to replace it\n")
+    (Path("arrays") / "codec.json").unlink()
+    unknown = cli("tokens", "import", "arrays", "--out", "again")
+    assert (unknown.code, unknown.err.count("\n")) == (2, 1)
+    result = cli("tokens", "import", "arrays", "--model", "general-24k", "--out", "again")
+    assert (result.code, result.out, result.err) == (0, b"", "again: 3 clips (2.10 s)\n")
+    assert [clip.codes.tolist() for clip in TokenStore("again")] == [
+        clip.codes.tolist() for clip in TokenStore("store")
+    ]
+    assert cli("tokens", "export", "nothing", "--to", "npy", "-o", "more").code == 3
+
+
+@pytest.mark.parametrize(("to", "module", "extra"), [("parquet", "pyarrow", "parquet"), ("shar", "lhotse", "shar")])
+def test_missing_libraries_exit_9(
+    cli: Cli, corpus: Path, monkeypatch: pytest.MonkeyPatch, to: str, module: str, extra: str
+) -> None:
+    cli("tokenize", corpus, "--out", "store")
+    monkeypatch.setitem(sys.modules, module, None)
+    result = cli("tokens", "export", "store", "--to", to, "--out", "out")
+    assert (result.code, result.err.count("\n")) == (9, 1)
+    assert f"'.[{extra}]'" in result.err
+    assert not Path("out").exists()
