@@ -12,7 +12,6 @@ from torch import Tensor
 
 from codec import pretrained
 from codec.errors import UsageError, WeightsMismatch
-from codec.io.level import gain_to
 from codec.lm import sampling as code_generation
 from codec.lm.base import CodecLM
 from codec.lm.conditioning import Conditioning
@@ -43,7 +42,7 @@ def generate(
     `lm` is a language model, or its name or file; `codec` is the codec of its codes, found by default if it is
     shipped. There is one row per `seed`. Conditions, such as label="7" or text="yes", and the `prompt` [batch or 1, 1,
     time] apply to all rows. The output begins with the whole frames of the prompt, as the codec restores them and at
-    the level that the model was trained on (`CodebookSpec.level_db`); of a prompt that is longer than the model's
+    the level that the model was trained on (`CodebookSpec.level`); of a prompt that is longer than the model's
     context, the last part is taken (`dropped_seconds` gives the length of the rest).
 
     `seconds` is the exact length, infinity for an endless stream. By default each row ends where the model ends it, or
@@ -218,11 +217,11 @@ def _dropped_frames(lm: CodecLM, frames: int) -> int:
 
 def _level_gains(lm: CodecLM, codec: Codec, audio: Audio) -> Tensor:
     """Gains [batch, 1, 1] that normalize recordings to the level that the model was trained on."""
-    if lm.source.level_db is None:
+    if (level := lm.source.level) is None:
         return torch.ones(1, 1, 1, device=audio.device)
     codec.check_samples(audio)
     rate = codec.frame_spec.sample_rate
-    gains = [float(gain_to(row.cpu().numpy(), lm.source.level_db, rate=rate)) for row in audio]
+    gains = [float(level.gain([row.cpu().numpy()], rate=rate)) for row in audio]
     return torch.tensor(gains, device=audio.device)[:, None, None]
 
 

@@ -19,12 +19,14 @@ import codec
 from codec import generation, pretrained
 from codec.errors import UsageError, WeightsMismatch
 from codec.generation import dropped_seconds, generate, generate_clips, infill, prompt_codes
-from codec.io.level import gain_to
+from codec.io.level import Level
 from codec.lm import CodecLM
 from codec.lm.filters import Sampling
 from codec.lm.sampling import generate_frames, max_prompt_frames
 from codec.models.base import Codec, StepCodec
+from codec.nn import resample
 from tests.helpers.language_models import tiny_lm
+from tests.helpers.loudness import Biquads
 from tests.tiny import tiny_model
 
 HOP, RATE = 80, 8000
@@ -198,10 +200,14 @@ def test_gaps_are_rounded_to_whole_frames(lm: CodecLM, model: Codec, monkeypatch
     assert unknown == list(range(20, 30 + model.frame_spec.decoder_delay // HOP))
 
 
-def test_prompts_are_normalized_to_the_level_of_the_model(model: Codec) -> None:
-    lm = lm_of(model, source={"level_db": -20.0})
+@pytest.mark.parametrize("level", [Level(-20.0), Level(-23.0, "LUFS")])
+def test_prompts_are_normalized_to_the_level_of_the_model(
+    model: Codec, monkeypatch: pytest.MonkeyPatch, level: Level
+) -> None:
+    monkeypatch.setattr(resample, "torchaudio_functional", lambda: Biquads)
+    lm = lm_of(model, source=level.fields)
     prompt = torch.cat([noise(1000), 0.01 * noise(1000, 1)])
-    gains = torch.tensor([gain_to(row.numpy(), -20, rate=RATE) for row in prompt])
+    gains = torch.tensor([level.gain([row.numpy()], rate=RATE) for row in prompt])
     assert gains[1] > 50 * gains[0]
     assert prompt_codes(lm, model, prompt, rows=2).equal(model.encode(prompt * gains[:, None, None])[:, :, :12])
     for scale in (1, 1 / 64):  # exact in floats
@@ -216,7 +222,7 @@ def test_prompts_are_normalized_to_the_level_of_the_model(model: Codec) -> None:
 def test_audio_around_a_gap_is_normalized_to_the_level_of_the_model(model: Codec) -> None:
     recording = 0.02 * noise(4100)
     plain, lm = lm_of(model), lm_of(model, source={"level_db": -20.0})
-    gain = gain_to(np.concatenate([recording[0, :, :1600], recording[0, :, 2400:]], axis=1), -20, rate=RATE)
+    gain = Level(-20).gain([recording[0, :, :1600].numpy(), recording[0, :, 2400:].numpy()], rate=RATE)
     after = infill(plain, model, recording * float(gain), (0.2, 0.3), seed=3, candidates=2)
     assert close(infill(lm, model, recording, (0.2, 0.3), seed=3, candidates=2), after)
     recording[0, 0, 2000] = 1.0  # a click within the gap

@@ -37,6 +37,7 @@ WITHOUT_TORCH = (
     "frames",
     "io.audio",
     "io.level",
+    "io.loudness",
     "io.bitstream",
     "io.synth",
     "checkpoint",

@@ -135,7 +135,7 @@ def evaluate_lm(
                 samples=samples,
                 seed=seed,
                 num_codebooks=model.source.num_codebooks,
-                level_db=model.source.level_db,
+                level=model.source.level,
                 progress=show,
             )
         if file:

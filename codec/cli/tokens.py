@@ -60,6 +60,16 @@ def tokenize(
             rich_help_panel=INPUT_OUTPUT,
         ),
     ] = None,
+    loudness: Annotated[
+        float | None,
+        typer.Option(
+            metavar="LUFS",
+            help="Scale every recording to this integrated loudness (ITU-R BS.1770-4), measured by torchaudio; for "
+            "example -23.",
+            show_default="no scaling",
+            rich_help_panel=INPUT_OUTPUT,
+        ),
+    ] = None,
     channel: Annotated[
         int | None,
         typer.Option(
@@ -90,6 +100,7 @@ def tokenize(
             model=model,
             num_codebooks=num_codebooks,
             level_db=level,
+            loudness=loudness,
             channel=channel,
             use_ffmpeg=use_ffmpeg,
             force=force,

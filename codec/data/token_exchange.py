@@ -47,6 +47,7 @@ from codec.errors import (
 from codec.frames import FrameSpec
 from codec.io.bounded_json import read_json
 from codec.io.foreign_codes import read_codes
+from codec.io.level import stored_level
 from codec.io.storage import atomic_folder, atomic_output
 from codec.models.base import Codec
 
@@ -241,7 +242,7 @@ def _checked_description(facts: Any, label: str) -> dict[str, Any]:
             str(facts.get("family", "")),
             spec,
             int(facts["num_codebooks"]),
-            None if facts.get("level_db") is None else float(facts["level_db"]),
+            stored_level(facts),
         )
         kept |= {key: str(facts[key]) for key in ("corpus", "sizes") if key in facts}
         kept |= {plural: [str(name) for name in facts.get(plural, [])] for plural in LISTS.values()}

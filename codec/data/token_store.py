@@ -33,6 +33,7 @@ from codec.conditions import CLASSES, KINDS, Conditions
 from codec.errors import BadIndex, ConfigError, DamagedFile, InputNotFound, UsageError, WeightsMismatch
 from codec.frames import FrameSpec
 from codec.io.bounded_json import read_json
+from codec.io.level import KEYS, stored_level
 from codec.models.base import Codec
 
 FORMAT = 3
@@ -119,7 +120,7 @@ class TokenStore:
 
     `index` has one record per clip (`record_dtype`). Its split is an index into `splits`, its speaker, label and
     language are indices into `classes` of that kind; -1 for none. `num_codebooks` is the number of stored codebooks,
-    `model_name` the codec's name, `level_db` the level in dBFS that recordings were scaled to, None if they were not.
+    `model_name` the codec's name, `level` the level that recordings were scaled to, None if they were not.
 
     Raises InputNotFound if there is no store, UsageError if it is not complete, DamagedFile, and WeightsMismatch as
     `check`.
@@ -131,7 +132,7 @@ class TokenStore:
         if "index" not in metadata:
             raise UsageError(f"{self.path} is not complete: repeat its `codec tokenize` command, which resumes")
         self.num_codebooks: int = metadata["num_codebooks"]
-        self.level_db: float | None = metadata.get("level_db")
+        self.level = stored_level(metadata)
         self.weights_hash: str = metadata["weights_hash"]
         self.splits: tuple[str, ...] = tuple(metadata["splits"])
         self.classes: dict[str, tuple[str, ...]] = {
@@ -424,8 +425,9 @@ def read_metadata(folder: Path) -> dict[str, Any]:
         raise UsageError(f"{folder} has format {metadata['format']}, this codec reads up to {FORMAT}: upgrade codec")
     if wrong or metadata["dtype"] not in DTYPES:
         raise bad_metadata(folder, f"{[*wrong, 'dtype'][0]} is missing or was altered")
-    if not isinstance(metadata.get("level_db"), float | None):
-        raise bad_metadata(folder, "level_db was altered")
+    for key in KEYS.values():
+        if not isinstance(metadata.get(key), float | None):
+            raise bad_metadata(folder, f"{key} was altered")
     return metadata
 
 

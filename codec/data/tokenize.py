@@ -61,7 +61,7 @@ from codec.errors import (
 from codec.frames import FrameSpec
 from codec.io import ffmpeg
 from codec.io.audio import AudioReader, Block, Resampler, open_reader
-from codec.io.level import LevelMeter, check_level, gain_to
+from codec.io.level import Level, level_of, stored_level
 from codec.io.mixdown import Mixdown, Note
 from codec.io.storage import atomic_output, locked_folder, storing
 from codec.models.base import Codec, split_scale
@@ -148,6 +148,7 @@ def tokenize(
     model: str | Path = pretrained.DEFAULT,
     num_codebooks: int | None = None,
     level_db: float | None = None,
+    loudness: float | None = None,
     channel: int | None = None,
     use_ffmpeg: bool = False,
     force: bool = False,
@@ -160,16 +161,18 @@ def tokenize(
 
     Channels are averaged, unless they cancel (`codec.io.mixdown`); `channel` selects one, 0 for the first, for clips
     that name none. With `level_db`, from -60 to 0, every clip is scaled before it is encoded, so that the RMS of its
-    loud part (`codec.io.level`) is `level_db` dBFS. With `use_ffmpeg`, the program ffmpeg decodes what libsndfile does
-    not read. An existing store is resumed: complete shards are kept, and in shards with failures the clips that did not
-    fail. If the corpus has changed, new clips are added as further shards, and clips that it no longer has are marked
-    as removed; a file of another size is both. `force` starts over. A clip that cannot be read does not stop the
+    loud part (`codec.io.level`) is `level_db` dBFS; with `loudness`, so that its integrated loudness is `loudness` LUFS
+    (`codec.io.loudness`). With `use_ffmpeg`, the program ffmpeg decodes what libsndfile does not read. An existing
+    store is resumed: complete shards are kept, and in shards with failures the clips that did not fail. If the corpus
+    has changed, new clips are added as further shards, and clips that it no longer has are marked as removed; a file of
+    another size is both. `force` starts over. A clip that cannot be read does not stop the
     others; it is listed in the report and in its shard's lines. `jobs` and `engine` as in `codec.parallel.each`.
 
     Raises:
         InputNotFound, ConfigError: as `clips`; two clips have the same id; another process writes to `target`.
-        UnknownModel, UsageError: no such model, no such number of codebooks, or a level out of range.
-        MissingDependency: there is no ffmpeg.
+        UnknownModel, UsageError: no such model, no such number of codebooks, or a level out of range or beside a
+            loudness.
+        MissingDependency: there is no ffmpeg, or loudness is asked for and torchaudio cannot be imported.
         WeightsMismatch: `target` was made by other weights.
         StorageError: `target` has other codebooks or another level, none of its clips is in `source`, or it is not a
             store or cannot be written.
@@ -179,7 +182,7 @@ def tokenize(
     folder = Path(target)
     card = pretrained.describe(model).as_codec()
     num_codebooks = _check_codebooks(card, num_codebooks)
-    level_db = check_level(level_db)
+    level = level_of(level_db, loudness)
     if use_ffmpeg:
         ffmpeg.check_installed()
     with _locked_store(folder):
@@ -187,7 +190,7 @@ def tokenize(
         with tempfile.TemporaryFile(dir=folder) as listed:
             corpus = _list_clips(found, Path(source), listed)
             made_by = card.name, card.weights_hash
-            metadata = model_metadata(made_by, card.family, card.frame_spec, num_codebooks, level_db) | corpus.metadata
+            metadata = model_metadata(made_by, card.family, card.frame_spec, num_codebooks, level) | corpus.metadata
             if force:
                 _remove_store(folder)
             with atomic_output(folder / "clips.jsonl", force=True) as file:
@@ -207,7 +210,7 @@ def tokenize(
             with atomic_output(folder / "store.json", force=True) as file:
                 file.write(json.dumps(metadata).encode())
             all_written = True
-            work = partial(_encode_shard, folder, model, card, num_codebooks, level_db, use_ffmpeg, device)
+            work = partial(_encode_shard, folder, model, card, num_codebooks, level, use_ffmpeg, device)
             for span, result in each(work, spans, jobs=jobs, engine=engine, gpu=device == "cuda"):
                 if isinstance(result, CodecError):
                     all_written = False
@@ -231,9 +234,9 @@ def tokenize(
     )
 
 
-def clip_gain(clip: Clip, level_db: float | None, *, rate: int) -> np.float32:
+def clip_gain(clip: Clip, level: Level | None, *, rate: int) -> np.float32:
     """The gain with which `tokenize` encodes a clip at `rate` Hz; 1 without a level."""
-    return np.float32(1) if level_db is None else _measure_gain(_blocks(clip, rate), level_db, rate)
+    return np.float32(1) if level is None else level.gain(_blocks(clip, rate), rate=rate)
 
 
 # before encoding
@@ -309,7 +312,7 @@ def _estimated_seconds(clip: Clip, size: int | None) -> float:
 
 
 def model_metadata(
-    made_by: ModelId, family: str, spec: FrameSpec, num_codebooks: int, level_db: float | None
+    made_by: ModelId, family: str, spec: FrameSpec, num_codebooks: int, level: Level | None
 ) -> dict[str, Any]:
     """The codec's part of store.json."""
     name, weights_hash = made_by
@@ -322,7 +325,7 @@ def model_metadata(
         "num_codebooks": num_codebooks,
         "dtype": DTYPES[spec.codebook_size > 1 << 16],
     }
-    return metadata if level_db is None else metadata | {"level_db": level_db}
+    return metadata if level is None else metadata | level.fields
 
 
 def _stored_clips(folder: Path, metadata: dict[str, Any]) -> Iterator[list[Row | Failure | int]]:
@@ -342,9 +345,10 @@ def _stored_clips(folder: Path, metadata: dict[str, Any]) -> Iterator[list[Row |
         raise StorageError(
             f"{folder} holds {stored['num_codebooks']} codebooks, not {metadata['num_codebooks']}: {WAY_OUT}"
         )
-    if stored.get("level_db") != metadata.get("level_db"):
-        before, now = (_level_label(some) for some in (stored, metadata))
-        raise StorageError(f"{folder} has recordings {before}, not {now}: {WAY_OUT}")
+    before, now = (stored_level(some) for some in (stored, metadata))
+    if before != now:
+        labels = ["at their own levels" if some is None else f"at {some}" for some in (before, now)]
+        raise StorageError(f"{folder} has recordings {labels[0]}, not {labels[1]}: {WAY_OUT}")
     if not stored["shards"] or not all(isinstance(clips, int) and clips > 0 for clips in stored["shards"]):
         raise bad_metadata(folder, WRONG_SHARDS)
     return _clips_of_shards(folder, stored)
@@ -429,11 +433,6 @@ def _has_codes_of(row: Row | Failure | int, planned: Planned) -> bool:
     if row.start is None:  # before format 3
         return clip.channel is None
     return (row.start, row.seconds, row.channel) == (clip.start, clip.seconds, clip.channel)
-
-
-def _level_label(metadata: dict[str, Any]) -> str:
-    level = metadata.get("level_db")
-    return "at their own levels" if level is None else f"at {level} dBFS"
 
 
 def _plan_shards(folder: Path, shard_clips: list[int], seconds: float) -> list[ShardSpan]:
@@ -540,7 +539,7 @@ def _encode_shard(
     model: str | Path,
     card: CodecCard,
     num_codebooks: int,
-    level_db: float | None,
+    level: Level | None,
     use_ffmpeg: bool,
     device: str,
     span: ShardSpan,
@@ -569,7 +568,7 @@ def _encode_shard(
     old = path.read_bytes() if before else b""
     already_encoded = 0
     with atomic_output(path, force=True) as file:
-        shard = _ShardWriter(file, codec, num_codebooks, dtype, level_db=level_db, use_ffmpeg=use_ffmpeg)
+        shard = _ShardWriter(file, codec, num_codebooks, dtype, level=level, use_ffmpeg=use_ffmpeg)
         for line, row in zip(todo, before or repeat(None, len(todo)), strict=True):
             if isinstance(row, Row):
                 first = row.first * frame_bytes
@@ -645,7 +644,7 @@ class _ShardWriter:
         num_codebooks: int,
         dtype: np.dtype[Any],
         *,
-        level_db: float | None,
+        level: Level | None,
         use_ffmpeg: bool,
     ) -> None:
         self.rows: list[Row | Failure] = []
@@ -654,7 +653,7 @@ class _ShardWriter:
         self._file = file
         self._model = model
         self._num_codebooks = num_codebooks
-        self._level_db = level_db
+        self._level = level
         self._use_ffmpeg = use_ffmpeg
         self._dtype = dtype
         self._frames = 0
@@ -684,18 +683,18 @@ class _ShardWriter:
                 read.append(block)
                 if sum(block.shape[1] for block in read) > self._batch_samples:
                     self.flush()
-                    if self._level_db is None:
+                    if self._level is None:
                         self._stream(clip, chain(read, blocks))
                     else:
-                        gain = _measure_gain(chain(read, blocks), self._level_db, rate)
+                        gain = self._level.gain(chain(read, blocks), rate=rate)
                         again = _blocks(clip, rate, use_ffmpeg=self._use_ffmpeg)
                         self._stream(clip, (gain * block for block in again))
                     self.notes += notes
                     return
             audio = np.concatenate(read, axis=1)
             self._model.check_samples(torch.from_numpy(audio))
-            if self._level_db is not None:
-                audio *= gain_to(audio, self._level_db, rate=rate)
+            if self._level is not None:
+                audio *= self._level.gain([audio], rate=rate)
         except (InputNotFound, UnsupportedAudio, UsageError) as error:
             self.flush()
             self.rows.append(Failure(clip.id, str(error)))
@@ -752,13 +751,6 @@ class _ShardWriter:
         self.rows.append(Row(first=self._frames, frames=frames, samples=samples, crc=crc, **fields))
         self._frames += frames
         self.samples += samples
-
-
-def _measure_gain(blocks: Iterable[Block], level_db: float, rate: int) -> np.float32:
-    meter = LevelMeter(rate)
-    for block in blocks:
-        meter.push(block)
-    return meter.gain(level_db)
 
 
 def _blocks(clip: Clip, rate: int, note: Note | None = None, *, use_ffmpeg: bool = False) -> Iterator[Block]:

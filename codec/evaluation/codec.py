@@ -34,7 +34,6 @@ from codec.evaluation.signal import (
     eval_package,
     hop_periodicity,
     loudness,
-    loudness_package,
     lsd,
     mel_dac,
     mrstft,
@@ -47,6 +46,7 @@ from codec.evaluation.signal import (
 )
 from codec.io import bitstream
 from codec.io.audio import is_audio_path, read_audio, write_audio
+from codec.io.loudness import loudness_package
 from codec.io.storage import walk
 from codec.models.base import Codec
 from codec.parallel import each

@@ -25,6 +25,7 @@ from codec.evaluation.generation import (
     modified_inception_score,
     nearest_distances,
 )
+from codec.io.level import Level
 from codec.models.base import Codec
 
 COPY_DISTANCE = 1.0  # dB RMS between spectrograms; two takes of a word by one speaker differ by more
@@ -122,12 +123,12 @@ def evaluate(
     samples: int = 2048,
     seed: int = 0,
     num_codebooks: int | None = None,
-    level_db: float | None = None,
+    level: Level | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> LMEvaluation:
     """Measure `samples` generated clips, equally many of every label, and the recordings of the corpus.
 
-    Reconstructions use `num_codebooks` codebooks, those of the model. Recordings are normalized to `level_db` first, as
+    Reconstructions use `num_codebooks` codebooks, those of the model. Recordings are normalized to `level` first, as
     `tokenize` does. Sample i has the seed `seed * samples + i`. `progress` is called with (clips done, total clips).
 
     Raises UsageError for fewer than 2 samples.
@@ -159,7 +160,7 @@ def evaluate(
         if clips:
             originals, reconstructions = [], []
             for audio, batch in recordings(clips, rate):
-                gains = [float(clip_gain(clip, level_db, rate=rate)) for clip in batch]
+                gains = [float(clip_gain(clip, level, rate=rate)) for clip in batch]
                 audio = [one * gain for one, gain in zip(audio, gains, strict=True)]
                 originals.append(classify(audio))
                 reconstructions.append(classify(reconstruct(codec, audio, num_codebooks=num_codebooks)))

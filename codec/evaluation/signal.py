@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 
 from codec.errors import MissingDependency, UsageError
 from codec.io.audio import resample
-from codec.nn.resample import torchaudio_functional
+from codec.io.loudness import LoudnessMeter
 
 Floats = NDArray[np.float32]
 
@@ -35,8 +35,6 @@ PESQ_PIECE = 20  # s; the ITU code writes past its table of 50 utterances, which
 PESQ_LOST = 0.999 + 4 / (1 + math.exp(1.3669 * 0.5 + 3.8224))  # P.862.2 mapping of -0.5, the lower end of P.862
 VISQOL_PIECE = 20  # s; ViSQOL was fitted to clips of about 10 s, and its time and memory grow with length
 VISQOL_SHORTEST = 1.0  # s; patches of speech take 0.4 s, of audio 0.6 s, and the first begins half a patch late
-LOUDNESS_BLOCK = 0.4  # s
-LOUDNESS_HEADROOM = 2.0
 DNSMOS_SHORTEST = 0.25  # s; DNSMOS repeats signals that are shorter than 9.01 s
 MEL_SCALES = ((5, 32), (10, 64), (20, 128), (40, 256), (80, 512), (160, 1024), (320, 2048))  # bands, window in samples
 SI_SDR_BANDS = (
@@ -350,30 +348,14 @@ def dnsmos(signal: Floats, *, rate: int) -> float:
 
 
 def loudness(signal: Floats, *, rate: int) -> float:
-    """Integrated loudness in LUFS (ITU-R BS.1770-4), by torchaudio; `rate` in Hz.
+    """Integrated loudness in LUFS (ITU-R BS.1770-4, `codec.io.loudness`); `rate` in Hz.
 
     NaN if the signal is shorter than the 0.4 s of a block or below -70 LUFS throughout. Raises MissingDependency where
     torchaudio cannot be imported.
     """
-    functional = loudness_package()
-    if len(signal) < LOUDNESS_BLOCK * rate:
-        return math.nan
-    # Softer where it is loud, because torchaudio 2.11 clips the weighted signal, which is up to 4 dB louder, at full
-    # scale: it gives -2.1 LUFS for a tone of 4 kHz at full scale, not 0.3.
-    scale = max(1.0, LOUDNESS_HEADROOM * float(np.abs(signal).max()))
-    soft = torch.from_numpy(signal.astype(np.float64) / scale)[None]
-    return float(functional.loudness(soft, rate)) + 20 * math.log10(scale)
-
-
-def loudness_package() -> Any:
-    """`torchaudio.functional`. Raises MissingDependency."""
-    functional = torchaudio_functional()
-    if functional is None:
-        raise MissingDependency(
-            "torchaudio cannot be imported beside this torch: it comes with the extra torchaudio "
-            "(`pip install '.[torchaudio]'` in the project's folder); or omit --loudness"
-        )
-    return functional
+    meter = LoudnessMeter(rate)
+    meter.push(signal[None])
+    return meter.loudness
 
 
 # Speech and audio

@@ -5,6 +5,8 @@
         meter.push(block)
     scaled = audio * meter.gain(-20.0)  # the RMS of its loud part is 0.1
 
+A target may be a loudness in LUFS instead (`codec.io.loudness`).
+
 The loud part consists of the 20 ms frames whose level is within 30 dB of the loudest frame, so pauses and silence
 around a word do not count: a word has the same level in a short clip and in a long one.
 
@@ -13,12 +15,16 @@ around a word do not count: a word has the same level in a short clip and in a l
 """
 
 import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
 from codec.errors import UsageError
 from codec.io.audio import Block
+from codec.io.loudness import LoudnessMeter, loudness_package
 
 FRAME_SECONDS = 0.02
 LOUD_DB = 30.0  # below the loudest frame
@@ -28,11 +34,59 @@ BINS_PER_DB = 10  # levels of frames are rounded down to 0.1 dB
 RANGE_DB = 200  # above and below full scale; levels beyond it count in the outermost bins
 
 
-def check_level(level_db: float | None) -> float | None:
-    """Check a target level. Raises UsageError unless it is None or from -60 to 0 dBFS."""
-    if level_db is not None and not LOWEST_DB <= level_db <= HIGHEST_DB:  # NaN is refused too
-        raise UsageError(f"a level of {level_db:g} dBFS: give one from {LOWEST_DB:g} to {HIGHEST_DB:g}, such as -20")
-    return None if level_db is None else float(level_db)
+Unit: TypeAlias = Literal["dBFS", "LUFS"]
+KEYS: dict[Unit, str] = {"dBFS": "level_db", "LUFS": "loudness"}  # of token stores and language models
+
+
+@dataclass(frozen=True)
+class Level:
+    """A level to scale recordings to: dBFS of the RMS of the loud part, or LUFS."""
+
+    value: float
+    unit: Unit = "dBFS"
+
+    def __str__(self) -> str:
+        return f"{self.value:g} {self.unit}"
+
+    @property
+    def fields(self) -> dict[str, Any]:
+        """The level as a field of token stores and language models."""
+        return {KEYS[self.unit]: self.value}
+
+    def gain(self, blocks: Iterable[Block], *, rate: int) -> np.float32:
+        """The factor that scales a recording, in blocks [channels, time] at `rate` Hz, to this level.
+
+        It is at most 40 dB, and at most 1 / peak; 1 for silence. Raises MissingDependency for LUFS without torchaudio.
+        """
+        meter = LevelMeter(rate) if self.unit == "dBFS" else LoudnessMeter(rate)
+        for block in blocks:
+            meter.push(block)
+        limit = min(10 ** (MOST_GAIN_DB / 20), 1 / meter.peak) if meter.peak else 1.0
+        return np.float32(min(meter.gain(self.value), limit))
+
+
+def stored_level(fields: Mapping[str, Any]) -> Level | None:
+    """The level in the fields of a token store or language model; None if they have none."""
+    found = ((unit, fields.get(key)) for unit, key in KEYS.items())
+    return next((Level(float(value), unit) for unit, value in found if value is not None), None)
+
+
+def level_of(level_db: float | None, loudness: float | None) -> Level | None:
+    """The target of two options, of which one or none is given.
+
+    Raises UsageError for both, or for one that is not from -60 to 0; MissingDependency for loudness without torchaudio.
+    """
+    if level_db is not None and loudness is not None:
+        raise UsageError("a level and a loudness contradict each other: give one of them")
+    level = Level(float(level_db)) if level_db is not None else None
+    if loudness is not None:
+        level = Level(float(loudness), "LUFS")
+        loudness_package()
+    if level is not None and not LOWEST_DB <= level.value <= HIGHEST_DB:  # NaN is refused too
+        raise UsageError(
+            f"a level of {level.value:g} {level.unit}: give one from {LOWEST_DB:g} to {HIGHEST_DB:g}, such as -20"
+        )
+    return level
 
 
 class LevelMeter:
@@ -78,21 +132,7 @@ class LevelMeter:
         first = max(0, int(filled[-1]) - round(LOUD_DB * BINS_PER_DB))
         return math.sqrt(self._powers[first:].sum() / self._counts[first:].sum())
 
-    def gain(self, level_db: float) -> np.float32:
-        """The factor that scales the RMS of the loud part to `level_db` dBFS.
-
-        It is at most 40 dB, and at most 1 / peak; 1 for silence.
-        """
+    def gain(self, level_db: float) -> float:
+        """The factor that scales the RMS of the loud part to `level_db` dBFS; 1 for silence."""
         rms = self.rms
-        if not rms:
-            return np.float32(1)
-        return np.float32(min(10 ** (level_db / 20) / rms, 10 ** (MOST_GAIN_DB / 20), 1 / self.peak))
-
-
-def gain_to(audio: Block, level_db: float | None, *, rate: int) -> np.float32:
-    """The gain of a whole recording [channels, time]; 1 without a level."""
-    if level_db is None:
-        return np.float32(1)
-    meter = LevelMeter(rate)
-    meter.push(audio)
-    return meter.gain(level_db)
+        return 10 ** (level_db / 20) / rms if rms else 1.0

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from codec.config import Config
 from codec.errors import UsageError
-from codec.io.level import HIGHEST_DB, LOWEST_DB
+from codec.io.level import HIGHEST_DB, LOWEST_DB, Level, stored_level
 from codec.models.base import CodebookSize, NumCodebooks
 
 
@@ -22,8 +22,8 @@ class CodebookSpec(Config):
     """The codes that a language model is trained on: which codec made them, how many codebooks, and their classes.
 
     `dim` is the size of the vectors that the codes stand for. `classes` lists the names of every kind, for example
-    {"label": ("yes", "no"), "speaker": (…)}. `level_db` is the level in dBFS to which recordings were normalized before
-    they were encoded (`codec.io.level`); None if they were not.
+    {"label": ("yes", "no"), "speaker": (…)}. `level_db` is the level in dBFS (`codec.io.level`) or `loudness` that in
+    LUFS (`codec.io.loudness`) to which recordings were normalized before they were encoded; None if they were not.
     """
 
     codec: str
@@ -33,6 +33,12 @@ class CodebookSpec(Config):
     dim: int = Field(ge=1, le=2**16)
     classes: dict[str, tuple[str, ...]] = Field({})
     level_db: float | None = Field(None, ge=LOWEST_DB, le=HIGHEST_DB)
+    loudness: float | None = Field(None, ge=LOWEST_DB, le=HIGHEST_DB)
+
+    @property
+    def level(self) -> Level | None:
+        """The level to which recordings were normalized; None if they were not."""
+        return stored_level(vars(self))
 
 
 class Conditioning(NamedTuple):

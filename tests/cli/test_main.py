@@ -39,7 +39,10 @@ OPTIONS = {
     ),
     "prepare": "name folder --parts --accept-license --no-download",
     "recipes": "name",
-    "tokenize": "source --out --model -m --codebooks --level --channel --ffmpeg --device --jobs -j --engine --force -f",
+    "tokenize": (
+        "source --out --model -m --codebooks --level --loudness --channel --ffmpeg --device --jobs -j --engine "
+        "--force -f"
+    ),
     "tokens export": "store --to --out -o --force -f",
     "tokens import": "source --out -o --model -m --force -f",
     "train": (

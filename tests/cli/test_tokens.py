@@ -6,7 +6,10 @@ from pathlib import Path
 import pytest
 
 from codec.data.token_store import TokenStore
+from codec.io.level import Level
+from codec.nn import resample
 from tests.cli.conftest import Cli
+from tests.helpers.loudness import Biquads
 
 
 @pytest.fixture
@@ -62,12 +65,22 @@ def test_invalid_arguments_have_their_exit_status(cli: Cli, corpus: Path) -> Non
 
 def test_recordings_are_scaled_to_a_level(cli: Cli, corpus: Path) -> None:
     assert cli("tokenize", corpus, "--out", "store", "--level", -20).code == 0
-    assert TokenStore("store").level_db == -20.0
+    assert TokenStore("store").level == Level(-20.0)
     refused = cli("tokenize", corpus, "--out", "store", "--level", -23)
     assert (refused.code, refused.err.count("\n")) == (8, 1)
-    assert "has recordings at -20.0 dBFS, not at -23.0 dBFS" in refused.err
+    assert "has recordings at -20 dBFS, not at -23 dBFS" in refused.err
     for level in (-60.5, 1, "nan", "loud"):
         assert cli("tokenize", corpus, "--out", "other", "--level", level).code == 2
+    assert cli("tokenize", corpus, "--out", "other", "--level", -20, "--loudness", -23).code == 2
+
+
+def test_recordings_are_scaled_to_a_loudness(cli: Cli, corpus: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(resample, "torchaudio_functional", lambda: Biquads)
+    assert cli("tokenize", corpus, "--out", "store", "--loudness", -23).code == 0
+    assert TokenStore("store").level == Level(-23.0, "LUFS")
+    monkeypatch.setattr(resample, "torchaudio_functional", lambda: None)
+    refused = cli("tokenize", corpus, "--out", "other", "--loudness", -23)
+    assert (refused.code, refused.err.count("\n"), Path("other").exists()) == (9, 1, False)
 
 
 def test_files_that_are_not_read_are_counted(cli: Cli, corpus: Path) -> None:

@@ -35,8 +35,10 @@ from codec.errors import (
 )
 from codec.io import bitstream
 from codec.io.audio import read_audio, write_audio
-from codec.io.level import gain_to
+from codec.io.level import Level
 from codec.io.storage import locked_folder
+from codec.nn import resample
+from tests.helpers.loudness import Biquads
 from tests.helpers.tokens import contents, expected, many, noise
 from tests.tiny import CONFIG, tiny_model
 
@@ -376,27 +378,39 @@ def test_memory_is_constant(tmp_path: Path, model_file: Path, level: float | Non
 # one level for all recordings
 
 
+LEVELS = [Level(-20.0), Level(-23.0, "LUFS")]
+
+
+@pytest.fixture
+def loudness_filters(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The filters of torchaudio, or a stand-in where it cannot be imported."""
+    if resample.torchaudio_functional() is None:
+        monkeypatch.setattr(resample, "torchaudio_functional", lambda: Biquads)
+
+
+@pytest.mark.usefixtures("loudness_filters")
+@pytest.mark.parametrize("level", LEVELS)
 @pytest.mark.parametrize("batch", [0.001, 1.0, 8.0])
 def test_clips_are_scaled_to_a_level(
-    tmp_path: Path, corpus: Path, model_file: Path, monkeypatch: pytest.MonkeyPatch, batch: float
+    tmp_path: Path, corpus: Path, model_file: Path, monkeypatch: pytest.MonkeyPatch, batch: float, level: Level
 ) -> None:
     """Short clips in batches, long ones in blocks."""
     monkeypatch.setitem(tokenize_module.BATCH_SECONDS, "cpu", batch)
     soundfile.write(corpus / "train" / "a" / "6.wav", np.zeros(900), 8000)
-    tokenize(corpus, tmp_path / "store", model=model_file, level_db=-20)
+    tokenize(corpus, tmp_path / "store", model=model_file, **level.fields)
     store = TokenStore(tmp_path / "store", load_model(model_file))
-    assert (store.level_db, len(store)) == (-20.0, 7)
+    assert (store.level, len(store)) == (level, 7)
     seen: list[float] = []
     for clip in clips(corpus):
         audio, rate = read_audio(clip.path, rate=CONFIG.sample_rate, mono=True)
-        gain = gain_to(audio, -20, rate=rate)
-        assert tokenize_module.clip_gain(clip, -20, rate=rate) == gain
+        gain = level.gain([audio], rate=rate)
+        assert tokenize_module.clip_gain(clip, level, rate=rate) == gain
         assert tokenize_module.clip_gain(clip, None, rate=rate) == 1
         codes = load_model(model_file).encode(torch.from_numpy(audio * gain)[None])[0]
         assert torch.equal(store[store.find(clip.id)].codes, codes)
-        if audio.shape[1] > 1000:  # noise, all of it loud
+        if audio.shape[1] > 1000 and level.unit == "dBFS":  # noise, all of it loud
             seen.append(float(20 * np.log10(np.sqrt(np.square(audio * gain, dtype=np.float64).mean()))))
-    assert seen == pytest.approx([-20.0] * 3, abs=0.05)
+    assert seen == pytest.approx([-20.0] * len(seen), abs=0.05)
     other = TokenStore(tmp_path / "store")[3].codes
     assert not torch.equal(other, expected(model_file, corpus / "train/a/3.wav"))
 
@@ -411,18 +425,21 @@ def test_the_level_of_a_part_of_a_file_is_its_own(tmp_path: Path, model_file: Pa
     assert (first == second).float().mean() > 0.99  # the same noise
 
 
+@pytest.mark.usefixtures("loudness_filters")
 def test_a_store_keeps_its_level(tmp_path: Path, corpus: Path, model_file: Path) -> None:
     tokenize(corpus, tmp_path / "plain", model=model_file)
-    assert "level_db" not in json.loads((tmp_path / "plain" / "store.json").read_text())
-    assert TokenStore(tmp_path / "plain").level_db is None
-    with pytest.raises(StorageError, match=r"has recordings at their own levels, not at -20\.0 dBFS: name another"):
+    assert not {"level_db", "loudness"} & set(json.loads((tmp_path / "plain" / "store.json").read_text()))
+    assert TokenStore(tmp_path / "plain").level is None
+    with pytest.raises(StorageError, match=r"has recordings at their own levels, not at -20 dBFS: name another"):
         tokenize(corpus, tmp_path / "plain", model=model_file, level_db=-20)
 
     tokenize(corpus, tmp_path / "store", model=model_file, level_db=-20)
     whole = contents(tmp_path / "store")
     for level, says in ((None, "at their own levels"), (-23.5, r"at -23\.5 dBFS")):
-        with pytest.raises(StorageError, match=f"has recordings at -20\\.0 dBFS, not {says}"):
+        with pytest.raises(StorageError, match=f"has recordings at -20 dBFS, not {says}"):
             tokenize(corpus, tmp_path / "store", model=model_file, level_db=level)
+    with pytest.raises(StorageError, match="has recordings at -20 dBFS, not at -20 LUFS"):
+        tokenize(corpus, tmp_path / "store", model=model_file, loudness=-20)
     assert contents(tmp_path / "store") == whole
     assert tokenize(corpus, tmp_path / "store", model=model_file, level_db=-20.0).already_encoded == 6
     assert contents(tmp_path / "store") == whole

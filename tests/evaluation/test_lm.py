@@ -21,6 +21,7 @@ from codec.evaluation.classifier import Classifier
 from codec.evaluation.lm import COPY_DISTANCE, LabeledCorpus, LMEvaluation, Row, evaluate, labeled_corpus, reconstruct
 from codec.generation import generate_clips
 from codec.io.audio import read_audio
+from codec.io.level import Level
 from codec.lm.conditioning import CodebookSpec
 from codec.lm.filters import Sampling
 from codec.lm.transformer import TransformerConfig, TransformerLM
@@ -30,6 +31,7 @@ from tests.helpers.spoken_words import RATE, WORDS, knows_words, word, write_wor
 from tests.tiny import tiny_model
 
 Requests = Sequence[tuple[int, str]]
+LEVEL = Level(-20.0)
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -155,17 +157,17 @@ def test_recordings_are_normalized_to_the_level_of_the_model(
         audio, rate = read_audio(manifest.parent / line["path"])
         for name, scale in ((line["path"], 2**-4), (f"same-{line['path']}", 1)):
             soundfile.write(tmp_path / name, scale * audio[0], rate, subtype="FLOAT")
-    found: dict[tuple[str, float | None], LMEvaluation] = {}
+    found: dict[tuple[str, Level | None], LMEvaluation] = {}
     for kind in ("", "same-"):
         (tmp_path / "words.jsonl").write_text(
             "".join(json.dumps(line | {"path": kind + line["path"]}) + "\n" for line in rows)
         )
         corpus = labeled_corpus(clips(tmp_path / "words.jsonl"), known=WORDS)
-        for level in (None, -20.0):
-            found[kind, level] = evaluate(speaker, tiny, corpus, trained, samples=3, level_db=level)
-    assert found["", -20.0] == found["same-", -20.0]
+        for level in (None, LEVEL):
+            found[kind, level] = evaluate(speaker, tiny, corpus, trained, samples=3, level=level)
+    assert found["", LEVEL] == found["same-", LEVEL]
     name = "train, reconstructed"
-    assert row(found["", None], name) != row(found["same-", None], name) != row(found["same-", -20.0], name)
+    assert row(found["", None], name) != row(found["same-", None], name) != row(found["same-", LEVEL], name)
 
 
 def test_no_held_out_recordings(corpus: LabeledCorpus, trained: Classifier, tiny: Codec) -> None:

@@ -19,7 +19,6 @@ import torch
 from codec.errors import MissingDependency, UsageError
 from codec.evaluation import signal as metrics
 from codec.evaluation.signal import Floats
-from codec.nn.resample import torchaudio_functional
 from tests.helpers.signals import RATE, noise, voice
 
 Distance = Callable[[Floats, Floats], float]
@@ -439,42 +438,3 @@ def test_missing_packages_are_named(
     monkeypatch.delitem(sys.modules, "speechmos.dnsmos", raising=False)
     with pytest.raises(MissingDependency, match=rf"{package} is not installed.*\.\[eval\]"):
         measure(voice(), voice(), rate=RATE)
-
-
-# Level
-
-
-def weighted_loudness(signal: Floats, rate: int) -> float:
-    """Loudness by the coefficients of BS.1770-4 for 48 kHz, without gates, which a steady tone passes."""
-    assert rate == 48_000
-    shelf = [1.53512485958697, -2.69169618940638, 1.19839281085285], [1, -1.69065929318241, 0.73248077421585]
-    highpass = [1, -2, 1], [1, -1.99004745483398, 0.99007225036621]
-    weighted = scipy.signal.lfilter(*highpass, scipy.signal.lfilter(*shelf, signal))
-    return -0.691 + 10 * math.log10(np.square(weighted[rate // 2 :]).mean())
-
-
-@pytest.mark.parametrize("hertz", [60, 997, 4000, 10_000])
-@pytest.mark.parametrize("peak", [0.01, 1.0, 1.2])
-def test_loudness_is_that_of_the_recommendation(hertz: float, peak: float) -> None:
-    """Full scale at 997 Hz is -3.01 LUFS; nothing is clipped on the way, as by torchaudio alone."""
-    if torchaudio_functional() is None:
-        pytest.skip("torchaudio cannot be imported here")
-    tone = (peak * np.sin(2 * np.pi * hertz * np.arange(3 * 48_000) / 48_000)).astype(np.float32)
-    assert metrics.loudness(tone, rate=48_000) == pytest.approx(weighted_loudness(tone, 48_000), abs=0.1)
-    if hertz == 997:
-        assert metrics.loudness(tone, rate=48_000) == pytest.approx(-3.01 + 20 * math.log10(peak), abs=0.1)
-    quiet = np.concatenate([tone, np.zeros(48_000, np.float32)])  # silence does not count
-    assert metrics.loudness(quiet, rate=48_000) == pytest.approx(metrics.loudness(tone, rate=48_000), abs=0.3)
-
-
-def test_loudness_without_a_block_or_a_sound() -> None:
-    if torchaudio_functional() is None:
-        pytest.skip("torchaudio cannot be imported here")
-    assert math.isnan(metrics.loudness(np.ones(100, np.float32), rate=8000))
-    assert math.isnan(metrics.loudness(np.zeros(8000, np.float32), rate=8000))
-
-
-def test_loudness_needs_torchaudio(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("codec.evaluation.signal.torchaudio_functional", lambda: None)
-    with pytest.raises(MissingDependency, match=r"^torchaudio cannot be imported beside .* or omit --loudness$"):
-        metrics.loudness(np.zeros(8000, np.float32), rate=8000)

@@ -14,6 +14,7 @@ from torch import Tensor
 from codec.checkpoint import save_model
 from codec.data.tokenize import tokenize
 from codec.io.audio import Block, write_audio
+from codec.io.level import Level
 from codec.training.codec.recipe import Recipe
 from codec.training.lm.recipe import LMRecipe
 from tests.tiny import CONFIG, tiny_model
@@ -94,7 +95,7 @@ def write_codec(folder: Path) -> Path:
     return folder / "tiny.safetensors"
 
 
-def write_store(folder: Path, codec: Path, *, level_db: float | None = None, **columns: Sequence[str | None]) -> Path:
+def write_store(folder: Path, codec: Path, *, level: Level | None = None, **columns: Sequence[str | None]) -> Path:
     """A token store of a clip for each of `LENGTHS`; `columns` override those of its manifest."""
     known: dict[str, Sequence[str | None]] = {
         "split": ["train"] * 7 + ["valid"] * 2,
@@ -110,7 +111,7 @@ def write_store(folder: Path, codec: Path, *, level_db: float | None = None, **c
         row = {key: values[number] for key, values in (known | columns).items()}
         rows.append({"path": name} | {key: value for key, value in row.items() if value is not None})
     (folder / "manifest.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    tokenize(folder / "manifest.jsonl", folder / "store", model=codec, level_db=level_db)
+    tokenize(folder / "manifest.jsonl", folder / "store", model=codec, **(level.fields if level else {}))
     return folder / "store"
 
 

@@ -8,7 +8,7 @@ import pytest
 
 from codec.errors import UsageError
 from codec.io.audio import Block
-from codec.io.level import LevelMeter, check_level, gain_to
+from codec.io.level import Level, LevelMeter, level_of
 
 RATE = 8000
 FRAME = 160
@@ -51,11 +51,11 @@ def test_the_example_of_the_docstring() -> None:
 @pytest.mark.parametrize("seed", range(3))
 def test_the_level_is_exact(level: float, seed: int) -> None:
     audio = speech(16_000, seed)
-    scaled = audio * gain_to(audio, level, rate=RATE)
+    scaled = audio * Level(level).gain([audio], rate=RATE)
     assert scaled.dtype == np.float32
     assert decibels(scaled) == pytest.approx(level, abs=0.02)  # frame levels are rounded to 0.1 dB at the 30 dB bound
     steady = frames_at(*[-33.3] * 5)
-    assert decibels(steady * gain_to(steady, level, rate=RATE)) == pytest.approx(level, abs=1e-5)
+    assert decibels(steady * Level(level).gain([steady], rate=RATE)) == pytest.approx(level, abs=1e-5)
 
 
 @pytest.mark.parametrize("scale", [0.01, 0.1, 3.0])
@@ -63,13 +63,13 @@ def test_the_scaled_level_does_not_depend_on_the_input_level(scale: float) -> No
     audio = speech(16_000)
     audio /= np.abs(audio).max()
     quiet = audio * np.float32(scale)
-    assert decibels(quiet * gain_to(quiet, -40, rate=RATE)) == pytest.approx(-40, abs=0.02)
+    assert decibels(quiet * Level(-40).gain([quiet], rate=RATE)) == pytest.approx(-40, abs=0.02)
 
 
 def test_surrounding_silence_does_not_count() -> None:
     word = speech(4000)
     padded = np.concatenate([np.zeros((1, 10 * FRAME)), 1e-5 + word, np.zeros((1, 8000))], axis=1).astype(np.float32)
-    assert gain_to(padded, -20, rate=RATE) == pytest.approx(gain_to(word, -20, rate=RATE), rel=1e-2)
+    assert Level(-20).gain([padded], rate=RATE) == pytest.approx(Level(-20).gain([word], rate=RATE), rel=1e-2)
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -79,7 +79,7 @@ def test_blocks_give_the_same_level(seed: int) -> None:
     cuts = sorted(rng.integers(0, 20_003, 40).tolist())
     whole, parts = measured(audio), measured(audio, *cuts, *range(cuts[-1], 20_003, 7))
     assert (whole.rms, whole.peak) == (parts.rms, parts.peak)
-    assert whole.gain(-20) == parts.gain(-20) == gain_to(audio, -20, rate=RATE)
+    assert whole.gain(-20) == parts.gain(-20)
 
 
 def test_channels_are_measured_together() -> None:
@@ -93,22 +93,21 @@ def test_peaks_stay_within_full_scale() -> None:
     audio[0, 7] = 0.3
     for peak in np.linspace(0.2, 3, 200, dtype=np.float32):
         audio[0, 7] = peak
-        scaled = audio * gain_to(audio, 0, rate=RATE)
+        scaled = audio * Level(0).gain([audio], rate=RATE)
         assert np.abs(scaled).max() == pytest.approx(1, abs=1e-6)
         assert np.abs(scaled).max() <= 1
-    assert gain_to(audio, -60, rate=RATE) < 0.1  # a level within reach
+    assert Level(-60).gain([audio], rate=RATE) < 0.1  # a level within reach
 
 
 def test_at_most_40_db_are_added() -> None:
-    assert gain_to(frames_at(-75), -20, rate=RATE) == pytest.approx(100)
-    assert gain_to(frames_at(-59), -20, rate=RATE) == pytest.approx(10 ** (39 / 20))
-    assert gain_to(frames_at(-300), -20, rate=RATE) == pytest.approx(100)  # less than any bin
+    assert Level(-20).gain([frames_at(-75)], rate=RATE) == pytest.approx(100)
+    assert Level(-20).gain([frames_at(-59)], rate=RATE) == pytest.approx(10 ** (39 / 20))
+    assert Level(-20).gain([frames_at(-300)], rate=RATE) == pytest.approx(100)  # less than any bin
 
 
 def test_silence_and_empty_audio_have_gain_1() -> None:
     for time in (0, 1, 159, 160, 8000):
-        assert gain_to(np.zeros((1, time), np.float32), -20, rate=RATE) == 1
-    assert gain_to(speech(800), None, rate=RATE) == 1
+        assert Level(-20).gain([np.zeros((1, time), np.float32)], rate=RATE) == 1
     assert LevelMeter(RATE).rms == 0
 
 
@@ -118,12 +117,12 @@ def test_an_incomplete_last_frame() -> None:
     assert measured(click).rms == measured(word).rms
     assert measured(click).peak == pytest.approx(0.4)
     assert measured(word[:, :50], 20).rms == pytest.approx(0.1)  # shorter than a frame
-    assert gain_to(word[:, :1], -40, rate=RATE) == pytest.approx(0.1)
+    assert Level(-40).gain([word[:, :1]], rate=RATE) == pytest.approx(0.1)
 
 
 def test_loud_floats() -> None:
     audio = np.full((1, 800), 1e6, np.float32)
-    assert np.abs(audio * gain_to(audio, -20, rate=RATE)).max() == pytest.approx(0.1)
+    assert np.abs(audio * Level(-20).gain([audio], rate=RATE)).max() == pytest.approx(0.1)
 
 
 def test_memory_is_constant() -> None:
@@ -142,8 +141,8 @@ def test_memory_is_constant() -> None:
 @pytest.mark.parametrize("level", [-60.1, 0.1, math.nan, math.inf, -math.inf])
 def test_levels_out_of_range(level: float) -> None:
     with pytest.raises(UsageError, match="give one from -60 to 0, such as -20"):
-        check_level(level)
+        level_of(level, None)
 
 
 def test_levels_in_range() -> None:
-    assert [check_level(level) for level in (None, -60, -20, 0)] == [None, -60.0, -20.0, 0.0]
+    assert [level_of(level, None) for level in (None, -60, -20, 0)] == [None, Level(-60.0), Level(-20.0), Level(0.0)]

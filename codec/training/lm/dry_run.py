@@ -48,7 +48,7 @@ def report(recipe: LMRecipe, *, data: Path, codec: str | Path | None = None, dev
                 "codes",
                 f"{model.source.num_codebooks} codebooks of {model.source.codebook_size}, {frame_rate:g} frames/s",
             ),
-            *([("level", f"recordings at {store.level_db:g} dBFS")] if store.level_db is not None else []),
+            *([("level", f"recordings at {store.level}")] if store.level is not None else []),
             ("pattern", f"{recipe.model.pattern.kind}, latency {model.pattern.latency_frames} frames"),
             *(
                 [("context", f"{context} frames ({context / frame_rate:.1f} s){measures.context_line()}")]

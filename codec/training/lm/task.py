@@ -291,7 +291,7 @@ def codebook_spec(
         codebook_size=store.frame_spec.codebook_size,
         dim=one_frame.shape[1] if vectors is None else vectors.shape[2],
         classes={kind: tuple(names) for kind, names in classes.items()},
-        level_db=store.level_db,
+        **({} if store.level is None else store.level.fields),
     )
 
 

@@ -24,10 +24,12 @@ from codec.data.token_store import TokenStore
 from codec.data.tokenize import tokenize
 from codec.errors import ConfigError, InputNotFound, UnknownModel, UsageError, WeightsMismatch
 from codec.io.audio import write_audio
+from codec.io.level import Level
 from codec.lm import build
 from codec.lm.base import CodecLM
 from codec.lm.conditioning import Conditioning
 from codec.models.base import Codec
+from codec.nn import resample
 from codec.training.lm.crops import Batch, TokenCrops, sample_soft_codes
 from codec.training.lm.recipe import LMRecipe
 from codec.training.lm.task import (
@@ -42,6 +44,7 @@ from codec.training.lm.task import (
 )
 from codec.training.optimizer import lr_scale
 from tests.helpers.language_models import MODELS, SIZE, some_conditioning, tiny_lm
+from tests.helpers.loudness import Biquads
 from tests.helpers.training import read_events, read_metrics, same, small_lm_recipe, write_codec, write_store
 from tests.tiny import tiny_model
 
@@ -226,16 +229,20 @@ def test_code_embeddings_are_the_vectors_of_the_codec(store: TokenStore, codec: 
     length = entries[0].square().sum(dim=-1).mean().sqrt()  # of the first codebook
     torch.testing.assert_close(ours, entries[:2] / length * 13**0.5)
     assert state.model.source.num_codebooks == 2
-    assert state.model.source.level_db is None
+    assert state.model.source.level is None
     assert state.model.source.weights_hash == codec.weights_hash
 
 
-def test_the_model_knows_the_level_of_its_recordings(tmp_path: Path) -> None:
+@pytest.mark.parametrize("level", [Level(-20.0), Level(-23.0, "LUFS")])
+def test_the_model_knows_the_level_of_its_recordings(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, level: Level
+) -> None:
+    monkeypatch.setattr(resample, "torchaudio_functional", lambda: Biquads)
     codec_file = write_codec(tmp_path)
-    write_store(tmp_path, codec_file, level_db=-20.0)
+    write_store(tmp_path, codec_file, level=level)
     task = task_of(small_lm_recipe(), TokenStore(tmp_path / "store"), pretrained.load(codec_file))
     model = task.train_state.model
-    assert model.source.level_db == -20.0
+    assert model.source.level == level
 
 
 def test_dropout_depends_on_the_step_alone(store: TokenStore, codec: Codec) -> None:
