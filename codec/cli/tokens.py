@@ -36,7 +36,7 @@ def tokenize(
         Path,
         typer.Argument(
             metavar="DIR",
-            help="Folder of recordings, or a manifest (.jsonl, .jsonl.gz, .csv).",
+            help="Folder of recordings or of .parquet files with audio, or a manifest (.jsonl, .jsonl.gz, .csv).",
         ),
     ],
     out: Annotated[

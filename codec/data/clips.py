@@ -1,4 +1,4 @@
-"""Read a corpus clip by clip: a folder of audio, a manifest (JSONL, CSV) or a lhotse manifest.
+"""Read a corpus clip by clip: a folder of audio, a manifest (JSONL, CSV, lhotse) or a dataset of Parquet files.
 
 A line of a manifest has the path of a file, relative to the manifest's folder, and optional metadata:
 
@@ -11,6 +11,7 @@ from __future__ import annotations
 import csv
 import gzip
 import hashlib
+import io
 import json
 import math
 import os
@@ -28,8 +29,8 @@ import numpy as np
 from codec.conditions import KINDS, Conditions
 from codec.errors import ConfigError, InputNotFound, UnsupportedAudio
 from codec.frames import resampled_length
-from codec.io import ffmpeg
-from codec.io.audio import Block, Resampler, is_audio_path, open_reader
+from codec.io import ffmpeg, parquet
+from codec.io.audio import AudioReader, Block, Resampler, is_audio_path, open_reader
 from codec.io.bounded_json import read_json
 from codec.io.mixdown import Note, with_channels
 from codec.io.storage import atomic_output, walk
@@ -37,6 +38,18 @@ from codec.io.storage import atomic_output, walk
 MANIFEST = "manifest.jsonl"  # in a folder that holds one, only the clips it lists count
 SPLITS = ("train", "valid", "test")
 TEXT_FIELDS = ("set", "split", *(kind.key for kind in KINDS))  # a manifest's keys beside path, start and seconds
+COLUMNS = {  # of datasets of Hugging Face, for each key of manifests
+    **{key: (key,) for key in TEXT_FIELDS},
+    "speaker": ("speaker", "speaker_id"),
+    "transcript": ("transcript", "text", "sentence", "transcription"),
+    "language": ("language", "lang", "locale"),
+}
+SPLIT_NAMES = {
+    **{split: split for split in SPLITS},
+    **dict.fromkeys(("validation", "val", "dev"), "valid"),
+    **dict.fromkeys(("testing", "eval", "evaluation"), "test"),
+    "training": "train",
+}
 MAX_SECONDS = 1e9  # 30 years; a longer time is a mistake
 MAX_LINE = 2**24  # characters of a line of a manifest; the longest that occur are cuts with an alignment of hours
 LENGTH_TOLERANCE = 0.1  # s by which a manifest's length may exceed the file's, because lengths may be rounded up
@@ -48,7 +61,7 @@ class Clip(Conditions):
     """A recording or a part of one, with its metadata."""
 
     path: Path
-    """Absolute, or relative to the working directory."""
+    """Absolute, or relative to the working directory; of a row of a Parquet file as `codec.io.parquet` names it."""
     id: str
     """Unique and stable in the corpus: the path below its root, with "@start" for a later part of a file and
     "#channel" for one channel; in lhotse manifests their own id."""
@@ -75,8 +88,24 @@ class Clip(Conditions):
             raise InputNotFound(f"{self.path} is a pipe or a device, not a recording: take it out of the manifest")
         return self.path
 
+    @contextmanager
+    def open(self, *, use_ffmpeg: bool = False) -> Iterator[AudioReader]:
+        """Open the recording, its one channel if the clip has one, as `codec.io.audio.open_reader`.
+
+        Raises InputNotFound, UnsupportedAudio, MissingDependency.
+        """
+        source: Path | bytes = self.file()
+        if (row := parquet.row_of(self.path)) is not None:
+            source = parquet.audio(*row)
+        stream = io.BytesIO(source) if isinstance(source, bytes) else None
+        path = source if isinstance(source, Path) else self.path
+        with open_reader(path, channel=self.channel, use_ffmpeg=use_ffmpeg, stream=stream) as reader:
+            yield reader
+
     def size(self) -> int | None:
-        """Size of the file in bytes; None if there is no such file."""
+        """Size of the file in bytes, on average for a row of a Parquet file; None if there is no such file."""
+        if (row := parquet.row_of(self.path)) is not None:
+            return parquet.row_size(row[0])
         try:
             return self.path.stat().st_size
         except OSError:
@@ -84,7 +113,7 @@ class Clip(Conditions):
 
 
 def clips(source: Path, *, use_ffmpeg: bool = False) -> Iterator[Clip]:
-    """Yield the clips of a folder or manifest, in a fixed order and in constant memory.
+    """Yield the clips of a folder, manifest or Parquet file, in a fixed order and in constant memory.
 
     In a folder, the set of a clip is the first folder of its path, or the second if the first is named as a split; its
     label is the name of the folder it is in. If the folder holds `manifest.jsonl`, that is read instead. Hidden files
@@ -92,13 +121,19 @@ def clips(source: Path, *, use_ffmpeg: bool = False) -> Iterator[Clip]:
     manifests, recordings and plain cuts of local files are read, of all channels or of one; relative paths start from
     the working directory, as in lhotse.
 
+    A folder without audio files but with Parquet files is a dataset of Hugging Face: every row is a clip. Its columns
+    `speaker`, `label`, `text`, ... (COLUMNS) are those of a manifest, its split is that of the name of its file.
+
     Raises:
         InputNotFound: no such folder or manifest, or no clips in it. The files of the clips are not checked.
-        ConfigError: a line of a manifest is invalid; the message has its number.
+        ConfigError: a line of a manifest is invalid, and the message has its number; a Parquet file has no audio.
+        MissingDependency: pyarrow is needed for Parquet files and not installed.
     """
     empty = True
     if source.is_dir() and not (source / MANIFEST).is_file():
         found = _in_folder(source, use_ffmpeg=use_ffmpeg)
+    elif source.suffix == parquet.SUFFIX:
+        found = _in_parquet(source, source.name)
     else:
         found = _in_manifest(source / MANIFEST if source.is_dir() else source)
     for clip in found:
@@ -139,7 +174,7 @@ def file_length(clip: Clip) -> tuple[int, int]:
 
     Raises InputNotFound, UnsupportedAudio.
     """
-    with open_reader(clip.file()) as reader:
+    with clip.open() as reader:
         samples = reader.length() - round(clip.start * reader.rate)
         if samples <= 0:
             raise UnsupportedAudio(
@@ -181,7 +216,7 @@ def clip_audio(
         UnsupportedAudio: the file cannot be decoded there, holds NaN, is shorter than its header or clip states, or has
             no such channel.
     """
-    with open_reader(clip.file(), channel=clip.channel) as reader:
+    with clip.open() as reader:
         time_in_all = reader.length() if reader.time is None else reader.time
         start = round(clip.start * reader.rate)
         length = time_in_all - start
@@ -214,11 +249,44 @@ def clip_audio(
 
 
 def _in_folder(root: Path, *, use_ffmpeg: bool) -> Iterator[Clip]:
+    empty = True
     for path in walk(root, partial(is_audio_path, use_ffmpeg=use_ffmpeg)):
+        empty = False
         *folders, _ = path.split("/")
         split = folders.pop(0) if folders and folders[0] in SPLITS else None
         first, label = (folders[0], folders[-1]) if folders else ("", None)
         yield Clip(root / path, path, set=first, split=split, label=label)
+    if empty:  # Parquet files beside audio files hold metadata
+        for path in walk(root, lambda name: name.endswith(parquet.SUFFIX)):
+            yield from _in_parquet(root / path, path)
+
+
+# datasets of Parquet files
+
+
+def _in_parquet(file: Path, path: str) -> Iterator[Clip]:
+    """The rows of a file, whose `path` is relative to the corpus."""
+    *folders, _ = path.split("/")
+    named = next((split for part in reversed(path.split("/")) if (split := _split_of(part))), None)
+    folders = [folder for folder in folders if _split_of(folder) is None]
+    for number, row in enumerate(parquet.texts(file, [name for names in COLUMNS.values() for name in names])):
+        found = {key: [str(row[name]) for name in names if row.get(name) is not None] for key, names in COLUMNS.items()}
+        facts: dict[str, Any] = {key: values[0] for key, values in found.items() if values}
+        if "split" in facts and (split := _split_of(facts["split"])) is None:
+            raise ConfigError(f"{file} row {number}: split is {facts['split']!r}: write one of {', '.join(SPLITS)}")
+        facts["split"] = split if "split" in facts else named
+        clip = Clip(file / str(number), f"{path}/{number}", **{"set": folders[0] if folders else "", **facts})
+        try:
+            _check_text(clip)
+        except ValueError as problem:
+            raise ConfigError(f"{file} row {number}: {problem}") from problem
+        yield clip
+
+
+def _split_of(name: str) -> str | None:
+    """The split that a name begins with, as in train-00000-of-00002.parquet or validation.other."""
+    word = re.match("[a-z]*", name.lower())
+    return SPLIT_NAMES.get(word[0]) if word else None
 
 
 # manifests

@@ -48,6 +48,7 @@ from codec.frames import FrameSpec
 from codec.io.bounded_json import read_json
 from codec.io.foreign_codes import read_codes
 from codec.io.level import stored_level
+from codec.io.parquet import pyarrow as load_pyarrow
 from codec.io.storage import atomic_folder, atomic_output
 from codec.models.base import Codec
 
@@ -404,7 +405,7 @@ def _found(source: Path, spec: FrameSpec | None) -> Found:
 
 
 def _write_parquet(target: str | Path, description: dict[str, Any], items: Iterator[Item], *, force: bool) -> None:
-    pyarrow, parquet = _pyarrow()
+    pyarrow, parquet = load_pyarrow()
     types = {str: pyarrow.string(), int: pyarrow.int64(), float: pyarrow.float64()}
     codes = ("codes", pyarrow.list_(pyarrow.list_(pyarrow.from_numpy_dtype(np.dtype(description["dtype"])))))
     columns = [(key, types[kind]) for key, kind in FIELDS.items()]
@@ -446,7 +447,7 @@ def _offsets(lengths: list[int]) -> NDArray[np.int32]:
 
 def _read_parquet(folder: Path, paths: list[Path]) -> Found:
     """The rows of Parquet files of one codec; clips without an id are named by their file and row."""
-    pyarrow, parquet = _pyarrow()
+    pyarrow, parquet = load_pyarrow()
     clips = 0
     descriptions: list[Any] = []
     for path in paths:
@@ -461,7 +462,7 @@ def _read_parquet(folder: Path, paths: list[Path]) -> Found:
 
 
 def _parquet_items(path: Path, name: str) -> Iterator[Item]:
-    pyarrow, parquet = _pyarrow()
+    pyarrow, parquet = load_pyarrow()
     with _reading(path, pyarrow.ArrowException), parquet.ParquetFile(path) as file:
         column = _column_of(file.schema_arrow.names, path)
         columns = [column, *(key for key in FIELDS if key in file.schema_arrow.names)]
@@ -483,18 +484,6 @@ def _matrix(codes: Any, where: str) -> NDArray[Any]:
         return flat.reshape(len(inner), -1) if len(set(inner.value_lengths().to_pylist())) == 1 else flat[:0]
     except (AttributeError, ValueError, TypeError) as error:
         raise UnsupportedAudio(f"{where} has no codes: give lists [codebooks, frames] of integers") from error
-
-
-def _pyarrow() -> tuple[Any, Any]:
-    """The modules pyarrow and pyarrow.parquet. Raises MissingDependency."""
-    try:
-        import pyarrow
-        import pyarrow.parquet
-    except ImportError as error:
-        raise MissingDependency(
-            "Parquet files need pyarrow: pip install '.[parquet]' in the project's folder"
-        ) from error
-    return pyarrow, pyarrow.parquet
 
 
 # arrays

@@ -60,7 +60,7 @@ from codec.errors import (
 )
 from codec.frames import FrameSpec
 from codec.io import ffmpeg
-from codec.io.audio import AudioReader, Block, Resampler, open_reader
+from codec.io.audio import AudioReader, Block, Resampler
 from codec.io.level import Level, level_of, stored_level
 from codec.io.mixdown import Mixdown, Note
 from codec.io.storage import atomic_output, locked_folder, storing
@@ -756,7 +756,7 @@ class _ShardWriter:
 def _blocks(clip: Clip, rate: int, note: Note | None = None, *, use_ffmpeg: bool = False) -> Iterator[Block]:
     """The audio of a clip at `rate` Hz in blocks [1, time], channels mixed down."""
     with ExitStack() as files:
-        opened = partial(open_reader, clip.file(), channel=clip.channel, use_ffmpeg=use_ffmpeg)
+        opened = partial(clip.open, use_ffmpeg=use_ffmpeg)
         reader = files.enter_context(opened())
         resampler = Resampler(reader.rate, rate, 1, label=reader.label)
         blocks = _native_blocks(clip, reader)

@@ -229,7 +229,7 @@ def digest(clips: Sequence[Clip], *, sample_rate: int) -> str:
     """Hash of everything that a classifier depends on; files count by their ids and sizes."""
     hashed = hashlib.sha256(f"1 {sample_rate} {STEPS}\n".encode())
     for clip in clips:
-        hashed.update(repr((clip.id, clip.start, clip.seconds, clip.label, clip.path.stat().st_size)).encode())
+        hashed.update(repr((clip.id, clip.start, clip.seconds, clip.label, clip.size())).encode())
     return hashed.hexdigest()
 
 
