@@ -41,6 +41,7 @@ from codec.io.audio import (
 )
 from codec.io.bitstream import Damage, Header, Reader, SourceId, Writer, source_id
 from codec.io.entropy import Choice, last_coder
+from codec.io.entropy_files import SUFFIX, look_beside
 from codec.io.entropy_model import find as find_network
 from codec.io.live import Layout, Recording, open_live
 from codec.io.storage import is_streamed, mark_partial, other_than, stream_output
@@ -51,6 +52,7 @@ from codec.splicing import BLOCK_SECONDS, MAX_BLOCK, Restoration
 from codec.streams import StreamEncoder
 
 SHORTEST_PACKET, LONGEST_PACKET = 0.1, 10.0  # seconds
+MIX_TOLERANCE = 1e-3  # of gains that are measured again in every recording
 
 Model: TypeAlias = Codec | str | Path
 SecondsDone: TypeAlias = Callable[[float, float | None], None]
@@ -241,12 +243,14 @@ def compress_into(
     entropy: Choice = "auto",
     tags: Tags = NO_TAGS,
     source: SourceId | None = None,
+    like: Header | None = None,
     progress: SecondsDone | None = None,
 ) -> tuple[Codec, Writer]:
     """Compress an open recording to a file, from the first byte to the last; return the model and the closed writer.
 
     `packet` is the length of packets in seconds, `source` the identity of the recording's file, if it is one, `tags`
-    those of the recording. `entropy` as in `compress`.
+    those of the recording. The sample rate and the mix of the channels are those of `like`, a header, if given.
+    `entropy` as in `compress`.
     """
     if not SHORTEST_PACKET <= packet <= LONGEST_PACKET:
         raise UsageError(f"packets of {packet:g} s: use {SHORTEST_PACKET:g} to {LONGEST_PACKET:g} s")
@@ -256,7 +260,8 @@ def compress_into(
         )
     codec = cached_model(model, device)
     num_codebooks = codec.codebooks_for(num_codebooks, bitrate)
-    mix = reader.survey(codec.limit) if isinstance(reader, AudioReader) and codec.channels == 1 else None
+    may_mix = isinstance(reader, AudioReader) and codec.channels == 1 and (like is None or like.mix != ())
+    mix = reader.survey(codec.limit) if isinstance(reader, AudioReader) and may_mix else None
     coded = len(mix.coded) if mix else reader.channels
     header = replace(
         header_of(codec, reader.rate, coded, num_codebooks, packet),
@@ -267,9 +272,15 @@ def compress_into(
         source=source,
         tags=tags,
     )
+    if like is not None:
+        header = _like(header, like, label=reader.label)
     coder = last_coder(entropy)
     if entropy == "model" and find_network(header.weights_hash, header.codebook_sizes) is None:
-        raise UsageError(f"{codec.name or 'this model'} has no network for entropy coding: use --entropy auto")
+        name = codec.name or "this model"
+        raise UsageError(
+            f"{name} has no network for entropy coding, {name}{SUFFIX} for its weights beside its file: "
+            "use --entropy auto"
+        )
     writer = Writer(file, header, coder=coder)
     encoder = StreamEncoder(codec, num_codebooks=num_codebooks, batch=header.rows)
     resampler = Resampler(reader.rate, codec.sample_rate, coded, label=reader.label)
@@ -291,8 +302,21 @@ def compress_into(
             progress(time / reader.rate, reader.time and reader.time / reader.rate)
     encode(resampler.flush())
     write(encoder.flush())
-    writer.close(time=time)
+    writer.close(time=resampled_length(time, reader.rate, header.source_rate))
     return codec, writer
+
+
+def _like(header: Header, like: Header, *, label: str) -> Header:
+    """A header with the sample rate and the mix of another one. Raises UsageError for other channels."""
+    if header.channels != like.channels:
+        way_out = "--channels 1 mixes it down" if like.channels == 1 else "give it as many"
+        raise UsageError(f"{label} has {header.channels} channels, the file has {like.channels}: {way_out}")
+    if np.shape(header.mix) != np.shape(like.mix) or not np.allclose(header.mix, like.mix, rtol=MIX_TOLERANCE):
+        raise UsageError(
+            f"the channels of {label} are not mixed as those of the file ({like.mix}): encode it as a file of its own"
+        )
+    time = resampled_length(header.time, header.source_rate, like.source_rate)
+    return replace(header, source_rate=like.source_rate, time=time, mix=like.mix)
 
 
 def decompress(
@@ -509,10 +533,11 @@ def target_of(source: str | Path, output: str | Path | None, suffix: str) -> str
 
 def cached_model(model: Model, device: str) -> Codec:
     """Load a model once for all calls in this process that name the same file. Raises as `pretrained.load`."""
-    if isinstance(model, Codec):
-        return model
-    path = pretrained.find(model)
-    return _loaded(path, path.stat().st_mtime_ns, device)
+    if not isinstance(model, Codec):
+        path = pretrained.find(model)
+        model = _loaded(path, path.stat().st_mtime_ns, device)
+    look_beside(model.path, model.weights_hash)  # a model may come from another process
+    return model
 
 
 @lru_cache(maxsize=2)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from codec import checkpoint, foreign, published
 from codec.checkpoint import RUN_MODEL, CodecCard, ModelCard, load_model, on_device, read_card
 from codec.errors import InputNotFound, UnknownModel, WeightsMismatch, model_label
+from codec.io.entropy_files import SUFFIX, look_beside
 
 if TYPE_CHECKING:
     import torch
@@ -47,8 +48,12 @@ def load_file(path: Path, device: "str | torch.device" = "cpu") -> "Codec":
     if foreign.is_foreign(path):
         model = foreign.load(path)
         model.name = published.name_of(path) or model.name
-        return on_device(model, device)
-    return load_model(path, device)
+        model = on_device(model, device)
+    else:
+        model = load_model(path, device)
+    model.path = path
+    look_beside(path, model.weights_hash)
+    return model
 
 
 def load_lm(name_or_path: str | Path = DEFAULT_LM, device: "str | torch.device" = "auto") -> "CodecLM":
@@ -113,9 +118,8 @@ def find_run(weights_hash: str) -> Path | None:
 def describe(name_or_path: str | Path) -> ModelCard:
     """Read a model's card, without building the model unless it is of another project. Raises as `load`."""
     path = find(name_or_path)
-    if not foreign.is_foreign(path):
-        return read_card(path)
-    card = foreign.card(path)
+    card = foreign.card(path) if foreign.is_foreign(path) else read_card(path)
+    look_beside(path, card.weights_hash)
     return replace(card, name=published.name_of(path) or card.name)
 
 
@@ -196,11 +200,11 @@ def _folder_of(model: Path) -> Path:
 def _models_in(folder: Path) -> list[Path]:
     """The model files of a folder, and of the runs in it, the newest first."""
     found = [path for pattern in ("*.safetensors", f"*/{RUN_MODEL}") for path in folder.glob(pattern)]
-    return sorted(found, key=lambda path: path.stat().st_mtime, reverse=True)
+    return sorted(
+        (path for path in found if not path.name.endswith(SUFFIX)), key=lambda path: path.stat().st_mtime, reverse=True
+    )
 
 
 def _shipped_files() -> dict[str, Path]:
-    from codec.io.entropy_model import SUFFIX
-
     files = (path for path in WEIGHTS.glob("*.safetensors") if not path.name.endswith(SUFFIX))
     return {path.stem: path for path in sorted(files)}

@@ -1,15 +1,26 @@
-"""Change .codec files on their codes alone, without a model: fewer codebooks, a part, several files as one."""
+"""Change .codec files on their codes alone, without a model: fewer codebooks, a part, several files as one.
+
+Packets that stay as they are are copied without being decoded. `append` encodes a recording first.
+"""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
+from tempfile import TemporaryFile
+from typing import BinaryIO, cast
 
+import numpy as np
+
+from codec.compression import Model, SecondsDone, check_channels, compress_into, model_of
 from codec.errors import UsageError
 from codec.frames import resampled_length
 from codec.io.bitstream import Header, Packet, Reader, Writer, open_reader
-from codec.io.storage import other_than, stream_output
+from codec.io.entropy import MODEL, Choice, last_coder
+from codec.io.live import Layout, open_live
+from codec.io.locks import claimed
+from codec.io.storage import atomic_output, is_streamed, other_than, storing, stream_output
 
 MAX_SECONDS = 2**64  # as many as a file has samples at most
 
@@ -24,11 +35,13 @@ def transcode(
     bitrate: float | None = None,
     start: float = 0.0,
     end: float | None = None,
+    entropy: Choice = "auto",
     force: bool = False,
 ) -> Header:
     """Write a .codec file with the first codebooks or a part of another one; return its header.
 
     `num_codebooks` is their number; `bitrate` in kbit/s per channel selects the most within it; all if both are None.
+    `entropy` is the last payload coder that is tried for packets that change, and the last one that others may have.
     The part begins with the frame that contains `start` seconds and ends before `end`. Its decoder begins without the
     frames before, so its first frames differ from those of the whole, within the receptive field. "-" is standard input
     or output.
@@ -37,10 +50,12 @@ def transcode(
     """
     if not 0 <= start < MAX_SECONDS or not 0 < (1.0 if end is None else end) < MAX_SECONDS:
         raise UsageError(f"from {start:g} to {end} s is not a part: --start is before --end")
-    target = other_than(source, target)
+    target, coder = other_than(source, target), last_coder(entropy)
     with open_reader(source) as reader:
         count = _codebooks(reader.header, num_codebooks, bitrate)
         header = replace(reader.header, codebook_sizes=reader.header.codebook_sizes[:count], source=None)
+        if coder < MODEL:
+            header = replace(header, network="")
         first = math.floor(start * header.sample_rate) // header.hop
         first = first // max(1, header.segment_frames) * max(1, header.segment_frames)
         begin = resampled_length(first * header.hop, header.sample_rate, header.source_rate)
@@ -49,10 +64,16 @@ def transcode(
             raise UsageError(f"from {start:g} to {end} s is not a part: --start is before --end")
         is_part = first > 0 or last is not None
         with stream_output(target, force=force) as file:
-            writer = Writer(file, replace(header, time=0) if is_part else header)
-            most = None if last is None else _frames(header, last - begin)
-            for packet in _cut(reader.intact(first), first, most):
-                writer.write(packet.codes[:, :count], packet.scale)
+            writer = Writer(file, replace(header, time=0) if is_part else header, coder=coder)
+            behind = None if last is None else first + _frames(header, last - begin)
+            for packet in reader.coded(first):
+                early = max(0, first - packet.first)
+                late = packet.frames if behind is None else min(packet.frames, behind - packet.first)
+                if late - early == packet.frames and packet.num_codebooks <= count and packet.coder <= coder:
+                    writer.copy(packet)
+                elif late > early:  # the rest is read for its end
+                    cut = reader.unpacked(packet).cut(early, late)
+                    writer.write(cut.codes[:, :count], cut.scale)
             time = (reader.header.time if last is None else min(last, reader.header.time)) - begin
             if time <= 0:
                 raise UsageError(f"{reader.label} has {reader.header.seconds:.3f} s, so no audio from {start:g} s on")
@@ -64,26 +85,101 @@ def concat(sources: Sequence[str | Path], target: str | Path, *, force: bool = F
     """Write .codec files one after another as one file; return its header.
 
     All must have the same model, sample rate and channels; each keeps its number of codebooks. Between two recordings,
-    up to a hop and the decoder's delay of silence remain, because frames are not divided.
+    up to a hop and the decoder's delay of silence remain, because frames are not divided; of a model with segments, up
+    to a segment of the last frame. With `force`, the target may be one of the sources: it is replaced once the new file
+    is complete.
 
     Raises UsageError, InputNotFound, UnsupportedAudio, StorageError, and DamagedFile for any damage.
     """
-    with ExitStack() as stack:
-        readers = [stack.enter_context(open_reader(source)) for source in sources]
-        header = _common(readers)
+    if not force:
         for source in sources:
             other_than(source, target)
-        file = stack.enter_context(stream_output(target, force=force))
-        writer = Writer(file, header)
-        time = 0
-        for reader in readers:
-            # rounded down, because rounded up the frames might not hold the samples
-            before = writer.frames * header.hop * header.source_rate // header.sample_rate
-            for packet in reader.intact():
-                writer.write(packet.codes, packet.scale)
-            time = before + reader.header.time
-        writer.close(time=time)
+    with stream_output(target, force=force) as file, ExitStack() as stack:
+        return _joined([stack.enter_context(open_reader(source)) for source in sources], file)
+
+
+def append(
+    source: str | Path,
+    target: str | Path,
+    *,
+    model: Model | None = None,
+    num_codebooks: int | None = None,
+    bitrate: float | None = None,
+    channels: int | None = None,
+    channel: int | None = None,
+    use_ffmpeg: bool = False,
+    entropy: Choice = "auto",
+    raw: Layout | None = None,
+    device: str = "cpu",
+    progress: SecondsDone | None = None,
+) -> Header:
+    """Encode a recording and add it to the end of a .codec file, as `concat`; return the header of the whole.
+
+    It has the file's model, channels and sample rate, to which it is resampled, and by default its number of codebooks.
+    The file is replaced once the new one is complete, so it is whole at any time; of two calls at once, the second one
+    waits. Options as in `codec.compression.compress`.
+
+    `model` is needed if the file's is neither shipped nor in the folder `runs`. Raises as `compress` and `concat`, and
+    UsageError for a recording whose channels are not those of the file.
+    """
+    check_channels(channels, channel)
+    if is_streamed(target):
+        raise UsageError("a recording is appended to a file, not to a pipe: name the file")
+    other_than(source, target)
+    with (
+        storing(target),
+        claimed(Path(target).resolve(), wait=True),
+        TemporaryFile() as coded,
+        open_live(source, raw=raw, use_ffmpeg=use_ffmpeg) as reader,
+    ):
+        if channel is not None:
+            reader.select(channel)
+        if channels is not None:
+            reader.mix_down()
+        with open_reader(target) as whole:
+            header, codec = whole.header, model_of(whole, model, device)
+        compress_into(
+            reader,
+            cast(BinaryIO, coded),
+            model=codec,
+            num_codebooks=header.num_codebooks if num_codebooks is None and bitrate is None else num_codebooks,
+            bitrate=bitrate,
+            device=device,
+            entropy=entropy,
+            like=header,
+            progress=progress,
+        )
+        coded.seek(0)
+        with atomic_output(target, force=True) as file, open_reader(target) as whole:
+            return _joined([whole, Reader(cast(BinaryIO, coded), label=reader.label)], file)
+
+
+def _joined(readers: Sequence[Reader], file: BinaryIO) -> Header:
+    header = _common(readers)
+    writer = Writer(file, header)
+    time = 0
+    for number, reader in enumerate(readers, start=1):
+        # rounded down, because rounded up the frames might not hold the samples
+        before = writer.frames * header.hop * header.source_rate // header.sample_rate
+        for packet in reader.coded():
+            padding = -packet.frames % header.segment_frames if header.segment_frames and number < len(readers) else 0
+            if padding or (packet.coder == MODEL and reader.header.network != header.network):
+                unpacked = _padded(reader.unpacked(packet), padding)
+                writer.write(unpacked.codes, unpacked.scale)
+            else:
+                writer.copy(packet)
+        time = before + reader.header.time
+    writer.close(time=time)
     return writer.header
+
+
+def _padded(packet: Packet, frames: int) -> Packet:
+    """A packet whose last frame is repeated."""
+    codes = np.concatenate([packet.codes, packet.codes[:, :, -1:].repeat(frames, axis=2)], axis=2)
+    scale = packet.scale
+    if scale is not None:
+        scale = np.concatenate([scale, scale[:, -1:].repeat(frames, axis=1)], axis=1)
+    return packet._replace(codes=codes, scale=scale)
 
 
 def _codebooks(header: Header, num_codebooks: int | None, bitrate: float | None) -> int:
@@ -102,12 +198,6 @@ def _frames(header: Header, time: int) -> int:
     return header.frame_spec.frames(replace(header, time=time).model_time)
 
 
-def _cut(packets: Iterator[Packet], first: int, most: int | None) -> Iterator[Packet]:
-    """At most `most` frames from frame `first` on; the rest is read for its end."""
-    for packet in packets:
-        yield packet.cut(max(0, first - packet.first), None if most is None else max(0, first + most - packet.first))
-
-
 def _common(readers: Sequence[Reader]) -> Header:
     """A header for the packets of all files. Raises UsageError if they do not go together."""
     one = readers[0].header
@@ -122,6 +212,7 @@ def _common(readers: Sequence[Reader]) -> Header:
     return replace(
         one,
         codebook_sizes=max((reader.header.codebook_sizes for reader in readers), key=len),
+        network=next((reader.header.network for reader in readers if reader.header.network), ""),
         frames_per_packet=max(reader.header.frames_per_packet for reader in readers),
         time=0,
         source=None,

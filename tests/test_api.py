@@ -181,7 +181,7 @@ def test_arguments_have_the_names_of_the_options() -> None:
         return set(function.__annotations__) - {"return"}
 
     many = {"inputs", "jobs", "quiet"}
-    assert names(file_commands.encode) - names(codec.encode_file) == many | {"engine", "raw", "rate"}
+    assert names(file_commands.encode) - names(codec.encode_file) == many | {"append", "engine", "raw", "rate"}
     assert names(file_commands.decode) - names(codec.decode_file) == many | {"format_", "raw"}
     assert names(model_commands.evaluate) - names(codec.evaluate) == {"rows", "json_output"}
     assert names(codec.encode_file) - names(file_commands.encode) == {"source"}

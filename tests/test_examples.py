@@ -21,6 +21,7 @@ from codec.data.tokenize import tokenize
 from codec.io import bitstream, entropy, entropy_model
 from codec.io.audio import read_audio
 from codec.io.bitstream import Header, SourceId, Writer
+from codec.io.entropy_files import SUFFIX
 from tests.helpers.entropy import codes_of, random_tensors
 from tests.helpers.tokens import noise
 from tests.tiny import tiny_model
@@ -223,7 +224,7 @@ CASES = [("random", 1, 1, 1), ("runs", 1, 2, 47), ("rows", 3, 3, 21), ("few", 2,
 @pytest.mark.parametrize("script", ["read_codec", "read_codec.mjs"])
 @pytest.mark.parametrize("coder", [entropy.ADAPTIVE, entropy.MODEL])
 def test_plain_readers_of_entropy_coded_files(script: str, coder: int, tmp_path: Path) -> None:
-    network, path = tmp_path / f"tiny{entropy_model.SUFFIX}", tmp_path / "a.codec"
+    network, path = tmp_path / f"tiny{SUFFIX}", tmp_path / "a.codec"
     entropy_model.save(network, random_tensors(), weights_hash="ab" * 32)
     for kind, rows, codebooks, frames in CASES[:: 1 if script == "read_codec" else 2]:
         codes = entropy_coded(path, coder, kind=kind, rows=rows, codebooks=codebooks, frames=frames)
@@ -239,7 +240,7 @@ def test_plain_readers_forget_the_oldest_of_65_recent_codes(tmp_path: Path) -> N
 
 @pytest.mark.parametrize("script", ["read_codec", "read_codec.mjs"])
 def test_plain_readers_without_the_network_say_so(script: str, tmp_path: Path) -> None:
-    path, other = tmp_path / "a.codec", tmp_path / f"other{entropy_model.SUFFIX}"
+    path, other = tmp_path / "a.codec", tmp_path / f"other{SUFFIX}"
     entropy_coded(path, entropy.MODEL, kind="few", rows=1, codebooks=1, frames=3)
     entropy_model.save(other, random_tensors(seed=1), weights_hash="ab" * 32)
     failure = SystemExit if script == "read_codec" else subprocess.CalledProcessError
@@ -254,7 +255,7 @@ def test_plain_readers_of_recordings(codebooks: int, channels: int, tmp_path: Pa
     generator = np.random.default_rng(codebooks)
     swept = 0.3 * np.sin(generator.uniform(0.02, 0.2, (30, 1)).repeat(1000, axis=0).cumsum(axis=0))
     audio = swept * np.array([1.0, 0.4])[:channels] + generator.normal(0, 0.01, (30_000, channels))
-    network = pretrained.WEIGHTS / f"{pretrained.DEFAULT}{entropy_model.SUFFIX}"
+    network = pretrained.WEIGHTS / f"{pretrained.DEFAULT}{SUFFIX}"
     for time in (700, 20_000 if codebooks == 12 else 30_000):
         soundfile.write(tmp_path / "a.wav", audio[:time], 24_000)
         compress(tmp_path / "a.wav", tmp_path / "a.codec", num_codebooks=codebooks, force=True)

@@ -159,7 +159,7 @@ def test_sizes_are_those_of_the_files() -> None:
 def test_mutated_files_raise_nothing_but_codec_errors() -> None:
     tool = runpy.run_path(str(next(tool for tool in TOOLS if tool.stem == "fuzz")), run_name="tool")
     files, random = tool["corpus"](), np.random.default_rng(0)
-    assert len(files) == 5
+    assert len(files) == 8
     for data in files:
         tool["read"](data)
     for _ in range(60):

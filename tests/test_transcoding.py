@@ -1,6 +1,10 @@
 """transcoding.py: on codes alone, against encoding and decoding."""
 
 import math
+import signal
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -9,11 +13,15 @@ import numpy as np
 import pytest
 import soundfile
 
+from codec.checkpoint import save_model
 from codec.compression import compress, decompress
-from codec.errors import ConfigError, DamagedFile, StorageError, UsageError
+from codec.errors import ConfigError, DamagedFile, InputNotFound, StorageError, UsageError, WeightsMismatch
 from codec.io import bitstream
 from codec.io.audio import read_audio
-from codec.transcoding import concat, transcode
+from codec.io.bitstream import Header, Packet, Reader, Writer
+from codec.io.packets import CodesPacket
+from codec.io.tags import NO_TAGS
+from codec.transcoding import append, concat, transcode
 from tests.cli.conftest import Cli, cli  # noqa: F401
 from tests.tiny import tiny_model
 
@@ -105,9 +113,9 @@ def test_what_does_not_go_together_is_refused(tmp_path: Path) -> None:
     with pytest.raises(StorageError, match="--force"):
         transcode(one, two)
     before = one.read_bytes()
-    for write in (partial(transcode, one, one, num_codebooks=1), partial(concat, [one, one], one)):
+    for write in (partial(transcode, one, one, num_codebooks=1, force=True), partial(concat, [one, one], one)):
         with pytest.raises(UsageError, match="are the same file: name another output"):
-            write(force=True)
+            write()
     assert one.read_bytes() == before
     data = bytearray(one.read_bytes())
     data[len(data) // 2] ^= 1
@@ -117,6 +125,168 @@ def test_what_does_not_go_together_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DamagedFile, match="packet"):
         concat([one, one], tmp_path / "x.codec")
     assert not (tmp_path / "x.codec").exists()
+
+
+def coded(path: Path, frames: int, *, segment: int = 0, channels: int = 1) -> tuple[Any, Any]:
+    """Write random codes, and a scale if there are segments; return both."""
+    random = np.random.default_rng(frames)
+    header = Header(
+        model="tiny", family="trial", weights_hash="ab" * 32, source_rate=8000, channels=channels, sample_rate=8000,
+        hop=80, decoder_delay=0, codebook_sizes=(8, 8), frames_per_packet=20, segment_frames=segment,
+        time=80 * frames,
+    )  # fmt: skip
+    codes = random.integers(0, 8, (channels, 2, frames))
+    scale = random.uniform(0.5, 2, (channels, -(-frames // segment))).astype(np.float32) if segment else None
+    scale = None if scale is None else scale.repeat(segment, axis=1)[:, :frames]
+    with path.open("wb") as file:
+        writer = Writer(file, header)
+        writer.write(codes, scale)
+        writer.close(time=frames * 80)
+    return codes, scale
+
+
+def test_segments_of_joined_recordings_keep_their_scale(tmp_path: Path) -> None:
+    codes_a, scale_a = coded(tmp_path / "a.codec", 47, segment=5, channels=2)
+    codes_b, scale_b = coded(tmp_path / "b.codec", 23, segment=5, channels=2)
+    header = concat([tmp_path / "a.codec", tmp_path / "b.codec"], tmp_path / "c.codec")
+    assert (header.frames, header.time) == (50 + 23, 80 * 73)
+    with bitstream.open_reader(tmp_path / "c.codec") as reader:
+        packets = list(reader.intact())
+    codes = np.concatenate([packet.codes for packet in packets], axis=2)
+    scale = np.concatenate([packet.scale for packet in packets if packet.scale is not None], axis=1)
+    for whole, first, second in ((codes, codes_a, codes_b), (scale, scale_a, scale_b)):
+        np.testing.assert_array_equal(whole[..., :47], first)
+        np.testing.assert_array_equal(whole[..., 47:50], first[..., -1:].repeat(3, axis=-1))
+        np.testing.assert_array_equal(whole[..., 50:], second)
+
+
+def test_packets_that_stay_as_they_are_are_not_unpacked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    coded(tmp_path / "a.codec", 70)
+    unpacked: list[int] = []
+
+    def noted(reader: Reader, packet: CodesPacket) -> Packet:
+        unpacked.append(packet.first)
+        return reader._unpacked(packet)
+
+    monkeypatch.setattr(Reader, "unpacked", noted)
+    transcode(tmp_path / "a.codec", tmp_path / "b.codec")
+    assert (tmp_path / "b.codec").read_bytes() == (tmp_path / "a.codec").read_bytes()
+    concat([tmp_path / "a.codec"] * 2, tmp_path / "c.codec")
+    assert unpacked == []
+    transcode(tmp_path / "a.codec", tmp_path / "d.codec", start=0.25, end=0.65)
+    assert unpacked == [20, 60]
+    np.testing.assert_array_equal(codes(tmp_path / "d.codec"), codes(tmp_path / "a.codec")[:, :, 25:65])
+
+
+def test_append_is_the_join_of_both(tmp_path: Path) -> None:
+    first = recording(tmp_path / "a.codec", rate=8000, time=9001, num_codebooks=2)
+    second = recording(tmp_path / "b.codec", rate=8000, time=5003, seed=1, num_codebooks=2)
+    concat([first, second], tmp_path / "both.codec")
+    append(tmp_path / "b.wav", first, model=MODEL)
+    assert first.read_bytes() == (tmp_path / "both.codec").read_bytes()
+    again = append(tmp_path / "b.wav", first, model=MODEL, num_codebooks=3)
+    assert (again.num_codebooks, again.tags) == (3, NO_TAGS)
+    with bitstream.open_reader(first) as reader:
+        counts = [packet.num_codebooks for packet in reader.coded()]
+        assert reader.check() == []
+    assert counts == [2, 2, 2, 3]
+    concat([first, second], first, force=True)
+    assert codes_of(first) == sum(map(codes_of, (tmp_path / "both.codec", second, second)))
+    assert sorted(path.name for path in tmp_path.iterdir() if path.name.startswith(".")) == []
+
+
+def codes_of(path: Path) -> int:
+    """The number of frames."""
+    with bitstream.open_reader(path) as reader:
+        return sum(packet.frames for packet in reader.coded())
+
+
+def test_append_of_another_rate_and_other_channels(tmp_path: Path) -> None:
+    whole = recording(tmp_path / "a.codec", rate=8000, time=8000)
+    noise = np.random.default_rng(0).uniform(-0.5, 0.5, (22_050, 2))
+    soundfile.write(tmp_path / "b.wav", noise, 22_050)
+    with pytest.raises(UsageError, match=r"b\.wav has 2 channels, the file has 1: --channels 1 mixes it down"):
+        append(tmp_path / "b.wav", whole, model=MODEL)
+    header = append(tmp_path / "b.wav", whole, model=MODEL, channels=1)
+    assert (header.source_rate, header.time) == (8000, 8080 + 8000)
+    soundfile.write(tmp_path / "c.wav", noise[:8000, :1] * [1, 0.5], 8000)
+    compress(tmp_path / "c.wav", tmp_path / "c.codec", model=MODEL)
+    soundfile.write(tmp_path / "d.wav", noise[8000:16_000, :1] * [1, 0.5], 8000)
+    header = append(tmp_path / "d.wav", tmp_path / "c.codec", model=MODEL)
+    assert header.coded_channels == 1
+    with pytest.raises(UsageError, match="not mixed as those of the file"):
+        append(tmp_path / "b.wav", tmp_path / "c.codec", model=MODEL)
+    compress(tmp_path / "b.wav", tmp_path / "b.codec", model=MODEL)
+    assert append(tmp_path / "d.wav", tmp_path / "b.codec", model=MODEL).coded_channels == 2
+    image = decoded(tmp_path / "b.codec")
+    assert image.shape[0] == 2
+
+
+def test_a_failed_append_leaves_the_file_as_it_was(tmp_path: Path) -> None:
+    whole = recording(tmp_path / "a.codec", rate=8000, time=8000)
+    soundfile.write(tmp_path / "b.wav", np.zeros(40_000), 8000)
+    before, names = whole.read_bytes(), sorted(tmp_path.iterdir())
+
+    def stop(done: float, total: float | None) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        append(tmp_path / "b.wav", whole, model=MODEL, progress=stop)
+    with pytest.raises(InputNotFound):
+        append(tmp_path / "none.wav", whole, model=MODEL)
+    with pytest.raises(InputNotFound):
+        append(tmp_path / "b.wav", tmp_path / "none.codec", model=MODEL)
+    with pytest.raises(WeightsMismatch):
+        append(tmp_path / "b.wav", whole, model=tiny_model(seed=1))
+    assert whole.read_bytes() == before
+    data = bytearray(before)
+    data[len(data) // 2] ^= 1
+    whole.write_bytes(data)
+    with pytest.raises(DamagedFile):
+        append(tmp_path / "b.wav", whole, model=MODEL)
+    assert whole.read_bytes() == data
+    assert sorted(tmp_path.iterdir()) == names
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seconds", [0.0, 0.002, 0.01, 0.05, 0.2])
+def test_a_killed_append_leaves_a_whole_file(seconds: float, tmp_path: Path) -> None:
+    """The process is killed at a time after its first block, some of them while the new file is written."""
+    whole = recording(tmp_path / "a.codec", rate=8000, time=8000)
+    soundfile.write(tmp_path / "b.wav", np.zeros(80_000), 8000)
+    before = codes(whole)
+    program = (
+        "import os, signal, sys, threading\n"
+        "from codec.transcoding import append\n"
+        "from tests.tiny import tiny_model\n"
+        f"kill = threading.Timer({seconds}, lambda: os.kill(os.getpid(), signal.SIGKILL))\n"
+        "started = lambda *_: kill.is_alive() or kill.start()\n"
+        "append(sys.argv[1], sys.argv[2], model=tiny_model(), progress=started)\n"
+        "kill.join()\n"
+    )
+    command = [sys.executable, "-c", program, str(tmp_path / "b.wav"), str(whole)]
+    assert subprocess.run(command, cwd=Path(__file__).parents[1], check=False).returncode == -signal.SIGKILL
+    with bitstream.open_reader(whole) as reader:
+        assert reader.check() == []
+    np.testing.assert_array_equal(codes(whole)[:, :, : before.shape[2]], before)
+    append(tmp_path / "b.wav", whole, model=MODEL)
+
+
+def test_of_two_appends_at_once_neither_is_lost(tmp_path: Path) -> None:
+    whole = recording(tmp_path / "a.codec", rate=8000, time=4000)
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(lambda _: append(tmp_path / "a.wav", whole, model=MODEL), range(3)))
+    assert codes_of(whole) == 4 * MODEL.frame_spec.frames(4000)
+
+
+def test_append_command(cli: Cli, tmp_path: Path) -> None:  # noqa: F811
+    recording(tmp_path / "here/a.codec", rate=8000, time=8000)
+    save_model(tmp_path / "here/tiny.safetensors", tiny_model(), training={})
+    for options in (["a.wav"], ["a.wav", "a.wav", "a.codec"], ["a.wav", "a.codec", "--verify"]):
+        assert cli("encode", *options, "--append").code == 2
+    assert cli("encode", "a.wav", "new.codec", "--model", "tiny.safetensors").code == 0
+    done = cli("encode", "a.wav", "new.codec", "--append", "--model", "tiny.safetensors", "--device", "cpu")
+    assert (done.code, done.err) == (0, "a.wav -> the end of new.codec: 2.01 s in all\n")
 
 
 def test_commands(cli: Cli, tmp_path: Path) -> None:  # noqa: F811

@@ -17,8 +17,11 @@ from pathlib import Path
 
 import numpy as np
 
+from codec import compress
 from codec.errors import CodecError
-from codec.io.bitstream import Header, Reader, Writer
+from codec.io.bitstream import Codes, Header, Reader, Writer
+from codec.io.synth import RATE, synthesize
+from codec.io.tags import NO_TAGS, Cover, Tags
 
 MARKER = b"\xf5\xc3"
 MOST_MEMORY = 64 << 20  # bytes
@@ -33,27 +36,44 @@ EXTREMES = (
     b"\x80\x01",
 )
 
+TAGS = Tags((("title", "größe"), ("artist", "a"), ("artist", "b")), Cover("image/png", bytes(300)))
+SPEECH = slice(RATE // 2, RATE)
+
 Random = np.random.Generator
 Mutation = Callable[[bytearray, Random], None]
 
 
 def corpus() -> list[bytes]:
-    """Small files of different kinds."""
-    random = np.random.default_rng(0)
+    """Small files of different kinds: both versions, coders 0 and 1, scales, tags."""
     files = [path.read_bytes() for path in sorted(Path(__file__).parents[1].glob("tests/golden/*.codec"))]
+    random = np.random.default_rng(0)
     for channels, sizes, segment, packets in ((1, (1024,) * 3, 0, 1), (2, (20, 3, 1 << 16), 0, 40), (3, (8,), 2, 5)):
-        header = Header(
-            model="tiny", family="causal", weights_hash="0" * 64, source_rate=44_100, channels=channels,
-            sample_rate=24_000, hop=480, decoder_delay=480, codebook_sizes=sizes, frames_per_packet=4,
-            segment_frames=segment, sample_format="FLOAT", mix=((1.0,),) * 2 if channels == 2 else (),
-        )  # fmt: skip
-        codes = random.integers(0, np.array(sizes)[:, None], (header.rows, len(sizes), 4 * packets - 1))
-        file = io.BytesIO()
-        writer = Writer(file, header)
-        writer.write(codes, np.ones(codes.shape[::2], np.float32) if segment else None)
-        writer.close(time=1000)
-        files.append(file.getvalue())
+        codes = random.integers(
+            0, np.array(sizes)[:, None], (1 if channels == 2 else channels, len(sizes), 4 * packets - 1)
+        )
+        files.append(file_of(codes, sizes, channels=channels, segment=segment))
+        files.append(file_of(codes % 2, sizes, channels=channels, segment=segment, tags=TAGS))
     return files
+
+
+def modeled() -> list[bytes]:
+    """Files by coder 2."""
+    speech = synthesize()[:, SPEECH]
+    return [compress(speech, sample_rate=RATE, num_codebooks=number, device="cpu") for number in (1, 3)]
+
+
+def file_of(codes: Codes, sizes: tuple[int, ...], *, channels: int, segment: int, tags: Tags = NO_TAGS) -> bytes:
+    """A file of 44.1 kHz with codes [rows, codebooks, frames]; with two channels, both are decoded from one."""
+    header = Header(
+        model="tiny", family="causal", weights_hash="0" * 64, source_rate=44_100, channels=channels, sample_rate=24_000,
+        hop=480, decoder_delay=480, codebook_sizes=sizes, frames_per_packet=4, segment_frames=segment,
+        sample_format="FLOAT", mix=((1.0,),) * 2 if channels == 2 else (), tags=tags,
+    )  # fmt: skip
+    file = io.BytesIO()
+    writer = Writer(file, header)
+    writer.write(codes, np.ones(codes.shape[::2], np.float32) if segment else None)
+    writer.close(time=1000)
+    return file.getvalue()
 
 
 def flip(data: bytearray, random: Random) -> None:
@@ -149,7 +169,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=Path("fuzz"))
     options = parser.parse_args()
-    random, files = np.random.default_rng(options.seed), corpus()
+    random, files = np.random.default_rng(options.seed), [*corpus(), *modeled()]
     tracemalloc.start()
     failures = 0
     for number in range(options.inputs):
@@ -160,6 +180,8 @@ def main() -> None:
             path = options.out / f"{options.seed}-{number}.codec"
             path.write_bytes(data)
             print(f"{path}: {wrong}", flush=True)
+        if (number + 1) % 10_000 == 0:
+            print(f"{number + 1} inputs so far", flush=True)
     print(f"{options.inputs} inputs, {failures} failures")
     raise SystemExit(bool(failures))
 

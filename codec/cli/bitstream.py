@@ -6,7 +6,18 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from codec.cli.options import INPUT_OUTPUT, MODEL, ForceOption, check_sink, duration, one_line, say
+from codec.cli.options import (
+    INPUT_OUTPUT,
+    MODEL,
+    Entropy,
+    ForceOption,
+    WrittenByOption,
+    check_sink,
+    duration,
+    look_beside,
+    one_line,
+    say,
+)
 from codec.errors import CodecError, DamagedFile, InputNotFound
 from codec.io.storage import walk
 
@@ -18,6 +29,7 @@ def check(
     sources: Annotated[
         list[str], typer.Argument(metavar="INPUT...", help=".codec files, folders of them, or - for standard input.")
     ],
+    model: WrittenByOption = None,
 ) -> None:
     """Verify .codec files without decoding audio: every checksum, every length, every code.
 
@@ -25,6 +37,7 @@ def check(
     """
     from codec.io.bitstream import open_reader
 
+    look_beside(model)
     statuses = set()
     for name in _files(sources):
         try:
@@ -57,6 +70,15 @@ def transcode(
         float | None,
         typer.Option(metavar="SECONDS", help="End here.", show_default="the end", rich_help_panel=INPUT_OUTPUT),
     ] = None,
+    entropy: Annotated[
+        Entropy,
+        typer.Option(
+            help="Entropy coder, as for codec encode: packets that stay as they are keep theirs if it is not beyond "
+            "this one.",
+            rich_help_panel=MODEL,
+        ),
+    ] = "auto",
+    model: WrittenByOption = None,
     force: ForceOption = False,
 ) -> None:
     """Keep fewer codebooks or a part of a .codec file, without decoding it.
@@ -66,7 +88,17 @@ def transcode(
     from codec.transcoding import transcode
 
     check_sink(output)
-    header = transcode(source, output, num_codebooks=num_codebooks, bitrate=bitrate, start=start, end=end, force=force)
+    look_beside(model)
+    header = transcode(
+        source,
+        output,
+        num_codebooks=num_codebooks,
+        bitrate=bitrate,
+        start=start,
+        end=end,
+        entropy=entropy,
+        force=force,
+    )
     say(f"{source} -> {output}: {duration(header.seconds)}, {header.num_codebooks} codebooks")
 
 
@@ -78,6 +110,8 @@ def concat(
     force: ForceOption = False,
 ) -> None:
     """Join .codec files of the same model, rate and channels, without decoding them.
+
+    With --force, OUTPUT may be one of them: it is replaced once the new file is complete.
 
     Example: codec concat one.codec two.codec -o both.codec
     """

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from codec.cli.options import INPUT_OUTPUT, ForceOption, ModelOption, say
+from codec.cli.options import INPUT_OUTPUT, ForceOption, ModelOption, WrittenByOption, look_beside, say
 
 
 def import_codes(
@@ -53,6 +53,7 @@ def export_codes(
             rich_help_panel=INPUT_OUTPUT,
         ),
     ] = None,
+    model: WrittenByOption = None,
     force: ForceOption = False,
 ) -> None:
     """Write the codes of a .codec file as an array of shape (rows, codebooks, frames), without a model.
@@ -61,6 +62,7 @@ def export_codes(
     """
     from codec.exchange import export_codes as write
 
+    look_beside(model)
     target = output or str(Path(source).with_suffix(".npy"))
     found = write(source, target, force=force)
     lost = " (.npz keeps the scale too)" if found.scale is not None and target.endswith(".npy") else ""

@@ -1,7 +1,7 @@
 """codec encode, codec decode, codec sample"""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -131,6 +131,14 @@ def encode(
     rate: Annotated[
         int | None, typer.Option(metavar="HZ", help="Sample rate of --raw.", rich_help_panel=INPUT_OUTPUT)
     ] = None,
+    append: Annotated[
+        bool,
+        typer.Option(
+            "--append",
+            help="Add INPUT to the end of the .codec file OUTPUT, with its model, sample rate and channels.",
+            rich_help_panel=INPUT_OUTPUT,
+        ),
+    ] = False,
 ) -> None:
     """Compress recordings, or every recording in a folder, to .codec files.
 
@@ -141,7 +149,24 @@ def encode(
     from codec.io.audio import is_audio_path
 
     inputs, output = _split(inputs, output, is_input=is_audio_path)
-    if _are_many(inputs):
+    if append:
+        if _are_many(inputs) or output is None or verify:
+            raise UsageError("--append adds one INPUT to one .codec file: name both, and leave --verify out")
+        _append(
+            inputs[0],
+            output,
+            model=None if model == pretrained.DEFAULT else model,
+            num_codebooks=num_codebooks,
+            bitrate=bitrate,
+            channels=None if raw else channels,
+            channel=channel,
+            use_ffmpeg=use_ffmpeg,
+            entropy=entropy,
+            raw=_layout(raw, rate, channels),
+            device=device,
+            quiet=quiet,
+        )
+    elif _are_many(inputs):
         if raw:
             raise UsageError("--raw takes one input: encode the files one by one")
         with progress_bar("encoding", "files", quiet=quiet) as show:
@@ -186,6 +211,16 @@ def encode(
                 progress=show,
             )
         _print_report(report, quiet=quiet)
+
+
+def _append(source: str, target: str, *, quiet: bool, **options: Any) -> None:
+    """`options` are those of `codec.transcoding.append`."""
+    from codec.transcoding import append
+
+    with progress_bar("encoding", "s", quiet=quiet) as show:
+        header = append(source, target, progress=show, **options)
+    if not quiet:
+        say(f"{source} -> the end of {target}: {duration(header.seconds)} in all")
 
 
 def _layout(raw: bool, rate: int | None, channels: int | None) -> "Layout | None":

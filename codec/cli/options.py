@@ -35,6 +35,16 @@ ModelOption = Annotated[
         rich_help_panel=MODEL,
     ),
 ]
+WrittenByOption = Annotated[
+    str | None,
+    typer.Option(
+        "--model",
+        "-m",
+        help="Model that wrote INPUT, if its codes were coded by a network beside its file.",
+        show_default="shipped networks alone",
+        rich_help_panel=MODEL,
+    ),
+]
 CodecOption = Annotated[  # of the commands that take a language model
     str | None,
     typer.Option(
@@ -122,6 +132,14 @@ def progress_bar(task: str, unit: str = "", *, quiet: bool = False) -> Iterator[
     with Progress(*columns, console=console, transient=True, disable=quiet or not console.is_terminal) as progress:
         bar = progress.add_task(task, total=None)
         yield lambda done, total: progress.update(bar, completed=done, total=total)
+
+
+def look_beside(model: str | None) -> None:
+    """Let entropy coding find the network beside a model's file."""
+    if model is not None:
+        from codec.pretrained import describe
+
+        describe(model)
 
 
 def check_sink(output: str) -> None:

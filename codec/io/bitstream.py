@@ -107,6 +107,7 @@ from codec.frames import FrameSpec, resampled_length
 from codec.io import entropy
 from codec.io.bitstream_v1 import Format1, header_fields
 from codec.io.coded_channels import Matrix
+from codec.io.entropy_files import SUFFIX
 from codec.io.entropy_model import EntropyModel
 from codec.io.entropy_model import find as find_network
 from codec.io.fields import Fields, sized, varint
@@ -416,14 +417,17 @@ class Damage(NamedTuple):
 class Writer:
     """Write codes to a binary file from the first byte to the last, without seeking.
 
-    Each packet takes the payload coder that gives the fewest bytes, up to number `coder` of `codec.io.entropy`. `size`
-    counts the bytes, `coded_bytes` those of coded codes, and `packed_bytes` what coder 0 takes for the same codes;
-    `digest` is the BLAKE2b hash of all codes written, by `update_digest`.
+    Each packet takes the payload coder that gives the fewest bytes, up to number `coder` of `codec.io.entropy`. If
+    `header.network` names a network, because packets are copied, codes are coded by no other one. `size` counts the
+    bytes, `coded_bytes` those of coded codes, and `packed_bytes` what coder 0 takes for the same codes; `digest` is the
+    BLAKE2b hash of all codes given to `write`, by `update_digest`.
     """
 
     def __init__(self, file: BinaryIO, header: Header, *, coder: int = entropy.MODEL) -> None:
-        self._network = find_network(header.weights_hash, header.codebook_sizes) if coder >= entropy.MODEL else None
-        header = replace(header, network=self._network.digest if self._network else "", has_tags=bool(header.tags))
+        network = find_network(header.weights_hash, header.codebook_sizes) if coder >= entropy.MODEL else None
+        self._network = network if network and header.network in ("", network.digest) else None
+        digest = self._network.digest if self._network else header.network
+        header = replace(header, network=digest, has_tags=bool(header.tags))
         self.header = replace(header, frames=0)
         self._coder = coder
         self.size = self.coded_bytes = self.packed_bytes = 0
@@ -458,6 +462,14 @@ class Writer:
             self._write_packet(pending[:, :, : self.header.frames_per_packet])
             pending = pending[:, :, self.header.frames_per_packet :]
         self._pending = pending.copy()  # a view would keep all of `codes` alive
+
+    def copy(self, packet: CodesPacket) -> None:
+        """Append a packet of another file as it is coded there, behind the frames given so far.
+
+        The file has the same rows, codebooks and segments, and the same network if the packet was coded by one.
+        """
+        self._flush()
+        self._send_codes(packet.frames, packet.num_codebooks, packet.coder, packet.payload)
 
     def close(self, *, time: int) -> None:
         """Write the last codes, the end packet and the footer; `time` counts samples of the source."""
@@ -499,18 +511,22 @@ class Writer:
 
     def _write_packet(self, codes: Codes) -> None:
         frames = codes.shape[2]
-        if self._packets % INDEX_EVERY == 0:
-            self._index.append((self.header.frames, self.size))
         sizes = self.header.codebook_sizes[: codes.shape[1]]
         coder, payload = entropy.encode(codes, sizes, coder=self._coder, model=self._network)
-        body = b"".join(map(varint, (self.header.frames, frames, codes.shape[1]))) + bytes([coder])
-        if self.header.segment_frames:
-            segments = self._pending_scale[:, : frames : self.header.segment_frames]  # [rows, segments]
-            body += segments.T.astype("<f4").tobytes()
-            self._pending_scale = self._pending_scale[:, frames:]
         self.coded_bytes += len(payload)
         self.packed_bytes += entropy.bytes_for(sizes, codes.shape[0] * frames)
         update_digest(self.digest, codes)
+        if self.header.segment_frames:
+            segments = self._pending_scale[:, : frames : self.header.segment_frames]  # [rows, segments]
+            payload = segments.T.astype("<f4").tobytes() + payload
+            self._pending_scale = self._pending_scale[:, frames:]
+        self._send_codes(frames, len(sizes), coder, payload)
+
+    def _send_codes(self, frames: int, num_codebooks: int, coder: int, payload: bytes) -> None:
+        """Write a packet; `payload` is the scale and the codes."""
+        if self._packets % INDEX_EVERY == 0:
+            self._index.append((self.header.frames, self.size))
+        body = b"".join(map(varint, (self.header.frames, frames, num_codebooks))) + bytes([coder])
         self._send(_packet(_CODES, body + payload))
         self._packets += 1
         self.header = replace(self.header, frames=self.header.frames + frames)
@@ -637,6 +653,20 @@ class Reader:
                 raise self.damaged(part)
             yield part
 
+    def coded(self, first: int = 0) -> Iterator[CodesPacket]:
+        """Yield the packets from frame `first` on without unpacking their codes. Raises as `intact`."""
+        for found in self._scan(self._go_to(first)):
+            if isinstance(found, Damage):
+                raise self.damaged(found)
+            yield found
+
+    def unpacked(self, packet: CodesPacket) -> Packet:
+        """Unpack the codes of a packet of `coded`. Raises DamagedFile, and UnsupportedAudio as `parts`."""
+        try:
+            return self._unpacked(packet)
+        except ValueError as error:
+            raise self.damaged(self._undecodable(packet, error)) from error
+
     def packets(self) -> Iterator[Codes]:
         """Yield the codes [rows, codebooks, frames] packet by packet. Raises as `packets_with_scale`."""
         return (codes for codes, _ in self.packets_with_scale())
@@ -662,7 +692,10 @@ class Reader:
             try:
                 yield self._unpacked(found)
             except ValueError as error:
-                yield self._damage(Broken(found.offset, str(error)), found.first, found.first + found.frames)
+                yield self._undecodable(found, error)
+
+    def _undecodable(self, packet: CodesPacket, error: ValueError) -> Damage:
+        return self._damage(Broken(packet.offset, str(error)), packet.first, packet.first + packet.frames)
 
     def check(self) -> list[Damage]:
         """Read everything that decoding reads, and return the damage."""
@@ -759,7 +792,7 @@ class Reader:
 
     @cached_property
     def _network(self) -> EntropyModel | None:
-        """The network that coder 2 of this file used, if this release has it."""
+        """The network that coder 2 of this file used, if `find_network` has it."""
         network = find_network(self.header.weights_hash, self.header.codebook_sizes)
         return network if network and network.digest == self.header.network else None
 
@@ -780,7 +813,11 @@ class Reader:
         try:
             codes = entropy.decode(packet.coder, payload, sizes, **shape, model=self._network)
         except NotImplementedError as error:
-            raise UnsupportedAudio(f"{self.label} has codes by {error}: upgrade codec to read them") from error
+            network = f"{header.model or 'the name of the model'}{SUFFIX} (network {header.network})"
+            way_out = f"pass --model with the file of its model, and {network} beside that file"
+            if packet.coder != entropy.MODEL:
+                way_out = "upgrade codec to read them"
+            raise UnsupportedAudio(f"{self.label} has codes by {error}: {way_out}") from error
         return Packet(packet.first, codes, scale, len(packet.payload))
 
     # the beginning and the end

@@ -30,17 +30,17 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from codec.errors import UnknownModel
+from codec.io.entropy_files import METADATA, files_for, weights_hash_of
+
 Floats = npt.NDArray[np.float32]
 Frequencies = npt.NDArray[np.int64]
 Tensors = Mapping[str, npt.NDArray[Any]]
 
 FORMAT = 1
-SUFFIX = ".entropy.safetensors"
-METADATA = "codec_entropy"
 PAST = 8  # frames
 GAIN_SHIFT, OLDER_SHIFT = 5, 2
 
-_WEIGHTS = Path(__file__).parents[1] / "weights"
 _EXACT = 1 << 24
 _LIMIT = np.float32(127)
 
@@ -252,26 +252,26 @@ def save(path: Path, tensors: Tensors, *, weights_hash: str) -> None:
 
 
 def find(weights_hash: str, sizes: Sequence[int]) -> EntropyModel | None:
-    """The shipped network for the codec with these weights and codebooks of these sizes, if there is one."""
-    path = _shipped().get(weights_hash)
-    model = _load(path) if path else None
-    return model if model and model.sizes[: len(sizes)] == tuple(sizes) else None
+    """The network for the codec with these weights and codebooks of these sizes, if `files_for` has it.
 
-
-@lru_cache(1)
-def _shipped() -> dict[str, Path]:
-    """The files of networks, by the weights hash of their codec."""
-    from safetensors import safe_open
-
-    files = {}
-    for path in sorted(_WEIGHTS.glob(f"*{SUFFIX}")):
-        with safe_open(path, framework="numpy") as file:
-            files[json.loads(file.metadata()[METADATA])["weights_hash"]] = path
-    return files
+    Raises UnknownModel for a file that is not a complete network.
+    """
+    for path in files_for(weights_hash):
+        made_for, network = _load(path, path.stat().st_mtime_ns)
+        if made_for == weights_hash and network.sizes[: len(sizes)] == tuple(sizes):
+            return network
+    return None
 
 
 @lru_cache(4)
-def _load(path: Path) -> EntropyModel:
+def _load(path: Path, modified: int) -> tuple[str, EntropyModel]:
+    """The weights hash of the codec, and the network; a file of another modification time (ns) is loaded again."""
+    from safetensors import SafetensorError
     from safetensors.numpy import load_file
 
-    return EntropyModel(load_file(path))
+    try:
+        return weights_hash_of(path), EntropyModel(load_file(path))
+    except (SafetensorError, OSError, ValueError, KeyError, TypeError, IndexError) as error:
+        raise UnknownModel(
+            f"{path} is not a complete network for entropy coding ({error}): fit it again, or remove it"
+        ) from error

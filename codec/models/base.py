@@ -17,6 +17,7 @@ from abc import abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
 from typing import Annotated, Any, ClassVar, NamedTuple, Self, TypeAlias, cast, overload
 
 import numpy as np
@@ -147,6 +148,8 @@ class Codec(nn.Module):
     decoder: nn.Module
     name: str | None = None
     weights_hash: str | None = None
+    path: Path | None = None
+    """The file that it was loaded from."""
     limit: float = math.inf
     """Largest sample of decoded audio; larger ones are clipped."""
     channels: int = 1

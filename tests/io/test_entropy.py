@@ -17,6 +17,8 @@ from codec.errors import UnsupportedAudio
 from codec.io import bitstream, entropy, entropy_model
 from codec.io.bitstream import Header, Reader, Writer
 from codec.io.entropy import ADAPTIVE, MAX_MODELED, MODEL, NONE, Codes, RangeDecoder, RangeEncoder
+from codec.io.entropy_files import SUFFIX
+from codec.io.entropy_files import shipped as shipped_networks
 from codec.io.entropy_model import EntropyModel, FramePredictor, PacketPredictor
 from codec.pretrained import shipped
 from tests.helpers.entropy import codes_of, random_tensors
@@ -183,7 +185,7 @@ def test_codes_by_a_network_that_is_missing_ask_for_an_upgrade(monkeypatch: pyte
     assert reader.header.network == NETWORK.digest
     np.testing.assert_array_equal(next(reader.packets()), codes)
     monkeypatch.setattr(bitstream, "find_network", lambda weights_hash, sizes: None)
-    with pytest.raises(UnsupportedAudio, match="coder 2: upgrade"):
+    with pytest.raises(UnsupportedAudio, match="coder 2: pass --model"):
         list(Reader(io.BytesIO(file.getvalue()), label="x.codec").packets())
 
 
@@ -196,19 +198,19 @@ def encode_by_network(
 
 def test_a_network_comes_back_from_its_file_whatever_the_order_of_its_arrays(tmp_path: Path) -> None:
     tensors = {name: np.asfortranarray(tensor) for name, tensor in random_tensors().items()}
-    path = tmp_path / f"tiny{entropy_model.SUFFIX}"
+    path = tmp_path / f"tiny{SUFFIX}"
     entropy_model.save(path, tensors, weights_hash="ab" * 32)
-    assert entropy_model._load(path).digest == NETWORK.digest
-    for name, tensor in entropy_model._load(path)._tensors.items():
+    assert entropy_model._load(path, 0)[1].digest == NETWORK.digest
+    for name, tensor in entropy_model._load(path, 0)[1]._tensors.items():
         np.testing.assert_array_equal(tensor, tensors[name])
 
 
 def test_shipped_networks_are_those_of_shipped_codecs() -> None:
     cards = {card.weights_hash: card for card in shipped() if isinstance(card, CodecCard)}
-    networks = entropy_model._shipped()
+    networks = shipped_networks()
     assert set(networks) <= set(cards)
     for weights_hash, path in networks.items():
-        assert path.name == cards[weights_hash].name + entropy_model.SUFFIX
+        assert path.name == cards[weights_hash].name + SUFFIX
         assert path.stat().st_size <= 2_000_000
         spec = cards[weights_hash].frame_spec
         found = entropy_model.find(weights_hash, (spec.codebook_size,) * spec.num_codebooks)
