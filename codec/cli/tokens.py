@@ -36,7 +36,8 @@ def tokenize(
         Path,
         typer.Argument(
             metavar="DIR",
-            help="Folder of recordings or of .parquet files with audio, or a manifest (.jsonl, .jsonl.gz, .csv).",
+            help="Folder of recordings or of .parquet files with audio, manifest (.jsonl, .jsonl.gz, .csv), or dataset "
+            "torchaudio:CLASS:ROOT.",
         ),
     ],
     out: Annotated[

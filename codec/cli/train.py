@@ -29,7 +29,7 @@ def train(
         Path | None,
         typer.Option(
             help="For a codec: folder of recordings in any formats and sample rates, or a manifest (.jsonl, .csv, "
-            "lhotse). For a language model: token store made by `codec tokenize`.",
+            "lhotse), or dataset torchaudio:CLASS:ROOT. For a language model: token store made by `codec tokenize`.",
             show_default="data.folder or data.store of the recipe",
             rich_help_panel=INPUT_OUTPUT,
         ),

@@ -1,4 +1,4 @@
-"""Read a corpus clip by clip: a folder of audio, a manifest (JSONL, CSV, lhotse) or a dataset of Parquet files.
+"""Read a corpus clip by clip: a folder of audio, a manifest (JSONL, CSV, lhotse), Parquet files, torchaudio datasets.
 
 A line of a manifest has the path of a file, relative to the manifest's folder, and optional metadata:
 
@@ -27,6 +27,7 @@ from typing import Any, TextIO
 import numpy as np
 
 from codec.conditions import KINDS, Conditions
+from codec.data import torchaudio_sources
 from codec.errors import ConfigError, InputNotFound, UnsupportedAudio
 from codec.frames import resampled_length
 from codec.io import ffmpeg, parquet
@@ -119,7 +120,7 @@ def clips(source: Path, *, use_ffmpeg: bool = False) -> Iterator[Clip]:
     label is the name of the folder it is in. If the folder holds `manifest.jsonl`, that is read instead. Hidden files
     are skipped, links are followed; with `use_ffmpeg`, files that only ffmpeg reads are taken too. From lhotse
     manifests, recordings and plain cuts of local files are read, of all channels or of one; relative paths start from
-    the working directory, as in lhotse.
+    the working directory, as in lhotse. Datasets of torchaudio are named as in `codec.data.torchaudio_sources`.
 
     A folder without audio files but with Parquet files is a dataset of Hugging Face: every row is a clip. Its columns
     `speaker`, `label`, `text`, ... (COLUMNS) are those of a manifest, its split is that of the name of its file.
@@ -127,10 +128,13 @@ def clips(source: Path, *, use_ffmpeg: bool = False) -> Iterator[Clip]:
     Raises:
         InputNotFound: no such folder or manifest, or no clips in it. The files of the clips are not checked.
         ConfigError: a line of a manifest is invalid, and the message has its number; a Parquet file has no audio.
-        MissingDependency: pyarrow is needed for Parquet files and not installed.
+        UsageError: torchaudio has no such dataset.
+        MissingDependency: pyarrow is needed for Parquet files and not installed, or torchaudio cannot be imported.
     """
     empty = True
-    if source.is_dir() and not (source / MANIFEST).is_file():
+    if torchaudio_sources.is_source(source):
+        found = _of_torchaudio(source)
+    elif source.is_dir() and not (source / MANIFEST).is_file():
         found = _in_folder(source, use_ffmpeg=use_ffmpeg)
     elif source.suffix == parquet.SUFFIX:
         found = _in_parquet(source, source.name)
@@ -146,6 +150,8 @@ def clips(source: Path, *, use_ffmpeg: bool = False) -> Iterator[Clip]:
 
 def root_of(source: Path) -> Path:
     """The folder to which the paths of a corpus are relative."""
+    if torchaudio_sources.is_source(source):
+        return torchaudio_sources.parsed(source).root
     return source if source.is_dir() else source.parent
 
 
@@ -300,6 +306,13 @@ def _in_manifest(path: Path) -> Iterator[Clip]:
         except ValueError as problem:
             raise ConfigError(f"{path} line {number}: {problem}") from problem
         yield clip
+
+
+def _of_torchaudio(source: Path) -> Iterator[Clip]:
+    root = root_of(source)
+    for row in torchaudio_sources.rows(source):
+        path: Path = row.pop("path")
+        yield Clip(path, (path.relative_to(root) if path.is_relative_to(root) else path).as_posix(), **row)
 
 
 def _check_text(clip: Clip) -> None:

@@ -70,10 +70,15 @@ def kernel_size(from_rate: int, to_rate: int) -> int:
     return outputs * (2 * width + period)
 
 
-@cache
 def torchaudio_functional() -> ModuleType | None:
-    """`torchaudio.functional`, imported at the first use; None if the import fails."""
+    """`torchaudio.functional`; None if it cannot be imported."""
+    return torchaudio_module("functional")
+
+
+@cache
+def torchaudio_module(name: str) -> ModuleType | None:
+    """A module of torchaudio, imported at the first use; None if the import fails."""
     try:
-        return import_module("torchaudio.functional")
+        return import_module(f"torchaudio.{name}")
     except Exception:  # with a torch that it was not built for, the import may also raise RuntimeError or OSError
         return None

@@ -10,7 +10,15 @@ from torch import Tensor
 
 from codec.errors import MissingDependency
 from codec.nn import resample as module
-from codec.nn.resample import LARGEST_KERNEL, by_soxr, by_torchaudio, kernel_size, resample, torchaudio_functional
+from codec.nn.resample import (
+    LARGEST_KERNEL,
+    by_soxr,
+    by_torchaudio,
+    kernel_size,
+    resample,
+    torchaudio_functional,
+    torchaudio_module,
+)
 
 Resampler = Callable[[Tensor, int, int], Tensor]
 
@@ -46,6 +54,8 @@ def test_no_aliasing(resampler: Resampler, rates: tuple[int, int]) -> None:
 
 @pytest.mark.parametrize("rates", [(48000, 24000), (44100, 24000), (16000, 24000), (24000, 16001)])
 def test_a_tone_is_preserved(resampler: Resampler, rates: tuple[int, int]) -> None:
+    if resampler is by_torchaudio and kernel_size(*rates) > LARGEST_KERNEL:
+        pytest.skip("`resample` leaves such rates to soxr, because this would take minutes and gigabytes")
     for hertz in (50.0, 1000.0, 0.9 * min(rates) / 2):
         out = resampler(tone(hertz, rates[0]), *rates)
         assert out.shape == (2, math.ceil(rates[0] // 2 * rates[1] / rates[0]))
@@ -75,10 +85,10 @@ def test_missing_soxr_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "torchaudio", None)
     monkeypatch.setitem(sys.modules, "torchaudio.functional", None)
     monkeypatch.setitem(sys.modules, "codec.io.audio", None)
-    torchaudio_functional.cache_clear()
+    torchaudio_module.cache_clear()
     with pytest.raises(MissingDependency, match=r"^resampling 48000 to 24000 Hz needs soxr: install it"):
         resample(torch.zeros(1, 9), 48000, 24000)
-    torchaudio_functional.cache_clear()
+    torchaudio_module.cache_clear()
 
 
 def test_failing_import_of_torchaudio(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -86,6 +96,6 @@ def test_failing_import_of_torchaudio(monkeypatch: pytest.MonkeyPatch) -> None:
         raise RuntimeError("compiled with different CUDA versions")
 
     monkeypatch.setattr(module, "import_module", fails)
-    torchaudio_functional.cache_clear()
+    torchaudio_module.cache_clear()
     assert torchaudio_functional() is None
-    torchaudio_functional.cache_clear()
+    torchaudio_module.cache_clear()
