@@ -17,16 +17,10 @@ def export(
         Path,
         typer.Option(metavar="DIR", help="Folder for encoder.onnx and decoder.onnx.", rich_help_panel=INPUT_OUTPUT),
     ],
-    codebooks: Annotated[
-        int | None,
-        typer.Option(
-            metavar="N",
-            min=1,
-            help="Number of codebooks of both graphs.",
-            show_default="all",
-            rich_help_panel=MODEL,
-        ),
-    ] = None,
+    opset: Annotated[
+        int,
+        typer.Option(metavar="N", help="Version of ONNX's operators.", rich_help_panel=MODEL),
+    ] = 18,
     force: ForceOption = False,
 ) -> None:
     """Export a codec to ONNX, one step of the encoder and of the decoder, and compare both with torch.
@@ -36,7 +30,7 @@ def export(
     from codec import pretrained
     from codec.export.onnx import export_onnx
 
-    found = export_onnx(pretrained.load(model, "cpu"), onnx, num_codebooks=codebooks, force=force)
+    found = export_onnx(pretrained.load(model, "cpu"), onnx, opset=opset, force=force)
     different = f" but {plural(len(found.near_ties), 'near-tie')} ({'; '.join(found.near_ties)})"
     say(
         f"{onnx}: {', '.join(path.name for path in found.files)}; {found.codes} codes are those of torch"

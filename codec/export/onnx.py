@@ -1,11 +1,12 @@
 """Export a codec to ONNX: `encoder.onnx` and `decoder.onnx`, each one step with its state as inputs and outputs.
 
-    codes, next_state... = encoder(audio, state...)
+    codes, next_state... = encoder(audio, num_codebooks, state...)
     audio, next_state... = decoder(codes, state...)
 
 A signal in chunks of any number of frames gives the same codes, because each output `next_NAME` is the input
-`state_NAME` of the next chunk. A state is all zeros before the first chunk. The JSON in the metadata entry `codec` of
-each file says the rest: sizes, weights hash, shapes of the states (`describe`).
+`state_NAME` of the next chunk. A state is all zeros before the first chunk. `codes` has all codebooks of the model, and
+-1 in those after the first `num_codebooks`. The JSON in the metadata entry `codec` of each file says the rest: sizes,
+weights hash, shapes of the states (`describe`).
 """
 
 from __future__ import annotations
@@ -16,11 +17,13 @@ import re
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
@@ -32,14 +35,14 @@ from codec.models.base import Codec, StepCodec
 from codec.nn.streaming import State
 
 OPSET = 18
-"""Version of ONNX's operators: the oldest that torch exports to, so that most runtimes have it."""
+"""Default version of ONNX's operators: the oldest that torch exports to, so that most runtimes have it."""
 FILES = ("encoder.onnx", "decoder.onnx")
 MAX_ERROR = 1e-4
 """Largest difference between the audio of torch and of ONNX Runtime."""
 MAX_NEAR_TIES = 1e-5
 """Largest share of codes that may differ from those of torch, because two entries are equally near."""
 MAX_FRAMES = 2**20
-SMALL = 1024  # numbers of a weight up to which it stays float32
+SMALL = 1024  # numbers of a tensor up to which it stays float32, or is computed before it is stored
 SECONDS = 3.0  # length of the signals of `verify`
 
 
@@ -56,19 +59,19 @@ class Exported(NamedTuple):
 
 
 class EncoderStep(nn.Module):
-    """Audio [batch, channels, time] and the leaves of a state to codes and the leaves of the next state."""
+    """Audio [batch, channels, time], `num_codebooks` [] and the leaves of a state to codes and those of the next."""
 
-    def __init__(self, model: StepCodec, num_codebooks: int, spec: pytree.TreeSpec) -> None:
+    def __init__(self, model: StepCodec, spec: pytree.TreeSpec) -> None:
         super().__init__()
-        self.model, self.num_codebooks, self.spec = model, num_codebooks, spec
+        self.model, self.spec = model, spec
 
-    def forward(self, audio: Tensor, leaves: list[Tensor]) -> tuple[Tensor, ...]:
+    def forward(self, audio: Tensor, num_codebooks: Tensor, leaves: list[Tensor]) -> tuple[Tensor, ...]:
         latents, state = self.model.latents_step(audio, pytree.tree_unflatten(leaves, self.spec))
-        return self.model.quantizer.encode(latents, self.num_codebooks), *pytree.tree_leaves(state)
+        return self.model.quantizer.encode_prefix(latents, num_codebooks), *pytree.tree_leaves(state)
 
 
 class DecoderStep(nn.Module):
-    """Codes [batch, codebooks, frames] and the leaves of a state to audio and the leaves of the next state."""
+    """Codes [batch, codebooks, frames] and the leaves of a state to audio and those of the next state."""
 
     def __init__(self, model: StepCodec, spec: pytree.TreeSpec) -> None:
         super().__init__()
@@ -76,38 +79,39 @@ class DecoderStep(nn.Module):
 
     def forward(self, codes: Tensor, leaves: list[Tensor]) -> tuple[Tensor, ...]:
         state = pytree.tree_unflatten(leaves, self.spec)
-        audio, state = self.model.audio_step(self.model.quantizer.decode(codes), state)
+        audio, state = self.model.audio_step(self.model.quantizer.decode_prefix(codes), state)
         return audio.clamp(-self.model.limit, self.model.limit), *pytree.tree_leaves(state)
 
 
-def export_onnx(model: Codec, folder: str | Path, *, num_codebooks: int | None = None, force: bool = False) -> Exported:
-    """Write `encoder.onnx` and `decoder.onnx` for `num_codebooks` codebooks (all by default), verified by `verify`.
+def export_onnx(model: Codec, folder: str | Path, *, opset: int = OPSET, force: bool = False) -> Exported:
+    """Write `encoder.onnx` and `decoder.onnx`, verified by `verify`.
 
-    Both take any batch size and any number of frames. Nothing is written if the graphs are not right.
+    Both take any batch size, any number of frames and any number of codebooks. Nothing is written if the graphs are not
+    right.
 
     Raises:
-        UsageError: the family has no steps that give a frame for a frame or that torch can export, or has no such
-            number of codebooks.
+        UsageError: the family has no steps that give a frame for a frame or that torch can export, or the opset is not
+            one that torch and ONNX Runtime know.
         MissingDependency: a package of the extra `onnx` cannot be imported.
         StorageError: the folder cannot be written to, or has such files and `force` is off.
         CodecError: ONNX Runtime does not compute what torch does.
     """
     _check_packages()
+    _check_opset(opset)
     steps = _exportable(model)
-    num_codebooks = model.check_codebooks(num_codebooks)
     folder = Path(folder)
     targets = folder / FILES[0], folder / FILES[1]
     for target in targets:
         if target.exists() and not force:
             raise StorageError(f"{target} exists: pass --force to replace it")
     try:
-        graphs = encoder_graph(steps, num_codebooks), decoder_graph(steps, num_codebooks)
+        graphs = encoder_graph(steps, opset), decoder_graph(steps, opset)
     except torch.onnx.OnnxExporterError as failure:  # its text has many lines; the cause is in the traceback
         raise UsageError(
             f"torch {torch.__version__} cannot export the steps of a model of the family {model.config.family}: export "
             "a model of the family causal, or try another version of torch"
         ) from failure
-    codes, near_ties, error = verify(steps, *graphs, num_codebooks=num_codebooks)
+    codes, near_ties, error = verify(steps, *graphs)
     with storing(folder):
         folder.mkdir(parents=True, exist_ok=True)
     for target, graph in zip(targets, graphs, strict=True):
@@ -116,31 +120,28 @@ def export_onnx(model: Codec, folder: str | Path, *, num_codebooks: int | None =
     return Exported(targets, codes, near_ties, error)
 
 
-def encoder_graph(model: StepCodec, num_codebooks: int) -> bytes:
+def encoder_graph(model: StepCodec, opset: int = OPSET) -> bytes:
     """The encoder as an ONNX file."""
-    hop = model.frame_spec.hop
-    state = model.encoder_state(2)
-    example = torch.zeros(2, model.channels, 3 * hop)
+    hop, state = model.frame_spec.hop, model.encoder_state(2)
+    example = {"audio": torch.zeros(2, model.channels, 3 * hop), "num_codebooks": torch.tensor(model.num_codebooks)}
     time = hop * torch.export.Dim("frames", min=2, max=MAX_FRAMES)
     leaves, spec = pytree.tree_flatten(state)
-    step = EncoderStep(copy.deepcopy(model), num_codebooks, spec)
-    names = _names(state)
-    proto = _exported(step, example, leaves, time, inputs=["audio", *names], outputs=["codes", *_next(names)])
-    return _finished(proto, describe(model, num_codebooks, state))
+    step, names = EncoderStep(copy.deepcopy(model), spec), _names(state)
+    proto = _exported(step, example, dict(zip(names, leaves, strict=True)), time, output="codes", opset=opset)
+    return _finished(proto, describe(model, state, opset))
 
 
-def decoder_graph(model: StepCodec, num_codebooks: int) -> bytes:
+def decoder_graph(model: StepCodec, opset: int = OPSET) -> bytes:
     """The decoder as an ONNX file."""
     state = model.decoder_state(2)
-    example = torch.zeros(2, num_codebooks, 3, dtype=torch.int64)
+    example = {"codes": torch.zeros(2, model.num_codebooks, 3, dtype=torch.int64)}
     leaves, spec = pytree.tree_flatten(state)
-    step, names = DecoderStep(copy.deepcopy(model), spec), _names(state)
-    frames = torch.export.Dim.DYNAMIC
-    proto = _exported(step, example, leaves, frames, inputs=["codes", *names], outputs=["audio", *_next(names)])
-    return _finished(proto, describe(model, num_codebooks, state))
+    step, names, frames = DecoderStep(copy.deepcopy(model), spec), _names(state), torch.export.Dim.DYNAMIC
+    proto = _exported(step, example, dict(zip(names, leaves, strict=True)), frames, output="audio", opset=opset)
+    return _finished(proto, describe(model, state, opset))
 
 
-def describe(model: StepCodec, num_codebooks: int, state: State) -> dict[str, Any]:
+def describe(model: StepCodec, state: State, opset: int) -> dict[str, Any]:
     """What a program must know to run a graph with this state; sizes in samples, rates in Hz."""
     spec = model.frame_spec
     leaves = pytree.tree_leaves(state)
@@ -153,9 +154,9 @@ def describe(model: StepCodec, num_codebooks: int, state: State) -> dict[str, An
         "hop": spec.hop,
         "decoder_delay": spec.decoder_delay,
         "channels": model.channels,
-        "num_codebooks": num_codebooks,
-        "codebook_sizes": list(model.codebook_sizes[:num_codebooks]),
-        "opset": OPSET,
+        "num_codebooks": model.num_codebooks,
+        "codebook_sizes": list(model.codebook_sizes),
+        "opset": opset,
         "states": [
             {"name": name, "shape": ["batch", *leaf.shape[1:]], "dtype": str(leaf.dtype).removeprefix("torch.")}
             for name, leaf in zip(_names(state), leaves, strict=True)
@@ -172,9 +173,9 @@ class Step:
         self.state = {one["name"]: np.zeros((batch, *one["shape"][1:]), one["dtype"]) for one in states}
         self.input = session.get_inputs()[0].name
 
-    def __call__(self, x: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-        """The output for the next chunk."""
-        y, *after = self.session.run(None, {self.input: x, **self.state})
+    def __call__(self, x: np.ndarray[Any, Any], **inputs: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+        """The output for the next chunk; an encoder takes `num_codebooks` [], too."""
+        y, *after = self.session.run(None, {self.input: x, **inputs, **self.state})
         self.state = dict(zip(self.state, after, strict=True))
         output: np.ndarray[Any, Any] = y
         return output
@@ -190,35 +191,37 @@ def session(graph: str | bytes, threads: int = 0) -> Any:
     return onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
 
 
-def verify(
-    model: StepCodec, encoder: bytes, decoder: bytes, *, num_codebooks: int
-) -> tuple[int, tuple[str, ...], float]:
+def verify(model: StepCodec, encoder: bytes, decoder: bytes) -> tuple[int, tuple[str, ...], float]:
     """Compare the graphs in ONNX Runtime with torch: (codes compared, frames that differ, largest error of the audio).
 
     The signals are a synthetic voice with music, silence, noise at full scale and the voice 60 dB lower; as a batch of
-    whole signals, and one by one in chunks of one frame.
+    whole signals with all codebooks, half of them and one, and one by one in chunks of one frame.
 
     Raises CodecError if more than `MAX_NEAR_TIES` of the codes differ, and more than one frame, or if the audio differs
     by more than `MAX_ERROR`.
     """
     hop, signals = model.frame_spec.hop, check_signals(model)
-    audio = torch.stack(list(signals.values()))
-    expected = model.encode(audio, num_codebooks=num_codebooks)
-    expected_audio, _ = model.decode_step(expected, model.decoder_state(len(audio)))
     encode, decode = session(encoder), session(decoder)
-    samples, codes = audio.numpy(), expected.numpy()
-    padded = np.zeros((*samples.shape[:2], codes.shape[2] * hop), np.float32)
-    padded[..., : samples.shape[2]] = samples[..., : padded.shape[2]]
+    audio, every = torch.stack(list(signals.values())), list(range(len(signals)))
+    whole, all_codebooks = audio.shape[2] // hop, model.num_codebooks
+    some = sorted({1, all_codebooks // 2} & set(model.codebook_choices))
     wrong: list[str] = []
-    error = 0.0
-    for rows, frames in [(range(len(audio)), codes.shape[2]), *(([row], 1) for row in range(len(audio)))]:
-        pick = list(rows)
-        found = _in_chunks(Step(encode, len(pick)), padded[pick], frames * hop)
-        sound = _in_chunks(Step(decode, len(pick)), codes[pick], frames)
-        for row, frame in np.argwhere((found != codes[pick]).any(axis=1)):
-            wrong.append(f"{list(signals)[pick[row]]}, frame {frame}")
-        error = max(error, float(np.abs(sound - expected_audio[pick].numpy()).max()))
-    total = 2 * codes.size
+    total, error = 0, 0.0
+    for rows, frames, num_codebooks in [
+        *((every, whole, count) for count in (*some, all_codebooks)),
+        *(([row], 1, all_codebooks) for row in every),
+    ]:
+        state = model.encoder_state(len(rows))
+        codes, _ = model.encode_step(audio[rows], state, num_codebooks=num_codebooks)
+        expected, _ = model.decode_step(codes, model.decoder_state(len(rows)))
+        codes = F.pad(codes, (0, 0, 0, all_codebooks - num_codebooks), value=-1)
+        count = np.array(num_codebooks)
+        found = _in_chunks(Step(encode, len(rows)), audio[rows].numpy(), frames * hop, num_codebooks=count)
+        sound = _in_chunks(Step(decode, len(rows)), codes.numpy(), frames)
+        for row, frame in np.argwhere((found != codes.numpy()).any(axis=1)):
+            wrong.append(f"{list(signals)[rows[row]]}, frame {frame}")
+        error = max(error, float(np.abs(sound - expected.numpy()).max()))
+        total += found.size
     if len(wrong) > max(1, MAX_NEAR_TIES * total):
         raise CodecError(
             f"the exported encoder gives other codes than torch ({'; '.join(wrong[:3])}; {len(wrong)} frames in all): "
@@ -233,9 +236,9 @@ def verify(
 
 
 def check_signals(model: Codec) -> dict[str, Tensor]:
-    """Signals [channels, time] at the model's rate, `SECONDS` long, by name."""
+    """Signals [channels, time] of whole frames at the model's rate, about `SECONDS` long, by name."""
     voice = resample(synth.synthesize(), synth.RATE, model.sample_rate)[0]
-    time = round(SECONDS * model.sample_rate)
+    time = round(SECONDS * model.frame_rate) * model.frame_spec.hop
     noise = np.sign(np.random.default_rng(0).standard_normal(time)).astype(np.float32)
     rows = {
         "voice": voice[:time],
@@ -246,8 +249,8 @@ def check_signals(model: Codec) -> dict[str, Tensor]:
     return {name: torch.from_numpy(np.tile(row.astype(np.float32), (model.channels, 1))) for name, row in rows.items()}
 
 
-def _in_chunks(step: Step, x: np.ndarray[Any, Any], size: int) -> np.ndarray[Any, Any]:
-    return np.concatenate([step(x[..., at : at + size]) for at in range(0, x.shape[-1], size)], axis=-1)
+def _in_chunks(step: Step, x: np.ndarray[Any, Any], size: int, **inputs: Any) -> np.ndarray[Any, Any]:
+    return np.concatenate([step(x[..., at : at + size], **inputs) for at in range(0, x.shape[-1], size)], axis=-1)
 
 
 def _exportable(model: Codec) -> StepCodec:
@@ -275,6 +278,16 @@ def _check_packages() -> None:
         ) from error
 
 
+def _check_opset(opset: int) -> None:
+    from onnx import defs
+
+    if not OPSET <= opset <= defs.onnx_opset_version():
+        raise UsageError(
+            f"opset {opset} cannot be exported: torch and onnx {version('onnx')} know opsets {OPSET} to "
+            f"{defs.onnx_opset_version()}"
+        )
+
+
 def _names(state: State) -> list[str]:
     """Names of the leaves of a state: state_backbone_0, ..."""
     paths, _ = pytree.tree_flatten_with_path(state)
@@ -286,23 +299,27 @@ def _next(names: list[str]) -> list[str]:
 
 
 def _exported(
-    step: nn.Module, example: Tensor, leaves: list[Tensor], varying: Any, *, inputs: list[str], outputs: list[str]
+    step: nn.Module, example: dict[str, Tensor], state: dict[str, Tensor], varying: Any, *, output: str, opset: int
 ) -> Any:
     """The ONNX model of a step, as a protocol buffer; the last axis of the first input is `varying`."""
+    from onnxscript import optimizer
+
     batch = torch.export.Dim.DYNAMIC
-    shapes = {0: batch, 2: varying}, [{0: batch} for _ in leaves]
+    shapes = {0: batch, 2: varying}, *({} for _ in range(len(example) - 1)), [{0: batch} for _ in state]
     with torch.no_grad(), _quiet():
         program = torch.onnx.export(
             step.eval(),
-            (example, leaves),
+            (*example.values(), list(state.values())),
             dynamo=True,
             dynamic_shapes=shapes,
-            opset_version=OPSET,
-            input_names=inputs,
-            output_names=outputs,
+            opset_version=opset,
+            input_names=[*example, *state],
+            output_names=[output, *_next(list(state))],
+            optimize=False,
             verbose=False,
         )
-    assert program is not None
+        assert program is not None
+        optimizer.optimize(program.model, output_size_limit=SMALL)  # torch's limit would store tables of 1 MB
     return program.model_proto
 
 
@@ -323,13 +340,27 @@ def _quiet() -> Iterator[None]:
 
 
 def _finished(proto: Any, description: dict[str, Any]) -> bytes:
-    """The file: named axes, metadata, and weights as fp16 where fp16 is exact."""
+    """The file: named axes, metadata, weights as fp16 where fp16 is exact, and nothing else."""
+    _strip(proto.graph)
     _name_axes(proto.graph)
     _halve(proto.graph)
     entry = proto.metadata_props.add()
     entry.key, entry.value = "codec", json.dumps(description)
     content: bytes = proto.SerializeToString()
     return content
+
+
+def _strip(graph: Any) -> None:
+    """Remove what no runtime needs: the lines of the exporter's and our code behind each node, and inferred shapes."""
+    del graph.value_info[:], graph.metadata_props[:]
+    for node in graph.node:
+        del node.metadata_props[:]
+        node.ClearField("doc_string")
+        for attribute in node.attribute:
+            if attribute.HasField("g"):
+                _strip(attribute.g)
+    for value in (*graph.initializer, *graph.input, *graph.output):
+        del value.metadata_props[:]
 
 
 def _name_axes(graph: Any) -> None:

@@ -174,7 +174,8 @@ def expand(y: Tensor, exponent: float, floor: float = 0.02) -> Tensor:
 class MDCT(nn.Module):
     """MDCT and MDST of frames two hops long with a sine window; the inverse MDCT is exact (Princen and Bradley 1986).
 
-    MDCT and MDST together give magnitudes that do not depend on phase.
+    MDCT and MDST together give magnitudes that do not depend on phase. An exported graph computes the matrix when it is
+    loaded, because a file with it would be 4 MB larger.
     """
 
     basis: Tensor
@@ -182,22 +183,28 @@ class MDCT(nn.Module):
     def __init__(self, hop: int) -> None:
         super().__init__()
         self.hop = hop
-        n = torch.arange(2 * hop, dtype=torch.float64) + 0.5
-        k = torch.arange(hop, dtype=torch.float64) + 0.5
-        phase = math.pi / hop * (n[:, None] + hop / 2) * k
-        basis = torch.cat([torch.cos(phase), torch.sin(phase)], dim=1) * math.sqrt(2 / hop)
-        self.register_buffer("basis", (basis * sine_window(hop)[:, None]).float(), persistent=False)
+        self.register_buffer("basis", self.windowed_basis(), persistent=False)
+
+    def windowed_basis(self) -> Tensor:
+        """The matrix [2 hop, 2 hop] from samples to MDCT bins, then MDST bins."""
+        n = torch.arange(2 * self.hop, dtype=torch.float64) + 0.5
+        k = torch.arange(self.hop, dtype=torch.float64) + 0.5
+        phase = math.pi / self.hop * (n[:, None] + self.hop / 2) * k
+        basis = torch.cat([torch.cos(phase), torch.sin(phase)], dim=1) * math.sqrt(2 / self.hop)
+        return (basis * sine_window(self.hop)[:, None]).float()
 
     def analyze(self, audio: Tensor, before: Tensor) -> tuple[Tensor, Tensor]:
         """MDCT and MDST bins [batch, frames, 2 hop] of audio [batch, frames * hop], and the last hop of samples."""
         audio = torch.cat([before, audio], dim=-1)
         hops = audio.view(audio.shape[0], -1, self.hop)
         frames = torch.cat([hops[:, :-1], hops[:, 1:]], dim=-1)  # [batch, frames, 2 hop]
-        return frames @ self.basis, audio[:, audio.shape[-1] - self.hop :]
+        basis = self.windowed_basis() if is_exporting() else self.basis
+        return frames @ basis, audio[:, audio.shape[-1] - self.hop :]
 
     def synthesize(self, bins: Tensor, before: Tensor) -> tuple[Tensor, Tensor]:
         """Audio [batch, frames * hop] of MDCT bins [batch, frames, hop], one hop late, and the last half frame."""
-        return overlap_add(bins @ self.basis[:, : self.hop].T, before)
+        basis = self.windowed_basis() if is_exporting() else self.basis
+        return overlap_add(bins @ basis[:, : self.hop].T, before)
 
 
 def sine_window(hop: int) -> Tensor:
@@ -223,7 +230,7 @@ def random_phases(frames: int, bins: int) -> Tensor:
     """Cosines and sines [frames, 2 bins] of pseudorandom phases, the same on every machine."""
     index = torch.arange(frames * bins).view(frames, bins)
     for factor in (2654435761, 2246822519, 3266489917):  # integer hash; products stay below 2^63
-        index = (index ^ (index >> 15)) * factor % 2**31
+        index = (index ^ (index // 2**15)) * factor % 2**31  # ONNX shifts no signed integers
     phase = index.double() * (2 * math.pi / 2**31)
     return torch.cat([phase.cos(), phase.sin()], dim=1).float()
 
@@ -281,19 +288,20 @@ class InverseDFT(nn.Module):
     An exported graph has a matrix product, because runtimes lack the DFT or compute it with an error of -80 dB.
     """
 
-    basis: Tensor
-
     def __init__(self, hop: int) -> None:
         super().__init__()
         self.hop = hop
-        k, n = torch.arange(hop // 2 + 1)[:, None], torch.arange(hop)
-        phase = (k * n % hop).double() * (2 * math.pi / hop)
-        both = torch.where(2 * k % hop == 0, 1.0, 2.0) * hop**-0.5  # a bin and its mirror image
-        self.register_buffer("basis", torch.cat([both * phase.cos(), -both * phase.sin()]).float(), persistent=False)
+
+    def basis(self) -> Tensor:
+        """The matrix [hop + 2, hop] for real parts, then imaginary parts."""
+        k, n = torch.arange(self.hop // 2 + 1)[:, None], torch.arange(self.hop)
+        phase = (k * n % self.hop).double() * (2 * math.pi / self.hop)
+        both = torch.where(2 * k % self.hop == 0, 1.0, 2.0) * self.hop**-0.5  # a bin and its mirror image
+        return torch.cat([both * phase.cos(), -both * phase.sin()]).float()
 
     def forward(self, real: Tensor, imaginary: Tensor) -> Tensor:
         if is_exporting():
-            return torch.cat([real, imaginary], dim=-1) @ self.basis
+            return torch.cat([real, imaginary], dim=-1) @ self.basis()
         frames: Tensor = torch.fft.irfft(torch.complex(real, imaginary), n=self.hop, norm="ortho")
         return frames
 
@@ -432,10 +440,11 @@ class Decoder(nn.Module):
             bins = bins + on * linear * gain.clamp(*GAIN_RANGE).exp()
             audio, half = self.mdct.synthesize(bins, state.half)
             level = (level * on).repeat_interleave(2, dim=1)  # [batch, 2 frames, bins]
-            row = (2 * state.position[:, None] + torch.arange(2 * frames, device=x.device)) % len(self.noise)
+            row = (2 * state.position[:, None] + torch.arange(2 * frames, device=x.device)) % (2 * NOISE_FRAMES)
             real, imaginary, loudness = head.chunk(3, dim=-1)
             loudness = loudness.clamp(*NOISE_RANGE).exp()
-            cosine, sine = F.embedding(row, self.noise).chunk(2, dim=-1)
+            phases = random_phases(2 * NOISE_FRAMES, self.config.hop // 2 + 1) if is_exporting() else self.noise
+            cosine, sine = F.embedding(row, phases).chunk(2, dim=-1)
             short = self.inverse_dft(level * (real + loudness * cosine), level * (imaginary + loudness * sine))
             short = short * self.window
             own, fine_half = overlap_add(short, state.fine_half)

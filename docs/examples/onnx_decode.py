@@ -22,8 +22,11 @@ SECONDS = 10
 
 def decode(folder: Path, source: Path, network: bytes | None = None) -> tuple[np.ndarray[Any, Any], int]:
     """(float32 audio [channels, time], sample rate)."""
-    session = onnxruntime.InferenceSession(folder / "decoder.onnx", providers=["CPUExecutionProvider"])
-    model = json.loads(session.get_modelmeta().custom_metadata_map["codec"])
+    try:
+        session = onnxruntime.InferenceSession(folder / "decoder.onnx", providers=["CPUExecutionProvider"])
+        model = json.loads(session.get_modelmeta().custom_metadata_map["codec"])
+    except Exception as error:  # onnxruntime has a class of its own for each kind of damage
+        sys.exit(f"{folder / 'decoder.onnx'} is damaged or not of codec export ({str(error).splitlines()[0]})")
     file = read(source.read_bytes(), network)
     header = file["header"]
     if header["weights_hash"] != model["weights_hash"]:
@@ -32,11 +35,8 @@ def decode(folder: Path, source: Path, network: bytes | None = None) -> tuple[np
             f"{str(model['weights_hash'])[:12]}: export the model that made the file"
         )
     codes = np.concatenate([np.array(packet["codes"], np.int64) for packet in file["packets"]], axis=2)
-    if codes.shape[1] != model["num_codebooks"]:
-        sys.exit(
-            f"{source} has {codes.shape[1]} codebooks, and {folder} decodes {model['num_codebooks']}: "
-            f"codec export {header['model']} --onnx DIR --codebooks {codes.shape[1]}"
-        )
+    absent = model["num_codebooks"] - codes.shape[1]
+    codes = np.pad(codes, ((0, 0), (0, absent), (0, 0)), constant_values=-1)
     state = [np.zeros((len(codes), *one["shape"][1:]), one["dtype"]) for one in model["states"]]
     names = [one["name"] for one in model["states"]]
     step = max(1, SECONDS * model["sample_rate"] // model["hop"])

@@ -31,7 +31,7 @@ OPTIONS = {
     "export-codes": "source --output -o --force -f",
     "sample": "output --force -f",
     "convert": "source output --force -f",
-    "export": "model --onnx --codebooks --force -f",
+    "export": "model --onnx --opset --force -f",
     "models": "--json",
     "evaluate": (
         "--data --json --write --rows --model -m --codebooks --baseline --speech --visqol --dnsmos --loudness --bands "

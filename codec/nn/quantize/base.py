@@ -62,6 +62,17 @@ class Quantizer(nn.Module):
     def decode(self, codes: Codes) -> Latents:
         """Latents of the codebooks that `codes` has."""
 
+    def encode_prefix(self, latents: Latents, num_codebooks: Tensor) -> Codes:
+        """`encode` for a number of codebooks that is a tensor []: codes of all codebooks, -1 after the first ones.
+
+        Shapes do not depend on it, so a graph can be exported.
+        """
+        return keep_prefix(self.encode(latents), num_codebooks)
+
+    def decode_prefix(self, codes: Codes) -> Latents:
+        """`decode` of codes of all codebooks, -1 in the last ones if they are left out."""
+        return self.decode(codes)
+
     @abstractmethod
     def forward(self, latents: Latents, num_codebooks: Tensor | None = None) -> Quantized:
         """Quantize with gradients; does not change the quantizer.
@@ -111,6 +122,12 @@ class Unquantized(Quantizer):
 NO_CODES = (
     'this model does not quantize, so it has no codes: train one with quantizer = "residual", or call its forward'
 )
+
+
+def keep_prefix(codes: Codes, num_codebooks: Tensor) -> Codes:
+    """Codes [batch, codebooks, frames] with -1 in all but the first `num_codebooks` []."""
+    kept = torch.arange(codes.shape[1], device=codes.device)[:, None] < num_codebooks
+    return torch.where(kept, codes, -1)
 
 
 def random_rows(rows: int, number: int) -> Tensor:

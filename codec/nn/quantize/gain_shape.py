@@ -24,8 +24,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from codec.nn.exporting import for_rows
-from codec.nn.quantize.base import Quantized, Quantizer
+from codec.nn.exporting import for_rows, is_exporting
+from codec.nn.quantize.base import Quantized, Quantizer, keep_prefix
 from codec.nn.quantize.residual import ResidualVQ
 from codec.nn.quantize.vq import VectorQuantizer
 from codec.nn.shapes import Codes, Latents
@@ -134,9 +134,7 @@ class Modes(nn.Module):
         kinds = ((self.tones, math.log(hop**0.5)), (self.clicks, 0.0))
         gains = [loudest - STEP * step for count, loudest in kinds for step in range(count)]
         self.register_buffer("gains", torch.tensor(gains), persistent=False)
-        k = torch.arange(hop, dtype=torch.float64) + 0.5
-        fold = math.sqrt(2 / hop) * torch.cos(math.pi / hop * k[:, None] * k)  # DCT-IV, its own inverse
-        self.register_buffer("to_samples", fold.float(), persistent=False)  # [hop, hop]
+        self.register_buffer("to_samples", dct_iv(hop), persistent=False)
 
     def __len__(self) -> int:
         return self.tones + self.clicks
@@ -158,7 +156,7 @@ class Modes(nn.Module):
         few = (largest.sum(dim=-1) > (1 - most) * total) & audible
         mode, codes = for_rows(self.fit_tones, few, (bins, weight, most), (mode, codes))
         if self.clicks:
-            samples = bins @ self.to_samples
+            samples = self.folded(bins)
             peak = samples.square().amax(dim=-1)
             few = (peak > (1 - CLICK_ERROR) * energy) & audible & (mode < 0)
             mode, codes = for_rows(self.fit_clicks, few, (samples,), (mode, codes))
@@ -185,7 +183,17 @@ class Modes(nn.Module):
         amplitudes = torch.where(codes < 0, 0.0, amplitudes)
         place = (codes // 2).clamp(0, self.hop - 1)  # because files may contain any code
         out.scatter_add_(1, place, amplitudes * (1 - 2 * (codes % 2)))
-        return torch.where(click[:, None], out @ self.to_samples, out)
+        return torch.where(click[:, None], self.folded(out), out)
+
+    def folded(self, bins: Tensor) -> Tensor:
+        """Folded frames [rows, hop] of MDCT bins [rows, hop], and the other way around."""
+        return bins @ (dct_iv(self.hop) if is_exporting() else self.to_samples)
+
+
+def dct_iv(hop: int) -> Tensor:
+    """The orthonormal DCT-IV [hop, hop], its own inverse."""
+    k = torch.arange(hop, dtype=torch.float64) + 0.5
+    return (math.sqrt(2 / hop) * torch.cos(math.pi / hop * k[:, None] * k)).float()
 
 
 def fit_atoms(
@@ -315,9 +323,24 @@ class GainShapeVQ(Quantizer):
             if num_codebooks == 1:
                 return code[:, None]
             residual = self.residual.encode(parts.residual, num_codebooks - 1)
-            fixed = (code >= self.silence)[:, None]
-            others = torch.where((code > self.silence)[:, None], others[:, : num_codebooks - 1], 0)
-            return torch.cat([code[:, None], torch.where(fixed, others, residual)], dim=1)
+            return self.joined(code, others[:, : num_codebooks - 1], residual)
+
+    def joined(self, code: Tensor, others: Tensor, residual: Tensor) -> Codes:
+        """Codes of all codebooks: `residual`, or `others` in frames of modes and 0 in those of silence."""
+        fixed = (code >= self.silence)[:, None]
+        others = torch.where((code > self.silence)[:, None], others, 0)
+        return torch.cat([code[:, None], torch.where(fixed, others, residual)], dim=1)
+
+    def encode_prefix(self, latents: Latents, num_codebooks: Tensor) -> Codes:
+        with torch.autocast(latents.device.type, enabled=False):
+            parts = self.split(latents)
+            residual = self.residual.encode_prefix(parts.residual, num_codebooks - 1)
+            return keep_prefix(self.joined(*self.first_codes(parts), residual), num_codebooks)
+
+    def decode_prefix(self, codes: Codes) -> Latents:
+        others = codes[:, 1:]
+        share = (others >= 0).sum(dim=1, keepdim=True) / self.residual.num_codebooks  # [batch, 1, frames]
+        return self.assemble(codes, self.residual.decode_prefix(others), share)
 
     def decode(self, codes: Codes) -> Latents:
         residual = self.residual.decode(codes[:, 1:]) if codes.shape[1] > 1 else None
@@ -326,7 +349,7 @@ class GainShapeVQ(Quantizer):
     def assemble(self, codes: Codes, residual: Tensor | None, share: float | Tensor) -> Latents:
         """Decoded latents of codes [batch, codebooks, frames] and their decoded residual.
 
-        `share` [batch], or one for all items, as in `Parts.learned`.
+        `share` [batch] or [batch, 1, frames], or one for all items, as in `Parts.learned`.
         """
         batch, count, frames = codes.shape
         code = codes[:, 0]
@@ -335,7 +358,8 @@ class GainShapeVQ(Quantizer):
         envelope = torch.where(learned, envelope, 0.0)
         if residual is None:
             residual = envelope.new_zeros(batch, self.sizes[0], frames)
-        share = torch.as_tensor(share, device=codes.device, dtype=envelope.dtype).view(-1, 1, 1)
+        share = torch.as_tensor(share, device=codes.device, dtype=envelope.dtype)
+        share = share if share.ndim == 3 else share.view(-1, 1, 1)
         bins = envelope.new_zeros(batch * frames, self.sizes[-1])
         if len(self.modes) and count > 1:
             mode = (code - self.silence - 1).flatten()

@@ -6,15 +6,22 @@ from collections.abc import Sequence
 from typing import Literal, cast
 
 import torch
+import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
 from codec.nn.exporting import is_exporting
-from codec.nn.quantize.base import Quantized, Quantizer
+from codec.nn.quantize.base import Quantized, Quantizer, keep_prefix
 from codec.nn.quantize.vq import VectorQuantizer, lowest, update_stages
 from codec.nn.shapes import Codes, Latents
 
 TILE = 128  # frames that a CPU searches at once, because their distances stay in its cache
+
+
+def best_beam(codes: Tensor, residual: Tensor) -> Tensor:
+    """Codes [rows, codebooks] of the beam of codes [rows, beams, codebooks] with the least residual [..., dim]."""
+    best = residual.square().sum(dim=-1).argmin(dim=1)[:, None, None]
+    return codes.take_along_dim(best, dim=1)[:, 0]
 
 
 class ResidualVQ(Quantizer):
@@ -66,11 +73,15 @@ class ResidualVQ(Quantizer):
     def strict_prefix(self) -> bool:
         return self.beam_size == 1
 
+    @property
+    def direct(self) -> bool:
+        """Whether the distance to an entry is the error of choosing it."""
+        return self.stages[0].distance == "l2" and not self.stages[0].projected
+
     @torch.no_grad()
     def encode(self, latents: Latents, num_codebooks: int | None = None) -> Codes:
         stages = list(self.stages)[: num_codebooks or self.num_codebooks]
-        direct = stages[0].distance == "l2" and not stages[0].projected
-        search = self.search_distances if direct else self.search_ranked
+        search = self.search_distances if self.direct else self.search_ranked
         with torch.autocast(latents.device.type, enabled=False):
             rows = latents.float().transpose(1, 2).flatten(0, 1)  # [batch * frames, dim]
             parts = torch.split(rows, TILE) if latents.device.type == "cpu" and not is_exporting() else [rows]
@@ -79,10 +90,23 @@ class ResidualVQ(Quantizer):
             1, 2
         )  # [batch, codebooks, frames]
 
-    def search_distances(self, rows: Tensor, stages: Sequence[VectorQuantizer]) -> Tensor:
+    @torch.no_grad()
+    def encode_prefix(self, latents: Latents, num_codebooks: Tensor) -> Codes:
+        if self.strict_prefix:
+            return keep_prefix(self.encode(latents), num_codebooks)
+        search = self.search_distances if self.direct else self.search_ranked
+        with torch.autocast(latents.device.type, enabled=False):
+            codes = search(latents.float().transpose(1, 2).flatten(0, 1), list(self.stages), num_codebooks)
+        codes = codes.view(latents.shape[0], latents.shape[2], codes.shape[1]).transpose(1, 2)
+        return keep_prefix(codes, num_codebooks)
+
+    def search_distances(
+        self, rows: Tensor, stages: Sequence[VectorQuantizer], num_codebooks: Tensor | None = None
+    ) -> Tensor:
         """Codes [rows, codebooks] of `rows` [rows, dim] if the distance to an entry is the error of choosing it.
 
         The best candidates of all beams then have the lowest distances, and only their residuals are computed.
+        With `num_codebooks` [] the codes of the first ones are the best prefix of this length, the others arbitrary.
         """
         count, dim = rows.shape
         # [rows * beams, dim + 2] for `distance_table`: the residual, 1, and its square, which ranks beams
@@ -96,7 +120,7 @@ class ResidualVQ(Quantizer):
             beam = torch.floor_divide(best, size)
             entries = torch.sub(best, beam, alpha=size).view(-1)
             parents = torch.add(beam, row[:, None], alpha=beams).view(-1)
-            steps.append((parents, entries))
+            steps.append((parents, entries, best.shape[1]))
             if stages_left:
                 beams = best.shape[1]
                 state = state.index_select(0, parents)
@@ -109,17 +133,24 @@ class ResidualVQ(Quantizer):
                 residual = state.narrow(1, 0, dim).sub_(chosen)
                 if beams > 1:
                     state[:, dim + 1] = torch.linalg.vecdot(residual, residual)
-        codes = []
-        for parents, entries in reversed(steps):  # back from the best beam at the end
+        codes, first = [], torch.arange(count, device=rows.device)
+        for number, (parents, entries, kept) in reversed(
+            list(enumerate(steps, 1))
+        ):  # back from the best beam at the end
+            if num_codebooks is not None:  # the first beam of each row is the best
+                row = torch.where(num_codebooks == number, first * kept, row)
             codes.append(entries.take(row))
             row = parents.take(row)
         return torch.stack(codes[::-1], dim=1)
 
-    def search_ranked(self, rows: Tensor, stages: Sequence[VectorQuantizer]) -> Tensor:
-        """Codes [rows, codebooks] of `rows` [rows, dim] for any distance: candidates by distance, beams by error."""
+    def search_ranked(
+        self, rows: Tensor, stages: Sequence[VectorQuantizer], num_codebooks: Tensor | None = None
+    ) -> Tensor:
+        """Codes as in `search_distances` for any distance: candidates by distance, beams by error."""
         residual = rows[:, None]  # [rows, beams, dim]
+        prefix = torch.full((len(rows), len(stages)), -1, dtype=torch.int64, device=rows.device)
         codes = torch.empty(len(rows), 1, 0, dtype=torch.int64, device=rows.device)  # [rows, beams, codebooks]
-        for stage in stages:
+        for number, stage in enumerate(stages, 1):
             beams = residual.shape[1]
             count = min(self.beam_size, stage.codebook_size)
             candidates = rearrange(
@@ -132,12 +163,20 @@ class ResidualVQ(Quantizer):
             if residual.shape[1] > self.beam_size:
                 best = residual.square().sum(dim=-1).topk(self.beam_size, largest=False).indices[..., None]
                 residual, codes = residual.take_along_dim(best, dim=1), codes.take_along_dim(best, dim=1)
-        best = residual.square().sum(dim=-1).argmin(dim=1)[:, None, None]
-        return codes.take_along_dim(best, dim=1)[:, 0]
+            if num_codebooks is not None:
+                found = F.pad(best_beam(codes, residual), (0, len(stages) - number), value=-1)
+                prefix = torch.where(num_codebooks == number, found, prefix)
+        return best_beam(codes, residual) if num_codebooks is None else prefix
 
     def decode(self, codes: Codes) -> Latents:
         decoded = [stage.entries(codes[:, codebook]) for codebook, stage in enumerate(self.stages[: codes.shape[1]])]
         return torch.stack(decoded).sum(dim=0).transpose(1, 2)  # [batch, dim, frames]
+
+    def decode_prefix(self, codes: Codes) -> Latents:
+        first = torch.arange(self.num_codebooks, device=codes.device)[:, None] * self.codebook_size
+        table = self.codebook_vectors().flatten(0, 1)  # [codebooks * codebook_size, dim]
+        entries = F.embedding(first + codes.clamp(min=0), table)  # [batch, codebooks, frames, dim]
+        return torch.where(codes[..., None] < 0, 0.0, entries).sum(dim=1).transpose(1, 2)
 
     def forward(self, latents: Latents, num_codebooks: Tensor | None = None) -> Quantized:
         batch, _, frames = latents.shape

@@ -6,6 +6,7 @@ from typing import NamedTuple
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
@@ -392,6 +393,16 @@ def test_any_number_of_codebooks_decodes(num_codebooks: int) -> None:
     if num_codebooks == 1:
         assert (some.residual == 0).all()
         assert (some.bins == 0).all()
+
+
+@pytest.mark.parametrize("num_codebooks", range(1, NUM_CODEBOOKS + 1))
+@pytest.mark.parametrize("beam_size", [1, 3])
+def test_a_number_of_codebooks_that_is_a_tensor(num_codebooks: int, beam_size: int) -> None:
+    vq, latents = quantizer(beam_size=beam_size), frames().latents
+    codes = vq.encode(latents, num_codebooks)
+    prefix = vq.encode_prefix(latents, torch.tensor(num_codebooks))
+    assert torch.equal(prefix, F.pad(codes, (0, 0, 0, NUM_CODEBOOKS - num_codebooks), value=-1))
+    torch.testing.assert_close(vq.decode_prefix(prefix), vq.decode(codes))
 
 
 def test_items_alone_equal_rows_of_the_batch() -> None:

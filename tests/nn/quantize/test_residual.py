@@ -117,6 +117,20 @@ def test_fewer_codebooks_are_a_prefix_of_all_codebooks(distance: Lookup, codeboo
     torch.testing.assert_close(quantizer.decode(codes), latents - left)
 
 
+@lookups
+@pytest.mark.parametrize("codebook_dim", [None, 2])
+@pytest.mark.parametrize("beam_size", [1, 3])
+def test_a_number_of_codebooks_that_is_a_tensor(distance: Lookup, codebook_dim: int | None, beam_size: int) -> None:
+    """The forms for exporters equal `encode` and `decode` for each number of codebooks."""
+    quantizer, latents = started(distance=distance, codebook_dim=codebook_dim), noise(2, DIM, 30, seed=1)
+    quantizer.beam_size = beam_size
+    for num_codebooks in range(1, 5):
+        codes = quantizer.encode(latents, num_codebooks)
+        prefix = quantizer.encode_prefix(latents, torch.tensor(num_codebooks))
+        assert torch.equal(prefix, F.pad(codes, (0, 0, 0, 4 - num_codebooks), value=-1))
+        torch.testing.assert_close(quantizer.decode_prefix(prefix), quantizer.decode(codes))
+
+
 def test_the_example_of_beam_search() -> None:
     for beam_size, found in ((1, [1, 0]), (2, [0, 1])):
         quantizer = ResidualVQ(1, 2, 2, beam_size=beam_size)
