@@ -1,5 +1,6 @@
 """Settings of all tests: shapes in signatures are checked, and examples have no deadline on a busy machine."""
 
+import gc
 import os
 import signal
 import warnings
@@ -12,6 +13,8 @@ from jaxtyping import install_import_hook
 
 # without `models.base`, which checks shapes itself and whose errors are tested
 install_import_hook(["codec.nn", "codec.models.causal"], "beartype.beartype")
+
+gc.disable()  # until all tests are collected: what collection makes stays, and looking for garbage took a quarter of it
 
 settings.register_profile("tests", deadline=None)
 settings.load_profile("tests")
@@ -40,6 +43,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.path.is_relative_to(folder) and item.path.relative_to(folder).as_posix() in SLOW:
             item.add_marker(pytest.mark.slow)
+
+
+def pytest_collection_finish() -> None:
+    gc.freeze()  # so that later passes do not visit what was imported
+    gc.enable()
 
 
 @pytest.fixture(scope="session")

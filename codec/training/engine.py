@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -11,9 +12,6 @@ from typing import Any, TypeVar
 import torch
 from torch import distributed as dist
 from torch import nn
-from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
-from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from codec.errors import CodecError, ConfigError, MissingDependency, UsageError, is_out_of_memory
@@ -102,6 +100,10 @@ def shard(network: nn.Module, blocks: Iterable[nn.Module], optimizer: torch.opti
 
     The weights of each of `blocks` are gathered for its own pass, the other weights for the pass of the whole network.
     """
+    from torch.distributed.device_mesh import init_device_mesh  # here, because a run on one device does not wait for it
+    from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
+    from torch.distributed.tensor import distribute_tensor
+
     warnings.filterwarnings("ignore", "FSDP2-wrapped module", UserWarning)  # about in-place changes of outputs
     device = next(network.parameters()).device
     mesh = init_device_mesh(device.type, (distributed.count(),))
@@ -128,12 +130,13 @@ def shard(network: nn.Module, blocks: Iterable[nn.Module], optimizer: torch.opti
 
 def is_sharded(network: nn.Module) -> bool:
     """Whether each process holds only a part of the weights."""
-    return isinstance(network, FSDPModule)
+    fsdp = sys.modules.get("torch.distributed.fsdp")  # `shard` imports it
+    return fsdp is not None and isinstance(network, fsdp.FSDPModule)
 
 
 def gather_shards(state: Any) -> Any:
     """A state with every sharded tensor gathered, through dicts and lists; all processes call it."""
-    if isinstance(state, DTensor):
+    if hasattr(state, "full_tensor"):  # a DTensor
         return state.full_tensor()
     if isinstance(state, dict):
         return type(state)((key, gather_shards(value)) for key, value in state.items())
@@ -145,8 +148,8 @@ def sync_gradients(enabled: bool, *networks: nn.Module) -> None:
     for network in networks:
         if isinstance(network, DistributedDataParallel):
             network.require_backward_grad_sync = enabled
-        elif isinstance(network, FSDPModule):
-            network.set_requires_gradient_sync(enabled)
+        elif is_sharded(network):
+            network.set_requires_gradient_sync(enabled)  # type: ignore[operator]  # an FSDPModule
 
 
 def gather_items(items: list[T]) -> list[T]:

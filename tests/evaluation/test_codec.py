@@ -13,13 +13,14 @@ import soundfile
 import torch
 from torch import Tensor, nn
 
-from codec import models
+from codec import compression, models
 from codec.errors import ConfigError, InputNotFound, MissingDependency, UnsupportedAudio, UsageError
 from codec.evaluation.baselines import find_baselines
 from codec.evaluation.codebooks import code_counts
 from codec.evaluation.codec import _find_clips, coded_file, evaluate
 from codec.evaluation.signal import HOP_BANDS, SI_SDR_BANDS
 from codec.io import bitstream
+from codec.io.entropy import last_coder
 from codec.models.base import CodecConfig, Context, ReceptiveField, StepCodec
 from codec.nn.quantize.base import Quantized, Quantizer
 from codec.nn.streaming import State
@@ -30,6 +31,12 @@ from tests.helpers.signals import RATE, noise, voice
 def _eval_extra() -> None:
     for package in ("pesq", "pystoi", "onnxruntime", "speechmos", "visqol", "ai_edge_litert"):
         pytest.importorskip(package)
+
+
+@pytest.fixture
+def _fixed_width(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Files without entropy coding, because a codec with a code per sample makes its work 300 times that of others."""
+    monkeypatch.setattr(compression, "last_coder", lambda entropy: last_coder("none"))
 
 
 # Bit rates, memory
@@ -154,6 +161,7 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("_eval_extra")
 def test_scores_of_a_scalar_quantizer_have_closed_forms(corpus: Path) -> None:
     steps: list[tuple[int, int]] = []
@@ -199,7 +207,7 @@ def test_scores_of_a_scalar_quantizer_have_closed_forms(corpus: Path) -> None:
     assert found.peak_memory > 0
 
 
-@pytest.mark.usefixtures("_eval_extra")
+@pytest.mark.usefixtures("_eval_extra", "_fixed_width")
 def test_evaluation_as_table_and_json(corpus: Path) -> None:
     found = evaluate(Scalar(), corpus / "valid")
     headings, lines = found.table()
@@ -221,7 +229,7 @@ def test_evaluation_as_table_and_json(corpus: Path) -> None:
     assert len(hum["codebooks"]) == 3
 
 
-@pytest.mark.usefixtures("_eval_extra")
+@pytest.mark.usefixtures("_eval_extra", "_fixed_width")
 def test_speech_option_adds_or_omits_pesq_and_stoi(corpus: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (asked,) = evaluate(Scalar(), corpus / "valid/reading", num_codebooks=[1], speech=True).files[:1]
     (hum, *_) = evaluate(Scalar(), corpus / "valid/hum", num_codebooks=[1], speech=True).files
@@ -235,7 +243,8 @@ def test_speech_option_adds_or_omits_pesq_and_stoi(corpus: Path, monkeypatch: py
     assert math.isnan(left_out.rows[0].measures.pesq_wb)
 
 
-@pytest.mark.usefixtures("_eval_extra")
+@pytest.mark.slow
+@pytest.mark.usefixtures("_eval_extra", "_fixed_width")
 def test_slow_measures_on_request(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("reading", "hum"):
         (tmp_path / name).mkdir()
@@ -264,6 +273,7 @@ def test_slow_measures_on_request(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         evaluate(Scalar(), tmp_path, dnsmos=True)
 
 
+@pytest.mark.usefixtures("_fixed_width")
 def test_bands_add_two_tables(corpus: Path) -> None:
     found = evaluate(Scalar(), corpus / "valid", num_codebooks=[1, 2], speech=False, bands=True)
     tables = found.band_tables("all")
@@ -287,6 +297,7 @@ def test_bands_add_two_tables(corpus: Path) -> None:
     assert dumped["hop_periodicity"][0].keys() == {"low", "high", "reference", "degraded"}
 
 
+@pytest.mark.usefixtures("_fixed_width")
 def test_baselines_have_rows_beside_the_model(tmp_path: Path) -> None:
     for name in ("a", "b"):
         soundfile.write(tmp_path / f"{name}.wav", np.stack([voice(0.7), 0.5 * voice(0.7)], axis=1), RATE)
@@ -314,6 +325,7 @@ def test_baselines_have_rows_beside_the_model(tmp_path: Path) -> None:
     json.loads(found.as_json())
 
 
+@pytest.mark.usefixtures("_fixed_width")
 def test_several_models_have_rows_of_their_own(tmp_path: Path) -> None:
     soundfile.write(tmp_path / "a.wav", voice(0.3), RATE)
     models = [Scalar("one"), Scalar("two", "6" * 64)]
@@ -331,6 +343,7 @@ def test_several_models_have_rows_of_their_own(tmp_path: Path) -> None:
     assert [row.num_codebooks for row in same_name.rows if row.group == "all"] == [1, 2, 3] * 2
 
 
+@pytest.mark.usefixtures("_fixed_width")
 def test_decoded_files_are_written(tmp_path: Path) -> None:
     (tmp_path / "data/reading").mkdir(parents=True)
     for name in ("reading/a.wav", "b.wav", "b.flac"):
@@ -347,6 +360,7 @@ def test_decoded_files_are_written(tmp_path: Path) -> None:
     assert (decoded.shape, rate) == ((4800, 2), 16_000)  # channels and sample rate of the recording
 
 
+@pytest.mark.usefixtures("_fixed_width")
 def test_a_recording_is_evaluated(corpus: Path) -> None:
     found = evaluate(Scalar(), corpus / "valid/digits/three.wav", speech=False)
     (score,) = found.files
@@ -354,6 +368,7 @@ def test_a_recording_is_evaluated(corpus: Path) -> None:
     assert score.measures == evaluate(Scalar(), corpus / "valid/digits", speech=False).files[0].measures
 
 
+@pytest.mark.usefixtures("_fixed_width")
 def test_without_manifest_folders_name_sets_and_domains(tmp_path: Path) -> None:
     for name in ("birds/near/a.flac", "rain/b.wav", "c.wav"):
         path = tmp_path / "field" / name

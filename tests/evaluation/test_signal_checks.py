@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -17,9 +18,6 @@ from codec.frames import FrameSpec
 from codec.io.audio import write_audio
 
 RATE, HOP = 24_000, 480
-VOICE = signal_checks.synthetic_recordings(RATE)
-RAIN = 0.1 * signal_checks.noise(2 * RATE, rate=RATE, color="white", seed=0)[None]
-RECORDINGS = Recordings(VOICE.speech, VOICE.music, RAIN)
 EXACT = 0.02  # dB
 
 
@@ -42,6 +40,13 @@ class KnownSystem:
     def decode(self, codes: Tensor, *, length: int | None = None) -> Tensor:
         audio = codes.transpose(1, 2).reshape(len(codes), -1).double().numpy() / 2**23
         return torch.from_numpy(self.change(audio).astype(np.float32))[:, None, :length]
+
+
+@cache
+def recordings() -> Recordings:
+    voice = signal_checks.synthetic_recordings(RATE)
+    rain = 0.1 * signal_checks.noise(2 * RATE, rate=RATE, color="white", seed=0)[None]
+    return Recordings(voice.speech, voice.music, rain)
 
 
 def gain(decibels: float) -> KnownSystem:
@@ -74,7 +79,7 @@ def only(results: list[Result]) -> Result:
 
 @pytest.mark.slow
 def test_a_lossless_codec_meets_every_aim() -> None:
-    results = list(signal_checks.check_all(KnownSystem(), RECORDINGS, quick=True))
+    results = list(signal_checks.check_all(KnownSystem(), recordings(), quick=True))
     assert [(result.check, result.missed()) for result in results if result.missed()] == []
     figures = {(result.check, figure) for result in results for figure in result.figures}
     assert set(AIMS) <= figures
@@ -96,8 +101,8 @@ def test_a_gain_is_found_by_every_check_of_levels() -> None:
     for result in signal_checks.noise_levels(softer, quick=True):
         assert result.figures["octave_worst_db"] == pytest.approx(-5.9, abs=EXACT)
         assert result.figures["octave_median_db"] == pytest.approx(5.9, abs=EXACT)
-    assert only(signal_checks.noisy_pauses(softer, RECORDINGS)).figures["worst_db"] == pytest.approx(-5.9, abs=EXACT)
-    speech = only(signal_checks.speech_levels(softer, RECORDINGS))
+    assert only(signal_checks.noisy_pauses(softer, recordings())).figures["worst_db"] == pytest.approx(-5.9, abs=EXACT)
+    speech = only(signal_checks.speech_levels(softer, recordings()))
     assert speech.figures["level_worst_db"] == pytest.approx(-5.9, abs=EXACT)
     assert speech.missed() == ["level_worst_db"]
 
@@ -137,7 +142,7 @@ def test_tones_are_log_spaced_and_on_centers_edges_and_multiples_of_the_frame_ra
 
 def test_repeated_frames_are_found() -> None:
     repeating = KnownSystem(repeat_frames)
-    white, rain, fricatives = signal_checks.periodicity(repeating, RECORDINGS, quick=True)
+    white, rain, fricatives = signal_checks.periodicity(repeating, recordings(), quick=True)
     for result in (white, rain):  # every second pair of neighboring frames is equal
         assert list(result.figures.values()) == pytest.approx([0.5] * 5, abs=0.08)
         assert result.missed() == ["worst"]
@@ -154,22 +159,23 @@ def test_stripes_at_the_frame_rate_are_found() -> None:
 
 def test_noise_in_silence_is_found() -> None:
     humming = KnownSystem(lambda audio: audio + 1e-3)
-    assert only(signal_checks.silence(humming, RECORDINGS)).figures == pytest.approx(
+    assert only(signal_checks.silence(humming, recordings())).figures == pytest.approx(
         {"level_dbfs": -60, "after_speech_dbfs": -60}, abs=EXACT
     )
-    exact = only(signal_checks.silence(KnownSystem(), RECORDINGS))
+    exact = only(signal_checks.silence(KnownSystem(), recordings()))
     assert set(exact.figures.values()) == {signal_checks.SILENT}
 
 
 def test_overshoot_is_found_and_does_not_wrap() -> None:
-    result = only(signal_checks.overshoot(gain(6), RECORDINGS))
+    result = only(signal_checks.overshoot(gain(6), recordings()))
     assert result.figures["worst_db"] == pytest.approx(6, abs=EXACT)
     assert result.figures["wrapped_samples"] == 0
     assert result.missed() == ["worst_db"]
 
 
 def test_drift_accumulates_over_generations() -> None:
-    quiet = Recordings(0.1 * VOICE.speech, 0.1 * VOICE.music, RAIN)
+    loud = recordings()
+    quiet = Recordings(0.1 * loud.speech, 0.1 * loud.music, loud.rain)
     result, second = signal_checks.generations(gain(0.5), quiet)
     assert result.figures["level_worst_db"] == pytest.approx(5, abs=0.05)
     assert result.figures["level_mean_db"] == pytest.approx(5, abs=0.05)
@@ -184,8 +190,8 @@ def test_stable_codes_are_counted() -> None:
         def encode(self, audio: Tensor, *, num_codebooks: int | None = None) -> Tensor:
             return super().encode(audio, num_codebooks=num_codebooks) * 0
 
-    assert all(set(r.figures.values()) == {1.0} for r in signal_checks.stability(ConstantCodes(), RECORDINGS))
-    softer, inverted, delayed, noisy = signal_checks.stability(KnownSystem(), RECORDINGS)
+    assert all(set(r.figures.values()) == {1.0} for r in signal_checks.stability(ConstantCodes(), recordings()))
+    softer, inverted, delayed, noisy = signal_checks.stability(KnownSystem(), recordings())
     for result in (softer, inverted, delayed):
         assert result.figures["all_share"] < 0.2
     assert noisy.figures["all_share"] == pytest.approx(1 / 3, abs=0.01)
