@@ -28,7 +28,7 @@ from codec.errors import (
     WeightsMismatch,
 )
 from codec.io import bitstream
-from codec.io.audio import Block, Resampler
+from codec.io.audio import Block, Resampler, write_audio
 from codec.io.bitstream import Codes, Header, Writer
 from codec.io.entropy import Choice, bytes_for
 from codec.models.base import Codec
@@ -136,7 +136,7 @@ def test_the_entropy_coder_is_chosen_and_its_saving_reported(tmp_path: Path) -> 
         assert sizes["none"] - sizes[choice] == pytest.approx(saved, abs=8)  # packets, their lengths, rounding
     assert sizes["adaptive"] == sizes["auto"] < sizes["none"]
     np.testing.assert_array_equal(codes["none"], codes["auto"])
-    with pytest.raises(UsageError, match="no network for entropy coding, .*: use --entropy auto"):
+    with pytest.raises(UsageError, match=r"no network for entropy coding, .*: use --entropy auto"):
         compress(source, tmp_path / "model.codec", model=MODEL, entropy="model")
     assert not (tmp_path / "model.codec").exists()
 
@@ -507,3 +507,33 @@ def test_a_codec_file_under_the_name_of_audio_is_refused(noise: Path) -> None:
     with pytest.raises(UsageError, match=r"out.mp3 would be a .codec file under the name of an audio file"):
         codec.encode_file(noise, noise.with_name("out.mp3"), model=tiny_model())
     assert not noise.with_name("out.mp3").exists()
+
+
+def snr_db(reference: np.ndarray, other: np.ndarray) -> float:
+    return float(10 * np.log10(np.square(reference).mean() / np.square(other - reference).mean()))
+
+
+@pytest.mark.parametrize("channels", [1, 2])
+@pytest.mark.parametrize(
+    ("suffixes", "least_db"), [((".wav", ".flac", ".aiff", ".caf", ".w64", ".au"), 70), ((".ogg", ".mp3"), 6)]
+)
+def test_formats_hold_the_decoded_audio(
+    tmp_path: Path, channels: int, suffixes: tuple[str, ...], least_db: float
+) -> None:
+    """The same samples in every format: no other delay, level or order of channels; lossy ones add noise alone."""
+    net = tiny_model()
+    time = np.arange(16_000) / 8000
+    sweeps = [np.sin(2 * np.pi * (200 + 100 * channel) * time * (1 + time)) for channel in range(channels)]
+    write_audio(tmp_path / "in.wav", (0.3 * np.array(sweeps)).astype(np.float32), 8000)
+    codec.encode_file(tmp_path / "in.wav", tmp_path / "in.codec", model=net)
+    codec.decode_file(tmp_path / "in.codec", tmp_path / "exact.wav", model=net, rate=24_000, subtype="FLOAT")
+    exact, _ = soundfile.read(tmp_path / "exact.wav", always_2d=True)
+    for suffix in suffixes:
+        codec.decode_file(tmp_path / "in.codec", tmp_path / f"out{suffix}", model=net, rate=24_000)
+        decoded, rate = soundfile.read(tmp_path / f"out{suffix}", always_2d=True)
+        assert (rate, decoded.shape) == (24_000, (48_000, channels))
+        found = snr_db(exact, decoded)
+        assert found > least_db, suffix
+        others = [np.roll(decoded, shift, axis=0) for shift in (-1, 1)] + ([decoded[:, ::-1]] if channels == 2 else [])
+        assert found > max(snr_db(exact, other) for other in others) + 1, suffix
+        assert np.std(decoded) == pytest.approx(np.std(exact), rel=0.1)

@@ -94,6 +94,7 @@ def test_batch_ray_worker(tmp_path: Path, recordings: Path, model_file: Path) ->
     check_token_files(recordings, tmp_path / "tokens", model_file)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # of Ray
 def test_batch_ray(
     tmp_path: Path, recordings: Path, model_file: Path, ray_cluster: str, capsys: pytest.CaptureFixture[str]

@@ -70,7 +70,7 @@ def curves(evaluation: dict[str, Any], domain: str, measure: str, rate: str) -> 
     names = [row["group"] for row in evaluation["rows"] if row["name"] == domain]
     if not names and domain == "speech" and scored_as_speech(evaluation):
         domain, names = "all", ["all"]  # without a manifest there are no domains
-    group = min(names, key=("all", "domain", "set").index, default="")  # a domain of one set has only rows of the set
+    group = min(names, key=("all", "domain", "set").index, default="")  # a domain and a set may have one name
     for row in evaluation["rows"]:
         value, kbps = row["measures"].get(measure), row["measures"].get(rate)
         if (row["group"], row["name"]) != (group, domain) or value is None or not kbps or row["codec"] == "original":

@@ -12,7 +12,7 @@ import sys
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from functools import partial
 from pathlib import Path
 from time import perf_counter
@@ -226,7 +226,10 @@ class Evaluation:
     notes: tuple[str, ...]
 
     def table(self, finest: Group = "set") -> Table:
-        """Table of all measures; `finest` omits finer groups, so "all" keeps only the means over all files."""
+        """Table of all measures; `finest` omits finer groups, so "all" keeps only the means over all files.
+
+        A domain that consists of one set of its name is shown once.
+        """
         shown = [
             name
             for name in _HEADINGS
@@ -278,7 +281,9 @@ class Evaluation:
         return json.dumps(_without_nan(asdict(self)), indent=1, allow_nan=False)
 
     def _rows(self, finest: Group) -> list[Row]:
-        return [row for row in self.rows if _GROUPS.index(row.group) <= _GROUPS.index(finest)]
+        rows = [row for row in self.rows if _GROUPS.index(row.group) <= _GROUPS.index(finest)]
+        sets = {repr(row) for row in rows if row.group == "set"}
+        return [row for row in rows if row.group != "domain" or repr(replace(row, group="set")) not in sets]
 
 
 _GROUPS: tuple[Group, ...] = ("all", "domain", "set")
@@ -681,8 +686,6 @@ def _rows(scores: Sequence[FileScore], counts: Mapping[_Key, Counts]) -> Iterato
     for key in sorted(members, key=position):
         group, name, codec, num_codebooks = key
         of_key = members[key]
-        if group == "domain" and {score.set for score in of_key} == {name}:
-            continue  # the same files as the set's row
         seconds = sum(score.seconds for score in of_key)
         yield Row(
             group=group,

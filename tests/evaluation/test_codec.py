@@ -171,6 +171,8 @@ def test_scores_of_a_scalar_quantizer_have_closed_forms(corpus: Path) -> None:
     assert [(row.group, row.name, row.num_codebooks, row.files) for row in found.rows] == [
         ("all", "all", 1, 5),
         ("all", "all", 2, 5),
+        ("domain", "hum", 1, 2),
+        ("domain", "hum", 2, 2),
         ("domain", "speech", 1, 2),
         ("domain", "speech", 2, 2),
         ("domain", "words", 1, 1),
@@ -211,14 +213,15 @@ def test_scores_of_a_scalar_quantizer_have_closed_forms(corpus: Path) -> None:
 def test_evaluation_as_table_and_json(corpus: Path) -> None:
     found = evaluate(Scalar(), corpus / "valid")
     headings, lines = found.table()
-    assert len(lines) == len(found.rows) == 6  # all, two domains, three sets; all 3 codebooks at once
+    assert len(lines) == 6  # all, two domains, three sets, of which one is a domain too; all 3 codebooks at once
+    assert [row.name for row in found.rows] == ["all", "hum", "speech", "words", "digits", "hum", "reading"]
     assert {len(line) for line in lines} == {len(headings)}
     assert not {"ViSQOL speech", "ViSQOL audio", "DNSMOS"} & set(headings)  # not requested
     # Losses imitate PESQ and STOI, so measures that no loss imitates stand beside them.
     assert {"PESQ", "STOI", "SI-SDR", "mel", "hop per."} <= set(headings)
     assert found.band_tables() is None
     assert [line[0] for line in found.table("all")[1]] == ["all"]
-    assert [line[0] for line in found.table("domain")[1]] == ["all", "speech", "words"]
+    assert [line[0] for line in found.table("domain")[1]] == ["all", "hum", "speech", "words"]
     first, *text = str(found).splitlines()
     assert first == "scalar: 24000 Hz, hop 1, 3 codebooks, weights 555555555555"
     assert len({len(line) for line in text[:7]}) == 1
@@ -251,8 +254,8 @@ def test_slow_measures_on_request(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         soundfile.write(tmp_path / name / "a.wav", voice(1.5), RATE)
     (tmp_path / "manifest.jsonl").write_text('{"path": "reading/a.wav", "speaker": "x"}\n')
     found = evaluate(Scalar(), tmp_path, visqol=True, dnsmos=True)
-    every, speech, hum, _ = found.rows
-    assert (every.files, speech.name, hum.name) == (2, "speech", "hum")
+    every, hum, speech, *_ = found.rows
+    assert (every.files, hum.name, speech.name) == (2, "hum", "speech")
     assert 1 < speech.measures.visqol_speech < 4.8
     assert 1 < hum.measures.visqol_audio < 4.74
     assert 1 < speech.measures.dnsmos < 5
@@ -304,7 +307,7 @@ def test_baselines_have_rows_beside_the_model(tmp_path: Path) -> None:
     found = evaluate(Scalar(), tmp_path, num_codebooks=[1, 2], baselines=find_baselines("original"))
     assert [(row.group, row.codec, row.num_codebooks) for row in found.rows] == [
         (group, codec, num_codebooks)
-        for group in ("all", "set")
+        for group in ("all", "domain", "set")
         for codec, num_codebooks in (("scalar", 1), ("scalar", 2), ("original", None))
     ]
     original = found.rows[2]
@@ -377,10 +380,9 @@ def test_without_manifest_folders_name_sets_and_domains(tmp_path: Path) -> None:
     found = evaluate(Scalar(), tmp_path / "field", num_codebooks=[1])
     assert [(row.group, row.name) for row in found.rows] == [
         ("all", "all"),
-        ("set", "birds"),
-        ("set", "field"),
-        ("set", "rain"),
+        *((group, name) for group in ("domain", "set") for name in ("birds", "field", "rain")),
     ]
+    assert [line[0] for line in found.table()[1]] == ["all", "birds", "field", "rain"]
     assert {score.domain for score in found.files} == {"birds", "field", "rain"}
 
 
