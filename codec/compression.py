@@ -575,7 +575,7 @@ def _named_model(label: str, made_by: ModelId) -> Model:
     name, weights_hash = made_by
     if name in pretrained.names():
         return str(name)
-    if name not in published.PUBLISHED:
+    if not published.is_name(str(name)):
         if weights_hash is not None and (run := pretrained.find_run(weights_hash)) is not None:
             return run
         raise UnknownModel(

@@ -22,14 +22,15 @@ if TYPE_CHECKING:
     from codec.models.base import Codec
 
 PICKLES = frozenset((".th", ".pth", ".pt", ".bin", ".ckpt"))
-FOLDER_FILES = ("model.safetensors", "pytorch_model.bin")
+INDEX = "model.safetensors.index.json"  # of weights in several files
+FOLDER_FILES = ("model.safetensors", "pytorch_model.bin", INDEX)
 CONFIG = "config.json"
 MAX_CONFIG = 1 << 20  # bytes of a config.json
 
 
 def is_foreign(path: Path) -> bool:
     """Whether a file is a checkpoint of another project, by its suffix and, for safetensors, its metadata."""
-    if path.suffix in PICKLES:
+    if path.suffix in PICKLES or path.name == INDEX:
         return True
     if path.suffix != ".safetensors":
         return False
@@ -48,9 +49,11 @@ def load(path: Path) -> Codec:
     Raises UnknownModel if the file is not readable, incomplete, or of no known family.
     """
     from codec import models
-    from codec.models.convert import convert
+    from codec.models.convert import OWN_TYPES, convert
     from codec.nn.bounds import built_within
 
+    if _model_type(path) not in (None, *OWN_TYPES):
+        return _wrapped(path)
     tensors, metadata = _read(path)
     config, weights = convert(tensors, metadata, label=str(path))
     try:
@@ -60,9 +63,30 @@ def load(path: Path) -> Codec:
     except (ConfigError, RuntimeError, MemoryError) as error:
         problem = " ".join(str(error).split("\n", 1)[-1].split())[:300]
         raise UnknownModel(f"{path} does not fit its own configuration: {problem}") from error
+    return _identified(model, path)
+
+
+def _wrapped(path: Path) -> Codec:
+    """The model of a folder of transformers that is none of our families."""
+    from codec import models
+
+    return _identified(models.from_transformers(path.parent), path)
+
+
+def _identified(model: Codec, path: Path) -> Codec:
+    """The model with its name and hash, in evaluation mode."""
     model.name = path.parent.name if path.name in FOLDER_FILES else path.stem
-    model.weights_hash = tensors_digest(model.state_dict(), config.model_dump(mode="json"))
+    model.weights_hash = tensors_digest(model.state_dict(), model.config.model_dump(mode="json"))
     return model.eval()
+
+
+def _model_type(path: Path) -> str | None:
+    """The type of model that the config.json beside a file of a transformers folder states."""
+    beside = path.parent / CONFIG
+    if path.name not in FOLDER_FILES or not beside.is_file():
+        return None
+    kind = _read_config(beside).get("model_type")
+    return kind if isinstance(kind, str) else None
 
 
 def card(path: Path) -> CodecCard:

@@ -33,7 +33,9 @@ def load(name_or_path: str | Path = DEFAULT, device: "str | torch.device" = "aut
     """Load a codec: by a name that `codec models` lists, from a file, or from the folder of a training run.
 
     Checkpoints of EnCodec, DAC, Mimi and SNAC are taken too (`codec.foreign`): files, folders of transformers, and
-    published ones by name (`codec.published`), which are downloaded once.
+    published ones by name (`codec.published`), which are downloaded once. Other audio tokenizers of transformers are
+    taken from their folders, or from the hub by the name hf:OWNER/NAME, and run inside transformers
+    (`codec.models.wrapped`).
 
     `device` "auto" is a GPU if there is one, as on the command line. Inputs may be on any device; outputs are on the
     model's.
@@ -137,7 +139,8 @@ def names_a_model(source: str) -> bool:
     """Whether a name, file or folder is that of a model rather than of a recording, by its suffix or content."""
     path = Path(source)
     return (
-        source in (*names(), *published.PUBLISHED)
+        source in names()
+        or published.is_name(source)
         or path.suffix in (".safetensors", *foreign.PICKLES)
         or _model_in(path) is not None
     )
@@ -151,7 +154,7 @@ def find(name_or_path: str | Path) -> Path:
     files = _shipped_files()
     if str(name_or_path) in files:
         return files[str(name_or_path)]
-    if str(name_or_path) in published.PUBLISHED:
+    if published.is_name(str(name_or_path)):
         return published.fetch(str(name_or_path))
     path = Path(name_or_path)
     with suppress(OSError):  # for example a name that is too long for a file
@@ -176,7 +179,7 @@ def _codecs(name: str, paths: Iterable[str | Path], folders: Iterable[Path]) -> 
     """The cards of the shipped codecs, the model called `name`, the models at `paths` and in `folders`."""
     yield from (card for card in shipped() if isinstance(card, CodecCard))
     for path in (name, *paths):
-        if str(path) in published.PUBLISHED and published.cached(str(path)) is None:
+        if published.is_name(str(path)) and published.cached(str(path)) is None:
             continue  # because a file that names its codec must not start a download
         with suppress(UnknownModel, InputNotFound):
             yield describe(path).as_codec()

@@ -142,7 +142,7 @@ def test_dependencies_equal_imports() -> None:
     extras = set().union(
         *(
             names(project["optional-dependencies"][extra])
-            for extra in ("train", "eval", "cluster", "hub", "onnx", "parquet", "shar", "tags")
+            for extra in ("train", "eval", "cluster", "hub", "onnx", "parquet", "shar", "tags", "transformers")
         )
     )
     imported = {name for module in MODULES for name in imports(module) if name not in MODULES}

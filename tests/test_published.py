@@ -3,6 +3,7 @@
 import io
 import json
 import math
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ from safetensors.torch import save
 import codec
 from codec import published
 from codec.compression import compress, decompress
-from codec.errors import StorageError, UnknownModel, UsageError
+from codec.errors import MissingDependency, StorageError, UnknownModel, UsageError
 from codec.io.audio import write_audio
 from codec.models.dac import DAC, DACConfig
 from tests.cli.conftest import Cli, cli  # noqa: F401 (a fixture)
@@ -97,6 +98,43 @@ def test_a_file_names_a_published_model(tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "empty"))
     with pytest.raises(UnknownModel, match=f"pass --model {NAME} to fetch it"):
         decompress(tmp_path / "a.codec", tmp_path / "c.wav")
+
+
+def test_a_repository_is_fetched_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With all that transformers needs, and no other files."""
+    name = "hf:somebody/a-codec"
+    files = FILES | {"preprocessor_config.json": b"{}", "pytorch_model.bin": b"other weights", "train.py": b"code"}
+    write_audio(tmp_path / "a.wav", np.full((1, 400), 0.1, np.float32), 16_000)
+    with serve("somebody/a-codec", files) as url:
+        use(url, monkeypatch)
+        model = codec.load(name)
+        compress(tmp_path / "a.wav", tmp_path / "a.codec", model=name)
+    assert (model.name, model.weights_hash) == (name, codec.pretrained.describe(name).weights_hash)
+    fetched = {path.name for path in (tmp_path / "hub").rglob("snapshots/*/*")}
+    assert fetched == {"config.json", "model.safetensors", "preprocessor_config.json"}
+    go_offline(monkeypatch)
+    assert torch.equal(codec.load(name).encode(torch.zeros(1, 1, 80)), model.encode(torch.zeros(1, 1, 80)))
+    assert decompress(tmp_path / "a.codec", tmp_path / "b.wav").time == 400
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "empty"))
+    with pytest.raises(UnknownModel, match="go online once"):
+        codec.load(name)
+    with pytest.raises(UnknownModel, match="pass --model"):
+        decompress(tmp_path / "a.codec", tmp_path / "c.wav")
+
+
+def test_a_repository_without_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    with serve("somebody/nothing", {"config.json": b"{}"}) as url:
+        use(url, monkeypatch)
+        with pytest.raises(UnknownModel, match=r"has none of model\.safetensors"):
+            codec.load("hf:somebody/nothing")
+
+
+def test_models_of_other_families_need_transformers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "transformers", None)
+    (tmp_path / "config.json").write_text('{"model_type": "wavtokenizer"}')
+    (tmp_path / "model.safetensors").write_bytes(FILES["model.safetensors"])
+    with pytest.raises(MissingDependency, match=r"pip install '\.\[transformers\]'"):
+        codec.load(tmp_path)
 
 
 def test_without_a_network_the_way_out_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

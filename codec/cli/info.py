@@ -77,6 +77,8 @@ def _model_summary(card: ModelCard) -> dict[str, str]:
                 "codebooks": f"{spec.num_codebooks} of {spec.codebook_size} entries",
                 "bit rate": f"{first:g} to {last:g} kbit/s",
             }
+            if card.config.get("streams") is False:
+                rows["streaming"] = "none: whole clips, in memory at once"
         case LMCard(source=source):
             rows |= {
                 "type": f"language model ({card.family})",

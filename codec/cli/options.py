@@ -30,8 +30,8 @@ ModelOption = Annotated[
     typer.Option(
         "--model",
         "-m",
-        help="Model: a name listed by codec models, a file (also of EnCodec, DAC, Mimi or SNAC), or the folder of a "
-        "training run or of transformers.",
+        help="Model: a name listed by codec models, a file (also of EnCodec, DAC, Mimi or SNAC), the folder of a "
+        "training run or of transformers, or hf:OWNER/NAME.",
         rich_help_panel=MODEL,
     ),
 ]

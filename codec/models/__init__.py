@@ -1,6 +1,7 @@
 """Codec families, one file each. The rest of the package knows them by `Codec` alone."""
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeAlias, Union
 
 from pydantic import Discriminator, Tag
@@ -24,6 +25,8 @@ FAMILIES: dict[str, tuple[type[CodecConfig], type[Codec]]] = {
     "snac": (SNACConfig, SNAC),
 }
 """The classes of each family, by its name: the only place that lists families."""
+WRAPPED = "transformers"
+"""The family of models that transformers computes (`codec.models.wrapped`), which recipes cannot name."""
 DEFAULT_CONFIG: CodecConfig = CausalConfig()
 
 
@@ -55,12 +58,28 @@ def build(family: str, config: Mapping[str, Any]) -> Codec:
         UnknownModel: there is no such family.
         ConfigError: the configuration does not fit the family.
     """
+    if family == WRAPPED:
+        from codec.models.wrapped import WrappedConfig
+
+        return of_config(WrappedConfig.from_data(config))
     if family not in FAMILIES:
         raise UnknownModel(f"there is no model family {family!r}; the families are: {', '.join(FAMILIES)}")
     config_class, _ = FAMILIES[family]
     return of_config(config_class.from_data(config))
 
 
+def from_transformers(folder: Path) -> Codec:
+    """The model of a folder of transformers that is not of one of these families. Raises as `codec.models.wrapped`."""
+    from codec.models.wrapped import load
+
+    return load(folder)
+
+
 def of_config(config: CodecConfig) -> Codec:
     """Build a model with fresh weights from its configuration."""
+    if config.family == WRAPPED:
+        from codec.models.wrapped import Wrapped, WrappedConfig
+
+        assert isinstance(config, WrappedConfig)
+        return Wrapped(config)
     return FAMILIES[config.family][1](config)  # type: ignore[call-arg]  # each family takes its own

@@ -45,6 +45,10 @@ class Dialect:
     """What to do with the tensors before they are named, if a tensor of ours is not one of theirs."""
 
 
+OWN_TYPES = frozenset(("dac", "encodec", "mimi"))
+"""Types of models of transformers that are families of this package."""
+
+
 def recognize(tensors: Tensors) -> Dialect | None:
     """The dialect of a checkpoint with these tensors, None if it is not known."""
     return next((dialect for dialect in DIALECTS if dialect.mark in tensors), None)
