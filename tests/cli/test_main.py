@@ -17,14 +17,14 @@ from tests.helpers.commands import all_commands
 OPTIONS = {
     "encode": (
         "inputs --output -o --channels --channel --ffmpeg --force -f --quiet -q --model -m --bitrate --codebooks "
-        "--device --jobs -j --engine --verify --packet --entropy --raw --rate"
+        "--device --jobs -j --engine --verify --packet --entropy --raw --rate --append"
     ),
     "decode": (
         "inputs --output -o --rate --start --end --subtype --format --force -f --quiet -q --model -m --codebooks "
         "--device --jobs -j --strict --conceal --raw"
     ),
     "check": "sources",
-    "transcode": "source output --codebooks --bitrate --start --end --force -f",
+    "transcode": "source output --codebooks --bitrate --start --end --entropy --model -m --force -f",
     "concat": "sources --output -o --force -f",
     "info": "source --all --json",
     "import": "source --model -m output --length --force -f",
