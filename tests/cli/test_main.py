@@ -23,12 +23,12 @@ OPTIONS = {
         "inputs --output -o --rate --start --end --subtype --format --force -f --quiet -q --model -m --codebooks "
         "--device --jobs -j --strict --conceal --raw"
     ),
-    "check": "sources",
+    "check": "sources --model -m",
     "transcode": "source output --codebooks --bitrate --start --end --entropy --model -m --force -f",
     "concat": "sources --output -o --force -f",
     "info": "source --all --json",
     "import": "source --model -m output --length --force -f",
-    "export-codes": "source --output -o --force -f",
+    "export-codes": "source --output -o --model -m --force -f",
     "sample": "output --force -f",
     "convert": "source output --force -f",
     "export": "model --onnx --opset --force -f",
