@@ -4,11 +4,19 @@ The bound of a figure is its aim in `signal_checks.AIMS`, or, if these weights m
 figure of these weights with some tolerance, so that a regression is noticed.
 """
 
+from pathlib import Path
+
+import numpy as np
 import pytest
+import soundfile
 import torch
 
 from codec import pretrained
+from codec.compression import compress, decompress
 from codec.evaluation.signal_checks import AIMS, Aim, Result, check_all, synthetic_recordings, within
+from codec.io.audio import resample
+from codec.io.bitstream import open_reader
+from codec.io.synth import RATE, synthesize
 from codec.models.base import Codec
 
 REACHED: dict[tuple[str, str], Aim] = {
@@ -44,3 +52,21 @@ def test_figures_are_within_bounds(results: dict[str, Result], check: str, figur
 def test_every_bound_has_an_aim() -> None:
     assert REACHED.keys() <= AIMS.keys()
     assert within(3).met(-3.0)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("db", [0.0, 6.0, 20.0])
+@pytest.mark.parametrize("num_codebooks", [3, 12])
+def test_the_image_of_panned_sources_survives(db: float, num_codebooks: int, tmp_path: Path) -> None:
+    """Noise in each channel keeps the channels from being proportional, so that both are coded."""
+    source = resample(synthesize()[:, : 3 * RATE], RATE, 24_000)[0]
+    noise = np.random.default_rng(0).normal(0, 1e-3 * source.std(), (len(source), 2))
+    panned = source[:, None] * [10 ** (db / 20), 1] / 10 ** (db / 20) + noise
+    soundfile.write(tmp_path / "a.wav", panned, 24_000, subtype="FLOAT")
+    compress(tmp_path / "a.wav", tmp_path / "a.codec", num_codebooks=num_codebooks)
+    decompress(tmp_path / "a.codec", tmp_path / "b.wav")
+    with open_reader(tmp_path / "a.codec") as reader:
+        assert reader.header.coded_channels == 2
+    decoded, _ = soundfile.read(tmp_path / "b.wav")
+    levels = [10 * np.log10((part**2).mean(axis=0)) for part in (panned, decoded)]
+    assert levels[1][0] - levels[1][1] == pytest.approx(levels[0][0] - levels[0][1], abs=1)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import soundfile
 
 from codec.checkpoint import save_model
 from codec.evaluation.signal_checks import AIMS
@@ -37,6 +38,7 @@ def test_all_tools_are_found() -> None:
         "api_reference",
         "bench",
         "bench_data",
+        "bench_format",
         "bench_lm",
         "bench_peers",
         "bench_train",
@@ -154,6 +156,20 @@ def test_sizes_are_those_of_the_files() -> None:
     assert sizes["none"] - sizes["codes"] < 150
     assert sizes[".dac"] == 606
     assert sizes["version 1"] == 93 + 6 + 60 + sizes["codes"]
+
+
+def test_the_format_is_measured(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    save_model(tmp_path / "tiny.safetensors", tiny_model(), training={})
+    soundfile.write(tmp_path / "a.wav", np.random.default_rng(0).uniform(-0.5, 0.5, 12_000), 8000)
+    tool = next(tool for tool in TOOLS if tool.stem == "bench_format")
+    options = ["--model", str(tmp_path / "tiny.safetensors"), "--seconds", "40", "--rounds", "1"]
+    run(tool, monkeypatch, str(tmp_path / "a.wav"), *options)
+    printed = capsys.readouterr().out
+    assert printed.count("none       ") == 1
+    assert "decode 10 s of 0.0 h: " in printed
+    assert printed.count("x real time") == 7
 
 
 def test_mutated_files_raise_nothing_but_codec_errors() -> None:

@@ -655,7 +655,7 @@ class Reader:
 
     def coded(self, first: int = 0) -> Iterator[CodesPacket]:
         """Yield the packets from frame `first` on without unpacking their codes. Raises as `intact`."""
-        for found in self._scan(self._go_to(first)):
+        for found in self._from(first):
             if isinstance(found, Damage):
                 raise self.damaged(found)
             yield found
@@ -684,8 +684,7 @@ class Reader:
         A pipe can be read once, from its beginning; a seekable file begins again with every call. Raises
         UnsupportedAudio for a payload coder of a newer release.
         """
-        expected = self._go_to(first)
-        for found in self._scan(expected):
+        for found in self._from(first):
             if isinstance(found, Damage):
                 yield found
                 continue
@@ -738,6 +737,12 @@ class Reader:
 
     def _until(self, seconds: float) -> float:
         return min(seconds, self.header.seconds) if self.header.time else seconds
+
+    def _from(self, first: int) -> Iterator[CodesPacket | Damage]:
+        """What `_scan` finds, without what lies between a place of the index and frame `first`."""
+        for found in self._scan(self._go_to(first)):
+            if found.first + found.frames > first or isinstance(found, Damage):
+                yield found
 
     def _scan(self, expected: int) -> Iterator[CodesPacket | Damage]:
         """Yield the packets in order and the gaps between them, without unpacking codes."""

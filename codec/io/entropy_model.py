@@ -68,16 +68,23 @@ class CodeVectors:
         """The sum [..., vector] of vectors [..., vector] per codebook, from codebook `first` on."""
         total = self.zeros(1, *vectors[0].shape[:-1])
         for codebook in range(first, len(vectors)):
-            total += self._gain[codebook] * vectors[codebook]
+            total += self.weighted(codebook, vectors[codebook])
         return scaled(total, GAIN_SHIFT)
 
-    def context(self, codebook: int, past: Sequence[Floats], before: Floats, lower: Sequence[Floats]) -> list[Floats]:
+    def weighted(self, codebook: int, vector: Floats) -> Floats:
+        """What a vector [..., vector] adds to the sum of `rest`."""
+        weighted: Floats = self._gain[codebook] * vector
+        return weighted
+
+    def context(
+        self, codebook: int, past: Sequence[Floats], before: Floats, lower: Sequence[Floats], rest: Floats | None = None
+    ) -> list[Floats]:
         """The parts [..., part] of the context of a codebook, as `frequencies`."""
         parts = [*past, before]
         if codebook >= 1:
             parts.append(lower[0])
         if codebook >= 2:
-            parts += [lower[1], np.abs(lower[1]), self.rest(lower, 2)]
+            parts += [lower[1], np.abs(lower[1]), self.rest(lower, 2) if rest is None else rest]
         return parts
 
 
@@ -116,14 +123,15 @@ class EntropyModel(CodeVectors):
         return digest.hexdigest()[:16]
 
     def frequencies(
-        self, codebook: int, past: Sequence[Floats], before: Floats, lower: Sequence[Floats]
+        self, codebook: int, past: Sequence[Floats], before: Floats, lower: Sequence[Floats], rest: Floats | None = None
     ) -> Frequencies:
         """The frequencies [..., size] of the codes of a codebook.
 
-        `past` is that of `past_context`, `before` the vector of this codebook in the frame before [..., vector], and
-        `lower` the vectors of the lower codebooks in this frame [..., vector] each.
+        `past` is that of `past_context`, `before` the vector of this codebook in the frame before [..., vector],
+        `lower` the vectors of the lower codebooks in this frame [..., vector] each, and `rest` their `rest` from
+        codebook 2 on, which is computed if it is not given.
         """
-        context = np.concatenate(self.context(codebook, past, before, lower), axis=-1)
+        context = np.concatenate(self.context(codebook, past, before, lower, rest), axis=-1)
         logits = self._logits[codebook](_limited(self._predict[codebook](context)))
         steps = (logits.max(axis=-1, keepdims=True) - logits).astype(np.intp)
         frequencies: Frequencies = self._exp.take(steps, mode="clip")
@@ -205,6 +213,7 @@ class FramePredictor:
         self._first, self._rest = model.zeros(0, PAST), model.zeros(1, 2)
         self._before = [model.zeros(codebook) for codebook in range(num_codebooks)]
         self._vectors: list[Floats] = []  # of this frame
+        self._sum = model.zeros(1)  # of gain · vector over its codebooks from 2 on
         self._past: list[Floats] = []
 
     def start_frame(self) -> None:
@@ -213,15 +222,20 @@ class FramePredictor:
             self._first = np.concatenate([self._vectors[0][None], self._first[:-1]])
             self._rest = np.stack([self._model.rest(self._vectors), self._rest[0]])
             self._before, self._vectors = self._vectors, []
+            self._sum = self._model.zeros(1)
         self._past = [np.concatenate(past_context(self._first, self._rest))]
 
     def frequencies(self, codebook: int) -> Frequencies:
         """The frequencies [size] of the codes of a codebook in this frame."""
-        return self._model.frequencies(codebook, self._past, self._before[codebook], self._vectors)
+        rest = scaled(self._sum, GAIN_SHIFT)
+        return self._model.frequencies(codebook, self._past, self._before[codebook], self._vectors, rest)
 
     def push(self, codebook: int, code: int) -> None:
         """Take the code of the next codebook in this frame."""
-        self._vectors.append(self._model.vector(codebook, code))
+        vector = self._model.vector(codebook, code)
+        self._vectors.append(vector)
+        if codebook > 1:
+            self._sum = self._sum + self._model.weighted(codebook, vector)
 
 
 def past(vectors: Floats, count: int) -> Floats:
