@@ -265,7 +265,8 @@ NOT_RUN = {
     r"pip install|pre-commit|pytest|ruff|\.ci/run": "sets up or checks a development environment",
     r"codec prepare (?!general)\w|ljspeech": "downloads a dataset",
     r"torchrun|--engine ray": "needs several processes, GPUs or machines",
-    r"python tools/": "takes minutes; tests/test_tools.py runs the tools on small data",
+    r"codec page|http\.server": "downloads ONNX Runtime for browsers, and serves until it is stopped",
+    r"(python|node) tools/": "takes minutes; tests/test_tools.py runs the tools on small data",
 }
 IF_INSTALLED = {"opusenc": "--baseline opus", "jq": "jq "}
 TRAINED = {  # training runs that a page uses but does not train

@@ -1,4 +1,4 @@
-"""codec export"""
+"""codec export, codec page"""
 
 from pathlib import Path
 from typing import Annotated
@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from codec.cli.options import INPUT_OUTPUT, MODEL, ForceOption, plural, say
+from codec.errors import UsageError
 
 
 def export(
@@ -35,4 +36,48 @@ def export(
     say(
         f"{onnx}: {', '.join(path.name for path in found.files)}; {found.codes} codes are those of torch"
         f"{different if found.near_ties else ''}, audio within {found.error:.0e}"
+    )
+
+
+def page(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder for the page.")],
+    model: Annotated[
+        str | None,
+        typer.Option(
+            "--model",
+            "-m",
+            help="Name of a codec, its .safetensors file, or folder of a training run.",
+            show_default="general-24k",
+            rich_help_panel=MODEL,
+        ),
+    ] = None,
+    onnx: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="Folder written by codec export, instead of a model.", rich_help_panel=MODEL),
+    ] = None,
+    ort: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="PATH",
+            help="Package onnxruntime-web of npm, a folder or a .tgz archive.",
+            show_default="fetched once",
+            rich_help_panel=INPUT_OUTPUT,
+        ),
+    ] = None,
+    force: ForceOption = False,
+) -> None:
+    """Write a web page that runs a codec live in the browser, without a network: a folder for any file server.
+
+    Example: codec page demo && python -m http.server --bind 127.0.0.1 --directory demo
+    """
+    from codec import pretrained
+    from codec.export.page import write_page
+
+    if onnx is not None and model is not None:
+        raise UsageError("--model and --onnx both name the codec of the page: give one of them")
+    codec = None if onnx is not None else pretrained.load(model or "general-24k", "cpu")
+    sizes = write_page(folder, model=codec, graphs=onnx, runtime=ort, force=force)
+    say(
+        f"{folder}: {len(sizes)} files, {sum(sizes.values()) / 1e6:.1f} MB; open http://127.0.0.1:8000 after "
+        f"`python -m http.server --bind 127.0.0.1 --directory {folder}`"
     )

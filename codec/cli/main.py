@@ -44,6 +44,7 @@ for command in (
 app.command("import")(exchange.import_codes)
 app.command()(exchange.export_codes)
 app.command()(export.export)
+app.command()(export.page)
 app.add_typer(tokens.exchange, name="tokens")
 
 

@@ -32,6 +32,7 @@ OPTIONS = {
     "sample": "output --force -f",
     "convert": "source output --force -f",
     "export": "model --onnx --opset --force -f",
+    "page": "folder --model -m --onnx --ort --force -f",
     "models": "--json",
     "evaluate": (
         "--data --json --write --rows --model -m --codebooks --baseline --speech --visqol --dnsmos --loudness --bands "

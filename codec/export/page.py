@@ -1,0 +1,223 @@
+"""Write a static web page in which a codec runs: microphone or file, codec, loudspeaker.
+
+The folder needs a file server and no network: the page's own files (`codec/export/browser`), the two graphs of
+`codec.export.onnx`, and the WebAssembly build of ONNX Runtime. The latter, 14 MB, is not part of this package: it is
+taken from npm's package onnxruntime-web at a pinned version, and compared with its hashes.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import io
+import os
+import re
+import tarfile
+from importlib import resources
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+from urllib.request import urlopen
+
+from codec.errors import InputNotFound, MissingDependency, StorageError, UsageError
+from codec.io import entropy_files
+from codec.io.storage import atomic_output, storing
+
+if TYPE_CHECKING:
+    from codec.models.base import Codec
+
+RUNTIME = "onnxruntime-web"
+VERSION = "1.30.0"
+REGISTRY = "https://registry.npmjs.org"
+INTEGRITY = "q0y+JrrtukXSzsBWEMccVfqX25LRmosXHF+CaRJmg8pZClzcV7svNc4rKY3jL02Vb7QmRMDs1SigqR4CXAfKYQ=="
+"""SHA-512 of the package's archive, in base64, as the registry states it."""
+ARCHIVE_BYTES = 64_000_000  # more than the archive has
+TIMEOUT = 60.0  # seconds without a byte
+GRAPHS = ("encoder.onnx", "decoder.onnx")
+READER = "read_codec.js"
+NETWORK = "entropy.safetensors"
+"""The network by which the page reads payload coder 2; empty for a codec without one."""
+
+
+class RuntimeFile(NamedTuple):
+    """A file of the package onnxruntime-web."""
+
+    name: str
+    """In the folder dist of the package."""
+    sha256: str
+
+
+# By the name in the page. A .js for a .mjs, because not every file server knows that a .mjs is JavaScript.
+RUNTIME_FILES = {
+    "ort.js": RuntimeFile(
+        "ort.wasm.bundle.min.mjs", "11e64bd8ffe11bd1a2a2f0d6275fdfbbba7262f0b76b99b53d228a8a22ef3d90"
+    ),
+    "ort.wasm": RuntimeFile(
+        "ort-wasm-simd-threaded.wasm", "3398c10d07d229bd91b364548e130e0e51a8e5704b88c7c083ebbeb78842dee2"
+    ),
+}
+
+
+def write_page(
+    folder: str | Path,
+    *,
+    model: Codec | None = None,
+    graphs: str | Path | None = None,
+    runtime: str | Path | None = None,
+    force: bool = False,
+) -> dict[str, int]:
+    """Write the page to a folder: name and size in bytes of each file.
+
+    The codec is either `model`, which is exported and verified, or `graphs`, a folder written by `codec export --onnx`.
+    `runtime` is the package onnxruntime-web, as a folder or as the archive that `npm pack` writes; without it, the
+    archive is fetched once from npm's registry (or the one that the variable npm_config_registry names) and cached.
+
+    Raises:
+        UsageError: not one codec, a codec of several channels, or `runtime` is another version.
+        InputNotFound: `graphs` or `runtime` lacks a file.
+        MissingDependency: the runtime cannot be fetched, or a package of the extra `onnx` is missing.
+        StorageError: the folder cannot be written to, or has such files and `force` is off.
+        CodecError: ONNX Runtime does not compute what torch does.
+    """
+    if (model is None) == (graphs is None):
+        raise UsageError("a page has one codec: give either a model or a folder of exported graphs")
+    if model is not None and model.channels != 1:
+        raise UsageError(
+            f"this model codes {model.channels} channels together; the page runs models that code each alone"
+        )
+    folder = Path(folder)
+    files = page_files()
+    _check_targets(folder, [*files, *GRAPHS, *RUNTIME_FILES, NETWORK], force=force)
+    exported = _exported(Path(graphs)) if graphs is not None else {}
+    weights_hash = _weights_hash(exported) if model is None else model.weights_hash
+    files |= exported | runtime_files(runtime) | {NETWORK: _network(weights_hash)}
+    with storing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    if model is not None:
+        from codec.export.onnx import export_onnx
+
+        export_onnx(model, folder, force=force)
+    for name, content in files.items():
+        with atomic_output(folder / name, force=force) as file:
+            file.write(content)
+    return {name: (folder / name).stat().st_size for name in sorted({*files, *GRAPHS})}
+
+
+def _check_targets(folder: Path, names: list[str], *, force: bool) -> None:
+    present = [name for name in names if (folder / name).exists()]
+    if present and not force:
+        raise StorageError(f"{folder / present[0]} exists: pass --force to replace it")
+
+
+def page_files() -> dict[str, bytes]:
+    """The page's own files, by name."""
+    package = Path(str(resources.files("codec")))
+    found = {path.name: path.read_bytes() for path in (package / "export" / "browser").iterdir() if path.is_file()}
+    if READER not in found:  # it is added when the wheel is built
+        found[READER] = (package.parent / "docs" / "examples" / "read_codec.mjs").read_bytes()
+    return found
+
+
+def _exported(folder: Path) -> dict[str, bytes]:
+    try:
+        return {name: (folder / name).read_bytes() for name in GRAPHS}
+    except OSError as error:
+        raise InputNotFound(
+            f"{error.filename} cannot be read ({error.strerror}): write it with codec export MODEL --onnx {folder}"
+        ) from error
+
+
+def _weights_hash(graphs: dict[str, bytes]) -> str:
+    """The weights of exported graphs, by their metadata, which are text at the end of each file."""
+    hashes = [re.findall(rb'"weights_hash": "([0-9a-f]{64})"', graph) for graph in graphs.values()]
+    if not all(len(found) == 1 for found in hashes) or hashes[0] != hashes[1]:
+        raise UsageError(
+            f"{' and '.join(graphs)} are not the encoder and the decoder of one model: write them again with codec "
+            "export MODEL --onnx DIR --force"
+        )
+    found: bytes = hashes[0][0]
+    return found.decode()
+
+
+def _network(weights_hash: str | None) -> bytes:
+    paths = entropy_files.files_for(weights_hash) if weights_hash else []
+    found = (path.read_bytes() for path in paths if entropy_files.weights_hash_of(path) == weights_hash)
+    return next(found, b"")
+
+
+def runtime_files(source: str | Path | None = None) -> dict[str, bytes]:
+    """The files of ONNX Runtime, by their names in the page; `source` as `runtime` of `write_page`."""
+    if source is not None:
+        return _checked(_members(Path(source)), str(source))
+    cache = cache_folder()
+    if not all((cache / file.name).is_file() for file in RUNTIME_FILES.values()):
+        _fill(cache)
+    return _checked({file.name: (cache / file.name).read_bytes() for file in RUNTIME_FILES.values()}, str(cache))
+
+
+def cache_folder() -> Path:
+    """Where the fetched runtime is kept."""
+    root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(root) / "codec" / f"{RUNTIME}-{VERSION}"
+
+
+def _fill(cache: Path) -> None:
+    members = _unpacked(_fetch(), f"the archive of {RUNTIME} {VERSION}")
+    with storing(cache, instead="set XDG_CACHE_HOME"):
+        cache.mkdir(parents=True, exist_ok=True)
+    for name, content in members.items():
+        with atomic_output(cache / name, force=True) as file:
+            file.write(content)
+
+
+def _fetch() -> bytes:
+    """The archive of the pinned version."""
+    settings = (os.environ.get(name) for name in ("npm_config_registry", "NPM_CONFIG_REGISTRY"))  # npm reads both
+    registry = next(filter(None, settings), REGISTRY).rstrip("/")
+    url = f"{registry}/{RUNTIME}/-/{RUNTIME}-{VERSION}.tgz"
+    try:
+        with urlopen(url, timeout=TIMEOUT) as answer:
+            archive: bytes = answer.read(ARCHIVE_BYTES)
+        problem = "" if hashlib.sha512(archive).digest() == base64.b64decode(INTEGRITY) else "it has another SHA-512"
+    except (OSError, ValueError) as error:  # no network, a status of HTTP, a registry that is not a URL
+        problem = str(error)
+    if problem:
+        raise MissingDependency(
+            f"{url} cannot be fetched ({problem}): go online once, or run `npm pack {RUNTIME}@{VERSION}` elsewhere and "
+            f"pass --ort {RUNTIME}-{VERSION}.tgz"
+        )
+    return archive
+
+
+def _members(source: Path) -> dict[str, bytes]:
+    """The runtime's files in a folder of the package or in its archive, by their names in the package."""
+    try:
+        if source.is_file():
+            return _unpacked(source.read_bytes(), str(source))
+        folder = source / "dist" if (source / "dist").is_dir() else source
+        return {file.name: (folder / file.name).read_bytes() for file in RUNTIME_FILES.values()}
+    except OSError as error:
+        raise InputNotFound(
+            f"{error.filename} cannot be read ({error.strerror}): give the folder or the archive of npm's package "
+            f"{RUNTIME}@{VERSION}"
+        ) from error
+
+
+def _unpacked(archive: bytes, label: str) -> dict[str, bytes]:
+    try:
+        with tarfile.open(fileobj=io.BytesIO(archive)) as tar:
+            found = {file.name: tar.extractfile(f"package/dist/{file.name}") for file in RUNTIME_FILES.values()}
+            return {name: member.read() for name, member in found.items() if member is not None}
+    except (tarfile.TarError, KeyError, EOFError) as error:
+        raise UsageError(
+            f"{label} is not an archive of {RUNTIME} {VERSION} ({error}): write it with npm pack"
+        ) from error
+
+
+def _checked(members: dict[str, bytes], label: str) -> dict[str, bytes]:
+    for file in RUNTIME_FILES.values():
+        if hashlib.sha256(members.get(file.name, b"")).hexdigest() != file.sha256:
+            raise UsageError(
+                f"{file.name} in {label} is not of {RUNTIME} {VERSION}: install that version with npm, or remove the "
+                "file to have it fetched again"
+            )
+    return {name: members[file.name] for name, file in RUNTIME_FILES.items()}
