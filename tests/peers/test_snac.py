@@ -170,7 +170,7 @@ def test_decoding_twice_differs_in_the_package_unless_it_is_seeded(pair: tuple[A
     assert torch.equal(ours.decode(codes), ours.decode(codes))
     torch.manual_seed(5)
     expected = net.decode(theirs)
-    seeded = SNAC(ours.config.model_copy(update={"noise_seed": 5}))
+    seeded = SNAC(ours.config.model_copy(update={"noise_seed": 5})).eval()
     seeded.load_state_dict(ours.state_dict())
     close(seeded.decode(codes), expected)
     assert torch.equal(seeded.decode(codes), seeded.decode(codes))
