@@ -39,6 +39,7 @@ def compress(
     channels: int | None = None,
     channel: int | None = None,
     entropy: Choice = "auto",
+    vbr: float | None = None,
     device: str = "auto",
 ) -> bytes:
     """Compress the content of an audio file (WAV, FLAC, MP3, Ogg, ... by libsndfile) to that of a .codec file.
@@ -55,7 +56,14 @@ def compress(
         if channels is not None:
             reader.mix_down()
         codec, writer = compression.compress_into(
-            reader, file, model=model, num_codebooks=num_codebooks, bitrate=bitrate, device=device, entropy=entropy
+            reader,
+            file,
+            model=model,
+            num_codebooks=num_codebooks,
+            bitrate=bitrate,
+            device=device,
+            entropy=entropy,
+            vbr=vbr,
         )
         _warn(
             [
@@ -113,6 +121,7 @@ def encode_file(
     verify: bool = False,
     packet: float = 1.0,
     entropy: Choice = "auto",
+    vbr: float | None = None,
 ) -> Report:
     """Compress a recording to a .codec file in constant memory, as `codec encode`.
 
@@ -123,7 +132,8 @@ def encode_file(
     loaded model; `device` is for a model given by name, "auto" for a GPU if there is one. `force` replaces an existing
     output, `verify` reads the output back and compares codes. `packet` is the length of packets in seconds, 0.1 to 10.
     `entropy` is the last payload coder that is tried: "none", "adaptive", "model", or "auto" for all that the codec
-    has; each packet takes the one with the fewest bytes.
+    has; each packet takes the one with the fewest bytes. `vbr` lets packets that are more than `vbr` dB softer than
+    the loudest before them take fewer codebooks.
 
     Raises UsageError, InputNotFound, UnsupportedAudio, UnknownModel, StorageError.
     """
@@ -140,6 +150,7 @@ def encode_file(
         verify=verify,
         packet=packet,
         entropy=entropy,
+        vbr=vbr,
         device=device,
     )
 

@@ -50,6 +50,7 @@ from codec.io.tags import read as read_tags
 from codec.models.base import Codec, split_scale
 from codec.splicing import BLOCK_SECONDS, MAX_BLOCK, Restoration
 from codec.streams import StreamEncoder
+from codec.variable_rate import Coded, VariableRate
 
 SHORTEST_PACKET, LONGEST_PACKET = 0.1, 10.0  # seconds
 MIX_TOLERANCE = 1e-3  # of gains that are measured again in every recording
@@ -112,6 +113,7 @@ def compress(
     verify: bool = False,
     packet: float = 1.0,
     entropy: Choice = "auto",
+    vbr: float | None = None,
     raw: Layout | None = None,
     device: str = "cpu",
     progress: SecondsDone | None = None,
@@ -123,9 +125,10 @@ def compress(
     takes one alone, 0 for the first. `use_ffmpeg` as in `audio.open_reader`. `force` replaces a target that exists.
     `identify` stores size and checksum of the source in the header. `verify` reads the written file back and compares
     its codes. `packet` is the length of packets in seconds. `entropy` is the last payload coder that is tried: "none",
-    "adaptive", "model" (an error if the codec has no network for it), or "auto" for all that the codec has. `raw` is
-    the layout of a source without a header. `device` is for a model given by name: "cpu", "cuda", or "auto" for CUDA if
-    it is available. `progress` is called after each block.
+    "adaptive", "model" (an error if the codec has no network for it), or "auto" for all that the codec has. `vbr` lets
+    packets that are more than `vbr` dB softer than the loudest before them take fewer codebooks
+    (`codec.variable_rate`). `raw` is the layout of a source without a header. `device` is for a model given by name:
+    "cpu", "cuda", or "auto" for CUDA if it is available. `progress` is called after each block.
 
     Pipes are live: samples of a WAV or raw source are encoded as they arrive, and each packet is written once it is
     complete.
@@ -155,6 +158,7 @@ def compress(
             device=device,
             packet=packet,
             entropy=entropy,
+            vbr=vbr,
             tags=tags,
             source=source_id(source, channels=selected_channels(channels, channel)) if identify else None,
             progress=progress,
@@ -241,6 +245,7 @@ def compress_into(
     device: str,
     packet: float = 1.0,
     entropy: Choice = "auto",
+    vbr: float | None = None,
     tags: Tags = NO_TAGS,
     source: SourceId | None = None,
     like: Header | None = None,
@@ -250,7 +255,7 @@ def compress_into(
 
     `packet` is the length of packets in seconds, `source` the identity of the recording's file, if it is one, `tags`
     those of the recording. The sample rate and the mix of the channels are those of `like`, a header, if given.
-    `entropy` as in `compress`.
+    `entropy` and `vbr` as in `compress`.
     """
     if not SHORTEST_PACKET <= packet <= LONGEST_PACKET:
         raise UsageError(f"packets of {packet:g} s: use {SHORTEST_PACKET:g} to {LONGEST_PACKET:g} s")
@@ -283,16 +288,27 @@ def compress_into(
         )
     writer = Writer(file, header, coder=coder)
     encoder = StreamEncoder(codec, num_codebooks=num_codebooks, batch=header.rows)
+    choices = [number for number in codec.codebook_choices if number <= num_codebooks]
+    variable = None
+    if vbr is not None:
+        variable = VariableRate(
+            codec.frame_spec, within=vbr, choices=choices, frames_per_packet=header.frames_per_packet
+        )
     resampler = Resampler(reader.rate, codec.sample_rate, coded, label=reader.label)
     most = _block_time(2 * codec.sample_rate, reader.channels)  # a short block at a low rate may be long at the model's
 
     def write(encoded: Tensor) -> None:
         codes, scale = split_scale(encoded)
-        writer.write(codes.cpu().numpy(), None if scale is None else scale.cpu().numpy())
+        coded = Coded(codes.cpu().numpy(), None if scale is None else scale.cpu().numpy())
+        for part in variable.packets(*coded) if variable else [coded]:
+            writer.write(*part)
 
     def encode(block: Block) -> None:
         for first in range(0, block.shape[1], most):
-            write(encoder.push(_rows(block[:, first : first + most], codec.channels)))
+            rows = _rows(block[:, first : first + most], codec.channels)
+            if variable:
+                variable.listen(rows)
+            write(encoder.push(rows))
 
     time = 0
     for block in reader.blocks(_block_time(reader.rate, reader.channels)):
@@ -302,6 +318,8 @@ def compress_into(
             progress(time / reader.rate, reader.time and reader.time / reader.rate)
     encode(resampler.flush())
     write(encoder.flush())
+    for part in variable.flush() if variable else ():
+        writer.write(*part)
     writer.close(time=resampled_length(time, reader.rate, header.source_rate))
     return codec, writer
 

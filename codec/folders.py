@@ -61,6 +61,7 @@ def compress_tree(
     jobs: int = 1,
     engine: Engine = "local",
     entropy: Choice = "auto",
+    vbr: float | None = None,
     progress: Progress | None = None,
 ) -> list[Outcome]:
     """Compress every recording in the folder `source` to a .codec file at the same path in the folder `target`.
@@ -96,6 +97,7 @@ def compress_tree(
             verify=verify,
             packet=packet,
             entropy=entropy,
+            vbr=vbr,
             device=device,
         ),
         is_done=partial(

@@ -109,6 +109,7 @@ def append(
     channel: int | None = None,
     use_ffmpeg: bool = False,
     entropy: Choice = "auto",
+    vbr: float | None = None,
     raw: Layout | None = None,
     device: str = "cpu",
     progress: SecondsDone | None = None,
@@ -146,6 +147,7 @@ def append(
             bitrate=bitrate,
             device=device,
             entropy=entropy,
+            vbr=vbr,
             like=header,
             progress=progress,
         )

@@ -120,6 +120,17 @@ def encode(
             rich_help_panel=MODEL,
         ),
     ] = "auto",
+    vbr: Annotated[
+        float | None,
+        typer.Option(
+            "--vbr",
+            metavar="DB",
+            min=0,
+            help="Variable bit rate: packets more than DB softer than the loudest before them take fewer codebooks.",
+            show_default="the same number in every packet",
+            rich_help_panel=MODEL,
+        ),
+    ] = None,
     raw: Annotated[
         bool,
         typer.Option(
@@ -162,6 +173,7 @@ def encode(
             channel=channel,
             use_ffmpeg=use_ffmpeg,
             entropy=entropy,
+            vbr=vbr,
             raw=_layout(raw, rate, channels),
             device=device,
             quiet=quiet,
@@ -183,6 +195,7 @@ def encode(
                 verify=verify,
                 packet=packet,
                 entropy=entropy,
+                vbr=vbr,
                 device=device,
                 jobs=jobs,
                 engine=engine,
@@ -206,6 +219,7 @@ def encode(
                 verify=verify,
                 packet=packet,
                 entropy=entropy,
+                vbr=vbr,
                 raw=_layout(raw, rate, channels),
                 device=device,
                 progress=show,
