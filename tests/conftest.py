@@ -7,6 +7,9 @@ import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported: the workers of xdist share the cores
+
+import numpy as np
 import pytest
 from hypothesis import settings
 from jaxtyping import install_import_hook
@@ -61,6 +64,16 @@ def ray_cluster() -> Iterator[str]:
         ray.init(num_cpus=2, include_dashboard=False, logging_level="ERROR", log_to_driver=False)
         yield ray.get_runtime_context().gcs_address
         ray.shutdown()
+
+
+@pytest.fixture(scope="module")
+def without_drawing() -> Iterator[None]:
+    """Training runs log empty pictures, because drawing one takes longer than ten steps; tests of the logger draw."""
+    from codec.training import logger
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(logger, "draw_spectrograms", lambda panels, sample_rate: np.zeros((1, 1, 3), np.uint8))
+        yield
 
 
 @pytest.fixture(params=["SIGINT", "SIGTERM", "SIGHUP"])

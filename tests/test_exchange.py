@@ -152,6 +152,7 @@ class Harmless:
     """Pickled by name, so reading it would import this module."""
 
 
+@pytest.mark.slow
 def test_bad_files_are_refused_in_one_line_and_nothing_is_written(mono: Path, tmp_path: Path) -> None:
     net = codec.load(mono, "cpu")
     codes = net.encode(noise(1, 1, 3200))[0]
@@ -257,6 +258,7 @@ def test_dac_files_keep_codes_rate_and_length(dac: Path, tmp_path: Path) -> None
     assert soundfile.info(tmp_path / "a.wav").frames == 199
 
 
+@pytest.mark.slow
 def test_dac_files_that_are_not_one_stream_or_not_what_they_say_are_refused(dac: Path, tmp_path: Path) -> None:
     codes = torch.randint(16, (1, 3, 25))
     path, target = tmp_path / "b.dac", tmp_path / "b.codec"

@@ -95,6 +95,7 @@ def test_lengths_are_exact(lm: CodecLM, model: Codec, seconds: float) -> None:
     assert joined(generate(lm, model, seconds=seconds)).shape == (1, 1, round(seconds * RATE))
 
 
+@pytest.mark.slow
 def test_rows_end_at_their_end_tokens(lm: CodecLM, model: Codec) -> None:
     seeds = [0, 1, 2, 3]
     codes = codes_of(lm, seeds=seeds)
@@ -171,6 +172,7 @@ def test_the_last_part_of_a_long_prompt_is_taken(model: Codec) -> None:
     assert joined(generate(lm, model, prompt=prompt, seconds=0.5)).shape[2] == 0.5 * RATE
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("context", [16, 300])
 def test_infill_changes_the_gap_alone(model: Codec, context: int) -> None:
     """Audio outside the gap and the decoder delay around it stays, also if it is longer than the context."""

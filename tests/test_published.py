@@ -72,6 +72,7 @@ def go_offline(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
 
 
+@pytest.mark.slow
 def test_a_published_model_is_fetched_once(monkeypatch: pytest.MonkeyPatch) -> None:
     assert published.cached(NAME) is None
     with serve(REPOSITORY, FILES) as url:
@@ -172,6 +173,7 @@ def test_a_near_name_is_suggested() -> None:
         codec.load("dac-16kz")
 
 
+@pytest.mark.slow
 def test_convert_and_list(cli: Cli, tmp_path: Path) -> None:  # noqa: F811
     folder = tmp_path / "dac"
     folder.mkdir()

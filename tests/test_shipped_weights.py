@@ -9,7 +9,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
-import torch
 
 from codec import pretrained
 from codec.compression import compress, decompress
@@ -37,7 +36,6 @@ WITHOUT_RECORDINGS = {"periodicity, rain"}  # needs a recording
 
 @pytest.fixture(scope="module")
 def results() -> dict[str, Result]:
-    torch.set_num_threads(2)
     model: Codec = pretrained.load("general-24k")
     recordings = synthetic_recordings(model.config.sample_rate)
     return {result.check: result for result in check_all(model, recordings, quick=True)}

@@ -26,13 +26,23 @@ def samples(path: Path) -> Any:
     return soundfile.read(path, dtype="float32", always_2d=True)[0]
 
 
-@pytest.mark.parametrize("rate", [8000, 11_025, 3001])
+@pytest.fixture(scope="module", params=[8000, 11_025, 3001])
+def stereo(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[int, Path]:
+    """A sample rate, and a folder with 4 s of two channels at this rate as a.codec, restored as whole.wav."""
+    folder = tmp_path_factory.mktemp("stereo")
+    source = recording(folder / "a.wav", seconds=4, rate=request.param, channels=2)
+    compress(source, folder / "a.codec", model=MODEL)
+    decompress(folder / "a.codec", folder / "whole.wav", model=MODEL, subtype="FLOAT")
+    return request.param, folder
+
+
 @pytest.mark.parametrize(("start", "end"), [(0.0, 0.3), (0.001, 0.002), (2.4567, 3.3), (3.9, None), (3.9, 99.0)])
-def test_a_part_equals_that_of_the_whole(tmp_path: Path, rate: int, start: float, end: float | None) -> None:
-    compress(recording(tmp_path / "a.wav", seconds=4, rate=rate, channels=2), tmp_path / "a.codec", model=MODEL)
-    decompress(tmp_path / "a.codec", tmp_path / "whole.wav", model=MODEL, subtype="FLOAT")
-    report = decompress(tmp_path / "a.codec", tmp_path / "p.wav", model=MODEL, subtype="FLOAT", start=start, end=end)
-    whole, part = samples(tmp_path / "whole.wav"), samples(tmp_path / "p.wav")
+def test_a_part_equals_that_of_the_whole(
+    stereo: tuple[int, Path], tmp_path: Path, start: float, end: float | None
+) -> None:
+    rate, folder = stereo
+    report = decompress(folder / "a.codec", tmp_path / "p.wav", model=MODEL, subtype="FLOAT", start=start, end=end)
+    whole, part = samples(folder / "whole.wav"), samples(tmp_path / "p.wav")
     expected = whole[round(start * rate) : None if end is None else round(end * rate)]
     assert part.shape == expected.shape
     assert report.time == len(part)

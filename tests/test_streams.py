@@ -61,6 +61,7 @@ class Steps(StepCodec):
 
 
 MODEL = Steps()
+TINY = tiny_model()
 
 
 def signal(batch: int, time: int) -> Tensor:
@@ -104,7 +105,7 @@ def test_streams_equal_the_computation_by_hand_for_any_chunks(batch: int, time: 
 @settings(deadline=None, max_examples=30)
 @given(batch=st.integers(1, 2), time=st.integers(1, 500), pieces=st.lists(st.integers(0, 250), max_size=5))
 def test_a_stream_equals_the_model_on_the_whole_signal(batch: int, time: int, pieces: list[int]) -> None:
-    model, audio = tiny_model(), signal(batch, time)
+    model, audio = TINY, signal(batch, time)
     expected = model.encode(audio, num_codebooks=2)
     encoder = StreamEncoder(model, num_codebooks=2, batch=batch)
     codes = torch.cat([*(encoder.push(piece) for piece in cut(audio, pieces)), encoder.flush()], dim=2)
@@ -114,6 +115,7 @@ def test_a_stream_equals_the_model_on_the_whole_signal(batch: int, time: int, pi
     torch.testing.assert_close(back, model.decode(expected, length=time), rtol=0, atol=1e-5)
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=15)
 @given(
     rate=st.sampled_from([4000, 8000, 11025, 48000]),
@@ -122,7 +124,7 @@ def test_a_stream_equals_the_model_on_the_whole_signal(batch: int, time: int, pi
 )
 def test_a_stream_at_another_rate_equals_the_whole_signal(rate: int, time: int, pieces: list[int]) -> None:
     """Cut anywhere, codes and audio are those of the whole signal, resampled; nothing of its length is lost."""
-    model, audio = tiny_model(), signal(2, time)
+    model, audio = TINY, signal(2, time)
     encoder = StreamEncoder(model, batch=2, input_rate=rate)
     codes = torch.cat([*(encoder.push(piece) for piece in cut(audio, pieces)), encoder.flush()], dim=2)
     assert torch.equal(codes, model.encode(audio, sample_rate=rate))

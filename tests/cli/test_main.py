@@ -148,6 +148,7 @@ def test_an_interrupt_prints_nothing(cli: Cli, monkeypatch: pytest.MonkeyPatch) 
     assert (cli("models").code, cli("models").err) == (130, "")
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
 def test_a_full_standard_output_prints_one_line() -> None:
     code = "from codec.cli.main import run; run(['models', '--json'])"
@@ -157,6 +158,7 @@ def test_a_full_standard_output_prints_one_line() -> None:
     assert b"No space left" in done.stderr
 
 
+@pytest.mark.slow
 def test_sigterm_leaves_no_files(tmp_path: Path) -> None:
     code = """
 import os, signal, sys
@@ -171,6 +173,7 @@ run(["sample", "a.wav"])
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("arguments", [["--help"], ["models", "--json"]])
 def test_a_closed_pipe_prints_nothing(arguments: list[str]) -> None:
     code = f"from codec.cli.main import run; run({arguments})"

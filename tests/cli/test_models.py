@@ -83,6 +83,7 @@ def test_evaluate_continues_after_a_damaged_file(cli: Cli, folder: Path) -> None
     assert "bad.wav" in result.out.decode()
 
 
+@pytest.mark.slow
 def test_several_models_and_decoded_files(cli: Cli, folder: Path) -> None:
     torch.manual_seed(1)
     save_model("other.safetensors", tiny_model(), training={})

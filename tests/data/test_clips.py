@@ -163,6 +163,7 @@ def recording(path: str, **keys: Any) -> dict[str, Any]:
     return row | {"channel_ids": [0, 1]} | keys
 
 
+@pytest.mark.slow
 def test_manifests_written_by_lhotse(tmp_path: Path) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

@@ -165,6 +165,7 @@ def test_a_corpus_may_move(tmp_path: Path, corpus: Path, model_file: Path) -> No
     assert tokenize(tmp_path / "elsewhere", tmp_path / "store", model=model_file).already_encoded == 6
 
 
+@pytest.mark.slow
 def test_failures_are_reported_and_tried_again(
     tmp_path: Path, corpus: Path, model_file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -204,6 +205,7 @@ def check_codes(folder: Path, corpus: Path, model_file: Path) -> TokenStore:
     return store
 
 
+@pytest.mark.slow
 def test_new_clips_are_added_and_missing_ones_marked(tmp_path: Path, corpus: Path, model_file: Path) -> None:
     folder = tmp_path / "store"
     tokenize(corpus, folder, model=model_file)
@@ -230,6 +232,7 @@ def test_new_clips_are_added_and_missing_ones_marked(tmp_path: Path, corpus: Pat
     check_codes(folder, corpus, model_file)
 
 
+@pytest.mark.slow
 def test_a_changed_file_is_encoded_again(tmp_path: Path, corpus: Path, model_file: Path) -> None:
     folder = tmp_path / "store"
     (corpus / "train/a/1.wav").write_text("no audio")
@@ -245,6 +248,7 @@ def test_a_changed_file_is_encoded_again(tmp_path: Path, corpus: Path, model_fil
     check_codes(folder, corpus, model_file)
 
 
+@pytest.mark.slow
 def test_an_interrupted_addition_is_completed(
     tmp_path: Path, corpus: Path, model_file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -388,6 +392,7 @@ def loudness_filters(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(resample, "torchaudio_functional", lambda: Biquads)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("loudness_filters")
 @pytest.mark.parametrize("level", LEVELS)
 @pytest.mark.parametrize("batch", [0.001, 1.0, 8.0])

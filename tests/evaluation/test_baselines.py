@@ -48,6 +48,7 @@ def test_opus_is_aligned(rate: int) -> None:
     assert 10 * np.log10(reference.var() / error.var()) > 10  # it codes waveforms, so this is alignment too
 
 
+@pytest.mark.slow
 @needs_opus
 def test_opus_rates_are_those_of_its_packets(tmp_path: Path) -> None:
     low, high = find_baselines("opus:8, opus:32")

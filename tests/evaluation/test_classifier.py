@@ -128,6 +128,7 @@ def test_training_on_few_recordings_generalizes() -> None:
     assert (guesses == torch.tensor(numbers)).float().mean() > 0.9
 
 
+@pytest.mark.slow
 def test_training_is_deterministic(corpus: list[Clip], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(classifier, "BATCH", 4)
     done: list[tuple[int, int]] = []

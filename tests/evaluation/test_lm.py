@@ -34,11 +34,6 @@ Requests = Sequence[tuple[int, str]]
 LEVEL = Level(-20.0)
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> None:
-    torch.set_num_threads(1)
-
-
 @pytest.fixture(scope="module")
 def manifest(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_words(tmp_path_factory.mktemp("words"))
@@ -306,6 +301,7 @@ def test_sampling_options_are_passed_on(call: Call, monkeypatch: pytest.MonkeyPa
     assert calls == [{"guidance": 1.5, "sampling": Sampling(temperature=0.8), "max_seconds": 1.0}]
 
 
+@pytest.mark.slow
 def test_invalid_calls_fail(call: Call) -> None:
     assert (call(speaker=("anna",)).code, call(label=WORDS[1:]).code, call("--samples", 1, label=WORDS).code) == (
         2,

@@ -140,6 +140,7 @@ def test_tones_are_log_spaced_and_on_centers_edges_and_multiples_of_the_frame_ra
     assert min(multiples) == 50
 
 
+@pytest.mark.slow
 def test_repeated_frames_are_found() -> None:
     repeating = KnownSystem(repeat_frames)
     white, rain, fricatives = signal_checks.periodicity(repeating, recordings(), quick=True)
@@ -157,6 +158,7 @@ def test_stripes_at_the_frame_rate_are_found() -> None:
     assert result.missed() == ["worst_db", "top_octave_worst_db"]
 
 
+@pytest.mark.slow
 def test_noise_in_silence_is_found() -> None:
     humming = KnownSystem(lambda audio: audio + 1e-3)
     assert only(signal_checks.silence(humming, recordings())).figures == pytest.approx(
@@ -166,6 +168,7 @@ def test_noise_in_silence_is_found() -> None:
     assert set(exact.figures.values()) == {signal_checks.SILENT}
 
 
+@pytest.mark.slow
 def test_overshoot_is_found_and_does_not_wrap() -> None:
     result = only(signal_checks.overshoot(gain(6), recordings()))
     assert result.figures["worst_db"] == pytest.approx(6, abs=EXACT)
@@ -173,6 +176,7 @@ def test_overshoot_is_found_and_does_not_wrap() -> None:
     assert result.missed() == ["worst_db"]
 
 
+@pytest.mark.slow
 def test_drift_accumulates_over_generations() -> None:
     loud = recordings()
     quiet = Recordings(0.1 * loud.speech, 0.1 * loud.music, loud.rain)
@@ -185,6 +189,7 @@ def test_drift_accumulates_over_generations() -> None:
     assert three.figures["level_mean_db"] == pytest.approx(1.5, abs=0.05)
 
 
+@pytest.mark.slow
 def test_stable_codes_are_counted() -> None:
     class ConstantCodes(KnownSystem):
         def encode(self, audio: Tensor, *, num_codebooks: int | None = None) -> Tensor:

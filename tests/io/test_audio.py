@@ -77,6 +77,7 @@ def test_resampler_equals_one_shot(from_rate: int, to_rate: int) -> None:
     np.testing.assert_allclose(result[:, :overlap], expected[:overlap].T, atol=1e-6)
 
 
+@pytest.mark.slow
 @in_tmp
 @given(
     time=st.integers(0, 3000),

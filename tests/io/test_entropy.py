@@ -47,6 +47,7 @@ def test_codes_come_back_and_never_take_more_than_packed(
     np.testing.assert_array_equal(entropy.decode_adaptive(forced, sizes, rows=rows, frames=frames), codes)
 
 
+@pytest.mark.slow
 @given(
     values=st.lists(
         st.integers(1, 1 << 32).flatmap(lambda total: st.tuples(st.integers(0, total - 1), st.just(total))), max_size=40

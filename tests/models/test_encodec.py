@@ -129,7 +129,7 @@ def test_streams_equal_the_whole_signal(net: EnCodec, time: int) -> None:
     assert codes.shape[2] == net.frame_spec.frames(time)
     decoded = net.decode(codes, length=time)
     assert decoded.shape[2] == time
-    for ends in ([0, 1, time], [0, time // 3, time // 2, time], [*range(0, time, 29), time]):
+    for ends in ([0, 1, time], [0, time // 3, time // 2, time], [*range(0, time, max(29, time // 9)), time]):
         encoder, decoder = StreamEncoder(net, batch=2), StreamDecoder(net, batch=2, length=time)
         parts, blocks = [], []
         for begin, end in pairwise(ends):
@@ -143,7 +143,7 @@ def test_streams_equal_the_whole_signal(net: EnCodec, time: int) -> None:
 
 
 def test_delays() -> None:
-    causal, ahead = EnCodec(EnCodecConfig()), MODELS["ahead"]
+    causal, ahead = EnCodec(EnCodecConfig(**SMALL)), MODELS["ahead"]
     assert causal.receptive_field() == ((UNBOUNDED, 0), (UNBOUNDED, 0))
     assert causal.lookahead == 0
     assert causal.delay == 7 * 320  # reflection in the last convolution; later frames come at once
@@ -283,7 +283,7 @@ def test_the_gradient_reaches_every_part_of_a_model_of_segments() -> None:
 @pytest.mark.parametrize(("segment", "stride"), [(48_000, 47_520), (120, 114), (100, 100), (100, 50)])
 def test_segments_follow_from_frames(segment: int, stride: int) -> None:
     spec = FrameSpec(48_000, 20, 0, 4, 16, segment=segment, segment_stride=stride)
-    times = range(1, 3 * segment, 7)
+    times = range(1, 3 * segment, 7 if segment < 1000 else 1009)
     for time in times:
         parts = [-(-min(segment, time - begin) // 20) for begin in range(0, time, stride)]
         assert spec.frames(time) == sum(parts)

@@ -56,6 +56,9 @@ SMALL_LM = [
 ]
 
 
+pytestmark = pytest.mark.usefixtures("without_drawing")
+
+
 def test_every_recipe_is_three_files_and_in_the_readme() -> None:
     assert len(FOLDERS) == 11
     assert set(NAMES) == set(datasets.NAMES)

@@ -117,6 +117,7 @@ def fetch(tmp_path: Path) -> Iterator[Callable[[str], bytes]]:
     logging.set_verbosity(verbosity)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # of packages that TensorBoard imports
 def test_tensorboard_plays_the_audio_and_shows_the_spectrograms(tmp_path: Path, fetch: Callable[[str], bytes]) -> None:
     """By the addresses that its page fetches: first the tags, then the data of each."""
@@ -203,6 +204,7 @@ def test_spectrograms_have_mel_bands_and_frames_of_5_ms() -> None:
     assert mel_decibels(torch.zeros(10), 8000).shape == (BANDS, 1)
 
 
+@pytest.mark.slow
 def test_clips_are_drawn_below_their_originals(tmp_path: Path) -> None:
     noise = 0.1 * torch.randn(1, 1, 8000, generator=torch.Generator().manual_seed(0))
     with Logger(tmp_path) as logger:

@@ -179,6 +179,7 @@ def test_a_click_in_noise_is_a_click(place: int, value: float) -> None:
     assert left.max() <= CLICK_ERROR
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("level", [1.0, 1e-2, 1e-4])
 def test_noise_and_chords_are_not_modes(level: float) -> None:
     chord = sum(sine_bins(hertz) for hertz in range(200, 9000, 370))

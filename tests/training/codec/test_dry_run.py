@@ -31,11 +31,6 @@ CPU = torch.device("cpu")
 HOP, RATE = CONFIG.hop, CONFIG.sample_rate
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> None:
-    torch.set_num_threads(1)
-
-
 @pytest.fixture(scope="module")
 def adversarial() -> Plan:
     """A run whose discriminators join at step 2 of 6."""

@@ -20,13 +20,15 @@ from codec.training.codec import dry_run
 from codec.training.codec.crops import Batch
 from codec.training.codec.recipe import Recipe
 from codec.training.codec.task import CodecTask, build_task, load_pretrained, train, with_known_model
-from codec.training.logger import Logger
 from tests.helpers import checkpoints
 from tests.helpers.families import TINY
 from tests.helpers.training import TABLES, batch, small_recipe, write_recordings
 
 CPU = torch.device("cpu")
 LOSSES = ("mel", "complex_stft", "noise_to_mask")
+
+
+pytestmark = pytest.mark.usefixtures("without_drawing")
 
 
 def random_model(family: str) -> Codec:
@@ -72,6 +74,7 @@ def test_a_short_run_lowers_the_loss_and_trains_every_part(family: str, tmp_path
     assert min(losses[-2:]) < 0.95 * min(losses[:2])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", TINY)
 def test_checkpointed_activations_are_recomputed(family: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every block is checkpointed once or more, and the step is the same as without."""
@@ -95,9 +98,8 @@ def test_checkpointed_activations_are_recomputed(family: str, tmp_path: Path, mo
 
 
 @pytest.mark.slow
-def test_a_checkpoint_of_another_project_becomes_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_checkpoint_of_another_project_becomes_a_run(tmp_path: Path) -> None:
     """The recipe names no model, the run stores its own; it resumes without the file that it started from."""
-    monkeypatch.setattr(Logger, "log_audio", lambda *_, **__: None)  # pictures take most of the time
     start = tmp_path / "weights.pth"
     model = random_model("dac")
     assert isinstance(model, DAC)
@@ -123,6 +125,7 @@ def test_a_checkpoint_of_another_project_becomes_a_run(tmp_path: Path, monkeypat
     assert read_card(trained).training["step"] == 3
 
 
+@pytest.mark.slow
 def test_the_model_of_a_recipe_and_of_its_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(dry_run, "MAX_SECONDS", 0.0)
     path = tmp_path / "start.safetensors"

@@ -76,6 +76,7 @@ def test_complex_stft_does_not_depend_on_the_level(spectral: SpectralLoss) -> No
     assert spectral(noisy(audio, 0.04), audio).complex_stft > loud
 
 
+@pytest.mark.slow
 def test_noise_to_mask_is_the_ratio_in_each_band() -> None:
     bands, window = 40, 512
     rng = np.random.default_rng(0)
@@ -157,6 +158,7 @@ def test_pesq_like_ranks_as_pesq(spoken: Tensor) -> None:
     assert ours[:4] == sorted(ours[:4], reverse=True)
 
 
+@pytest.mark.slow
 def test_stoi_like_is_close_to_stoi(spoken: Tensor) -> None:
     loss = SpectralLoss(16000)
     versions = damaged(spoken)[:4]

@@ -54,9 +54,7 @@ LIVELY: dict[str, Any] = {"losses": {"soft": 0.2, "stochastic": 0.1}, "model": {
 PIXELCNN = {"family": "pixelcnn", "width": 16, "layers": 4, "context": 16}
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> None:
-    torch.set_num_threads(1)
+pytestmark = pytest.mark.usefixtures("without_drawing")
 
 
 @pytest.fixture(scope="module")
