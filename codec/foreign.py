@@ -19,12 +19,14 @@ from codec.io.bounded_zip import check_expansion
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from codec.models.base import Codec
+    from codec.models.base import Codec, CodecConfig
 
 PICKLES = frozenset((".th", ".pth", ".pt", ".bin", ".ckpt"))
 INDEX = "model.safetensors.index.json"  # of weights in several files
 FOLDER_FILES = ("model.safetensors", "pytorch_model.bin", INDEX)
 CONFIG = "config.json"
+OWN_MODEL_TYPE = "codec"
+"""How transformers calls the models of `codec.export.transformers`."""
 MAX_CONFIG = 1 << 20  # bytes of a config.json
 
 
@@ -52,10 +54,13 @@ def load(path: Path) -> Codec:
     from codec.models.convert import OWN_TYPES, convert
     from codec.nn.bounds import built_within
 
-    if _model_type(path) not in (None, *OWN_TYPES):
+    if _model_type(path) not in (None, OWN_MODEL_TYPE, *OWN_TYPES):
         return _wrapped(path)
     tensors, metadata = _read(path)
-    config, weights = convert(tensors, metadata, label=str(path))
+    if metadata.get("model_type") == OWN_MODEL_TYPE:
+        config, weights = _exported(tensors, metadata, path)
+    else:
+        config, weights = convert(tensors, metadata, label=str(path))
     try:
         with built_within(parameters=PARAMETERS_AT_LEAST + len(weights), size=most_memory(path.stat().st_size)):
             model = models.of_config(config)
@@ -64,6 +69,19 @@ def load(path: Path) -> Codec:
         problem = " ".join(str(error).split("\n", 1)[-1].split())[:300]
         raise UnknownModel(f"{path} does not fit its own configuration: {problem}") from error
     return _identified(model, path)
+
+
+def _exported(
+    tensors: dict[str, Tensor], metadata: Mapping[str, Any], path: Path
+) -> tuple[CodecConfig, dict[str, Tensor]]:
+    """Configuration and tensors of a folder of `codec.export.transformers`."""
+    from codec import models
+
+    try:
+        config = models.config_of(metadata["family"], metadata["codec"])
+    except (LookupError, TypeError, ConfigError) as error:
+        raise UnknownModel(f"{path.parent / CONFIG} was altered ({error}): save the model again") from error
+    return config, {name.removeprefix("codec."): tensor for name, tensor in tensors.items()}
 
 
 def _wrapped(path: Path) -> Codec:

@@ -58,14 +58,19 @@ def build(family: str, config: Mapping[str, Any]) -> Codec:
         UnknownModel: there is no such family.
         ConfigError: the configuration does not fit the family.
     """
+    return of_config(config_of(family, config))
+
+
+def config_of(family: str, config: Mapping[str, Any]) -> CodecConfig:
+    """The configuration of a family from plain data. Raises as `build`."""
     if family == WRAPPED:
         from codec.models.wrapped import WrappedConfig
 
-        return of_config(WrappedConfig.from_data(config))
+        return WrappedConfig.from_data(config)
     if family not in FAMILIES:
         raise UnknownModel(f"there is no model family {family!r}; the families are: {', '.join(FAMILIES)}")
     config_class, _ = FAMILIES[family]
-    return of_config(config_class.from_data(config))
+    return config_class.from_data(config)
 
 
 def from_transformers(folder: Path) -> Codec:
@@ -73,6 +78,13 @@ def from_transformers(folder: Path) -> Codec:
     from codec.models.wrapped import load
 
     return load(folder)
+
+
+def check_transformers() -> None:
+    """Raise MissingDependency unless transformers is installed and has audio tokenizers."""
+    from codec.models.wrapped import load_transformers
+
+    load_transformers()
 
 
 def of_config(config: CodecConfig) -> Codec:
