@@ -39,7 +39,9 @@ class CodecModelConfig(transformers.PreTrainedConfig):  # type: ignore[misc]
 
     model_type = OWN_MODEL_TYPE
 
-    def __init__(self, family: str = "causal", codec: dict[str, Any] | None = None, **kwargs: Any) -> None:
+    def __init__(
+        self, family: str = models.DEFAULT_CONFIG.family, codec: dict[str, Any] | None = None, **kwargs: Any
+    ) -> None:
         self.family = family
         self.codec = dict(codec or {})
         """The configuration of the family."""
