@@ -243,6 +243,21 @@ def test_codec_file(tab: Tab, model: StepCodec, tmp_path: Path) -> None:
     assert similarity(np.pad(tab.played(), (0, RATE)), expected[RATE:]) > 0.99
 
 
+def test_codec_file_of_fewer_codebooks(tab: Tab, model: StepCodec, tmp_path: Path) -> None:
+    """The slider ends at the file's codebooks, and the file is saved as it is."""
+    codes = model.encode(torch.from_numpy(voice(RATE))[None, None], num_codebooks=2)
+    with (tmp_path / "two.codec").open("wb") as file:
+        writer = Writer(file, header_of(model, RATE, channels=1, num_codebooks=2), coder=0)
+        writer.write(codes.numpy())
+        writer.close(time=len(voice(RATE)))
+    tab.open()
+    tab.drop(tmp_path / "two.codec")
+    tab.wait("#rate", re.compile("^2 of 2: 1.20 kbit/s"))
+    assert tab.save("codec", tmp_path / "saved.codec").read_bytes() == (tmp_path / "two.codec").read_bytes()
+    tab.page.click("#microphone")
+    tab.wait("#rate", re.compile("^3 of 3: 1.80 kbit/s"))
+
+
 def test_bad_input(tab: Tab, model: StepCodec, tmp_path: Path) -> None:
     """One line for each; the page still works."""
     header = header_of(model, RATE, channels=1, num_codebooks=3)
@@ -256,8 +271,10 @@ def test_bad_input(tab: Tab, model: StepCodec, tmp_path: Path) -> None:
     damaged[150] ^= 1
     (tmp_path / "damaged.codec").write_bytes(damaged)
     (tmp_path / "text.wav").write_text("no audio")
+    (tmp_path / "old.codec").write_bytes((Path(__file__).parents[1] / "golden" / "version-1.codec").read_bytes())
     tab.open()
     problems = {
+        "old.codec": r"old\.codec cannot be read \(version 1\): convert it with codec transcode\.",
         "damaged.codec": r"damaged\.codec cannot be read \(damaged at byte \d+\): fetch the file again\.",
         "other.codec": r"other\.codec was made by .*weights 000000000000.* and this page has .*: write a page with .*",
         "text.wav": r"text\.wav is not audio that this browser reads: open a WAV, .*",

@@ -247,3 +247,14 @@ def test_wrong_graphs_in_node(page: Path, tmp_path: Path) -> None:
         (site / "encoder.onnx").write_bytes(content)
         with pytest.raises(AssertionError, match=problem):
             node(site, tmp_path / problem, torch.zeros(1, 80), frames=1, codebooks=1)
+
+
+@pytest.mark.slow
+def test_the_speed_is_measured(page: Path) -> None:
+    runner = shutil.which("node")
+    if runner is None:
+        pytest.skip("node is not installed")
+    command = [runner, RUNNER.parents[2] / "tools" / "bench_page.mjs", page, "1"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    rows = re.findall(r"^(\d+) frames? a call: encode [\d.]+ .* real-time factor [\d.]+$", done.stdout, re.MULTILINE)
+    assert rows == ["1", "50"]

@@ -38,7 +38,7 @@ class Loop extends AudioWorkletProcessor {
     const time = decoded[0].length;
     const captured = this.captured;
     if (this.live) this.capture(input[0], time);
-    else this.request();
+    else this.request(time);
     if (!this.playing && (this.ended || this.queued >= this.margin + time)) this.start();
     if (this.playing) this.play(decoded, original, captured);
     if (currentFrame % (128 * Math.ceil(sampleRate / 128 / REPORTS_PER_SECOND)) === 0) this.report();
@@ -54,8 +54,8 @@ class Loop extends AudioWorkletProcessor {
     }
   }
 
-  request() {
-    while (!this.ended && this.queued + this.requested * this.hop < this.margin + 2 * this.hop) {
+  request(time) {
+    while (!this.ended && this.queued + this.requested * this.hop < this.margin + time + 2 * this.hop) {
       this.requested++;
       this.worker.postMessage({ need: 1 });
     }

@@ -12,6 +12,7 @@ const plain = (bits) => `${(bits / 1000).toFixed(bits < 9950 ? 2 : 1)} kbit/s`;
 const clock = (seconds) => `${Math.floor(seconds / 60)}:${(seconds % 60).toFixed(1).padStart(4, "0")}`;
 
 let worker, model, context, current; // current: what plays
+let turn = 0; // counts what was asked to play, because a file or a permission may come after the next one
 
 function say(text) { byId("status").textContent = text; }
 
@@ -78,9 +79,14 @@ const bitrate = (count, rows = 1) =>
 function showRate() {
   const count = codebooks(), bits = bitrate(count);
   const ratio = Math.round((16 * model.sample_rate) / bits);
-  byId("rate").textContent = `${count} of ${model.num_codebooks}: ${plain(bits)} per channel, ${ratio} times less than 16-bit samples`;
+  byId("rate").textContent = `${count} of ${byId("codebooks").max}: ${plain(bits)} per channel, ${ratio} times less than 16-bit samples`;
   byId("codebooks").ariaValueText = `${count} codebooks, ${plain(bits)}`;
   byId("bitrate").textContent = plain(bitrate(count, current?.rows));
+}
+
+function choose() {
+  worker.postMessage({ codebooks: codebooks() });
+  showRate();
 }
 
 function chooseOutput() {
@@ -146,21 +152,35 @@ function end() {
   byId("microphone").ariaPressed = "false";
 }
 
-/** End what plays and drop its codes. */
+/** End what plays and drop its codes; returns whose turn it is. */
 function clear() {
   end();
   worker.postMessage({ stop: true });
   for (const id of ["save-codec", "save-wav"]) byId(id).disabled = true;
   for (const id of ["size", "source"]) byId(id).textContent = "";
+  offer(model.num_codebooks);
+  return ++turn;
+}
+
+/** Let the slider go up to a number of codebooks; at its end, it stays at its end. */
+function offer(count) {
+  const slider = byId("codebooks");
+  if (Number(slider.max) === count) return;
+  const isLast = slider.value === slider.max;
+  slider.max = count;
+  if (isLast) slider.value = count;
+  choose();
 }
 
 async function useMicrophone() {
-  clear();
+  const mine = clear();
   let stream;
   try {
     await openContext();
     const audio = { channelCount: 1, echoCancellation: false, noiseSuppression: false, autoGainControl: false };
     stream = await navigator.mediaDevices.getUserMedia({ audio });
+    if (mine !== turn) return stream.getTracks().forEach((track) => track.stop());
+    stream.getTracks()[0].onended = () => failed("The microphone was disconnected: connect it again, or open a file");
     const source = new MediaStreamAudioSourceNode(context, { mediaStream: stream });
     const port = connect("microphone", { live: true });
     worker.postMessage({ live: port }, [port]);
@@ -170,7 +190,7 @@ async function useMicrophone() {
     say("The microphone runs.");
   } catch (error) {
     stream?.getTracks().forEach((track) => track.stop());
-    failed(microphoneProblem(error));
+    if (mine === turn) failed(microphoneProblem(error));
   }
 }
 
@@ -184,16 +204,19 @@ function microphoneProblem({ name, message }) {
 }
 
 async function openFile(file) {
-  clear();
+  const mine = clear();
   say(`Reading ${file.name}…`);
   try {
     const bytes = await file.arrayBuffer();
     await openContext();
+    if (mine !== turn) return;
     if (isCodec(bytes)) return play(file.name, { codec: bytes, name: file.name }, [bytes]);
     const audio = await context.decodeAudioData(bytes);
+    if (mine !== turn) return;
     const channels = Array.from({ length: audio.numberOfChannels }, (_, channel) => audio.getChannelData(channel).slice());
     play(file.name, { audio: channels }, channels.map((samples) => samples.buffer));
   } catch (error) {
+    if (mine !== turn) return;
     failed(error.name === "EncodingError" ? `${file.name} is not audio that this browser reads: open a WAV, MP3, FLAC, Ogg or .codec file` :
       `${file.name} cannot be opened (${error.message})`);
   }
@@ -240,13 +263,14 @@ function played({ underruns, played, delay, ended, playing }) {
   say("The end.");
 }
 
-function made({ made, total, cost, rows, time, skipped }) {
+function made({ made, total, cost, rows, time, available, skipped }) {
   const frame = model.hop / model.sample_rate, sum = cost.encode + cost.decode;
   if (sum) byId("cost").textContent = `${(1000 * sum).toFixed(1)} of ${(1000 * frame).toFixed(0)} ms`;
   for (const id of ["save-codec", "save-wav"]) byId(id).disabled = Boolean(total) && made < total;
   byId("size").textContent = total && made < total ? `Encoded: ${Math.round((100 * made) / total)} %` : "";
   if (!current) return;
   if (skipped) complain("This device computes more slowly than in real time, so parts of the signal are left out: close other programs, or open a file.");
+  if (available) offer(available);
   current.total = time && time / model.sample_rate;
   if (rows && rows !== current.rows) Object.assign(current, { rows }), showRate();
 }
@@ -270,10 +294,7 @@ byId("file").onchange = ({ target }) => {
 };
 byId("pause").onclick = pause;
 byId("stop").onclick = stop;
-byId("codebooks").oninput = () => {
-  worker.postMessage({ codebooks: codebooks() });
-  showRate();
-};
+byId("codebooks").oninput = choose;
 byId("listen").onchange = chooseOutput;
 for (const kind of ["codec", "wav"]) byId(`save-${kind}`).onclick = () => worker.postMessage({ save: kind });
 ondragover = (event) => {

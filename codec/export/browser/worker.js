@@ -51,6 +51,7 @@ class Session {
     this.rows = rows;
     this.decode = codec.decoder(rows);
     this.frames = 0;
+    this.available = this.complete = codec.numCodebooks; // of any frame, and of all frames
     this.stored = new Int32Array(0); // [frames, rows, codebooks], and room for more frames
     this.cost = { encode: 0, decode: 0 }; // seconds per frame
   }
@@ -123,9 +124,9 @@ class Live extends Session {
 
 /** A recording: decoded when the loudspeaker asks for it. */
 class Recording extends Session {
-  constructor(port, rows, { time, mix, channels, original = [] }) {
+  constructor(port, rows, { time, mix, original = [] }) {
     super(port, rows);
-    Object.assign(this, { time, mix, channels, original });
+    Object.assign(this, { time, mix, original });
     this.total = codec.frames(time);
     this.played = this.waiting = 0; // frames that were decoded, and that the loudspeaker asked for
     port.onmessage = ({ data }) => {
@@ -158,8 +159,8 @@ class Recording extends Session {
   }
 
   report() {
-    const { frames: made, total, cost, rows, time } = this;
-    postMessage({ made, total, cost, rows, time });
+    const { frames: made, total, cost, rows, time, available } = this;
+    postMessage({ made, total, cost, rows, time, available });
   }
 
   /** Encode the original, ahead of what is played. */
@@ -179,7 +180,6 @@ class Recording extends Session {
       await new Promise((resume) => setTimeout(resume)); // requests of the loudspeaker come first
     }
   }
-
 }
 
 const isEqual = (one, other) => one.every((sample, at) => sample === other[at]);
@@ -192,18 +192,22 @@ function openAudio(port, channels) {
 
 /** The network of payload coder 2; null for a codec that has none, whose file is empty. */
 async function loadNetwork() {
-  const bytes = new Uint8Array(await (await fetch("entropy.safetensors")).arrayBuffer());
+  const [bytes] = await fetched(["entropy.safetensors"]);
   return bytes.length ? Network.from(bytes) : null;
 }
 
+const WAYS_OUT = { "codes by": "write it with codec encode --entropy adaptive", version: "convert it with codec transcode" };
+
+function wayOut(problem) {
+  const known = Object.keys(WAYS_OUT).find((start) => problem.startsWith(start));
+  return known ? WAYS_OUT[known] : "fetch the file again";
+}
+
 async function openCodec(port, bytes, name) {
-  network ??= loadNetwork();
+  network ??= await loadNetwork();
   let file;
-  try { file = read(bytes, await network); }
-  catch ({ message }) {
-    const wayOut = message.startsWith("codes by") ? "write it with codec encode --entropy adaptive" : "fetch the file again";
-    throw new Error(`${name} cannot be read (${message}): ${wayOut}`);
-  }
+  try { file = read(bytes, network); }
+  catch ({ message }) { throw new Error(`${name} cannot be read (${message}): ${wayOut(message)}`); }
   const { header, packets } = file, model = codec.description;
   if (header.weights_hash !== model.weights_hash)
     throw new Error(`${name} was made by ${header.model || "an unnamed model"} (weights ${header.weights_hash.slice(0, 12)}), and this page has ` +
@@ -211,7 +215,9 @@ async function openCodec(port, bytes, name) {
   const time = Math.ceil((header.time * header.sample_rate) / header.source_rate);
   session = new Recording(port, header.rows, { time, mix: header.mix });
   for (const packet of packets) session.add(filled(packet, header.rows));
+  const counts = packets.map(({ codes }) => codes[0].length);
   session.total = Math.min(session.total, session.frames);
+  Object.assign(session, { available: Math.max(...counts), complete: Math.min(...counts) });
   session.report();
 }
 
@@ -233,13 +239,15 @@ function trimmed(blocks, time) {
 }
 
 async function save(kind) {
-  const { rows, frames } = session;
-  if (kind === "codec")
-    return postMessage({ saved: write(codec.description, session.codes(0, frames), { rows, codebooks, time: session.time }), kind });
+  const { rows, frames, time, complete } = session;
+  if (kind === "codec") {
+    const options = { rows, codebooks: Math.min(codebooks, complete), time };
+    return postMessage({ saved: write(codec.description, session.codes(0, frames), options), kind });
+  }
   const decode = codec.decoder(rows), parts = [];
   for (let first = 0; first < frames; first += AHEAD)
     parts.push(session.mixed(await decode(session.codes(first, Math.min(frames, first + AHEAD)), codebooks)));
-  postMessage({ saved: wav(trimmed(parts, session.time)), kind });
+  postMessage({ saved: wav(trimmed(parts, time)), kind });
 }
 
 /** A WAV file of 16 bits of blocks of channels. */
