@@ -33,7 +33,7 @@ def start_from_audio(path: Path) -> None:
     """Write a model whose networks are silent, so that its closed-form parts alone code the voice."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        model = CausalCodec(CONFIG.model_copy(update={"codebook_size": 64}))
+        model = CausalCodec(CONFIG.model_copy(update={"codebook_size": 256, "hop": 160}))
         model.init_from_audio(torch.from_numpy(voice(CONFIG.sample_rate))[None, None])
     save_model(path, model, training={})
 

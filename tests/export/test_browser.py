@@ -1,6 +1,7 @@
 """The page of `codec page` in Chromium without a window: a microphone that plays a file, files, and what is refused."""
 
 import functools
+import os
 import re
 import shutil
 import threading
@@ -133,10 +134,12 @@ class Tab:
         found.value.save_as(path)
         return path
 
-    def gaps(self) -> int | None:
-        """The underruns so far; None if the machine is too busy for real time."""
-        cost, frame = (float(number) for number in re.findall(r"[\d.]+", self.text("#cost")))
-        return int(self.text("#underruns")) if cost < frame / 4 else None
+    def check_gaps(self) -> None:
+        """There is no underrun; skip if there is one on a machine with more work than cores."""
+        underruns, load, cores = int(self.text("#underruns")), os.getloadavg()[0], os.cpu_count() or 1
+        if underruns and load > cores:
+            pytest.skip(f"{underruns} underruns on a machine that is too busy for real time (load {load})")
+        assert underruns == 0
 
     def played(self) -> "np.ndarray[Any, Any]":
         """The decoded samples that went to the loudspeaker last."""
@@ -170,7 +173,6 @@ def test_microphone(tab: Tab, model: StepCodec, tmp_path: Path) -> None:
     tab.open()
     tab.page.click("#microphone")
     tab.wait("#position", re.compile("0:0[4-9].*"))
-    gaps = tab.gaps()
     assert re.fullmatch(r"\d+ ms", tab.text("#delay"))
     played = tab.played()
     tab.page.click("#stop")
@@ -183,11 +185,9 @@ def test_microphone(tab: Tab, model: StepCodec, tmp_path: Path) -> None:
     source = np.tile(voice(RATE), 4)
     decompress(path, tmp_path / "decoded.wav", model=model)
     decoded, _ = soundfile.read(tmp_path / "decoded.wav", dtype="float32")
-    assert similarity(source, decoded[RATE : 3 * RATE]) > 0.5
-    if gaps is None:
-        pytest.skip("this machine is too busy for real time")
-    assert gaps == 0
-    assert similarity(source, played[-3 * RATE : -RATE]) > 0.5
+    assert similarity(source, decoded[RATE : 3 * RATE]) > 0.4
+    tab.check_gaps()
+    assert similarity(source, played[-3 * RATE : -RATE]) > 0.4
 
 
 def test_audio_file(tab: Tab, model: StepCodec, recording: Path, tmp_path: Path) -> None:
@@ -195,16 +195,16 @@ def test_audio_file(tab: Tab, model: StepCodec, recording: Path, tmp_path: Path)
     tab.open()
     tab.drop(recording)
     tab.wait("#status", "The end.")
-    assert not tab.gaps()
+    tab.check_gaps()
     assert tab.text("#position").endswith("of 0:05.5")
     audio = torch.from_numpy(soundfile.read(recording, dtype="float32")[0])
     codes = model.encode(audio[None, None])
     expected = model.decode(codes, length=len(audio))[0, 0].numpy()
     played = tab.played()
     assert similarity(np.pad(played, (0, RATE)), expected) > 0.999
-    assert similarity(np.pad(played, (0, RATE)), audio.numpy()) > 0.5
+    assert similarity(np.pad(played, (0, RATE)), audio.numpy()) > 0.4
     tab.page.fill("#codebooks", "2")
-    tab.wait("#rate", re.compile("^2 of 3: 1.20 kbit/s"))
+    tab.wait("#rate", re.compile("^2 of 3: 0.80 kbit/s"))
     with tab.save("codec", tmp_path / "a.codec").open("rb") as file:
         reader = Reader(file, label="a.codec")
         found = np.concatenate(list(reader.packets()), axis=2)
@@ -232,12 +232,12 @@ def test_codec_file(tab: Tab, model: StepCodec, tmp_path: Path) -> None:
         content,
     )
     tab.page.dispatch_event("body", "drop", {"dataTransfer": transfer})
-    tab.wait("#bitrate", "3.60 kbit/s")
+    tab.wait("#bitrate", "2.40 kbit/s")
     tab.page.focus("#codebooks")
     tab.page.keyboard.press("ArrowLeft")
-    tab.wait("#bitrate", "2.40 kbit/s")
+    tab.wait("#bitrate", "1.60 kbit/s")
     tab.wait("#status", "The end.")
-    assert not tab.gaps()
+    tab.check_gaps()
     assert tab.text("#source") == "a.codec"
     expected = model.decode(codes[:, :2], length=audio.shape[2])[0, 0].numpy()
     assert similarity(np.pad(tab.played(), (0, RATE)), expected[RATE:]) > 0.99
@@ -252,10 +252,10 @@ def test_codec_file_of_fewer_codebooks(tab: Tab, model: StepCodec, tmp_path: Pat
         writer.close(time=len(voice(RATE)))
     tab.open()
     tab.drop(tmp_path / "two.codec")
-    tab.wait("#rate", re.compile("^2 of 2: 1.20 kbit/s"))
+    tab.wait("#rate", re.compile("^2 of 2: 0.80 kbit/s"))
     assert tab.save("codec", tmp_path / "saved.codec").read_bytes() == (tmp_path / "two.codec").read_bytes()
     tab.page.click("#microphone")
-    tab.wait("#rate", re.compile("^3 of 3: 1.80 kbit/s"))
+    tab.wait("#rate", re.compile("^3 of 3: 1.20 kbit/s"))
 
 
 def test_bad_input(tab: Tab, model: StepCodec, tmp_path: Path) -> None:

@@ -246,7 +246,7 @@ def test_wrong_graphs_in_node(page: Path, tmp_path: Path) -> None:
     for problem, content in cases.items():
         (site / "encoder.onnx").write_bytes(content)
         with pytest.raises(AssertionError, match=problem):
-            node(site, tmp_path / problem, torch.zeros(1, 80), frames=1, codebooks=1)
+            node(site, tmp_path / problem, torch.zeros(1, 160), frames=1, codebooks=1)
 
 
 @pytest.mark.slow

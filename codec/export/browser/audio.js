@@ -3,7 +3,7 @@
 // Two outputs: the decoded signal, and the original that belongs to it, both late by the same time. Samples wait in a
 // queue until `margin` of them are there, because the worker's answers do not come evenly. An empty queue is an
 // underrun: silence until the margin is there again. A live margin grows with each underrun up to `most`, so that the
-// delay settles at what the machine can do; what exceeds it after a pause of the machine is left out.
+// delay settles at what the machine can do; what comes after an underrun and exceeds it is left out.
 
 const REPORTS_PER_SECOND = 10;
 
@@ -30,7 +30,7 @@ class Loop extends AudioWorkletProcessor {
     const time = message.decoded?.[0].length ?? 0;
     if (time) this.queue.push(message);
     this.queued += time;
-    if (this.live && this.playing && this.queued > this.most + 2 * this.hop) this.catchUp();
+    if (this.live && this.playing && this.queued > this.margin + 4 * this.hop) this.catchUp();
   }
 
   process([input], [decoded, original]) {

@@ -10,7 +10,9 @@ const AHEAD = 5; // frames that a file is encoded at a time, between which the l
 const RESERVE = 1.3; // of computing time, before a file plays that is not encoded yet
 const COSTS = 50; // frames over which the computing time is averaged
 const MOST_CHANNELS = 2; // that are played
-const MOST_LATE = 0.4; // seconds of the microphone that wait to be encoded; what is older is left out
+const LATE = [0.1, 0.3]; // seconds that the microphone's samples wait to be encoded; after the second, up to the first are left out
+const DRIFT = 2e-4; // of the clock of the sound device, at most
+const WARM_UP = [1.5, 0.25]; // seconds at most, and the share of real time that ends it
 
 let codec, session, codebooks, network;
 let last = Promise.resolve(); // all work, in order, because a graph runs once at a time
@@ -41,7 +43,18 @@ async function load() {
   Object.assign(ort.env.wasm, { numThreads: 1, wasmBinary: wasm });
   codec = await Codec.load(ort, encoder, decoder);
   codebooks = codec.numCodebooks;
+  await warmUp();
   postMessage({ ready: codec.description });
+}
+
+/** Run the graphs until the browser has compiled what is used most, so that the first seconds have no gaps. */
+async function warmUp() {
+  const encode = codec.encoder(1), decode = codec.decoder(1), start = performance.now(), [most, share] = WARM_UP;
+  for (let cost = Infinity; cost > (share * codec.hop) / codec.sampleRate && performance.now() - start < 1000 * most; ) {
+    const before = performance.now();
+    await decode(await encode(new Float32Array(codec.hop)));
+    cost = (performance.now() - before) / 1000;
+  }
 }
 
 /** The codes of a signal so far, and what is needed to decode and save them. */
@@ -100,15 +113,21 @@ class Live extends Session {
     super(port, 1);
     this.encode = codec.encoder(1);
     this.held = new Float32Array(codec.delay); // the original, late as the decoder is
-    this.time = this.waiting = this.skipped = 0; // samples, and frames twice
-    port.onmessage = ({ data }) => {
-      this.waiting++;
-      enqueue(() => this.push(data), this);
-    };
+    this.time = this.skipped = 0; // samples, frames
+    this.earliest = Infinity; // seconds from a hop in the audio thread's clock to its arrival in the worker's
+    port.onmessage = ({ data }) => enqueue(() => this.push(data), this);
+  }
+
+  /** Whether a hop comes so late that it is left out; messages that wait for the worker cannot be counted. */
+  isLate(first) {
+    const age = performance.now() / 1000 - first / codec.sampleRate;
+    this.earliest = Math.min(this.earliest + (DRIFT * codec.hop) / codec.sampleRate, age);
+    this.skips = age - this.earliest > LATE[this.skips ? 0 : 1];
+    return this.skips;
   }
 
   async push({ audio, first }) {
-    if (--this.waiting * codec.hop > MOST_LATE * codec.sampleRate) return void this.skipped++;
+    if (this.isLate(first)) return void this.skipped++;
     const codes = await this.timed("encode", 1, () => this.encode(audio));
     const decoded = await this.timed("decode", 1, () => this.decode(codes, codebooks));
     this.add(codes);
