@@ -25,6 +25,8 @@ PICKLES = frozenset((".th", ".pth", ".pt", ".bin", ".ckpt"))
 INDEX = "model.safetensors.index.json"  # of weights in several files
 FOLDER_FILES = ("model.safetensors", "pytorch_model.bin", INDEX)
 CONFIG = "config.json"
+WEIGHTS = ("*.safetensors", "*.bin")
+WRAPPED_PARAMETERS = 100_000  # that a model of transformers may have; those of today have a few thousand
 OWN_MODEL_TYPE = "codec"
 """How transformers calls the models of `codec.export.transformers`."""
 MAX_CONFIG = 1 << 20  # bytes of a config.json
@@ -87,8 +89,15 @@ def _exported(
 def _wrapped(path: Path) -> Codec:
     """The model of a folder of transformers that is none of our families."""
     from codec import models
+    from codec.nn.bounds import built_within
 
-    return _identified(models.from_transformers(path.parent), path)
+    size = sum(file.stat().st_size for pattern in WEIGHTS for file in path.parent.glob(pattern))
+    try:
+        with built_within(parameters=WRAPPED_PARAMETERS, size=most_memory(size)):
+            model = models.from_transformers(path.parent)
+    except (ConfigError, MemoryError) as error:
+        raise UnknownModel(f"{path} does not fit its own configuration: {error}") from error
+    return _identified(model, path)
 
 
 def _identified(model: Codec, path: Path) -> Codec:

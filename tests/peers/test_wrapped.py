@@ -177,5 +177,8 @@ def test_bad_folders_have_one_line(tmp_path: Path) -> None:
     assert "lacks" in message()
     (folder / "config.json").write_text(json.dumps(config | {"codebook_size": 65}))
     assert "cannot be loaded by transformers" in message()
+    for key, size in (("decoder_intermediate_size", 10**8), ("decoder_num_layers", 10**5)):
+        (folder / "config.json").write_text(json.dumps(config | {key: size}))
+        assert "does not fit its own configuration: it asks for" in message()
     (folder / "config.json").write_text(json.dumps(config | {"model_type": "no_such_type"}))
     assert "cannot be loaded by transformers" in message()
