@@ -16,7 +16,7 @@ from codec.lm import sampling as code_generation
 from codec.lm.base import CodecLM
 from codec.lm.conditioning import Conditioning
 from codec.lm.filters import Sampling
-from codec.models.base import Codec
+from codec.models.base import Codec, split_scale
 from codec.nn.shapes import Audio, Codes
 from codec.streams import StreamDecoder, StreamEncoder
 
@@ -197,6 +197,10 @@ def prompt_codes(lm: CodecLM, codec: Codec, prompt: Audio, *, rows: int) -> Code
     frame_spec = codec.frame_spec
     prompt = (prompt * _level_gains(lm, codec, prompt)).to(codec.device)
     codes = StreamEncoder(codec, num_codebooks=lm.source.num_codebooks, batch=len(prompt)).push(prompt)
+    whole = frame_spec.whole_frames(prompt.shape[2])
+    if whole and not codes.shape[2]:  # of a codec that looks further ahead than the prompt reaches
+        encoded = codec.encode(prompt[:, :, : whole * frame_spec.hop], num_codebooks=lm.source.num_codebooks)
+        codes = split_scale(encoded)[0][:, :, :whole]
     if not codes.shape[2]:
         raise UsageError(
             f"a prompt of {prompt.shape[2]} samples is shorter than a frame: give at least {frame_spec.hop} samples"
@@ -249,17 +253,22 @@ def _decode_pieces(codec: Codec, pieces: Iterator[Codes], *, batch: int, length:
     """Decode the pieces one after another; each row is silent after its end."""
     decoder = StreamDecoder(codec, batch=batch, length=length)
     frames = torch.zeros(batch, dtype=torch.int64, device=codec.device)  # of each row, before its end
+
+    def ended(audio: Audio) -> Audio:
+        """Audio that the decoder has just given, silent after the end of each row."""
+        ends = torch.tensor([codec.frame_spec.time(row) for row in frames.tolist()], device=codec.device)
+        times = torch.arange(decoder.time - audio.shape[2], decoder.time, device=codec.device)
+        with torch.inference_mode(False):
+            return audio * (times < ends[:, None])[:, None]
+
     for codes in pieces:
         codes = codes.to(codec.device)
-        first = decoder.time
         audio = decoder.push(codes.clamp(min=0))
         frames += _frames_before_end(codes)
-        ends = torch.tensor([codec.frame_spec.time(row) for row in frames.tolist()], device=codec.device)
-        before_end = torch.arange(first, decoder.time, device=codec.device) < ends[:, None]  # [batch, time]
         if audio.shape[2]:
-            with torch.inference_mode(False):
-                block = audio * before_end[:, None]
-            yield block
+            yield ended(audio)
+    if frames.any() and (audio := decoder.flush()).shape[2]:  # of a codec that looks ahead
+        yield ended(audio)
 
 
 def _frames_before_end(codes: Codes) -> Tensor:

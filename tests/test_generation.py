@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 import codec
-from codec import generation, pretrained
+from codec import generation, models, pretrained
 from codec.errors import UsageError, WeightsMismatch
 from codec.generation import dropped_seconds, generate, generate_clips, infill, prompt_codes
 from codec.io.level import Level
@@ -25,6 +25,7 @@ from codec.lm.filters import Sampling
 from codec.lm.sampling import generate_frames, max_prompt_frames
 from codec.models.base import Codec, StepCodec
 from codec.nn import resample
+from tests.helpers.families import TINY
 from tests.helpers.language_models import tiny_lm
 from tests.helpers.loudness import Biquads
 from tests.tiny import tiny_model
@@ -93,6 +94,21 @@ def test_first_block_is_yielded_after_the_first_frame(
 @pytest.mark.parametrize("seconds", [1 / RATE, 0.01, 0.1234, 0.5])
 def test_lengths_are_exact(lm: CodecLM, model: Codec, seconds: float) -> None:
     assert joined(generate(lm, model, seconds=seconds)).shape == (1, 1, round(seconds * RATE))
+
+
+@pytest.mark.parametrize("family", ["dac", "encodec", "mimi"])
+def test_codecs_that_hold_audio_back_give_all_of_it(family: str) -> None:
+    """Their streams give the last samples when they are flushed."""
+    model = models.of_config(TINY[family]).eval()
+    model.name, model.weights_hash = family, "0" * 64
+    lm = lm_of(model, 4)
+    expected = model.decode(codes_of(lm, seeds=[1], frames=25, stop=False))
+    seconds = 25 * model.frame_spec.hop / RATE
+    for block_seconds in (0.001, 9.0):
+        audio = joined(generate(lm, model, seed=1, seconds=seconds, block_seconds=block_seconds))
+        assert close(audio, expected)
+    prompt = noise(3 * model.frame_spec.hop)
+    assert prompt_codes(lm, model, prompt, rows=1).shape[2] >= 1
 
 
 @pytest.mark.slow

@@ -28,6 +28,7 @@ from codec.nn.streaming import State, ordinary
 
 ALSO = ("xcodec",)  # has the interface, but transformers 5.24 does not map it
 PROBED_FRAMES = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32)  # lengths of the signals that `load` tries
+VECTOR_DIM = 64  # of what a language model learns for each code
 NOT_TRAINED = "a model of transformers is not trained here: fine-tune it there, then load its folder"
 
 
@@ -141,7 +142,9 @@ class Wrapped(StepCodec):
 
 
 class _Inside(Quantizer):
-    """The place of a quantizer that is a part of `net`."""
+    """The place of a quantizer that is a part of `net`, and has no latents that are the same for all models."""
+
+    vector_dim = VECTOR_DIM
 
     def __init__(self, num_codebooks: int, codebook_size: int) -> None:
         super().__init__()

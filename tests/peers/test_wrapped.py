@@ -15,9 +15,12 @@ from codec.compression import compress, decompress
 from codec.data.token_store import TokenStore
 from codec.data.tokenize import tokenize
 from codec.errors import CodecError, UnknownModel, UsageError
+from codec.generation import generate, prompt_codes
 from codec.io.audio import read_audio, write_audio
+from codec.lm.sampling import generate_frames
 from codec.nn.resample import resample
 from codec.streams import StreamDecoder, StreamEncoder
+from tests.helpers.language_models import tiny_lm
 from tests.helpers.transformers_models import MODELS, write_tokenizer
 
 transformers = pytest.importorskip("transformers", minversion="5.24")
@@ -124,6 +127,17 @@ def test_files_and_token_stores(model: Any, folder: Path, tmp_path: Path) -> Non
     store = TokenStore(tmp_path / "store", model)
     audio, _ = read_audio(tmp_path / "corpus/1.wav")
     assert torch.equal(store[1].codes, model.encode(torch.from_numpy(audio)[None])[0])
+
+
+def test_language_models_generate_through_it(model: Any) -> None:
+    spec = {"codec": model.name, "weights_hash": model.weights_hash, "codebook_size": model.codebook_size, "dim": 8}
+    assert model.quantizer.vector_dim > 0
+    lm = tiny_lm(model.num_codebooks, source=spec)
+    seconds = 20 * model.frame_spec.hop / model.sample_rate
+    audio = torch.cat(list(generate(lm, model, seed=1, seconds=seconds)), dim=2)
+    codes = torch.cat(list(generate_frames(lm, seeds=[1], frames=20, stop=False)), dim=2)
+    assert torch.allclose(audio, model.decode(codes), atol=1e-5)
+    assert prompt_codes(lm, model, sound(5 * model.frame_spec.hop), rows=1).shape[2] == 5
 
 
 def test_info_says_that_streams_are_whole_clips(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

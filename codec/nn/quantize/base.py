@@ -80,6 +80,11 @@ class Quantizer(nn.Module):
         `num_codebooks` [batch] is the number of codebooks that each item uses, all codebooks if None.
         """
 
+    @property
+    def vector_dim(self) -> int:
+        """Dimension of the vectors that a language model learns for codes that have none: that of decoded latents."""
+        return self.decode(torch.zeros(1, self.num_codebooks, 1, dtype=torch.int64)).shape[1]
+
     def codebook_vectors(self) -> Tensor | None:
         """Vectors [codebooks, codebook_size, dim] of all codes; decoded latents are sums of them.
 

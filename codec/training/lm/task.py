@@ -282,14 +282,12 @@ def codebook_spec(
         raise ConfigError(
             f"losses.codebook_weights has {len(weights)} weights for {num_codebooks} codebooks: give each codebook one"
         )
-    if vectors is None:
-        one_frame = codec.quantizer.decode(torch.zeros(1, codec.quantizer.num_codebooks, 1, dtype=torch.int64))
     return CodebookSpec(
         codec=codec.name or store.model_name,
         weights_hash=store.weights_hash,
         num_codebooks=num_codebooks,
         codebook_size=store.frame_spec.codebook_size,
-        dim=one_frame.shape[1] if vectors is None else vectors.shape[2],
+        dim=codec.quantizer.vector_dim if vectors is None else vectors.shape[2],
         classes={kind: tuple(names) for kind, names in classes.items()},
         **({} if store.level is None else store.level.fields),
     )
