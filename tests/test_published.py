@@ -88,6 +88,7 @@ def test_a_published_model_is_fetched_once(monkeypatch: pytest.MonkeyPatch) -> N
     assert torch.equal(again.encode(audio), MODEL.encode(audio))
 
 
+@pytest.mark.slow
 def test_a_file_names_a_published_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     noise = np.random.default_rng(0).normal(0, 0.1, (1, 400)).astype(np.float32)
     write_audio(tmp_path / "a.wav", noise, 16_000)
@@ -101,6 +102,7 @@ def test_a_file_names_a_published_model(tmp_path: Path, monkeypatch: pytest.Monk
         decompress(tmp_path / "a.codec", tmp_path / "c.wav")
 
 
+@pytest.mark.slow
 def test_a_repository_is_fetched_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """With all that transformers needs, and no other files."""
     name = "hf:somebody/a-codec"

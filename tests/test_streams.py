@@ -82,6 +82,7 @@ def cut(signal: Tensor, pieces: list[int]) -> list[Tensor]:
     return [signal[:, :, begin:end] for begin, end in pairwise(ends)]
 
 
+@pytest.mark.slow
 @settings(deadline=None)
 @given(batch=st.integers(1, 3), time=st.integers(1, 50), pieces=st.lists(st.integers(0, 15), max_size=8))
 def test_streams_equal_the_computation_by_hand_for_any_chunks(batch: int, time: int, pieces: list[int]) -> None:

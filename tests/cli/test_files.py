@@ -54,6 +54,7 @@ def test_a_bit_rate_beyond_the_model_is_said(cli: Cli, recording: Path) -> None:
     assert cli("encode", "set", "--bitrate", 24).err.splitlines()[1:] == [f"  {note}"]
 
 
+@pytest.mark.slow
 def test_one_channel_of_several(cli: Cli, recording: Path) -> None:
     audio, rate = soundfile.read(recording)  # stereo
     soundfile.write("mono.wav", audio.mean(axis=1), rate, subtype="FLOAT")
@@ -145,6 +146,7 @@ def test_into_a_folder(cli: Cli, recording: Path) -> None:
     assert Path("there/in.codec").is_file()
 
 
+@pytest.mark.slow
 def test_several_inputs(cli: Cli, recording: Path) -> None:
     soundfile.write("b.flac", np.zeros(16_000), 16_000)
     encoded = cli("encode", recording, "b.flac", "-o", "coded")

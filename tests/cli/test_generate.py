@@ -86,6 +86,7 @@ def test_language_conditions_generation(cli: Cli, monkeypatch: pytest.MonkeyPatc
     assert (result.code, "knows no language dee: did you mean de" in result.err) == (2, True)
 
 
+@pytest.mark.slow
 def test_count_writes_several_files(cli: Cli, lm: CodecLM) -> None:
     result = cli("generate", "-o", "a.wav", "--seconds", "0.1", "--count", "3", "--seed", "8")
     assert (result.code, len(result.err.splitlines())) == (0, 3)

@@ -43,6 +43,7 @@ from tests.helpers.tokens import contents, expected, many, noise
 from tests.tiny import CONFIG, tiny_model
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("batch", [0.001, 1.0, 8.0])
 def test_a_clip_has_the_codes_of_its_audio(
     tmp_path: Path, corpus: Path, model_file: Path, monkeypatch: pytest.MonkeyPatch, batch: float

@@ -168,6 +168,7 @@ def test_other_files_raise(content: bytes | None, tmp_path: Path) -> None:
         load(path, trained_on="")
 
 
+@pytest.mark.slow
 def test_classifiers_are_trained_once(corpus: list[Clip], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(classifier, "BATCH", 4)
     monkeypatch.setattr(classifier, "STEPS", 1)

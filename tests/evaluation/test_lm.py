@@ -131,6 +131,7 @@ def test_reconstructions_do_not_depend_on_the_batch(tiny: Codec) -> None:
     assert together[3].shape == (1, 0)
 
 
+@pytest.mark.slow
 def test_reconstructions_use_the_codebooks_of_the_model(
     corpus: LabeledCorpus, trained: Classifier, tiny: Codec
 ) -> None:

@@ -122,6 +122,7 @@ def test_a_low_pass_is_found() -> None:
     assert signal_checks.noise_levels(low_passed, quick=True)[0].figures["octave_worst_db"] < -50
 
 
+@pytest.mark.slow
 def test_tones_are_measured_at_three_numbers_of_codebooks() -> None:
     system = KnownSystem()
     signal_checks.sines(system, quick=True)

@@ -299,6 +299,7 @@ def test_long_file_in_constant_memory(tmp_path: Path) -> None:
 # Writing
 
 
+@pytest.mark.slow
 @in_tmp
 @given(
     time=st.integers(1, 400),

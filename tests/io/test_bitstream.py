@@ -297,6 +297,7 @@ def test_codes_round_trip_in_chunks_of_any_size(
     np.testing.assert_array_equal(back, codes)
 
 
+@pytest.mark.slow
 @settings(deadline=None)
 @given(
     model=st.text(st.characters(categories=["L", "N", "P"]), max_size=60),

@@ -115,6 +115,7 @@ def original(path: Path, *, normed: bool = True) -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_a_file_of_the_original_gives_the_same_model(tmp_path: Path) -> None:
     net = codec.load(original(tmp_path / "weights.pth"))
     assert net.name == "weights"
@@ -154,6 +155,7 @@ def test_weight_norm_is_folded_as_torch_computes_it() -> None:
     torch.testing.assert_close(fold_weight_norm(conv.state_dict())["weight"], conv.weight.detach())
 
 
+@pytest.mark.slow
 def test_the_weights_hash_is_that_of_our_own_file(tmp_path: Path) -> None:
     net = codec.load(original(tmp_path / "weights.pth"))
     codec.checkpoint.save_model(tmp_path / "ours.safetensors", net, training={})

@@ -78,6 +78,7 @@ def test_streams_of_blocks_equal_the_whole_signal(kind: str, ends: list[int]) ->
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", MODELS)
 def test_a_stream_is_no_later_than_its_delay(kind: str) -> None:
     net = MODELS[kind]

@@ -166,6 +166,7 @@ def test_curves_begin_with_their_first_value(tmp_path: Path) -> None:
     assert len(read_metrics(tmp_path)) == 8
 
 
+@pytest.mark.slow
 def test_a_spectrogram_has_axes_and_a_scale() -> None:
     time_ = torch.arange(8000) / 8000
     tone = torch.sin(2 * torch.pi * 1000 * time_)
@@ -227,6 +228,7 @@ def test_channels_are_averaged_and_empty_clips_left_out(tmp_path: Path) -> None:
     assert np.unique(played).tolist() == pytest.approx([0.5], abs=1e-4)
 
 
+@pytest.mark.slow
 def test_silence_is_dark_and_clipping_is_drawn_too(tmp_path: Path) -> None:
     with Logger(tmp_path) as logger:
         logger.log_audio(0, "edge", torch.stack([torch.zeros(1, 2000), torch.full((1, 2000), 3.0)]), 8000)
