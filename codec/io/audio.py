@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 
 from codec.errors import InputNotFound, StorageError, UnsupportedAudio, UsageError
 from codec.frames import resampled_length
-from codec.io import ffmpeg, mpeg, riff
+from codec.io import ffmpeg, mpeg, ogg, riff
 from codec.io.coded_channels import Mix, Survey
 from codec.io.mixdown import Mixdown, mixed_down
 from codec.io.pieces import Pieces
@@ -359,7 +359,7 @@ def open_reader(
         size = os.fstat(file.fileno()).st_size
         if size == 0:
             raise UnsupportedAudio(f"{label} is empty (0 bytes): record or copy it again")
-        if use_ffmpeg and not _libsndfile_reads(file):
+        if use_ffmpeg and (ogg.streams(file) > 1 or not _libsndfile_reads(file)):
             name = path if isinstance(path, str | Path) and Path(path).is_file() else None
             file = stack.enter_context(ffmpeg.decoded(file, name, label))
             size = os.fstat(file.fileno()).st_size
@@ -367,6 +367,11 @@ def open_reader(
             raise UnsupportedAudio(
                 f"{label} holds {count} WAV files one after another, and others read only the first: split it, or "
                 "join the samples with an audio tool"
+            )
+        if (count := ogg.streams(file)) > 1:
+            raise UnsupportedAudio(
+                f"{label} holds {count} Ogg streams one after another, and libsndfile reads only the first: convert it "
+                "to WAV or FLAC first (encode and tokenize take --ffmpeg)"
             )
         with AudioReader(file, label) as reader:
             if reader.time == 0:

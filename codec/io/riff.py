@@ -1,7 +1,7 @@
-"""WAV files without final sizes in the header, because their writer was killed or wrote to a pipe.
+"""WAV, CAF and AU files without final sizes in the header, because their writer was killed or wrote to a pipe.
 
-Such a header states 0 bytes of samples, and libsndfile believes it. `finished` shows libsndfile the same file with the
-sizes that it has.
+Such a header states 0 bytes of samples, and libsndfile believes it; CAF files state -1, which libsndfile refuses.
+`finished` shows libsndfile the same file with the sizes that it has.
 """
 
 from __future__ import annotations
@@ -18,13 +18,23 @@ _LARGEST = 2**32 - 2**16  # bytes of samples that a header can state
 
 
 def finished(file: BinaryIO) -> Pieces | None:
-    """The file with its sizes filled in; None if it is not WAV, or states how many samples it has.
+    """The file with its sizes filled in; None if it is not WAV, CAF or AU, or states how many samples it has.
 
     If all bytes behind the empty chunk of samples are chunks themselves, the file has no samples: None.
     """
     size = file.seek(0, os.SEEK_END)
     file.seek(0)
     form = file.read(12)
+    match form[:4]:
+        case b"caff":
+            return _finished_caf(file, size)
+        case b".snd" | b"dns.":
+            return _finished_au(file, form, size)
+        case _:
+            return _finished_wav(file, form, size)
+
+
+def _finished_wav(file: BinaryIO, form: bytes, size: int) -> Pieces | None:
     if form[:4] not in (b"RIFF", b"RIFX", b"RF64") or form[8:] != b"WAVE":
         return None
     order = ">" if form[:4] == b"RIFX" else "<"
@@ -47,6 +57,47 @@ def finished(file: BinaryIO) -> Pieces | None:
     if sizes:
         patched[sizes[0] : sizes[0] + 4] = b"JUNK"
     return Pieces(file, bytes(patched), [(first, first + length)])
+
+
+def _finished_caf(file: BinaryIO, size: int) -> Pieces | None:
+    """With the size that the samples have, if the stated one is -1, 0 or beyond the end of the file."""
+    position = 8
+    while position + 12 <= min(size, _HEADER_BYTES):
+        file.seek(position)
+        name, stated = struct.unpack(">4sq", file.read(12))
+        first = position + 12
+        if name == b"data":
+            true = size - first
+            if 4 < stated <= true or true <= 4 or (stated >= 0 and _only_caf_chunks(file, first + stated, size)):
+                return None
+            file.seek(0)
+            head = file.read(position + 4) + struct.pack(">q", true)
+            return Pieces(file, head, [(first, size)])
+        position = first + max(0, stated)
+    return None
+
+
+def _only_caf_chunks(file: BinaryIO, position: int, size: int) -> bool:
+    """Whether the bytes from `position` to the end are whole chunks with printable names."""
+    while position < size:
+        file.seek(position)
+        head = file.read(12)
+        if len(head) < 12 or not is_chunk_name(head[:4]):
+            return False
+        position += 12 + max(0, struct.unpack_from(">q", head, 4)[0])
+    return position == size
+
+
+def _finished_au(file: BinaryIO, form: bytes, size: int) -> Pieces | None:
+    """With an unknown size, which libsndfile reads up to the end, if the stated one is 0."""
+    order = ">" if form[:4] == b".snd" else "<"
+    first, stated = struct.unpack_from(order + "II", form, 4)
+    if stated or not 24 <= first < min(size, _HEADER_BYTES):
+        return None
+    file.seek(0)
+    head = bytearray(file.read(first))
+    head[8:12] = b"\xff" * 4
+    return Pieces(file, bytes(head), [(first, size)])
 
 
 def joined(file: BinaryIO) -> int:

@@ -1,6 +1,7 @@
-"""WAV files of writers that were killed, against the same files written whole."""
+"""WAV, CAF and AU files of writers that were killed, against the same files written whole."""
 
 import io
+import struct
 from typing import Any
 
 import numpy as np
@@ -50,9 +51,41 @@ def test_the_samples_of_a_killed_writer(kind: str, subtype: str, endian: str) ->
     assert np.array_equal(samples, soundfile.read(io.BytesIO(bytes(whole)))[0])
 
 
-def test_a_whole_file_is_left_alone() -> None:
-    assert finished(io.BytesIO(bytes(written("WAV", "PCM_16")))) is None
-    assert finished(io.BytesIO(bytes(written("FLAC", "PCM_16")))) is None
+@pytest.mark.parametrize("kind", ["WAV", "FLAC", "CAF", "AU"])
+def test_a_whole_file_is_left_alone(kind: str) -> None:
+    assert finished(io.BytesIO(bytes(written(kind, "PCM_16")))) is None
+
+
+@pytest.mark.parametrize("size", [-1, 0, 4, 2**40])
+@pytest.mark.parametrize("subtype", ["PCM_16", "FLOAT"])
+def test_caf_of_an_open_length(size: int, subtype: str) -> None:
+    """Apple Core Audio Format Specification, audio data chunk: -1 means up to the end of the file."""
+    data = written("CAF", subtype)
+    whole = soundfile.read(io.BytesIO(bytes(data)))[0]
+    at = data.index(b"data") + 4
+    data[at : at + 8] = struct.pack(">q", size)
+    stream = finished(io.BytesIO(bytes(data)))
+    assert stream is not None
+    assert np.array_equal(soundfile.read(stream)[0], whole)
+
+
+@pytest.mark.parametrize("behind", [b"", b"info" + struct.pack(">q", 4) + b"abcd"])
+def test_caf_without_samples_has_none(behind: bytes) -> None:
+    data = written("CAF", "PCM_16")
+    at = data.index(b"data") + 4
+    for size, count in ((0, b""), (4, bytes(4))):
+        assert finished(io.BytesIO(bytes(data[:at]) + struct.pack(">q", size) + count + behind)) is None
+
+
+@pytest.mark.parametrize("endian", ["BIG", "LITTLE"])
+def test_au_of_a_killed_writer(endian: str) -> None:
+    data = written("AU", "PCM_16", endian)
+    whole = soundfile.read(io.BytesIO(bytes(data)))[0]
+    data[8:12] = bytes(4)
+    stream = finished(io.BytesIO(bytes(data)))
+    assert stream is not None
+    assert np.array_equal(soundfile.read(stream)[0], whole)
+    assert finished(io.BytesIO(bytes(data[:24]))) is None
 
 
 @pytest.mark.parametrize("behind", [b"", b"LIST\x04\0\0\0INFO", b"LIST\x03\0\0\0abc", b"id3 \x02\0\0\0ab" * 3])
