@@ -264,6 +264,7 @@ def test_recipe_keys_exist() -> None:
 NOT_RUN = {
     r"pip install|pre-commit|pytest|ruff|\.ci/run": "sets up or checks a development environment",
     r"codec prepare (?!general)\w|ljspeech": "downloads a dataset",
+    r"torchaudio:": "needs a dataset that was downloaded, and torchaudio",
     r"torchrun|--engine ray": "needs several processes, GPUs or machines",
     r"codec page|http\.server": "downloads ONNX Runtime for browsers, and serves until it is stopped",
     r"(python|node) tools/": "takes minutes; tests/test_tools.py runs the tools on small data",
