@@ -254,7 +254,7 @@ def test_the_speed_is_measured(page: Path) -> None:
     runner = shutil.which("node")
     if runner is None:
         pytest.skip("node is not installed")
-    command = [runner, RUNNER.parents[2] / "tools" / "bench_page.mjs", page, "1"]
+    command = [runner, str(RUNNER.parents[2] / "tools" / "bench_page.mjs"), str(page), "1"]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     rows = re.findall(r"^(\d+) frames? a call: encode [\d.]+ .* real-time factor [\d.]+$", done.stdout, re.MULTILINE)
     assert rows == ["1", "50"]
