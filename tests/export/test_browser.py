@@ -234,6 +234,7 @@ def test_codec_file(tab: Tab, model: StepCodec, tmp_path: Path) -> None:
     )
     tab.page.dispatch_event("body", "drop", {"dataTransfer": transfer})
     tab.wait("#bitrate", "2.40 kbit/s")
+    playwright.expect(tab.page.locator("[value=original]")).to_be_disabled()
     tab.page.focus("#codebooks")
     tab.page.keyboard.press("ArrowLeft")
     tab.wait("#bitrate", "1.60 kbit/s")

@@ -106,7 +106,7 @@ async function openContext() {
 }
 
 /** Put the audio thread between a source and the loudspeaker; returns its port for the worker. */
-function connect(name, { live }) {
+function connect(name, { live, hasOriginal = true }) {
   end();
   const hop = model.hop, samples = (seconds) => Math.round(seconds * model.sample_rate);
   const options = { hop, live, margin: samples(live ? MARGIN : FILE_MARGIN), most: samples(live ? MOST_MARGIN : 2 * FILE_MARGIN) };
@@ -118,9 +118,11 @@ function connect(name, { live }) {
   node.port.onmessage = ({ data }) => played(data);
   current = { node, live, gains: {}, views: [], rows: 1, underruns: 0, time: 0 };
   ["decoded", "original"].forEach((signal, output) => view(signal, output));
+  if (!hasOriginal) document.querySelector("[value=decoded]").checked = true;
   chooseOutput();
   byId("source").textContent = name;
-  for (const id of ["pause", "stop", "listen"]) byId(id).disabled = false;
+  for (const id of ["pause", "stop"]) byId(id).disabled = false;
+  byId("listen").disabled = !hasOriginal;
   byId("pause").textContent = "Pause";
   complain("");
   requestAnimationFrame(draw);
@@ -225,7 +227,7 @@ async function openFile(file) {
 const isCodec = (bytes) => bytes.byteLength >= 4 && new DataView(bytes).getUint32(0) === 0x89434443;
 
 function play(name, content, transfer) {
-  const port = connect(name, { live: false });
+  const port = connect(name, { live: false, hasOriginal: !content.codec });
   worker.postMessage({ ...content, port }, [port, ...transfer]);
   say(context.state === "running" ? `Encoding ${name}…` : "Press Play.");
   if (context.state !== "running") byId("pause").textContent = "Play";

@@ -12,7 +12,7 @@ const COSTS = 50; // frames over which the computing time is averaged
 const MOST_CHANNELS = 2; // that are played
 const LATE = [0.1, 0.3]; // seconds that the microphone's samples wait to be encoded; after the second, up to the first are left out
 const DRIFT = 2e-4; // of the clock of the sound device, at most
-const WARM_UP = [1.5, 0.25]; // seconds at most, and the share of real time that ends it
+const WARM_UP = [10, 1.5, 0.25]; // frames at least, seconds at most, and the share of real time that ends it
 
 let codec, session, codebooks, network;
 let last = Promise.resolve(); // all work, in order, because a graph runs once at a time
@@ -49,8 +49,9 @@ async function load() {
 
 /** Run the graphs until the browser has compiled what is used most, so that the first seconds have no gaps. */
 async function warmUp() {
-  const encode = codec.encoder(1), decode = codec.decoder(1), start = performance.now(), [most, share] = WARM_UP;
-  for (let cost = Infinity; cost > (share * codec.hop) / codec.sampleRate && performance.now() - start < 1000 * most; ) {
+  const encode = codec.encoder(1), decode = codec.decoder(1), start = performance.now(), [least, most, share] = WARM_UP;
+  const slow = (share * codec.hop) / codec.sampleRate;
+  for (let frame = 0, cost = slow; (frame < least || cost > slow) && performance.now() - start < 1000 * most; frame++) {
     const before = performance.now();
     await decode(await encode(new Float32Array(codec.hop)));
     cost = (performance.now() - before) / 1000;
