@@ -51,7 +51,8 @@ NONE, ADAPTIVE, MODEL = 0, 1, 2
 NAMES = ("none", "adaptive", "model")
 Choice: TypeAlias = Literal["auto", "none", "adaptive", "model"]
 """The last coder that a writer tries, by name; "auto" tries all that the codec has."""
-MAX_MODELED = 1 << 16  # codes of a packet that take time; a forged packet of more would decode for seconds
+# codes of a packet that take time, by coders 1 and 2; a forged packet of more would decode for more than a second
+MAX_MODELED, MAX_PREDICTED = 1 << 16, 1 << 14
 
 _UNKNOWN = -1  # a code that a decoder has not read, or a candidate that does not exist
 _NO_ANSWER = 2  # for codebook 0, which has no lower codebook
@@ -80,7 +81,7 @@ def encode(
     if codes.size <= MAX_MODELED:
         if coder >= ADAPTIVE:
             payloads[ADAPTIVE] = encode_adaptive(codes, sizes)
-        if coder >= MODEL and model is not None:
+        if coder >= MODEL and model is not None and codes.size <= MAX_PREDICTED:
             payloads[MODEL] = encode_adaptive(codes, sizes, model)
     best = min(payloads, key=lambda number: len(payloads[number]))
     return best, payloads[best]
@@ -161,8 +162,9 @@ def decode_adaptive(
     payload: bytes, sizes: Sequence[int], *, rows: int, frames: int, model: EntropyModel | None = None
 ) -> Codes:
     """The inverse of `encode_adaptive`. Raises ValueError for a payload that it never writes."""
-    if (count := rows * len(sizes) * frames) > MAX_MODELED:
-        raise ValueError(f"{count} codes by a coder of at most {MAX_MODELED}")
+    most = MAX_PREDICTED if model else MAX_MODELED
+    if (count := rows * len(sizes) * frames) > most:
+        raise ValueError(f"{count} codes by a coder of at most {most}")
     coder = RangeDecoder(payload)
     codes = [[[_UNKNOWN] * len(sizes) for _ in range(rows)] for _ in range(frames)]
     predictors = [FramePredictor(model, len(sizes)) for _ in range(rows)] if model else None

@@ -16,7 +16,7 @@ from codec.checkpoint import CodecCard
 from codec.errors import UnsupportedAudio
 from codec.io import bitstream, entropy, entropy_model
 from codec.io.bitstream import Header, Reader, Writer
-from codec.io.entropy import ADAPTIVE, MAX_MODELED, MODEL, NONE, Codes, RangeDecoder, RangeEncoder
+from codec.io.entropy import ADAPTIVE, MAX_MODELED, MAX_PREDICTED, MODEL, NONE, Codes, RangeDecoder, RangeEncoder
 from codec.io.entropy_files import SUFFIX
 from codec.io.entropy_files import shipped as shipped_networks
 from codec.io.entropy_model import EntropyModel, FramePredictor, PacketPredictor
@@ -250,3 +250,7 @@ def test_large_packets_are_packed_because_others_take_seconds() -> None:
     assert entropy.encode(np.zeros((1, 4, frames), np.int64), [2] * 4)[0] == NONE
     with pytest.raises(ValueError, match="at most"):
         entropy.decode(ADAPTIVE, b"", [2] * 4, rows=1, frames=frames)
+    frames = MAX_PREDICTED // len(NETWORK.sizes) + 1
+    assert entropy.encode(np.zeros((1, 3, frames), np.int64), NETWORK.sizes, model=NETWORK)[0] == ADAPTIVE
+    with pytest.raises(ValueError, match=f"at most {MAX_PREDICTED}"):
+        entropy.decode(MODEL, b"", NETWORK.sizes, rows=1, frames=frames, model=NETWORK)
