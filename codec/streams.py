@@ -10,7 +10,8 @@ of the batch.
     speaker.play(decoder.push(encoder.flush()))
     speaker.play(decoder.flush())
 
-A causal model gives each frame with its last sample. A model that looks ahead runs on blocks that overlap by its
+A causal model gives each frame with its last sample; a frame or two at a time run in ONNX Runtime where it is installed
+(`codec.live`). A model that looks ahead runs on blocks that overlap by its
 receptive field, so its codes equal those of the whole signal, and frames come `lookahead` samples later. Here frame 2
 needs one frame of context on either side:
 
@@ -36,6 +37,7 @@ from torch.nn import functional
 from codec.errors import UsageError
 from codec.frames import resampled_length
 from codec.io.audio import Resampler, can_resample
+from codec.live import Steps, tensors
 from codec.models.base import BlockCodec, Codec, Encoded, SegmentCodec, StepCodec, check_rate, split_scale
 from codec.nn.streaming import ordinary
 
@@ -73,6 +75,7 @@ class StreamEncoder:
         self._model = model
         self._open = True
         self._state = model.encoder_state(batch) if isinstance(model, StepCodec | SegmentCodec) else None
+        self._steps = Steps(model, batch) if isinstance(model, StepCodec) else None
         self._rest = torch.zeros(
             batch, model.channels, 0, dtype=torch.float32, device=model.device
         )  # samples still needed
@@ -116,20 +119,24 @@ class StreamEncoder:
         if isinstance(model, BlockCodec):
             codes = self._block(model, audio, whole, last=last)
         elif last and model.own_padding:
-            codes = cast(StepCodec, model).encode_end(audio, self._state, num_codebooks=self.num_codebooks)
+            codes = cast(StepCodec, model).encode_end(audio, tensors(self._state), num_codebooks=self.num_codebooks)
         else:
-            codes = self._step(cast(StepCodec, model), audio, whole)
+            codes = self._step(audio, whole)
         self.frames += split_scale(codes)[0].shape[2]
         return codes
 
-    def _step(self, model: StepCodec, audio: Tensor, whole: int) -> Tensor:
+    def _step(self, audio: Tensor, whole: int) -> Tensor:
         """Codes of the `whole` frames of the audio, which come after the state."""
         time = whole * self._model.frame_spec.hop
         self._rest = audio[:, :, time:].clone()  # a view would keep all of `audio` alive
         self._first += whole
         if not whole:
             return self._no_codes()
-        codes, self._state = model.encode_step(audio[:, :, :time], self._state, num_codebooks=self.num_codebooks)
+        if self._steps is None:
+            model, state = cast(SegmentCodec, self._model), cast(Tensor, self._state)
+            codes, self._state = model.encode_step(audio[:, :, :time], state, num_codebooks=self.num_codebooks)
+        else:
+            codes, self._state = self._steps.encode(audio[:, :, :time], self._state, self.num_codebooks)
         return codes
 
     def _no_codes(self) -> Tensor:
@@ -196,6 +203,7 @@ class StreamDecoder:
         self._state = (
             model.decoder_state_at(batch, first_frame) if isinstance(model, StepCodec | SegmentCodec) else None
         )
+        self._steps = Steps(model, batch) if isinstance(model, StepCodec) else None
         self._delay = model.frame_spec.decoder_delay  # samples still to come that lie before the signal
         self._codes: Tensor | None = None  # codes that are still needed, and their scale
         self._scale: Tensor | None = None
@@ -215,8 +223,8 @@ class StreamDecoder:
         if not codes.shape[-1]:
             self._model.check_codes(codes)
             return self._silence()
-        if isinstance(self._model, StepCodec):
-            audio, self._state = self._model.decode_step(codes, self._state)
+        if self._steps is not None:
+            audio, self._state = self._steps.decode(codes, self._state)
             return self._given(audio)
         if isinstance(self._model, SegmentCodec):
             encoded = codes if scale is None else Encoded(codes, torch.as_tensor(scale, device=codes.device))
@@ -240,7 +248,7 @@ class StreamDecoder:
         if isinstance(model, StepCodec | SegmentCodec) and model.own_padding:
             shape = self._batch, model.codebook_choices[0], 0
             none = torch.zeros(shape, dtype=torch.int64, device=model.device)
-            audio = self._given(model.decode_end(none, self._state))
+            audio = self._given(model.decode_end(none, tensors(self._state)))
         else:
             audio = self._silence() if self._codes is None else self._block(self._codes, last=True)
         if self._missing:

@@ -3,6 +3,7 @@
     python tools/bench.py                            speed and memory of the default model
     python tools/bench.py --model PATH --no-memory   speed alone
     python tools/bench.py --untrained                the causal family's default configuration, random weights
+    python tools/bench.py --live                     a frame at a time: ONNX Runtime against torch
 
 Speeds are real-time factors (seconds of audio per second of computation), medians over rounds in which all systems
 alternate, so that other load affects them equally. Memory is the peak resident set size of a separate process.
@@ -24,13 +25,15 @@ import numpy as np
 import soundfile
 import torch
 
-from codec import checkpoint, compression, models, pretrained
+from codec import checkpoint, compression, live, models, pretrained
 from codec import streams as sessions
 from codec.errors import CodecError
 from codec.evaluation.codec import peak_memory
 from codec.io import bitstream
+from codec.models.base import Codec
 
 RATE = 24_000  # Hz, of the synthetic audio
+WARM_UP = 10  # frames of a live stream that are not timed
 BLOCK = 10  # s of audio per block
 
 
@@ -52,6 +55,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=7, help="rounds of the timing (default 7)")
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2], help="numbers of threads (default 1 2)")
     parser.add_argument("--minutes", type=float, nargs="+", default=[2, 120], help="lengths for memory (default 2 120)")
+    parser.add_argument("--live", action="store_true", help="only live streams, a frame at a time on one thread")
     parser.add_argument("--no-speed", action="store_true", help="leave the speed out")
     parser.add_argument("--no-memory", action="store_true", help="leave the memory out")
     parser.add_argument("--worker", nargs=3, help=argparse.SUPPRESS)  # compress|decompress SOURCE TARGET
@@ -59,6 +63,9 @@ def main() -> None:
 
     if arguments.worker:
         work(*arguments.worker, model=arguments.model, num_codebooks=arguments.num_codebooks)
+        return
+    if arguments.live:
+        report_live(arguments.model, arguments.num_codebooks, arguments.seconds)
         return
     with tempfile.TemporaryDirectory() as folder:
         if arguments.untrained:
@@ -138,6 +145,54 @@ def encodec(audio: torch.Tensor) -> System:
         torch.inference_mode()(lambda: model.encode(audio)),
         torch.inference_mode()(lambda: model.decode(frames)),
     )
+
+
+# Live streams
+
+
+class Live:
+    """A stream of single frames through the encoder and the decoder in one backend, and the milliseconds they took."""
+
+    def __init__(self, model: Codec, num_codebooks: int | None, backend: str) -> None:
+        os.environ[live.VARIABLE] = backend
+        self.encoder = sessions.StreamEncoder(model, num_codebooks=num_codebooks)
+        self.decoder = sessions.StreamDecoder(model)
+        self.backend = live.backend_of(model) if backend == "auto" else backend
+        self.took: list[tuple[float, float]] = []
+
+    def push(self, audio: torch.Tensor) -> torch.Tensor:
+        start = perf_counter()
+        codes = self.encoder.push(audio)
+        middle = perf_counter()
+        self.decoder.push(codes)
+        self.took.append((1e3 * (middle - start), 1e3 * (perf_counter() - middle)))
+        return codes
+
+
+def report_live(name: str, num_codebooks: int | None, seconds: float) -> None:
+    """Print the table of milliseconds per frame in torch and in the backend of live streams."""
+    torch.set_num_threads(1)
+    model = pretrained.load(name, "cpu")
+    hop = model.frame_spec.hop
+    audio = torch.from_numpy(sound(0, round(seconds * RATE)))[None, None]
+    streams = [Live(model, num_codebooks, "torch"), Live(model, num_codebooks, "auto")]
+    frames, different = audio.shape[2] // hop, 0
+    for frame in range(frames):
+        block = audio[:, :, frame * hop : (frame + 1) * hop]
+        expected, found = (stream.push(block) for stream in streams)
+        different += int((expected != found).sum())
+    print(
+        f"{frames} frames of {1e3 * hop / model.sample_rate:g} ms, one at a time, one thread, interleaved; ms per frame"
+    )
+    print(f"{'':16}{'encode':>10}{'decode':>10}{'both':>10}{'p99':>10}")
+    medians = []
+    for stream in streams:
+        encode, decode = np.array(stream.took[WARM_UP:]).T
+        both = encode + decode
+        medians.append(float(np.median(both)))
+        cells = np.median(encode), np.median(decode), medians[-1], np.percentile(both, 99)
+        print(f"{stream.backend:16}" + "".join(f"{cell:10.2f}" for cell in cells))
+    print(f"{medians[0] / medians[1]:.2f} × as fast; {different} of {frames * expected.shape[1]} codes differ")
 
 
 def timed(run: Callable[[], object]) -> float:

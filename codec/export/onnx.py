@@ -98,7 +98,7 @@ def export_onnx(model: Codec, folder: str | Path, *, opset: int = OPSET, force: 
     """
     _check_packages()
     _check_opset(opset)
-    steps = _exportable(model)
+    steps = exportable(model)
     folder = Path(folder)
     targets = folder / FILES[0], folder / FILES[1]
     for target in targets:
@@ -253,7 +253,7 @@ def _in_chunks(step: Step, x: np.ndarray[Any, Any], size: int, **inputs: Any) ->
     return np.concatenate([step(x[..., at : at + size], **inputs) for at in range(0, x.shape[-1], size)], axis=-1)
 
 
-def _exportable(model: Codec) -> StepCodec:
+def exportable(model: Codec) -> StepCodec:
     """The model if each step gives a frame for a frame."""
     if not isinstance(model, StepCodec) or model.own_padding or not model.has_codes:
         reason = (

@@ -19,6 +19,7 @@ import codec
 from codec.io.audio import open_writer, read_audio
 
 Samples = NDArray[np.float32]  # [time]
+WARM_UP = 8  # blocks before the devices are opened, because the first ones load what later ones use
 
 
 class Loop:
@@ -85,6 +86,9 @@ def main(arguments: list[str] | None = None) -> None:
     model = codec.load(options.model)
     rate = options.rate or model.sample_rate
     loop, block = Loop(model, rate), options.block or model.frame_spec.hop * rate // model.sample_rate
+    warm_up = Loop(model, rate)
+    for _ in range(WARM_UP):
+        warm_up.push(np.zeros(block, np.float32))
     if options.input is not None:
         print(from_file(loop, options.input, options.output, block))
     else:

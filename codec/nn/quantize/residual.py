@@ -10,7 +10,6 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from codec.nn.exporting import is_exporting
 from codec.nn.quantize.base import Quantized, Quantizer, keep_prefix
 from codec.nn.quantize.vq import VectorQuantizer, lowest, update_stages
 from codec.nn.shapes import Codes, Latents
@@ -84,7 +83,7 @@ class ResidualVQ(Quantizer):
         search = self.search_distances if self.direct else self.search_ranked
         with torch.autocast(latents.device.type, enabled=False):
             rows = latents.float().transpose(1, 2).flatten(0, 1)  # [batch * frames, dim]
-            parts = torch.split(rows, TILE) if latents.device.type == "cpu" and not is_exporting() else [rows]
+            parts = torch.split(rows, TILE) if latents.device.type == "cpu" else [rows]
             codes = torch.cat([search(part, stages) for part in parts])
         return codes.view(latents.shape[0], latents.shape[2], codes.shape[1]).transpose(
             1, 2
@@ -92,21 +91,16 @@ class ResidualVQ(Quantizer):
 
     @torch.no_grad()
     def encode_prefix(self, latents: Latents, num_codebooks: Tensor) -> Codes:
-        if self.strict_prefix:
-            return keep_prefix(self.encode(latents), num_codebooks)
-        search = self.search_distances if self.direct else self.search_ranked
+        search = self.search_prefix if self.direct else self.search_ranked
         with torch.autocast(latents.device.type, enabled=False):
             codes = search(latents.float().transpose(1, 2).flatten(0, 1), list(self.stages), num_codebooks)
         codes = codes.view(latents.shape[0], latents.shape[2], codes.shape[1]).transpose(1, 2)
         return keep_prefix(codes, num_codebooks)
 
-    def search_distances(
-        self, rows: Tensor, stages: Sequence[VectorQuantizer], num_codebooks: Tensor | None = None
-    ) -> Tensor:
+    def search_distances(self, rows: Tensor, stages: Sequence[VectorQuantizer]) -> Tensor:
         """Codes [rows, codebooks] of `rows` [rows, dim] if the distance to an entry is the error of choosing it.
 
         The best candidates of all beams then have the lowest distances, and only their residuals are computed.
-        With `num_codebooks` [] the codes of the first ones are the best prefix of this length, the others arbitrary.
         """
         count, dim = rows.shape
         # [rows * beams, dim + 2] for `distance_table`: the residual, 1, and its square, which ranks beams
@@ -120,36 +114,55 @@ class ResidualVQ(Quantizer):
             beam = torch.floor_divide(best, size)
             entries = torch.sub(best, beam, alpha=size).view(-1)
             parents = torch.add(beam, row[:, None], alpha=beams).view(-1)
-            steps.append((parents, entries, best.shape[1]))
+            steps.append((parents, entries))
             if stages_left:
                 beams = best.shape[1]
                 state = state.index_select(0, parents)
                 chosen = stage.codebook.index_select(0, entries)
-                if is_exporting():  # where writing to a part of a tensor costs more than a copy of it
-                    residual = state[:, :dim] - chosen
-                    error = residual.square().sum(dim=1, keepdim=True) * (beams > 1)
-                    state = torch.cat([residual, torch.ones_like(error), error], dim=1)
-                    continue
                 residual = state.narrow(1, 0, dim).sub_(chosen)
                 if beams > 1:
                     state[:, dim + 1] = torch.linalg.vecdot(residual, residual)
-        codes, first = [], torch.arange(count, device=rows.device)
-        for number, (parents, entries, kept) in reversed(
-            list(enumerate(steps, 1))
-        ):  # back from the best beam at the end
-            if num_codebooks is not None:  # the first beam of each row is the best
-                row = torch.where(num_codebooks == number, first * kept, row)
+        codes = []
+        for parents, entries in reversed(steps):  # back from the best beam at the end
             codes.append(entries.take(row))
             row = parents.take(row)
         return torch.stack(codes[::-1], dim=1)
+
+    def search_prefix(self, rows: Tensor, stages: Sequence[VectorQuantizer], num_codebooks: Tensor) -> Tensor:
+        """`search_distances` for a number of codebooks that is a tensor []: codes after the first ones are arbitrary.
+
+        The operations are few, without divisions and writes to parts, because a runtime without a compiler is slowed by
+        their number.
+        """
+        size, first = self.codebook_size, torch.arange(rows.shape[0], device=rows.device)
+        candidate = torch.arange(min(self.beam_size, size ** len(stages)) * size, device=rows.device)
+        beam_of, entry_of = candidate // size, candidate % size
+        residual, beams, steps = rows, 1, []
+        errors = stages[0].distances(rows)
+        for number, stage in enumerate(stages, 1):
+            best = errors.view(-1, beams * size).topk(min(self.beam_size, beams * size), dim=1, largest=False).indices
+            row_beams = (beams * first)[:, None].expand_as(best).reshape(-1)
+            parents = beam_of.gather(0, best.view(-1)) + row_beams
+            entries = entry_of.gather(0, best.view(-1))
+            beams = best.shape[1]
+            steps.append((parents, entries, beams))
+            if number < len(stages):
+                residual = F.embedding(parents, residual) - F.embedding(entries, stage.codebook)
+                errors = stages[number].distances(residual) + residual.square().sum(dim=1, keepdim=True)
+        row, codes = first, []
+        for number, (parents, entries, beams) in reversed(list(enumerate(steps, 1))):
+            row = torch.where(num_codebooks == number, beams * first, row)  # the first beam of each row is the best
+            codes.append(entries.gather(0, row))
+            row = parents.gather(0, row)
+        return torch.cat(codes[::-1]).view(len(codes), rows.shape[0]).T
 
     def search_ranked(
         self, rows: Tensor, stages: Sequence[VectorQuantizer], num_codebooks: Tensor | None = None
     ) -> Tensor:
         """Codes as in `search_distances` for any distance: candidates by distance, beams by error."""
         residual = rows[:, None]  # [rows, beams, dim]
-        prefix = torch.full((len(rows), len(stages)), -1, dtype=torch.int64, device=rows.device)
-        codes = torch.empty(len(rows), 1, 0, dtype=torch.int64, device=rows.device)  # [rows, beams, codebooks]
+        prefix = torch.full((rows.shape[0], len(stages)), -1, dtype=torch.int64, device=rows.device)
+        codes = torch.empty(rows.shape[0], 1, 0, dtype=torch.int64, device=rows.device)  # [rows, beams, codebooks]
         for number, stage in enumerate(stages, 1):
             beams = residual.shape[1]
             count = min(self.beam_size, stage.codebook_size)

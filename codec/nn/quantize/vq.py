@@ -101,13 +101,11 @@ class VectorQuantizer(Quantizer):
         The product of a row (x, 1, e) with it is |x - c|² - |x|² + e. It is cached until the codebook changes.
         """
         codebook, cached = self.codebook, self.cached
-        if cached is not None and not is_exporting() and cached.is_of(codebook):
+        if cached is not None and cached.is_of(codebook):
             return cached.table
         with torch.no_grad():
             norms = codebook.square().sum(dim=-1)
             table = torch.cat([-2 * codebook.T, norms[None], torch.ones_like(norms)[None]])
-        if is_exporting():  # computed when the graph is loaded
-            return table
         version = version_of(codebook)
         self.cached = DistanceTable(table, codebook.clone() if version is None else codebook.detach(), version)
         return table
