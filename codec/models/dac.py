@@ -9,7 +9,8 @@ All convolutions look to both sides, so a stream runs in blocks that overlap by 
 from __future__ import annotations
 
 import math
-from typing import Literal
+from collections.abc import Sequence
+from typing import Literal, cast
 
 import torch
 from pydantic import model_validator
@@ -29,7 +30,17 @@ from codec.models.base import (
     decoder_span,
     encoder_span,
 )
-from codec.nn.products import conv, transposed_conv
+from codec.nn.products import (
+    Layer,
+    by_products,
+    by_tiles,
+    conv,
+    in_turn,
+    of_each,
+    residual_unit,
+    snake,
+    transposed_conv,
+)
 from codec.nn.quantize.factorized import FactorizedRVQ
 from codec.nn.shapes import Audio, Latents
 from codec.nn.snake import Snake
@@ -37,7 +48,9 @@ from codec.nn.streaming import Checkpointable
 from codec.nn.tiles import in_tiles
 
 DILATIONS = (1, 3, 9)
-PRODUCT_TILE = 2048  # samples of a tile that is computed by matrix products, which need long rows
+KERNEL = 7  # of residual units and of the convolutions at the ends that look at audio
+TILE = 1 << 20  # numbers in a tile of the decoder: its products need long rows more than a place in the cache
+UNITS_CONTEXT = 3 * sum(DILATIONS)  # samples to either side that the residual units of a rate need
 
 
 class DACConfig(CodecConfig):
@@ -82,31 +95,28 @@ class DACConfig(CodecConfig):
 class ResidualUnit(nn.Module):
     """Two convolutions behind Snake activations, the first one dilated, added to the input.
 
-    The units of the encoder leave the convolution to torch, because another order of its sums can change a code.
+    The encoder leaves the convolutions to torch, because another order of their sums can change a code.
     """
 
-    def __init__(self, dim: int, dilation: int, *, decodes: bool) -> None:
+    def __init__(self, dim: int, dilation: int) -> None:
         super().__init__()
         self.context = 3 * dilation
-        self.decodes = decodes
         self.snake1 = Snake(dim)
         self.conv1 = nn.Conv1d(dim, dim, 7, dilation=dilation, padding=self.context)
         self.snake2 = Snake(dim)
         self.conv2 = nn.Conv1d(dim, dim, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.decodes:
-            return in_tiles(self.by_products, x, context=self.context, least=PRODUCT_TILE)
-        return in_tiles(self.by_convolution, x, context=self.context)
+        return in_tiles(self.of_tile, x, context=self.context)
 
-    def by_convolution(self, x: Tensor) -> Tensor:
+    def of_tile(self, x: Tensor) -> Tensor:
         """The unit on one tile."""
         y: Tensor = self.conv2(self.snake2(self.conv1(self.snake1(x))))
         return x + y
 
-    def by_products(self, x: Tensor) -> Tensor:
-        """The unit on one tile, with convolutions as matrix products."""
-        return conv(self.conv2, self.snake2(conv(self.conv1, self.snake1(x)))) + x
+    def as_products(self) -> Layer:
+        """The unit for a signal [time, dim]."""
+        return residual_unit(self.snake1, self.conv1, self.snake2, self.conv2)
 
 
 class EncoderBlock(Checkpointable):
@@ -114,7 +124,7 @@ class EncoderBlock(Checkpointable):
 
     def __init__(self, dim: int, stride: int) -> None:
         super().__init__()
-        self.units = nn.ModuleList(ResidualUnit(dim, dilation, decodes=False) for dilation in DILATIONS)
+        self.units = nn.ModuleList(ResidualUnit(dim, dilation) for dilation in DILATIONS)
         self.snake = Snake(dim)
         self.conv = nn.Conv1d(dim, 2 * dim, 2 * stride, stride=stride, padding=-(-stride // 2))
 
@@ -135,6 +145,8 @@ class DecoderBlock(Checkpointable):
     An odd stride leaves one sample too few; it is added at the end, so that a frame always gives a hop.
     """
 
+    units: Sequence[ResidualUnit]
+
     def __init__(self, dim: int, out_dim: int, stride: int) -> None:
         super().__init__()
         self.stride = stride
@@ -142,29 +154,41 @@ class DecoderBlock(Checkpointable):
         self.conv = nn.ConvTranspose1d(
             dim, out_dim, 2 * stride, stride=stride, padding=-(-stride // 2), output_padding=stride % 2
         )
-        self.units = nn.ModuleList(ResidualUnit(out_dim, dilation, decodes=True) for dilation in DILATIONS)
+        units = nn.ModuleList(ResidualUnit(out_dim, dilation) for dilation in DILATIONS)
+        self.units = cast(Sequence[ResidualUnit], units)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.recomputed(self.upsampled, x)
 
     def upsampled(self, x: Tensor) -> Tensor:
         """The block without checkpointing."""
-        x = transposed_conv(self.conv, self.snake(x))
+        x = self.conv(self.snake(x))
         for unit in self.units:
             x = unit(x)
         return x
+
+    def as_products(self, x: Tensor, *after: Layer) -> Tensor:
+        """The block, and the layers `after` it, for a signal [time, dim]."""
+        units = (unit.as_products() for unit in self.units)
+        level = in_turn(snake(self.snake), transposed_conv(self.conv), *units, *after)
+        context = -(-(KERNEL + UNITS_CONTEXT) // self.stride) + 1
+        width = self.stride * self.conv.out_channels
+        return by_tiles(lambda part, _: level(part), x, width=width, context=context, up=self.stride, tile=TILE)
 
 
 class Encoder(nn.Module):
     """Audio [batch, 1, frames * hop] to latents [batch, dim, frames]."""
 
+    blocks: Sequence[EncoderBlock]
+
     def __init__(self, config: DACConfig) -> None:
         super().__init__()
         dims = [config.encoder_dim * 2**level for level in range(len(config.encoder_rates) + 1)]
         self.conv_in = nn.Conv1d(1, dims[0], 7, padding=3)
-        self.blocks = nn.ModuleList(
+        blocks = nn.ModuleList(
             EncoderBlock(dim, stride) for dim, stride in zip(dims, config.encoder_rates, strict=False)
         )
+        self.blocks = cast(Sequence[EncoderBlock], blocks)
         self.snake = Snake(dims[-1])
         self.conv_out = nn.Conv1d(dims[-1], config.latents, 3, padding=1)
 
@@ -179,22 +203,34 @@ class Encoder(nn.Module):
 class Decoder(nn.Module):
     """Latents [batch, dim, frames] to audio [batch, 1, frames * hop]."""
 
+    blocks: Sequence[DecoderBlock]
+
     def __init__(self, config: DACConfig) -> None:
         super().__init__()
         dims = [config.decoder_dim // 2**level for level in range(len(config.decoder_rates) + 1)]
         self.conv_in = nn.Conv1d(config.latents, dims[0], 7, padding=3)
-        self.blocks = nn.ModuleList(
+        blocks = nn.ModuleList(
             DecoderBlock(dim, out_dim, stride)
             for dim, out_dim, stride in zip(dims, dims[1:], config.decoder_rates, strict=False)
         )
+        self.blocks = cast(Sequence[DecoderBlock], blocks)
         self.snake = Snake(dims[-1])
         self.conv_out = nn.Conv1d(dims[-1], 1, 7, padding=3)
 
     def forward(self, latents: Latents) -> Audio:
         x = self.conv_in(latents)
+        if by_products(x):
+            return of_each(self.as_products, x.transpose(1, 2)).transpose(1, 2)
         for block in self.blocks:
             x = block(x)
         return torch.tanh(self.conv_out(self.snake(x)))
+
+    def as_products(self, x: Tensor) -> Tensor:
+        """Blocks and last convolution for a signal [frames, dim]."""
+        *blocks, last = self.blocks
+        for block in blocks:
+            x = block.as_products(x)
+        return last.as_products(x, snake(self.snake), conv(self.conv_out), torch.tanh)
 
 
 class DAC(BlockCodec):
@@ -226,11 +262,10 @@ class DAC(BlockCodec):
         return audio
 
     def receptive_field(self) -> ReceptiveField:
-        units = sum(3 * dilation for dilation in DILATIONS)
         hop = self.config.hop
-        first, last = encoder_span(-1, 1, self.config.encoder_rates, units)
+        first, last = encoder_span(-1, 1, self.config.encoder_rates, UNITS_CONTEXT)
         encoder = Context(past=-((first - 3) // hop), future=(last + 3) // hop)
-        first, last = decoder_span(-3, hop - 1 + 3, self.config.decoder_rates, units)
+        first, last = decoder_span(-3, hop - 1 + 3, self.config.decoder_rates, UNITS_CONTEXT)
         return ReceptiveField(encoder, Context(past=3 - first, future=last + 3))
 
 

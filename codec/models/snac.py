@@ -16,8 +16,9 @@ All convolutions look to both sides, and attention stays within its window, so a
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from itertools import accumulate
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal, cast
 
 import torch
 import torch.nn.functional as F
@@ -39,15 +40,26 @@ from codec.models.base import (
     encoder_span,
 )
 from codec.nn.attention import apply_rotary, rotary_table
-from codec.nn.products import conv, depthwise_conv, strided_conv, transposed_conv
+from codec.nn.products import (
+    Layer,
+    by_products,
+    by_tiles,
+    conv,
+    in_turn,
+    of_each,
+    residual_unit,
+    snake,
+    strided_conv,
+    transposed_conv,
+)
 from codec.nn.quantize.factorized import FactorizedRVQ
 from codec.nn.shapes import Audio, Latents
 from codec.nn.snake import Snake
 from codec.nn.streaming import Checkpointable
-from codec.nn.tiles import in_tiles
 
 DILATIONS = (1, 3, 9)
 UNITS_CONTEXT = 3 * sum(DILATIONS)  # samples to either side that the residual units of a rate need
+KERNEL = 7  # of the convolutions at either end and of residual units
 HEAD_DIM = 64  # of the attention
 
 
@@ -115,7 +127,6 @@ class ResidualUnit(nn.Module):
 
     def __init__(self, dim: int, dilation: int, *, depthwise: bool) -> None:
         super().__init__()
-        self.depthwise = depthwise
         self.snake1 = Snake(dim)
         groups = dim if depthwise else 1
         self.conv1 = nn.Conv1d(dim, dim, 7, dilation=dilation, padding=3 * dilation, groups=groups)
@@ -123,18 +134,23 @@ class ResidualUnit(nn.Module):
         self.conv2 = nn.Conv1d(dim, dim, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        y = depthwise_conv(self.conv1, self.snake1(x)) if self.depthwise else self.conv1(self.snake1(x))
-        return conv(self.conv2, self.snake2(y)) + x
+        y: Tensor = self.conv2(self.snake2(self.conv1(self.snake1(x))))
+        return x + y
+
+    def as_products(self) -> Layer:
+        """The unit for a signal [time, dim]."""
+        return residual_unit(self.snake1, self.conv1, self.snake2, self.conv2)
 
 
 class ResidualUnits(nn.Sequential):
-    """One unit for each of `DILATIONS`, all of them on one tile at a time."""
+    """One unit for each of `DILATIONS`."""
 
     def __init__(self, dim: int, *, depthwise: bool) -> None:
         super().__init__(*(ResidualUnit(dim, dilation, depthwise=depthwise) for dilation in DILATIONS))
 
-    def forward(self, x: Tensor) -> Tensor:
-        return in_tiles(super().forward, x, context=UNITS_CONTEXT)
+    def as_products(self) -> Layer:
+        """The units for a signal [time, dim]."""
+        return in_turn(*(unit.as_products() for unit in self.children() if isinstance(unit, ResidualUnit)))
 
 
 class LocalAttention(nn.Module):
@@ -184,7 +200,16 @@ class EncoderBlock(Checkpointable):
 
     def strided(self, x: Tensor) -> Tensor:
         """The block without checkpointing."""
-        return strided_conv(self.conv, self.units(x), before=self.snake)
+        out: Tensor = self.conv(self.snake(self.units(x)))
+        return out
+
+    def as_products(self, x: Tensor, before: nn.Conv1d | None = None) -> Tensor:
+        """The block, behind a convolution `before` it, for a signal [time, channels]."""
+        dim, (stride,) = self.conv.in_channels, self.conv.stride
+        layers = [self.units.as_products(), snake(self.snake), strided_conv(self.conv)]
+        level = in_turn(*layers if before is None else [conv(before), *layers])
+        context = -(-(KERNEL + UNITS_CONTEXT + stride) // stride) * stride
+        return by_tiles(lambda part, _: level(part), x, width=dim, context=context, down=stride)
 
 
 class DecoderBlock(Checkpointable):
@@ -201,45 +226,78 @@ class DecoderBlock(Checkpointable):
         self.units = ResidualUnits(dim // 2, depthwise=depthwise)
 
     def forward(self, x: Tensor, generator: torch.Generator | None) -> Tensor:
-        noise = None
-        if self.noise is not None and generator is not None:
-            noise = torch.randn(len(x), 1, self.stride * x.shape[2], generator=generator).to(x.device)
-        return self.recomputed(self.upsampled, x, noise)
+        return self.recomputed(self.upsampled, x, self.drawn(len(x), x.shape[2], generator, x.device))
+
+    def drawn(self, batch: int, time: int, generator: torch.Generator | None, device: torch.device) -> Tensor | None:
+        """Noise [batch, 1, time * stride], if this block has noise and a generator is given."""
+        if self.noise is None or generator is None:
+            return None
+        return torch.randn(batch, 1, self.stride * time, generator=generator).to(device)
 
     def upsampled(self, x: Tensor, noise: Tensor | None) -> Tensor:
         """The block without checkpointing; noise [batch, 1, time] is given, so that computing it again is the same."""
-        x = transposed_conv(self.conv, self.snake(x))
+        x = self.conv(self.snake(x))
         if self.noise is not None and noise is not None:
             x = x + noise * self.noise(x)
         out: Tensor = self.units(x)
         return out
 
+    def as_products(self, x: Tensor, noise: Tensor | None, after: Layer | None = None) -> Tensor:
+        """The block, before a layer `after` it, for a signal [time, dim] and noise [time * stride, 1]."""
+        up, units = in_turn(snake(self.snake), transposed_conv(self.conv)), self.units.as_products()
+        noisy = None if self.noise is None else conv(self.noise)
+
+        def level(part: Tensor, first: int) -> Tensor:
+            y = up(part)
+            if noisy is not None and noise is not None:
+                y = torch.addcmul(y, noise[first * self.stride :][: len(y)], noisy(y))
+            y = units(y)
+            return y if after is None else after(y)
+
+        width = self.conv.out_channels * self.stride
+        context = -(-(KERNEL + UNITS_CONTEXT) // self.stride) + 1
+        return by_tiles(level, x, width=width, context=context, up=self.stride)
+
 
 class Encoder(nn.Module):
     """Audio [batch, 1, time] to latents [batch, dim, time / product of the rates]."""
+
+    blocks: Sequence[EncoderBlock]
 
     def __init__(self, config: SNACConfig) -> None:
         super().__init__()
         dims = [config.encoder_dim * 2**level for level in range(len(config.encoder_rates))]
         self.conv_in = nn.Conv1d(1, dims[0], 7, padding=3)
-        self.blocks = nn.ModuleList(
+        blocks = nn.ModuleList(
             EncoderBlock(dim, stride, depthwise=config.depthwise)
             for dim, stride in zip(dims, config.encoder_rates, strict=True)
         )
+        self.blocks = cast(Sequence[EncoderBlock], blocks)
         dim = config.latent_dim
         self.attention = LocalAttention(dim, config.window) if config.window else nn.Identity()
         self.conv_out = nn.Conv1d(dim, dim, 7, padding=3, groups=dim if config.depthwise else 1)
 
     def forward(self, audio: Audio) -> Tensor:
-        x = self.conv_in(audio)
-        for block in self.blocks:
-            x = block(x)
+        if by_products(audio):
+            x = of_each(self.as_products, audio.transpose(1, 2)).transpose(1, 2)
+        else:
+            x = self.conv_in(audio)
+            for block in self.blocks:
+                x = block(x)
         out: Tensor = self.conv_out(self.attention(x))
         return out
+
+    def as_products(self, x: Tensor) -> Tensor:
+        """Convolution and blocks for a signal [time, 1]."""
+        for number, block in enumerate(self.blocks):
+            x = block.as_products(x, before=None if number else self.conv_in)
+        return x
 
 
 class Decoder(nn.Module):
     """Latents [batch, dim, time / product of the rates] to audio [batch, 1, time]."""
+
+    blocks: Sequence[DecoderBlock]
 
     def __init__(self, config: SNACConfig) -> None:
         super().__init__()
@@ -251,18 +309,33 @@ class Decoder(nn.Module):
             self.conv_in = nn.Sequential(nn.Conv1d(dim, config.decoder_dim, 7, padding=3))
         self.attention = LocalAttention(config.decoder_dim, config.window) if config.window else nn.Identity()
         dims = [config.decoder_dim // 2**level for level in range(len(config.decoder_rates) + 1)]
-        self.blocks = nn.ModuleList(
+        blocks = nn.ModuleList(
             DecoderBlock(dim, stride, depthwise=config.depthwise, noise=config.noise)
             for dim, stride in zip(dims, config.decoder_rates, strict=False)
         )
+        self.blocks = cast(Sequence[DecoderBlock], blocks)
         self.snake = Snake(dims[-1])
         self.conv_out = nn.Conv1d(dims[-1], 1, 7, padding=3)
 
     def forward(self, latents: Tensor, generator: torch.Generator | None) -> Audio:
         x = self.attention(self.conv_in(latents))
+        if by_products(x):
+            return self.as_products(x.transpose(1, 2), generator).transpose(1, 2)
         for block in self.blocks:
             x = block(x, generator)
         return torch.tanh(self.conv_out(self.snake(x)))
+
+    def as_products(self, x: Tensor, generator: torch.Generator | None) -> Tensor:
+        """Blocks and last convolution for signals [batch, time, dim]."""
+        last = in_turn(snake(self.snake), conv(self.conv_out), torch.tanh)
+        for number, block in enumerate(self.blocks, start=1):
+            noise = block.drawn(len(x), x.shape[1], generator, x.device)
+            after = last if number == len(self.blocks) else None
+            items = [
+                block.as_products(item, None if noise is None else noise[row].T, after) for row, item in enumerate(x)
+            ]
+            x = items[0][None] if len(items) == 1 else torch.stack(items)
+        return x
 
 
 class SNAC(BlockCodec):

@@ -256,8 +256,9 @@ class LSTM(Delayed):
         lane 1          ..|-------|            . warm-up
         lane 2                  ..|-------|
 
-    An LSTM that forgets has the same state at a | as the lane before it, up to rounding. This is checked, and from the
-    first lane where it is not so, all frames are computed again in order.
+    An LSTM that forgets has the same state at a | as the lane before it, up to rounding. This is checked; lanes for
+    which it is not so are computed again from the ends of the lanes before them, until all lanes meet. Each round makes
+    at least one more lane right, so the last result is that of all frames in order.
     """
 
     def __init__(self, channels: int, layers: int) -> None:
@@ -299,13 +300,17 @@ class LSTM(Delayed):
         _, warm = self.lstm(lanes[:-1, size - WARM_UP :])
         begins = tuple(torch.cat([first, later], dim=1) for first, later in zip(state, warm, strict=True))
         y, ends = self.lstm(lanes, begins)
-        right = [self.meets(ends, begins, lane) for lane in range(1, LANES)]
-        valid = [*right, False].index(False) + 1  # lanes before the first one that began with another state
-        state = tuple(part[:, valid - 1 : valid].contiguous() for part in ends)
-        y = y[:valid].reshape(1, valid * size, -1)
-        if valid * size == x.shape[1]:
+        while wrong := [lane for lane in range(1, LANES) if not self.meets(ends, begins, lane)]:
+            for begin, end in zip(begins, ends, strict=True):
+                begin[:, wrong] = end[:, [lane - 1 for lane in wrong]]
+            y[wrong], again = self.lstm(lanes[wrong], tuple(begin[:, wrong] for begin in begins))
+            for end, other in zip(ends, again, strict=True):
+                end[:, wrong] = other
+        state = tuple(end[:, -1:].contiguous() for end in ends)
+        y = y.reshape(1, LANES * size, -1)
+        if LANES * size == x.shape[1]:
             return y, state
-        rest, state = self.lstm(x[:, valid * size :], state)
+        rest, state = self.lstm(x[:, LANES * size :], state)
         return torch.cat([y, rest], dim=1), state
 
     def meets(self, ends: Sequence[Tensor], begins: Sequence[Tensor], lane: int) -> bool:

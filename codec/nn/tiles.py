@@ -6,18 +6,18 @@ import torch
 from torch import Tensor
 
 TILE = 1 << 17  # numbers in a tile, which fits in the cache of a CPU core together with its intermediate results
-LEAST = 512  # samples of a tile by default, so that the context around it costs little
+LEAST = 512  # samples of a tile, so that the context around it costs little
 
 
-def in_tiles(layer: Callable[[Tensor], Tensor], x: Tensor, *, context: int, least: int = LEAST) -> Tensor:
+def in_tiles(layer: Callable[[Tensor], Tensor], x: Tensor, *, context: int) -> Tensor:
     """`layer(x)` for x [batch, channels, time], computed in tiles with `context` samples to either side.
 
-    A tile has at least `least` samples. The layer keeps the shape of x, and none of its samples depends on inputs
+    A tile has at least `LEAST` samples. The layer keeps the shape of x, and none of its samples depends on inputs
     farther away than `context`. Large intermediate results cost more time than the arithmetic on a CPU; with gradients,
     or on other devices, x is one tile.
     """
     time = x.shape[-1]
-    tile = max(least, TILE // x.shape[1], 8 * context)
+    tile = max(LEAST, TILE // x.shape[1], 8 * context)
     if time <= tile + tile // 2 or x.device.type != "cpu" or torch.is_grad_enabled():
         return layer(x)
     out = torch.empty_like(x)
