@@ -119,7 +119,7 @@ def encode_file(
     device: str = "auto",
     force: bool = False,
     verify: bool = False,
-    packet: float = 1.0,
+    packet: float | None = None,
     entropy: Choice = "auto",
     vbr: float | None = None,
 ) -> Report:
@@ -130,7 +130,9 @@ def encode_file(
     `channels` 1 mixes the recording down to one channel, `channel` takes one alone, 0 for the first. `use_ffmpeg` lets
     the program ffmpeg decode what libsndfile does not read. `model` is a name, a file, a training run's folder or a
     loaded model; `device` is for a model given by name, "auto" for a GPU if there is one. `force` replaces an existing
-    output, `verify` reads the output back and compares codes. `packet` is the length of packets in seconds, 0.1 to 10.
+    output, `verify` reads the output back and compares codes.
+    `packet` is the length of packets in seconds, 0.1 to 10; by default that of 1600 bytes of codes, at least 1, and 1
+    with `vbr`.
     `entropy` is the last payload coder that is tried: "none", "adaptive", "model", or "auto" for all that the codec
     has; each packet takes the one with the fewest bytes. `vbr` lets packets that are more than `vbr` dB softer than
     the loudest before them take fewer codebooks.

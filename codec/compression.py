@@ -53,6 +53,8 @@ from codec.streams import StreamEncoder
 from codec.variable_rate import Coded, VariableRate
 
 SHORTEST_PACKET, LONGEST_PACKET = 0.1, 10.0  # seconds
+LIVE_PACKET = 1.0  # seconds, the shortest that is chosen
+PACKET_BYTES = 1600  # of codes in coder 0: packet and file headers then take less than 1 % of ten minutes
 MIX_TOLERANCE = 1e-3  # of gains that are measured again in every recording
 
 Model: TypeAlias = Codec | str | Path
@@ -111,7 +113,7 @@ def compress(
     force: bool = False,
     identify: bool = False,
     verify: bool = False,
-    packet: float = 1.0,
+    packet: float | None = None,
     entropy: Choice = "auto",
     vbr: float | None = None,
     raw: Layout | None = None,
@@ -124,7 +126,8 @@ def compress(
     all codebooks if both are None. `channels` 1 mixes the recording down to one channel (`codec.io.mixdown`), `channel`
     takes one alone, 0 for the first. `use_ffmpeg` as in `audio.open_reader`. `force` replaces a target that exists.
     `identify` stores size and checksum of the source in the header. `verify` reads the written file back and compares
-    its codes. `packet` is the length of packets in seconds. `entropy` is the last payload coder that is tried: "none",
+    its codes. `packet` is the length of packets in seconds, by default 1 in a pipe and with `vbr`, and otherwise that
+    of PACKET_BYTES of codes, from 1 to 10. `entropy` is the last payload coder that is tried: "none",
     "adaptive", "model" (an error if the codec has no network for it), or "auto" for all that the codec has. `vbr` lets
     packets that are more than `vbr` dB softer than the loudest before them take fewer codebooks
     (`codec.variable_rate`). `raw` is the layout of a source without a header. `device` is for a model given by name:
@@ -156,7 +159,7 @@ def compress(
             num_codebooks=num_codebooks,
             bitrate=bitrate,
             device=device,
-            packet=packet,
+            packet=LIVE_PACKET if packet is None and is_streamed(target) else packet,
             entropy=entropy,
             vbr=vbr,
             tags=tags,
@@ -243,7 +246,7 @@ def compress_into(
     num_codebooks: int | None,
     bitrate: float | None,
     device: str,
-    packet: float = 1.0,
+    packet: float | None = None,
     entropy: Choice = "auto",
     vbr: float | None = None,
     tags: Tags = NO_TAGS,
@@ -253,11 +256,14 @@ def compress_into(
 ) -> tuple[Codec, Writer]:
     """Compress an open recording to a file, from the first byte to the last; return the model and the closed writer.
 
-    `packet` is the length of packets in seconds, `source` the identity of the recording's file, if it is one, `tags`
+    `packet` is the length of packets in seconds as in `compress`,
+    `source` the identity of the recording's file, if it is one, `tags`
     those of the recording. The sample rate and the mix of the channels are those of `like`, a header, if given.
     `entropy` and `vbr` as in `compress`.
     """
-    if not SHORTEST_PACKET <= packet <= LONGEST_PACKET:
+    if packet is None and vbr is not None:
+        packet = LIVE_PACKET
+    if packet is not None and not SHORTEST_PACKET <= packet <= LONGEST_PACKET:
         raise UsageError(f"packets of {packet:g} s: use {SHORTEST_PACKET:g} to {LONGEST_PACKET:g} s")
     if reader.rate > bitstream.MAX_RATE:
         raise UnsupportedAudio(
@@ -614,8 +620,10 @@ def _is_of(header: Header, model: Codec) -> bool:
     return stated == true and header.codebook_sizes == prefix and header.family in ("", model.config.family)
 
 
-def header_of(model: Codec, rate: int, channels: int, num_codebooks: int, packet: float = 1.0) -> Header:
+def header_of(model: Codec, rate: int, channels: int, num_codebooks: int, packet: float | None = None) -> Header:
     """The header of a file with this model's codes; `rate` and `channels` are the source's, `packet` is in seconds.
+
+    Without `packet`, packets are as long as PACKET_BYTES of codes.
 
     Raises UsageError if the model has no weights hash.
     """
@@ -623,6 +631,9 @@ def header_of(model: Codec, rate: int, channels: int, num_codebooks: int, packet
         raise UsageError("this model was never saved, so a file cannot name its weights: save and load it first")
     spec = model.frame_spec
     rows, segment = -(-channels // model.channels), max(1, model.segment_frames)
+    if packet is None:
+        wanted = 8 * PACKET_BYTES / 1000 / (rows * spec.bitrate(num_codebooks))
+        packet = min(max(wanted, LIVE_PACKET), LONGEST_PACKET)
     frames = min(spec.frames_per_packet(packet), bitstream.MAX_CODES // (rows * num_codebooks))
     return Header(
         family=model.config.family,

@@ -56,7 +56,7 @@ def compress_tree(
     use_ffmpeg: bool = False,
     force: bool = False,
     verify: bool = False,
-    packet: float = 1.0,
+    packet: float | None = None,
     device: str = "cpu",
     jobs: int = 1,
     engine: Engine = "local",

@@ -195,7 +195,7 @@ def test_memory_is_constant(tmp_path: Path, way: str) -> None:
 
 def test_standard_input_and_output(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source = tones(tmp_path / "a.wav", channels=2)
-    compress(source, tmp_path / "a.codec", model=MODEL)
+    compress(source, tmp_path / "a.codec", model=MODEL, packet=1.0)  # as in a pipe
     decompress(tmp_path / "a.codec", tmp_path / "b.wav", model=MODEL)
 
     def piped(data: bytes, work: Callable[[], object]) -> bytes:
@@ -276,7 +276,7 @@ def start_of_frame(frame: int, rate: int) -> int:
 @pytest.mark.parametrize("rate", [8000, 44100])
 def test_damage_stays_in_its_packet(tmp_path: Path, rate: int) -> None:
     target = tmp_path / "a.codec"
-    compress(tones(tmp_path / "a.wav", time=rate * 5, rate=rate, channels=2), target, model=MODEL)
+    compress(tones(tmp_path / "a.wav", time=rate * 5, rate=rate, channels=2), target, model=MODEL, packet=1.0)
     decompress(target, tmp_path / "whole.wav", model=MODEL)
     places = damaged(target, 2)
     with pytest.raises(DamagedFile, match=r"packet 2: .* lost are 1\.990 to 3\.000 s, the rest is intact") as caught:
@@ -302,7 +302,7 @@ def test_damage_stays_in_its_packet(tmp_path: Path, rate: int) -> None:
 
 def test_concealment_continues_before_the_silence(tmp_path: Path) -> None:
     target = tmp_path / "a.codec"
-    compress(tones(tmp_path / "a.wav", time=8000 * 3), target, model=MODEL)
+    compress(tones(tmp_path / "a.wav", time=8000 * 3), target, model=MODEL, packet=1.0)
     damaged(target, 1)
     levels = {}
     for conceal in (False, True):
@@ -320,7 +320,7 @@ def test_concealment_continues_before_the_silence(tmp_path: Path) -> None:
 )
 def test_damage_at_both_ends_and_twice(tmp_path: Path, packets: list[int], silent: tuple[int, int] | None) -> None:
     target = tmp_path / "a.codec"
-    compress(tones(tmp_path / "a.wav", time=36_000), target, model=MODEL)
+    compress(tones(tmp_path / "a.wav", time=36_000), target, model=MODEL, packet=1.0)
     damaged(target, *packets)
     with pytest.raises(DamagedFile, match="in 1 more places" if silent is None else "the rest is intact") as caught:
         decompress(target, tmp_path / "b.wav", model=MODEL)
@@ -335,7 +335,7 @@ def test_damage_at_both_ends_and_twice(tmp_path: Path, packets: list[int], silen
 
 def test_damage_outside_the_codes_costs_no_audio(tmp_path: Path) -> None:
     target = tmp_path / "a.codec"
-    compress(tones(tmp_path / "a.wav", time=20_000), target, model=MODEL)
+    compress(tones(tmp_path / "a.wav", time=160_000), target, model=MODEL)
     decompress(target, tmp_path / "whole.wav", model=MODEL)
     data = target.read_bytes()
     for position in (3, 40, len(data) - 20, len(data) - 2):
@@ -349,7 +349,7 @@ def test_damage_outside_the_codes_costs_no_audio(tmp_path: Path) -> None:
 
 def test_a_truncated_file_ends_with_its_last_packet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     target = tmp_path / "a.codec"
-    compress(tones(tmp_path / "a.wav", time=8000 * 3), target, model=MODEL)
+    compress(tones(tmp_path / "a.wav", time=8000 * 3), target, model=MODEL, packet=1.0)
     places = damaged(target)
     target.write_bytes(target.read_bytes()[: places[2] + 5])
     with pytest.raises(DamagedFile, match=r"lost are all from 1\.990 s on"):
@@ -360,7 +360,7 @@ def test_a_truncated_file_ends_with_its_last_packet(tmp_path: Path, monkeypatch:
 def test_silence_out_of_proportion_needs_force(tmp_path: Path) -> None:
     """Two packets, 25 days apart."""
     target = tmp_path / "a.codec"
-    compress(tones(tmp_path / "a.wav"), target, model=MODEL)
+    compress(tones(tmp_path / "a.wav"), target, model=MODEL, packet=1.0)
     header, codes = codes_in(target)
     with target.open("wb") as file:
         writer = Writer(file, header)

@@ -80,7 +80,7 @@ def test_only_the_packets_of_a_part_are_read(tmp_path: Path, monkeypatch: pytest
 
 
 def test_damage_outside_a_part_does_not_matter(tmp_path: Path) -> None:
-    compress(recording(tmp_path / "a.wav", seconds=4), tmp_path / "a.codec", model=MODEL)
+    compress(recording(tmp_path / "a.wav", seconds=4), tmp_path / "a.codec", model=MODEL, packet=1.0)
     decompress(tmp_path / "a.codec", tmp_path / "whole.wav", model=MODEL)
     data = bytearray((tmp_path / "a.codec").read_bytes())
     data[data.index(b"\xf5\xc3") + 40] ^= 1

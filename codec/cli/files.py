@@ -105,13 +105,14 @@ def encode(
         typer.Option("--verify", help="Read each file back and compare its codes.", rich_help_panel=INPUT_OUTPUT),
     ] = False,
     packet: Annotated[
-        float,
+        float | None,
         typer.Option(
             metavar="SECONDS",
-            help="Length of packets: what a damaged byte costs, and the delay of a live pipe.",
+            help="Length of packets, 0.1 to 10: what a damaged byte costs, and the delay of a live pipe.",
+            show_default="1 in pipes and with --vbr; otherwise 1600 bytes of codes, at least 1",
             rich_help_panel=INPUT_OUTPUT,
         ),
-    ] = 1.0,
+    ] = None,
     entropy: Annotated[
         Entropy,
         typer.Option(

@@ -31,9 +31,10 @@ The header:
         4  CRC-32 of everything before it
 
     tag  content
-      1  sample format of the source: libsndfile's name of the subtype, "FLOAT" for example
+      1  sample format of the source: libsndfile's name of the subtype, "FLOAT" for example; empty if it is not known;
+         "PCM_16" without this field
       2  identity of the source: v, its size in bytes, then 8 bytes of the BLAKE2b-512 hash of its content and channels
-      3  network of coder 2: the first 8 bytes of the hash of its tensors
+      3  network of coder 2: the first 4 bytes of the hash of its tensors
       4  mix of the channels: v, the number of coded channels, then float32 numbers [channels, coded channels]; decoded
          audio is this matrix times the coded channels
       5  a packet of tags follows the header; the content is empty
@@ -45,7 +46,7 @@ Packets follow. A reader skips packets of an unknown kind.
 
     bytes  packet
         2  marker: F5 C3
-        1  kind: 0 codes, 1 tags (`codec.io.tags`), 255 end
+        1  kind: 0 to 127 codes by the coder of this number, 128 tags (`codec.io.tags`), 255 end
         b  body
         4  CRC-32 of everything before it in this packet
 
@@ -55,7 +56,6 @@ The body of a packet of codes:
         v  first frame: number of the first frame
         v  frames
         v  codebooks in this packet, the coarsest
-        1  coder of the codes
            scale: if the model has one, float32 numbers [segments of the packet, rows]
            the codes, up to the end of the body
 
@@ -68,18 +68,16 @@ The body of the end packet:
     bytes  end
         v  time: samples per channel of the source
         v  frames in the file
-        v  packets of codes
         v  offset: bytes of the file before this packet
-        v  entries of the index; for each:
+        v  entries of the index, one for every 16th packet of codes but the first; for each:
              v  frames since the entry before
              v  bytes since the entry before: an entry points to the first byte of a packet of codes
-        b  copy of the header's fields between length and checksum; empty if there are fewer than three packets of codes
+        b  copy of the header's fields between length and checksum; empty if it would be more than a tenth of the file
 
 and the footer ends the file:
 
     bytes  footer
         4  length of the end packet, from its marker to its checksum
-        4  magic: 43 44 43 45 ("CDCE")
 
 A file without an end packet was truncated. The index is rebuilt by scanning for packets.
 """
@@ -131,13 +129,14 @@ MAX_CHANNELS = 1024  # as in libsndfile
 MAX_RATE = 1 << 22  # Hz
 MAX_CODES = 1 << 20  # per packet, because unpacking needs 64 bytes per code
 INDEX_EVERY = 16  # packets
+COPY_WITHIN = 10  # the end has a copy of the header if the file before it is this number of times as long
 
 _MAGIC = b"\x89CDC\r\n\x1a\n"
 _START = struct.Struct("<8sHH")
 _MARKER = b"\xf5\xc3"
-_FOOTER = struct.Struct("<I4s")
-_FOOTER_MAGIC = b"CDCE"
-_CODES, _TAGS, _END = 0, 1, 255
+_FOOTER = struct.Struct("<I")
+_CODERS, _TAGS, _END = range(128), 128, 255
+_COMMON_FORMAT = "PCM_16"  # which the header does not state
 _OTHER_BODY = 1 << 20  # bytes, of packets other than codes
 _SAMPLE_FORMAT, _SOURCE, _NETWORK, _MIX, _HAS_TAGS = 1, 2, 3, 4, 5
 _BOUNDS = {
@@ -318,7 +317,7 @@ class Header:
         )
 
     def _tagged(self) -> Iterator[tuple[int, bytes]]:
-        if self.sample_format:
+        if self.sample_format != _COMMON_FORMAT:
             yield _SAMPLE_FORMAT, self.sample_format.encode()
         if self.source is not None:
             yield _SOURCE, varint(self.source.size) + bytes.fromhex(self.source.checksum)
@@ -355,7 +354,7 @@ class Header:
             family=family,
             model=model,
             codebook_sizes=tuple(sizes),
-            sample_format=tagged.get(_SAMPLE_FORMAT, b"").decode(),
+            sample_format=tagged.get(_SAMPLE_FORMAT, _COMMON_FORMAT.encode()).decode(),
             source=_source_id(tagged[_SOURCE]) if _SOURCE in tagged else None,
             mix=_matrix(tagged[_MIX], numbers["channels"]) if _MIX in tagged else (),
             network=tagged.get(_NETWORK, b"").hex(),
@@ -474,16 +473,17 @@ class Writer:
     def close(self, *, time: int) -> None:
         """Write the last codes, the end packet and the footer; `time` counts samples of the source."""
         self._flush()
-        copy = self.header._to_fields() if self._packets > 2 else b""  # a fifth of a file of 1 s
+        fields = self.header._to_fields()
+        copy = fields if COPY_WITHIN * len(fields) <= self.size else b""
         self.header = replace(self.header, time=time)
         entries = b""
         before = (0, 0)
         for frame, offset in self._index:
             entries += varint(frame - before[0]) + varint(offset - before[1])
             before = frame, offset
-        counts = (time, self.header.frames, self._packets, self.size, len(self._index))
+        counts = (time, self.header.frames, self.size, len(self._index))
         end = _packet(_END, b"".join(map(varint, counts)) + entries + sized(copy))
-        self._send(end + _FOOTER.pack(len(end), _FOOTER_MAGIC))
+        self._send(end + _FOOTER.pack(len(end)))
 
     @property
     def frames(self) -> int:
@@ -524,10 +524,10 @@ class Writer:
 
     def _send_codes(self, frames: int, num_codebooks: int, coder: int, payload: bytes) -> None:
         """Write a packet; `payload` is the scale and the codes."""
-        if self._packets % INDEX_EVERY == 0:
+        if self._packets and self._packets % INDEX_EVERY == 0:
             self._index.append((self.header.frames, self.size))
-        body = b"".join(map(varint, (self.header.frames, frames, num_codebooks))) + bytes([coder])
-        self._send(_packet(_CODES, body + payload))
+        fields = b"".join(map(varint, (self.header.frames, frames, num_codebooks)))
+        self._send(_packet(coder, fields + payload))
         self._packets += 1
         self.header = replace(self.header, frames=self.header.frames + frames)
 
@@ -564,7 +564,7 @@ class _Format2:
             body = fields.varint()
         except ValueError:
             return None
-        if body > {_CODES: self._most, _TAGS: MAX_TAGS}.get(kind, _OTHER_BODY):
+        if body > (self._most if kind in _CODERS else MAX_TAGS if kind == _TAGS else _OTHER_BODY):
             return None
         return len(head) - fields.left + body + CRC_BYTES
 
@@ -574,9 +574,9 @@ class _Format2:
         body = Fields(Fields(packet[len(_MARKER) + 1 :]).content())
         if kind == _END:
             return _end_packet(body, offset)
-        return self._codes(body, offset) if kind == _CODES else None
+        return self._codes(kind, body, offset) if kind in _CODERS else None
 
-    def _codes(self, body: Fields, offset: int) -> CodesPacket:
+    def _codes(self, coder: int, body: Fields, offset: int) -> CodesPacket:
         first, frames, num_codebooks = body.varint(), body.varint(), body.varint()
         if not 1 <= frames <= self._frames_per_packet:
             raise ValueError(f"it states {frames} frames")
@@ -584,11 +584,11 @@ class _Format2:
             raise ValueError(f"it states {num_codebooks} codebooks")
         if first % self._segment_frames:
             raise ValueError("it begins within a segment")
-        return CodesPacket(first, frames, num_codebooks, body.take(1)[0], body.rest(), offset)
+        return CodesPacket(first, frames, num_codebooks, coder, body.rest(), offset)
 
 
 def _end_packet(body: Fields, offset: int) -> EndPacket:
-    time, frames, _, written_at = body.varint(), body.varint(), body.varint(), body.varint()
+    time, frames, written_at = body.varint(), body.varint(), body.varint()
     index: list[tuple[int, int]] = []
     frame = place = 0
     for _ in range(body.varint()):
@@ -786,7 +786,7 @@ class Reader:
             yield self._damage(broken or Broken(self.offset, "it is missing"), expected, self.header.frames)
         frames = self.header.frames
         if isinstance(self._format, _Format2):
-            expected_footer = _FOOTER.pack(self.offset - end.offset, _FOOTER_MAGIC)
+            expected_footer = _FOOTER.pack(self.offset - end.offset)
             footer = self._window.peek(_FOOTER.size)
             if footer != expected_footer:
                 yield Damage(frames, 0, self.offset, "the footer is altered or missing")
@@ -912,7 +912,7 @@ class Reader:
         for number, found in enumerate(self._scan(0)):
             if isinstance(found, CodesPacket):
                 frames = found.first + found.frames
-                if number % INDEX_EVERY == 0:
+                if number and number % INDEX_EVERY == 0:
                     index.append((found.first, found.offset))
         self._index = tuple(index)
         if not self.is_complete:
@@ -925,8 +925,8 @@ class Reader:
         footer = self._window.peek(_FOOTER.size)
         if len(footer) < _FOOTER.size:
             return None
-        length, magic = _FOOTER.unpack(footer)
-        if magic != _FOOTER_MAGIC or length > behind:
+        (length,) = _FOOTER.unpack(footer)
+        if length > behind:
             return None
         self._window.go_to(behind - length)
         found = Scanner(self._window, form).read()
@@ -956,8 +956,8 @@ class Reader:
             first, place = self._format.place(frame)
             self._window.go_to(self._begin + place)
             return first
-        before = bisect_right(self._index, frame, key=itemgetter(0)) - 1
-        first, offset = self._index[before] if before > 0 else (0, self._begin)
+        before = bisect_right(self._index, frame, key=itemgetter(0))
+        first, offset = self._index[before - 1] if before else (0, self._begin)
         self._window.go_to(offset)
         return first
 

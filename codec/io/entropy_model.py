@@ -115,12 +115,12 @@ class EntropyModel(CodeVectors):
 
     @cached_property
     def digest(self) -> str:
-        """The first 16 hexadecimal digits of the SHA-256 of the tensors, sorted by name."""
+        """The first 8 hexadecimal digits of the SHA-256 of the tensors, sorted by name."""
         digest = hashlib.sha256()
         for name, tensor in sorted(self._tensors.items()):
             digest.update(json.dumps([name, str(tensor.dtype), list(tensor.shape)]).encode())
             digest.update(np.ascontiguousarray(tensor).tobytes())
-        return digest.hexdigest()[:16]
+        return digest.hexdigest()[:8]
 
     def frequencies(
         self, codebook: int, past: Sequence[Floats], before: Floats, lower: Sequence[Floats], rest: Floats | None = None

@@ -66,7 +66,7 @@ function readHeader(file) {
     const count = fields.number(), size = fields.number();
     header.codebook_sizes.push(...Array(count).fill(size));
   }
-  header.rows = header.channels;
+  Object.assign(header, { rows: header.channels, sample_format: "PCM_16" });
   while (fields.at < fields.data.length) {
     const tag = fields.number(), content = new Bytes(fields.sized());
     if (tag === 1) header.sample_format = text(content.data);
@@ -81,8 +81,8 @@ function readHeader(file) {
   return header;
 }
 
-function readCodes(body, header, network) {
-  const [first, frames, codebooks] = [body.number(), body.number(), body.number()], [coder] = body.take(1);
+function readCodes(coder, body, header, network) {
+  const [first, frames, codebooks] = [body.number(), body.number(), body.number()];
   const isKnown = coder < 2 || (coder === 2 && network && network.digest === header.network);
   if (!isKnown) throw new Error(`codes by coder ${coder}, network ${header.network}`);
   const packet = { first, frames };
@@ -225,7 +225,7 @@ export class Network { // its tensors as lists of rows, or lists of numbers for 
       network[name] = shape.length === 2 ? Array.from({ length: count }, row) : numbers;
     }
     const digest = await crypto.subtle.digest("SHA-256", await new Blob(hashed).arrayBuffer());
-    network.digest = hex(new Uint8Array(digest)).slice(0, 16);
+    network.digest = hex(new Uint8Array(digest)).slice(0, 8);
     return network;
   }
 
@@ -279,7 +279,7 @@ export function read(data, network = null) {
     if (!isEqual(file.take(2), [0xf5, 0xc3])) throw new Error(`damaged at byte ${start}`);
     const [kind] = file.take(1), body = new Bytes(file.sized());
     file.check(start);
-    if (kind === 0) packets.push(readCodes(body, header, network));
+    if (kind < 128) packets.push(readCodes(kind, body, header, network));
     if (kind === 255) {
       [header.time, header.frames] = [body.number(), body.number()];
       return { header, packets };

@@ -69,7 +69,7 @@ def read_header(file: Bytes) -> dict[str, Any]:
     for _ in range(fields.number()):
         count, entries = fields.number(), fields.number()
         header["codebook_sizes"] += [entries] * count
-    header["rows"] = header["channels"]
+    header |= {"rows": header["channels"], "sample_format": "PCM_16"}
     while fields.at < size:
         tag, content = fields.number(), Bytes(fields.sized())
         if tag == 1:
@@ -86,8 +86,8 @@ def read_header(file: Bytes) -> dict[str, Any]:
     return header
 
 
-def read_codes(body: Bytes, header: dict[str, Any], network: "Network | None") -> dict[str, Any]:
-    first, frames, codebooks, coder = body.number(), body.number(), body.number(), body.take(1)[0]
+def read_codes(coder: int, body: Bytes, header: dict[str, Any], network: "Network | None") -> dict[str, Any]:
+    first, frames, codebooks = body.number(), body.number(), body.number()
     rows, segment = range(header["rows"]), header["segment_frames"]
     packet: dict[str, Any] = {"first": first, "frames": frames}
     if segment:
@@ -233,7 +233,7 @@ class Network:
             numbers = [number for (number,) in struct.iter_unpack(f"<{kind}", raw)]
             rows = [numbers[at : at + shape[-1]] for at in range(0, len(numbers), shape[-1])]
             self.tensors[name] = rows if len(shape) == 2 else numbers
-        self.digest = hashed.hexdigest()[:16]
+        self.digest = hashed.hexdigest()[:8]
 
     def layer(self, weight: str, bias: str, shift: int, x: list[int]) -> list[int]:
         sums = (sum(map(mul, row, x)) for row in self.tensors[weight])
@@ -302,8 +302,8 @@ def read(data: bytes, network: bytes | None = None) -> dict[str, Any]:
         kind = file.take(1)[0]
         body = Bytes(file.sized())
         file.check(start)
-        if kind == 0:
-            packets.append(read_codes(body, header, known))
+        if kind < 128:
+            packets.append(read_codes(kind, body, header, known))
         if kind == 255:
             header |= {"time": body.number(), "frames": body.number()}
             return {"header": header, "packets": packets}

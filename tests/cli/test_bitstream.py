@@ -17,7 +17,7 @@ from tests.cli.conftest import Cli
 def coded(cli: Cli) -> Path:
     """Four seconds in four packets and one frame more."""
     soundfile.write("long.wav", np.random.default_rng(0).uniform(-0.1, 0.1, 8000 * 4), 8000)
-    cli("encode", "long.wav")
+    cli("encode", "long.wav", "--packet", 1)
     return Path("long.codec")
 
 

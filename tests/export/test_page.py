@@ -222,7 +222,7 @@ def test_files_that_javascript_writes_equal_ours(page: Path, model: StepCodec, t
     node(page, tmp_path / "run", audio, frames=1000, codebooks=2)
     codes = np.fromfile(tmp_path / "run/codes.i32", np.int32).reshape(2, 3, frames)
     expected = io.BytesIO()
-    writer = Writer(expected, header_of(model, model.sample_rate, channels=2, num_codebooks=2), coder=0)
+    writer = Writer(expected, header_of(model, model.sample_rate, channels=2, num_codebooks=2, packet=1.0), coder=0)
     writer.write(codes[:, :2].astype(np.int64))
     writer.close(time=(frames - 1) * hop)
     assert (tmp_path / "run/file.codec").read_bytes() == expected.getvalue()

@@ -30,6 +30,7 @@ HEADER = Header(
     codebook_sizes=(1000, 1000, 1000),
     frames_per_packet=4,
     family="trial",
+    sample_format="PCM_16",
 )
 
 
@@ -76,7 +77,7 @@ def test_a_file_of_version_1_is_read_forever() -> None:
     assert damage is None
     np.testing.assert_array_equal(codes, expected)
     reader = Reader(io.BytesIO(golden), label="x")
-    assert reader.header == replace(HEADER, time=1280, frames=9, family="")
+    assert reader.header == replace(HEADER, time=1280, frames=9, family="", sample_format="")
     assert [part.first for part in reader.parts(5) if isinstance(part, Packet)] == [4, 8]
 
 
@@ -200,21 +201,34 @@ def test_packets_are_those_of_the_tables() -> None:
     data = written(HEADER, codes, time=1000)
     at = 16 + struct.unpack_from("<H", data, 10)[0]
     assert [row[0] for row in table("packet")] == ["2", "1", "b", "4"]
-    assert [row[0] for row in table("codes")] == ["v", "v", "v", "1", "", ""]
-    starts, first = [], 0
+    assert [row[0] for row in table("codes")] == ["v", "v", "v", "", ""]
+    first = 0
     for frames in (4, 4, 2):
         payload = entropy.pack(codes[:, :, first : first + frames], HEADER.codebook_sizes)
-        body = b"".join(map(to_leb128, (first, frames, 3))) + b"\0" + payload
+        body = b"".join(map(to_leb128, (first, frames, 3))) + payload
         packet = b"\xf5\xc3\0" + to_leb128(len(body)) + body
         assert data[at : at + len(packet) + 4] == packet + struct.pack("<I", zlib.crc32(packet))
-        starts.append(at)
         first, at = first + frames, at + len(packet) + 4
-    assert [row[0] for row in table("end")] == ["v", "v", "v", "v", "v", "v", "v", "b"]
-    copy = data[12 : 12 + struct.unpack_from("<H", data, 10)[0]]
-    body = b"".join(map(to_leb128, (1000, 10, 3, at, 1, 0, starts[0], len(copy)))) + copy
+    assert [row[0] for row in table("end")] == ["v", "v", "v", "v", "v", "v", "b"]
+    body = b"".join(map(to_leb128, (1000, 10, at, 0, 0)))  # without a copy of the header, in a file that is so short
     packet = b"\xf5\xc3\xff" + to_leb128(len(body)) + body
     end = packet + struct.pack("<I", zlib.crc32(packet))
-    assert data[at:] == end + struct.pack("<I", len(end)) + b"CDCE"
+    assert data[at:] == end + struct.pack("<I", len(end))
+
+
+def test_the_end_of_a_longer_file_has_an_index_and_a_copy_of_the_header() -> None:
+    header = replace(HEADER, frames_per_packet=1)
+    data = written(header, random_codes(HEADER, 100))
+    size = struct.unpack_from("<H", data, 10)[0]
+    copy = data[12 : 12 + size]
+    packet = 3 + 1 + 3 + 8 + 4  # bytes: 60 bits of codes
+    (length,) = struct.unpack("<I", data[-4:])
+    at = len(data) - 4 - length
+    assert at == 16 + size + 100 * packet
+    entries = [16, 16 + size + 16 * packet] + 5 * [16, 16 * packet]  # the first counts from the beginning of the file
+    body = b"".join(map(to_leb128, (99 * 80 * 2, 100, at, 6, *entries, size))) + copy
+    end = b"\xf5\xc3\xff" + to_leb128(len(body)) + body
+    assert data[at:-4] == end + struct.pack("<I", zlib.crc32(end))
 
 
 def test_tagged_fields_that_are_unknown_are_skipped() -> None:
@@ -229,7 +243,7 @@ def test_packets_of_an_unknown_kind_are_skipped() -> None:
     codes = random_codes(HEADER, 4)
     data = written(HEADER, codes)
     at = 16 + struct.unpack_from("<H", data, 10)[0]
-    other = b"\xf5\xc3\x07" + to_leb128(300) + bytes(300)
+    other = b"\xf5\xc3\x87" + to_leb128(300) + bytes(300)
     other += struct.pack("<I", zlib.crc32(other))
     back, damage = read(data[:at] + other + data[at:])
     assert damage is None
@@ -241,7 +255,7 @@ def test_a_newer_coder_is_not_damage() -> None:
     at = 16 + struct.unpack_from("<H", data, 10)[0]
     size, after = leb128(data, at + 3)
     packet = bytearray(data[at : after + size])
-    packet[after - at + 3] = 77
+    packet[2] = 77
     altered = data[:at] + bytes(packet) + struct.pack("<I", zlib.crc32(packet)) + data[at + len(packet) + 4 :]
     _, error = read(altered)
     assert isinstance(error, UnsupportedAudio)
@@ -351,9 +365,11 @@ def parts(data: bytes, *, pipe: bool = False) -> tuple[list[Packet], list[Damage
 
 
 CODES = random_codes(HEADER, 14)
-DATA = written(HEADER, CODES, time=2000)
+with pytest.MonkeyPatch.context() as always:
+    always.setattr(bitstream, "COPY_WITHIN", 0)  # with a copy of the header, as in longer files
+    DATA = written(HEADER, CODES, time=2000)
 BEGIN = 16 + struct.unpack_from("<H", DATA, 10)[0]
-PACKET = 3 + 1 + 4 + 30 + 4  # bytes of a packet of 4 frames: 240 bits
+PACKET = 3 + 1 + 3 + 30 + 4  # bytes of a packet of 4 frames: 240 bits
 STARTS = [BEGIN + n * PACKET for n in range(4)]  # of packets; the last has 2 frames
 END = STARTS[3] + PACKET - 15
 
@@ -474,9 +490,9 @@ def test_reading_from_any_frame(index: str) -> None:
     codes = random_codes(HEADER, 400)
     data = written(HEADER, codes)
     if index == "damaged":
-        data = data[:-9]
+        data = data[:-5]
     reader = Reader(io.BytesIO(data), label="x")
-    assert len(reader._index) == 7  # of 100 packets
+    assert len(reader._index) == 6  # of 100 packets
     assert not [part for part in reader.parts(1000) if isinstance(part, Packet)]
     for first in (0, 3, 63, 64, 65, 399):
         found = [part for part in reader.parts(first) if isinstance(part, Packet)]
@@ -515,7 +531,7 @@ def test_reading_from_any_frame(index: str) -> None:
     ],
 )
 def test_hostile_headers_allocate_nothing(changes: dict[str, object]) -> None:
-    data = resealed(DATA, **changes)[:-8]  # without the footer, by which the copy would be found
+    data = resealed(DATA, **changes)[:-4]  # without the footer, by which the copy would be found
     read(data)  # one-time allocations
     tracemalloc.start()
     _, error = read(data)

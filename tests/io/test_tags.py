@@ -76,7 +76,9 @@ def test_the_audio_is_that_of_a_file_without_tags(tmp_path: Path) -> None:
     plain = recording(tmp_path / "plain.wav", tags.NO_TAGS)
     for source in (tagged, plain):
         compress(source, source.with_suffix(".codec"), model=MODEL)
-    added = len(Tags(TEXTS, COVER).to_bytes())
+    with open_reader(plain.with_suffix(".codec")) as reader:
+        copy = len(reader.header._to_fields())  # at the end of the longer file alone
+    added = copy + len(Tags(TEXTS, COVER).to_bytes())
     extra = tagged.with_suffix(".codec").stat().st_size - plain.with_suffix(".codec").stat().st_size
     assert added < extra < added + 20
     for suffix in (".wav", ".flac"):

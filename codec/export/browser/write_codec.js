@@ -2,6 +2,8 @@
 
 const PACKETS_PER_ENTRY = 16; // of the index
 const MAX_CODES = 2 ** 20; // in a packet
+const SAMPLE_FORMAT = 1; // a tagged field, empty because the format is not known
+const COPY_WITHIN = 10; // the end has a copy of the header if the file before it is this number of times as long
 
 const CRC = Uint32Array.from({ length: 256 }, (_, byte) => {
   for (let bit = 0; bit < 8; bit++) byte = byte & 1 ? 0xedb88320 ^ (byte >>> 1) : byte >>> 1;
@@ -56,22 +58,22 @@ export function write(model, codes, { rows, codebooks, time }) {
   const perPacket = Math.min(second, Math.floor(MAX_CODES / (rows * codebooks)));
   const numbers = [model.sample_rate, rows, 0, model.sample_rate, model.hop, model.decoder_delay, 1, 0, perPacket];
   const hash = model.weights_hash.match(/../g).map((byte) => parseInt(byte, 16));
-  const fields = [...hash, ...text(model.family), ...text(model.model ?? ""), ...[...numbers, ...runs(sizes)].flatMap(varint)];
+  const fields = [...hash, ...text(model.family), ...text(model.model ?? ""), ...[...numbers, ...runs(sizes), SAMPLE_FORMAT, 0].flatMap(varint)];
   const parts = [sealed([0x89, 0x43, 0x44, 0x43, 0x0d, 0x0a, 0x1a, 0x0a, 2, 0, ...little(fields.length, 2), ...fields])];
   let size = parts[0].length, packets = 0, before = [0, 0];
   const entries = [];
   for (let first = 0; first < frames; first += perPacket, packets++) {
     const last = Math.min(frames, first + perPacket);
-    if (packets % PACKETS_PER_ENTRY === 0) {
+    if (packets && packets % PACKETS_PER_ENTRY === 0) {
       entries.push(first - before[0], size - before[1]);
       before = [first, size];
     }
     const payload = packed({ codes, rows, stride, frames }, widths, first, last);
-    parts.push(packet(0, [...[first, last - first, codebooks].flatMap(varint), 0, ...payload]));
+    parts.push(packet(0, [...[first, last - first, codebooks].flatMap(varint), ...payload]));
     size += parts.at(-1).length;
   }
-  const copy = packets > 2 ? fields : [];
-  const end = packet(255, [...[time, frames, packets, size, entries.length / 2, ...entries].flatMap(varint), ...sized(copy)]);
-  parts.push(end, [...little(end.length, 4), 0x43, 0x44, 0x43, 0x45]);
+  const copy = COPY_WITHIN * fields.length <= size ? fields : [];
+  const end = packet(255, [...[time, frames, size, entries.length / 2, ...entries].flatMap(varint), ...sized(copy)]);
+  parts.push(end, little(end.length, 4));
   return Uint8Array.from(parts.flat());
 }
