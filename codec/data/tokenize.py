@@ -349,7 +349,7 @@ def _stored_clips(folder: Path, metadata: dict[str, Any]) -> Iterator[list[Row |
     if before != now:
         labels = ["at their own levels" if some is None else f"at {some}" for some in (before, now)]
         raise StorageError(f"{folder} has recordings {labels[0]}, not {labels[1]}: {WAY_OUT}")
-    if not stored["shards"] or not all(isinstance(clips, int) and clips > 0 for clips in stored["shards"]):
+    if not stored["shards"] or not all(isinstance(clips, int) and clips >= 0 for clips in stored["shards"]):
         raise bad_metadata(folder, WRONG_SHARDS)
     return _clips_of_shards(folder, stored)
 
@@ -364,6 +364,9 @@ def _clips_of_shards(folder: Path, stored: dict[str, Any]) -> Iterator[list[Row 
         with suppress(FileNotFoundError):
             planned = iter(files.enter_context((folder / "clips.jsonl").open("rb")))
         for shard, count in enumerate(stored["shards"]):
+            if not count:  # none of its clips was encoded before they were removed from the corpus
+                yield []
+                continue
             ids: list[Row | Failure | int] = [hash_id(_parse_line(line).id) for line in islice(planned, count)]
             try:
                 clips: list[Row | Failure | int] = [row for _, row in read_rows(lines_path(shard_path(folder, shard)))]

@@ -276,6 +276,38 @@ def test_an_interrupted_addition_is_completed(
     assert not (folder / "clips.jsonl").exists()
 
 
+@pytest.mark.slow
+def test_clips_of_a_shard_are_removed_before_it_was_written(
+    tmp_path: Path, corpus: Path, model_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "store"
+    encode = tokenize_module._encode_shard
+    written: list[object] = []
+
+    def killed_at_the_second(*arguments: object) -> object:
+        if written:
+            raise KeyboardInterrupt
+        written.append(arguments)
+        return encode(*arguments)  # type: ignore[arg-type]
+
+    def interrupt() -> None:
+        with monkeypatch.context() as patch:
+            patch.setattr(tokenize_module, "_encode_shard", killed_at_the_second)
+            with pytest.raises(KeyboardInterrupt):
+                tokenize(corpus, folder, model=model_file)
+
+    interrupt()
+    planned = json.loads((folder / "store.json").read_text())["shards"]
+    second = [json.loads(line)["id"] for line in (folder / "clips.jsonl").read_text().splitlines()]
+    for name in second[planned[0] : planned[0] + planned[1]]:
+        (corpus / name).unlink()
+    interrupt()
+    assert 0 in json.loads((folder / "store.json").read_text())["shards"]
+    report = tokenize(corpus, folder, model=model_file)
+    assert (report.clips + report.already_encoded, report.removed) == (6 - planned[1], 0)
+    check_codes(folder, corpus, model_file)
+
+
 def test_metadata_of_clips_may_change(tmp_path: Path, corpus: Path, model_file: Path) -> None:
     found = list(clips(corpus))
     for speaker in ("anna", "ben"):
