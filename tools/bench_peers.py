@@ -16,6 +16,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import resource
 import statistics
 import subprocess
@@ -27,7 +28,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 import codec
@@ -58,12 +59,20 @@ def moshi(folder: Path) -> Pair:
 
 
 def rustymimi(folder: Path) -> Pair:
-    """moshi's Mimi in Rust, with the weights of `moshi`."""
+    """moshi's Mimi in Rust, with the weights of `moshi` under the names of the released file."""
     from rustymimi import Tokenizer
 
     ours = moshi(folder).ours
-    net = Tokenizer(str(folder / "moshi.safetensors"), num_codebooks=32)
+    weights = load_file(folder / "moshi.safetensors")
+    names = {name: re.sub(r"(in|out)_projs\.0\.weight", rename, name) for name in weights}
+    save_file({names[name]: tensor for name, tensor in weights.items()}, folder / "released.safetensors")
+    net = Tokenizer(str(folder / "released.safetensors"), num_codebooks=32)
     return Pair(lambda audio: net.encode(audio.numpy()), net.decode, ours)
+
+
+def rename(match: re.Match[str]) -> str:
+    """The released name of a projection of moshi's attention."""
+    return "in_proj_weight" if match[1] == "in" else "out_proj.weight"
 
 
 def transformers_mimi(folder: Path) -> Pair:

@@ -228,7 +228,7 @@ class Mimi(StepCodec):
     encoder: Encoder
     quantizer: SplitRVQ
     decoder: Decoder
-    step_frames = 50
+    step_frames = 125
 
     def __init__(self, config: MimiConfig) -> None:
         super().__init__(config, decoder_delay=0)

@@ -43,7 +43,7 @@ class CausalConv1d(Stateful):
         self.context = (kernel - 1) * dilation + 1 - stride
         self.depthwise = groups == in_channels == out_channels
         self.dense = groups == dilation == 1
-        self.is_product = stride > 1 or kernel == 1 or out_channels == 1  # where a product is faster on a CPU
+        self.is_product = stride > 1 or kernel == 1  # where a product is faster on a CPU
         self.weight = nn.Parameter(torch.empty(out_channels, in_channels // groups, kernel))
         self.bias = nn.Parameter(torch.zeros(out_channels)) if bias else None
         nn.init.trunc_normal_(self.weight, std=(in_channels // groups * kernel) ** -0.5)
@@ -64,6 +64,8 @@ class CausalConv1d(Stateful):
             y = self.tap_by_tap(x, frames)
         elif self.dense and (self.is_product or len(x) * frames <= FEW_ROWS):
             y = self.as_product(x, frames)
+        elif self.dense and len(self.weight) == 1:
+            y = self.as_shifted(x, frames)
         else:
             y = self.convolve(x)
         return y, x[..., x.shape[-1] - self.context :]
@@ -88,6 +90,13 @@ class CausalConv1d(Stateful):
             return F.linear(rows, weight, self.bias).transpose(1, 2)
         y = torch.matmul(weight, windows.transpose(2, 3).reshape(len(x), weight.shape[1], frames))
         return y if self.bias is None else y.add_(self.bias[:, None])
+
+    def as_shifted(self, x: Tensor, frames: int) -> Tensor:
+        """The convolution to one channel with stride 1: the products of all samples with each tap, shifted and added."""
+        products = torch.matmul(self.weight[0].T, x)  # [batch, kernel, context + time]
+        taps = [products[:, tap : tap + 1, tap : tap + frames] for tap in range(products.shape[1])]
+        y = sum(taps[1:], taps[0])
+        return y if self.bias is None else y + self.bias[:, None]
 
     def as_windows(self, x: Tensor, frames: int) -> Tensor:
         """The depthwise convolution [batch, channels, frames] of x [batch, channels, context + time], for exporters.

@@ -117,7 +117,12 @@ class ResidualUnit(Stateful):
 
 def activated(x: Tensor, state: Tensor) -> Tensor:
     """ELU of x [batch, channels, time] after the state [batch, channels, context], which is behind its ELU already."""
-    return torch.cat([state, elu(x)], dim=-1)
+    if torch.is_grad_enabled():
+        return torch.cat([state, elu(x)], dim=-1)
+    after = x.new_empty(*x.shape[:2], state.shape[-1] + x.shape[-1])
+    after[..., : state.shape[-1]] = state
+    elu(x, out=after[..., state.shape[-1] :])
+    return after
 
 
 class Pieces(Chain):

@@ -47,6 +47,17 @@ def test_depthwise_convolution_of_few_frames(kernel: int, stride: int, dilation:
         assert torch.equal(after, same)
 
 
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("frames", [1, 9, 100])
+def test_convolution_to_one_channel(frames: int, bias: bool) -> None:
+    layer = CausalConv1d(6, 1, kernel=3, bias=bias)
+    if layer.bias is not None:
+        torch.nn.init.normal_(layer.bias)
+    x = noise(2, 6, frames)
+    with torch.no_grad():
+        assert_same(layer(x), F.conv1d(F.pad(x, (2, 0)), layer.weight, layer.bias))
+
+
 @pytest.mark.parametrize(("kernel", "stride", "dilation"), [(4, 1, 1), (5, 2, 1), (3, 2, 3)])
 def test_convolution_equals_its_definition(kernel: int, stride: int, dilation: int) -> None:
     """y[t] ends at input sample (t + 1) * stride, counted with the last tap."""

@@ -15,6 +15,7 @@ from codec.nn.quantize.vq import VectorQuantizer, lowest, update_stages
 from codec.nn.shapes import Codes, Latents
 
 TILE = 128  # frames that a CPU searches at once, because their distances stay in its cache
+GREEDY_TILE = 1024  # the same with one beam, whose few operations each take longer then
 
 
 def best_beam(codes: Tensor, residual: Tensor) -> Tensor:
@@ -80,10 +81,12 @@ class ResidualVQ(Quantizer):
     @torch.no_grad()
     def encode(self, latents: Latents, num_codebooks: int | None = None) -> Codes:
         stages = list(self.stages)[: num_codebooks or self.num_codebooks]
-        search = self.search_distances if self.direct else self.search_ranked
+        tile, search = TILE, self.search_distances if self.direct else self.search_ranked
+        if self.direct and self.beam_size == 1:
+            tile, search = GREEDY_TILE, self.search_nearest
         with torch.autocast(latents.device.type, enabled=False):
             rows = latents.float().transpose(1, 2).flatten(0, 1)  # [batch * frames, dim]
-            parts = torch.split(rows, TILE) if latents.device.type == "cpu" else [rows]
+            parts = torch.split(rows, tile) if latents.device.type == "cpu" else [rows]
             codes = torch.cat([search(part, stages) for part in parts])
         return codes.view(latents.shape[0], latents.shape[2], codes.shape[1]).transpose(
             1, 2
@@ -96,6 +99,17 @@ class ResidualVQ(Quantizer):
             codes = search(latents.float().transpose(1, 2).flatten(0, 1), list(self.stages), num_codebooks)
         codes = codes.view(latents.shape[0], latents.shape[2], codes.shape[1]).transpose(1, 2)
         return keep_prefix(codes, num_codebooks)
+
+    def search_nearest(self, rows: Tensor, stages: Sequence[VectorQuantizer]) -> Tensor:
+        """`search_distances` for one beam."""
+        count, dim = rows.shape
+        state = torch.cat([rows, rows.new_ones(count, 1), rows.new_zeros(count, 1)], dim=1)
+        residual, errors, codes = state.narrow(1, 0, dim), rows.new_empty(count, self.codebook_size), []
+        for stage in stages:
+            torch.mm(state, stage.distance_table(), out=errors)
+            codes.append(lowest(errors, 1)[:, 0])
+            residual.sub_(stage.codebook.index_select(0, codes[-1]))
+        return torch.stack(codes, dim=1)
 
     def search_distances(self, rows: Tensor, stages: Sequence[VectorQuantizer]) -> Tensor:
         """Codes [rows, codebooks] of `rows` [rows, dim] if the distance to an entry is the error of choosing it.
