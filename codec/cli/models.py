@@ -115,7 +115,11 @@ def convert(
 def evaluate(
     data: Annotated[
         Path,
-        typer.Option(metavar="PATH", help="A recording, or a folder of recordings.", rich_help_panel=INPUT_OUTPUT),
+        typer.Option(
+            metavar="PATH",
+            help="A recording, a folder of recordings or of .parquet files with audio, or such a file.",
+            rich_help_panel=INPUT_OUTPUT,
+        ),
     ],
     json_output: Annotated[
         Path | None,

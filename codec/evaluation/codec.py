@@ -12,6 +12,7 @@ import sys
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields, replace
 from functools import partial
 from pathlib import Path
@@ -21,7 +22,7 @@ from typing import Literal, TypeAlias
 import numpy as np
 
 from codec import compression
-from codec.data.clips import MANIFEST, manifest_rows
+from codec.data.clips import MANIFEST, clips, manifest_rows
 from codec.errors import CodecError, ConfigError, InputNotFound, UnsupportedAudio, UsageError
 from codec.evaluation.baselines import Baseline
 from codec.evaluation.codebooks import CodebookUsage, Counts, code_counts, codebook_usage
@@ -44,7 +45,7 @@ from codec.evaluation.signal import (
     stoi,
     visqol,
 )
-from codec.io import bitstream
+from codec.io import bitstream, parquet
 from codec.io.audio import is_audio_path, read_audio, write_audio
 from codec.io.loudness import loudness_package
 from codec.io.storage import walk
@@ -328,7 +329,7 @@ def evaluate(
     jobs: int = 1,
     progress: Callable[[int, int], None] | None = None,
 ) -> Evaluation:
-    """Encode and decode a recording, or all recordings in a folder, through files on disk; score the decoded audio.
+    """Encode and decode a recording, a folder or a dataset, through files on disk; score the decoded audio.
 
     Files are written by `compress` and `decompress`, as 16-bit WAV. Scores are computed at the model's sample rate from
     the mean of the channels. Each model is evaluated with `num_codebooks` (one number or several; "all" is 1 to the
@@ -348,7 +349,8 @@ def evaluate(
     A file's set is the first folder of its path below `data`. A manifest.jsonl in `data` or up to two folders above may
     give set, domain, transcript, speaker, language and label of the files that it lists by `path`. Files with a
     transcript, speaker or language are speech, with the domain "words" if they also have a label, else "speech"; the
-    domain of other files is their set.
+    domain of other files is their set. A Parquet file, or a folder of them without audio files, is a dataset of Hugging
+    Face, as for `codec.data.clips.clips`: each row is a file, and its columns say the same.
 
     Raises:
         InputNotFound: `data` does not exist, or has no audio files.
@@ -364,24 +366,24 @@ def evaluate(
         for index, (model, name) in enumerate(zip(models, names, strict=True))
         for count in _codebook_counts(model, num_codebooks, bitrate)
     )
-    clips = _find_clips(Path(data), speech)
+    found = _find_clips(Path(data), speech)
     plan = _Plan(runs, tuple(baselines), write, bands=bands, visqol=visqol, dnsmos=dnsmos, loudness=loudness)
     if write is not None and Path(data).is_dir() and write.resolve().is_relative_to(Path(data).resolve()):
         raise UsageError(f"{write} lies in {data}, so the next evaluation would read it: write to another folder")
-    _check_packages(clips, plan)  # before the work, not after it
+    _check_packages(found, plan)  # before the work, not after it
 
     scores: list[FileScore] = []
     failures: list[Failure] = []
     counts: dict[_Key, Counts] = {}
     memory = 0
     results: dict[_Clip, _Result] = {}
-    for clip, outcome in each(partial(_score_clip, models, plan), clips, jobs=jobs):
+    for clip, outcome in each(partial(_score_clip, models, plan), found, jobs=jobs):
         if isinstance(outcome, CodecError):
             raise outcome
         results[clip] = outcome
         if progress:
-            progress(len(results), len(clips))
-    for result in (results[clip] for clip in clips):
+            progress(len(results), len(found))
+    for result in (results[clip] for clip in found):
         memory = max(memory, result.peak_memory)
         if result.failure:
             failures.append(result.failure)
@@ -469,12 +471,12 @@ class _Plan:
     loudness: bool
 
 
-def _check_packages(clips: Sequence["_Clip"], plan: _Plan) -> None:
-    speech = any(clip.speech for clip in clips)
+def _check_packages(found: Sequence["_Clip"], plan: _Plan) -> None:
+    speech = any(clip.speech for clip in found)
     if speech:
         eval_package("pesq"), eval_package("pystoi")
     if plan.visqol:
-        for mode in {_visqol_mode(clip) for clip in clips}:
+        for mode in {_visqol_mode(clip) for clip in found}:
             check_visqol(mode)
     if plan.loudness:
         loudness_package()
@@ -502,6 +504,8 @@ class _Result:
 
 
 def _find_clips(data: Path, speech: bool | None) -> list[_Clip]:
+    if data.suffix == parquet.SUFFIX and data.is_file():
+        return _of_dataset(data, speech)
     if data.is_file():
         if not is_audio_path(data):
             raise UnsupportedAudio(f"{data} is not an audio file: give a recording, or a folder of recordings")
@@ -509,29 +513,57 @@ def _find_clips(data: Path, speech: bool | None) -> list[_Clip]:
     else:
         folder = data
         labels = [Path(label) for label in walk(data, is_audio_path)] if data.is_dir() else []
+    if not labels and data.is_dir() and any(walk(data, lambda name: name.endswith(parquet.SUFFIX))):
+        return _of_dataset(data, speech)
     if not labels:
         raise InputNotFound(f"no audio files below {data}: give a recording, or a folder of recordings")
     manifest = _read_manifest(folder.resolve())
     stems = Counter(label.with_suffix("") for label in labels)
-    clips = []
+    found = []
     for label in labels:
         path = folder / label
         entry = manifest.get(path.resolve(), {})
         name = str(entry.get("set") or (label.parts[0] if len(label.parts) > 1 else folder.resolve().name))
-        spoken = any(entry.get(field) for field in ("transcript", "speaker", "language", "lang"))
-        domain = ("words" if entry.get("label") else "speech") if spoken else name
         stem = label.with_suffix("")
-        clips.append(
-            _Clip(
-                path=path,
-                label=label.as_posix(),
-                stem=(stem if stems[stem] == 1 else label).as_posix(),
-                set=name,
-                domain=str(entry.get("domain") or domain),
-                speech=spoken if speech is None else speech,
-            )
-        )
-    return clips
+        stem = stem if stems[stem] == 1 else label
+        found.append(_clip_of(path, label.as_posix(), stem.as_posix(), name, entry, speech))
+    return found
+
+
+def _of_dataset(data: Path, speech: bool | None) -> list[_Clip]:
+    """The rows of Parquet files."""
+    name = data.resolve().stem
+    return [_clip_of(row.path, row.id, row.id, row.set or name, asdict(row), speech) for row in clips(data)]
+
+
+def _clip_of(
+    path: Path, label: str, stem: str, set_name: str, entry: Mapping[str, object], speech: bool | None
+) -> _Clip:
+    """A file of which a manifest or a row says `entry`."""
+    spoken = any(entry.get(field) for field in ("transcript", "speaker", "language", "lang"))
+    domain = ("words" if entry.get("label") else "speech") if spoken else set_name
+    return _Clip(
+        path=path,
+        label=label,
+        stem=stem,
+        set=set_name,
+        domain=str(entry.get("domain") or domain),
+        speech=spoken if speech is None else speech,
+    )
+
+
+@contextmanager
+def _as_file(clip: _Clip) -> Iterator[_Clip]:
+    """The clip as a file of its own, if it is a row of a Parquet file."""
+    row = parquet.row_of(clip.path)
+    content = clip.path if row is None else parquet.audio(*row)
+    if isinstance(content, Path):
+        yield replace(clip, path=content)
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "row")
+        path.write_bytes(content)
+        yield replace(clip, path=path)
 
 
 def _read_manifest(folder: Path) -> dict[Path, Mapping[str, object]]:
@@ -548,26 +580,31 @@ def _score_clip(models: tuple[Codec, ...], plan: _Plan, clip: _Clip) -> _Result:
     failure = None
     scores: list[tuple[FileScore, Counts | None]] = []
     try:
-        rates = {model.sample_rate for model in models}
-        references = {rate: read_audio(clip.path, rate=rate, mono=True)[0][0] for rate in rates}
-
-        def score(model: Codec, decoded: _Decoded) -> None:
-            spec = model.frame_spec
-            reference = references[spec.sample_rate]
-            file_score = _score(clip, plan, reference, decoded, rate=spec.sample_rate, hop=spec.hop)
-            scores.append((file_score, decoded.counts))
-
-        for run in plan.runs:
-            score(models[run.model], _by_model(models[run.model], clip, plan, run))
-        finest = max(models, key=lambda model: model.sample_rate)
-        for baseline in plan.baselines:
-            reference, rate = references[finest.sample_rate], finest.sample_rate
-            score(finest, _by_baseline(baseline, clip, plan, reference, rate))
+        with _as_file(clip) as file:
+            scores.extend(_scores(models, plan, file))
     except UsageError:
         raise  # a mistake in the options, not in the file
     except CodecError as error:
         scores, failure = [], Failure(clip.label, str(error))  # so that all rows are means over the same files
     return _Result(tuple(scores), failure, peak_memory())
+
+
+def _scores(models: tuple[Codec, ...], plan: _Plan, clip: _Clip) -> Iterator[tuple[FileScore, Counts | None]]:
+    """The scores of each run and baseline on one file."""
+    rates = {model.sample_rate for model in models}
+    references = {rate: read_audio(clip.path, rate=rate, mono=True)[0][0] for rate in rates}
+
+    def score(model: Codec, decoded: _Decoded) -> tuple[FileScore, Counts | None]:
+        spec = model.frame_spec
+        reference = references[spec.sample_rate]
+        return _score(clip, plan, reference, decoded, rate=spec.sample_rate, hop=spec.hop), decoded.counts
+
+    for run in plan.runs:
+        yield score(models[run.model], _by_model(models[run.model], clip, plan, run))
+    finest = max(models, key=lambda model: model.sample_rate)
+    for baseline in plan.baselines:
+        reference, rate = references[finest.sample_rate], finest.sample_rate
+        yield score(finest, _by_baseline(baseline, clip, plan, reference, rate))
 
 
 @dataclass(frozen=True)

@@ -92,7 +92,7 @@ class CausalConv1d(Stateful):
         return y if self.bias is None else y.add_(self.bias[:, None])
 
     def as_shifted(self, x: Tensor, frames: int) -> Tensor:
-        """The convolution to one channel with stride 1: the products of all samples with each tap, shifted and added."""
+        """The convolution to one channel with stride 1: products of all samples with each tap, shifted and added."""
         products = torch.matmul(self.weight[0].T, x)  # [batch, kernel, context + time]
         taps = [products[:, tap : tap + 1, tap : tap + frames] for tap in range(products.shape[1])]
         y = sum(taps[1:], taps[0])

@@ -15,6 +15,7 @@ from codec.data.clips import clip_audio, clips, file_length
 from codec.data.token_store import TokenStore
 from codec.data.tokenize import tokenize
 from codec.errors import CodecError, ConfigError, InputNotFound, MissingDependency
+from codec.evaluation.codec import evaluate
 from codec.io import parquet as parquet_io
 from codec.training.codec.crops import Index, build_index
 from codec.training.codec.recipe import DataConfig
@@ -196,3 +197,26 @@ def test_memory_is_that_of_a_row_group(tmp_path: Path, monkeypatch: pytest.Monke
         most = max(most, pool.bytes_allocated() - before)
     assert most < 6 * 2**20  # of 16 in the file and 1 in a row group, which is compressed and uncompressed
     assert len(parquet_io._opened(path)._kept) == 4
+
+
+def test_evaluation_equals_that_of_files(dataset: Path, tmp_path: Path, model_file: Path) -> None:
+    """A row without readable audio is a failure; the sets and what is speech come from the names and columns."""
+    broken = write(dataset / "data/test-00000-of-00001.parquet", [b"no audio"], text=["e"])
+    files = tmp_path / "files"
+    files.mkdir()
+    for number, time in enumerate(TIMES):
+        (files / f"{number}.wav").write_bytes(content(time))
+    model = load_model(model_file)
+    rows = evaluate(model, dataset, speech=False, write=tmp_path / "decoded")
+    expected = evaluate(model, files, speech=False)
+    assert [score.measures for score in rows.files] == [score.measures for score in expected.files]
+    train = "data/train-00000-of-00001.parquet"
+    assert [(score.path, score.set, score.domain) for score in rows.files][:3] == [
+        (f"{train}/0", "data", "words"),
+        (f"{train}/1", "data", "words"),
+        (f"{train}/2", "data", "speech"),
+    ]
+    assert [failure.path for failure in rows.failures] == [f"data/{broken.name}/0"]
+    assert len(list((tmp_path / "decoded").rglob("*.wav"))) == len(TIMES)
+    one = evaluate(model, dataset / train, speech=False)
+    assert [score.set for score in one.files] == ["train-00000-of-00001"] * 3
