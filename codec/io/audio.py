@@ -26,7 +26,8 @@ from numpy.typing import NDArray
 
 from codec.errors import InputNotFound, StorageError, UnsupportedAudio, UsageError
 from codec.frames import resampled_length
-from codec.io import ffmpeg, mpeg, ogg, riff
+from codec.io import ffmpeg, mpeg, riff
+from codec.io.chain import SETTLING, Chain, links
 from codec.io.coded_channels import Mix, Survey
 from codec.io.mixdown import Mixdown, mixed_down
 from codec.io.pieces import Pieces
@@ -35,6 +36,7 @@ from codec.io.tags import Tags
 from codec.io.tags import write as write_tags
 
 Block = NDArray[np.float32]  # [channels, time]
+_UNKNOWN = 2**63 - 1  # samples, libsndfile's SF_COUNT_MAX: the header states no length
 MAX_MAGNITUDE = 1e6  # of samples, 120 dB over full scale; larger values are not audio
 INTEGER_PEAK = 100.0  # peak of floating-point samples from which on they look like integers
 MIN_RATE = 100  # Hz; recordings with a lower rate are not audio
@@ -91,10 +93,6 @@ _PCM_GUID = bytes.fromhex("0100000000001000800000AA00389B71")
 _SPEAKERS = {3: 0x7, 4: 0x33, 5: 0x37, 6: 0x3F, 7: 0x13F, 8: 0x63F}  # as libsndfile writes them, by number of channels
 SAMPLE_BYTES = {"PCM_U8": 1, "PCM_16": 2, "PCM_24": 3, "PCM_32": 4, "FLOAT": 4, "DOUBLE": 8}
 
-SETTLING = {"VORBIS": 16384, "MPEG_LAYER_III": 4096}
-"""Samples to decode before a part, by subtype: after one in five Vorbis seeks, libsndfile 1.2.2 decodes a thousand
-samples wrongly, and near the end of a file it may be at another position (findings/vorbis_seek.sh)."""
-
 
 def is_audio_path(path: str | Path, *, use_ffmpeg: bool = False) -> bool:
     """Whether the suffix is that of an audio file for libsndfile, or for ffmpeg if asked; the file is not opened."""
@@ -118,6 +116,18 @@ class _Sequential(soundfile.SoundFile):  # type: ignore[misc]
     def seekable(self) -> bool:
         return False
 
+    def buffer_read_into(self, buffer: NDArray[np.float32], dtype: str) -> int:
+        """Tags behind the samples of a FLAC file are an error for libsndfile, which costs the block before them."""
+        if self.format != "FLAC" or self.frames == _UNKNOWN:
+            return int(super().buffer_read_into(buffer, dtype))
+        left = self.frames - self.tell()
+        try:
+            return int(super().buffer_read_into(buffer[:left] if left > 0 else buffer, dtype))
+        except soundfile.LibsndfileError:
+            if left > 0:
+                raise
+            return 0
+
 
 class AudioReader:
     """An open recording: `rate` in Hz, `channels`, `label` for messages.
@@ -131,6 +141,7 @@ class AudioReader:
         self.label = label
         self._file = file
         self._stream: Pieces | None = riff.finished(file)
+        self._links = links(file, _Sequential, label)
         self._expected: int | None = None
         counted = mpeg.begins(file)
         if counted:
@@ -149,7 +160,7 @@ class AudioReader:
         self._native_channels: int = self._source.channels
         self.channels = self._native_channels
         stated = self._source.frames
-        self.time: int | None = stated if stated < 2**63 - 1 else None  # libsndfile's SF_COUNT_MAX
+        self.time: int | None = stated if stated < _UNKNOWN else None
         self._order = channel_order(self._source.format, self._native_channels)
         self._mix: Callable[[Block], Block] | None = None
         self._seen = 0
@@ -165,7 +176,9 @@ class AudioReader:
             self._stream = mpeg.exact(self._file, frames)
             self._expected = None if self._stream.head else frames.time
 
-    def _opened(self) -> soundfile.SoundFile:
+    def _opened(self) -> soundfile.SoundFile | Chain:
+        if self._links:
+            return Chain(self._file, self._links, _Sequential)
         # By descriptor, so that the content determines the format: by name, libsndfile reads any text.au as samples.
         descriptor = self._file.fileno()
         os.lseek(descriptor, 0, os.SEEK_SET)  # libsndfile starts at the descriptor's position
@@ -281,7 +294,7 @@ class AudioReader:
 
         Call it before reading. Raises UnsupportedAudio as `blocks`.
         """
-        if self.time is not None and (self._stream or mpeg.is_mpeg(self.container) or self._is_plain()):
+        if self.time is not None and (self._stream or self._links or mpeg.is_mpeg(self.container) or self._is_plain()):
             return self.time
         if self.time is not None:
             with suppress(UnsupportedAudio):
@@ -359,7 +372,7 @@ def open_reader(
         size = os.fstat(file.fileno()).st_size
         if size == 0:
             raise UnsupportedAudio(f"{label} is empty (0 bytes): record or copy it again")
-        if use_ffmpeg and (ogg.streams(file) > 1 or not _libsndfile_reads(file)):
+        if use_ffmpeg and not _libsndfile_reads(file):
             name = path if isinstance(path, str | Path) and Path(path).is_file() else None
             file = stack.enter_context(ffmpeg.decoded(file, name, label))
             size = os.fstat(file.fileno()).st_size
@@ -367,11 +380,6 @@ def open_reader(
             raise UnsupportedAudio(
                 f"{label} holds {count} WAV files one after another, and others read only the first: split it, or "
                 "join the samples with an audio tool"
-            )
-        if (count := ogg.streams(file)) > 1:
-            raise UnsupportedAudio(
-                f"{label} holds {count} Ogg streams one after another, and libsndfile reads only the first: convert it "
-                "to WAV or FLAC first (encode and tokenize take --ffmpeg)"
             )
         with AudioReader(file, label) as reader:
             if reader.time == 0:

@@ -79,14 +79,14 @@ def is_mpeg(container: str) -> bool:
 
 def begins(file: BinaryIO) -> bool:
     """Whether the file begins with MPEG audio, after any ID3 tags."""
-    file.seek(_after_tag(file))
+    file.seek(after_tags(file))
     return _frame(file.read(4)) is not None
 
 
 def has_exact_length(file: BinaryIO) -> bool:
     """Whether the first frame is a Xing or Info frame that fits the size of the file."""
     size = file.seek(0, os.SEEK_END)
-    first = _after_tag(file)
+    first = after_tags(file)
     file.seek(first)
     data = file.read(4096)
     frame = _frame(data[:4])
@@ -130,7 +130,7 @@ def find_frames(file: BinaryIO) -> Frames | None:
     view = _View(file)
     runs: list[tuple[int, int]] = []
     count, header, delay, padding = 0, b"", 0, 0
-    position, expected = _after_tag(file), -1  # expected: where the next frame begins, if it follows the last one
+    position, expected = after_tags(file), -1  # expected: where the next frame begins, if it follows the last one
     while position + 4 <= size:
         mark = view.read(position, 4)
         frame = _frame(mark)
@@ -228,7 +228,7 @@ def _info_frame(frames: Frames) -> bytes:
     return (header + bytes(frame.info_at - 4) + fields + lame).ljust(frame.size, b"\0")
 
 
-def _after_tag(file: BinaryIO) -> int:
+def after_tags(file: BinaryIO) -> int:
     """The byte after the ID3v2 tags at the beginning."""
     position = 0
     while True:

@@ -1,17 +1,17 @@
 """Ogg files that hold several streams one after another, as recorders of web radio and `cat` write them.
 
-libsndfile reads the first stream alone and says nothing. Every page has the serial number of its stream and its own
-number in it (RFC 3533, section 6):
+Every page has the serial number of its stream and its own number in it (RFC 3533, section 6):
 
-    byte    0 "OggS"    5 flags, 2: first page of a stream    14 serial    18 number    26 segments    27 their lengths
+    byte    0 "OggS"    5 flags, 2: first page of a stream    6 position    14 serial    18 number    26 segments
 """
 
 import os
-from collections.abc import Iterator
 from typing import BinaryIO, NamedTuple
 
+from codec.io.scan import find_all
+
 _CAPTURE = b"OggS"
-_FIRST = 2
+_BEGINS = _CAPTURE + b"\0\x02" + bytes(8)  # of a first page: version, flags, position
 _LONGEST = 27 + 255 + 255 * 255  # bytes of a page
 _SMALL = 4 * _LONGEST  # bytes of a file whose pages are all looked at
 _PLACES = 0.21, 0.37, 0.59, 0.83  # in a file; up to 100 copies of a stream have pages out of place at one of them
@@ -23,21 +23,28 @@ _TOLERANCE = (
 class _Page(NamedTuple):
     start: int
     end: int
-    is_first: bool
     serial: bytes
     number: int
 
 
-def streams(file: BinaryIO) -> int:
-    """The number of Ogg streams that follow each other; 0 if it is not Ogg.
+def starts(file: BinaryIO) -> list[int]:
+    """The first bytes of Ogg streams that follow each other; none if it is not Ogg.
 
-    All pages are looked at only if some of them look like those of several streams, because that reads the whole file.
+    The whole file is read only if some of its pages look like those of several streams.
     """
     size = file.seek(0, os.SEEK_END)
     first = _page(file, 0)
     if first is None:
-        return 0
-    return _count(file) if size <= _SMALL or _seems_chained(file, first, size) else 1
+        return []
+    if size > _SMALL and not _seems_chained(file, first, size):
+        return [0]
+    found, end = [0], first.end
+    for place in find_all(file, _BEGINS):
+        if place > end:  # one directly behind another belongs to streams that play together
+            found.append(place)
+        if place >= end and (page := _page(file, place)) is not None:
+            end = page.end
+    return found
 
 
 def _seems_chained(file: BinaryIO, first: _Page, size: int) -> bool:
@@ -64,22 +71,6 @@ def _last_page(file: BinaryIO, size: int) -> _Page | None:
     return None if place < 0 else _page(file, start + place)
 
 
-def _count(file: BinaryIO) -> int:
-    """First pages that follow other pages; those at the start of a file are of streams that play together."""
-    links, inside = 1, False
-    for page in _pages(file):
-        links += inside and page.is_first
-        inside = not page.is_first
-    return links
-
-
-def _pages(file: BinaryIO) -> Iterator[_Page]:
-    position = 0
-    while (page := _page(file, position)) is not None:
-        yield page
-        position = page.end
-
-
 def _page(file: BinaryIO, start: int) -> _Page | None:
     """The page that begins at a byte; None if none does."""
     file.seek(start)
@@ -87,4 +78,4 @@ def _page(file: BinaryIO, start: int) -> _Page | None:
     if len(head) < 27 or head[:4] != _CAPTURE or len(head) < 27 + head[26]:
         return None
     end = start + 27 + head[26] + sum(head[27 : 27 + head[26]])
-    return _Page(start, end, bool(head[5] & _FIRST), head[14:18], int.from_bytes(head[18:22], "little"))
+    return _Page(start, end, head[14:18], int.from_bytes(head[18:22], "little"))

@@ -45,9 +45,9 @@ class Samples(NamedTuple):
 
 ALL = Samples(TIME, TIME)
 PADDED = Samples(TIME, TIME + 1200)  # by the encoder's delay and the rest of its last block
+BOTH = Samples(2 * TIME, 2 * TIME)
 TWICE = Samples(2 * TIME, 2 * TIME + 3000)
 HALF = Samples(TIME // 4, TIME // 2)  # what is there of a file that was cut off in the middle
-FIRST = ALL  # the first of two: the second one shows only where the whole file is decoded
 REFUSED = UnsupportedAudio
 Cell = Samples | type[CodecError]
 
@@ -80,15 +80,20 @@ TABLE: dict[tuple[str, str, str], tuple[Cell, Cell, Cell, Cell]] = {
     ("AU", "0", "yes"): (ALL, ALL, ALL, ALL),
     ("AU", "too large", "yes"): (HALF, HALF, HALF, HALF),
     ("FLAC", "stated", "yes"): (ALL, ALL, ALL, ALL),
+    ("FLAC", "stated, a tag behind", "yes"): (ALL, ALL, ALL, ALL),
     ("FLAC", "0", "yes"): (ALL, ALL, ALL, ALL),
     ("FLAC", "too large", "yes"): (REFUSED, REFUSED, HALF, REFUSED),
-    ("FLAC", "joined", "yes"): (REFUSED, REFUSED, FIRST, REFUSED),
+    ("FLAC", "joined", "yes"): (BOTH, BOTH, BOTH, BOTH),
+    ("FLAC", "0, joined", "yes"): (BOTH, BOTH, BOTH, BOTH),
+    ("FLAC", "joined, other rate", "yes"): (REFUSED, REFUSED, REFUSED, REFUSED),
     ("Ogg Vorbis", "stated", "yes"): (ALL, ALL, ALL, ALL),
     ("Ogg Vorbis", "cut off", "yes"): (HALF, HALF, HALF, HALF),
-    ("Ogg Vorbis", "joined", "yes"): (REFUSED, REFUSED, REFUSED, REFUSED),
+    ("Ogg Vorbis", "joined", "yes"): (BOTH, BOTH, BOTH, BOTH),
+    ("Ogg Vorbis", "joined, other channels", "yes"): (REFUSED, REFUSED, REFUSED, REFUSED),
     ("Ogg Opus", "stated", "yes"): (ALL, ALL, ALL, ALL),
     ("Ogg Opus", "cut off", "yes"): (HALF, HALF, HALF, HALF),
-    ("Ogg Opus", "joined", "yes"): (REFUSED, REFUSED, REFUSED, REFUSED),
+    ("Ogg Opus", "joined", "yes"): (BOTH, BOTH, BOTH, BOTH),
+    ("Ogg Opus", "joined, other channels", "yes"): (REFUSED, REFUSED, REFUSED, REFUSED),
     ("MP3", "stated", "yes"): (ALL, ALL, ALL, ALL),
     ("MP3", "guessed", "yes"): (PADDED, PADDED, PADDED, PADDED),
     ("MP3", "too large", "yes"): (HALF, HALF, HALF, HALF),
@@ -150,6 +155,17 @@ def open_flac(data: bytes) -> bytes:
     return put(data, (21, bytes([data[21] & 0xF0])), (22, bytes(4)))
 
 
+def other(container: str, **kind: int) -> bytes:
+    """A second of noise of another kind."""
+    file = io.BytesIO()
+    noise = np.stack([NOISE[:RATE]] * kind.get("channels", 1), axis=1)
+    name, _, codec_name = {"FLAC": "FLAC PCM_16", "Ogg Vorbis": "OGG VORBIS", "Ogg Opus": "OGG OPUS"}[
+        container
+    ].partition(" ")
+    soundfile.write(file, noise, kind.get("rate", RATE), format=name, subtype=codec_name)
+    return file.getvalue()
+
+
 def half(data: bytes) -> bytes:
     return data[: len(data) // 2]
 
@@ -165,7 +181,12 @@ CHANGES: dict[tuple[str, str], Callable[[bytes], bytes]] = {
     ("CAF", "0"): lambda data: put(data, (behind(data, b"data"), bytes(8))),
     ("AU", "ffffffff"): lambda data: put(data, (8, b"\xff" * 4)),
     ("AU", "0"): lambda data: put(data, (8, bytes(4))),
+    ("FLAC", "stated, a tag behind"): lambda data: data + b"TAG" + bytes(125),
     ("FLAC", "0"): open_flac,
+    ("FLAC", "0, joined"): lambda data: open_flac(data) * 2,
+    ("FLAC", "joined, other rate"): lambda data: data + other("FLAC", rate=16000),
+    ("Ogg Vorbis", "joined, other channels"): lambda data: data + other("Ogg Vorbis", channels=2),
+    ("Ogg Opus", "joined, other channels"): lambda data: data + other("Ogg Opus", channels=2),
     ("MP3", "guessed"): without_info,
 }
 OF_ANY: dict[str, Callable[[bytes], bytes]] = {"joined": lambda data: data * 2, "too large": half, "cut off": half}
@@ -266,7 +287,7 @@ def test_samples_of_lossless_files(case: tuple[str, str, str], tmp_path: Path) -
     if case[0] not in LOSSLESS or TABLE[case][0] is REFUSED:
         pytest.skip("lossy, or refused")
     audio, _ = read_audio(tmp_path / "recording.wav")
-    np.testing.assert_allclose(audio[0], NOISE[: audio.shape[1]], atol=1e-4)
+    np.testing.assert_allclose(audio[0], np.tile(NOISE, 2)[: audio.shape[1]], atol=1e-4)
 
 
 def test_libsndfile_cannot_seek(tmp_path: Path) -> None:
