@@ -61,7 +61,8 @@ The body of a packet of codes:
 
 `codec.io.entropy` describes the coders; a writer takes the one that gives the fewest bytes. A row is a group of `model
 channels` channels; the last group repeats the last channel to fill up. Decoded audio of a segment is multiplied by its
-scale; a packet begins with a segment.
+scale; a packet begins with a segment. If the last two segments of a signal are both short and have as many frames as a
+whole one, or fewer, the last segment has a packet of its own, which does not begin at a multiple of segment frames.
 
 The body of the end packet:
 
@@ -510,6 +511,10 @@ class Writer:
             )
 
     def _write_packet(self, codes: Codes) -> None:
+        """Write codes as a packet, or as two where the last segments of a signal, both short, make one of full size."""
+        if self.header.segment_frames and (whole := self._whole_segments(codes.shape[2])):
+            self._write_packet(codes[:, :, :whole])
+            codes = codes[:, :, whole:]
         frames = codes.shape[2]
         sizes = self.header.codebook_sizes[: codes.shape[1]]
         coder, payload = entropy.encode(codes, sizes, coder=self._coder, model=self._network)
@@ -521,6 +526,13 @@ class Writer:
             payload = segments.T.astype("<f4").tobytes() + payload
             self._pending_scale = self._pending_scale[:, frames:]
         self._send_codes(frames, len(sizes), coder, payload)
+
+    def _whole_segments(self, frames: int) -> int:
+        """Pending frames before one that begins a segment after a short segment; 0 if there is none."""
+        scale, size = self._pending_scale[:, :frames], self.header.segment_frames
+        begins = np.arange(frames) // size * size
+        early = np.flatnonzero((scale != scale[:, begins]).any(axis=0))
+        return int(early[0]) if len(early) else 0
 
     def _send_codes(self, frames: int, num_codebooks: int, coder: int, payload: bytes) -> None:
         """Write a packet; `payload` is the scale and the codes."""
@@ -582,7 +594,7 @@ class _Format2:
             raise ValueError(f"it states {frames} frames")
         if not 1 <= num_codebooks <= self._num_codebooks:
             raise ValueError(f"it states {num_codebooks} codebooks")
-        if first % self._segment_frames:
+        if first % self._segment_frames and frames >= self._segment_frames:
             raise ValueError("it begins within a segment")
         return CodesPacket(first, frames, num_codebooks, coder, body.rest(), offset)
 

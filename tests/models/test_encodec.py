@@ -6,13 +6,18 @@ from typing import Any
 
 import numpy as np
 import pytest
+import soundfile
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 import codec
+from codec.checkpoint import load_model, save_model
+from codec.compression import compress, decompress
 from codec.errors import ConfigError, UnknownModel
 from codec.frames import FrameSpec
+from codec.io import bitstream
+from codec.io.audio import read_audio
 from codec.models.base import UNBOUNDED, Encoded, split_scale
 from codec.models.encodec import EnCodec, EnCodecConfig, EnCodecSegments, EnCodecSegmentsConfig
 from codec.nn.padded import LANES, LSTM, WARM_UP, PaddedConv1d, Padding, Style, TrimmedConvTranspose1d, elu, pad_ends
@@ -293,6 +298,27 @@ def test_segments_follow_from_frames(segment: int, stride: int) -> None:
     assert spec.frames_of(np.array([0, *times])).tolist() == [0, *map(spec.frames, times)]
     with pytest.raises(ConfigError, match="segment_stride is 10"):
         FrameSpec(48_000, 20, 0, 4, 16, segment=100, segment_stride=10)
+
+
+@pytest.mark.parametrize("time", [108, 208, 210, 215])
+def test_files_keep_the_scale_of_a_short_last_segment(time: int, tmp_path: Path) -> None:
+    """With 48 kHz and 47 521 to 47 680 samples, segments of 149 and 1 frames look like one of 150 frames."""
+    config = SEGMENTS.model_copy(update={"segment_stride": 102})
+    net = EnCodecSegments(config)
+    net.load_state_dict(STEREO.state_dict())
+    save_model(tmp_path / "stereo.safetensors", net.eval(), training={})
+    saved = load_model(tmp_path / "stereo.safetensors")
+    audio = noise(1, 2, time)
+    audio[..., -6:] *= 0.001
+    soundfile.write(tmp_path / "a.wav", audio[0].T.numpy(), 8000, subtype="FLOAT")
+    compress(tmp_path / "a.wav", tmp_path / "a.codec", model=saved)
+    encoded = saved.encode(audio)
+    with bitstream.open_reader(tmp_path / "a.codec") as reader:
+        scales = [scale for _, scale in reader.packets_with_scale() if scale is not None]
+    torch.testing.assert_close(torch.from_numpy(np.concatenate(scales, axis=1)), split_scale(encoded)[1])
+    decompress(tmp_path / "a.codec", tmp_path / "b.wav", model=saved, subtype="FLOAT")
+    restored, _ = read_audio(tmp_path / "b.wav")
+    torch.testing.assert_close(torch.from_numpy(restored)[None], saved.decode(encoded, length=time))
 
 
 # checkpoints

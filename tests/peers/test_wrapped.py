@@ -76,7 +76,7 @@ def test_codes_and_audio_are_those_of_transformers(model: Any, net: Any, extract
         decoded = net.decode(codes).audio_values.reshape(1, 1, -1)
     assert torch.equal(codes, theirs[..., : codes.shape[2]])
     assert theirs.shape[2] - codes.shape[2] in (0, 1)  # Xcodec2 adds a frame after whole ones
-    assert min(row.unique().numel() for row in codes[0]) >= 5
+    assert min(row.unique().numel() for row in codes[0]) >= min(5, codes.shape[2] // 4)
     ours = model.decode(codes, length=time)
     assert (ours - decoded[..., :time]).abs().max() <= 1e-5
     assert ours.abs().max() > 1e-3
