@@ -378,8 +378,8 @@ def open_reader(
             size = os.fstat(file.fileno()).st_size
         if (count := riff.joined(file)) > 1:
             raise UnsupportedAudio(
-                f"{label} holds {count} WAV files one after another, and others read only the first: split it, or "
-                "join the samples with an audio tool"
+                f"{label} holds {count} WAV or AIFF files one after another, and others read only the first: split it, "
+                "or join the samples with an audio tool"
             )
         with AudioReader(file, label) as reader:
             if reader.time == 0:

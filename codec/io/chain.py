@@ -42,7 +42,7 @@ class Link(NamedTuple):
 
 
 def links(file: BinaryIO, open_link: Open, label: str) -> tuple[Link, ...]:
-    """The recordings that follow each other in an Ogg or FLAC file; none if it has only one.
+    """The recordings that follow each other in an Ogg or FLAC file; none if it has only one that libsndfile reads.
 
     Raises UnsupportedAudio if one of them cannot be read or differs in sample rate, channels or sample format.
     """
@@ -65,17 +65,19 @@ class _Known:
 @lru_cache(maxsize=4096)  # because a training run opens the same files many times
 def _known_links(known: _Known) -> tuple[Link, ...]:
     starts = ogg.starts(known.file) or flac.starts(known.file)
-    if len(starts) < 2:
+    if len(starts) < 2 and not (starts and ogg.flac(known.file, 0, 1)):
         return ()
     runs = list(zip(starts, [*starts[1:], known.file.seek(0, os.SEEK_END)], strict=True))
     kinds = []
     found = []
     for number, (first, end) in enumerate(runs, 1):
         try:
-            with known.open_link(Pieces(known.file, b"", [(first, end)])) as source:
+            with known.open_link(_bytes(known.file, first, end)) as source:
                 kinds.append((source.samplerate, source.channels, source.subtype))
                 found.append(Link(first, end, _length(source)))
         except soundfile.LibsndfileError as error:
+            if len(runs) == 1:
+                return ()
             raise UnsupportedAudio(
                 f"{known.label} holds {len(runs)} recordings one after another, and libsndfile cannot read number "
                 f"{number} at byte {first}: split it, or convert it to WAV or FLAC first"
@@ -87,6 +89,10 @@ def _known_links(known: _Known) -> tuple[Link, ...]:
             "convert it to WAV or FLAC first (encode and tokenize take --ffmpeg)"
         )
     return tuple(found)
+
+
+def _bytes(file: BinaryIO, first: int, end: int) -> Pieces:
+    return Pieces(file, b"", ogg.flac(file, first, end) or [(first, end)])
 
 
 def _length(source: soundfile.SoundFile) -> int:
@@ -123,7 +129,7 @@ class Chain:
 
     def _opened(self) -> soundfile.SoundFile:
         link = self._links[self._number]
-        return self._open(Pieces(self._file, b"", [(link.first, link.end)]))
+        return self._open(_bytes(self._file, link.first, link.end))
 
     def close(self) -> None:
         """Close the recording that is open."""

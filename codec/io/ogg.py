@@ -12,6 +12,7 @@ from codec.io.scan import find_all
 
 _CAPTURE = b"OggS"
 _BEGINS = _CAPTURE + b"\0\x02" + bytes(8)  # of a first page: version, flags, position
+_FLAC = b"\x7fFLAC"
 _LONGEST = 27 + 255 + 255 * 255  # bytes of a page
 _SMALL = 4 * _LONGEST  # bytes of a file whose pages are all looked at
 _PLACES = 0.21, 0.37, 0.59, 0.83  # in a file; up to 100 copies of a stream have pages out of place at one of them
@@ -22,6 +23,7 @@ _TOLERANCE = (
 
 class _Page(NamedTuple):
     start: int
+    content: int
     end: int
     serial: bytes
     number: int
@@ -45,6 +47,27 @@ def starts(file: BinaryIO) -> list[int]:
         if place >= end and (page := _page(file, place)) is not None:
             end = page.end
     return found
+
+
+def flac(file: BinaryIO, first: int, end: int) -> list[tuple[int, int]]:
+    """The parts (first byte, end) of a stream of FLAC in Ogg that make a FLAC file; none if it is another stream.
+
+    Its packets are those of the FLAC file, after nine bytes of its own (RFC 9639, section 10.1). libsndfile's wheels
+    read no FLAC in Ogg.
+    """
+    page = _page(file, first)
+    if page is None:
+        return []
+    file.seek(page.content)
+    if file.read(len(_FLAC)) != _FLAC:
+        return []
+    serial = page.serial
+    runs: list[tuple[int, int]] = []
+    while page is not None and page.start < end:
+        if page.serial == serial:
+            runs.append((page.content + (0 if runs else 9), min(page.end, end)))
+        page = _page(file, page.end) or _next_page(file, page.end)
+    return runs
 
 
 def _seems_chained(file: BinaryIO, first: _Page, size: int) -> bool:
@@ -77,5 +100,7 @@ def _page(file: BinaryIO, start: int) -> _Page | None:
     head = file.read(27 + 255)
     if len(head) < 27 or head[:4] != _CAPTURE or len(head) < 27 + head[26]:
         return None
-    end = start + 27 + head[26] + sum(head[27 : 27 + head[26]])
-    return _Page(start, end, head[14:18], int.from_bytes(head[18:22], "little"))
+    content = start + 27 + head[26]
+    return _Page(
+        start, content, content + sum(head[27 : 27 + head[26]]), head[14:18], int.from_bytes(head[18:22], "little")
+    )

@@ -14,6 +14,7 @@ from typing import BinaryIO
 from codec.io.pieces import Pieces
 
 _HEADER_BYTES = 2**20  # maximum size of a header
+_FORMS = ((b"RIFF", b"WAVE"), (b"FORM", b"AIFF"), (b"FORM", b"AIFC"))
 _LARGEST = 2**32 - 2**16  # bytes of samples that a header can state
 
 
@@ -101,15 +102,15 @@ def _finished_au(file: BinaryIO, form: bytes, size: int) -> Pieces | None:
 
 
 def joined(file: BinaryIO) -> int:
-    """The number of WAV files that are concatenated in this file; 0 if it is not WAV."""
+    """The number of WAV or AIFF files that are concatenated in this file; 0 if it is neither."""
     size, position, count = file.seek(0, os.SEEK_END), 0, 0
     while position + 12 <= size:
         file.seek(position)
         head = file.read(12)
-        if head[:4] != b"RIFF" or head[8:] != b"WAVE":
+        if (head[:4], head[8:]) not in _FORMS:
             break
         count += 1
-        length = int.from_bytes(head[4:8], "little")
+        length = int.from_bytes(head[4:8], "big" if head[:4] == b"FORM" else "little")
         position += 8 + length + length % 2
     return count
 

@@ -102,9 +102,10 @@ def test_headers_that_are_not_whole(data: bytes) -> None:
     assert finished(io.BytesIO(data)) is None
 
 
-def test_concatenated_files_raise() -> None:
-    whole = bytes(written("WAV", "PCM_16"))
+@pytest.mark.parametrize("container", ["WAV", "AIFF"])
+def test_concatenated_files_raise(container: str) -> None:
+    whole = bytes(written(container, "PCM_16"))
     assert joined(io.BytesIO(whole)) == 1
     assert joined(io.BytesIO(whole * 3)) == 3
-    with pytest.raises(UnsupportedAudio, match="holds 2 WAV files one after another"), open_reader(whole * 2):
+    with pytest.raises(UnsupportedAudio, match="holds 2 WAV or AIFF files one after another"), open_reader(whole * 2):
         pass
