@@ -10,10 +10,9 @@ of the batch.
     speaker.play(decoder.push(encoder.flush()))
     speaker.play(decoder.flush())
 
-A causal model gives each frame with its last sample; a frame or two at a time run in ONNX Runtime where it is installed
-(`codec.live`). A model that looks ahead runs on blocks that overlap by its
-receptive field, so its codes equal those of the whole signal, and frames come `lookahead` samples later. Here frame 2
-needs one frame of context on either side:
+A causal model gives each frame with its last sample; a few frames at a time run in compiled loops (`codec.live`). A
+model that looks ahead runs on blocks that overlap by its receptive field, so its codes equal those of the whole signal,
+and frames come `lookahead` samples later. Here frame 2 needs one frame of context on either side:
 
     frames kept      [ 1   2   3 ]          encoded together
     frame given            2                frame 1 is dropped next, frame 3 waits for frame 4

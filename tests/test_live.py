@@ -1,32 +1,39 @@
-"""Live streams in ONNX Runtime, compared with torch."""
+"""Compiled steps of live streams, compared with torch."""
 
 import copy
+import math
 
+import numpy as np
 import pytest
 import torch
 
 from codec import live, pretrained
 from codec.errors import UsageError
 from codec.models.base import Codec, StepCodec
+from codec.models.causal import CausalCodec
 from codec.streams import StreamDecoder, StreamEncoder
-from tests.tiny import tiny_model
+from tests.tiny import CONFIG, tiny_model
 
-onnxruntime = pytest.importorskip("onnxruntime")
-
-
-@pytest.fixture(scope="module")
-def model() -> StepCodec:
-    model = pretrained.load("general-24k", "cpu")
-    assert isinstance(model, StepCodec)
-    return model
+KINDS = ("noise", "tone", "click", "silence", "faint", "full scale")
 
 
-@pytest.fixture(scope="module")
-def audio(model: StepCodec) -> torch.Tensor:
-    """A voice with music, silence, noise at full scale and the voice 60 dB lower: [4, 1, 60 frames]."""
-    export = pytest.importorskip("codec.export.onnx")
-    signals = export.check_signals(model).values()
-    return torch.stack(list(signals))[:, :, : 60 * model.frame_spec.hop]
+def signal(kind: str, model: Codec, frames: int) -> torch.Tensor:
+    """A signal [1, 1, time] whose frames use an envelope, a mode or silence."""
+    time = frames * model.frame_spec.hop
+    noise = torch.randn(1, 1, time, generator=torch.Generator().manual_seed(0))
+    bins = torch.arange(time) / model.frame_spec.hop
+    match kind:
+        case "tone":
+            return 0.5 * torch.sin(math.pi * 20.5 * bins)[None, None]
+        case "click":
+            return (torch.arange(time) % (3 * model.frame_spec.hop) == 7).float()[None, None]
+        case "silence":
+            return torch.zeros(1, 1, time)
+        case "faint":
+            return noise / 1e4
+        case "full scale":
+            return noise.sign()
+    return noise / 10
 
 
 def streamed(
@@ -46,67 +53,109 @@ def streamed(
     return torch.cat(codes, dim=2), torch.cat([*sound, decoder.flush()], dim=2)
 
 
+@pytest.fixture(scope="module")
+def tiny() -> CausalCodec:
+    """A model with codes for tones and clicks, and random weights, half of them exact in fp16."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = CausalCodec(CONFIG.model_copy(update={"num_codebooks": 8, "codebook_size": 256, "modes": 32})).eval()
+        with torch.no_grad():
+            for number, weight in enumerate(model.parameters()):
+                weight.add_(0.1 * torch.randn_like(weight))
+                if number % 2:
+                    weight.copy_(weight.half())
+    return model
+
+
+@pytest.fixture(scope="module")
+def shipped() -> StepCodec:
+    model = pretrained.load("general-24k", "cpu")
+    assert isinstance(model, StepCodec)
+    return model
+
+
+@pytest.mark.parametrize("beams", [1, 5])
+@pytest.mark.parametrize("kind", KINDS)
+def test_codes_and_audio_are_those_of_torch(tiny: CausalCodec, kind: str, beams: int) -> None:
+    model, audio = copy.deepcopy(tiny), signal(kind, tiny, 20)
+    model.shape.residual.beam_size = beams  # type: ignore[union-attr]
+    assert live.backend_of(model) == "compiled"
+    for num_codebooks, sizes in ((8, [80]), (3, [50, 200]), (1, [80, 80, 400, 80])):
+        codes, sound = streamed(model, audio, sizes, num_codebooks)
+        assert torch.equal(codes, model.encode(audio, num_codebooks=num_codebooks))
+        torch.testing.assert_close(sound, model.decode(codes), rtol=0, atol=1e-5)
+
+
+def test_signals_of_a_batch_are_those_alone(tiny: CausalCodec) -> None:
+    audio = torch.cat([signal("noise", tiny, 12), signal("tone", tiny, 12), signal("click", tiny, 12)])
+    codes, sound = streamed(tiny, audio, [80])
+    assert torch.equal(codes, tiny.encode(audio))
+    torch.testing.assert_close(sound, tiny.decode(codes), rtol=0, atol=1e-5)
+
+
+def test_every_frame_uses_what_it_is_for(tiny: CausalCodec) -> None:
+    """The signals of the tests reach envelopes, modes and silence."""
+    shape = tiny.shape
+    assert shape is not None
+    first = {kind: tiny.encode(signal(kind, tiny, 20))[0, 0] for kind in KINDS}
+    assert (first["silence"] == shape.silence).all()
+    assert (first["tone"][2:-1] > shape.silence).all()
+    assert (first["click"] > shape.silence + shape.modes.tones).any()
+    assert (first["noise"] < shape.silence).all()
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("rows", "sizes", "num_codebooks"),
-    [
-        (slice(0, 1), [480], None),
-        (slice(1, 2), [480], None),
-        (slice(2, 3), [480], None),
-        (slice(3, 4), [300], 5),
-        (slice(0, 1), [480, 480, 480, 4800, 960], 1),
-        (slice(0, 2), [480], None),
-    ],
-)
-def test_codes_and_audio_are_those_of_torch(
-    model: StepCodec,
-    audio: torch.Tensor,
-    rows: slice,
-    sizes: list[int],
-    num_codebooks: int | None,
-    monkeypatch: pytest.MonkeyPatch,
+@pytest.mark.parametrize(("sizes", "num_codebooks"), [([480], None), ([300], 5), ([480, 480, 480, 4800, 960], 1)])
+def test_codes_of_the_shipped_codec_are_those_of_torch(
+    shipped: StepCodec, sizes: list[int], num_codebooks: int | None
 ) -> None:
-    assert live.backend_of(model) == "onnxruntime"
-    codes, sound = streamed(model, audio[rows], sizes, num_codebooks)
-    assert torch.equal(codes, model.encode(audio[rows], num_codebooks=num_codebooks))
-    monkeypatch.setenv("CODEC_BACKEND", "torch")
-    assert live.backend_of(model) == "torch"
-    _, expected = streamed(model, audio[rows], sizes, num_codebooks)
-    assert (sound - expected).abs().max() < 1e-4
+    export = pytest.importorskip("codec.export.onnx")
+    audio = torch.stack(list(export.check_signals(shipped).values()))[:, :, : 60 * 480]
+    for row in audio[:, None]:
+        codes, sound = streamed(shipped, row, sizes, num_codebooks)
+        assert torch.equal(codes, shipped.encode(row, num_codebooks=num_codebooks))
+        torch.testing.assert_close(sound, shipped.decode(codes), rtol=0, atol=1e-5)
 
 
-@pytest.mark.slow
-def test_the_graphs_are_those_of_the_shipped_weights(model: StepCodec) -> None:
-    """If not: python tools/live_graphs.py."""
-    for graph in ("encoder", "decoder"):
-        session, _ = live._session("general-24k", graph, 1)
-        assert model.weights_hash in session.get_modelmeta().custom_metadata_map["codec"]
-
-
-@pytest.mark.slow
-def test_the_first_step_and_long_steps_are_those_of_torch(model: StepCodec, monkeypatch: pytest.MonkeyPatch) -> None:
-    """So that encoding a file does not load the graphs."""
+def test_the_first_step_and_long_steps_are_those_of_torch(tiny: CausalCodec, monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that encoding a file does not load the compiled steps."""
 
     def fail(*args: object) -> None:
-        raise AssertionError("a graph was loaded")
+        raise AssertionError("steps were prepared")
 
-    monkeypatch.setattr(live, "_session", fail)
-    streamed(model, torch.zeros(1, 1, 24_000), [24_000, 480])
-    with pytest.raises(AssertionError, match="a graph was loaded"):
-        streamed(model, torch.zeros(1, 1, 24_000), [480])
+    monkeypatch.setattr(live, "_frame_steps", fail)
+    streamed(tiny, torch.zeros(1, 1, 8000), [8000, 80])
+    with pytest.raises(AssertionError, match="steps were prepared"):
+        streamed(tiny, torch.zeros(1, 1, 800), [80])
 
 
-@pytest.mark.slow
-def test_other_weights_stay_in_torch(model: StepCodec) -> None:
-    changed = copy.deepcopy(model)
-    assert live.backend_of(changed) == "onnxruntime"
+def test_other_weights_are_prepared_again(tiny: CausalCodec) -> None:
+    model = copy.deepcopy(tiny)
+    audio = signal("noise", model, 10)
+    before, _ = streamed(model, audio, [80])
     with torch.no_grad():
-        next(changed.parameters())[0] += 1e-3
-    assert live.backend_of(changed) == "torch"
+        model.encoder.out_proj.weight.neg_()
+    codes, _ = streamed(model, audio, [80])
+    assert not torch.equal(codes, before)
+    assert torch.equal(codes, model.encode(audio))
 
 
-def test_models_without_a_graph_stay_in_torch() -> None:
-    assert live.backend_of(tiny_model()) == "torch"
+def test_a_state_is_a_value(tiny: CausalCodec) -> None:
+    steps = tiny.frame_steps()
+    assert steps is not None
+    state = steps.arrays(tiny.encoder_state(1))
+    audio = signal("noise", tiny, 1).numpy()
+    first, after = steps.encode(audio, state, 3)
+    again, _ = steps.encode(audio, state, 3)
+    np.testing.assert_array_equal(first, again)
+    codes, _ = tiny.encode_step(torch.from_numpy(audio), steps.tensors(after), num_codebooks=3)
+    expected, _ = steps.encode(audio, after, 3)
+    np.testing.assert_array_equal(codes.numpy(), expected)
+
+
+def test_torch_takes_all_steps_if_asked(tiny: CausalCodec, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CODEC_BACKEND", "torch")
+    assert live.backend_of(tiny) == "torch"
 
 
 def test_an_unknown_backend_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -46,7 +46,6 @@ def test_all_tools_are_found() -> None:
         "compare_lms",
         "format_report",
         "fuzz",
-        "live_graphs",
         "pack_weights",
         "plot_rates",
         "train_entropy",

@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 from time import perf_counter
+from typing import cast
 
 import numpy as np
 import soundfile
@@ -30,7 +31,7 @@ from codec import streams as sessions
 from codec.errors import CodecError
 from codec.evaluation.codec import peak_memory
 from codec.io import bitstream
-from codec.models.base import Codec
+from codec.models.base import Codec, StepCodec
 
 RATE = 24_000  # Hz, of the synthetic audio
 WARM_UP = 10  # frames of a live stream that are not timed
@@ -157,7 +158,7 @@ class Live:
         os.environ[live.VARIABLE] = backend
         self.encoder = sessions.StreamEncoder(model, num_codebooks=num_codebooks)
         self.decoder = sessions.StreamDecoder(model)
-        self.backend = live.backend_of(model) if backend == "auto" else backend
+        self.backend = live.backend_of(cast(StepCodec, model)) if backend == "auto" else backend
         self.took: list[tuple[float, float]] = []
 
     def push(self, audio: torch.Tensor) -> torch.Tensor:
@@ -170,29 +171,38 @@ class Live:
 
 
 def report_live(name: str, num_codebooks: int | None, seconds: float) -> None:
-    """Print the table of milliseconds per frame in torch and in the backend of live streams."""
+    """Print milliseconds per frame in torch and in the backend of live streams, which take turns.
+
+    Turns of one frame find the caches of the CPU full of the other backend's weights; turns of a second do not, as in a
+    program that runs one of them.
+    """
     torch.set_num_threads(1)
     model = pretrained.load(name, "cpu")
     hop = model.frame_spec.hop
-    audio = torch.from_numpy(sound(0, round(seconds * RATE)))[None, None]
-    streams = [Live(model, num_codebooks, "torch"), Live(model, num_codebooks, "auto")]
-    frames, different = audio.shape[2] // hop, 0
-    for frame in range(frames):
-        block = audio[:, :, frame * hop : (frame + 1) * hop]
-        expected, found = (stream.push(block) for stream in streams)
-        different += int((expected != found).sum())
-    print(
-        f"{frames} frames of {1e3 * hop / model.sample_rate:g} ms, one at a time, one thread, interleaved; ms per frame"
-    )
-    print(f"{'':16}{'encode':>10}{'decode':>10}{'both':>10}{'p99':>10}")
-    medians = []
-    for stream in streams:
-        encode, decode = np.array(stream.took[WARM_UP:]).T
-        both = encode + decode
-        medians.append(float(np.median(both)))
-        cells = np.median(encode), np.median(decode), medians[-1], np.percentile(both, 99)
-        print(f"{stream.backend:16}" + "".join(f"{cell:10.2f}" for cell in cells))
-    print(f"{medians[0] / medians[1]:.2f} × as fast; {different} of {frames * expected.shape[1]} codes differ")
+    blocks = torch.split(torch.from_numpy(sound(0, round(seconds * RATE)))[None, None], hop, dim=2)
+    frames = len(blocks) - (blocks[-1].shape[2] < hop)
+    print(f"{frames} frames of {1e3 * hop / model.sample_rate:g} ms, one at a time, one thread; medians, ms per frame")
+    print(f"{'':24}{'encode':>10}{'decode':>10}{'both':>10}{'p99':>10}")
+    for turn in (round(model.frame_rate), 1):
+        streams = [Live(model, num_codebooks, "torch"), Live(model, num_codebooks, "auto")]
+        codes: list[list[torch.Tensor]] = [[] for _ in streams]
+        for first in range(0, frames, turn):
+            for stream, parts in zip(streams, codes, strict=True):
+                parts += [stream.push(block) for block in blocks[first : min(first + turn, frames)]]
+        medians = [print_live(f"{stream.backend}, turns of {turn}", stream.took[WARM_UP:]) for stream in streams]
+        expected, found = (torch.cat(parts, dim=2) for parts in codes)
+        different = int((expected != found).sum())
+        print(f"{medians[0] / medians[1]:.2f} × as fast; {different} of {found.numel()} codes differ")
+
+
+def print_live(label: str, took: Sequence[tuple[float, float]]) -> float:
+    """Print a row of the table of live streams; the median of encoding and decoding a frame."""
+    encode, decode = np.array(took).T
+    both = encode + decode
+    median = float(np.median(both))
+    cells = np.median(encode), np.median(decode), median, np.percentile(both, 99)
+    print(f"{label:24}" + "".join(f"{cell:10.2f}" for cell in cells))
+    return median
 
 
 def timed(run: Callable[[], object]) -> float:

@@ -63,13 +63,6 @@ def info(
         echo(f"{name:<{width}}{value:.10g}" if isinstance(value, float) else f"{name:<{width}}{value}")
 
 
-def live_backend(card: CodecCard) -> str:
-    """The backend of live streams of a model's file on a CPU."""
-    from codec import live
-
-    return live.backend_of_shipped(card.name) if card.path.parent == live.WEIGHTS else "torch"
-
-
 def _model_summary(card: ModelCard) -> dict[str, str]:
     rows = {"name": card.name}
     match card:
@@ -83,7 +76,6 @@ def _model_summary(card: ModelCard) -> dict[str, str]:
                 "decoder delay": f"{spec.decoder_delay} samples ({delay:g} ms)",
                 "codebooks": f"{spec.num_codebooks} of {spec.codebook_size} entries",
                 "bit rate": f"{first:g} to {last:g} kbit/s",
-                "live streams": f"in {live_backend(card)}",
             }
             if card.config.get("streams") is False:
                 rows["streaming"] = "none: whole clips, in memory at once"

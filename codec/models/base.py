@@ -18,11 +18,12 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, NamedTuple, Self, TypeAlias, cast, overload
+from typing import Annotated, Any, ClassVar, NamedTuple, Protocol, Self, TypeAlias, cast, overload, runtime_checkable
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from pydantic import Field
 from torch import Tensor, nn
 
@@ -708,6 +709,23 @@ class Codec(nn.Module):
             )
 
 
+@runtime_checkable
+class FrameSteps(Protocol):
+    """Steps of a `StepCodec` on a few frames, compiled for a CPU, with its weights of the time they were prepared."""
+
+    def encode(self, audio: NDArray[Any], state: State, num_codebooks: int) -> tuple[NDArray[Any], State]:
+        """`StepCodec.encode_step` with arrays."""
+
+    def decode(self, codes: NDArray[Any], state: State) -> tuple[NDArray[Any], State]:
+        """`StepCodec.decode_step` with arrays, for codes that were checked."""
+
+    def arrays(self, state: State) -> State:
+        """A state of the model as these steps take it."""
+
+    def tensors(self, state: State) -> State:
+        """The state as the model takes it."""
+
+
 class StepCodec(Codec):
     """A family with state: `y, state = step(x, state)`, and a whole signal is one step from the initial state.
 
@@ -734,6 +752,10 @@ class StepCodec(Codec):
     @abstractmethod
     def audio_step(self, latents: Latents, state: State) -> tuple[Audio, State]:
         """Audio of a chunk of frames, a hop per frame, late by `frame_spec.decoder_delay` samples."""
+
+    def frame_steps(self) -> FrameSteps | None:
+        """Compiled steps for live streams on a CPU, with the same codes as these; None for a family without them."""
+        return None
 
     step_frames: int = 0
     """Most frames of one step of a whole signal if no gradient is computed, so that memory does not grow with its

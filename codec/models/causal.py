@@ -34,6 +34,7 @@ from codec.models.base import (
     CodecConfig,
     CodecOutput,
     Context,
+    FrameSteps,
     Hop,
     NumCodebooks,
     ReceptiveField,
@@ -503,6 +504,11 @@ class CausalCodec(StepCodec):
 
     def audio_step(self, latents: Latents, state: State) -> tuple[Audio, State]:
         return self.decoder.step(latents, state, self.shape)
+
+    def frame_steps(self) -> FrameSteps | None:
+        from codec.models import causal_frames  # imports numba, which takes half a second
+
+        return causal_frames.frame_steps(self)
 
     @torch.no_grad()
     def init_from_audio(self, audio: Audio) -> None:
