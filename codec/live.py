@@ -24,7 +24,7 @@ from codec.nn.streaming import State
 Backend: TypeAlias = Literal["compiled", "torch"]
 
 VARIABLE = "CODEC_BACKEND"
-MAX_ROWS = 4
+MAX_ROWS = 8
 """Frames of all signals of a step up to which compiled steps are faster."""
 
 _prepared: WeakKeyDictionary[Codec, tuple[Any, FrameSteps | None]] = WeakKeyDictionary()
