@@ -11,6 +11,7 @@ from codec.compression import header_of
 from codec.errors import UnsupportedAudio, UsageError
 from codec.frames import resampled_length
 from codec.io.bitstream import MAX_CHANNELS, Writer, open_reader
+from codec.io.entropy import varies
 from codec.io.foreign_codes import ForeignCodes, read_codes, write_codes
 from codec.io.storage import atomic_output
 
@@ -66,6 +67,11 @@ def export_codes(source: str | Path, target: str | Path, *, force: bool = False)
     with open_reader(source) as reader:
         parts = list(reader.packets_with_scale())
         header = reader.header
+    if len({codes.shape[1] for codes, _ in parts}) > 1 or any(varies(codes) for codes, _ in parts):
+        raise UnsupportedAudio(
+            f"{source} has frames with different numbers of codebooks, which arrays of codes cannot have: "
+            "codec transcode --codebooks 1 keeps what all have"
+        )
     codes = np.concatenate([codes for codes, _ in parts] or [np.empty((header.rows, header.num_codebooks, 0), int)], 2)
     scales = [scale for _, scale in parts if scale is not None]
     found = ForeignCodes(codes, np.concatenate(scales, axis=1) if scales else None, header.model_time)

@@ -1,106 +1,163 @@
-"""Variable bit rate: packets that are soft beside the loudest before them take fewer codebooks.
+"""Variable bit rate: each frame takes as many codebooks as it is worth, at one price of a codebook in the whole signal.
 
-With a range of 15 dB and 12 codebooks:
+Every choice of a number of codebooks is encoded and decoded, and the loudness of the decoded spectrum in mel bands is
+compared with that of the signal (specific loudness, power to 0.23: Zwicker and Fastl 1999, section 8.7). The numbers of
+codebooks are those of the least
 
-    below the loudest packet    0 to 15 dB   20 dB   25 dB   35 dB and more
-    codebooks                   12           9       6       1
+    distance of all frames + price · (codebooks of all frames + SWITCH · changes of their number)
 
-The loudest packet counts for less by FALL dB per second, so that one bang does not make all that follows coarse. Where
-each packet is as loud as the others, all have all codebooks.
+by dynamic programming in blocks of a second (rate-distortion optimization as in Shoham and Gersho 1988). Onsets and
+voiced frames get more codebooks, pauses and noise fewer. Loudness is relative to the loudest block before, which counts
+for less by FALL dB per second.
 """
 
-import math
-from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from collections.abc import Sequence
+from functools import cached_property
 
 import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+from torch.nn import functional
 
 from codec.errors import UsageError
-from codec.frames import FrameSpec
 from codec.io.audio import Block
-from codec.io.bitstream import Codes, Scale
+from codec.models.base import Codec
+from codec.nn.shapes import Codes
+from codec.streams import StreamDecoder, StreamEncoder
 
-SLOPE = 20.0  # dB, from all codebooks to one
+PRICE = 0.095  # distance, times the square of the quality: read speech then has that number of codebooks on average
+SWITCH = 2.2  # codebooks
 FALL = 0.5  # dB per second
-WIDEST = 100.0  # dB
-SILENCE = -200.0  # dB
+LEAST = 2  # codebooks, because codebook 0 alone is an envelope
+SPACING = 1.25  # of the numbers of codebooks to choose from
+EXPONENT = 0.23  # loudness of a power
+HOPS_PER_BAND = 10  # samples of a hop for each mel band
+LOWEST = 50.0  # Hz
+SILENCE = 1e-12  # power
 
-
-class Coded(NamedTuple):
-    """Codes [rows, codebooks, frames] of a packet and their scale [rows, frames], None for a model without one."""
-
-    codes: Codes
-    scale: Scale | None
+Floats = npt.NDArray[np.float64]
 
 
 class VariableRate:
-    """Cut codes into packets, each with the codebooks that its level asks for."""
+    """Encode a signal that arrives in pieces, as StreamEncoder does, with numbers of codebooks that vary by frame."""
 
-    def __init__(self, spec: FrameSpec, *, within: float, choices: Sequence[int], frames_per_packet: int) -> None:
-        """`within` is the range in dB below the loudest packet in which all codebooks are kept, `choices` are the
-        numbers of codebooks that the model decodes, the largest of them that of the codes that are pushed.
+    def __init__(self, model: Codec, *, quality: float, num_codebooks: int, batch: int) -> None:
+        """`quality` is about the mean number of codebooks in speech, `num_codebooks` the largest number.
 
-        Raises UsageError for a range outside 0 to WIDEST.
+        Raises UsageError for a quality that the model does not have, and for a model whose frames have one number.
         """
-        if not 0 <= within <= WIDEST:
-            raise UsageError(f"--vbr {within:g}: use 0 to {WIDEST:g} dB below the loudest packet")
-        self._spec, self._within, self._choices = spec, within, sorted(choices)
-        self._frames = frames_per_packet
-        self._energies: list[float] = []  # of the frames that are not in a packet yet
-        self._rest: Block | None = None  # samples of an incomplete frame
-        self._pending: list[Coded] = []
+        if not model.varying_codebooks:
+            raise UsageError(f"{model.name or 'this model'} has one number of codebooks in all frames: leave --vbr out")
+        if not 1 <= quality <= model.num_codebooks:
+            raise UsageError(f"--vbr {quality:g}: use 1 to {model.num_codebooks}, the mean number of codebooks")
+        self._model, self._price, self._most = model, PRICE / quality**2, num_codebooks
+        self._choices = _spaced([number for number in model.codebook_choices if number <= num_codebooks])
+        self._encoders = [StreamEncoder(model, num_codebooks=number, batch=batch) for number in self._choices]
+        self._decoder = StreamDecoder(model, batch=batch * len(self._choices))
+        before = torch.zeros(batch, model.channels, model.frame_spec.hop)
+        self._audio = before  # from a hop before the first frame that is not decided
+        self._decoded = before.repeat(len(self._choices), 1, 1)
+        self._codes = torch.zeros(len(self._choices), batch, num_codebooks, 0, dtype=torch.int64)
+        self._kept: list[int | None] = [None] * batch  # place of the choice of the frame before
         self._loudest = SILENCE
-        self._kept = 1  # codebooks of the packet before
 
-    def listen(self, audio: Block) -> None:
-        """Take audio [..., time] at the model's rate, before its codes."""
-        block = audio.reshape(-1, audio.shape[-1])
-        if self._rest is not None:
-            block = np.concatenate([self._rest, block], axis=1)
-        frames = block.shape[1] // self._spec.hop
-        self._rest = block[:, frames * self._spec.hop :]
-        squares = np.square(block[:, : frames * self._spec.hop], dtype=np.float64).sum(axis=0)
-        self._energies += squares.reshape(frames, self._spec.hop).sum(axis=1).tolist()
+    def push(self, audio: Block) -> Codes:
+        """Take audio [batch, channels, time] at the model's rate; give codes [batch, codebooks, frames].
 
-    def packets(self, codes: Codes, scale: Scale | None) -> Iterator[Coded]:
-        """Take the next codes [rows, codebooks, frames]; yield the packets that are complete."""
-        self._pending.append(Coded(codes, scale))
-        if sum(part.codes.shape[2] for part in self._pending) < self._frames:
-            return
-        whole = _joined(self._pending)
-        for first in range(0, whole.codes.shape[2] - self._frames + 1, self._frames):
-            yield self._thinned(_part(whole, first, first + self._frames))
-        self._pending = [_part(whole, whole.codes.shape[2] // self._frames * self._frames, None)]
+        Codes are -1 behind the last codebook of a frame. Raises as StreamEncoder.push.
+        """
+        self._take(torch.from_numpy(audio), [encoder.push(audio) for encoder in self._encoders])
+        block = self._model.frame_spec.frames_per_packet()
+        hop = self._model.frame_spec.hop
+        ready = min(self._audio.shape[2], self._decoded.shape[2]) // hop - 1  # frames whose audio is complete
+        return self._decided(ready // block * block)
 
-    def flush(self) -> Iterator[Coded]:
-        """Yield the last packet, if there is one."""
-        if self._pending and (rest := _joined(self._pending)).codes.shape[2]:
-            yield self._thinned(rest)
-        self._pending = []
+    def flush(self) -> Codes:
+        """End the signal and give the codes of the remaining frames."""
+        self._take(self._audio[:, :, :0], [encoder.flush() for encoder in self._encoders])
+        return self._decided(self._codes.shape[3])
 
-    def _thinned(self, packet: Coded) -> Coded:
-        frames = packet.codes.shape[2]
-        energies, self._energies = self._energies[:frames], self._energies[frames:]
-        mean = sum(energies) / max(1, len(energies) * self._spec.hop)
-        kept = self._codebooks(10 * math.log10(mean) if mean else SILENCE, frames)
-        if len(energies) < frames:  # the last packet, whose codes may hold audio of the packet before
-            kept = max(kept, self._kept)
-        self._kept = kept
-        return Coded(packet.codes[:, :kept], packet.scale)
+    def _take(self, audio: Tensor, codes: Sequence[Tensor]) -> None:
+        filled = [functional.pad(part.cpu(), (0, 0, 0, self._most - part.shape[1]), value=-1) for part in codes]
+        self._audio = torch.cat([self._audio, audio], dim=2)
+        self._codes = torch.cat([self._codes, torch.stack(filled)], dim=3)
+        decoded = self._decoder.push(torch.cat(filled))
+        self._decoded = torch.cat([self._decoded, decoded.cpu()], dim=2)
 
-    def _codebooks(self, level: float, frames: int) -> int:
-        """How many codebooks a packet of this level (dB) keeps."""
-        self._loudest = max(level, self._loudest - FALL * self._spec.seconds(frames * self._spec.hop))
-        kept = (self._within + SLOPE - (self._loudest - level)) / SLOPE
-        wanted = max(1, round(self._choices[-1] * min(1.0, kept)))
-        return next(choice for choice in self._choices if choice >= wanted)
+    def _decided(self, frames: int) -> Codes:
+        """Codes of the first frames that are not decided yet."""
+        spec = self._model.frame_spec
+        block = spec.frames_per_packet()
+        parts = [self._codes[0, :, :, :0]]
+        for first in range(0, frames, block):
+            count = min(block, frames - first)
+            choice = torch.from_numpy(self._chosen(count))  # [batch, frames]
+            place = choice[None, :, None].expand(1, -1, self._most, -1)
+            parts.append(self._codes[:, :, :, :count].gather(0, place)[0])
+            self._codes = self._codes[:, :, :, count:]
+            self._audio, self._decoded = (part[:, :, count * spec.hop :] for part in (self._audio, self._decoded))
+        return torch.cat(parts, dim=2)
+
+    def _chosen(self, frames: int) -> npt.NDArray[np.int64]:
+        """The places of the choices of the next frames [batch, frames]."""
+        power, decoded = self._powers(self._audio, frames), self._powers(self._decoded, frames)  # [batch, frames, band]
+        fall = 10 ** (-FALL / 10 * self._model.frame_spec.seconds(frames * self._model.frame_spec.hop))
+        self._loudest = max(float(power.mean(axis=(1, 2)).max()), self._loudest * fall, SILENCE)
+        aim = (power / self._loudest) ** EXPONENT
+        found = ((decoded / self._loudest) ** EXPONENT).reshape(len(self._choices), *aim.shape)
+        costs = np.abs(found - aim).mean(axis=3) + self._price * np.array(self._choices)[:, None, None]
+        paths = []
+        for row in range(len(self._kept)):
+            paths.append(cheapest_path(costs[:, row], SWITCH * self._price, self._kept[row]))
+            self._kept[row] = int(paths[-1][-1])
+        return np.stack(paths)
+
+    def _powers(self, audio: Tensor, frames: int) -> Floats:
+        """Powers in mel bands [batch, frames, bands] of windows of two hops around each frame."""
+        hop = self._model.frame_spec.hop
+        missing = (frames + 1) * hop - audio.shape[2]
+        audio = functional.pad(audio, (0, max(0, missing)))[:, :, : (frames + 1) * hop]
+        windows = audio.double().unfold(2, 2 * hop, hop) * torch.hann_window(2 * hop, dtype=torch.float64)
+        spectrum = torch.fft.rfft(windows).abs().square().mean(dim=1).numpy()
+        powers: Floats = spectrum @ self._bands
+        return powers
+
+    @cached_property
+    def _bands(self) -> Floats:
+        """Weights of the mel bands [bins, bands]."""
+        from librosa.filters import mel
+
+        spec = self._model.frame_spec
+        bands = mel(sr=spec.sample_rate, n_fft=2 * spec.hop, n_mels=max(4, spec.hop // HOPS_PER_BAND), fmin=LOWEST)
+        return bands.T.astype(np.float64)
 
 
-def _joined(parts: Sequence[Coded]) -> Coded:
-    scales = [part.scale for part in parts if part.scale is not None]
-    codes = np.concatenate([part.codes for part in parts], axis=2)
-    return Coded(codes, np.concatenate(scales, axis=1) if scales else None)
+def _spaced(choices: Sequence[int]) -> list[int]:
+    """The numbers of codebooks to choose from, the largest of `choices` last."""
+    spaced: list[int] = []
+    for number in sorted(choices):
+        if number == max(choices) or (number >= LEAST and (not spaced or number >= SPACING * spaced[-1])):
+            spaced.append(number)
+    return spaced
 
 
-def _part(whole: Coded, first: int, end: int | None) -> Coded:
-    return Coded(whole.codes[:, :, first:end], None if whole.scale is None else whole.scale[:, first:end])
+def cheapest_path(costs: Floats, switch: float, before: int | None = None) -> npt.NDArray[np.int64]:
+    """The choice of each frame with the least sum of `costs` [choices, frames] and of `switch` for every change.
+
+    `before` is the choice of the frame before, if there is one (Viterbi 1967).
+    """
+    choices, frames = costs.shape
+    best = costs[:, 0].copy()
+    if before is not None:
+        best += switch * (np.arange(choices) != before)
+    from_: list[npt.NDArray[np.int64]] = []
+    for frame in range(1, frames):
+        other = int(best.argmin())
+        stays = best <= best[other] + switch
+        from_.append(np.where(stays, np.arange(choices), other))
+        best = np.minimum(best, best[other] + switch) + costs[:, frame]
+    path = [int(best.argmin())]
+    for origins in reversed(from_):
+        path.append(int(origins[path[-1]]))
+    return np.array(path[::-1])

@@ -22,7 +22,7 @@ from codec.io import bitstream, entropy, entropy_model
 from codec.io.audio import read_audio
 from codec.io.bitstream import Header, SourceId, Writer
 from codec.io.entropy_files import SUFFIX
-from tests.helpers.entropy import codes_of, random_tensors
+from tests.helpers.entropy import codes_of, random_tensors, thinned
 from tests.helpers.tokens import noise
 from tests.tiny import tiny_model
 
@@ -184,7 +184,9 @@ def test_plain_readers(
 NETWORK = entropy_model.EntropyModel(random_tensors())
 
 
-def entropy_coded(path: Path, coder: int, *, kind: str, rows: int, codebooks: int, frames: int) -> entropy.Codes:
+def entropy_coded(
+    path: Path, coder: int, *, kind: str, rows: int, codebooks: int, frames: int, varying: bool = False
+) -> entropy.Codes:
     """Write a file whose packets all take one coder; return its codes."""
     sizes = NETWORK.sizes[:codebooks]
     header = Header(
@@ -192,10 +194,16 @@ def entropy_coded(path: Path, coder: int, *, kind: str, rows: int, codebooks: in
         decoder_delay=80, codebook_sizes=sizes, frames_per_packet=20,
     )  # fmt: skip
     codes = codes_of(kind, list(sizes), rows=rows, frames=frames, seed=frames)
+    codes = thinned(codes, frames) if varying else codes
+
+    def encode(part: entropy.Codes, sizes: Any, **_: Any) -> tuple[int, bytes]:
+        if coder == entropy.NONE:
+            return coder, (entropy.pack_varying if entropy.varies(part) else entropy.pack)(part, sizes)
+        return coder, entropy.encode_adaptive(part, sizes, NETWORK if coder == entropy.MODEL else None)
+
     with path.open("wb") as file, pytest.MonkeyPatch.context() as patch:
         patch.setattr(bitstream, "find_network", lambda weights_hash, sizes: NETWORK)
-        model = NETWORK if coder == entropy.MODEL else None
-        patch.setattr(entropy, "encode", lambda part, sizes, **_: (coder, entropy.encode_adaptive(part, sizes, model)))
+        patch.setattr(entropy, "encode", encode)
         writer = Writer(file, header)
         writer.write(codes)
         writer.close(time=80 * (frames - 1))
@@ -232,10 +240,22 @@ def test_plain_readers_of_entropy_coded_files(script: str, coder: int, tmp_path:
         np.testing.assert_array_equal(codes_by(script, path, network), codes)
 
 
+@pytest.mark.parametrize("script", ["read_codec", "read_codec.mjs"])
+@pytest.mark.parametrize("coder", [entropy.NONE, entropy.ADAPTIVE, entropy.MODEL])
+def test_plain_readers_of_frames_with_different_numbers_of_codebooks(script: str, coder: int, tmp_path: Path) -> None:
+    network, path = tmp_path / f"tiny{SUFFIX}", tmp_path / "a.codec"
+    entropy_model.save(network, random_tensors(), weights_hash="ab" * 32)
+    for kind, rows, frames in (("runs", 1, 47), ("rows", 3, 21)):
+        codes = entropy_coded(path, coder, kind=kind, rows=rows, codebooks=3, frames=frames, varying=True)
+        read = [np.array(packet["codes"]) for packet in read_by(script, path, network)["packets"]]
+        filled = [np.pad(one, ((0, 0), (0, 3 - one.shape[1]), (0, 0)), constant_values=-1) for one in read]
+        np.testing.assert_array_equal(np.concatenate(filled, axis=2), codes)
+
+
 def test_plain_readers_forget_the_oldest_of_65_recent_codes(tmp_path: Path) -> None:
     """The codebooks of the network above have fewer codes."""
     codes = np.concatenate([np.arange(100), np.arange(30, 60), np.arange(0, 200, 3)])[None, None]
-    reader = example("read_codec")["Adaptive"](entropy.encode_adaptive(codes, [1000]), [1000], 1, None)
+    reader = example("read_codec")["Adaptive"](entropy.encode_adaptive(codes, [1000]), [1000], 1, None, False)
     assert [reader.frame(0) for _ in range(codes.size)] == codes[0].T.tolist()
 
 

@@ -100,7 +100,7 @@ def main() -> None:
     parser.add_argument("--model", default=pretrained.DEFAULT)
     parser.add_argument("--codebooks", type=int)
     parser.add_argument("--seconds", type=float, nargs="+", default=[1.0, 10.0])
-    parser.add_argument("--packet", type=float, default=1.0, help="seconds of a packet")
+    parser.add_argument("--packet", type=float, help="seconds of a packet; by default as codec encode")
     parser.add_argument("--others", action="store_true", help="Opus and MP3 at equal PESQ, and FLAC")
     options = parser.parse_args()
     model = pretrained.load(options.model, device="cpu")
@@ -108,7 +108,8 @@ def main() -> None:
     audio = joined(options.recordings, rate, max(options.seconds))
     codes = model.encode(torch.from_numpy(audio)[None, None], num_codebooks=options.codebooks).numpy()
     header = header_of(model, rate, 1, codes.shape[1], options.packet)
-    print(f"{options.model}, {codes.shape[1]} codebooks, packets of {options.packet:g} s")
+    packet = model.frame_spec.seconds(header.frames_per_packet * model.frame_spec.hop)
+    print(f"{options.model}, {codes.shape[1]} codebooks, packets of {packet:g} s")
     baselines = {}
     if options.others:
         scored = audio[: SCORED * rate]

@@ -15,12 +15,14 @@ import time
 import zlib
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from codec import compress
 from codec.errors import CodecError
 from codec.io.bitstream import Codes, Header, Reader, Writer
+from codec.io.entropy import ADAPTIVE, NONE
 from codec.io.synth import RATE, synthesize
 from codec.io.tags import NO_TAGS, Cover, Tags
 
@@ -46,25 +48,41 @@ Mutation = Callable[[bytearray, Random], None]
 
 
 def corpus() -> list[bytes]:
-    """Small files of different kinds: both versions, coders 0 and 1, scales, tags."""
+    """Small files of different kinds: both versions, coders 0 and 1, scales, tags, frames with different numbers of
+    codebooks.
+    """
     files = [path.read_bytes() for path in sorted(Path(__file__).parents[1].glob("tests/golden/*.codec"))]
     random = np.random.default_rng(0)
-    for channels, sizes, segment, packets in ((1, (1024,) * 3, 0, 1), (2, (20, 3, 1 << 16), 0, 40), (3, (8,), 2, 5)):
+    for channels, sizes, segment, packets in ((1, (1024,) * 3, 0, 1), (2, (20, 3, 1 << 16), 0, 12), (3, (8,), 2, 5)):
         codes = random.integers(
             0, np.array(sizes)[:, None], (1 if channels == 2 else channels, len(sizes), 4 * packets - 1)
         )
         files.append(file_of(codes, sizes, channels=channels, segment=segment))
         files.append(file_of(codes % 2, sizes, channels=channels, segment=segment, tags=TAGS))
+        counts = random.integers(1, len(sizes) + 1, (len(codes), 1, codes.shape[2]))
+        varying = np.where(np.arange(len(sizes))[:, None] < counts, codes, -1)
+        files += [
+            file_of(varying, sizes, channels=channels, segment=segment, coder=coder) for coder in (NONE, ADAPTIVE)
+        ]
     return files
 
 
 def modeled() -> list[bytes]:
     """Files by coder 2."""
     speech = synthesize()[:, SPEECH]
-    return [compress(speech, sample_rate=RATE, num_codebooks=number, device="cpu") for number in (1, 3)]
+    options: list[dict[str, Any]] = [{"num_codebooks": 1}, {"num_codebooks": 3}, {"num_codebooks": 3, "vbr": 2.5}]
+    return [compress(speech, sample_rate=RATE, device="cpu", **each) for each in options]
 
 
-def file_of(codes: Codes, sizes: tuple[int, ...], *, channels: int, segment: int, tags: Tags = NO_TAGS) -> bytes:
+def file_of(
+    codes: Codes,
+    sizes: tuple[int, ...],
+    *,
+    channels: int,
+    segment: int,
+    tags: Tags = NO_TAGS,
+    coder: int = ADAPTIVE,
+) -> bytes:
     """A file of 44.1 kHz with codes [rows, codebooks, frames]; with two channels, both are decoded from one."""
     header = Header(
         model="tiny", family="causal", weights_hash="0" * 64, source_rate=44_100, channels=channels, sample_rate=24_000,
@@ -72,7 +90,7 @@ def file_of(codes: Codes, sizes: tuple[int, ...], *, channels: int, segment: int
         sample_format="FLOAT", mix=((1.0,),) * 2 if channels == 2 else (), tags=tags,
     )  # fmt: skip
     file = io.BytesIO()
-    writer = Writer(file, header)
+    writer = Writer(file, header, coder=coder)
     writer.write(codes, np.ones(codes.shape[::2], np.float32) if segment else None)
     writer.close(time=1000)
     return file.getvalue()

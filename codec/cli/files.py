@@ -109,7 +109,7 @@ def encode(
         typer.Option(
             metavar="SECONDS",
             help="Length of packets, 0.1 to 10: what a damaged byte costs, and the delay of a live pipe.",
-            show_default="1 in pipes and with --vbr; otherwise 1600 bytes of codes, at least 1",
+            show_default="1 in pipes; otherwise that of 2000 bytes of codes, at least 1",
             rich_help_panel=INPUT_OUTPUT,
         ),
     ] = None,
@@ -125,10 +125,10 @@ def encode(
         float | None,
         typer.Option(
             "--vbr",
-            metavar="DB",
-            min=0,
-            help="Variable bit rate: packets more than DB softer than the loudest before them take fewer codebooks.",
-            show_default="the same number in every packet",
+            metavar="N",
+            min=1,
+            help="Variable bit rate: each frame takes as many codebooks as it is worth, about N on average in speech.",
+            show_default="the same number in every frame",
             rich_help_panel=MODEL,
         ),
     ] = None,

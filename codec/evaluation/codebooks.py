@@ -21,10 +21,12 @@ class CodebookUsage:
 
 
 def code_counts(codes: NDArray[np.int64], codebook_size: int) -> Counts:
-    """Count how often each code occurs: [..., codebooks, frames] -> [codebooks, codebook_size]."""
+    """Count how often each code occurs: [..., codebooks, frames] -> [codebooks, codebook_size]; -1 is none."""
     num_codebooks = codes.shape[-2]
     shifted = codes + codebook_size * np.arange(num_codebooks)[:, None]
-    return np.bincount(shifted.ravel(), minlength=num_codebooks * codebook_size).reshape(num_codebooks, codebook_size)
+    return np.bincount(shifted[codes >= 0], minlength=num_codebooks * codebook_size).reshape(
+        num_codebooks, codebook_size
+    )
 
 
 def codebook_usage(counts: NDArray[np.integer | np.floating]) -> tuple[CodebookUsage, ...]:

@@ -46,7 +46,7 @@ Packets follow. A reader skips packets of an unknown kind.
 
     bytes  packet
         2  marker: F5 C3
-        1  kind: 0 to 127 codes by the coder of this number, 128 tags (`codec.io.tags`), 255 end
+        1  kind: 0 to 63 codes by this coder, 64 more if codebooks vary by frame; 128 tags (`codec.io.tags`), 255 end
         b  body
         4  CRC-32 of everything before it in this packet
 
@@ -55,7 +55,7 @@ The body of a packet of codes:
     bytes  codes
         v  first frame: number of the first frame
         v  frames
-        v  codebooks in this packet, the coarsest
+        v  codebooks in this packet, the coarsest; those of the frame that has the most
            scale: if the model has one, float32 numbers [segments of the packet, rows]
            the codes, up to the end of the body
 
@@ -137,6 +137,7 @@ _START = struct.Struct("<8sHH")
 _MARKER = b"\xf5\xc3"
 _FOOTER = struct.Struct("<I")
 _CODERS, _TAGS, _END = range(128), 128, 255
+_VARYING = 64  # added to the coder of a packet whose frames have different numbers of codebooks
 _COMMON_FORMAT = "PCM_16"  # which the header does not state
 _OTHER_BODY = 1 << 20  # bytes, of packets other than codes
 _SAMPLE_FORMAT, _SOURCE, _NETWORK, _MIX, _HAS_TAGS = 1, 2, 3, 4, 5
@@ -385,7 +386,7 @@ class Packet(NamedTuple):
     first: int
     """Number of its first frame."""
     codes: Codes
-    """int64 [rows, codebooks, frames]."""
+    """int64 [rows, codebooks, frames]; -1 behind the last codebook of a frame that has fewer than others."""
     scale: Scale | None
     """float32 [rows, frames]; None for a model without a scale."""
     payload_bytes: int = 0
@@ -445,9 +446,9 @@ class Writer:
     def write(self, codes: Codes, scale: Scale | None = None) -> None:
         """Append codes [rows, codebooks, frames], and their scale [rows, frames] if the model has one.
 
-        Codes of another number of codebooks than those before, at most the header's, begin a packet. A packet is
-        written as soon as it is complete. Raises UsageError for codes or a scale of another shape, or codes outside 0
-        to the size of their codebook - 1.
+        Codes are -1 behind the last codebook of a frame that has fewer than others. Codes of another number of
+        codebooks than those before, at most the header's, begin a packet. A packet is written once it is complete.
+        Raises UsageError for codes or a scale of another shape, or codes outside 0 to the size of their codebook - 1.
         """
         self._check(codes)
         if codes.shape[1] != self._pending.shape[1]:
@@ -469,7 +470,8 @@ class Writer:
         The file has the same rows, codebooks and segments, and the same network if the packet was coded by one.
         """
         self._flush()
-        self._send_codes(packet.frames, packet.num_codebooks, packet.coder, packet.payload)
+        kind = packet.coder + _VARYING * packet.varying
+        self._send_codes(packet.frames, packet.num_codebooks, kind, packet.payload)
 
     def close(self, *, time: int) -> None:
         """Write the last codes, the end packet and the footer; `time` counts samples of the source."""
@@ -503,7 +505,9 @@ class Writer:
         if not codes.size:
             return
         least, largest = codes.min(axis=(0, 2)), codes.max(axis=(0, 2))
-        if (least < 0).any() or (largest >= self.header.codebook_sizes[: codes.shape[1]]).any():
+        present = codes >= 0
+        is_prefix = present[:, 0].all() and not (present[:, 1:] > present[:, :-1]).any()
+        if (least < -1).any() or not is_prefix or (largest >= self.header.codebook_sizes[: codes.shape[1]]).any():
             sizes = "codebook size" if len(set(self.header.codebook_sizes)) == 1 else "size of their codebook"
             raise UsageError(
                 f"codes lie between {least.min()} and {largest.max()}: this file takes 0 to the {sizes} "
@@ -516,16 +520,19 @@ class Writer:
             self._write_packet(codes[:, :, :whole])
             codes = codes[:, :, whole:]
         frames = codes.shape[2]
-        sizes = self.header.codebook_sizes[: codes.shape[1]]
+        codes = codes[:, (codes >= 0).any(axis=(0, 2))]
+        sizes, varying = self.header.codebook_sizes[: codes.shape[1]], entropy.varies(codes)
         coder, payload = entropy.encode(codes, sizes, coder=self._coder, model=self._network)
         self.coded_bytes += len(payload)
-        self.packed_bytes += entropy.bytes_for(sizes, codes.shape[0] * frames)
+        self.packed_bytes += (
+            len(entropy.pack_varying(codes, sizes)) if varying else entropy.bytes_for(sizes, codes.shape[0] * frames)
+        )
         update_digest(self.digest, codes)
         if self.header.segment_frames:
             segments = self._pending_scale[:, : frames : self.header.segment_frames]  # [rows, segments]
             payload = segments.T.astype("<f4").tobytes() + payload
             self._pending_scale = self._pending_scale[:, frames:]
-        self._send_codes(frames, len(sizes), coder, payload)
+        self._send_codes(frames, len(sizes), coder + _VARYING * varying, payload)
 
     def _whole_segments(self, frames: int) -> int:
         """Pending frames before one that begins a segment after a short segment; 0 if there is none."""
@@ -534,12 +541,12 @@ class Writer:
         early = np.flatnonzero((scale != scale[:, begins]).any(axis=0))
         return int(early[0]) if len(early) else 0
 
-    def _send_codes(self, frames: int, num_codebooks: int, coder: int, payload: bytes) -> None:
+    def _send_codes(self, frames: int, num_codebooks: int, kind: int, payload: bytes) -> None:
         """Write a packet; `payload` is the scale and the codes."""
         if self._packets and self._packets % INDEX_EVERY == 0:
             self._index.append((self.header.frames, self.size))
         fields = b"".join(map(varint, (self.header.frames, frames, num_codebooks)))
-        self._send(_packet(coder, fields + payload))
+        self._send(_packet(kind, fields + payload))
         self._packets += 1
         self.header = replace(self.header, frames=self.header.frames + frames)
 
@@ -561,7 +568,8 @@ class _Format2:
             return
         raw = entropy.bytes_for(header.codebook_sizes, header.rows * header.frames_per_packet)
         scale = 4 * header.segments_per_packet * header.rows
-        self._most = scale + raw + raw // 256 + 64  # coders may add a little; 64 for the fields
+        counts = entropy.bytes_for((header.num_codebooks,), header.rows * header.frames_per_packet)
+        self._most = scale + counts + raw + raw // 256 + 64  # coders may add a little; 64 for the fields
         self._frames_per_packet = header.frames_per_packet
         self._segment_frames = max(1, header.segment_frames)
         self._num_codebooks = header.num_codebooks
@@ -588,7 +596,7 @@ class _Format2:
             return _end_packet(body, offset)
         return self._codes(kind, body, offset) if kind in _CODERS else None
 
-    def _codes(self, coder: int, body: Fields, offset: int) -> CodesPacket:
+    def _codes(self, kind: int, body: Fields, offset: int) -> CodesPacket:
         first, frames, num_codebooks = body.varint(), body.varint(), body.varint()
         if not 1 <= frames <= self._frames_per_packet:
             raise ValueError(f"it states {frames} frames")
@@ -596,7 +604,7 @@ class _Format2:
             raise ValueError(f"it states {num_codebooks} codebooks")
         if first % self._segment_frames and frames >= self._segment_frames:
             raise ValueError("it begins within a segment")
-        return CodesPacket(first, frames, num_codebooks, coder, body.rest(), offset)
+        return CodesPacket(first, frames, num_codebooks, kind % _VARYING, body.rest(), offset, kind >= _VARYING)
 
 
 def _end_packet(body: Fields, offset: int) -> EndPacket:
@@ -828,7 +836,7 @@ class Reader:
         sizes = header.codebook_sizes[: packet.num_codebooks]
         shape = {"rows": header.rows, "frames": packet.frames}
         try:
-            codes = entropy.decode(packet.coder, payload, sizes, **shape, model=self._network)
+            codes = entropy.decode(packet.coder, payload, sizes, **shape, model=self._network, varying=packet.varying)
         except NotImplementedError as error:
             network = f"{header.model or 'the name of the model'}{SUFFIX} (network {header.network})"
             way_out = f"pass --model with the file of its model, and {network} beside that file"

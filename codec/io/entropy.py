@@ -10,6 +10,9 @@ A packet starts without history, because a damaged or skipped packet must not co
 Coder 0 packs the codes in the order [frames, rows, codebooks], most significant bit first; zero bits fill the last
 byte. Example: one row, two codebooks of 8, frames (5, 1) and (2, 7): 101 001 | 010 111 -> 10100101 0111_0000 -> A5 70.
 
+Where frames of a row have different numbers of codebooks, codes are -1 behind the last one, and coder 0 packs the
+numbers less one, [frames, rows], before the codes.
+
 Coder 1 codes in the same order. For each code it asks up to four questions, and stops at the first yes; without a
 yes, the code follows among all codes of its codebook, each equally likely.
 
@@ -18,6 +21,9 @@ yes, the code follows among all codes of its codebook, each equally likely.
     follow  is it the code that followed here when the lower codebook had the code that it has now (codebook 0: when
             the frame before had the code that it had now)?
     recent  is it one of the last 64 different codes of this row and codebook? Then these are coded by their counts.
+
+Where numbers of codebooks differ, each frame of a row begins with the question whether it has as many as the frame
+before, and without a yes, with the number, by how often the others occurred so far.
 
 A question without a candidate is left out, as is a candidate that was refused before. The counts of yes and no start at
 1, grow by 2, and are halved (rounding up) when their sum exceeds 255. The questions "row" and "repeat" have counts of
@@ -74,10 +80,11 @@ def encode(
 ) -> tuple[int, bytes]:
     """Code a packet [rows, codebooks, frames] by the coder that gives the fewest bytes, up to number `coder`.
 
+    Codes are -1 behind the last codebook of a frame that has fewer codebooks than others.
     `sizes` are those of the codebooks, `model` the network of the codec, without which coder 2 is left out. Returns the
     number of the coder and the payload.
     """
-    payloads = {NONE: pack(codes, sizes)}
+    payloads = {NONE: pack_varying(codes, sizes) if varies(codes) else pack(codes, sizes)}
     if codes.size <= MAX_MODELED:
         if coder >= ADAPTIVE:
             payloads[ADAPTIVE] = encode_adaptive(codes, sizes)
@@ -87,19 +94,32 @@ def encode(
     return best, payloads[best]
 
 
+def varies(codes: Codes) -> bool:
+    """Whether frames of a packet [rows, codebooks, frames] have different numbers of codebooks."""
+    return bool((codes[:, -1] < 0).any())
+
+
 def decode(
-    coder: int, payload: bytes, sizes: Sequence[int], *, rows: int, frames: int, model: EntropyModel | None = None
+    coder: int,
+    payload: bytes,
+    sizes: Sequence[int],
+    *,
+    rows: int,
+    frames: int,
+    model: EntropyModel | None = None,
+    varying: bool = False,
 ) -> Codes:
-    """The inverse of `encode`: codes [rows, codebooks, frames].
+    """The inverse of `encode`: codes [rows, codebooks, frames]; `varying` is what `varies` says of them.
 
     Raises NotImplementedError for a coder of a newer release and for coder 2 without its network, ValueError for a
     payload that no encoder writes.
     """
     if coder == NONE:
-        return unpack(payload, sizes, rows=rows, frames=frames)
+        return (unpack_varying if varying else unpack)(payload, sizes, rows=rows, frames=frames)
     if coder > MODEL or (coder == MODEL and model is None):
         raise NotImplementedError(f"coder {coder}")
-    return decode_adaptive(payload, sizes, rows=rows, frames=frames, model=model if coder == MODEL else None)
+    network = model if coder == MODEL else None
+    return decode_adaptive(payload, sizes, rows=rows, frames=frames, model=network, varying=varying)
 
 
 # coder 0
@@ -132,6 +152,38 @@ def unpack(payload: bytes, sizes: Sequence[int], *, rows: int, frames: int) -> C
     return codes.transpose(1, 2, 0)
 
 
+def pack_varying(codes: Codes, sizes: Sequence[int]) -> bytes:
+    """Pack codes [rows, codebooks, frames], -1 behind the last codebook of a frame, as coder 0 does."""
+    present = _present(codes)
+    words = np.ascontiguousarray(codes.transpose(2, 0, 1), ">u4").view(np.uint8).reshape(*present.shape, 4)
+    packed = np.packbits(np.unpackbits(words, axis=2)[present[..., None] & _used(sizes)])
+    counts = (codes >= 0).sum(axis=1, keepdims=True)  # [rows, 1, frames]
+    return pack(counts - 1, (len(sizes),)) + packed.tobytes()
+
+
+def unpack_varying(payload: bytes, sizes: Sequence[int], *, rows: int, frames: int) -> Codes:
+    """The inverse of `pack_varying`. Raises ValueError as `unpack`."""
+    begin = bytes_for((len(sizes),), rows * frames)
+    counts = unpack(payload[:begin], (len(sizes),), rows=rows, frames=frames) + 1
+    present = (np.arange(len(sizes))[:, None] < counts).transpose(2, 0, 1).reshape(-1, len(sizes))
+    used = present[..., None] & _used(sizes)
+    count = int(used.sum())
+    if len(payload) - begin != -(-count // 8):
+        raise ValueError(f"{len(payload) - begin} bytes of codes, not {-(-count // 8)}")
+    words = np.zeros(used.shape, np.uint8)
+    words[used] = np.unpackbits(np.frombuffer(payload, np.uint8, offset=begin), count=count)
+    codes = np.packbits(words, axis=2).view(">u4").astype(np.int64)[..., 0]  # [frames * rows, codebooks]
+    if (codes >= np.array(sizes)).any():
+        raise ValueError("codes beyond the size of their codebook")
+    codes[~present] = _UNKNOWN
+    return codes.reshape(frames, rows, len(sizes)).transpose(1, 2, 0)
+
+
+def _present(codes: Codes) -> npt.NDArray[np.bool_]:
+    """Which codes there are [frames * rows, codebooks]."""
+    return (codes >= 0).transpose(2, 0, 1).reshape(-1, codes.shape[1])
+
+
 def bits(size: int) -> int:
     """Bits of a code of a codebook with `size` entries in coder 0."""
     return (size - 1).bit_length()
@@ -155,11 +207,17 @@ def encode_adaptive(codes: Codes, sizes: Sequence[int], model: EntropyModel | No
 def pass_codes(coder: "Coder", codes: Codes, sizes: Sequence[int], model: EntropyModel | None) -> None:
     """Pass a packet of known codes through any coder, as `encode_adaptive` through a RangeEncoder."""
     predictors = [PacketPredictor(model, row) for row in codes] if model else None
-    _adaptive(coder, codes.transpose(2, 0, 1).tolist(), sizes, predictors)
+    _adaptive(coder, codes.transpose(2, 0, 1).tolist(), sizes, predictors, varying=varies(codes))
 
 
 def decode_adaptive(
-    payload: bytes, sizes: Sequence[int], *, rows: int, frames: int, model: EntropyModel | None = None
+    payload: bytes,
+    sizes: Sequence[int],
+    *,
+    rows: int,
+    frames: int,
+    model: EntropyModel | None = None,
+    varying: bool = False,
 ) -> Codes:
     """The inverse of `encode_adaptive`. Raises ValueError for a payload that it never writes."""
     most = MAX_PREDICTED if model else MAX_MODELED
@@ -168,7 +226,7 @@ def decode_adaptive(
     coder = RangeDecoder(payload)
     codes = [[[_UNKNOWN] * len(sizes) for _ in range(rows)] for _ in range(frames)]
     predictors = [FramePredictor(model, len(sizes)) for _ in range(rows)] if model else None
-    _adaptive(coder, codes, sizes, predictors)
+    _adaptive(coder, codes, sizes, predictors, varying=varying)
     coder.finish()
     return np.array(codes, np.int64).transpose(1, 2, 0)
 
@@ -187,22 +245,29 @@ class Predictor(Protocol):
 
 
 def _adaptive(
-    coder: "Coder", codes: list[list[list[int]]], sizes: Sequence[int], predictors: Sequence[Predictor] | None
+    coder: "Coder",
+    codes: list[list[list[int]]],
+    sizes: Sequence[int],
+    predictors: Sequence[Predictor] | None,
+    *,
+    varying: bool,
 ) -> None:
     """Pass codes [frames][rows][codebooks] through the coder; a decoder replaces unknown ones."""
-    questions = _Questions()
+    questions = _Questions(len(sizes))
     histories = [_History(questions, sizes, predictors[row] if predictors else None) for row in range(len(codes[0]))]
     for frame in codes:
         above: list[int] | None = None
         for history, row in zip(histories, frame, strict=True):
-            history.code_frame(coder, row, above)
+            history.code_frame(coder, row, above, history.code_count(coder, row) if varying else len(sizes))
             above = row
 
 
 class _Questions:
     """The counts [no, yes] of every question, which all rows share."""
 
-    def __init__(self) -> None:
+    def __init__(self, num_codebooks: int) -> None:
+        self.same_count = [1, 1]
+        self.counts = dict.fromkeys(range(1, num_codebooks + 1), 1)  # of numbers of codebooks
         self.row = [[[1, 1] for _ in range(3)] for _ in range(2)]  # codebook 0 or higher, answer in the lower one
         self.repeat = [[[[1, 1] for _ in range(2)] for _ in range(3)] for _ in range(2)]  # and in the frame before
         self.follow = [[1, 1] for _ in range(2)]
@@ -214,17 +279,29 @@ class _History:
 
     def __init__(self, questions: _Questions, sizes: Sequence[int], predictor: Predictor | None) -> None:
         self._questions, self._sizes, self._predictor = questions, sizes, predictor
+        self._count = 0  # codebooks of the frame before
         self._before: list[int] = []  # codes of the frame before
         self._repeated = [0] * len(sizes)  # whether they repeated the frame before them
         self._follow: list[dict[int, int]] = [{} for _ in sizes]
         self._recent: list[dict[int, int]] = [{} for _ in sizes]  # counts, in the order in which the codes appeared
 
-    def code_frame(self, coder: "Coder", codes: list[int], above: list[int] | None) -> None:
-        """Pass codes [codebooks] through the coder; `above` are those of the row before."""
+    def code_count(self, coder: "Coder", codes: list[int]) -> int:
+        """Pass the number of codebooks of the next frame through the coder."""
+        counts = self._questions.counts
+        count = sum(code != _UNKNOWN for code in codes)
+        if not (self._count and _ask(coder, self._questions.same_count, count == self._count)):
+            others = {number: times for number, times in counts.items() if number != self._count}
+            self._count = coder.among(others, count)
+            counts[self._count] += 1
+        return self._count
+
+    def code_frame(self, coder: "Coder", codes: list[int], above: list[int] | None, count: int) -> None:
+        """Pass the first `count` of codes [codebooks] through the coder; `above` are those of the row before."""
         same_row = same_frame = _NO_ANSWER
         if self._predictor:
             self._predictor.start_frame()
-        for codebook in range(len(self._sizes)):
+        self._repeated[count:] = [0] * (len(self._sizes) - count)
+        for codebook in range(count):
             higher = int(codebook > 0)
             before = self._before[codebook] if self._before else _UNKNOWN
             lower = codes[codebook - 1] if higher else self._before[0] if self._before else _UNKNOWN

@@ -3,7 +3,7 @@
 It is a file beside the codec's weights, for this codec alone. Weights and activations are integers of 8 bits. All sums
 of products are below 2**24 in magnitude, so float32 holds them exactly in any order of summation: one frame or a packet
 at once, any number of threads, any library or device. `scaled(x, n)` is floor(x / 2**n + 1/2), limited to -127 and 127.
-All vectors before the packet are zeros.
+All vectors before the packet are zeros, and those of codebooks that a frame does not have.
 
     vector of a code    row of its codebook's input table
     rest of a frame     scaled(sum of gain · vector over its codebooks from 1 on, 5)
@@ -183,8 +183,9 @@ class PacketPredictor:
     """Predict the codes of a packet that is known, all frames at once."""
 
     def __init__(self, model: EntropyModel, codes: npt.NDArray[np.int64]) -> None:
-        """`codes` are those of one row [codebooks, frames]."""
-        vectors = [model.vector(codebook, row) for codebook, row in enumerate(codes)]  # [frames, vector] each
+        """`codes` are those of one row [codebooks, frames], -1 where a frame has fewer codebooks."""
+        # [frames, vector] each
+        vectors = [model.vector(codebook, row) * (row >= 0)[:, None] for codebook, row in enumerate(codes)]
         known = past_context(past(vectors[0], PAST), past(model.rest(vectors), 2))
         self._frequencies = [
             model.frequencies(codebook, known, past(vector, 1)[:, 0], vectors[:codebook])
@@ -211,7 +212,8 @@ class FramePredictor:
     def __init__(self, model: EntropyModel, num_codebooks: int) -> None:
         self._model = model
         self._first, self._rest = model.zeros(0, PAST), model.zeros(1, 2)
-        self._before = [model.zeros(codebook) for codebook in range(num_codebooks)]
+        self._absent = [model.zeros(codebook) for codebook in range(num_codebooks)]
+        self._before = self._absent
         self._vectors: list[Floats] = []  # of this frame
         self._sum = model.zeros(1)  # of gain · vector over its codebooks from 2 on
         self._past: list[Floats] = []
@@ -221,7 +223,7 @@ class FramePredictor:
         if self._vectors:
             self._first = np.concatenate([self._vectors[0][None], self._first[:-1]])
             self._rest = np.stack([self._model.rest(self._vectors), self._rest[0]])
-            self._before, self._vectors = self._vectors, []
+            self._before, self._vectors = self._vectors + self._absent[len(self._vectors) :], []
             self._sum = self._model.zeros(1)
         self._past = [np.concatenate(past_context(self._first, self._rest))]
 

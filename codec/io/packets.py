@@ -22,6 +22,8 @@ class CodesPacket(NamedTuple):
     payload: bytes
     offset: int
     """Position of its first byte in the file."""
+    varying: bool = False
+    """Whether frames have different numbers of codebooks, `num_codebooks` at most."""
 
 
 class EndPacket(NamedTuple):

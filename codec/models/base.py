@@ -259,6 +259,11 @@ class Codec(nn.Module):
         return tuple(range(1, self.num_codebooks + 1))
 
     @property
+    def varying_codebooks(self) -> bool:
+        """Whether codes may be -1 behind the last codebook of a frame that has fewer codebooks than others."""
+        return False
+
+    @property
     def strict_prefix(self) -> bool:
         """Whether codes with n codebooks are the first n codebooks of the codes with all."""
         return self.quantizer.strict_prefix
@@ -419,6 +424,7 @@ class Codec(nn.Module):
     ) -> Audio:
         """Decode codes int64 [batch, codebooks, frames] to audio float32 [batch, channels, length].
 
+        If `varying_codebooks`, codes may be -1 behind the last codebook of a frame that has fewer than others.
         `length` is in samples at the model's rate; without it, all audio that the frames hold is returned, and a
         `codec.Codes` knows its own length. For a padded batch give the `lengths` [batch] of its items (a list, array or
         tensor): the audio is as long as the longest item and silent after the end of each item, and codes of later
@@ -484,8 +490,14 @@ class Codec(nn.Module):
 
     def _decoded_whole(self, codes: Codes, scale: Tensor | None) -> Audio:
         """Audio of whole signals of equal lengths, not limited."""
-        audio = self.synthesize(self.quantizer.decode(codes))
+        audio = self.synthesize(self._decoded_latents(codes))
         return audio if scale is None else audio * self._per_sample(scale.to(audio.device))
+
+    def _decoded_latents(self, codes: Codes) -> Latents:
+        """Latents of codes, -1 behind the last codebook of a frame that has fewer than others."""
+        if not (codes < 0).any():
+            return self.quantizer.decode(codes)
+        return self.quantizer.decode_prefix(F.pad(codes, (0, 0, 0, self.num_codebooks - codes.shape[1]), value=-1))
 
     def _per_sample(self, scale: Tensor) -> Tensor:
         """A scale [batch, frames] for every sample: [batch, 1, frames * hop]."""
@@ -703,7 +715,10 @@ class Codec(nn.Module):
             raise UsageError(f"codes are {kind}; give an int64 tensor [batch, codebooks, frames]")
         self.check_codebooks(codes.shape[1])
         size = max(self.codebook_sizes)
-        if codes.numel() and not 0 <= int(codes.min()) <= int(codes.max()) < size:
+        least = int(codes.min()) if codes.numel() else 0
+        if least == -1 and self.varying_codebooks and _are_prefixes(codes):
+            least = 0
+        if codes.numel() and not 0 <= least <= int(codes.max()) < size:
             raise UsageError(
                 f"codes run from {int(codes.min())} to {int(codes.max())}; this model's run from 0 to {size - 1}"
             )
@@ -732,6 +747,10 @@ class StepCodec(Codec):
     Most families are causal, and every frame of audio gives its frame of latents in the same step. A family with
     `own_padding` may hold frames back; its `latents_end` and `audio_end` give what remains at the end of a signal.
     """
+
+    @property
+    def varying_codebooks(self) -> bool:
+        return self.quantizer.per_frame
 
     @abstractmethod
     def encoder_state(self, batch: int) -> State:
@@ -799,7 +818,7 @@ class StepCodec(Codec):
         """Audio of a chunk of frames, late by `frame_spec.decoder_delay` samples, and the state after it."""
         with self._inference():
             self.check_codes(codes)
-            audio, state = self.audio_step(self.quantizer.decode(codes), state)
+            audio, state = self.audio_step(self._decoded_latents(codes), state)
             audio = audio.clamp(-self.limit, self.limit)
         return ordinary((audio, state))
 
@@ -813,7 +832,7 @@ class StepCodec(Codec):
         """Audio of the last frames of a signal, maybe none, and all that was held back."""
         with self._inference():
             self.check_codes(codes)
-            audio = self.audio_end(self.quantizer.decode(codes), state).clamp(-self.limit, self.limit)
+            audio = self.audio_end(self._decoded_latents(codes), state).clamp(-self.limit, self.limit)
         return ordinary(audio)
 
 
@@ -1021,6 +1040,12 @@ class SegmentCodec(Codec):
         return state._replace(
             latents=torch.cat([state.latents, latents], dim=2), scale=torch.cat([state.scale, scale], dim=1)
         )
+
+
+def _are_prefixes(codes: Codes) -> bool:
+    """Whether every frame of codes [batch, codebooks, frames] has its first codebooks, at least one, and -1 behind."""
+    present = codes >= 0
+    return bool(present[:, 0].all() and (present[:, :-1] >= present[:, 1:]).all())
 
 
 def check_rate(name: str, rate: int) -> None:

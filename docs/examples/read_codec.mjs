@@ -81,7 +81,8 @@ function readHeader(file) {
   return header;
 }
 
-function readCodes(coder, body, header, network) {
+function readCodes(kind, body, header, network) {
+  const coder = kind % 64, varying = kind >= 64;
   const [first, frames, codebooks] = [body.number(), body.number(), body.number()];
   const isKnown = coder < 2 || (coder === 2 && network && network.digest === header.network);
   if (!isKnown) throw new Error(`codes by coder ${coder}, network ${header.network}`);
@@ -91,21 +92,26 @@ function readCodes(coder, body, header, network) {
     packet.scale = Array.from({ length: Math.ceil(frames / header.segment_frames) }, row);
   }
   const sizes = header.codebook_sizes.slice(0, codebooks);
-  const reader = coder === 0 ? new Packed(body, sizes)
-    : new Adaptive(body.data.subarray(body.at), sizes, header.rows, coder === 2 ? network : null);
+  const reader = coder === 0 ? new Packed(body, sizes, varying ? frames * header.rows : 0)
+    : new Adaptive(body.data.subarray(body.at), sizes, header.rows, coder === 2 ? network : null, varying);
   packet.codes = Array.from({ length: header.rows }, () => sizes.map(() => []));
   for (let frame = 0; frame < frames; frame++)
-    packet.codes.forEach((codes, row) => reader.frame(row).forEach((code, codebook) => codes[codebook].push(code)));
+    for (const [row, codes] of packet.codes.entries()) {
+      const found = reader.frame(row); // a frame that has fewer codebooks than the packet ends with -1
+      codes.forEach((series, codebook) => series.push(found[codebook] ?? -1));
+    }
   return packet;
 }
 
 class Packed { // coder 0
-  constructor(body, sizes) {
+  constructor(body, sizes, counted) { // `counted`: frames of all rows that state their number of codebooks
     Object.assign(this, { body, bits: 0, pending: 0 }); // at most 24 + 7 bits are pending
     this.widths = sizes.map((size) => Math.ceil(Math.log2(size)));
+    this.counts = Array.from({ length: counted }, () => this.code(Math.ceil(Math.log2(sizes.length))) + 1);
+    Object.assign(this, { bits: 0, pending: 0, at: 0 });
   }
 
-  frame() { return this.widths.map((width) => this.code(width)); }
+  frame() { return this.widths.slice(0, this.counts[this.at++]).map((width) => this.code(width)); }
 
   code(width) {
     for (; this.pending < width; this.pending += 8) this.bits = this.bits * 256 + this.body.take(1)[0];
@@ -151,12 +157,13 @@ class RangeDecoder { // values by their frequencies; `offset` is how far the byt
 }
 
 class Adaptive { // coders 1 and 2
-  constructor(payload, sizes, rows, network) {
+  constructor(payload, sizes, rows, network, varying) {
     this.coder = new RangeDecoder(payload);
+    Object.assign(this, { varying, numbers: new Map(sizes.map((_, codebook) => [codebook + 1, 1])) }); // and their counts
     this.sizes = sizes;
     this.counts = new Map(); // of [no, yes] for each question, which all rows share
     this.rows = Array.from({ length: rows }, () => ({
-      before: null, repeated: sizes.map(() => false), follow: sizes.map(() => new Map()),
+      count: 0, before: null, repeated: sizes.map(() => false), follow: sizes.map(() => new Map()),
       recent: sizes.map(() => new Map()), predictor: network && new Predictor(network, sizes.length),
     }));
   }
@@ -165,7 +172,9 @@ class Adaptive { // coders 1 and 2
     const row = this.rows[number], above = number ? this.rows[number - 1].before : null; // this frame's already
     const { before, repeated, predictor } = row, codes = [];
     let sameRow = null, sameFrame = null;
-    for (const [codebook, size] of this.sizes.entries()) {
+    const count = this.varying ? this.count(row) : this.sizes.length;
+    repeated.fill(false, count);
+    for (const [codebook, size] of this.sizes.slice(0, count).entries()) {
       const higher = codebook > 0, lower = higher ? codes[codebook - 1] : before?.[0];
       const follow = row.follow[codebook], recent = row.recent[codebook], refused = new Set();
       const candidates = [[above?.[codebook], `row ${higher} ${sameRow}`],
@@ -194,7 +203,16 @@ class Adaptive { // coders 1 and 2
       sameFrame = repeated[codebook] = code === before?.[codebook];
     }
     row.before = codes;
+    predictor?.endFrame();
     return codes;
+  }
+
+  count(row) { // the number of codebooks of the next frame
+    if (row.count && this.ask("count")) return row.count;
+    const others = [...this.numbers.keys()].filter((number) => number !== row.count);
+    row.count = others[this.coder.place(others.map((number) => this.numbers.get(number)))];
+    this.numbers.set(row.count, this.numbers.get(row.count) + 1);
+    return row.count;
   }
 
   ask(question) {
@@ -244,7 +262,8 @@ export class Network { // its tensors as lists of rows, or lists of numbers for 
 class Predictor { // the network and what it knows of one row of a packet
   constructor(network, codebooks) {
     this.network = network;
-    this.before = Array.from({ length: codebooks }, (_, codebook) => network[`input.${codebook}`][0].map(() => 0));
+    this.zeros = Array.from({ length: codebooks }, (_, codebook) => network[`input.${codebook}`][0].map(() => 0));
+    this.before = this.zeros;
     this.first = Array(8).fill(this.before[0]); // vectors of codebook 0 in the frames before, the newest first
     this.rests = Array(2).fill(network.rest([], 0));
     this.vectors = []; // of this frame
@@ -252,10 +271,12 @@ class Predictor { // the network and what it knows of one row of a packet
 
   push(codebook, code) {
     this.vectors.push(this.network[`input.${codebook}`][code]);
-    if (this.vectors.length < this.before.length) return;
+  }
+
+  endFrame() {
     this.first = [this.vectors[0], ...this.first.slice(0, 7)];
     this.rests = [this.network.rest(this.vectors, 1), this.rests[0]];
-    [this.before, this.vectors] = [this.vectors, []];
+    [this.before, this.vectors] = [[...this.vectors, ...this.zeros.slice(this.vectors.length)], []];
   }
 
   frequencies(codebook) {

@@ -86,7 +86,8 @@ def read_header(file: Bytes) -> dict[str, Any]:
     return header
 
 
-def read_codes(coder: int, body: Bytes, header: dict[str, Any], network: "Network | None") -> dict[str, Any]:
+def read_codes(kind: int, body: Bytes, header: dict[str, Any], network: "Network | None") -> dict[str, Any]:
+    coder, varying = kind % 64, kind >= 64
     first, frames, codebooks = body.number(), body.number(), body.number()
     rows, segment = range(header["rows"]), header["segment_frames"]
     packet: dict[str, Any] = {"first": first, "frames": frames}
@@ -96,9 +97,12 @@ def read_codes(coder: int, body: Bytes, header: dict[str, Any], network: "Networ
     if coder > 2 or (coder == 2 and (network is None or network.digest != header["network"])):
         sys.exit(f"codes by coder {coder}, network {header.get('network')}")
     reader = (
-        Packed(payload, sizes) if coder == 0 else Adaptive(payload, sizes, len(rows), network if coder == 2 else None)
+        Packed(payload, sizes, frames * len(rows) if varying else 0)
+        if coder == 0
+        else Adaptive(payload, sizes, len(rows), network if coder == 2 else None, varying)
     )
-    read = [[reader.frame(row) for row in rows] for _ in range(frames)]
+    # frames that have fewer codebooks than the packet end with -1
+    read = [[(reader.frame(row) + [-1] * codebooks)[:codebooks] for row in rows] for _ in range(frames)]
     packet["codes"] = [[[frame[row][codebook] for frame in read] for codebook in range(codebooks)] for row in rows]
     return packet
 
@@ -106,12 +110,15 @@ def read_codes(coder: int, body: Bytes, header: dict[str, Any], network: "Networ
 class Packed:
     """Coder 0."""
 
-    def __init__(self, payload: bytes, sizes: list[int]) -> None:
+    def __init__(self, payload: bytes, sizes: list[int], counted: int) -> None:
+        """`counted` is the number of frames of all rows that state their number of codebooks."""
         self.bits, self.left = int.from_bytes(payload, "big"), 8 * len(payload)
         self.widths = [(size - 1).bit_length() for size in sizes]
+        self.counts = deque(self.code((len(sizes) - 1).bit_length()) + 1 for _ in range(counted))
+        self.left -= self.left % 8
 
     def frame(self, row: int) -> list[int]:
-        return [self.code(width) for width in self.widths]
+        return [self.code(width) for width in self.widths[: self.counts.popleft() if self.counts else None]]
 
     def code(self, width: int) -> int:
         self.left -= width
@@ -150,8 +157,9 @@ class RangeDecoder:
 class Adaptive:
     """Coders 1 and 2."""
 
-    def __init__(self, payload: bytes, sizes: list[int], rows: int, network: "Network | None") -> None:
-        self.coder, self.sizes = RangeDecoder(payload), sizes
+    def __init__(self, payload: bytes, sizes: list[int], rows: int, network: "Network | None", varying: bool) -> None:
+        self.coder, self.sizes, self.varying = RangeDecoder(payload), sizes, varying
+        self.counts, self.count_before = dict.fromkeys(range(1, len(sizes) + 1), 1), [0] * rows
         self.answers: dict[tuple[Any, ...], list[int]] = {}  # counts of [no, yes], which all rows share
         self.before: list[list[int] | None] = [None] * rows
         self.repeated = [[False] * len(sizes) for _ in range(rows)]
@@ -165,12 +173,17 @@ class Adaptive:
         before = self.before[row]
         same_row = same_frame = None
         codes: list[int] = []
-        for codebook in range(len(self.sizes)):
+        count = self.count(row) if self.varying else len(self.sizes)
+        self.repeated[row][count:] = [False] * (len(self.sizes) - count)
+        for codebook in range(count):
             lower = codes[-1] if codebook else before[0] if before else None
             follow, recent, higher = self.follow[row][codebook], self.recent[row][codebook], codebook > 0
             candidates = [
-                (above[codebook] if above else None, ("row", higher, same_row)),
-                (before[codebook] if before else None, ("repeat", higher, same_frame, self.repeated[row][codebook])),
+                (above[codebook] if above and codebook < len(above) else None, ("row", higher, same_row)),
+                (
+                    before[codebook] if before and codebook < len(before) else None,
+                    ("repeat", higher, same_frame, self.repeated[row][codebook]),
+                ),
                 (follow.get(lower), ("follow", higher)),
             ]
             code = self.code(row, codebook, candidates, recent)
@@ -179,10 +192,21 @@ class Adaptive:
             recent[code] = recent.get(code, 0) + 1
             if len(recent) > 64:
                 del recent[next(iter(recent))]
-            same_row = above is not None and code == above[codebook]
-            same_frame = self.repeated[row][codebook] = before is not None and code == before[codebook]
+            same_row = above is not None and above[codebook : codebook + 1] == [code]
+            same_frame = self.repeated[row][codebook] = before is not None and before[codebook : codebook + 1] == [code]
         self.before[row] = codes
+        if self.predictors:
+            self.predictors[row].end_frame()
         return codes
+
+    def count(self, row: int) -> int:
+        """The number of codebooks of a row in the next frame."""
+        before = self.count_before[row]
+        if not (before and self.ask(("count",))):
+            others = [number for number in self.counts if number != before]
+            self.count_before[row] = others[self.coder.place([self.counts[number] for number in others])]
+            self.counts[self.count_before[row]] += 1
+        return self.count_before[row]
 
     def code(self, row: int, codebook: int, candidates: list[Any], recent: dict[int, int]) -> int:
         refused: list[int] = []
@@ -251,17 +275,18 @@ class Predictor:
 
     def __init__(self, network: Network, codebooks: int) -> None:
         self.network = network
-        zeros = [[0] * len(network.tensors[f"input.{codebook}"][0]) for codebook in range(codebooks)]
+        self.zeros = zeros = [[0] * len(network.tensors[f"input.{codebook}"][0]) for codebook in range(codebooks)]
         self.first = deque([zeros[0]] * 8, maxlen=8)  # vectors of codebook 0 in the frames before, the newest first
         self.rests = deque([network.rest(zeros[:1], 1)] * 2, maxlen=2)
         self.before, self.vectors = zeros, list[list[int]]()  # of the frame before, and of this frame so far
 
     def push(self, codebook: int, code: int) -> None:
         self.vectors.append(self.network.tensors[f"input.{codebook}"][code])
-        if len(self.vectors) == len(self.before):
-            self.first.appendleft(self.vectors[0])
-            self.rests.appendleft(self.network.rest(self.vectors, 1))
-            self.before, self.vectors = self.vectors, []
+
+    def end_frame(self) -> None:
+        self.first.appendleft(self.vectors[0])
+        self.rests.appendleft(self.network.rest(self.vectors, 1))
+        self.before, self.vectors = self.vectors + self.zeros[len(self.vectors) :], []
 
     def frequencies(self, codebook: int) -> list[int]:
         network, frames = self.network, list(self.first)

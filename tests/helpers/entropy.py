@@ -49,3 +49,11 @@ def codes_of(kind: str, sizes: list[int], *, rows: int, frames: int, seed: int) 
             codes %= 3
     codes %= limits
     return codes
+
+
+def thinned(codes: Codes, seed: int) -> Codes:
+    """Codes of which each frame keeps a random number of codebooks, for some frames the same; -1 behind them."""
+    counts = np.random.default_rng(seed).integers(1, codes.shape[1] + 1, (len(codes), 1, codes.shape[2]))
+    counts = counts[:, :, np.arange(codes.shape[2]) // 3 * 3]
+    kept: Codes = np.where(np.arange(codes.shape[1])[:, None] < counts, codes, -1)
+    return kept

@@ -4,6 +4,7 @@ import io
 import math
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -21,7 +22,7 @@ from codec.io.entropy_files import SUFFIX
 from codec.io.entropy_files import shipped as shipped_networks
 from codec.io.entropy_model import EntropyModel, FramePredictor, PacketPredictor
 from codec.pretrained import shipped
-from tests.helpers.entropy import codes_of, random_tensors
+from tests.helpers.entropy import codes_of, random_tensors, thinned
 
 NETWORK = EntropyModel(random_tensors())
 GOLDEN = bytes.fromhex("a618436dfa7a3b8777340e79ad47df")
@@ -45,6 +46,39 @@ def test_codes_come_back_and_never_take_more_than_packed(
     np.testing.assert_array_equal(decoded, codes)
     forced = entropy.encode_adaptive(codes, sizes)  # not only where it is smaller
     np.testing.assert_array_equal(entropy.decode_adaptive(forced, sizes, rows=rows, frames=frames), codes)
+
+
+@given(kind=KINDS, sizes=SIZES, rows=st.integers(1, 3), frames=st.integers(1, 40), seed=st.integers(0, 99))
+@settings(max_examples=40)
+def test_frames_with_different_numbers_of_codebooks_come_back(
+    kind: str, sizes: list[int], rows: int, frames: int, seed: int
+) -> None:
+    codes = thinned(codes_of(kind, sizes, rows=rows, frames=frames, seed=seed), seed)
+    shape: Any = {"rows": rows, "frames": frames, "varying": True}
+    packed = entropy.pack_varying(codes, sizes)
+    np.testing.assert_array_equal(entropy.decode(NONE, packed, sizes, **shape), codes)
+    bits = (
+        rows * frames * entropy.bits(len(sizes)),
+        sum(entropy.bits(size) * int((codes[:, codebook] >= 0).sum()) for codebook, size in enumerate(sizes)),
+    )
+    assert len(packed) == -(-bits[0] // 8) - (-bits[1] // 8)
+    coder = RangeEncoder()
+    entropy._adaptive(coder, codes.transpose(2, 0, 1).tolist(), sizes, None, varying=True)
+    np.testing.assert_array_equal(entropy.decode_adaptive(coder.finish(), sizes, **shape), codes)
+    if entropy.varies(codes):
+        chosen, payload = entropy.encode(codes, sizes)
+        np.testing.assert_array_equal(entropy.decode(chosen, payload, sizes, **shape), codes)
+    for wrong in (packed + b"\0", packed[:-1]):
+        with pytest.raises(ValueError, match="bytes of codes"):
+            entropy.decode(NONE, wrong, sizes, **shape)
+
+
+@pytest.mark.parametrize("kind", ["random", "runs", "rows", "few"])
+def test_frames_with_different_numbers_of_codebooks_by_the_network(kind: str) -> None:
+    codes = thinned(codes_of(kind, list(NETWORK.sizes), rows=2, frames=40, seed=1), 1)
+    payload = entropy.encode_adaptive(codes, NETWORK.sizes, NETWORK)
+    decoded = entropy.decode_adaptive(payload, NETWORK.sizes, rows=2, frames=40, model=NETWORK, varying=True)
+    np.testing.assert_array_equal(decoded, codes)
 
 
 @pytest.mark.slow

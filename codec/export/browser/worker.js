@@ -235,9 +235,10 @@ async function openCodec(port, bytes, name) {
   const time = Math.ceil((header.time * header.sample_rate) / header.source_rate);
   session = new Recording(port, header.rows, { time, mix: header.mix });
   for (const packet of packets) session.add(filled(packet, header.rows));
-  const counts = packets.map(({ codes }) => codes[0].length);
+  // of whole packets; -1 in a series says that a frame lacks this codebook
+  const counts = packets.map(({ codes }) => Math.min(...codes.map((row) => row.filter((one) => !one.includes(-1)).length)));
   session.total = Math.min(session.total, session.frames);
-  Object.assign(session, { available: Math.max(...counts), complete: Math.min(...counts) });
+  Object.assign(session, { available: Math.max(...packets.map(({ codes }) => codes[0].length)), complete: Math.min(...counts) });
   session.report();
 }
 

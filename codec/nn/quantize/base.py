@@ -48,6 +48,8 @@ class Quantizer(nn.Module):
     has_codes = True
     decodes_to_latents = False
     """Whether decoded latents approximate those of the encoder."""
+    per_frame = False
+    """Whether `decode_prefix` takes frames with different numbers of codebooks, -1 behind the last one of each."""
 
     @property
     def strict_prefix(self) -> bool:

@@ -337,6 +337,8 @@ class GainShapeVQ(Quantizer):
             residual = self.residual.encode_prefix(parts.residual, num_codebooks - 1)
             return keep_prefix(self.joined(*self.first_codes(parts), residual), num_codebooks)
 
+    per_frame = True
+
     def decode_prefix(self, codes: Codes) -> Latents:
         others = codes[:, 1:]
         share = (others >= 0).sum(dim=1, keepdim=True) / self.residual.num_codebooks  # [batch, 1, frames]

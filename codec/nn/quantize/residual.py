@@ -199,6 +199,8 @@ class ResidualVQ(Quantizer):
         decoded = [stage.entries(codes[:, codebook]) for codebook, stage in enumerate(self.stages[: codes.shape[1]])]
         return torch.stack(decoded).sum(dim=0).transpose(1, 2)  # [batch, dim, frames]
 
+    per_frame = True
+
     def decode_prefix(self, codes: Codes) -> Latents:
         first = torch.arange(self.num_codebooks, device=codes.device)[:, None] * self.codebook_size
         table = self.codebook_vectors().flatten(0, 1)  # [codebooks * codebook_size, dim]
