@@ -77,7 +77,7 @@ class Steps:
     def decode(self, codes: Tensor, state: State) -> tuple[Tensor, State]:
         """`StepCodec.decode_step`."""
         steps = self._compiled(codes.shape[2])
-        if not steps:
+        if not steps or bool((codes < 0).any()):  # the compiled steps take one number of codebooks in all frames
             return self._model.decode_step(codes, tensors(state))
         self._model.check_codes(codes)
         audio, after = steps.decode(codes.numpy(), _arrays(state, steps))
