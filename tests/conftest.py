@@ -76,6 +76,15 @@ def without_drawing() -> Iterator[None]:
         yield
 
 
+@pytest.fixture
+def forked_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Worker processes of `codec.parallel` have torch imported; tests of one module start new interpreters."""
+    from codec import parallel
+    from tests.helpers import processes
+
+    monkeypatch.setattr(parallel, "get_context", lambda method: processes.context())
+
+
 @pytest.fixture(params=["SIGINT", "SIGTERM", "SIGHUP"])
 def interrupt(request: pytest.FixtureRequest) -> Iterator[signal.Signals]:
     """A signal that stops a training run; its handler is reset where nohup ignores it."""

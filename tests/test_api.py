@@ -81,6 +81,7 @@ def test_levels_beyond_full_scale_are_named() -> None:
         codec.decompress(coded, subtype="VORBIS")
 
 
+@pytest.mark.slow
 def test_one_channel_of_several() -> None:
     """The average, or the loudest channel where the channels cancel; or one of them alone."""
     mono = codec.compress(NOISE.mean(axis=0), sample_rate=RATE)
@@ -188,6 +189,7 @@ def test_arguments_have_the_names_of_the_options() -> None:
     assert names(codec.evaluate) - names(model_commands.evaluate) == {"bitrate", "progress"}
 
 
+@pytest.mark.slow
 def test_evaluation() -> None:
     Path("data").mkdir()
     soundfile.write("data/a.wav", NOISE[0], RATE)

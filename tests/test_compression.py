@@ -273,6 +273,7 @@ def start_of_frame(frame: int, rate: int) -> int:
     return frame * 80 * rate // 8000
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rate", [8000, 44100])
 def test_damage_stays_in_its_packet(tmp_path: Path, rate: int) -> None:
     target = tmp_path / "a.codec"
@@ -440,6 +441,7 @@ def test_the_file_names_its_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
             decompress(rewritten(target, model=name), tmp_path / "d.wav")
 
 
+@pytest.mark.slow
 def test_a_changed_model_file_is_loaded_again(tmp_path: Path) -> None:
     path = tmp_path / "model.safetensors"
     hashes = []

@@ -25,6 +25,7 @@ from codec.checkpoint import save_model
 from codec.io import synth
 from codec.training.codec.recipe import Recipe
 from codec.training.lm.recipe import LMRecipe
+from tests.helpers import processes
 from tests.helpers.commands import all_commands
 from tests.helpers.language_models import tiny_lm
 from tests.tiny import tiny_model
@@ -110,14 +111,8 @@ def test_example_of_the_file_format() -> None:
 
 @pytest.mark.slow
 def test_api_reference_is_current() -> None:
-    result = subprocess.run(
-        [sys.executable, "tools/api_reference.py", "--check"],
-        cwd=ROOT,
-        env=os.environ | {"PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    code = "import runpy; runpy.run_path('tools/api_reference.py', run_name='__main__')"
+    result = processes.run(code, "--check")
     assert result.returncode == 0, result.stderr
 
 

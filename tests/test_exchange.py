@@ -67,6 +67,7 @@ def read_back(path: Path) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any] | 
         return codes, np.concatenate(scales, axis=1) if scales else None, reader.header.time
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("time", [1, 320, 6720, 24_001])
 def test_ecdc_files_become_codec_files(mono: Path, tmp_path: Path, time: int) -> None:
     net = codec.load(mono, "cpu")
@@ -83,6 +84,7 @@ def test_ecdc_files_become_codec_files(mono: Path, tmp_path: Path, time: int) ->
     np.testing.assert_allclose(decoded, net.decode(codes, length=time)[0, 0].clamp(-1, 1).numpy(), atol=1e-3)
 
 
+@pytest.mark.slow
 def test_ecdc_files_of_segments_keep_their_scales(stereo: Path, tmp_path: Path) -> None:
     net = codec.load(stereo, "cpu")
     encoded = net.encode(noise(1, 2, 10_000))

@@ -104,7 +104,7 @@ def test_a_folder_is_compressed_and_restored_with_its_structure(tmp_path: Path, 
 
 
 def test_a_partly_restored_file_is_replaced(tmp_path: Path, model_file: Path) -> None:
-    compress(tones(tmp_path / "in" / "a.wav", time=20000), tmp_path / "in" / "a.codec", model=model_file)
+    compress(tones(tmp_path / "in" / "a.wav", time=20000), tmp_path / "in" / "a.codec", model=model_file, packet=1.0)
     data = (tmp_path / "in" / "a.codec").read_bytes()
     (tmp_path / "in" / "a.codec").write_bytes(data[:-30])
     (first,) = decompress_tree(tmp_path / "in", tmp_path / "out", model=model_file)
@@ -147,6 +147,7 @@ def killed_once(model: Path, source: Path, target: Path) -> compression.Report:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("forked_processes")
 @pytest.mark.filterwarnings("ignore")  # Ray's own
 @pytest.mark.parametrize("engine", ["local", "ray"])
 def test_every_file_is_written_once_when_a_process_is_killed(

@@ -104,6 +104,7 @@ def test_nan_is_not_a_bitrate() -> None:
         MATH.codebooks_for_bitrate(float("nan"))
 
 
+@pytest.mark.slow
 @given(
     time=st.integers(0, 10**13),
     from_rate=st.sampled_from([1, 8000, 11025, 22050, 44100, 48000, 96000, 2**31 - 1]),

@@ -218,6 +218,7 @@ def test_gaps_are_rounded_to_whole_frames(lm: CodecLM, model: Codec, monkeypatch
     assert unknown == list(range(20, 30 + model.frame_spec.decoder_delay // HOP))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("level", [Level(-20.0), Level(-23.0, "LUFS")])
 def test_prompts_are_normalized_to_the_level_of_the_model(
     model: Codec, monkeypatch: pytest.MonkeyPatch, level: Level
@@ -319,6 +320,7 @@ def test_frames_are_decoded_once(model: StepCodec, lm: CodecLM, monkeypatch: pyt
         return decode_step(codes, state)
 
     monkeypatch.setattr(model, "decode_step", counted)
+    monkeypatch.setenv("CODEC_BACKEND", "torch")
     time = joined(generate(lm, model, seconds=0.6, block_seconds=0.05)).shape[2]
     assert time == round(0.6 * RATE)
     assert len(pieces) > 5

@@ -53,11 +53,13 @@ def test_in_this_process_in_order(tmp_path: Path) -> None:
     assert list(outcomes(tmp_path, [0, 1, 2, 3, 5], jobs=1).items()) == list(EXPECTED.items())
 
 
+@pytest.mark.usefixtures("forked_processes")
 def test_tasks_of_a_killed_process_are_repeated(tmp_path: Path) -> None:
     assert outcomes(tmp_path, [0, 1, 2, 3, 5], jobs=2) == EXPECTED
     assert (tmp_path / "3.started").exists()
 
 
+@pytest.mark.usefixtures("forked_processes")
 def test_a_task_that_always_kills_its_process_becomes_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(parallel, "ATTEMPTS", 1)
     (result,) = outcomes(tmp_path, [4], jobs=2).values()

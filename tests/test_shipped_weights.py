@@ -25,8 +25,9 @@ REACHED: dict[tuple[str, str], Aim] = {
     ),  # the synthetic voice has few fricatives; recordings reach 0.20
     ("stripes", "worst_db"): Aim(high=10),
     ("stripes", "top_octave_worst_db"): Aim(high=10),
-    ("generations", "level_worst_db"): within(4),
-    ("generations", "pesq_ratio"): Aim(low=0.5),
+    ("generations", "level_worst_db"): within(7),
+    ("generations", "highs_worst_db"): within(4),
+    ("generations", "pesq_ratio"): Aim(low=0.42),
     ("second generation", "codebook_0_share"): Aim(low=0.5),
     ("second generation", "all_share"): Aim(low=0.28),
 }
@@ -57,7 +58,7 @@ def test_every_bound_has_an_aim() -> None:
 @pytest.mark.parametrize("num_codebooks", [3, 12])
 def test_the_image_of_panned_sources_survives(db: float, num_codebooks: int, tmp_path: Path) -> None:
     """Noise in each channel keeps the channels from being proportional, so that both are coded."""
-    source = resample(synthesize()[:, : 3 * RATE], RATE, 24_000)[0]
+    source = resample(synthesize()[:, : 2 * RATE], RATE, 24_000)[0]
     noise = np.random.default_rng(0).normal(0, 1e-3 * source.std(), (len(source), 2))
     panned = source[:, None] * [10 ** (db / 20), 1] / 10 ** (db / 20) + noise
     soundfile.write(tmp_path / "a.wav", panned, 24_000, subtype="FLOAT")

@@ -58,6 +58,7 @@ def test_a_part_of_a_family_that_looks_ahead(tmp_path: Path) -> None:
     np.testing.assert_allclose(samples(tmp_path / "part.wav"), samples(tmp_path / "whole.wav")[5600:10_400], atol=1e-5)
 
 
+@pytest.mark.slow
 def test_only_the_packets_of_a_part_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     compress(recording(tmp_path / "a.wav", seconds=60), tmp_path / "a.codec", model=MODEL, packet=0.1)
     sizes: list[int] = []

@@ -2,8 +2,6 @@
 
 import math
 import signal
-import subprocess
-import sys
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -23,6 +21,7 @@ from codec.io.packets import CodesPacket
 from codec.io.tags import NO_TAGS
 from codec.transcoding import append, concat, transcode
 from tests.cli.conftest import Cli, cli  # noqa: F401
+from tests.helpers import processes
 from tests.tiny import tiny_model
 
 MODEL = tiny_model()
@@ -264,8 +263,7 @@ def test_a_killed_append_leaves_a_whole_file(seconds: float, tmp_path: Path) -> 
         "append(sys.argv[1], sys.argv[2], model=tiny_model(), progress=started)\n"
         "kill.join()\n"
     )
-    command = [sys.executable, "-c", program, str(tmp_path / "b.wav"), str(whole)]
-    assert subprocess.run(command, cwd=Path(__file__).parents[1], check=False).returncode == -signal.SIGKILL
+    assert processes.run(program, tmp_path / "b.wav", whole).returncode == -signal.SIGKILL
     with bitstream.open_reader(whole) as reader:
         assert reader.check() == []
     np.testing.assert_array_equal(codes(whole)[:, :, : before.shape[2]], before)

@@ -3,7 +3,6 @@
 import io
 import os
 import re
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,7 @@ from codec.lm.filters import Sampling
 from codec.lm.sampling import max_prompt_frames
 from codec.models.base import Codec
 from tests.cli.conftest import Cli
+from tests.helpers import processes
 from tests.test_generation import lm_of
 from tests.tiny import tiny_model
 
@@ -60,6 +60,7 @@ def test_output_equals_the_library(cli: Cli, lm: CodecLM) -> None:
     assert re.fullmatch(r".* × real time, (\d+ samples clipped .*, )?seed 4\n", result.err)
 
 
+@pytest.mark.slow
 def test_every_option_has_an_effect(cli: Cli, lm: CodecLM) -> None:
     arguments = ["--speaker", "cleo", "--seconds", "0.2", "--guidance", "2", "--temperature", "0.9,1,1.1"]
     arguments += ["--top-k", "9", "--top-p", "0.9,0.8,0.7", "--min-p", "0.01", "--seed", "3", "--codec", "mine"]
@@ -135,18 +136,17 @@ pretrained.load_lm = lambda name, device: lm_of(tiny_model())
 pretrained.codec_of = lambda lm, name, device: tiny_model()
 run(["generate", "-o", "-", "--seconds", "inf", "--seed", "0"])
 """
-    root = Path(__file__).parents[2]
-    environment = os.environ | {"PYTHONPATH": str(root)}
-    with subprocess.Popen(
-        [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment, cwd=tmp_path
-    ) as process:
-        assert process.stdout
-        assert process.stderr
-        assert process.stdout.read(4) == b"RIFF"
-        assert len(process.stdout.read(4000)) == 4000
-        process.stdout.close()
-        assert process.stderr.read() == b""
-    assert process.returncode == 8
+    (output, stdout), (errors, stderr) = os.pipe(), os.pipe()
+    process = processes.start(code, stdout=stdout, stderr=stderr, cwd=tmp_path)
+    os.close(stdout)
+    os.close(stderr)
+    with os.fdopen(errors, "rb") as said:
+        with os.fdopen(output, "rb") as samples:
+            assert samples.read(4) == b"RIFF"
+            assert len(samples.read(4000)) == 4000
+        assert said.read() == b""
+    process.join()
+    assert process.exitcode == 8
 
 
 @pytest.fixture

@@ -71,11 +71,13 @@ def test_speech_option_computes_or_omits_stoi(cli: Cli, folder: Path, option: st
     assert (row["measures"]["stoi"] is not None) == taken
 
 
+@pytest.mark.slow
 def test_all_codebooks_are_evaluated_one_by_one(cli: Cli, folder: Path) -> None:
     assert cli("evaluate", "--data", folder, "--codebooks", "all", "--json", "out.json").code == 0
     assert {row["num_codebooks"] for row in json.loads(Path("out.json").read_text())["rows"]} == {1, 2, 3}
 
 
+@pytest.mark.slow
 def test_evaluate_continues_after_a_damaged_file(cli: Cli, folder: Path) -> None:
     (folder / "noise" / "bad.wav").write_text("not audio")
     result = cli("evaluate", "--data", folder)
@@ -120,6 +122,7 @@ def librispeech(cli: Cli) -> Path:
     return root
 
 
+@pytest.mark.slow
 def test_evaluate_reads_the_folders_of_librispeech(cli: Cli, librispeech: Path) -> None:
     """The command of docs/evaluate.md."""
     for package in ("visqol", "speechmos"):
@@ -143,6 +146,7 @@ def test_evaluate_reads_the_folders_of_librispeech(cli: Cli, librispeech: Path) 
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(shutil.which("opusenc") is None, reason="opus-tools is not installed")
 def test_baselines_have_rows_after_the_model(cli: Cli, folder: Path) -> None:
     result = cli("evaluate", "--data", folder, "--baseline", "opus:6,opus:32,original", "--json", "out.json")

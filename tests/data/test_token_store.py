@@ -52,6 +52,7 @@ def test_damage_is_found_and_named(tmp_path: Path, corpus: Path, model_file: Pat
             assert file.read_bytes() == whole
 
 
+@pytest.mark.slow
 def test_missing_or_wrong_metadata(tmp_path: Path, corpus: Path, model_file: Path) -> None:
     store = tmp_path / "store"
     tokenize(corpus, store, model=model_file)
@@ -138,6 +139,7 @@ def test_stores_without_a_newer_kind_are_read(tmp_path: Path, corpus: Path, mode
     assert all(one.codes.equal(other.codes) and one.row == other.row for one, other in zip(old, new, strict=True))
 
 
+@pytest.mark.slow
 def test_crops_are_uniform_over_all_positions(tmp_path: Path, model_file: Path) -> None:
     for folder, lengths in {"train": (0.02, 0.05, 0.1), "valid": (0.04,)}.items():
         for number, seconds in enumerate(lengths):

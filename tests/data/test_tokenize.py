@@ -525,6 +525,7 @@ def mapping() -> list[psutil.Process]:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("forked_processes")
 def test_two_processes_write_the_same_store(tmp_path: Path, model_file: Path) -> None:
     corpus = many(tmp_path / "corpus", 6)
     one = tokenize(corpus, tmp_path / "one", model=model_file)

@@ -80,6 +80,7 @@ def test_evaluation_of_a_good_generator(corpus: LabeledCorpus, trained: Classifi
     assert evaluate(speaker, tiny, corpus, trained, samples=33) == result
 
 
+@pytest.mark.slow
 def test_labels_are_requested_equally_often_and_seeds_once(
     corpus: LabeledCorpus, trained: Classifier, tiny: Codec
 ) -> None:
@@ -107,6 +108,7 @@ def test_evaluation_of_a_generator_of_one_word(corpus: LabeledCorpus, trained: C
     assert made.inception < 1.5
 
 
+@pytest.mark.slow
 def test_copies_of_training_clips_are_found(corpus: LabeledCorpus, trained: Classifier, tiny: Codec) -> None:
     known = {clip.label: clip for clip in corpus.train}
 
@@ -166,6 +168,7 @@ def test_recordings_are_normalized_to_the_level_of_the_model(
     assert row(found["", None], name) != row(found["same-", None], name) != row(found["same-", LEVEL], name)
 
 
+@pytest.mark.slow
 def test_no_held_out_recordings(corpus: LabeledCorpus, trained: Classifier, tiny: Codec) -> None:
     for few in ([], corpus.valid[:1]):
         alone = dataclasses.replace(corpus, valid=list(few))
@@ -315,6 +318,7 @@ def test_invalid_calls_fail(call: Call) -> None:
     assert call("--codec", "general-24k", label=WORDS, weights_hash="0" * 64).code == 7
 
 
+@pytest.mark.slow
 def test_invalid_options_fail_before_training(call: Call) -> None:
     assert "temperature = 0 is not above 0" in call("--temperature", 0, label=WORDS).err
     assert call("--guidance", 1e4, label=WORDS).code == 2

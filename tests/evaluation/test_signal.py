@@ -75,6 +75,7 @@ def slow_lsd(reference: Floats, degraded: Floats) -> float:
     return sum(frames) / len(frames)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("fast", "slow"), list(zip(DISTANCES, [slow_mel_dac, slow_stft_dac, slow_mrstft, slow_lsd], strict=True))
 )
@@ -85,6 +86,7 @@ def test_distances_equal_their_definitions(fast: Distance, slow: Distance, time:
         assert fast(reference, degraded) == pytest.approx(slow(reference, degraded), rel=2e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("distance", DISTANCES)
 def test_distances_compare_magnitudes_only(distance: Distance) -> None:
     reference = voice()
@@ -286,6 +288,7 @@ def test_speech_measures_of_equal_signals_are_their_highest(rate: int) -> None:
     assert metrics.stoi(speech, speech, rate=rate) == pytest.approx(1, abs=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("_eval_extra")
 def test_speech_measures_fall_with_noise() -> None:
     speech = voice(2)
@@ -312,10 +315,13 @@ def test_too_little_speech_has_no_score(time: int) -> None:
         assert math.isnan(metrics.stoi(short, short, rate=RATE))
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("_eval_extra")
-def test_pesq_of_long_speech_is_the_mean_of_its_pieces() -> None:
-    speech = voice(24, rate=16_000)
-    degraded = speech + np.linspace(0, 0.05, speech.size, dtype=np.float32) * noise(24, level=1, rate=16_000)
+def test_pesq_of_long_speech_is_the_mean_of_its_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert metrics.PESQ_PIECE == 20
+    monkeypatch.setattr(metrics, "PESQ_PIECE", 4)
+    speech = voice(6, rate=16_000)
+    degraded = speech + np.linspace(0, 0.05, speech.size, dtype=np.float32) * noise(6, level=1, rate=16_000)
     halves = [
         metrics.pesq_wb(x, y, rate=16_000) for x, y in zip(np.split(speech, 2), np.split(degraded, 2), strict=True)
     ]
@@ -323,6 +329,7 @@ def test_pesq_of_long_speech_is_the_mean_of_its_pieces() -> None:
     assert metrics.pesq_wb(speech, degraded, rate=16_000) == pytest.approx(sum(halves) / 2)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("_eval_extra")
 def test_noise_scores_below_the_end_of_the_pesq_scale() -> None:
     """P.862's raw scale ends at -0.5, which maps to 1.043; the ITU code goes below."""
@@ -343,6 +350,7 @@ def dnsmos_of_window(samples: Floats) -> float:
     return float(-0.06766283 * overall**2 + 1.11546468 * overall + 0.04602535)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("_eval_extra")
 def test_dnsmos_equals_its_network() -> None:
     speech = voice(9.01, rate=16_000)
@@ -352,6 +360,7 @@ def test_dnsmos_equals_its_network() -> None:
     assert scores[0] > scores[1] > 1
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("_eval_extra")
 def test_dnsmos_of_signals_that_its_package_refuses() -> None:
     loud = 8 * voice(2)
@@ -363,6 +372,7 @@ def test_dnsmos_of_signals_that_its_package_refuses() -> None:
         metrics.dnsmos(noise(0), rate=RATE)  # its package would loop forever
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("_eval_extra")
 @pytest.mark.parametrize(("mode", "highest"), [("speech", (4.2, 4.8)), ("audio", (4.73, 4.74))])
 def test_visqol_falls_with_noise(mode: Literal["speech", "audio"], highest: tuple[float, float]) -> None:
@@ -375,6 +385,7 @@ def test_visqol_falls_with_noise(mode: Literal["speech", "audio"], highest: tupl
     assert same > little > much >= 1
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("_eval_extra")
 def test_visqol_equals_its_command(tmp_path: Path) -> None:
     rate = 16_000
@@ -389,6 +400,7 @@ def test_visqol_equals_its_command(tmp_path: Path) -> None:
     assert metrics.visqol(*pair, rate=rate, mode="speech") == pytest.approx(float(score), abs=1e-3)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("_eval_extra")
 @pytest.mark.parametrize("mode", ["speech", "audio"])
 def test_limits_of_visqol(mode: Literal["speech", "audio"]) -> None:
@@ -403,10 +415,13 @@ def test_limits_of_visqol(mode: Literal["speech", "audio"]) -> None:
     assert metrics.visqol(late, late, rate=RATE, mode=mode) > 1  # the shortest signal that has a score
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("_eval_extra")
-def test_visqol_of_long_signals_is_the_mean_of_its_pieces() -> None:
-    speech = voice(24, rate=16_000)
-    degraded = speech + np.linspace(0, 0.05, speech.size, dtype=np.float32) * noise(24, level=1, rate=16_000)
+def test_visqol_of_long_signals_is_the_mean_of_its_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert metrics.VISQOL_PIECE == 20
+    monkeypatch.setattr(metrics, "VISQOL_PIECE", 2)
+    speech = voice(3, rate=16_000)
+    degraded = speech + np.linspace(0, 0.05, speech.size, dtype=np.float32) * noise(3, level=1, rate=16_000)
     halves = zip(np.split(speech, 2), np.split(degraded, 2), strict=True)
     first, second = (metrics.visqol(x, y, rate=16_000, mode="speech") for x, y in halves)
     assert first > second

@@ -124,6 +124,7 @@ def test_equal_rates_pass_through() -> None:
 # Reading
 
 
+@pytest.mark.slow
 @in_tmp
 @given(
     time=st.integers(1, 400),

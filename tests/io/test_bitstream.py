@@ -290,6 +290,7 @@ def test_payload_equals_packing_as_text(rows: int, sizes: list[int], frames: int
     assert entropy.pack(codes, sizes) == payload
 
 
+@pytest.mark.slow
 @settings(deadline=None)
 @given(
     channels=st.integers(1, 5),
@@ -374,6 +375,7 @@ STARTS = [BEGIN + n * PACKET for n in range(4)]  # of packets; the last has 2 fr
 END = STARTS[3] + PACKET - 15
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mask", [0x01, 0x80, 0xFF])
 @pytest.mark.parametrize("pipe", [False, True])
 def test_an_altered_byte_costs_its_packet_alone(mask: int, pipe: bool) -> None:

@@ -141,6 +141,7 @@ def test_bad_samples_and_layouts(monkeypatch: pytest.MonkeyPatch) -> None:
             Layout(rate, channels)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("piece", [1, 160, 5000])
 def test_packets_are_written_as_soon_as_they_are_complete(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, piece: int

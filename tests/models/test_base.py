@@ -1,9 +1,6 @@
 """What every codec offers a caller: ordinary tensors, gradients, unequal lengths, rates, sizes, one precision."""
 
 import math
-import subprocess
-import sys
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,6 +11,7 @@ from torch import Tensor, nn
 from codec.errors import ConfigError, UsageError
 from codec.models.causal import CausalCodec
 from codec.streams import StreamDecoder, StreamEncoder
+from tests.helpers import processes
 from tests.tiny import CONFIG, tiny_model
 
 HOP, RATE = CONFIG.hop, CONFIG.sample_rate
@@ -393,4 +391,4 @@ def test_torchaudio_is_not_imported_without_need() -> None:
         "model.decode(model.encode(audio, sample_rate=8000)); codec.StreamEncoder(model).push(audio)\n"
         "sys.exit('torchaudio' in sys.modules)"
     )
-    subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[2])
+    assert processes.run(code).returncode == 0

@@ -164,6 +164,7 @@ def test_interleaved_streams_equal_separate_streams(case: Case, hops: list[int])
         assert_same(torch.cat(made[row], dim=-1)[..., HOP:], alone)
 
 
+@pytest.mark.slow
 @all_cases
 @settings(max_examples=25)
 @given(past=st.integers(0, 59))

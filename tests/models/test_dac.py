@@ -46,6 +46,7 @@ def noise(*shape: int) -> Tensor:
     return 0.3 * torch.randn(*shape, generator=torch.Generator().manual_seed(1))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rates", [(2, 4, 8, 8), (2, 4, 5, 8), (3, 3)], ids=str)
 def test_the_receptive_field_is_that_of_the_gradient(rates: tuple[int, ...]) -> None:
     hop = int(torch.tensor(rates).prod())
@@ -65,6 +66,7 @@ def test_the_receptive_field_is_that_of_the_gradient(rates: tuple[int, ...]) -> 
     assert (-int(reached.min()), int(reached.max())) == field.decoder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ends", [[0, 1], [0, 500, 600], [0, 599, 2400, 3999], [0, 4000]], ids=str)
 def test_streams_of_blocks_equal_the_whole_signal(ends: list[int]) -> None:
     time = ends[-1]
@@ -127,6 +129,7 @@ def test_a_file_of_the_original_gives_the_same_model(tmp_path: Path) -> None:
     assert torch.equal(folded.encode(audio), MODEL.encode(audio))
 
 
+@pytest.mark.slow
 def test_a_folder_of_transformers_gives_the_same_model(tmp_path: Path) -> None:
     config = {
         "model_type": "dac",
@@ -163,6 +166,7 @@ def test_the_weights_hash_is_that_of_our_own_file(tmp_path: Path) -> None:
     assert codec.pretrained.describe(tmp_path / "weights.pth").weights_hash == net.weights_hash
 
 
+@pytest.mark.slow
 def test_incomplete_and_other_checkpoints_are_refused_by_name(tmp_path: Path) -> None:
     tensors = theirs(MODEL, "descript-audio-codec")
     lost = {name: tensor for name, tensor in tensors.items() if name != "decoder.model.0.weight"}

@@ -246,6 +246,7 @@ def test_segments_are_coded_alone_and_added_with_triangles(time: int) -> None:
     torch.testing.assert_close(STEREO.decode(encoded, length=time), total / weight, rtol=0, atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("time", SEGMENT_LENGTHS)
 def test_streams_of_segments_equal_the_whole_signal(time: int) -> None:
     audio = noise(2, 2, time)
@@ -362,6 +363,7 @@ HF: dict[str, Any] = {
 }
 
 
+@pytest.mark.slow
 def test_a_file_of_the_original_gives_the_same_model(tmp_path: Path) -> None:
     net = codec.load(original(tmp_path / "encodec.th"))
     assert net.name == "encodec"

@@ -224,6 +224,7 @@ def test_tokens(model_file: Path, tmp_path: Path) -> None:
     assert torch.equal(TokenStore(tmp_path / "store")[0].codes, encoded(mean).codes[0])
 
 
+@pytest.mark.slow
 def test_evaluation(model_file: Path, tmp_path: Path) -> None:
     (tmp_path / "data").mkdir()
     soundfile.write(tmp_path / "data" / "a.wav", noise(2, 16_000).numpy().T, 8000)

@@ -62,6 +62,7 @@ def test_nothing_outside_of_the_receptive_field_matters_with_windows() -> None:
         assert torch.equal(net.encode(changed)[..., frame], codes[..., frame])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", MODELS)
 @pytest.mark.parametrize("ends", [[0, 1], [0, 100, 120], [0, 599, 2400, 3999], [0, 4000]], ids=str)
 def test_streams_of_blocks_equal_the_whole_signal(kind: str, ends: list[int]) -> None:

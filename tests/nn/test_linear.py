@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import copy
 import pickle
-import subprocess
-import sys
 
 import pytest
 import torch
 from torch import nn
 
 from codec.nn.linear import HalfLinear, replace_linears
+from tests.helpers import processes
 
 pytestmark = pytest.mark.skipif(
     "fbgemm" not in torch.backends.quantized.supported_engines, reason="this CPU does not have the kernel"
@@ -59,10 +58,11 @@ def test_fallback_kernel_gives_equal_output(monkeypatch: pytest.MonkeyPatch) -> 
 @pytest.mark.slow
 def test_packing_does_not_warn() -> None:
     """In a process of its own, because torch warns once per process."""
-    code = "import torch; from codec.nn.linear import HalfLinear as Half; torch.set_grad_enabled(False)\n"
+    code = "import warnings; warnings.simplefilter('error')\n"
+    code += "import torch; from codec.nn.linear import HalfLinear as Half; torch.set_grad_enabled(False)\n"
     code += "Half(torch.nn.Linear(32, 8))(torch.randn(1, 32))"
-    done = subprocess.run([sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, check=True)
-    assert done.stderr == ""
+    done = processes.run(code)
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_gradients_of_the_input() -> None:

@@ -1,4 +1,4 @@
-"""Two processes train what one process trains on the whole batch. Run as a program, this file is one of the two."""
+"""Two processes train what one process trains on the whole batch. `main` is the program of the two."""
 
 from __future__ import annotations
 
@@ -30,6 +30,7 @@ from codec.training.codec.recipe import Recipe
 from codec.training.codec.task import build_task, train
 from codec.training.lm import task as lm_task
 from codec.training.shared_memory import SharedMemory
+from tests.helpers import processes
 from tests.helpers.checkpoints import scaled
 from tests.helpers.families import TINY
 from tests.helpers.training import (
@@ -176,24 +177,22 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
     settings = {"MASTER_ADDR": "localhost", "MASTER_PORT": str(port), "WORLD_SIZE": "2", "OMP_NUM_THREADS": "1"}
-    running = [
-        subprocess.Popen(
-            [sys.executable, "-m", "tests.training.test_distributed", str(folder)],
-            cwd=ROOT,
-            env=os.environ | settings | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(2)
-    ]
+    code = "import sys, tests.training.test_distributed as two; two.main(two.Path(sys.argv[1]))"
+    running = []
+    for rank in range(2):
+        with (folder / f"said-{rank}").open("wb") as file:
+            env = settings | {"RANK": str(rank), "LOCAL_RANK": str(rank)}
+            running.append(processes.start(code, folder, stdout=file.fileno(), stderr=file.fileno(), env=env))
     try:
-        said = [process.communicate(timeout=600)[1] for process in running]
+        for process in running:
+            process.join(600)
+        said = "\n".join((folder / f"said-{rank}").read_text() for rank in range(2))
+        assert [process.exitcode for process in running] == [0, 0], said
     finally:
         for process in running:
             process.kill()
-    assert [process.returncode for process in running] == [0, 0], "\n".join(said)
-    (folder / "said-0").write_text(said[0])
-    (folder / "said-1").write_text(said[1])
+            process.join()
+            process.close()
     return folder
 
 
@@ -300,7 +299,3 @@ def test_the_first_process_prints_and_writes(folder: Path) -> None:
     assert "mel of the validation clips" in (folder / "said-0").read_text()
     assert (folder / "said-1").read_text() == ""
     assert len(list((folder / "gradient/events").iterdir())) == 1
-
-
-if __name__ == "__main__":
-    main(Path(sys.argv[1]))

@@ -234,6 +234,7 @@ def test_pursuit_equals_a_slow_matching_pursuit(seed: int, most: int, gain: floa
         np.testing.assert_allclose(left[row].numpy(), expected_left, atol=1e-5 * gain)
 
 
+@pytest.mark.slow
 @given(seed=st.integers(0, 10_000))
 def test_the_residual_of_pursuit_is_the_decoding_error(seed: int) -> None:
     mode = torch.randint(0, LARGE.tones, (4,), generator=torch.Generator().manual_seed(seed))

@@ -38,6 +38,7 @@ def noisy(audio: Tensor, level: float) -> Tensor:
     return audio + level * torch.randn(audio.shape, generator=torch.Generator().manual_seed(0))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rate", [8000, 24000])
 def test_mel_equals_mel_dac(rate: int) -> None:
     audio = batch(items=2, time=3000)
