@@ -46,7 +46,7 @@ Inputs = Annotated[
     list[str],
     typer.Argument(
         metavar="INPUT",
-        help="One input and, optionally, OUTPUT: a file or folder, by default beside INPUT. For several inputs, name "
+        help="INPUT [OUTPUT], each a file or folder; OUTPUT is by default beside INPUT. For several inputs, name "
         "the folder with -o. - is standard input or standard output.",
         callback=_named,
     ),

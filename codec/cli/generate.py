@@ -136,7 +136,7 @@ def generate(
         str | None,
         typer.Option(
             metavar="P[,P...]",
-            help="Keep the smallest set of codes whose probabilities add up to P (nucleus sampling).",
+            help="Keep the fewest most probable codes whose probabilities add up to at least P (nucleus sampling).",
             rich_help_panel=SAMPLING,
         ),
     ] = None,

@@ -113,7 +113,7 @@ def tokenize(
     say(
         f"{report.clips} clips encoded ({duration(report.seconds)}), {report.already_encoded} already encoded, "
         f"{f'{report.removed} removed, ' if report.removed else ''}"
-        f"{len(report.failures)} failed; {report.shards} shards, {report.speed:.0f} × real time"
+        f"{len(report.failures)} failed; {plural(report.shards, 'shard')}, {report.speed:.0f} × real time"
     )
     lists_clips = (source / MANIFEST).is_file()
     if not (use_ffmpeg or lists_clips) and (unread := unread_note([source])):

@@ -63,7 +63,9 @@ def train(
     steps: Annotated[
         int | None,
         typer.Option(
-            min=1, help="Stop early, after this many steps in total; the schedule stays.", rich_help_panel=TRAINING
+            min=1,
+            help="Stop early, after this many steps in total; the learning rate still follows train.steps.",
+            rich_help_panel=TRAINING,
         ),
     ] = None,
     device: DeviceOption = "auto",

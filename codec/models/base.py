@@ -191,7 +191,7 @@ class Codec(nn.Module):
     def init_from_audio(self, audio: Audio) -> None:
         """Initialize from audio [batch, channels, time] before training: the codebooks, by k-means on the latents.
 
-        Families with a closed-form start do more.
+        Families that initialize from audio do more.
         """
         hop = self.frame_spec.hop
         audio = audio[..., : audio.shape[-1] // hop * hop]

@@ -24,7 +24,7 @@ def corpus(recording: Path) -> Path:
 def test_a_folder_becomes_a_store(cli: Cli, corpus: Path) -> None:
     result = cli("tokenize", corpus, "--out", "store", "--codebooks", 2)
     assert (result.code, result.out) == (0, b"")
-    assert result.err.startswith("3 clips encoded (2.10 s), 0 already encoded, 0 failed; 1 shards, ")
+    assert result.err.startswith("3 clips encoded (2.10 s), 0 already encoded, 0 failed; 1 shard, ")
     assert result.err.endswith(" × real time\n")
     store = TokenStore("store")
     assert [(clip.row.set, clip.codes.shape) for clip in store] == [("a", (2, 71)), ("a", (2, 71)), ("b", (2, 71))]

@@ -49,7 +49,7 @@ SPLITS = SIDES
 FILES = ("names", *(f"{split}.rows" for split in SPLITS))  # of an index, beside its index.json
 CHUNK = 2**14  # clips held in memory at a time while an index is built
 MAX_NAMED = 20  # unreadable files that are named one by one; the others are counted
-INIT_STEP = 2**32 - 1  # the step number of the crops for the closed-form start, which training never reaches
+INIT_STEP = 2**32 - 1  # the step number of the crops for the initialization from audio, which training never reaches
 MAX_FAILED_DRAWS = 100  # in a row
 FADE = 0.005  # s, of the cross-fade between clips, because a cut between two rooms is a click in neither recording
 MAX_GAIN = 10 ** (30 / 20)  # 30 dB, so that pauses are not amplified to noise
@@ -335,7 +335,7 @@ class Crops:
         return Batch(torch.from_numpy(np.stack(crops)), tuple(notes.values()))
 
     def init_audio(self, seconds: float, first: int = 0, last: int | None = None) -> Tensor:
-        """Crops [rows, channels, time] for the closed-form start, about `seconds` in all; or rows `first` to `last`."""
+        """Crops [rows, channels, time] for the initialization, about `seconds` in all; or rows `first` to `last`."""
         rows = math.ceil(seconds / self.config.crop)
         return self.batch(INIT_STEP, first, rows if last is None else last).audio
 

@@ -60,7 +60,7 @@ class DataConfig(Config):
     split_by: SplitBy = "file"
     """What a split keeps together where no speaker is known; "folder" if each piece or speaker has its own folder."""
     init_seconds: Seconds = 2000.0
-    """Seconds of audio for the closed-form start."""
+    """Seconds of audio for the initialization by PCA and k-means."""
     num_workers: int = Field(2, ge=0, le=1024)
     """Worker processes that read crops, per training process; 0 reads them in the training process."""
 
@@ -155,7 +155,7 @@ class TrainConfig(RunConfig):
     """The run of a codec."""
 
     start_from: str | None = None
-    """A model of any family to start from, by name or path, instead of the closed form; it gives [model] too."""
+    """A model of any family to start from, by name or path; it gives [model] too, and replaces `init_seconds`."""
     checkpoint_activations: bool = False
     """Activation checkpointing: compute the networks' blocks again in the backward pass, which saves memory."""
     sharding: Literal["none", "full"] = "none"

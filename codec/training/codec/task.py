@@ -1,4 +1,4 @@
-"""Training of a codec: the step with its losses, the closed-form start, validation."""
+"""Training of a codec: the step with its losses, the initialization from audio, validation."""
 
 from __future__ import annotations
 
@@ -176,14 +176,14 @@ class CodecTask:
         )
 
     def initialize(self, logger: Logger) -> None:
-        """Start from `train.start_from`, or from the closed form on audio that each process reads its share of.
+        """Start from `train.start_from`, or initialize from audio, of which each process reads its share.
 
         Raises ConfigError: the model to start from has another configuration. UsageError: the audio is silence.
         """
         assert self.train_data is not None
         state, start_from, seconds = self.train_state, self.run.start_from, self.data.init_seconds
         self.train_data.check_sound()
-        self.report(f"start from {start_from or f'the closed form on {seconds:g} s of audio'}")
+        self.report(f"start from {start_from}" if start_from else f"initialize from {seconds:g} s of audio")
         if start_from:
             load_pretrained(state.model, start_from)
             with torch.no_grad():
