@@ -274,7 +274,7 @@ def test_an_unexpected_exception_does_not_stop_the_folder(
 ) -> None:
     tones(tmp_path / "a.wav")
     tones(tmp_path / "b.wav")
-    monkeypatch.setattr(compression, "header_of", lambda *_: 1 / 0)
+    monkeypatch.setattr(compression, "header_of", lambda *_, **__: 1 / 0)
     outcomes = compress_tree(tmp_path, model=model_file)
     assert [str(outcome.error) for outcome in outcomes] == [
         "ZeroDivisionError: division by zero",

@@ -278,7 +278,7 @@ class Encoder(nn.Module):
         self.conv_out = nn.Conv1d(dim, dim, 7, padding=3, groups=dim if config.depthwise else 1)
 
     def forward(self, audio: Audio) -> Tensor:
-        if by_products(audio):
+        if by_products(audio) and not self.training:
             x = of_each(self.as_products, audio.transpose(1, 2)).transpose(1, 2)
         else:
             x = self.conv_in(audio)
@@ -319,7 +319,7 @@ class Decoder(nn.Module):
 
     def forward(self, latents: Tensor, generator: torch.Generator | None) -> Audio:
         x = self.attention(self.conv_in(latents))
-        if by_products(x):
+        if by_products(x) and not self.training:
             return self.as_products(x.transpose(1, 2), generator).transpose(1, 2)
         for block in self.blocks:
             x = block(x, generator)

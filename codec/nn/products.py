@@ -27,8 +27,12 @@ NARROW = 16  # input channels times kernel up to which windows are copied into o
 
 
 def by_products(x: Tensor) -> bool:
-    """Whether the functions below are for this input."""
-    return x.device.type == "cpu" and not torch.is_grad_enabled() and not is_exporting()
+    """Whether the functions below are for this input.
+
+    Not in distributed training, because sharded weights are whole only inside the forward of their own module.
+    """
+    distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
+    return x.device.type == "cpu" and not torch.is_grad_enabled() and not is_exporting() and not distributed
 
 
 def conv(layer: nn.Conv1d) -> Layer:

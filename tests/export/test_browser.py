@@ -249,7 +249,7 @@ def test_codec_file_of_fewer_codebooks(tab: Tab, model: StepCodec, tmp_path: Pat
     """The slider ends at the file's codebooks, and the file is saved as it is."""
     codes = model.encode(torch.from_numpy(voice(RATE))[None, None], num_codebooks=2)
     with (tmp_path / "two.codec").open("wb") as file:
-        writer = Writer(file, header_of(model, RATE, channels=1, num_codebooks=2), coder=0)
+        writer = Writer(file, header_of(model, RATE, channels=1, num_codebooks=2, packet=1.0), coder=0)
         writer.write(codes.numpy())
         writer.close(time=len(voice(RATE)))
     tab.open()

@@ -694,7 +694,7 @@ def test_a_pipe_gets_a_line_for_each_log_and_each_validation(
     assert out == ""
     hours, start, *lines = err.splitlines()
     assert hours == "train on 0.00 h, validate on 0.0 min"
-    assert start == "start from the closed form on 2 s of audio"
+    assert start == "initialize from 2 s of audio"
     assert [line.partition(":")[0] for line in lines] == ["step 2/6", "step 3", "step 4/6", "step 6/6", "step 6"]
     assert all("mel of the validation clips" in lines[index] for index in (1, 4))
     assert all(lines[index].partition(": ")[2].startswith("mel ") for index in (0, 2, 3))
