@@ -130,11 +130,10 @@ def encode_file(
     `channels` 1 mixes the recording down to one channel, `channel` takes one alone, 0 for the first. `use_ffmpeg` lets
     the program ffmpeg decode what libsndfile does not read. `model` is a name, a file, a training run's folder or a
     loaded model; `device` is for a model given by name, "auto" for a GPU if there is one. `force` replaces an existing
-    output, `verify` reads the output back and compares codes.
-    `packet` is the length of packets in seconds, 0.1 to 10; by default that of 2000 bytes of codes, at least 1.
-    `entropy` is the last payload coder that is tried: "none", "adaptive", "model", or "auto" for all that the codec
-    has; each packet takes the one with the fewest bytes. `vbr` lets frames have different numbers of codebooks,
-    about `vbr` on average in speech and `num_codebooks` at most.
+    output, `verify` reads the output back and compares codes. `packet` is the length of packets in seconds, 0.1 to 10;
+    by default that of 2000 bytes of codes, at least 1. `entropy` is the last payload coder that is tried: "none",
+    "adaptive", "model", or "auto" for all that the codec has; each packet takes the one with the fewest bytes. `vbr`
+    lets frames have different numbers of codebooks, about `vbr` on average in speech and `num_codebooks` at most.
 
     Raises UsageError, InputNotFound, UnsupportedAudio, UnknownModel, StorageError.
     """

@@ -126,12 +126,12 @@ def compress(
     all codebooks if both are None. `channels` 1 mixes the recording down to one channel (`codec.io.mixdown`), `channel`
     takes one alone, 0 for the first. `use_ffmpeg` as in `audio.open_reader`. `force` replaces a target that exists.
     `identify` stores size and checksum of the source in the header. `verify` reads the written file back and compares
-    its codes. `packet` is the length of packets in seconds, by default 1 in a pipe, and otherwise that
-    of PACKET_BYTES of codes, from 1 to 10. `entropy` is the last payload coder that is tried: "none",
-    "adaptive", "model" (an error if the codec has no network for it), or "auto" for all that the codec has. `vbr` lets
-    frames have different numbers of codebooks, about `vbr` on average in speech (`codec.variable_rate`). `raw` is the
-    layout of a source without a header. `device` is for a model given by name: "cpu", "cuda", or "auto" for CUDA if it
-    is available. `progress` is called after each block.
+    its codes. `packet` is the length of packets in seconds, by default 1 in a pipe, and otherwise that of PACKET_BYTES
+    of codes, from 1 to 10. `entropy` is the last payload coder that is tried: "none", "adaptive", "model" (an error if
+    the codec has no network for it), or "auto" for all that the codec has. `vbr` lets frames have different numbers of
+    codebooks, about `vbr` on average in speech (`codec.variable_rate`). `raw` is the layout of a source without a
+    header. `device` is for a model given by name: "cpu", "cuda", or "auto" for CUDA if it is available. `progress` is
+    called after each block.
 
     Pipes are live: samples of a WAV or raw source are encoded as they arrive, and each packet is written once it is
     complete.
@@ -256,10 +256,9 @@ def compress_into(
 ) -> tuple[Codec, Writer]:
     """Compress an open recording to a file, from the first byte to the last; return the model and the closed writer.
 
-    `packet` is the length of packets in seconds as in `compress`,
-    `source` the identity of the recording's file, if it is one, `tags`
-    those of the recording. The sample rate and the mix of the channels are those of `like`, a header, if given.
-    `entropy` and `vbr` as in `compress`.
+    `packet` is the length of packets in seconds as in `compress`, `source` the identity of the recording's file, if it
+    is one, `tags` those of the recording. The sample rate and the mix of the channels are those of `like`, a header, if
+    given. `entropy` and `vbr` as in `compress`.
     """
     if packet is not None and not SHORTEST_PACKET <= packet <= LONGEST_PACKET:
         raise UsageError(f"packets of {packet:g} s: use {SHORTEST_PACKET:g} to {LONGEST_PACKET:g} s")

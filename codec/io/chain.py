@@ -13,8 +13,6 @@ import os
 from bisect import bisect_right
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass, field
-from functools import lru_cache
 from itertools import accumulate
 from typing import BinaryIO, NamedTuple
 
@@ -31,6 +29,7 @@ SETTLING = {"VORBIS": 16384, "MPEG_LAYER_III": 4096}
 """Samples to decode before a part, by subtype: after one in five Vorbis seeks, libsndfile 1.2.2 decodes a thousand
 samples wrongly, and near the end of a file it may be at another position (findings/vorbis_seek.sh)."""
 _BLOCK = 2**14  # samples that are decoded at once to be passed over
+_MOST_KNOWN = 2**16
 
 
 class Link(NamedTuple):
@@ -41,51 +40,49 @@ class Link(NamedTuple):
     time: int
 
 
+_known: dict[tuple[int, ...], tuple[Link, ...]] = {}
+"""The links of files by device, inode, size and time of change, because training opens the same files many times."""
+
+
 def links(file: BinaryIO, open_link: Open, label: str) -> tuple[Link, ...]:
     """The recordings that follow each other in an Ogg or FLAC file; none if it has only one that libsndfile reads.
 
     Raises UnsupportedAudio if one of them cannot be read or differs in sample rate, channels or sample format.
     """
     status = os.fstat(file.fileno())
-    return _known_links(
-        _Known((status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns), file, open_link, label)
-    )
+    identity = status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
+    found = _known.get(identity)
+    if found is None:
+        found = _found(file, open_link, label)
+        if len(_known) >= _MOST_KNOWN:
+            _known.clear()
+        _known[identity] = found
+    return found
 
 
-@dataclass(frozen=True)
-class _Known:
-    """The identity of a file, as a key of the cache."""
-
-    identity: tuple[int, ...]
-    file: BinaryIO = field(compare=False)
-    open_link: Open = field(compare=False)
-    label: str = field(compare=False)
-
-
-@lru_cache(maxsize=4096)  # because a training run opens the same files many times
-def _known_links(known: _Known) -> tuple[Link, ...]:
-    starts = ogg.starts(known.file) or flac.starts(known.file)
-    if len(starts) < 2 and not (starts and ogg.flac(known.file, 0, 1)):
+def _found(file: BinaryIO, open_link: Open, label: str) -> tuple[Link, ...]:
+    starts = ogg.starts(file) or flac.starts(file)
+    if len(starts) < 2 and not (starts and ogg.flac(file, 0, 1)):
         return ()
-    runs = list(zip(starts, [*starts[1:], known.file.seek(0, os.SEEK_END)], strict=True))
+    runs = list(zip(starts, [*starts[1:], file.seek(0, os.SEEK_END)], strict=True))
     kinds = []
     found = []
     for number, (first, end) in enumerate(runs, 1):
         try:
-            with known.open_link(_bytes(known.file, first, end)) as source:
+            with open_link(_bytes(file, first, end)) as source:
                 kinds.append((source.samplerate, source.channels, source.subtype))
                 found.append(Link(first, end, _length(source)))
         except soundfile.LibsndfileError as error:
             if len(runs) == 1:
                 return ()
             raise UnsupportedAudio(
-                f"{known.label} holds {len(runs)} recordings one after another, and libsndfile cannot read number "
+                f"{label} holds {len(runs)} recordings one after another, and libsndfile cannot read number "
                 f"{number} at byte {first}: split it, or convert it to WAV or FLAC first"
             ) from error
     if len(set(kinds)) > 1:
         each = ", ".join(dict.fromkeys(f"{rate} Hz, {channels} ch, {subtype}" for rate, channels, subtype in kinds))
         raise UnsupportedAudio(
-            f"{known.label} holds {len(runs)} recordings of different kinds one after another ({each}): split it, or "
+            f"{label} holds {len(runs)} recordings of different kinds one after another ({each}): split it, or "
             "convert it to WAV or FLAC first (encode and tokenize take --ffmpeg)"
         )
     return tuple(found)

@@ -132,9 +132,7 @@ def bytes_for(sizes: Sequence[int], count: int) -> int:
 
 def pack(codes: Codes, sizes: Sequence[int]) -> bytes:
     """Pack codes [rows, codebooks, frames] of codebooks with these sizes, as coder 0 does."""
-    flat = np.ascontiguousarray(codes.transpose(2, 0, 1), ">u4")  # [frames, rows, codebooks]
-    bits = np.unpackbits(flat.view(np.uint8).reshape(-1, len(sizes), 4), axis=2)  # [frames * rows, codebooks, 32]
-    return np.packbits(bits[:, _used(sizes)]).tobytes()
+    return np.packbits(_words(codes)[:, _used(sizes)]).tobytes()
 
 
 def unpack(payload: bytes, sizes: Sequence[int], *, rows: int, frames: int) -> Codes:
@@ -146,17 +144,12 @@ def unpack(payload: bytes, sizes: Sequence[int], *, rows: int, frames: int) -> C
     words[:, used] = np.unpackbits(np.frombuffer(payload, np.uint8), count=rows * frames * used.sum()).reshape(
         rows * frames, -1
     )
-    codes = np.packbits(words, axis=2).view(">u4").astype(np.int64).reshape(frames, rows, len(sizes))
-    if (codes >= np.array(sizes)).any():
-        raise ValueError("codes beyond the size of their codebook")
-    return codes.transpose(1, 2, 0)
+    return _codes(words, sizes).reshape(frames, rows, len(sizes)).transpose(1, 2, 0)
 
 
 def pack_varying(codes: Codes, sizes: Sequence[int]) -> bytes:
     """Pack codes [rows, codebooks, frames], -1 behind the last codebook of a frame, as coder 0 does."""
-    present = _present(codes)
-    words = np.ascontiguousarray(codes.transpose(2, 0, 1), ">u4").view(np.uint8).reshape(*present.shape, 4)
-    packed = np.packbits(np.unpackbits(words, axis=2)[present[..., None] & _used(sizes)])
+    packed = np.packbits(_words(codes)[_present(codes)[..., None] & _used(sizes)])
     counts = (codes >= 0).sum(axis=1, keepdims=True)  # [rows, 1, frames]
     return pack(counts - 1, (len(sizes),)) + packed.tobytes()
 
@@ -172,9 +165,7 @@ def unpack_varying(payload: bytes, sizes: Sequence[int], *, rows: int, frames: i
         raise ValueError(f"{len(payload) - begin} bytes of codes, not {-(-count // 8)}")
     words = np.zeros(used.shape, np.uint8)
     words[used] = np.unpackbits(np.frombuffer(payload, np.uint8, offset=begin), count=count)
-    codes = np.packbits(words, axis=2).view(">u4").astype(np.int64)[..., 0]  # [frames * rows, codebooks]
-    if (codes >= np.array(sizes)).any():
-        raise ValueError("codes beyond the size of their codebook")
+    codes = _codes(words, sizes)
     codes[~present] = _UNKNOWN
     return codes.reshape(frames, rows, len(sizes)).transpose(1, 2, 0)
 
@@ -182,6 +173,20 @@ def unpack_varying(payload: bytes, sizes: Sequence[int], *, rows: int, frames: i
 def _present(codes: Codes) -> npt.NDArray[np.bool_]:
     """Which codes there are [frames * rows, codebooks]."""
     return (codes >= 0).transpose(2, 0, 1).reshape(-1, codes.shape[1])
+
+
+def _words(codes: Codes) -> npt.NDArray[np.uint8]:
+    """Codes [rows, codebooks, frames] as bits of big-endian words [frames * rows, codebooks, 32]."""
+    flat = np.ascontiguousarray(codes.transpose(2, 0, 1), ">u4")  # [frames, rows, codebooks]
+    return np.unpackbits(flat.view(np.uint8).reshape(-1, codes.shape[1], 4), axis=2)
+
+
+def _codes(words: npt.NDArray[np.uint8], sizes: Sequence[int]) -> Codes:
+    """Codes [frames * rows, codebooks] of the bits of words. Raises ValueError for codes beyond their codebook."""
+    codes = np.packbits(words, axis=2).view(">u4").astype(np.int64)[..., 0]
+    if (codes >= np.array(sizes)).any():
+        raise ValueError("codes beyond the size of their codebook")
+    return codes
 
 
 def bits(size: int) -> int:

@@ -16,9 +16,7 @@ _FLAC = b"\x7fFLAC"
 _LONGEST = 27 + 255 + 255 * 255  # bytes of a page
 _SMALL = 4 * _LONGEST  # bytes of a file whose pages are all looked at
 _PLACES = 0.21, 0.37, 0.59, 0.83  # in a file; up to 100 copies of a stream have pages out of place at one of them
-_TOLERANCE = (
-    0.15  # of a file, between the place of a page and its number; pages of one stream are of nearly equal sizes
-)
+_TOLERANCE = 0.15  # of a file, between the place of a page and its number: pages of a stream are of nearly equal sizes
 
 
 class _Page(NamedTuple):

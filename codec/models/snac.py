@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import partial
 from itertools import accumulate
 from typing import Annotated, ClassVar, Literal, cast
 
@@ -278,7 +279,7 @@ class Encoder(nn.Module):
         self.conv_out = nn.Conv1d(dim, dim, 7, padding=3, groups=dim if config.depthwise else 1)
 
     def forward(self, audio: Audio) -> Tensor:
-        if by_products(audio) and not self.training:
+        if by_products(self, audio):
             x = of_each(self.as_products, audio.transpose(1, 2)).transpose(1, 2)
         else:
             x = self.conv_in(audio)
@@ -319,7 +320,7 @@ class Decoder(nn.Module):
 
     def forward(self, latents: Tensor, generator: torch.Generator | None) -> Audio:
         x = self.attention(self.conv_in(latents))
-        if by_products(x) and not self.training:
+        if by_products(self, x):
             return self.as_products(x.transpose(1, 2), generator).transpose(1, 2)
         for block in self.blocks:
             x = block(x, generator)
@@ -331,10 +332,8 @@ class Decoder(nn.Module):
         for number, block in enumerate(self.blocks, start=1):
             noise = block.drawn(len(x), x.shape[1], generator, x.device)
             after = last if number == len(self.blocks) else None
-            items = [
-                block.as_products(item, None if noise is None else noise[row].T, after) for row, item in enumerate(x)
-            ]
-            x = items[0][None] if len(items) == 1 else torch.stack(items)
+            each = [None] * len(x) if noise is None else noise.transpose(1, 2)
+            x = of_each(partial(block.as_products, after=after), x, each)
         return x
 
 

@@ -10,8 +10,9 @@ Each function below takes a layer, brings its weights into order, and returns th
 Results differ from torch's in the last bits.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import reduce
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -26,13 +27,14 @@ TILE = 1 << 17  # numbers in a signal that stays in the cache of a CPU core toge
 NARROW = 16  # input channels times kernel up to which windows are copied into one matrix
 
 
-def by_products(x: Tensor) -> bool:
-    """Whether the functions below are for this input.
+def by_products(network: nn.Module, x: Tensor) -> bool:
+    """Whether the functions below are for this network and its input: for evaluation, and in one process.
 
-    Not in distributed training, because sharded weights are whole only inside the forward of their own module.
+    In distributed training, sharded weights are whole only inside the forward of their own module.
     """
     distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
-    return x.device.type == "cpu" and not torch.is_grad_enabled() and not is_exporting() and not distributed
+    evaluates = not network.training and not torch.is_grad_enabled() and not is_exporting()
+    return x.device.type == "cpu" and evaluates and not distributed
 
 
 def conv(layer: nn.Conv1d) -> Layer:
@@ -55,9 +57,10 @@ def in_turn(*layers: Layer) -> Layer:
     return lambda x: reduce(lambda signal, layer: layer(signal), layers, x)
 
 
-def of_each(network: Layer, x: Tensor) -> Tensor:
-    """A network for one signal, for each of x [batch, time, channels]."""
-    return network(x[0])[None] if len(x) == 1 else torch.stack([network(item) for item in x])
+def of_each(network: Callable[..., Tensor], *batches: Iterable[Any]) -> Tensor:
+    """A network for one signal, for each item of the batches, the first of which is x [batch, time, channels]."""
+    items = [network(*item) for item in zip(*batches, strict=True)]
+    return items[0][None] if len(items) == 1 else torch.stack(items)
 
 
 def bias_of(layer: nn.Conv1d | nn.ConvTranspose1d) -> Tensor:

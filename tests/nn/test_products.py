@@ -75,11 +75,13 @@ def test_residual_unit_and_activation() -> None:
         assert torch.equal(snake(first)(x[0].T)[:, 3], x[0, 3])
 
 
-def test_products_are_for_cpus_without_gradients() -> None:
-    assert not by_products(noise(1, 1))
+def test_products_are_for_evaluation_on_cpus_without_gradients() -> None:
+    network = nn.Identity().eval()
+    assert not by_products(network, noise(1, 1))
     with torch.no_grad():
-        assert by_products(noise(1, 1))
-        assert not by_products(noise(1, 1).to("meta"))
+        assert by_products(network, noise(1, 1))
+        assert not by_products(network, noise(1, 1).to("meta"))
+        assert not by_products(network.train(), noise(1, 1))
 
 
 @pytest.mark.parametrize("time", [1, 30, 1000])

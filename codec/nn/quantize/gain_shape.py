@@ -256,6 +256,7 @@ class GainShapeVQ(Quantizer):
     """
 
     decodes_to_latents = True
+    per_frame = True
     envelopes: Tensor
 
     def __init__(
@@ -336,8 +337,6 @@ class GainShapeVQ(Quantizer):
             parts = self.split(latents)
             residual = self.residual.encode_prefix(parts.residual, num_codebooks - 1)
             return keep_prefix(self.joined(*self.first_codes(parts), residual), num_codebooks)
-
-    per_frame = True
 
     def decode_prefix(self, codes: Codes) -> Latents:
         others = codes[:, 1:]

@@ -36,6 +36,7 @@ class ResidualVQ(Quantizer):
     """
 
     decodes_to_latents = True
+    per_frame = True
     stages: Sequence[VectorQuantizer]
 
     def __init__(
@@ -198,8 +199,6 @@ class ResidualVQ(Quantizer):
     def decode(self, codes: Codes) -> Latents:
         decoded = [stage.entries(codes[:, codebook]) for codebook, stage in enumerate(self.stages[: codes.shape[1]])]
         return torch.stack(decoded).sum(dim=0).transpose(1, 2)  # [batch, dim, frames]
-
-    per_frame = True
 
     def decode_prefix(self, codes: Codes) -> Latents:
         first = torch.arange(self.num_codebooks, device=codes.device)[:, None] * self.codebook_size
