@@ -43,7 +43,7 @@ from codec.io.bitstream import Damage, Header, Reader, SourceId, Writer, source_
 from codec.io.entropy import Choice, last_coder
 from codec.io.entropy_files import SUFFIX, look_beside
 from codec.io.entropy_model import find as find_network
-from codec.io.live import Layout, Recording, open_live
+from codec.io.pipes import Layout, Recording, open_live
 from codec.io.storage import is_streamed, mark_partial, other_than, stream_output
 from codec.io.tags import NO_TAGS, Tags
 from codec.io.tags import read as read_tags

@@ -135,6 +135,11 @@ def resampled_length(time: int, from_rate: int, to_rate: int) -> int:
     return _ceil_div(time * to_rate, from_rate)
 
 
+def real_time(speed: float) -> str:
+    """A speed in seconds of audio per second, as reports state it: "28 × real time", "0.042 × real time"."""
+    return f"{speed:.0f} × real time" if speed >= 10 else f"{speed:.2g} × real time"
+
+
 def _ceil_div(numerator: "Count", denominator: int) -> "Count":
     # integers, because ten hours at 96 kHz times a sample rate exceeds the 53 bits of a float
     return -(-numerator // denominator)

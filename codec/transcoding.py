@@ -18,8 +18,8 @@ from codec.errors import UsageError
 from codec.frames import resampled_length
 from codec.io.bitstream import Header, Packet, Reader, Writer, open_reader
 from codec.io.entropy import MODEL, Choice, last_coder
-from codec.io.live import Layout, open_live
 from codec.io.locks import claimed
+from codec.io.pipes import Layout, open_live
 from codec.io.storage import atomic_output, is_streamed, other_than, storing, stream_output
 
 MAX_SECONDS = 2**64  # as many as a file has samples at most

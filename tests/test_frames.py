@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from codec.errors import ConfigError
-from codec.frames import FrameSpec, resampled_length
+from codec.frames import FrameSpec, real_time, resampled_length
 
 MATH = FrameSpec(sample_rate=24000, hop=320, decoder_delay=320, num_codebooks=8, codebook_size=1024)
 frame_specs = st.builds(
@@ -123,3 +123,10 @@ def test_invalid_sizes(field: str, value: int) -> None:
     sizes = {"sample_rate": 24000, "hop": 320, "decoder_delay": 320, "num_codebooks": 8, "codebook_size": 1024}
     with pytest.raises(ConfigError, match=f"{field} is {value}"):
         FrameSpec(**{**sizes, field: value})
+
+
+@pytest.mark.parametrize(
+    ("speed", "text"), [(0.0417, "0.042"), (0.5, "0.5"), (2.34, "2.3"), (9.97, "10"), (28.4, "28"), (1234.5, "1234")]
+)
+def test_reports_of_slow_runs_state_a_figure(speed: float, text: str) -> None:
+    assert real_time(speed) == f"{text} × real time"

@@ -27,13 +27,14 @@ from codec.cli.options import (
     unread_note,
 )
 from codec.errors import UsageError
+from codec.frames import real_time
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from codec.compression import Report
     from codec.folders import Outcome
-    from codec.io.live import Layout
+    from codec.io.pipes import Layout
 
 
 def _named(inputs: list[str]) -> list[str]:
@@ -239,7 +240,7 @@ def _append(source: str, target: str, *, quiet: bool, **options: Any) -> None:
 
 
 def _layout(raw: bool, rate: int | None, channels: int | None) -> "Layout | None":
-    from codec.io.live import Layout
+    from codec.io.pipes import Layout
 
     if raw and rate is None:
         raise UsageError("--raw samples have no header: give their --rate in Hz, and --channels if there are several")
@@ -431,7 +432,7 @@ def _print_report(report: "Report", *, quiet: bool) -> None:
     saved = f" (entropy coding saved {report.entropy_saved:.0%})" if report.entropy_saved else ""
     say(
         f"{report.source} -> {report.target}: {duration(report.seconds)}{whole}, {report.compressed_bytes} bytes "
-        f"compressed{saved}, {report.bitrate:.2f} kbit/s, {report.speed:.0f} × real time"
+        f"compressed{saved}, {report.bitrate:.2f} kbit/s, {real_time(report.speed)}"
     )
     for note in report.notes:
         say(f"note: {note}")

@@ -24,6 +24,7 @@ from codec.cli.options import (
 )
 from codec.conditions import KINDS
 from codec.errors import StorageError, UsageError
+from codec.frames import real_time
 
 if TYPE_CHECKING:
     from codec.io.audio import Block
@@ -227,10 +228,10 @@ def generate(
         time, notes = _write(
             target, (block[0].cpu().numpy() for block in blocks), rate=rate, subtype=subtype, force=force, raw=raw
         )
-        speed = time / rate / (perf_counter() - began)
+        speed = real_time(time / rate / (perf_counter() - began))
         clipped = "".join(f"{note}, " for note in notes)
         name = "standard output" if target == "-" else target
-        say(f"{name}: {time / rate:.2f} s, {speed:.1f} × real time, {clipped}seed {number}")
+        say(f"{name}: {time / rate:.2f} s, {speed}, {clipped}seed {number}")
 
 
 def _check(output: str, *, endless: bool, count: int, raw: bool) -> None:

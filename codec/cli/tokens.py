@@ -22,6 +22,7 @@ from codec.cli.options import (
     say,
     unread_note,
 )
+from codec.frames import real_time
 
 MAX_LISTED = 20  # notes and failures that are listed
 
@@ -113,7 +114,7 @@ def tokenize(
     say(
         f"{report.clips} clips encoded ({duration(report.seconds)}), {report.already_encoded} already encoded, "
         f"{f'{report.removed} removed, ' if report.removed else ''}"
-        f"{len(report.failures)} failed; {plural(report.shards, 'shard')}, {report.speed:.0f} × real time"
+        f"{len(report.failures)} failed; {plural(report.shards, 'shard')}, {real_time(report.speed)}"
     )
     lists_clips = (source / MANIFEST).is_file()
     if not (use_ffmpeg or lists_clips) and (unread := unread_note([source])):

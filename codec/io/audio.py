@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 from codec.errors import InputNotFound, StorageError, UnsupportedAudio, UsageError
 from codec.frames import resampled_length
 from codec.io import ffmpeg, mpeg, riff
-from codec.io.chain import SETTLING, Chain, links
+from codec.io.chain import SETTLING, UNKNOWN, Chain, links, readable_length
 from codec.io.coded_channels import Mix, Survey
 from codec.io.mixdown import Mixdown, mixed_down
 from codec.io.pieces import Pieces
@@ -36,7 +36,6 @@ from codec.io.tags import Tags
 from codec.io.tags import write as write_tags
 
 Block = NDArray[np.float32]  # [channels, time]
-_UNKNOWN = 2**63 - 1  # samples, libsndfile's SF_COUNT_MAX: the header states no length
 MAX_MAGNITUDE = 1e6  # of samples, 120 dB over full scale; larger values are not audio
 INTEGER_PEAK = 100.0  # peak of floating-point samples from which on they look like integers
 MIN_RATE = 100  # Hz; recordings with a lower rate are not audio
@@ -118,7 +117,7 @@ class _Sequential(soundfile.SoundFile):  # type: ignore[misc]
 
     def buffer_read_into(self, buffer: NDArray[np.float32], dtype: str) -> int:
         """Tags behind the samples of a FLAC file are an error for libsndfile, which costs the block before them."""
-        if self.format != "FLAC" or self.frames == _UNKNOWN:
+        if self.format != "FLAC" or self.frames == UNKNOWN:
             return int(super().buffer_read_into(buffer, dtype))
         left = self.frames - self.tell()
         try:
@@ -160,7 +159,7 @@ class AudioReader:
         self._native_channels: int = self._source.channels
         self.channels = self._native_channels
         stated = self._source.frames
-        self.time: int | None = stated if stated < _UNKNOWN else None
+        self.time: int | None = stated if stated < UNKNOWN else None
         self._order = channel_order(self._source.format, self._native_channels)
         self._mix: Callable[[Block], Block] | None = None
         self._seen = 0
@@ -296,20 +295,11 @@ class AudioReader:
         """
         if self.time is not None and (self._stream or self._links or mpeg.is_mpeg(self.container) or self._is_plain()):
             return self.time
-        if self.time is not None:
-            with suppress(UnsupportedAudio):
-                self.part(self.time - 1, 1)
-                self._rewind()
-                return self.time
+        self._source.close()
+        counted = readable_length(self._opened)
         self._rewind()
-        try:
-            for _ in self.blocks(1024):  # a block with damage in it is lost
-                pass
-        except UnsupportedAudio:
-            if self._seen == 0:
-                raise
-        counted = self._seen
-        self._rewind()
+        if not counted:
+            next(self.blocks(1))  # raises what prevents it
         return counted
 
     def _is_plain(self) -> bool:

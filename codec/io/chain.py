@@ -13,6 +13,7 @@ import os
 from bisect import bisect_right
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from itertools import accumulate
 from typing import BinaryIO, NamedTuple
 
@@ -28,7 +29,9 @@ Open = Callable[[Pieces], soundfile.SoundFile]
 SETTLING = {"VORBIS": 16384, "MPEG_LAYER_III": 4096}
 """Samples to decode before a part, by subtype: after one in five Vorbis seeks, libsndfile 1.2.2 decodes a thousand
 samples wrongly, and near the end of a file it may be at another position (findings/vorbis_seek.sh)."""
+UNKNOWN = 2**63 - 1  # samples, libsndfile's SF_COUNT_MAX: the header states no length
 _BLOCK = 2**14  # samples that are decoded at once to be passed over
+_SMALL_BLOCK = 2**10  # samples that are decoded at once to be counted
 _MOST_KNOWN = 2**16
 
 
@@ -69,9 +72,9 @@ def _found(file: BinaryIO, open_link: Open, label: str) -> tuple[Link, ...]:
     found = []
     for number, (first, end) in enumerate(runs, 1):
         try:
-            with open_link(_bytes(file, first, end)) as source:
+            with _opened(open_link, file, first, end) as source:
                 kinds.append((source.samplerate, source.channels, source.subtype))
-                found.append(Link(first, end, _length(source)))
+            found.append(Link(first, end, readable_length(partial(_opened, open_link, file, first, end))))
         except soundfile.LibsndfileError as error:
             if len(runs) == 1:
                 return ()
@@ -88,27 +91,29 @@ def _found(file: BinaryIO, open_link: Open, label: str) -> tuple[Link, ...]:
     return tuple(found)
 
 
-def _bytes(file: BinaryIO, first: int, end: int) -> Pieces:
-    return Pieces(file, b"", ogg.flac(file, first, end) or [(first, end)])
+def _opened(open_link: Open, file: BinaryIO, first: int, end: int) -> soundfile.SoundFile:
+    return open_link(Pieces(file, b"", ogg.flac(file, first, end) or [(first, end)]))
 
 
-def _length(source: soundfile.SoundFile) -> int:
-    """The stated samples if the last one is there, else counted."""
-    buffer = np.empty((_BLOCK, source.channels), np.float32)
-    settling = SETTLING.get(source.subtype, 1)
-    if 0 < source.frames < 2**63 - 1:
-        with suppress(soundfile.LibsndfileError):
-            place = max(0, source.frames - settling)
-            if source.seek(place) == place and place + _count(source, buffer) == source.frames:
-                return int(source.frames)
-        source.seek(0)
-    return _count(source, buffer)
+def readable_length(opened: Callable[[], soundfile.SoundFile]) -> int:
+    """Samples that can be read: the stated number if the last one is there, else counted by decoding up to the end or
+    to the first damage."""
+    with opened() as source, suppress(soundfile.LibsndfileError):
+        stated = source.frames
+        place = max(0, stated - SETTLING.get(source.subtype, 1))
+        if stated < UNKNOWN and source.seek(place) == place and place + _count(source) == stated:
+            return int(stated)
+    with opened() as source:  # again, because a seek that failed may leave it anywhere
+        return _count(source)
 
 
-def _count(source: soundfile.SoundFile, buffer: NDArray[np.float32]) -> int:
+def _count(source: soundfile.SoundFile) -> int:
+    """Samples from here on; of a block with damage in it, none."""
+    buffer = np.empty((_SMALL_BLOCK, source.channels), np.float32)
     count = 0
-    while read := source.buffer_read_into(buffer, "float32"):
-        count += read
+    with suppress(soundfile.LibsndfileError):
+        while read := source.buffer_read_into(buffer, "float32"):
+            count += read
     return count
 
 
@@ -126,7 +131,7 @@ class Chain:
 
     def _opened(self) -> soundfile.SoundFile:
         link = self._links[self._number]
-        return self._open(_bytes(self._file, link.first, link.end))
+        return _opened(self._open, self._file, link.first, link.end)
 
     def close(self) -> None:
         """Close the recording that is open."""

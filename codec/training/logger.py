@@ -29,6 +29,7 @@ from rich.text import Text
 from torch import Tensor
 
 from codec.codes import entropy
+from codec.frames import real_time
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -345,7 +346,7 @@ def summary(metrics: Mapping[str, float]) -> str:
     if CODEBOOK_USE in metrics:
         parts.append(f"codebooks {metrics[CODEBOOK_USE]:.0%} used")
     if STEPS_PER_SECOND in metrics:
-        parts.append(f"{metrics[STEPS_PER_SECOND]:.2f} steps/s  {metrics[REAL_TIME]:.0f} × real time")
+        parts.append(f"{metrics[STEPS_PER_SECOND]:.2f} steps/s  {real_time(metrics[REAL_TIME])}")
     if metrics.get(DATA_WAIT, 0) >= 0.05:
         parts.append(f"{metrics[DATA_WAIT]:.0%} waiting for data")
     if metrics.get(BAD_FILES):

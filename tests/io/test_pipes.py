@@ -1,4 +1,4 @@
-"""io/live.py against libsndfile, and what pipes give before their end."""
+"""io/pipes.py against libsndfile, and what pipes give before their end."""
 
 import io
 import os
@@ -16,7 +16,7 @@ import soundfile
 from codec.compression import compress, decompress
 from codec.errors import UnsupportedAudio, UsageError
 from codec.io import audio, bitstream
-from codec.io.live import Layout, LiveReader, open_live
+from codec.io.pipes import Layout, LiveReader, open_live
 from codec.io.storage import stream_output
 from tests.tiny import tiny_model
 
