@@ -152,6 +152,28 @@ def test_dependencies_equal_imports() -> None:
     assert imported - needed - extras == set()
 
 
+def test_the_comparisons_have_their_packages() -> None:
+    """What tests/peers and the benchmark import is in the extra `peers`, or installed by .ci/peers, at one release."""
+    extra = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]["optional-dependencies"]["peers"]
+    script = (ROOT / ".ci/peers").read_text("utf-8")
+    assert 'pip install ".[dev,peers]"' in script
+    beside = re.search(r"^pip install --no-deps (.*)$", script, re.MULTILINE)
+    assert beside
+    assert f"$ {beside[0]}\n" in (ROOT / "CONTRIBUTING.md").read_text("utf-8")
+    pinned = {name for name in [*extra, *beside[1].split()] if "==" in name}
+    modules = {"descript-audio-codec": "dac", "descript-audiotools": "audiotools"}
+    installed = {modules.get(name, name) for name in (requirement.split("==")[0] for requirement in pinned)}
+    text = "\n".join(
+        path.read_text("utf-8") for path in [*(ROOT / "tests/peers").glob("*.py"), ROOT / "tools/bench_peers.py"]
+    )
+    imported = set(re.findall(r"(?:^ +from |importorskip\(\")(\w+)", text, re.MULTILINE))
+    assert {"dac", "encodec", "moshi", "rustymimi", "snac", "transformers"} <= imported <= installed
+    measured = (ROOT / "docs/benchmarks.md").read_text("utf-8")
+    for requirement in ("descript-audio-codec==1.0.0", "encodec==0.1.1", "moshi==0.2.13", "snac==1.2.1"):
+        assert requirement in pinned
+        assert requirement.replace("==", " ") in measured
+
+
 def test_public_names() -> None:
     from codec.api import compress, decode_file, decompress, encode_file, evaluate
     from codec.codes import Codes

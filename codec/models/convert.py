@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeAlias
@@ -31,47 +32,63 @@ Names: TypeAlias = Iterator[tuple[str, str]]
 class Dialect:
     """One way in which checkpoints of a family are written."""
 
+    family: str
+    """As the messages call it."""
     label: str
     """Whose checkpoints they are, for messages."""
     mark: str
-    """A tensor that checkpoints of no other dialect have."""
+    """A regular expression of the name of a tensor that checkpoints of no later dialect have."""
     config: Callable[[Tensors, Mapping[str, Any]], CodecConfig]
     """The configuration, from the folded tensors and the metadata that the checkpoint has beside them."""
     names: Callable[[Any], Names]
     """Names of all tensors of a model of that configuration."""
+    configured_by: str = ""
+    """What holds the configuration, where the tensors do not."""
     ignored: tuple[str, ...] = ()
     """Endings of tensors that only training needs."""
     prepare: Callable[[Tensors], Tensors] = dict
     """What to do with the tensors before they are named, if a tensor of ours is not one of theirs."""
 
 
-OWN_TYPES = frozenset(("dac", "encodec", "mimi"))
+OWN_TYPES = {"dac": "DAC", "encodec": "EnCodec", "mimi": "Mimi"}
 """Types of models of transformers that are families of this package."""
 
 
 def recognize(tensors: Tensors) -> Dialect | None:
     """The dialect of a checkpoint with these tensors, None if it is not known."""
-    return next((dialect for dialect in DIALECTS if dialect.mark in tensors), None)
+    return next((dialect for dialect in DIALECTS if any(re.fullmatch(dialect.mark, name) for name in tensors)), None)
+
+
+def stated_family(metadata: Mapping[str, Any]) -> str | None:
+    """The family that a configuration is of, by what only one family's have; None if it is of none of ours."""
+    for family, key in (("SNAC", "vq_strides"), ("DAC", "kwargs")):
+        if key in metadata:
+            return family
+    kind = metadata.get("model_type")
+    return OWN_TYPES.get(kind) if isinstance(kind, str) else None
 
 
 def convert(tensors: Tensors, metadata: Mapping[str, Any], *, label: str) -> tuple[CodecConfig, Tensors]:
     """Configuration and tensors, under the names of this package, of a checkpoint of another implementation.
 
     `metadata` is what the checkpoint says of itself: the kwargs of a DAC file, the config.json of transformers. `label`
-    names the checkpoint in errors. Raises UnknownModel for a checkpoint of no known family, and for one whose tensors
-    are missing, additional or of the wrong shape; it names them.
+    names the checkpoint in errors. Raises UnknownModel for a checkpoint of no known family, for one beside the
+    configuration of another family, and for one whose tensors are missing, additional or of the wrong shape; it names
+    them.
     """
     tensors = fold_weight_norm(tensors)
     dialect = recognize(tensors)
     if dialect is None:
         known = ", ".join(sorted({dialect.label for dialect in DIALECTS}))
         raise UnknownModel(f"{label} is not a checkpoint of a known codec family: give one of {known}")
+    _check_stated(dialect, metadata, label)
     try:
         tensors = dialect.prepare(tensors)
         config = dialect.config(tensors, metadata)
     except (KeyError, ValueError, TypeError, IndexError, RuntimeError, ConfigError) as error:
+        problem = f"it lacks {error}" if isinstance(error, KeyError) else error
         raise UnknownModel(
-            f"{label} is a checkpoint of {dialect.label} without a usable configuration: {error}"
+            f"{label} is a checkpoint of {dialect.label} without a usable configuration: {problem}"
         ) from error
     found: Tensors = {}
     missing = []
@@ -88,6 +105,18 @@ def convert(tensors: Tensors, metadata: Mapping[str, Any], *, label: str) -> tup
             f"{'; ' if missing and extra else ''}{_listed('not part of such a model', extra)}"
         )
     return config, found
+
+
+def _check_stated(dialect: Dialect, metadata: Mapping[str, Any], label: str) -> None:
+    """Raise UnknownModel if the configuration of a checkpoint is missing, or of another family than its tensors."""
+    stated = stated_family(metadata)
+    if stated not in (None, dialect.family):
+        raise UnknownModel(
+            f"{label} has the tensors of {dialect.family}, but it comes with the configuration of {stated}: download "
+            "both again, into a folder of their own"
+        )
+    if dialect.configured_by and not metadata:
+        raise UnknownModel(f"{label} is a checkpoint of {dialect.label} without {dialect.configured_by}")
 
 
 def fold_weight_norm(tensors: Mapping[str, Tensor]) -> Tensors:
@@ -574,41 +603,66 @@ def _snac_attention_names(config: SNACConfig, theirs: str, ours: str) -> Names:
             yield f"{theirs}.{name}", f"{ours}.{new}"
 
 
+_BESIDE = "config.json: put the one that it was published with beside it"
 DIALECTS = (
-    # SNAC has the tensors of DAC's mark too
-    *(
-        Dialect("snac", mark, _snac_config, _snac_names, ignored=("rel_pos.inv_freq",))
-        for mark in ("decoder.model.2.block.2.linear.weight", "decoder.model.2.to_qkv.weight")
-    ),
-    Dialect("descript-audio-codec", "encoder.block.1.block.0.block.0.alpha", _dac_config, _dac_names),
-    Dialect("transformers DacModel", "encoder.block.0.res_unit1.snake1.alpha", _hf_dac_config, _hf_dac_names),
     Dialect(
+        "DAC",
+        "descript-audio-codec",
+        r"encoder\.block\.\d+\.alpha",  # after the last level, where SNAC has no activation
+        _dac_config,
+        _dac_names,
+        configured_by="its metadata: give the file as it was published, or as the package saves it",
+    ),
+    Dialect(
+        "SNAC",
+        "snac",
+        r"encoder\.block\.1\.block\.0\.block\.0\.alpha",
+        _snac_config,
+        _snac_names,
+        configured_by=_BESIDE,
+        ignored=("rel_pos.inv_freq",),
+    ),
+    Dialect(
+        "DAC",
+        "transformers DacModel",
+        r"encoder\.block\.0\.res_unit1\.snake1\.alpha",
+        _hf_dac_config,
+        _hf_dac_names,
+        configured_by=_BESIDE,
+    ),
+    Dialect(
+        "EnCodec",
         "encodec",
-        "quantizer.vq.layers.0._codebook.embed",
+        r"quantizer\.vq\.layers\.0\._codebook\.embed",
         _encodec_config,
         _encodec_names,
         ignored=("_codebook.inited", "_codebook.embed_avg"),
     ),
     Dialect(
+        "EnCodec",
         "transformers EncodecModel",
-        "quantizer.layers.0.codebook.embed",
+        r"quantizer\.layers\.0\.codebook\.embed",
         _hf_encodec_config,
         _hf_encodec_names,
+        configured_by=_BESIDE,
         ignored=("codebook.inited", "codebook.embed_avg"),
     ),
     Dialect(
+        "Mimi",
         "moshi's Mimi",
-        "quantizer.rvq_first.input_proj.weight",
+        r"quantizer\.rvq_first\.input_proj\.weight",
         _moshi_config,
         _moshi_names,
         ignored=("_codebook._initialized",),
         prepare=_prepare_moshi,
     ),
     Dialect(
+        "Mimi",
         "transformers MimiModel",
-        "quantizer.semantic_residual_vector_quantizer.input_proj.weight",
+        r"quantizer\.semantic_residual_vector_quantizer\.input_proj\.weight",
         _hf_mimi_config,
         _hf_mimi_names,
+        configured_by=_BESIDE,
         ignored=("codebook.initialized",),
         prepare=_prepare_hf_mimi,
     ),

@@ -177,7 +177,7 @@ def test_incomplete_and_other_checkpoints_are_refused_by_name(tmp_path: Path) ->
         ({"state_dict": lost, **meta}, "missing: decoder.model.0"),
         ({"state_dict": more, **meta}, "not part of such a model: decoder.model.99.weight"),
         ({"state_dict": wrong, **meta}, "decoder.conv_in.weight"),
-        ({"state_dict": tensors}, "without a usable configuration"),
+        ({"state_dict": tensors}, "without its metadata: give the file"),
         ({"state_dict": {"a": torch.zeros(1)}}, "not a checkpoint of a known codec family"),
         ({"metadata": {}}, "holds no tensors"),
         ([1], "holds a list"),
