@@ -35,7 +35,10 @@ SIZES = [
 
 def test_every_example_has_a_test() -> None:
     names = sorted(path.name for path in EXAMPLES.iterdir() if path.is_file())
-    assert names == ["batch_ray.py", "gpt.py", "microphone.py", "onnx_decode.py", "read_codec.mjs", "read_codec.py"]
+    assert names == [
+        "batch_ray.py", "gpt.py", "microphone.py", "onnx_decode.py", "onnx_generate.py", "read_codec.mjs",
+        "read_codec.py",
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize("source", ["folder", "store"])

@@ -12,11 +12,11 @@ from codec.errors import UsageError
 def export(
     model: Annotated[
         str,
-        typer.Argument(metavar="MODEL", help="Name of a codec, its .safetensors file, or folder of a training run."),
+        typer.Argument(metavar="MODEL", help="Name of a model, its .safetensors file, or folder of a training run."),
     ],
     onnx: Annotated[
         Path,
-        typer.Option(metavar="DIR", help="Folder for encoder.onnx and decoder.onnx.", rich_help_panel=INPUT_OUTPUT),
+        typer.Option(metavar="DIR", help="Folder for the ONNX files.", rich_help_panel=INPUT_OUTPUT),
     ],
     opset: Annotated[
         int,
@@ -24,18 +24,24 @@ def export(
     ] = 18,
     force: ForceOption = False,
 ) -> None:
-    """Export a codec to ONNX, one step of the encoder and of the decoder, and compare both with torch.
+    """Export a codec or a language model to ONNX, each step with its state as inputs and outputs; compare with torch.
 
     Example: codec export general-24k --onnx general-24k-onnx
     """
     from codec import pretrained
-    from codec.export.onnx import export_onnx
+    from codec.checkpoint import LMCard
+    from codec.export import onnx as onnx_codec
+    from codec.export import onnx_lm
 
-    found = export_onnx(pretrained.load(model, "cpu"), onnx, opset=opset, force=force)
+    found: onnx_codec.Exported | onnx_lm.Exported
+    if isinstance(pretrained.describe(model), LMCard):
+        found, what = onnx_lm.export_lm(pretrained.load_lm(model, "cpu"), onnx, opset=opset, force=force), "logits"
+    else:
+        found, what = onnx_codec.export_onnx(pretrained.load(model, "cpu"), onnx, opset=opset, force=force), "audio"
     different = f" but {plural(len(found.near_ties), 'near-tie')} ({'; '.join(found.near_ties)})"
     say(
         f"{onnx}: {', '.join(path.name for path in found.files)}; {found.codes} codes are those of torch"
-        f"{different if found.near_ties else ''}, audio within {found.error:.0e}"
+        f"{different if found.near_ties else ''}, {what} within {found.error:.0e}"
     )
 
 

@@ -15,7 +15,7 @@ import copy
 import json
 import re
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
@@ -96,8 +96,8 @@ def export_onnx(model: Codec, folder: str | Path, *, opset: int = OPSET, force: 
         StorageError: the folder cannot be written to, or has such files and `force` is off.
         CodecError: ONNX Runtime does not compute what torch does.
     """
-    _check_packages()
-    _check_opset(opset)
+    check_packages()
+    check_opset(opset)
     steps = exportable(model)
     folder = Path(folder)
     targets = folder / FILES[0], folder / FILES[1]
@@ -125,26 +125,25 @@ def encoder_graph(model: StepCodec, opset: int = OPSET) -> bytes:
     hop, state = model.frame_spec.hop, model.encoder_state(2)
     example = {"audio": torch.zeros(2, model.channels, 3 * hop), "num_codebooks": torch.tensor(model.num_codebooks)}
     time = hop * torch.export.Dim("frames", min=2, max=MAX_FRAMES)
-    leaves, spec = pytree.tree_flatten(state)
-    step, names = EncoderStep(copy.deepcopy(model), spec), _names(state)
-    proto = _exported(step, example, dict(zip(names, leaves, strict=True)), time, output="codes", opset=opset)
-    return _finished(proto, describe(model, state, opset))
+    step, leaves = EncoderStep(copy.deepcopy(model), pytree.tree_structure(state)), _leaves(state)
+    varying = {"audio": {2: time}}
+    proto = exported(step, example, leaves, ["codes", *next_names(leaves)], opset=opset, varying=varying)
+    return finished(proto, describe(model, state, opset), {"audio": {2: "frames"}})
 
 
 def decoder_graph(model: StepCodec, opset: int = OPSET) -> bytes:
     """The decoder as an ONNX file."""
     state = model.decoder_state(2)
     example = {"codes": torch.zeros(2, model.num_codebooks, 3, dtype=torch.int64)}
-    leaves, spec = pytree.tree_flatten(state)
-    step, names, frames = DecoderStep(copy.deepcopy(model), spec), _names(state), torch.export.Dim.DYNAMIC
-    proto = _exported(step, example, dict(zip(names, leaves, strict=True)), frames, output="audio", opset=opset)
-    return _finished(proto, describe(model, state, opset))
+    step, leaves = DecoderStep(copy.deepcopy(model), pytree.tree_structure(state)), _leaves(state)
+    varying = {"codes": {2: torch.export.Dim.DYNAMIC}}
+    proto = exported(step, example, leaves, ["audio", *next_names(leaves)], opset=opset, varying=varying)
+    return finished(proto, describe(model, state, opset), {"codes": {2: "frames"}})
 
 
 def describe(model: StepCodec, state: State, opset: int) -> dict[str, Any]:
     """What a program must know to run a graph with this state; sizes in samples, rates in Hz."""
     spec = model.frame_spec
-    leaves = pytree.tree_leaves(state)
     return {
         "format": 1,
         "family": model.config.family,
@@ -157,11 +156,16 @@ def describe(model: StepCodec, state: State, opset: int) -> dict[str, Any]:
         "num_codebooks": model.num_codebooks,
         "codebook_sizes": list(model.codebook_sizes),
         "opset": opset,
-        "states": [
-            {"name": name, "shape": ["batch", *leaf.shape[1:]], "dtype": str(leaf.dtype).removeprefix("torch.")}
-            for name, leaf in zip(_names(state), leaves, strict=True)
-        ],
+        "states": describe_states(_leaves(state)),
     }
+
+
+def describe_states(state: dict[str, Tensor]) -> list[dict[str, Any]]:
+    """Name, shape and type of each state [batch, ...]."""
+    return [
+        {"name": name, "shape": ["batch", *leaf.shape[1:]], "dtype": str(leaf.dtype).removeprefix("torch.")}
+        for name, leaf in state.items()
+    ]
 
 
 class Step:
@@ -266,7 +270,7 @@ def exportable(model: Codec) -> StepCodec:
     return copy.deepcopy(model).cpu()
 
 
-def _check_packages() -> None:
+def check_packages() -> None:
     try:
         import onnx  # noqa: F401
         import onnxruntime  # noqa: F401
@@ -278,7 +282,7 @@ def _check_packages() -> None:
         ) from error
 
 
-def _check_opset(opset: int) -> None:
+def check_opset(opset: int) -> None:
     from onnx import defs
 
     if not OPSET <= opset <= defs.onnx_opset_version():
@@ -288,33 +292,44 @@ def _check_opset(opset: int) -> None:
         )
 
 
-def _names(state: State) -> list[str]:
-    """Names of the leaves of a state: state_backbone_0, ..."""
+def _leaves(state: State) -> dict[str, Tensor]:
+    """The leaves of a state by name: state_backbone_0, ..."""
     paths, _ = pytree.tree_flatten_with_path(state)
-    return ["_".join(["state", *re.findall(r"\w+", pytree.keystr(path))]) for path, _ in paths]
+    return {"_".join(["state", *re.findall(r"\w+", pytree.keystr(path))]): leaf for path, leaf in paths}
 
 
-def _next(names: list[str]) -> list[str]:
-    return [name.replace("state", "next", 1) for name in names]
+def next_names(states: Iterable[str]) -> list[str]:
+    """Names of the outputs that are the next states."""
+    return [name.replace("state", "next", 1) for name in states]
 
 
-def _exported(
-    step: nn.Module, example: dict[str, Tensor], state: dict[str, Tensor], varying: Any, *, output: str, opset: int
+def exported(
+    step: nn.Module,
+    inputs: dict[str, Tensor],
+    listed: dict[str, Tensor],
+    outputs: list[str],
+    *,
+    opset: int,
+    varying: dict[str, dict[int, Any]] | None = None,
 ) -> Any:
-    """The ONNX model of a step, as a protocol buffer; the last axis of the first input is `varying`."""
+    """The ONNX model of a step, as a protocol buffer. The step takes the inputs, and then a list of the `listed` ones.
+
+    The first axis of every input is the batch, unless it is a single number. `varying` names the other axes that vary.
+    """
     from onnxscript import optimizer
 
-    batch = torch.export.Dim.DYNAMIC
-    shapes = {0: batch, 2: varying}, *({} for _ in range(len(example) - 1)), [{0: batch} for _ in state]
+    axes = {name: {0: torch.export.Dim.DYNAMIC} if one.ndim else {} for name, one in (inputs | listed).items()}
+    for name, others in (varying or {}).items():
+        axes[name] |= others
     with torch.no_grad(), _quiet():
         program = torch.onnx.export(
             step.eval(),
-            (*example.values(), list(state.values())),
+            (*inputs.values(), list(listed.values())),
             dynamo=True,
-            dynamic_shapes=shapes,
+            dynamic_shapes=(*(axes[name] for name in inputs), [axes[name] for name in listed]),
             opset_version=opset,
-            input_names=[*example, *state],
-            output_names=[output, *_next(list(state))],
+            input_names=[*inputs, *listed],
+            output_names=outputs,
             optimize=False,
             verbose=False,
         )
@@ -339,10 +354,13 @@ def _quiet() -> Iterator[None]:
         logger.setLevel(level)
 
 
-def _finished(proto: Any, description: dict[str, Any]) -> bytes:
-    """The file: named axes, metadata, weights as fp16 where fp16 is exact, and nothing else."""
+def finished(proto: Any, description: dict[str, Any], axes: dict[str, dict[int, str]] | None = None) -> bytes:
+    """The file: named axes, metadata, weights as fp16 where fp16 is exact, and nothing else.
+
+    `axes` names, for each input, the axes that vary beside the batch, or what they are a multiple of.
+    """
     _strip(proto.graph)
-    _name_axes(proto.graph)
+    _name_axes(proto.graph, axes or {})
     _halve(proto.graph)
     entry = proto.metadata_props.add()
     entry.key, entry.value = "codec", json.dumps(description)
@@ -363,11 +381,13 @@ def _strip(graph: Any) -> None:
         del value.metadata_props[:]
 
 
-def _name_axes(graph: Any) -> None:
-    """Name the axes that vary `batch`, `frames` and a multiple of `frames`."""
-    first = graph.input[0].type.tensor_type.shape.dim
-    frames = first[2].dim_param.rpartition("*")[2]
-    names = {first[0].dim_param: "batch", frames: "frames"}
+def _name_axes(graph: Any, axes: dict[str, dict[int, str]]) -> None:
+    """Name the axes that vary, and what is computed from them, such as a multiple."""
+    names: dict[str, str] = {}
+    for one in graph.input:
+        shape = one.type.tensor_type.shape.dim
+        given = axes.get(one.name, {}) | ({0: "batch"} if shape else {})
+        names |= {shape[axis].dim_param.rpartition("*")[2]: name for axis, name in given.items()}
     for value in (*graph.input, *graph.output):
         for axis in value.type.tensor_type.shape.dim:
             if axis.dim_param:

@@ -71,7 +71,7 @@ class ClassConditioner(nn.ModuleList):
 
     def forward(self, conditioning: Conditioning) -> Float[Tensor, "batch width"]:
         classes = conditioning.classes
-        total = torch.zeros(len(classes), self.width, device=classes.device)
+        total = torch.zeros(classes.shape[0], self.width, device=classes.device)
         for kind, embedding in enumerate(self):
             assert isinstance(embedding, nn.Embedding)
             total = total + embedding(classes[:, kind] % embedding.num_embeddings)  # -1 is the last

@@ -187,7 +187,7 @@ class AttentionBlock(Checkpointable):
     def project_qkv(self, x: Tensor, rotation: tuple[Tensor, Tensor]) -> Tensor:
         """Queries, keys and values [3, batch, heads, steps, head_dim], with rotary positions applied."""
         steps = rotation[0].shape[-2]
-        qkv = self.qkv_proj(self.attention_norm(x)).view(len(x) // steps, steps, 3, self.num_heads, -1)
+        qkv = self.qkv_proj(self.attention_norm(x)).view(x.shape[0] // steps, steps, 3, self.num_heads, -1)
         return apply_rotary(qkv.permute(2, 0, 3, 1, 4), rotation)
 
     def attend(self, queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None, *, causal: bool) -> Tensor:
@@ -242,7 +242,9 @@ class Block(AttentionBlock):
             assert self.cross_norm
             assert self.cross_q_proj
             assert self.cross_out_proj
-            queries = self.cross_q_proj(self.cross_norm(x)).view(len(memory[0]), -1, self.num_heads, memory[0].shape[3])
+            queries = self.cross_q_proj(self.cross_norm(x)).view(
+                memory[0].shape[0], -1, self.num_heads, memory[0].shape[3]
+            )
             attended = self.attend(queries.transpose(1, 2), *memory, causal=False)
             x = x + self.dropout(self.cross_out_proj(attended))
         gate, up = self.gate_up_proj(self.mlp_norm(x)).chunk(2, dim=-1)

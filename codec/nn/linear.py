@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from codec.nn.exporting import is_exporting
+
 
 class HalfLinear(nn.Linear):
     """Multiply float32 inputs with fp16 weights, packed for inference from a linear layer.
@@ -40,7 +42,7 @@ class HalfLinear(nn.Linear):
         return has_kernel and weight.half().float().equal(weight)
 
     def forward(self, x: Tensor) -> Tensor:
-        if torch.is_grad_enabled() or x.device.type != "cpu" or x.dtype != torch.float32:
+        if torch.is_grad_enabled() or is_exporting() or x.device.type != "cpu" or x.dtype != torch.float32:
             return super().forward(x)
         return self.product(x)
 
