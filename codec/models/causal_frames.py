@@ -32,7 +32,10 @@ from codec.nn.compiled import (
     Product,
     array,
     block,
+    compiled,
     convnext,
+    entry_columns,
+    entry_sums,
     layer,
     multiply,
     nearest_sums,
@@ -49,11 +52,11 @@ from codec.nn.quantize.gain_shape import (
     SILENCE,
     TONE_ERROR,
     GainShapeVQ,
-    Modes,
     Parts,
 )
 from codec.nn.streaming import Chain, State
 
+COMPAND_FLOOR = 0.02
 NEAR = 0.999  # of a threshold, from which torch decides, because it sums in another order
 
 
@@ -103,6 +106,7 @@ class ShiftedDFT:
         self.size = size
         self.before = window * np.exp(-0.5j * np.pi / size * np.arange(len(window)))
         self.after = np.exp(-1j * np.pi / size * shift * (np.arange(size) + 0.5))
+        self.inverse_after, self.inverse_before = self.after.conj(), 2 * size * self.before.conj()
 
     def forward(self, x: Array) -> Array:
         """Complex [..., size] of x [..., length of the window]."""
@@ -111,7 +115,7 @@ class ShiftedDFT:
 
     def inverse(self, bins: Array) -> Array:
         """The transpose of the real part of `forward`."""
-        frames = np.fft.ifft(bins * self.after.conj(), 2 * self.size) * (2 * self.size * self.before.conj())
+        frames = np.fft.ifft(bins * self.inverse_after, 2 * self.size) * self.inverse_before
         out: Array = frames.real.astype(np.float32)
         return out
 
@@ -133,13 +137,9 @@ class EnvelopeFrames:
         self.curve, self.half_curve = product(envelope.curve.T), product(envelope.half_curve.T)
 
     def measure(self, power: Array) -> Array:
-        """Envelopes of the power of bins [batch, frames, hop]."""
-        mean = power.mean(axis=-1, keepdims=True) * np.float32(1e6) + np.float32(1e-5)
-        bands = times(power, self.weights) * np.float32(1e6) + np.float32(1e-5)
-        bands += np.float32(RANGE) * bands.max(axis=-1, keepdims=True)
-        gain = np.float32(0.5) * (np.log(mean) - np.float32(math.log(1e6)))
-        level = np.float32(0.5) * (np.log(bands) - np.float32(math.log(1e6)))
-        return np.concatenate([level - gain, np.float32(GAIN_WEIGHT) * gain], axis=-1)
+        """Envelopes of twice the power of bins [batch, frames, hop]."""
+        rows = flat(power)
+        return unflat(measured(rows, multiply(rows, *self.weights)), power)
 
     def nearest(self, envelope: Array) -> Array:
         """Codes [batch, frames] of the nearest entries."""
@@ -154,15 +154,13 @@ class EnvelopeFrames:
         """Natural logarithm of the shape at the bins of a curve."""
         return times(envelope[..., : self.bands], curve)
 
-    def divisor(self, envelope: Array) -> Array:
-        """Divisor of the bins."""
-        log_shape = self.log_shape(envelope, self.curve)
-        return np.exp(self.log_gain(envelope) + np.float32(self.exponent) * log_shape)
+    def log_divisor(self, envelope: Array) -> Array:
+        """Natural logarithm of the divisor of the bins."""
+        return self.log_gain(envelope) + np.float32(self.exponent) * self.log_shape(envelope, self.curve)
 
-    def half_level(self, envelope: Array) -> Array:
-        """Expected magnitude of bins of half frames."""
-        level: Array = np.exp(self.log_gain(envelope) + self.log_shape(envelope, self.half_curve))
-        return level
+    def log_half_level(self, envelope: Array) -> Array:
+        """Natural logarithm of the expected magnitude of bins of half frames."""
+        return self.log_gain(envelope) + self.log_shape(envelope, self.half_curve)
 
 
 class EncoderFrames:
@@ -180,14 +178,13 @@ class EncoderFrames:
         """(residual, envelope, its nearest code, MDCT bins, state) of audio [batch, frames * hop]."""
         hops = np.concatenate([cast(Any, state.samples), audio], axis=1).reshape(len(audio), -1, self.hop)
         spectrum = self.mdct.forward(np.concatenate([hops[:, :-1], hops[:, 1:]], axis=2))
-        bins = spectrum.real.astype(np.float32)
-        power = bins**2 + spectrum.imag.astype(np.float32) ** 2
-        envelope = self.envelopes.measure(np.float32(0.5) * power)
+        bins, power = (unflat(part, spectrum) for part in bins_and_power(flat(spectrum)))
+        envelope = self.envelopes.measure(power)
         nearest = self.envelopes.nearest(envelope)
         decoded = self.envelopes.entries[nearest]
-        divisor = self.envelopes.divisor(decoded)
-        companded = compand(bins / divisor, self.companding)
-        magnitude = np.float32(0.25) * np.log(power / divisor**2 + np.float32(1e-3))
+        log_divisor = self.envelopes.log_divisor(decoded)
+        normalized = relative(flat(bins), flat(power), flat(log_divisor), self.companding)
+        companded, magnitude = (unflat(part, bins) for part in normalized)
         x = times(np.concatenate([companded, magnitude, envelope - decoded], axis=2), self.in_proj)
         x, inner = through(self.blocks, x, state.backbone)
         residual = times(companded, self.pca) + times(normal(x, self.norm), self.out_proj)
@@ -202,6 +199,7 @@ class GainShapeFrames:
         codebooks = [array(stage.codebook) for stage in shape.residual.stages]
         self.num_codebooks, self.beams = len(codebooks), shape.residual.beam_size
         self.entries = stored(np.stack(codebooks))  # [codebooks, codebook_size, dim]
+        self.columns = entry_columns(self.entries)
         self.norms = np.stack([np.square(codebook).sum(axis=1) for codebook in codebooks])
         hop = shape.sizes[3]
         self.fold = ShiftedDFT(hop, 0.5, np.full(hop, math.sqrt(2 / hop)))
@@ -210,16 +208,12 @@ class GainShapeFrames:
         """Codes [batch, codebooks, frames] of what `EncoderFrames.step` gives."""
         code, others = self.first_codes(envelope, nearest, bins)
         if num_codebooks > 1:
-            found = nearest_sums(flat(residual), *self.searched(num_codebooks - 1), self.beams)
-            found = np.where(
-                (code >= self.shape.silence)[..., None], others[..., : num_codebooks - 1], unflat(found, code)
-            )
+            count = num_codebooks - 1
+            codebooks = self.entries[:count], self.columns[:count], self.norms[:count]
+            found = unflat(nearest_sums(flat(residual), *codebooks, self.beams), code)
+            found = np.where((code >= self.shape.silence)[..., None], others[..., :count], found)
             code = np.concatenate([code[..., None], found], axis=2)
         return np.ascontiguousarray(np.atleast_3d(code).swapaxes(1, 2))
-
-    def searched(self, num_codebooks: int) -> tuple[Array, Array]:
-        """The entries of the first codebooks, and their squares."""
-        return self.entries[:num_codebooks], self.norms[:num_codebooks]
 
     def first_codes(self, envelope: Array, nearest: Array, bins: Array) -> tuple[Array, Array]:
         """(codes [batch, frames] of codebook 0, codes [batch, frames, codebooks] of the others in modes or 0)."""
@@ -237,13 +231,16 @@ class GainShapeFrames:
         """Whether frames are near enough to a mode to be searched: bool [batch, frames]. See `Modes.find`."""
         modes = self.shape.modes
         energy = np.square(bins).sum(axis=-1)
-        weight = np.exp(np.float32(-0.5) * self.envelopes.log_shape(envelope, self.envelopes.curve))
-        near = tonal(np.square(bins * weight), modes)
+        audible: Array = energy > NEAR * modes.hop * SILENCE**2
+        if not audible.any():
+            return audible
+        log_shape = self.envelopes.log_shape(envelope, self.envelopes.curve)
+        near = tonal(flat(bins), flat(log_shape), len(modes.tone), modes.places, modes.high).reshape(audible.shape)
         if modes.clicks:
             peak = np.square(self.fold.forward(bins).real).max(axis=-1)
             near |= peak > NEAR * (1 - CLICK_ERROR) * energy
-        audible: Array = energy > NEAR * modes.hop * SILENCE**2
-        return near & audible
+        audible &= near
+        return audible
 
     def in_torch(self, envelope: Array, bins: Array) -> tuple[Array, Array]:
         """`first_codes` of frames [frames, ...]."""
@@ -258,9 +255,7 @@ class GainShapeFrames:
         code, others = codes[:, 0], codes[:, 1:].swapaxes(1, 2)  # [batch, frames], [batch, frames, codebooks - 1]
         learned = (code < self.shape.silence)[..., None]
         entries = np.where(learned, self.envelopes.entries[np.minimum(code, self.shape.silence - 1)], np.float32(0))
-        chosen = self.entries[np.arange(others.shape[2]), others]  # [batch, frames, codebooks - 1, dim]
-        chosen = chosen.view(np.float16) if chosen.dtype == np.uint16 else chosen
-        residual = np.where(learned, chosen.astype(np.float32).sum(axis=2), np.float32(0))
+        residual = unflat(entry_sums(self.entries, flat(np.where(learned, others, -1))), code)
         share = np.where(learned, np.float32(others.shape[2] / self.num_codebooks), np.float32(-1))
         bins = np.zeros((*code.shape, self.shape.sizes[3]), np.float32)
         if others.shape[2] and (code > self.shape.silence).any():
@@ -269,13 +264,72 @@ class GainShapeFrames:
         return residual, entries, share, bins
 
 
-def tonal(power: Array, modes: Modes) -> Array:
-    """Whether few bins have nearly all of the weighted power [batch, frames, hop]."""
-    total = power.sum(axis=-1)
-    first = max(0, modes.places - len(modes.tone))
-    largest = np.partition(power[..., : modes.places], first, axis=-1)[..., first:].sum(axis=-1)
-    high = power[..., modes.high :].sum(axis=-1) > NEAR * HIGH_SHARE * total
-    near: Array = largest > NEAR * (1 - np.where(high, HIGH_TONE_ERROR, TONE_ERROR)) * total
+@compiled
+def bins_and_power(spectrum: Array) -> tuple[Array, Array]:
+    """The real part and the squared magnitude of a spectrum, float32."""
+    bins, power = np.empty(spectrum.shape, np.float32), np.empty(spectrum.shape, np.float32)
+    for row in range(spectrum.shape[0]):
+        for index in range(spectrum.shape[1]):
+            value = spectrum[row, index]
+            bins[row, index], power[row, index] = value.real, value.real * value.real + value.imag * value.imag
+    return bins, power
+
+
+@compiled
+def measured(power: Array, bands: Array) -> Array:
+    """Envelopes [rows, bands + 1] of twice the power of the bins [rows, hop] and of the bands [rows, bands]."""
+    rows, count = bands.shape
+    envelope = np.empty((rows, count + 1), np.float32)
+    half, unit = np.float32(0.5e6), np.float32(math.log(1e6))
+    for row in range(rows):
+        mean = half * power[row].mean() + np.float32(1e-5)
+        largest = half * bands[row].max() + np.float32(1e-5)
+        gain = np.float32(0.5) * (np.log(mean) - unit)
+        for band in range(count):
+            level = half * bands[row, band] + np.float32(1e-5) + np.float32(RANGE) * largest
+            envelope[row, band] = np.float32(0.5) * (np.log(level) - unit) - gain
+        envelope[row, count] = np.float32(GAIN_WEIGHT) * gain
+    return envelope
+
+
+@compiled
+def relative(bins: Array, power: Array, log_divisor: Array, exponent: float) -> tuple[Array, Array]:
+    """Companded bins and logarithms of magnitudes [rows, hop], both relative to the divisor."""
+    companded, magnitude = np.empty_like(bins), np.empty_like(bins)
+    floor = np.float32(COMPAND_FLOOR)
+    lowest = floor ** np.float32(exponent)
+    for row in range(bins.shape[0]):
+        for index in range(bins.shape[1]):
+            factor = np.exp(-log_divisor[row, index])
+            value = bins[row, index] * factor
+            size = (abs(value) + floor) ** np.float32(exponent) - lowest
+            companded[row, index] = size if value >= 0 else -size
+            square = power[row, index] * factor * factor
+            magnitude[row, index] = np.float32(0.25) * np.log(square + np.float32(1e-3))
+    return companded, magnitude
+
+
+@compiled
+def tonal(bins: Array, log_shape: Array, count: int, places: int, high: int) -> Array:
+    """Whether the `count` largest of the first `places` bins have nearly all of the weighted power: bool [rows]."""
+    rows, hop = bins.shape
+    near, largest = np.empty(rows, np.bool_), np.empty(count, np.float32)
+    for row in range(rows):
+        total, above = np.float32(0), np.float32(0)
+        largest[:] = 0  # falling
+        for index in range(hop):
+            power = bins[row, index] * bins[row, index] * np.exp(-log_shape[row, index])
+            total += power
+            if index >= high:
+                above += power
+            if index < places and power > largest[count - 1]:
+                at = count - 1
+                while at > 0 and largest[at - 1] < power:
+                    largest[at] = largest[at - 1]
+                    at -= 1
+                largest[at] = power
+        error = HIGH_TONE_ERROR if above > NEAR * HIGH_SHARE * total else TONE_ERROR
+        near[row] = largest.sum() > NEAR * (1 - error) * total
     return near
 
 
@@ -305,44 +359,68 @@ class DecoderFrames:
         x, fine = through(self.fine, times(x, self.fine_proj).reshape(batch, 2 * frames, -1), state.fine)
         head = times(normal(x, self.fine_norm), self.head)
         on = (share >= 0).astype(np.float32)
-        linear = expand(times(residual, self.pca), self.companding) * self.envelopes.divisor(envelope)
-        bins = bins + on * linear * np.exp(np.clip(gain, *GAIN_RANGE))
+        linear = scaled(
+            flat(times(residual, self.pca)), flat(self.envelopes.log_divisor(envelope)), flat(gain), self.companding
+        )
+        bins = bins + on * unflat(linear, bins)
         audio, half = overlap_add(self.mdct.inverse(bins), cast(Any, state.half))
-        level = np.repeat(self.envelopes.half_level(envelope) * on, 2, axis=1)
-        position = cast(Any, state.position)
-        own, fine_half = overlap_add(self.spectrum(head, level, position) * self.window, cast(Any, state.fine_half))
+        log_level, position = self.envelopes.log_half_level(envelope), cast(Any, state.position)
+        short = self.spectrum(flat(head), flat(log_level), on, position)
+        own, fine_half = overlap_add(short * self.window, cast(Any, state.fine_half))
         after = DecoderState(inner, fine, *cast(Any, (half, fine_half, (position + frames) % NOISE_FRAMES)))
         return audio + own, after
 
-    def spectrum(self, head: Array, level: Array, position: Array) -> Array:
-        """Short frames [batch, 2 frames, hop] of the network's spectrum and noise."""
-        real, imaginary, loudness = np.split(head, 3, axis=-1)
-        loudness = np.exp(np.clip(loudness, *NOISE_RANGE))
-        row = (2 * position[:, None] + np.arange(head.shape[1])) % (2 * NOISE_FRAMES)
-        cosine, sine = np.split(self.noise[row], 2, axis=-1)
-        spectrum = level * (real + loudness * cosine) + 1j * (level * (imaginary + loudness * sine))
-        short: Array = np.fft.irfft(spectrum, self.hop, norm="ortho").astype(np.float32)
-        return short
+    def spectrum(self, head: Array, log_level: Array, on: Array, position: Array) -> Array:
+        """Short frames [batch, 2 frames, hop] of the network's spectrum and noise, from rows of frames."""
+        batch, frames, _ = on.shape
+        spectrum = noisy(head, log_level, on.reshape(-1), self.noise, position)
+        short: Array = np.fft.irfft(spectrum, self.hop, norm="ortho").astype(np.float32, copy=False)
+        return short.reshape(batch, 2 * frames, self.hop)
+
+
+@compiled
+def noisy(head: Array, log_level: Array, on: Array, noise: Array, position: Array) -> Array:
+    """Complex spectra [2 * rows, bins] of half frames from what the head gives for them [2 * rows, 3 * bins].
+
+    `log_level` [rows, bins] and `on` [rows] are those of whole frames, `noise` [half frames, 2 * bins] a table that is
+    read from twice the `position` [batch] on.
+    """
+    bins, frames = log_level.shape[1], head.shape[0] // len(position)
+    spectrum = np.zeros((head.shape[0], bins), np.complex64)
+    least, most = np.float32(NOISE_RANGE[0]), np.float32(NOISE_RANGE[1])
+    for row in range(head.shape[0]):
+        table = noise[(2 * position[row // frames] + row % frames) % len(noise)]
+        for index in range(bins if on[row // 2] else 0):
+            level = np.exp(log_level[row // 2, index])
+            loudness = np.exp(min(max(head[row, 2 * bins + index], least), most))
+            real = head[row, index] + loudness * table[index]
+            imaginary = head[row, bins + index] + loudness * table[bins + index]
+            spectrum[row, index] = complex(level * real, level * imaginary)
+    return spectrum
+
+
+@compiled
+def scaled(companded: Array, log_divisor: Array, gain: Array, exponent: float) -> Array:
+    """Bins [rows, hop] of companded ones, times the divisor and the gain."""
+    bins, floor = np.empty_like(companded), np.float32(COMPAND_FLOOR)
+    lowest, inverse = floor ** np.float32(exponent), np.float32(1 / exponent)
+    least, most = np.float32(GAIN_RANGE[0]), np.float32(GAIN_RANGE[1])
+    for row in range(bins.shape[0]):
+        for index in range(bins.shape[1]):
+            value = companded[row, index]
+            size = (abs(value) + lowest) ** inverse - floor
+            size *= np.exp(log_divisor[row, index] + min(max(gain[row, index], least), most))
+            bins[row, index] = size if value >= 0 else -size
+    return bins
 
 
 def overlap_add(frames: Array, before: Array) -> tuple[Array, Array]:
     """`codec.models.causal.overlap_add`."""
-    first, second = np.split(frames, 2, axis=-1)
-    audio = first + np.concatenate([before[:, None], second[:, :-1]], axis=1)
-    return audio.reshape(len(audio), -1), second[:, -1].copy()
-
-
-def compand(x: Array, exponent: float, floor: float = 0.02) -> Array:
-    """`codec.models.causal.compand`."""
-    out: Array = np.sign(x) * ((np.abs(x) + np.float32(floor)) ** np.float32(exponent) - np.float32(floor**exponent))
-    return out
-
-
-def expand(y: Array, exponent: float, floor: float = 0.02) -> Array:
-    """`codec.models.causal.expand`."""
-    lifted = np.abs(y) + np.float32(floor**exponent)
-    out: Array = np.sign(y) * (lifted ** np.float32(1 / exponent) - np.float32(floor))
-    return out
+    hop = frames.shape[2] // 2
+    audio = frames[:, :, :hop].copy()
+    audio[:, 0] += before
+    audio[:, 1:] += frames[:, :-1, hop:]
+    return audio.reshape(len(audio), -1), frames[:, -1, hop:].copy()
 
 
 def blocks(chain: Chain) -> list[Block]:
@@ -376,7 +454,7 @@ def times(x: Array, by: Product) -> Array:
 
 def flat(x: Array) -> Array:
     """Rows of frames."""
-    return np.ascontiguousarray(x).reshape(-1, x.shape[-1])
+    return np.ascontiguousarray(x).reshape(x.shape[0] * x.shape[1], x.shape[2])
 
 
 def unflat(rows: Array, like: Array) -> Array:

@@ -48,15 +48,15 @@ ERF_BOTTOM = tuple(
 )
 
 
-def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:
+def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
     """A function that numba compiles when it is first called, kept on disk if numba finds a folder for that."""
     options: dict[str, Any] = {"fastmath": {"contract", "reassoc", "nsz"}, "nogil": True}
     function = inspect.unwrap(function)  # the tests wrap functions to check their arguments
     try:
-        compiled: Callable[..., Any] = numba.njit(cache=True, **options)(function)
+        loops: Callable[..., Any] = numba.njit(cache=True, **options)(function)
     except RuntimeError:  # neither the package's folder nor the user's cache can be written to
-        compiled = numba.njit(**options)(function)
-    return compiled
+        loops = numba.njit(**options)(function)
+    return loops
 
 
 class Product(NamedTuple):
@@ -138,7 +138,7 @@ def _number(_context: Any, stored: Any) -> Any:
 number: Any = intrinsic(_number)
 
 
-@_compiled
+@compiled
 def multiply(x: Array, weight: Array, bias: Array) -> Array:
     """The product [rows, outputs] of x [rows, inputs] with a `Product`.
 
@@ -170,7 +170,7 @@ def multiply(x: Array, weight: Array, bias: Array) -> Array:
     return y
 
 
-@_compiled
+@compiled
 def normalize(x: Array, weight: Array, bias: Array) -> Array:
     """Layer normalization of x [rows, width], with torch's epsilon."""
     y = np.empty_like(x)
@@ -189,7 +189,7 @@ def normalize(x: Array, weight: Array, bias: Array) -> Array:
     return y
 
 
-@_compiled
+@compiled
 def gelu(x: Array) -> None:
     """GELU of x [rows, width] in place, with the rational approximation of erf of Eigen and XLA (error below 1e-6)."""
     for row in range(x.shape[0]):
@@ -205,7 +205,7 @@ def gelu(x: Array) -> None:
             x[row, index] = np.float32(0.5) * value * (np.float32(1) + z * top / bottom)
 
 
-@_compiled
+@compiled
 def convolve(x: Array, context: Array, taps: Array, bias: Array, y: Array, after: Array) -> None:
     """The depthwise convolution y [batch * frames, width] of x [batch, frames, width], and the next context.
 
@@ -229,7 +229,7 @@ def convolve(x: Array, context: Array, taps: Array, bias: Array, y: Array, after
                 after[signal, place, index] = x[signal, at, index] if at >= 0 else context[signal, before + at, index]
 
 
-@_compiled
+@compiled
 def convnext(
     x: Array,
     context: Array,
@@ -257,30 +257,61 @@ def convnext(
     return out, after
 
 
-@_compiled
-def distances(entries: Array, norms: Array, codebook: int, beams: Array, energy: Array, count: int, out: Array) -> None:
+def entry_columns(entries: Array) -> Array:
+    """Entries [codebooks, entries, dim] as [codebooks, dim, entries], dim a multiple of 4 with zeros at its end."""
+    missing = -entries.shape[2] % 4
+    return np.ascontiguousarray(np.pad(entries, ((0, 0), (0, 0), (0, missing))).swapaxes(1, 2))
+
+
+@compiled
+def entry_sums(entries: Array, codes: Array) -> Array:
+    """Sums [rows, dim] of the entries with the codes [rows, codebooks], without codes that are -1."""
+    sums = np.zeros((codes.shape[0], entries.shape[2]), np.float32)
+    for row in range(codes.shape[0]):
+        for codebook in range(codes.shape[1]):
+            entry = codes[row, codebook]
+            for index in range(entries.shape[2] if entry >= 0 else 0):
+                sums[row, index] += number(entries[codebook, entry, index])
+    return sums
+
+
+@compiled
+def quad(x: Array, at: int) -> tuple[float, float, float, float]:
+    """Four numbers, times -2."""
+    scale = np.float32(-2)
+    return scale * x[at], scale * x[at + 1], scale * x[at + 2], scale * x[at + 3]
+
+
+@compiled
+def distances(columns: Array, norms: Array, codebook: int, beams: Array, energy: Array, count: int, out: Array) -> None:
     """Errors out [beams, entries] of all entries of a codebook for the first `count` of `beams` [beams, dim].
 
-    Four beams at a time, because they share the reading of the entries; there are at least as many as that.
+    `columns` [codebooks, dim, entries] are the entries. Four beams and four dimensions at a time, because they share
+    the reading of the entries and of the errors; beams and dimensions must have room for that.
     """
-    dim = entries.shape[2]
+    dim, size = columns.shape[1:]
     for first in range(0, count, 4):
-        for entry in range(entries.shape[1]):
-            one, two, three, four = np.float32(0), np.float32(0), np.float32(0), np.float32(0)
-            for index in range(dim):
-                value = number(entries[codebook, entry, index])
-                one += value * beams[first, index]
-                two += value * beams[first + 1, index]
-                three += value * beams[first + 2, index]
-                four += value * beams[first + 3, index]
+        one, two, three, four = out[first], out[first + 1], out[first + 2], out[first + 3]
+        for entry in range(size):
             norm = norms[codebook, entry]
-            out[first, entry] = norm - np.float32(2) * one + energy[first]
-            out[first + 1, entry] = norm - np.float32(2) * two + energy[first + 1]
-            out[first + 2, entry] = norm - np.float32(2) * three + energy[first + 2]
-            out[first + 3, entry] = norm - np.float32(2) * four + energy[first + 3]
+            one[entry], two[entry] = norm + energy[first], norm + energy[first + 1]
+            three[entry], four[entry] = norm + energy[first + 2], norm + energy[first + 3]
+        for at in range(0, dim, 4):
+            a, b = columns[codebook, at], columns[codebook, at + 1]
+            c, d = columns[codebook, at + 2], columns[codebook, at + 3]
+            a1, b1, c1, d1 = quad(beams[first], at)
+            a2, b2, c2, d2 = quad(beams[first + 1], at)
+            a3, b3, c3, d3 = quad(beams[first + 2], at)
+            a4, b4, c4, d4 = quad(beams[first + 3], at)
+            for entry in range(size):
+                va, vb, vc, vd = number(a[entry]), number(b[entry]), number(c[entry]), number(d[entry])
+                one[entry] += a1 * va + b1 * vb + c1 * vc + d1 * vd
+                two[entry] += a2 * va + b2 * vb + c2 * vc + d2 * vd
+                three[entry] += a3 * va + b3 * vb + c3 * vc + d3 * vd
+                four[entry] += a4 * va + b4 * vb + c4 * vc + d4 * vd
 
 
-@_compiled
+@compiled
 def lowest(errors: Array, beams: int, keep: int, best: Array, place: Array) -> int:
     """The lowest errors of the first `beams` [beams, entries], lowest first: their number, at most `keep`."""
     size, found = errors.shape[1], 0
@@ -298,16 +329,17 @@ def lowest(errors: Array, beams: int, keep: int, best: Array, place: Array) -> i
     return found
 
 
-@_compiled
-def nearest_sums(rows: Array, entries: Array, norms: Array, most: int) -> Array:
+@compiled
+def nearest_sums(rows: Array, entries: Array, columns: Array, norms: Array, most: int) -> Array:
     """Codes [rows, codebooks] of a beam search of `most` beams: see `ResidualVQ.search_distances`.
 
-    `entries` [codebooks, entries, dim] as the weight of a `Product`; `norms` [codebooks, entries] are their squares.
+    `entries` [codebooks, entries, dim] as the weight of a `Product`, `columns` the same by `entry_columns`; `norms`
+    [codebooks, entries] are their squares.
     """
     num_codebooks, size, dim = entries.shape
     codes = np.empty((rows.shape[0], num_codebooks), np.int64)
-    padded = (most + 3) // 4 * 4
-    residual, after = np.zeros((padded, dim), np.float32), np.zeros((padded, dim), np.float32)
+    padded, width = (most + 3) // 4 * 4, columns.shape[1]
+    residual, after = np.zeros((padded, width), np.float32), np.zeros((padded, width), np.float32)
     chain, chain_after = np.zeros((most, num_codebooks), np.int64), np.zeros((most, num_codebooks), np.int64)
     energy, errors = np.zeros(padded, np.float32), np.empty((padded, size), np.float32)
     best, place = np.zeros(most, np.float32), np.zeros(most, np.int64)
@@ -317,7 +349,7 @@ def nearest_sums(rows: Array, entries: Array, norms: Array, most: int) -> Array:
         for index in range(dim):
             residual[0, index] = rows[row, index]
         for codebook in range(num_codebooks):
-            distances(entries, norms, codebook, residual, energy, beams, errors)
+            distances(columns, norms, codebook, residual, energy, beams, errors)
             beams = lowest(errors, beams, 1 if codebook == num_codebooks - 1 else most, best, place)
             for beam in range(beams):
                 parent, entry = place[beam] // size, place[beam] % size

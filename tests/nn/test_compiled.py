@@ -51,3 +51,30 @@ def test_blocks(frames: int, kernel: int) -> None:
     found, next_context = compiled.convnext(*(compiled.array(part.mT) for part in (x, context)), *weights)
     np.testing.assert_allclose(found, expected.mT.numpy(), atol=1e-5)
     np.testing.assert_array_equal(next_context, after.mT.numpy())
+
+
+@pytest.mark.parametrize("exact", [True, False])
+@pytest.mark.parametrize(("dim", "beams"), [(8, 1), (8, 4), (5, 7)])
+def test_searches_find_the_lowest_sums(dim: int, beams: int, exact: bool) -> None:
+    """Of all sums of entries of two codebooks if no beam is lost, and of the sums that are left otherwise."""
+    size = 3
+    entries, rows = randn(2, size, dim).half().float(), randn(4, dim).numpy()
+    stored = compiled.stored(entries.numpy()) if exact else entries.numpy()
+    norms = entries.square().sum(dim=2).numpy()
+    found = compiled.nearest_sums(rows, stored, compiled.entry_columns(stored), norms, beams)
+    for row, codes in zip(rows.astype(float), found, strict=True):
+        first = np.argsort(np.square(row - entries[0].numpy()).sum(axis=1))[:beams]
+        sums = {
+            (one, other): np.square(row - entries[0, one].numpy() - entries[1, other].numpy()).sum()
+            for one in first.tolist()
+            for other in range(size)
+        }
+        assert tuple(codes) == min(sums, key=sums.__getitem__)
+
+
+def test_sums_of_entries() -> None:
+    entries = randn(3, 4, 5).half().float().numpy()
+    codes = np.array([[0, 3, 2], [1, -1, -1]])
+    expected = np.stack([entries[0, 0] + entries[1, 3] + entries[2, 2], entries[0, 1]])
+    for stored in (entries, compiled.stored(entries)):
+        np.testing.assert_allclose(compiled.entry_sums(stored, codes), expected, atol=1e-6)
