@@ -54,6 +54,7 @@ from codec.variable_rate import VariableRate
 
 SHORTEST_PACKET, LONGEST_PACKET = 0.1, 10.0  # seconds
 LIVE_PACKET = 1.0  # seconds, the shortest that is chosen
+LEAST_PACKETS = 20  # of a recording whose packets are longer than that: a damaged packet costs a twentieth of it
 PACKET_BYTES = 2000  # of codes in coder 0: their headers take 0.8 % of ten minutes, 1.0 % where 10 s have less
 MIX_TOLERANCE = 1e-3  # of gains that are measured again in every recording
 
@@ -126,12 +127,12 @@ def compress(
     all codebooks if both are None. `channels` 1 mixes the recording down to one channel (`codec.io.mixdown`), `channel`
     takes one alone, 0 for the first. `use_ffmpeg` as in `audio.open_reader`. `force` replaces a target that exists.
     `identify` stores size and checksum of the source in the header. `verify` reads the written file back and compares
-    its codes. `packet` is the length of packets in seconds, by default 1 in a pipe, and otherwise that of PACKET_BYTES
-    of codes, from 1 to 10. `entropy` is the last payload coder that is tried: "none", "adaptive", "model" (an error if
-    the codec has no network for it), or "auto" for all that the codec has. `vbr` lets frames have different numbers of
-    codebooks, about `vbr` on average in speech (`codec.variable_rate`). `raw` is the layout of a source without a
-    header. `device` is for a model given by name: "cpu", "cuda", or "auto" for CUDA if it is available. `progress` is
-    called after each block.
+    its codes. `packet` is the length of packets in seconds, by default 1 in a pipe, and otherwise a twentieth of the
+    recording, from 1 to 10, but at most that of PACKET_BYTES of codes. `entropy` is the last payload coder that is
+    tried: "none", "adaptive", "model" (an error if the codec has no network for it), or "auto" for all that the codec
+    has. `vbr` lets frames have different numbers of codebooks, about `vbr` on average in speech
+    (`codec.variable_rate`). `raw` is the layout of a source without a header. `device` is for a model given by name:
+    "cpu", "cuda", or "auto" for CUDA if it is available. `progress` is called after each block.
 
     Pipes are live: samples of a WAV or raw source are encoded as they arrive, and each packet is written once it is
     complete.
@@ -272,7 +273,9 @@ def compress_into(
     mix = reader.survey(codec.limit) if isinstance(reader, AudioReader) and may_mix else None
     coded = len(mix.coded) if mix else reader.channels
     header = replace(
-        header_of(codec, reader.rate, coded, num_codebooks, packet, average=vbr),
+        header_of(
+            codec, reader.rate, coded, num_codebooks, packet, average=vbr, seconds=(reader.time or 0) / reader.rate
+        ),
         channels=reader.channels,
         mix=mix.matrix if mix else (),
         time=reader.time or 0,
@@ -616,10 +619,12 @@ def header_of(
     packet: float | None = None,
     *,
     average: float | None = None,
+    seconds: float = 0.0,
 ) -> Header:
     """The header of a file with this model's codes; `rate` and `channels` are the source's, `packet` is in seconds.
 
-    Without `packet`, packets are as long as PACKET_BYTES of codes, with `average` codebooks if they vary.
+    Without `packet`, packets are as long as PACKET_BYTES of codes, with `average` codebooks if they vary, but not
+    longer than LIVE_PACKET or one of LEAST_PACKETS parts of the recording's `seconds`, whichever is longer.
 
     Raises UsageError if the model has no weights hash.
     """
@@ -630,7 +635,7 @@ def header_of(
     if packet is None:
         typical = num_codebooks if average is None else min(num_codebooks, max(1, round(average)))
         wanted = 8 * PACKET_BYTES / 1000 / (rows * spec.bitrate(typical))
-        packet = min(max(wanted, LIVE_PACKET), LONGEST_PACKET)
+        packet = max(LIVE_PACKET, min(wanted, LONGEST_PACKET, seconds / LEAST_PACKETS))
     frames = min(spec.frames_per_packet(packet), bitstream.MAX_CODES // (rows * num_codebooks))
     return Header(
         family=model.config.family,

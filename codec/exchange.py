@@ -50,7 +50,7 @@ def import_codes(
     scale = found.scale
     if net.segment_frames and scale is None:
         scale = np.ones((rows, frames), np.float32)
-    header = header_of(net, rate, rows * net.channels, num_codebooks)
+    header = header_of(net, rate, rows * net.channels, num_codebooks, seconds=time / rate)
     with atomic_output(target, force=force) as file:
         writer = Writer(file, header)
         writer.write(found.codes, scale)

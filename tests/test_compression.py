@@ -193,6 +193,14 @@ def test_memory_is_constant(tmp_path: Path, way: str) -> None:
     assert peaks[2] < peaks[1] * 1.1
 
 
+@pytest.mark.parametrize(
+    ("seconds", "packet"), [(0.0, 1.0), (2.0, 1.0), (20.0, 1.0), (30.0, 1.5), (60.0, 3.0), (36_000.0, 10.0)]
+)
+def test_a_packet_is_a_second_or_a_twentieth_of_the_recording(seconds: float, packet: float) -> None:
+    header = compression.header_of(MODEL, 8000, 1, 1, seconds=seconds)  # 1 codebook, 250 bit/s
+    assert header.frame_spec.seconds(header.frames_per_packet * header.hop) == packet
+
+
 def test_standard_input_and_output(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source = tones(tmp_path / "a.wav", channels=2)
     compress(source, tmp_path / "a.codec", model=MODEL, packet=1.0)  # as in a pipe

@@ -107,9 +107,7 @@ def main() -> None:
     rate = model.sample_rate
     audio = joined(options.recordings, rate, max(options.seconds))
     codes = model.encode(torch.from_numpy(audio)[None, None], num_codebooks=options.codebooks).numpy()
-    header = header_of(model, rate, 1, codes.shape[1], options.packet)
-    packet = model.frame_spec.seconds(header.frames_per_packet * model.frame_spec.hop)
-    print(f"{options.model}, {codes.shape[1]} codebooks, packets of {packet:g} s")
+    print(f"{options.model}, {codes.shape[1]} codebooks")
     baselines = {}
     if options.others:
         scored = audio[: SCORED * rate]
@@ -121,6 +119,7 @@ def main() -> None:
     for seconds in options.seconds:
         piece = audio[: round(seconds * rate)]
         part = np.ascontiguousarray(codes[:, :, : model.frame_spec.frames(len(piece))])
+        header = header_of(model, rate, 1, codes.shape[1], options.packet, seconds=len(piece) / rate)
         found = sizes(part, replace(header, time=len(piece)))
         found |= {name: baseline.round_trip(piece, rate=rate).file_bytes for name, baseline in baselines.items()}
         rows.append((len(piece) / rate, found | ({"flac": flac_size(piece, rate)} if options.others else {})))

@@ -166,15 +166,21 @@ def read(data: bytes) -> None:
         pass
 
 
-def problem(data: bytes) -> str:
-    """What is wrong with reading this input; empty if nothing is."""
-    start = time.process_time()
+def problem(data: bytes, clock: Callable[[], float] = time.perf_counter) -> str:
+    """What is wrong with reading this input; empty if nothing is.
+
+    An input that takes long by the wall clock is read again by CPU time, which takes longer to ask for than a file to
+    read, because others may have used the machine.
+    """
+    start = clock()
     try:
         read(data)
     except Exception as error:
         return f"{type(error).__name__}: {error}"
-    seconds = time.process_time() - start
-    return f"{seconds:.2f} s" if seconds > MOST_SECONDS else ""
+    seconds = clock() - start
+    if seconds <= MOST_SECONDS:
+        return ""
+    return f"{seconds:.2f} s" if clock is time.process_time else problem(data, time.process_time)
 
 
 def limit_memory() -> None:

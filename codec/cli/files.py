@@ -110,7 +110,7 @@ def encode(
         typer.Option(
             metavar="SECONDS",
             help="Length of packets, 0.1 to 10: what a damaged byte costs, and the delay of a live pipe.",
-            show_default="1 in pipes; otherwise that of 2000 bytes of codes, at least 1",
+            show_default="1 in pipes; otherwise a twentieth of the recording, at least 1, at most 2000 bytes of codes",
             rich_help_panel=INPUT_OUTPUT,
         ),
     ] = None,

@@ -465,8 +465,11 @@ class RangeDecoder:
         self._shifts = 0
 
     def target(self, total: int) -> int:
-        """A number within the frequencies of the next value, less than their sum `total`; `interval` follows."""
-        number = self._offset // (self._width // total)
+        """A number within the frequencies of the next value, less than their sum `total`; `interval` follows.
+
+        No sum is 0 in what an encoder writes: some value was possible.
+        """
+        number = self._offset // (self._width // total) if total else 0
         if number >= total:
             raise ValueError("codes that no encoder writes")
         return number
@@ -507,8 +510,6 @@ class RangeDecoder:
         """As Coder."""
         ends = frequencies.cumsum()
         total = int(ends[-1])
-        if not total:
-            raise ValueError("codes that no encoder writes")
         value = int(ends.searchsorted(self.target(total), side="right"))
         count = int(frequencies[value])
         self.interval(int(ends[value]) - count, count, total)

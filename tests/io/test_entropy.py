@@ -271,6 +271,11 @@ def test_any_bytes_give_codes_or_a_value_error(payload: bytes) -> None:
     assert ((codes >= 0) & (codes < np.array([6, 1000])[:, None])).all()
 
 
+def test_frames_of_another_number_of_codebooks_than_the_only_one_are_refused() -> None:
+    with pytest.raises(ValueError, match="no encoder writes"):
+        entropy.decode_adaptive(b"\0" * 8, (2,), rows=1, frames=9, varying=True)
+
+
 def test_a_payload_of_another_length_is_refused() -> None:
     codes = codes_of("runs", [1000] * 3, rows=1, frames=30, seed=2)
     payload = entropy.encode_adaptive(codes, [1000] * 3)
