@@ -193,12 +193,31 @@ class Codec(nn.Module):
 
         Families that initialize from audio do more.
         """
+        self.quantizer.init_from_data(self._whole_latents(audio))
+
+    def start_from(self, known: Codec) -> None:
+        """Copy the weights of a model of this configuration, which may have fewer codebooks: the first of this model's.
+
+        The added codebooks are then initialized by `init_added`.
+        """
+        own, weights = self.state_dict(), known.state_dict()
+        self.load_state_dict({name: weights.get(name, value) for name, value in own.items()})
+
+    def init_added(self, audio: Audio, known: int) -> None:
+        """Initialize the codebooks after the first `known` from audio [batch, channels, time].
+
+        Raises UsageError: codebooks cannot be added to this kind of quantizer.
+        """
+        self.quantizer.init_added(self._whole_latents(audio), known)
+
+    @torch.no_grad()
+    def _whole_latents(self, audio: Audio) -> Latents:
+        """Latents of the whole frames of audio [batch, channels, time]."""
         hop = self.frame_spec.hop
         audio = audio[..., : audio.shape[-1] // hop * hop]
-        with torch.no_grad():
-            if (scale := self.scale_of(audio)) is not None:
-                audio = audio / self._per_sample(scale)
-            self.quantizer.init_from_data(self.analyze(audio))
+        if (scale := self.scale_of(audio)) is not None:
+            audio = audio / self._per_sample(scale)
+        return self.analyze(audio)
 
     def checkpoint_blocks(self) -> list[Checkpointable]:
         """Blocks whose activations can be recomputed (`checkpointed`) and whose weights can be sharded one by one.
@@ -909,9 +928,9 @@ class SegmentCodec(Codec):
     def synthesize(self, latents: Latents) -> Audio:
         return self._synthesized(latents, latents.new_ones(len(latents), latents.shape[2]))
 
-    def init_from_audio(self, audio: Audio) -> None:
-        with torch.no_grad():
-            self.quantizer.init_from_data(self.analyze(audio))
+    @torch.no_grad()
+    def _whole_latents(self, audio: Audio) -> Latents:
+        return self.analyze(audio)
 
     def forward(self, audio: Audio, num_codebooks: Tensor | None = None) -> CodecOutput:
         latents, scale = self._analyzed(audio, self._begins(audio))

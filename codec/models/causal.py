@@ -31,6 +31,7 @@ from torch import Tensor, nn
 from codec.errors import UsageError
 from codec.models.base import (
     CodebookSize,
+    Codec,
     CodecConfig,
     CodecOutput,
     Context,
@@ -509,6 +510,14 @@ class CausalCodec(StepCodec):
         from codec.models import causal_frames  # imports numba, which takes half a second
 
         return causal_frames.frame_steps(self)
+
+    @torch.no_grad()
+    def start_from(self, known: Codec) -> None:
+        """As `Codec.start_from`; the codebooks of `known` give the decoder the same input as before."""
+        super().start_from(known)
+        if self.shape and known.num_codebooks > 1:
+            share = self.decoder.in_proj.weight[:, -1]  # of the residual codebooks that a frame uses
+            share.mul_((self.num_codebooks - 1) / (known.num_codebooks - 1))
 
     @torch.no_grad()
     def init_from_audio(self, audio: Audio) -> None:

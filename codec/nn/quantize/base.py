@@ -103,6 +103,13 @@ class Quantizer(nn.Module):
     def init_from_data(self, latents: Latents) -> None:
         """Initialize the entries from latents before training; does nothing for quantizers without entries."""
 
+    def init_added(self, latents: Latents, known: int) -> None:
+        """Initialize the codebooks after the first `known` from latents; these keep their entries.
+
+        Raises UsageError: codebooks cannot be added to a quantizer of this kind.
+        """
+        raise UsageError(f"codebooks cannot be added to a {type(self).__name__}: keep model.num_codebooks")
+
 
 class Unquantized(Quantizer):
     """No quantization: a plain autoencoder, the upper bound for quantized ones. It trains but has no codes."""

@@ -425,7 +425,16 @@ class GainShapeVQ(Quantizer):
     @torch.no_grad()
     def init_from_data(self, latents: Latents, iterations: int = 10) -> None:
         """k-means of the residual codebooks on frames that are neither modes nor silence, or on all if none remain."""
+        self.residual.init_from_data(self.learned_residual(latents), iterations)
+
+    @torch.no_grad()
+    def init_added(self, latents: Latents, known: int, iterations: int = 10) -> None:
+        """As `init_from_data`, for the codebooks after the first `known`."""
+        self.residual.init_added(self.learned_residual(latents), known - 1, iterations)
+
+    def learned_residual(self, latents: Latents) -> Tensor:
+        """Residual [1, dim, frames] of the frames that are neither modes nor silence, or of all if none remain."""
         parts = self.split(latents)
         learned = self.first_codes(parts)[0] < self.silence
         learned = learned | ~learned.any()
-        self.residual.init_from_data(parts.residual.transpose(1, 2)[learned].T[None], iterations)
+        return parts.residual.transpose(1, 2)[learned].T[None]

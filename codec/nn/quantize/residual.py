@@ -241,7 +241,15 @@ class ResidualVQ(Quantizer):
     @torch.no_grad()
     def init_from_data(self, latents: Latents, iterations: int = 10) -> None:
         """k-means for each codebook in turn, on the residuals of the codebooks before it."""
-        residual = latents
-        for stage in self.stages:
+        self.init_stages(list(self.stages), latents, iterations)
+
+    @torch.no_grad()
+    def init_added(self, latents: Latents, known: int, iterations: int = 10) -> None:
+        """k-means on the residuals that the first `known` codebooks leave, with all beams."""
+        residual = latents - self.decode(self.encode(latents, known)) if known else latents
+        self.init_stages(list(self.stages)[known:], residual, iterations)
+
+    def init_stages(self, stages: Sequence[VectorQuantizer], residual: Latents, iterations: int) -> None:
+        for stage in stages:
             stage.init_from_data(residual, iterations)
             residual = residual - stage.decode(stage.encode(residual))

@@ -183,19 +183,22 @@ class CodecTask:
         assert self.train_data is not None
         state, start_from, seconds = self.train_state, self.run.start_from, self.data.init_seconds
         self.train_data.check_sound()
-        self.report(f"start from {start_from}" if start_from else f"initialize from {seconds:g} s of audio")
+        known = load_pretrained(state.model, start_from) if start_from else 0
         if start_from:
-            load_pretrained(state.model, start_from)
-            with torch.no_grad():
-                latents = state.model(self.train_data.batch(0).audio.to(self.device)).latents
-            state.latent_power.add({"latents": latents.square().mean()})
-        else:
+            self.report(f"start from {start_from}")
+        if added := state.model.num_codebooks - known:
+            self.report(f"initialize {f'{added} more codebooks ' if known else ''}from {seconds:g} s of audio")
             with engine.memory_errors(f"data.init_seconds = {seconds:g} lower"):
                 crops = math.ceil(seconds / self.data.crop)
                 first, last = ((distributed.rank() + more) * crops // distributed.count() for more in (0, 1))
                 audio = self.train_data.init_audio(seconds, first, last).to(self.device)
-                state.model.init_from_audio(distributed.all_gather_rows(audio))
+                audio = distributed.all_gather_rows(audio)
+                state.model.init_added(audio, known) if known else state.model.init_from_audio(audio)
             distributed.broadcast_(*state.model.parameters(), *state.model.buffers())
+        if start_from:
+            with torch.no_grad():
+                latents = state.model(self.train_data.batch(0).audio.to(self.device)).latents
+            state.latent_power.add({"latents": latents.square().mean()})
         state.ema_model.load_state_dict(state.model.state_dict())
         if logger.enabled:
             clips = self.validation_clips()[:LOGGED_CLIPS]
@@ -547,21 +550,22 @@ def validate(model: Codec, spectral: SpectralLoss, clips: Audio, logger: Logger,
     return metrics
 
 
-def load_pretrained(model: Codec, name: str) -> None:
-    """Copy the weights of a pretrained model. Raises ConfigError: its configuration is another one."""
+def load_pretrained(model: Codec, name: str) -> int:
+    """Copy the weights of a pretrained model, which may have fewer codebooks, and return their number.
+
+    Raises ConfigError: its configuration is another one.
+    """
     known = pretrained.load(name, "cpu")
     old, new = (config.model_dump() for config in (known.config, model.config))
-    changes = [
-        f"{key} ({old.get(key)}, not {new[key]})"
-        for key in new
-        if key not in model.config.inference_keys and old.get(key) != new[key]
-    ]
+    free = model.config.inference_keys | ({"num_codebooks"} if known.num_codebooks < model.num_codebooks else set())
+    changes = [f"{key} ({old.get(key)}, not {new[key]})" for key in new if key not in free and old.get(key) != new[key]]
     if changes:
         raise ConfigError(
             f"train.start_from = {name} is another model: it has {', '.join(changes)}; set [model] to match, or leave "
             "train.start_from out"
         )
-    model.load_state_dict(known.state_dict())
+    model.start_from(known)
+    return known.num_codebooks
 
 
 def with_known_model(recipe: Recipe) -> Recipe:

@@ -37,6 +37,7 @@ from codec.training.codec.task import (
     audio_gradient,
     build_task,
     idempotence_loss,
+    load_pretrained,
     recode,
     sample_generations,
     sample_num_codebooks,
@@ -974,6 +975,33 @@ def test_a_run_may_start_from_a_model(recordings: Path, tmp_path: Path) -> None:
     other = small_recipe(model={"dim": 4}, train={"start_from": str(first)})
     with pytest.raises(ConfigError, match=r"is another model: it has dim \(8, not 4\); set \[model\] to match"):
         train(other, data=recordings, out=tmp_path / "other")
+
+
+def test_codebooks_are_added_to_those_of_the_start(recordings: Path, tmp_path: Path) -> None:
+    first = train(small_recipe(), data=recordings, out=tmp_path / "first")
+    known = load_model(first)
+    count = known.num_codebooks
+    more = small_recipe(model={"num_codebooks": count + 2}, train={"start_from": str(first), "steps": 1})
+    task = build_task(more, CPU)
+    assert load_pretrained(task.train_state.model, str(first)) == count
+    model = task.train_state.model.eval()
+    audio = torch.from_numpy(tones(0.5, 8000, seed=3)).float()[None]
+    model.init_added(audio, count)
+    codes = model.encode(audio)
+    fewer = model.encode(audio, num_codebooks=count)
+    assert fewer.equal(known.encode(audio))
+    torch.testing.assert_close(model.decode(fewer), known.decode(fewer))
+    latents = model.analyze(audio).detach()
+    errors = [
+        float((model.quantizer.decode(chosen).detach()[..., :50] - latents)[:, :8].square().mean())
+        for chosen in (fewer, codes)
+    ]
+    assert errors[1] < 0.7 * errors[0]
+    trained = load_model(train(more, data=recordings, out=tmp_path / "more"))
+    assert trained.num_codebooks == count + 2
+    fewer_still = small_recipe(model={"num_codebooks": count - 1}, train={"start_from": str(first)})
+    with pytest.raises(ConfigError, match=rf"num_codebooks \({count}, not {count - 1}\)"):
+        train(fewer_still, data=recordings, out=tmp_path / "fewer")
 
 
 # through the command line
