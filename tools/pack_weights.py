@@ -14,7 +14,7 @@ import torch
 from codec.checkpoint import CodecCard, load_lm, load_model, read_card, save_lm, save_model
 from codec.pretrained import find
 
-NUM_CODEBOOKS = (3, 6, 11, 12)  # numbers of codebooks whose measures are kept
+NUM_CODEBOOKS = (3, 6, 12, 13, 16)  # numbers of codebooks whose measures are kept
 
 
 def main() -> None:

@@ -30,7 +30,7 @@ from codec.io.entropy_model import CodeVectors, EntropyModel, Floats, Frequencie
 from codec.models.base import Codec
 
 PACKET = 50  # frames
-RATES = (3, 6, 12)  # numbers of codebooks that the network is fitted to
+RATES = (3, 6, 12, 16)  # numbers of codebooks that the network is fitted to
 VECTORS = (24, 48)  # numbers of an input vector: codebook 0, and all higher ones
 RANK = 32
 SHRINKAGE = 20  # codes: as if that number of codes more lay at the mean of all
