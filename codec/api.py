@@ -203,6 +203,7 @@ def evaluate(
     model: Model | Sequence[Model] = pretrained.DEFAULT,
     bitrate: float | None = None,
     num_codebooks: int | Sequence[int] | Literal["all"] | None = None,
+    vbr: float | Sequence[float] = (),
     speech: bool | None = None,
     visqol: bool = False,
     dnsmos: bool = False,
@@ -217,9 +218,10 @@ def evaluate(
     """Encode and decode a recording, or all recordings in a folder, and score the decoded audio; as `codec evaluate`.
 
     `model` is one model or several. `num_codebooks` is one number or several, or "all" for 1 to the model's number;
-    `bitrate` asks for the most codebooks within this rate in kbit/s; all codebooks if both are None. `baseline` lists
-    reference encoders, separated by commas: "opus:6,mp3:16,original". `write` is a folder for the decoded files. The
-    result prints as a table; `rows` and `as_json()` have everything. The other options and the exceptions are those of
+    `bitrate` asks for the most codebooks within this rate in kbit/s; all codebooks if both are None. `vbr` is one
+    quality of variable bit rate or several, as in `encode_file`. `baseline` lists reference encoders, separated by
+    commas: "opus:6,mp3:16,original". `write` is a folder for the decoded files. The result prints as a table; `rows`
+    and `as_json()` have everything. The other options and the exceptions are those of
     `codec.evaluation.codec.evaluate`.
     """
     from codec.evaluation.baselines import find_baselines
@@ -231,6 +233,7 @@ def evaluate(
         Path(data),
         num_codebooks=num_codebooks,
         bitrate=bitrate,
+        vbr=[vbr] if isinstance(vbr, int | float) else vbr,
         speech=speech,
         bands=bands,
         visqol=visqol,

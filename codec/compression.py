@@ -624,7 +624,8 @@ def header_of(
     """The header of a file with this model's codes; `rate` and `channels` are the source's, `packet` is in seconds.
 
     Without `packet`, packets are as long as PACKET_BYTES of codes, with `average` codebooks if they vary, but not
-    longer than LIVE_PACKET or one of LEAST_PACKETS parts of the recording's `seconds`, whichever is longer.
+    longer than LIVE_PACKET or one of LEAST_PACKETS parts of the recording's `seconds`, whichever is longer, and all
+    packets of the recording are about equally long.
 
     Raises UsageError if the model has no weights hash.
     """
@@ -632,11 +633,15 @@ def header_of(
         raise UsageError("this model was never saved, so a file cannot name its weights: save and load it first")
     spec = model.frame_spec
     rows, segment = -(-channels // model.channels), max(1, model.segment_frames)
+    is_default = packet is None
     if packet is None:
         typical = num_codebooks if average is None else min(num_codebooks, max(1, round(average)))
         wanted = 8 * PACKET_BYTES / 1000 / (rows * spec.bitrate(typical))
         packet = max(LIVE_PACKET, min(wanted, LONGEST_PACKET, seconds / LEAST_PACKETS))
-    frames = min(spec.frames_per_packet(packet), bitstream.MAX_CODES // (rows * num_codebooks))
+    frames = spec.frames_per_packet(packet)
+    if is_default and (total := spec.frames(spec.samples(seconds))):
+        frames = spec.frames_per_equal_packet(packet, frames=total)
+    frames = min(frames, bitstream.MAX_CODES // (rows * num_codebooks))
     return Header(
         family=model.config.family,
         model=model.name or "",

@@ -112,6 +112,13 @@ class FrameSpec:
         """Number of frames nearest to `seconds`, at least one."""
         return max(1, round(seconds * self.frame_rate))
 
+    def frames_per_equal_packet(self, seconds: float, *, frames: int) -> int:
+        """Number of frames of packets of about `seconds` that divide a signal of `frames` frames equally.
+
+        Example: 51 frames of 20 ms in packets of about 1 s are one packet of 51 frames instead of 50 and 1.
+        """
+        return _ceil_div(frames, max(1, round(frames / self.frames_per_packet(seconds))))
+
     def bitrate(self, num_codebooks: int) -> float:
         """Bit rate of the codes of `num_codebooks` codebooks in kbit/s per channel, without the container."""
         return num_codebooks * self.bits_per_code * self.sample_rate / (1000 * self.hop)

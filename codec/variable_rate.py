@@ -13,6 +13,7 @@ for less by FALL dB per second.
 
 from collections.abc import Sequence
 from functools import cached_property
+from typing import cast
 
 import numpy as np
 import numpy.typing as npt
@@ -22,7 +23,7 @@ from torch.nn import functional
 
 from codec.errors import UsageError
 from codec.io.audio import Block
-from codec.models.base import Codec
+from codec.models.base import Codec, StepCodec
 from codec.nn.shapes import Codes
 from codec.streams import StreamDecoder, StreamEncoder
 
@@ -39,21 +40,52 @@ SILENCE = 1e-12  # power
 Floats = npt.NDArray[np.float64]
 
 
+def check_quality(model: Codec, quality: float) -> None:
+    """Raise UsageError for a quality that the model does not have, and for a model whose frames have one number."""
+    if not model.varying_codebooks:
+        raise UsageError(f"{model.name or 'this model'} has one number of codebooks in all frames: leave --vbr out")
+    if not 1 <= quality <= model.num_codebooks:
+        raise UsageError(f"--vbr {quality:g}: use 1 to {model.num_codebooks}, the mean number of codebooks")
+
+
+class _ChoicesEncoder(StreamEncoder):
+    """Encode one signal with several numbers of codebooks, whose latents are the same, in one stream.
+
+    Codes are [choices * batch, codebooks, frames], those of the first choice first, -1 behind the last codebook.
+    """
+
+    def __init__(self, model: Codec, *, choices: Sequence[int], batch: int) -> None:
+        super().__init__(model, num_codebooks=max(choices), batch=batch)
+        self._choices = choices
+
+    def _encode(self, audio: Tensor, *, last: bool) -> Tensor:
+        model, hop = cast(StepCodec, self._model), self._model.frame_spec.hop
+        is_end = last and model.own_padding
+        whole = model.frame_spec.whole_frames(audio.shape[2])
+        if not is_end:
+            self._rest, audio = audio[:, :, whole * hop :].clone(), audio[:, :, : whole * hop]
+            self._first += whole
+        if not whole and not is_end:
+            return torch.zeros(len(self._choices) * len(self._rest), self.num_codebooks, 0, dtype=torch.int64)
+        found, self._state = model.encode_choices(audio, self._state, self._choices, last=is_end)
+        self.frames += found[0].shape[2]
+        return torch.cat(
+            [functional.pad(codes.cpu(), (0, 0, 0, self.num_codebooks - codes.shape[1]), value=-1) for codes in found]
+        )
+
+
 class VariableRate:
     """Encode a signal that arrives in pieces, as StreamEncoder does, with numbers of codebooks that vary by frame."""
 
     def __init__(self, model: Codec, *, quality: float, num_codebooks: int, batch: int) -> None:
         """`quality` is about the mean number of codebooks in speech, `num_codebooks` the largest number.
 
-        Raises UsageError for a quality that the model does not have, and for a model whose frames have one number.
+        Raises UsageError as `check_quality`.
         """
-        if not model.varying_codebooks:
-            raise UsageError(f"{model.name or 'this model'} has one number of codebooks in all frames: leave --vbr out")
-        if not 1 <= quality <= model.num_codebooks:
-            raise UsageError(f"--vbr {quality:g}: use 1 to {model.num_codebooks}, the mean number of codebooks")
+        check_quality(model, quality)
         self._model, self._price, self._most = model, PRICE / quality**2, num_codebooks
         self._choices = _spaced([number for number in model.codebook_choices if number <= num_codebooks])
-        self._encoders = [StreamEncoder(model, num_codebooks=number, batch=batch) for number in self._choices]
+        self._encoder = _ChoicesEncoder(model, choices=self._choices, batch=batch)
         self._decoder = StreamDecoder(model, batch=batch * len(self._choices))
         before = torch.zeros(batch, model.channels, model.frame_spec.hop)
         self._audio = before  # from a hop before the first frame that is not decided
@@ -67,7 +99,7 @@ class VariableRate:
 
         Codes are -1 behind the last codebook of a frame. Raises as StreamEncoder.push.
         """
-        self._take(torch.from_numpy(audio), [encoder.push(audio) for encoder in self._encoders])
+        self._take(torch.from_numpy(audio), self._encoder.push(audio))
         block = self._model.frame_spec.frames_per_packet()
         hop = self._model.frame_spec.hop
         ready = min(self._audio.shape[2], self._decoded.shape[2]) // hop - 1  # frames whose audio is complete
@@ -75,14 +107,14 @@ class VariableRate:
 
     def flush(self) -> Codes:
         """End the signal and give the codes of the remaining frames."""
-        self._take(self._audio[:, :, :0], [encoder.flush() for encoder in self._encoders])
+        self._take(self._audio[:, :, :0], self._encoder.flush())
         return self._decided(self._codes.shape[3])
 
-    def _take(self, audio: Tensor, codes: Sequence[Tensor]) -> None:
-        filled = [functional.pad(part.cpu(), (0, 0, 0, self._most - part.shape[1]), value=-1) for part in codes]
+    def _take(self, audio: Tensor, codes: Tensor) -> None:
+        """Take audio, and codes with each number of codebooks [choices * batch, codebooks, frames]."""
         self._audio = torch.cat([self._audio, audio], dim=2)
-        self._codes = torch.cat([self._codes, torch.stack(filled)], dim=3)
-        decoded = self._decoder.push(torch.cat(filled))
+        self._codes = torch.cat([self._codes, codes.unflatten(0, self._codes.shape[:2])], dim=3)
+        decoded = self._decoder.push(codes)
         self._decoded = torch.cat([self._decoded, decoded.cpu()], dim=2)
 
     def _decided(self, frames: int) -> Codes:

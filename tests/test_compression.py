@@ -198,7 +198,15 @@ def test_memory_is_constant(tmp_path: Path, way: str) -> None:
 )
 def test_a_packet_is_a_second_or_a_twentieth_of_the_recording(seconds: float, packet: float) -> None:
     header = compression.header_of(MODEL, 8000, 1, 1, seconds=seconds)  # 1 codebook, 250 bit/s
-    assert header.frame_spec.seconds(header.frames_per_packet * header.hop) == packet
+    assert header.frame_spec.seconds(header.frames_per_packet * header.hop) == pytest.approx(packet, rel=0.03)
+
+
+def test_packets_are_equally_long() -> None:
+    for seconds in (0.1, 0.99, 1.0, 1.01, 1.49, 1.51, 5.0, 19.99):
+        header = compression.header_of(MODEL, 8000, 1, 1, seconds=seconds)
+        frames, packet = header.frame_spec.frames(round(8000 * seconds)), header.frames_per_packet
+        assert packet - -frames % packet >= packet - -(-frames // packet)  # the last one has at most a frame less each
+        assert header.frame_spec.seconds(packet * header.hop) <= 1.53
 
 
 def test_standard_input_and_output(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

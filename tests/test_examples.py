@@ -258,7 +258,9 @@ def test_plain_readers_of_frames_with_different_numbers_of_codebooks(script: str
 def test_plain_readers_forget_the_oldest_of_65_recent_codes(tmp_path: Path) -> None:
     """The codebooks of the network above have fewer codes."""
     codes = np.concatenate([np.arange(100), np.arange(30, 60), np.arange(0, 200, 3)])[None, None]
-    reader = example("read_codec")["Adaptive"](entropy.encode_adaptive(codes, [1000]), [1000], 1, None, False)
+    reader = example("read_codec")["Adaptive"](
+        entropy.encode_adaptive(codes, [1000]), [1000], codes.size, 1, None, False
+    )
     assert [reader.frame(0) for _ in range(codes.size)] == codes[0].T.tolist()
 
 

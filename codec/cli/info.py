@@ -11,11 +11,11 @@ import typer
 from codec import pretrained
 from codec.checkpoint import RUN_MODEL, CodecCard, LMCard, ModelCard
 from codec.cli.options import INPUT_OUTPUT, JSONOption, duration, echo, echo_table, one_line, plural
-from codec.errors import CodecError, InputNotFound, printable
+from codec.errors import CodecError, DamagedFile, InputNotFound, UnsupportedAudio, printable
 from codec.io.storage import walk
 
 if TYPE_CHECKING:
-    from codec.io.bitstream import Header
+    from codec.io.bitstream import Header, Reader
 
 MEASURES_SHOWN = 8  # so that a summary fits on a screen
 CLASSES_SHOWN = 20
@@ -114,7 +114,30 @@ def _recording(source: str) -> dict[str, Any]:
 
     with open_reader(source) as reader:
         header = reader.header
-    return _facts(header, None if source == "-" else Path(source).stat().st_size)
+        if source == "-":
+            return _facts(header, None)
+        facts = _facts(header, Path(source).stat().st_size)
+        try:
+            return facts | _rates(reader)
+        except (DamagedFile, UnsupportedAudio):
+            return facts  # `codec check` reports them
+
+
+def _rates(reader: "Reader") -> dict[str, Any]:
+    """The bit rate of the codes as they are coded, and the numbers of codebooks of frames where these differ."""
+    payload = frames = total = 0
+    least, most = reader.header.num_codebooks, 0
+    for packet in reader.coded():
+        counts = reader.codebook_counts(packet)
+        payload += len(packet.payload)
+        frames, total = frames + counts.size, total + int(counts.sum())
+        least, most = min(least, int(counts.min())), max(most, int(counts.max()))
+    if not frames or not reader.header.time:
+        return {}
+    rates: dict[str, Any] = {"payload_kbps": payload * 8 / reader.header.seconds / 1000}
+    if least < most:
+        rates["codebooks_per_frame"] = {"min": least, "mean": total / frames, "max": most}
+    return rates
 
 
 def _facts(header: "Header", size: int | None) -> dict[str, Any]:

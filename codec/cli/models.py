@@ -163,6 +163,15 @@ def evaluate(
             rich_help_panel=MODEL,
         ),
     ] = None,
+    vbr: Annotated[
+        str | None,
+        typer.Option(
+            "--vbr",
+            metavar="LIST",
+            help='Variable bit rates to evaluate, beside those of --codebooks: "2.5,4", as codec encode --vbr.',
+            rich_help_panel=MODEL,
+        ),
+    ] = None,
     baseline: Annotated[
         str | None,
         typer.Option(
@@ -222,6 +231,7 @@ def evaluate(
             loaded,
             data,
             num_codebooks=counts,
+            vbr=_qualities(vbr),
             speech=speech,
             bands=bands,
             visqol=visqol,
@@ -240,6 +250,13 @@ def evaluate(
         say(unread)
     if result.failures:
         raise typer.Exit(1)
+
+
+def _qualities(text: str | None) -> list[float]:
+    try:
+        return [float(number) for number in text.split(",")] if text else []
+    except ValueError as error:
+        raise UsageError(f"--vbr {text}: write numbers as 2.5,4") from error
 
 
 def _codebook_counts(text: str | None) -> list[int] | Literal["all"] | None:

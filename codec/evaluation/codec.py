@@ -51,6 +51,7 @@ from codec.io.loudness import loudness_package
 from codec.io.storage import walk
 from codec.models.base import Codec
 from codec.parallel import each
+from codec.variable_rate import check_quality
 
 Group: TypeAlias = Literal["all", "domain", "set"]
 _Key: TypeAlias = tuple[Group, str, str, int | None]  # group, name, codec, codebooks
@@ -150,12 +151,14 @@ _OPTIONAL = ("loudness", "visqol_speech", "visqol_audio", "dnsmos")
 class Scores:
     """Scores of a codec: a model with a number of codebooks, or a baseline.
 
-    A baseline has `num_codebooks` None and NaN speeds. Speeds are real-time factors: seconds of audio per second of
-    computation. `si_sdr_bands` is empty unless `bands` was requested.
+    `mean_codebooks` is that of all frames, fewer than `num_codebooks` with variable bit rate. A baseline has
+    `num_codebooks` None, and NaN `mean_codebooks` and speeds. Speeds are real-time factors: seconds of audio per second
+    of computation. `si_sdr_bands` is empty unless `bands` was requested.
     """
 
     codec: str
     num_codebooks: int | None
+    mean_codebooks: float
     seconds: float
     encode_speed: float
     decode_speed: float
@@ -291,7 +294,8 @@ _GROUPS: tuple[Group, ...] = ("all", "domain", "set")
 
 
 def _names(row: Row) -> list[str]:
-    return [row.name, row.codec, "-" if row.num_codebooks is None else str(row.num_codebooks)]
+    """Group, codec, and codebooks, on average with variable bit rate."""
+    return [row.name, row.codec, "-" if row.num_codebooks is None else f"{row.mean_codebooks:.3g}"]
 
 
 def _band(band: BandRatio | BandPeriodicity) -> str:
@@ -319,6 +323,7 @@ def evaluate(
     *,
     num_codebooks: int | Sequence[int] | Literal["all"] | None = None,
     bitrate: float | None = None,
+    vbr: Sequence[float] = (),
     speech: bool | None = None,
     bands: bool = False,
     visqol: bool = False,
@@ -334,9 +339,10 @@ def evaluate(
     Files are written by `compress` and `decompress`, as 16-bit WAV. Scores are computed at the model's sample rate from
     the mean of the channels. Each model is evaluated with `num_codebooks` (one number or several; "all" is 1 to the
     model's number), or with the most codebooks within `bitrate` kbit/s per channel; with all its codebooks if both are
-    None. `speech` True computes PESQ and STOI for every file, False for none, None for files that a manifest marks as
-    speech. `jobs` is the number of processes. `progress` is called with (files done, files). Files that cannot be
-    encoded become `failures`.
+    None. For each quality in `vbr` (`codec.variable_rate`), each model is also evaluated with frames of different
+    numbers of codebooks, up to all; without `num_codebooks` and `bitrate`, with these alone. `speech` True computes
+    PESQ and STOI for every file, False for none, None for files that a manifest marks as speech. `jobs` is the number
+    of processes. `progress` is called with (files done, files). Files that cannot be encoded become `failures`.
 
     `bands` adds SI-SDR by band, `visqol` ViSQOL (speech mode for speech, audio mode for other files), `dnsmos` DNSMOS
     for speech; ViSQOL and DNSMOS are slow. `loudness` adds the change of loudness (ITU-R BS.1770-4). `baselines` (from
@@ -362,9 +368,9 @@ def evaluate(
     models = (models,) if isinstance(models, Codec) else tuple(models)
     names = _model_names(models)
     runs = tuple(
-        _Run(index, name, count)
+        run
         for index, (model, name) in enumerate(zip(models, names, strict=True))
-        for count in _codebook_counts(model, num_codebooks, bitrate)
+        for run in _runs_of(model, index, name, num_codebooks, bitrate, vbr)
     )
     found = _find_clips(Path(data), speech)
     plan = _Plan(runs, tuple(baselines), write, bands=bands, visqol=visqol, dnsmos=dnsmos, loudness=loudness)
@@ -428,6 +434,24 @@ def _model_names(models: Sequence[Codec]) -> list[str]:
     return names
 
 
+def _runs_of(
+    model: Codec,
+    index: int,
+    name: str,
+    num_codebooks: int | Sequence[int] | Literal["all"] | None,
+    bitrate: float | None,
+    vbr: Sequence[float],
+) -> Iterator["_Run"]:
+    """What a model is evaluated with."""
+    for quality in vbr:
+        check_quality(model, quality)
+    if not vbr or num_codebooks is not None or bitrate is not None:
+        for count in _codebook_counts(model, num_codebooks, bitrate):
+            yield _Run(index, name, count)
+    for quality in dict.fromkeys(vbr):
+        yield _Run(index, f"{name} vbr {quality:g}", model.num_codebooks, quality)
+
+
 def _codebook_counts(
     model: Codec, num_codebooks: int | Sequence[int] | Literal["all"] | None, bitrate: float | None
 ) -> list[int]:
@@ -453,11 +477,12 @@ def _codebook_counts(
 
 @dataclass(frozen=True)
 class _Run:
-    """A model (by its index) with a number of codebooks."""
+    """A model (by its index) with a number of codebooks, of each frame or, with `vbr`, at most."""
 
     model: int
     name: str
     num_codebooks: int
+    vbr: float | None = None
 
 
 @dataclass(frozen=True)
@@ -614,6 +639,7 @@ class _Decoded:
     audio: Floats
     codec: str
     num_codebooks: int | None
+    mean_codebooks: float
     seconds: float
     encode_speed: float
     decode_speed: float
@@ -626,7 +652,7 @@ def _by_model(model: Codec, clip: _Clip, plan: _Plan, run: _Run) -> _Decoded:
     with tempfile.TemporaryDirectory() as name:
         coded, restored = Path(name, "coded.codec"), Path(name, "restored.wav")
         started = perf_counter()
-        compression.compress(clip.path, coded, model=model, num_codebooks=run.num_codebooks)
+        compression.compress(clip.path, coded, model=model, num_codebooks=run.num_codebooks, vbr=run.vbr)
         encoded = perf_counter()
         compression.decompress(coded, restored, model=model)
         decoded = perf_counter()
@@ -637,6 +663,7 @@ def _by_model(model: Codec, clip: _Clip, plan: _Plan, run: _Run) -> _Decoded:
             audio=read_audio(restored, rate=model.sample_rate, mono=True)[0][0],
             codec=run.name,
             num_codebooks=run.num_codebooks,
+            mean_codebooks=float(content.counts.sum() / content.counts[0].sum()),
             seconds=content.seconds,
             encode_speed=content.seconds / (encoded - started),
             decode_speed=content.seconds / (decoded - encoded),
@@ -655,6 +682,7 @@ def _by_baseline(baseline: Baseline, clip: _Clip, plan: _Plan, reference: Floats
         audio=decoded.audio,
         codec=baseline.label,
         num_codebooks=None,
+        mean_codebooks=math.nan,
         seconds=seconds,
         encode_speed=math.nan,  # a baseline's time includes starting its program for each file
         decode_speed=math.nan,
@@ -696,6 +724,7 @@ def _score(clip: _Clip, plan: _Plan, reference: Floats, decoded: _Decoded, *, ra
         domain=clip.domain,
         codec=decoded.codec,
         num_codebooks=decoded.num_codebooks,
+        mean_codebooks=decoded.mean_codebooks,
         seconds=decoded.seconds,
         encode_speed=decoded.encode_speed,
         decode_speed=decoded.decode_speed,
@@ -730,6 +759,7 @@ def _rows(scores: Sequence[FileScore], counts: Mapping[_Key, Counts]) -> Iterato
             codec=codec,
             num_codebooks=num_codebooks,
             files=len(of_key),
+            mean_codebooks=sum(score.mean_codebooks * score.seconds for score in of_key) / seconds,
             seconds=seconds,
             encode_speed=seconds / sum(score.seconds / score.encode_speed for score in of_key),
             decode_speed=seconds / sum(score.seconds / score.decode_speed for score in of_key),

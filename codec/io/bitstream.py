@@ -687,6 +687,22 @@ class Reader:
         except ValueError as error:
             raise self.damaged(self._undecodable(packet, error)) from error
 
+    def codebook_counts(self, packet: CodesPacket) -> npt.NDArray[np.int64]:
+        """The numbers of codebooks [frames, rows] of a packet of `coded`; its codes are not decoded.
+
+        Raises DamagedFile for numbers that no encoder writes, UnsupportedAudio for a coder of a newer release.
+        """
+        rows, frames = self.header.rows, packet.frames
+        if not packet.varying:
+            return np.full((frames, rows), packet.num_codebooks)
+        payload = packet.payload[self._scale_bytes(frames) :]
+        try:
+            return entropy.codebook_counts(packet.coder, payload, packet.num_codebooks, rows=rows, frames=frames)
+        except ValueError as error:
+            raise self.damaged(self._undecodable(packet, error)) from error
+        except NotImplementedError as error:
+            raise self._unknown_coder(packet.coder, str(error)) from error
+
     def packets(self) -> Iterator[Codes]:
         """Yield the codes [rows, codebooks, frames] packet by packet. Raises as `packets_with_scale`."""
         return (codes for codes, _ in self.packets_with_scale())
@@ -826,9 +842,8 @@ class Reader:
         header, payload = self.header, packet.payload
         scale = None
         if header.segment_frames:
-            segments = -(-packet.frames // header.segment_frames)
-            size = 4 * segments * header.rows
-            values = np.frombuffer(Fields(payload).take(size), "<f4").reshape(segments, header.rows)
+            size = self._scale_bytes(packet.frames)
+            values = np.frombuffer(Fields(payload).take(size), "<f4").reshape(-1, header.rows)
             if not np.isfinite(values).all():
                 raise ValueError("a scale is not finite")
             scale = values.T.repeat(header.segment_frames, axis=1)[:, : packet.frames].astype(np.float32)
@@ -838,12 +853,20 @@ class Reader:
         try:
             codes = entropy.decode(packet.coder, payload, sizes, **shape, model=self._network, varying=packet.varying)
         except NotImplementedError as error:
-            network = f"{header.model or 'the name of the model'}{SUFFIX} (network {header.network})"
-            way_out = f"pass --model with the file of its model, and {network} beside that file"
-            if packet.coder != entropy.MODEL:
-                way_out = "upgrade codec to read them"
-            raise UnsupportedAudio(f"{self.label} has codes by {error}: {way_out}") from error
+            raise self._unknown_coder(packet.coder, str(error)) from error
         return Packet(packet.first, codes, scale, len(packet.payload))
+
+    def _scale_bytes(self, frames: int) -> int:
+        """Bytes of the scale of a packet."""
+        segment = self.header.segment_frames
+        return 4 * -(-frames // segment) * self.header.rows if segment else 0
+
+    def _unknown_coder(self, coder: int, name: str) -> UnsupportedAudio:
+        way_out = "upgrade codec to read them"
+        if coder == entropy.MODEL:
+            network = f"{self.header.model or 'the name of the model'}{SUFFIX} (network {self.header.network})"
+            way_out = f"pass --model with the file of its model, and {network} beside that file"
+        return UnsupportedAudio(f"{self.label} has codes by {name}: {way_out}")
 
     # the beginning and the end
 

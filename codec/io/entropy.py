@@ -22,8 +22,8 @@ yes, the code follows among all codes of its codebook, each equally likely.
             the frame before had the code that it had now)?
     recent  is it one of the last 64 different codes of this row and codebook? Then these are coded by their counts.
 
-Where numbers of codebooks differ, each frame of a row begins with the question whether it has as many as the frame
-before, and without a yes, with the number, by how often the others occurred so far.
+Where numbers of codebooks differ, those of all frames come first, so that they can be read alone: whether a frame of a
+row has as many as the frame before, and without a yes, the number, by how often the others occurred so far.
 
 A question without a candidate is left out, as is a candidate that was refused before. The counts of yes and no start at
 1, grow by 2, and are halved (rounding up) when their sum exceeds 255. The questions "row" and "repeat" have counts of
@@ -229,11 +229,28 @@ def decode_adaptive(
     if (count := rows * len(sizes) * frames) > most:
         raise ValueError(f"{count} codes by a coder of at most {most}")
     coder = RangeDecoder(payload)
-    codes = [[[_UNKNOWN] * len(sizes) for _ in range(rows)] for _ in range(frames)]
+    codes = _unknown(frames, rows, len(sizes))
     predictors = [FramePredictor(model, len(sizes)) for _ in range(rows)] if model else None
     _adaptive(coder, codes, sizes, predictors, varying=varying)
     coder.finish()
     return np.array(codes, np.int64).transpose(1, 2, 0)
+
+
+def codebook_counts(coder: int, payload: bytes, num_codebooks: int, *, rows: int, frames: int) -> Codes:
+    """The numbers of codebooks [frames, rows] of a payload of any coder whose frames differ in them.
+
+    The codes are not decoded. Raises ValueError for a payload that no encoder writes.
+    """
+    if coder == NONE:
+        begin = bytes_for((num_codebooks,), rows * frames)
+        return unpack(payload[:begin], (num_codebooks,), rows=rows, frames=frames)[:, 0].T + 1
+    if coder > MODEL:
+        raise NotImplementedError(f"coder {coder}")
+    return np.array(_pass_counts(RangeDecoder(payload), _unknown(frames, rows, num_codebooks)), np.int64)
+
+
+def _unknown(frames: int, rows: int, num_codebooks: int) -> list[list[list[int]]]:
+    return [[[_UNKNOWN] * num_codebooks for _ in range(rows)] for _ in range(frames)]
 
 
 class Predictor(Protocol):
@@ -258,21 +275,41 @@ def _adaptive(
     varying: bool,
 ) -> None:
     """Pass codes [frames][rows][codebooks] through the coder; a decoder replaces unknown ones."""
-    questions = _Questions(len(sizes))
+    questions = _Questions()
     histories = [_History(questions, sizes, predictors[row] if predictors else None) for row in range(len(codes[0]))]
-    for frame in codes:
+    counts = _pass_counts(coder, codes) if varying else [[len(sizes)] * len(histories)] * len(codes)
+    for frame, of_rows in zip(codes, counts, strict=True):
         above: list[int] | None = None
-        for history, row in zip(histories, frame, strict=True):
-            history.code_frame(coder, row, above, history.code_count(coder, row) if varying else len(sizes))
+        for history, row, count in zip(histories, frame, of_rows, strict=True):
+            history.code_frame(coder, row, above, count)
             above = row
+
+
+def _pass_counts(coder: "Coder", codes: list[list[list[int]]]) -> list[list[int]]:
+    """Pass the numbers of codebooks [frames][rows] of codes [frames][rows][codebooks] through the coder."""
+    same, counts = [1, 1], dict.fromkeys(range(1, len(codes[0][0]) + 1), 1)
+    passed: list[list[int]] = []
+    before = [0] * len(codes[0])
+    for frame in codes:
+        before = [_pass_count(coder, row, number, same, counts) for row, number in zip(frame, before, strict=True)]
+        passed.append(before)
+    return passed
+
+
+def _pass_count(coder: "Coder", codes: list[int], before: int, same: list[int], counts: dict[int, int]) -> int:
+    """Pass the number of codebooks of one frame and row through the coder; `before` is that of the frame before."""
+    count = sum(code != _UNKNOWN for code in codes)
+    if before and _ask(coder, same, count == before):
+        return before
+    count = coder.among({number: times for number, times in counts.items() if number != before}, count)
+    counts[count] += 1
+    return count
 
 
 class _Questions:
     """The counts [no, yes] of every question, which all rows share."""
 
-    def __init__(self, num_codebooks: int) -> None:
-        self.same_count = [1, 1]
-        self.counts = dict.fromkeys(range(1, num_codebooks + 1), 1)  # of numbers of codebooks
+    def __init__(self) -> None:
         self.row = [[[1, 1] for _ in range(3)] for _ in range(2)]  # codebook 0 or higher, answer in the lower one
         self.repeat = [[[[1, 1] for _ in range(2)] for _ in range(3)] for _ in range(2)]  # and in the frame before
         self.follow = [[1, 1] for _ in range(2)]
@@ -284,21 +321,10 @@ class _History:
 
     def __init__(self, questions: _Questions, sizes: Sequence[int], predictor: Predictor | None) -> None:
         self._questions, self._sizes, self._predictor = questions, sizes, predictor
-        self._count = 0  # codebooks of the frame before
         self._before: list[int] = []  # codes of the frame before
         self._repeated = [0] * len(sizes)  # whether they repeated the frame before them
         self._follow: list[dict[int, int]] = [{} for _ in sizes]
         self._recent: list[dict[int, int]] = [{} for _ in sizes]  # counts, in the order in which the codes appeared
-
-    def code_count(self, coder: "Coder", codes: list[int]) -> int:
-        """Pass the number of codebooks of the next frame through the coder."""
-        counts = self._questions.counts
-        count = sum(code != _UNKNOWN for code in codes)
-        if not (self._count and _ask(coder, self._questions.same_count, count == self._count)):
-            others = {number: times for number, times in counts.items() if number != self._count}
-            self._count = coder.among(others, count)
-            counts[self._count] += 1
-        return self._count
 
     def code_frame(self, coder: "Coder", codes: list[int], above: list[int] | None, count: int) -> None:
         """Pass the first `count` of codes [codebooks] through the coder; `above` are those of the row before."""

@@ -833,6 +833,15 @@ class StepCodec(Codec):
             codes = self.quantizer.encode(latents, self.check_codebooks(num_codebooks))
         return ordinary((codes, state))
 
+    def encode_choices(
+        self, audio: Audio, state: State, choices: Sequence[int], *, last: bool
+    ) -> tuple[list[Codes], State]:
+        """`encode_step`, or with `last` `encode_end`, with each number of codebooks; the latents are computed once."""
+        with self._inference():
+            latents, state = (self.latents_end(audio, state), state) if last else self.latents_step(audio, state)
+            codes = [self.quantizer.encode(latents, self.check_codebooks(number)) for number in choices]
+        return ordinary((codes, state))
+
     def decode_step(self, codes: Codes, state: State) -> tuple[Audio, State]:
         """Audio of a chunk of frames, late by `frame_spec.decoder_delay` samples, and the state after it."""
         with self._inference():

@@ -93,7 +93,7 @@ function readCodes(kind, body, header, network) {
   }
   const sizes = header.codebook_sizes.slice(0, codebooks);
   const reader = coder === 0 ? new Packed(body, sizes, varying ? frames * header.rows : 0)
-    : new Adaptive(body.data.subarray(body.at), sizes, header.rows, coder === 2 ? network : null, varying);
+    : new Adaptive(body.data.subarray(body.at), sizes, header.rows, coder === 2 ? network : null, varying ? frames : 0);
   packet.codes = Array.from({ length: header.rows }, () => sizes.map(() => []));
   for (let frame = 0; frame < frames; frame++)
     for (const [row, codes] of packet.codes.entries()) {
@@ -157,22 +157,21 @@ class RangeDecoder { // values by their frequencies; `offset` is how far the byt
 }
 
 class Adaptive { // coders 1 and 2
-  constructor(payload, sizes, rows, network, varying) {
-    this.coder = new RangeDecoder(payload);
-    Object.assign(this, { varying, numbers: new Map(sizes.map((_, codebook) => [codebook + 1, 1])) }); // and their counts
-    this.sizes = sizes;
+  constructor(payload, sizes, rows, network, counted) { // `counted`: frames that state their number of codebooks
+    Object.assign(this, { coder: new RangeDecoder(payload), sizes });
     this.counts = new Map(); // of [no, yes] for each question, which all rows share
     this.rows = Array.from({ length: rows }, () => ({
-      count: 0, before: null, repeated: sizes.map(() => false), follow: sizes.map(() => new Map()),
+      before: null, repeated: sizes.map(() => false), follow: sizes.map(() => new Map()),
       recent: sizes.map(() => new Map()), predictor: network && new Predictor(network, sizes.length),
     }));
+    this.numbers = this.readCounts(counted * rows);
   }
 
   frame(number) { // the codes of a row in the next frame
     const row = this.rows[number], above = number ? this.rows[number - 1].before : null; // this frame's already
     const { before, repeated, predictor } = row, codes = [];
     let sameRow = null, sameFrame = null;
-    const count = this.varying ? this.count(row) : this.sizes.length;
+    const count = this.numbers.shift() ?? this.sizes.length;
     repeated.fill(false, count);
     for (const [codebook, size] of this.sizes.slice(0, count).entries()) {
       const higher = codebook > 0, lower = higher ? codes[codebook - 1] : before?.[0];
@@ -207,12 +206,18 @@ class Adaptive { // coders 1 and 2
     return codes;
   }
 
-  count(row) { // the number of codebooks of the next frame
-    if (row.count && this.ask("count")) return row.count;
-    const others = [...this.numbers.keys()].filter((number) => number !== row.count);
-    row.count = others[this.coder.place(others.map((number) => this.numbers.get(number)))];
-    this.numbers.set(row.count, this.numbers.get(row.count) + 1);
-    return row.count;
+  readCounts(places) { // the numbers of codebooks, frame by frame and, within a frame, row by row
+    const times = this.sizes.map(() => 1), found = [];
+    for (; found.length < places;) {
+      let number = found[found.length - this.rows.length];
+      if (number === undefined || !this.ask("count")) {
+        const others = times.map((_, at) => at + 1).filter((other) => other !== number);
+        number = others[this.coder.place(others.map((other) => times[other - 1]))];
+        times[number - 1]++;
+      }
+      found.push(number);
+    }
+    return found;
   }
 
   ask(question) {

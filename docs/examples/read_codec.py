@@ -99,7 +99,7 @@ def read_codes(kind: int, body: Bytes, header: dict[str, Any], network: "Network
     reader = (
         Packed(payload, sizes, frames * len(rows) if varying else 0)
         if coder == 0
-        else Adaptive(payload, sizes, len(rows), network if coder == 2 else None, varying)
+        else Adaptive(payload, sizes, frames, len(rows), network if coder == 2 else None, varying)
     )
     # frames that have fewer codebooks than the packet end with -1
     read = [[(reader.frame(row) + [-1] * codebooks)[:codebooks] for row in rows] for _ in range(frames)]
@@ -157,15 +157,17 @@ class RangeDecoder:
 class Adaptive:
     """Coders 1 and 2."""
 
-    def __init__(self, payload: bytes, sizes: list[int], rows: int, network: "Network | None", varying: bool) -> None:
+    def __init__(
+        self, payload: bytes, sizes: list[int], frames: int, rows: int, network: "Network | None", varying: bool
+    ) -> None:
         self.coder, self.sizes, self.varying = RangeDecoder(payload), sizes, varying
-        self.counts, self.count_before = dict.fromkeys(range(1, len(sizes) + 1), 1), [0] * rows
         self.answers: dict[tuple[Any, ...], list[int]] = {}  # counts of [no, yes], which all rows share
         self.before: list[list[int] | None] = [None] * rows
         self.repeated = [[False] * len(sizes) for _ in range(rows)]
         self.follow: list[list[dict[int | None, int]]] = [[{} for _ in sizes] for _ in range(rows)]
         self.recent: list[list[dict[int, int]]] = [[{} for _ in sizes] for _ in range(rows)]
         self.predictors = [Predictor(network, len(sizes)) for _ in range(rows)] if network else None
+        self.counts = deque(self.read_counts(frames, rows) if varying else [])
 
     def frame(self, row: int) -> list[int]:
         """The codes of a row in the next frame."""
@@ -173,7 +175,7 @@ class Adaptive:
         before = self.before[row]
         same_row = same_frame = None
         codes: list[int] = []
-        count = self.count(row) if self.varying else len(self.sizes)
+        count = self.counts.popleft() if self.varying else len(self.sizes)
         self.repeated[row][count:] = [False] * (len(self.sizes) - count)
         for codebook in range(count):
             lower = codes[-1] if codebook else before[0] if before else None
@@ -199,14 +201,18 @@ class Adaptive:
             self.predictors[row].end_frame()
         return codes
 
-    def count(self, row: int) -> int:
-        """The number of codebooks of a row in the next frame."""
-        before = self.count_before[row]
-        if not (before and self.ask(("count",))):
-            others = [number for number in self.counts if number != before]
-            self.count_before[row] = others[self.coder.place([self.counts[number] for number in others])]
-            self.counts[self.count_before[row]] += 1
-        return self.count_before[row]
+    def read_counts(self, frames: int, rows: int) -> list[int]:
+        """The numbers of codebooks, frame by frame and, within a frame, row by row."""
+        times = dict.fromkeys(range(1, len(self.sizes) + 1), 1)
+        found: list[int] = []
+        for _ in range(frames * rows):
+            before = found[-rows] if len(found) >= rows else None
+            if before is None or not self.ask(("count",)):
+                others = [number for number in times if number != before]
+                before = others[self.coder.place([times[number] for number in others])]
+                times[before] += 1
+            found.append(before)
+        return found
 
     def code(self, row: int, codebook: int, candidates: list[Any], recent: dict[int, int]) -> int:
         refused: list[int] = []

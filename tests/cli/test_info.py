@@ -12,7 +12,7 @@ from torch import Tensor
 from codec import pretrained
 from codec.checkpoint import save_lm, save_model
 from codec.compression import header_of
-from codec.io.bitstream import Writer
+from codec.io.bitstream import Writer, open_reader
 from codec.io.tags import Cover, Tags
 from tests.cli.conftest import Cli
 from tests.helpers.language_models import tiny_lm
@@ -51,6 +51,24 @@ def test_info_shows_tags_and_escapes_what_cannot_be_printed(cli: Cli) -> None:
     lines = [line.split(maxsplit=1) for line in cli("info", "a.codec").out.decode().splitlines()]
     assert ["tags.title", r"a\x1b[2J,b\nc"] in lines
     assert ["cover", "image/png, 2 bytes"] in lines
+
+
+def test_info_of_a_variable_rate_has_its_numbers_of_codebooks(cli: Cli, recording: Path) -> None:
+    cli("encode", recording, "in.codec", "--vbr", 2.5)
+    facts = json.loads(cli("info", "in.codec", "--json").out)
+    with open_reader("in.codec") as reader:
+        packets = list(reader.intact())
+    counts = np.concatenate([(packet.codes >= 0).sum(axis=1).ravel() for packet in packets])
+    assert facts["codebooks_per_frame"] == {"min": counts.min(), "mean": counts.mean(), "max": counts.max()}
+    assert facts["payload_kbps"] == pytest.approx(sum(packet.payload_bytes for packet in packets) * 8 / 0.7 / 1000)
+    cli("encode", recording, "in.codec", "--force")
+    assert "codebooks_per_frame" not in json.loads(cli("info", "in.codec", "--json").out)
+    whole = bytearray(Path("in.codec").read_bytes())
+    whole[len(whole) // 2] ^= 1
+    Path("in.codec").write_bytes(whole)
+    damaged = cli("info", "in.codec", "--json")
+    assert damaged.code == 0
+    assert "payload_kbps" not in json.loads(damaged.out)
 
 
 def test_info_of_a_folder(cli: Cli, recording: Path) -> None:

@@ -25,6 +25,7 @@ from codec.nn.quantize.base import Quantized, Quantizer
 from codec.nn.streaming import State
 from tests.helpers import processes
 from tests.helpers.signals import RATE, noise, voice
+from tests.tiny import tiny_model
 
 
 @pytest.fixture
@@ -208,6 +209,25 @@ def test_scores_of_a_scalar_quantizer_have_closed_forms(corpus: Path) -> None:
     assert next(row for row in found.rows if (row.name, row.num_codebooks) == ("speech", 2)).measures.stoi == mean
     assert [failure.path for failure in found.failures] == ["hum/broken.wav"]
     assert found.peak_memory > 0
+
+
+def test_variable_bit_rates_have_rows_of_their_own(tmp_path: Path) -> None:
+    model = tiny_model()
+    soundfile.write(tmp_path / "hum.wav", np.clip(noise(0.6, level=0.3), -1, 1), 8000)
+    found = evaluate(model, tmp_path, num_codebooks=3, vbr=[2.5, 1.0], speech=False)
+    rows = [(row.codec, row.num_codebooks) for row in found.rows[:3]]
+    assert rows == [(model.name, 3), (f"{model.name} vbr 2.5", 3), (f"{model.name} vbr 1", 3)]
+    compression.compress(tmp_path / "hum.wav", tmp_path / "hum.codec", model=model, vbr=2.5)
+    with bitstream.open_reader(tmp_path / "hum.codec") as reader:
+        counts = np.concatenate([(codes >= 0).sum(axis=1).ravel() for codes in reader.packets()])
+    assert [row.mean_codebooks for row in found.rows[:2]] == [3, pytest.approx(counts.mean())]
+    assert f"{counts.mean():.3g}" in found.text()
+    alone = evaluate(model, tmp_path, vbr=[2.5], speech=False)
+    assert [row.mean_codebooks for row in alone.rows] == [found.rows[1].mean_codebooks] * len(alone.rows)
+    with pytest.raises(UsageError, match="use 1 to 3"):
+        evaluate(model, tmp_path, vbr=[4.0], speech=False)
+    with pytest.raises(UsageError, match="leave --vbr out"):
+        evaluate(Scalar(), tmp_path, vbr=[1.0], speech=False)
 
 
 @pytest.mark.slow
