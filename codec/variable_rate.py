@@ -113,7 +113,7 @@ class VariableRate:
     def _take(self, audio: Tensor, codes: Tensor) -> None:
         """Take audio, and codes with each number of codebooks [choices * batch, codebooks, frames]."""
         self._audio = torch.cat([self._audio, audio], dim=2)
-        self._codes = torch.cat([self._codes, codes.unflatten(0, self._codes.shape[:2])], dim=3)
+        self._codes = torch.cat([self._codes, codes.view(*self._codes.shape[:3], -1)], dim=3)
         decoded = self._decoder.push(codes)
         self._decoded = torch.cat([self._decoded, decoded.cpu()], dim=2)
 

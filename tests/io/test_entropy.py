@@ -57,9 +57,9 @@ def test_frames_with_different_numbers_of_codebooks_come_back(
     shape: Any = {"rows": rows, "frames": frames, "varying": True}
     packed = entropy.pack_varying(codes, sizes)
     counts = (codes >= 0).sum(axis=1).T
-    for coder, payload in ((NONE, packed), (ADAPTIVE, entropy.encode_adaptive(codes, sizes))):
+    for number, payload in ((NONE, packed), (ADAPTIVE, entropy.encode_adaptive(codes, sizes))):
         if entropy.varies(codes):
-            found = entropy.codebook_counts(coder, payload, len(sizes), rows=rows, frames=frames)
+            found = entropy.codebook_counts(number, payload, len(sizes), rows=rows, frames=frames)
             np.testing.assert_array_equal(found, counts)
     np.testing.assert_array_equal(entropy.decode(NONE, packed, sizes, **shape), codes)
     bits = (
