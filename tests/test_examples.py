@@ -36,8 +36,8 @@ SIZES = [
 def test_every_example_has_a_test() -> None:
     names = sorted(path.name for path in EXAMPLES.iterdir() if path.is_file())
     assert names == [
-        "batch_ray.py", "gpt.py", "microphone.py", "onnx_decode.py", "onnx_generate.py", "read_codec.mjs",
-        "read_codec.py",
+        "batch_ray.py", "gpt.py", "microphone.py", "onnx_decode.mjs", "onnx_decode.py", "onnx_generate.py",
+        "read_codec.mjs", "read_codec.py",
     ]  # fmt: skip
 
 

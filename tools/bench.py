@@ -3,7 +3,8 @@
     python tools/bench.py                            speed and memory of the default model
     python tools/bench.py --model PATH --no-memory   speed alone
     python tools/bench.py --untrained                the causal family's default configuration, random weights
-    python tools/bench.py --live                     a frame at a time: ONNX Runtime against torch
+    python tools/bench.py --live                     a frame at a time: compiled steps against torch
+    python tools/bench.py --live --onnx DIR          and against the graphs of `codec export` in ONNX Runtime
 
 Speeds are real-time factors (seconds of audio per second of computation), medians over rounds in which all systems
 alternate, so that other load affects them equally. Memory is the peak resident set size of a separate process.
@@ -57,6 +58,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2], help="numbers of threads (default 1 2)")
     parser.add_argument("--minutes", type=float, nargs="+", default=[2, 120], help="lengths for memory (default 2 120)")
     parser.add_argument("--live", action="store_true", help="only live streams, a frame at a time on one thread")
+    parser.add_argument("--onnx", type=Path, help="folder of codec export, for --live")
     parser.add_argument("--no-speed", action="store_true", help="leave the speed out")
     parser.add_argument("--no-memory", action="store_true", help="leave the memory out")
     parser.add_argument("--worker", nargs=3, help=argparse.SUPPRESS)  # compress|decompress SOURCE TARGET
@@ -66,7 +68,7 @@ def main() -> None:
         work(*arguments.worker, model=arguments.model, num_codebooks=arguments.num_codebooks)
         return
     if arguments.live:
-        report_live(arguments.model, arguments.num_codebooks, arguments.seconds)
+        report_live(arguments.model, arguments.num_codebooks, arguments.seconds, arguments.onnx)
         return
     with tempfile.TemporaryDirectory() as folder:
         if arguments.untrained:
@@ -170,8 +172,29 @@ class Live:
         return codes
 
 
-def report_live(name: str, num_codebooks: int | None, seconds: float) -> None:
-    """Print milliseconds per frame in torch and in the backend of live streams, which take turns.
+class LiveGraphs:
+    """The same with exported graphs in ONNX Runtime on one thread."""
+
+    backend = "ONNX Runtime"
+
+    def __init__(self, folder: Path, num_codebooks: int) -> None:
+        from codec.export import onnx
+
+        self.encoder, self.decoder = (onnx.Step(onnx.session(str(folder / name), 1), 1) for name in onnx.GRAPHS)
+        self.num_codebooks = np.array(num_codebooks)
+        self.took: list[tuple[float, float]] = []
+
+    def push(self, audio: torch.Tensor) -> torch.Tensor:
+        start = perf_counter()
+        codes = self.encoder(audio.numpy(), num_codebooks=self.num_codebooks)
+        middle = perf_counter()
+        self.decoder(codes)
+        self.took.append((1e3 * (middle - start), 1e3 * (perf_counter() - middle)))
+        return torch.from_numpy(codes[:, : int(self.num_codebooks)])
+
+
+def report_live(name: str, num_codebooks: int | None, seconds: float, graphs: Path | None) -> None:
+    """Print milliseconds per frame in torch, in the backend of live streams and with `graphs`, which take turns.
 
     Turns of one frame find the caches of the CPU full of the other backend's weights; turns of a second do not, as in a
     program that runs one of them.
@@ -184,15 +207,18 @@ def report_live(name: str, num_codebooks: int | None, seconds: float) -> None:
     print(f"{frames} frames of {1e3 * hop / model.sample_rate:g} ms, one at a time, one thread; medians, ms per frame")
     print(f"{'':24}{'encode':>10}{'decode':>10}{'both':>10}{'p99':>10}")
     for turn in (round(model.frame_rate), 1):
-        streams = [Live(model, num_codebooks, "torch"), Live(model, num_codebooks, "auto")]
+        streams: list[Live | LiveGraphs] = [Live(model, num_codebooks, each) for each in ("torch", "auto")]
+        if graphs:
+            streams.append(LiveGraphs(graphs, num_codebooks or model.num_codebooks))
         codes: list[list[torch.Tensor]] = [[] for _ in streams]
         for first in range(0, frames, turn):
             for stream, parts in zip(streams, codes, strict=True):
                 parts += [stream.push(block) for block in blocks[first : min(first + turn, frames)]]
         medians = [print_live(f"{stream.backend}, turns of {turn}", stream.took[WARM_UP:]) for stream in streams]
-        expected, found = (torch.cat(parts, dim=2) for parts in codes)
-        different = int((expected != found).sum())
-        print(f"{medians[0] / medians[1]:.2f} × as fast; {different} of {found.numel()} codes differ")
+        expected, *others = (torch.cat(parts, dim=2) for parts in codes)
+        for stream, median, found in zip(streams[1:], medians[1:], others, strict=True):
+            different = int((expected != found).sum())
+            print(f"{stream.backend}: {medians[0] / median:.2f} × as fast; {different} of {found.numel()} codes differ")
 
 
 def print_live(label: str, took: Sequence[tuple[float, float]]) -> float:

@@ -18,7 +18,7 @@ if (!page) {
 const load = (name) => import(pathToFileURL(resolve(page, name)));
 const ort = await load("ort.js"), { Codec } = await load("model.js");
 Object.assign(ort.env.wasm, { numThreads: 1, wasmBinary: readFileSync(resolve(page, "ort.wasm")) });
-const codec = await Codec.load(ort, readFileSync(resolve(page, "encoder.onnx")), readFileSync(resolve(page, "decoder.onnx")));
+const codec = await Codec.load(ort, ...["encoder.onnx", "decoder.onnx", "shared.bin"].map((name) => readFileSync(resolve(page, name))));
 const frameSeconds = codec.hop / codec.sampleRate;
 
 async function timed(work) {

@@ -1,5 +1,7 @@
 """Export a codec to ONNX: `encoder.onnx` and `decoder.onnx`, each one step with its state as inputs and outputs.
 
+Weights that both have, the codebooks, are in `shared.bin`, where ONNX looks for them.
+
     codes, next_state... = encoder(audio, num_codebooks, state...)
     audio, next_state... = decoder(codes, state...)
 
@@ -12,13 +14,16 @@ weights hash, shapes of the states (`describe`).
 from __future__ import annotations
 
 import copy
+import hashlib
 import json
+import math
 import re
 import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -36,7 +41,9 @@ from codec.nn.streaming import State
 
 OPSET = 18
 """Default version of ONNX's operators: the oldest that torch exports to, so that most runtimes have it."""
-FILES = ("encoder.onnx", "decoder.onnx")
+GRAPHS = ("encoder.onnx", "decoder.onnx")
+SHARED = "shared.bin"
+FILES = (*GRAPHS, SHARED)
 MAX_ERROR = 1e-4
 """Largest difference between the audio of torch and of ONNX Runtime."""
 MAX_NEAR_TIES = 1e-5
@@ -49,7 +56,7 @@ SECONDS = 3.0  # length of the signals of `verify`
 class Exported(NamedTuple):
     """The result of `export_onnx`."""
 
-    files: tuple[Path, Path]
+    files: tuple[Path, ...]
     codes: int
     """Number of codes that were compared with those of torch."""
     near_ties: tuple[str, ...]
@@ -84,7 +91,7 @@ class DecoderStep(nn.Module):
 
 
 def export_onnx(model: Codec, folder: str | Path, *, opset: int = OPSET, force: bool = False) -> Exported:
-    """Write `encoder.onnx` and `decoder.onnx`, verified by `verify`.
+    """Write `encoder.onnx`, `decoder.onnx` and `shared.bin`, verified by `verify`.
 
     Both take any batch size, any number of frames and any number of codebooks. Nothing is written if the graphs are not
     right.
@@ -100,23 +107,26 @@ def export_onnx(model: Codec, folder: str | Path, *, opset: int = OPSET, force: 
     check_opset(opset)
     steps = exportable(model)
     folder = Path(folder)
-    targets = folder / FILES[0], folder / FILES[1]
+    targets = tuple(folder / name for name in FILES)
     for target in targets:
         if target.exists() and not force:
             raise StorageError(f"{target} exists: pass --force to replace it")
     try:
-        graphs = encoder_graph(steps, opset), decoder_graph(steps, opset)
+        contents = shared(encoder_graph(steps, opset), decoder_graph(steps, opset))
     except torch.onnx.OnnxExporterError as failure:  # its text has many lines; the cause is in the traceback
         raise UsageError(
             f"torch {torch.__version__} cannot export the steps of a model of the family {model.config.family}: export "
             "a model of the family causal, or try another version of torch"
         ) from failure
-    codes, near_ties, error = verify(steps, *graphs)
+    with TemporaryDirectory() as trial:
+        for name, content in zip(FILES, contents, strict=True):
+            Path(trial, name).write_bytes(content)
+        codes, near_ties, error = verify(steps, Path(trial))
     with storing(folder):
         folder.mkdir(parents=True, exist_ok=True)
-    for target, graph in zip(targets, graphs, strict=True):
+    for target, content in zip(targets, contents, strict=True):
         with atomic_output(target, force=force) as file:
-            file.write(graph)
+            file.write(content)
     return Exported(targets, codes, near_ties, error)
 
 
@@ -195,8 +205,8 @@ def session(graph: str | bytes, threads: int = 0) -> Any:
     return onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
 
 
-def verify(model: StepCodec, encoder: bytes, decoder: bytes) -> tuple[int, tuple[str, ...], float]:
-    """Compare the graphs in ONNX Runtime with torch: (codes compared, frames that differ, largest error of the audio).
+def verify(model: StepCodec, folder: Path) -> tuple[int, tuple[str, ...], float]:
+    """Compare the graphs of a folder in ONNX Runtime with torch: (codes compared, frames that differ, largest error).
 
     The signals are a synthetic voice with music, silence, noise at full scale and the voice 60 dB lower; as a batch of
     whole signals with all codebooks, half of them and one, and one by one in chunks of one frame.
@@ -205,7 +215,7 @@ def verify(model: StepCodec, encoder: bytes, decoder: bytes) -> tuple[int, tuple
     by more than `MAX_ERROR`.
     """
     hop, signals = model.frame_spec.hop, check_signals(model)
-    encode, decode = session(encoder), session(decoder)
+    encode, decode = (session(str(folder / name)) for name in GRAPHS)
     audio, every = torch.stack(list(signals.values())), list(range(len(signals)))
     whole, all_codebooks = audio.shape[2] // hop, model.num_codebooks
     some = sorted({1, all_codebooks // 2} & set(model.codebook_choices))
@@ -366,6 +376,44 @@ def finished(proto: Any, description: dict[str, Any], axes: dict[str, dict[int, 
     entry.key, entry.value = "codec", json.dumps(description)
     content: bytes = proto.SerializeToString()
     return content
+
+
+def shared(encoder: bytes, decoder: bytes) -> tuple[bytes, bytes, bytes]:
+    """The two graphs, and the content of `SHARED`: large weights of both, which are moved there.
+
+    The metadata of both say its SHA-256, because a runtime would take the file of another model.
+    """
+    import onnx
+
+    protos = [onnx.load_from_string(graph) for graph in (encoder, decoder)]
+    keys = [{_key(tensor): tensor for tensor in proto.graph.initializer} for proto in protos]
+    content = bytearray()
+    for key in keys[0]:  # in the order of the graph, so that the file is the same each time
+        if key in keys[1] and math.prod(key[1]) > SMALL:
+            for tensors in keys:
+                _move(tensors[key], len(content), len(key[2]))
+            content += key[2]
+    for proto in protos:
+        entry = next(one for one in proto.metadata_props if one.key == "codec")
+        known = {"file": SHARED, "sha256": hashlib.sha256(content).hexdigest()}
+        entry.value = json.dumps(json.loads(entry.value) | {"shared": known})
+    return protos[0].SerializeToString(), protos[1].SerializeToString(), bytes(content)
+
+
+def _key(tensor: Any) -> tuple[int, tuple[int, ...], bytes]:
+    """Type, shape and values."""
+    return tensor.data_type, tuple(tensor.dims), tensor.raw_data
+
+
+def _move(tensor: Any, offset: int, length: int) -> None:
+    """Say that the values of a tensor are in `SHARED`."""
+    from onnx import TensorProto
+
+    tensor.ClearField("raw_data")
+    tensor.data_location = TensorProto.EXTERNAL
+    for key, value in (("location", SHARED), ("offset", str(offset)), ("length", str(length))):
+        entry = tensor.external_data.add()
+        entry.key, entry.value = key, value
 
 
 def _strip(graph: Any) -> None:

@@ -1,8 +1,8 @@
 """Write a static web page in which a codec runs: microphone or file, codec, loudspeaker.
 
 The folder needs a file server and no network: the page's own files (`codec/export/browser`), the two graphs of
-`codec.export.onnx`, and the WebAssembly build of ONNX Runtime. The latter, 14 MB, is not part of this package: it is
-taken from npm's package onnxruntime-web at a pinned version, and compared with its hashes.
+`codec.export.onnx`, and two builds of ONNX Runtime, for WebAssembly (14 MB) and WebGPU (27 MB). These are not part of
+this package: they are taken from npm's package onnxruntime-web at a pinned version, and compared with its hashes.
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ INTEGRITY = "q0y+JrrtukXSzsBWEMccVfqX25LRmosXHF+CaRJmg8pZClzcV7svNc4rKY3jL02Vb7Q
 ARCHIVE_BYTES = 64_000_000  # more than the archive has
 TIMEOUT = 60.0  # seconds without a byte
 GRAPHS = ("encoder.onnx", "decoder.onnx")
+SHARED = "shared.bin"
 READER = "read_codec.js"
 NETWORK = "entropy.safetensors"
 """The network by which the page reads payload coder 2; empty for a codec without one."""
@@ -53,6 +54,12 @@ RUNTIME_FILES = {
     ),
     "ort.wasm": RuntimeFile(
         "ort-wasm-simd-threaded.wasm", "3398c10d07d229bd91b364548e130e0e51a8e5704b88c7c083ebbeb78842dee2"
+    ),
+    "ort-webgpu.js": RuntimeFile(
+        "ort.webgpu.bundle.min.mjs", "0730816731ce2cdfb06f273da065d4a1c7091eb9d1756a83b2916c8a89d015e2"
+    ),
+    "ort-webgpu.wasm": RuntimeFile(
+        "ort-wasm-simd-threaded.asyncify.wasm", "39f9f0894d478800487ed9f7dbe92618498db320cf55c8e3d89adff8dce658da"
     ),
 }
 
@@ -86,7 +93,7 @@ def write_page(
         )
     folder = Path(folder)
     files = page_files()
-    _check_targets(folder, [*files, *GRAPHS, *RUNTIME_FILES, NETWORK], force=force)
+    _check_targets(folder, [*files, *GRAPHS, SHARED, *RUNTIME_FILES, NETWORK], force=force)
     exported = _exported(Path(graphs)) if graphs is not None else {}
     weights_hash = _weights_hash(exported) if model is None else model.weights_hash
     files |= exported | runtime_files(runtime) | {NETWORK: _network(weights_hash)}
@@ -99,7 +106,7 @@ def write_page(
     for name, content in files.items():
         with atomic_output(folder / name, force=force) as file:
             file.write(content)
-    return {name: (folder / name).stat().st_size for name in sorted({*files, *GRAPHS})}
+    return {name: (folder / name).stat().st_size for name in sorted({*files, *GRAPHS, SHARED})}
 
 
 def _check_targets(folder: Path, names: list[str], *, force: bool) -> None:
@@ -119,23 +126,29 @@ def page_files() -> dict[str, bytes]:
 
 def _exported(folder: Path) -> dict[str, bytes]:
     try:
-        return {name: (folder / name).read_bytes() for name in GRAPHS}
+        return {name: (folder / name).read_bytes() for name in (*GRAPHS, SHARED)}
     except OSError as error:
         raise InputNotFound(
             f"{error.filename} cannot be read ({error.strerror}): write it with codec export MODEL --onnx {folder}"
         ) from error
 
 
-def _weights_hash(graphs: dict[str, bytes]) -> str:
+def _weights_hash(files: dict[str, bytes]) -> str:
     """The weights of exported graphs, by their metadata, which are text at the end of each file."""
-    hashes = [re.findall(rb'"weights_hash": "([0-9a-f]{64})"', graph) for graph in graphs.values()]
-    if not all(len(found) == 1 for found in hashes) or hashes[0] != hashes[1]:
+    hashes = [_stated("weights_hash", files[name]) for name in GRAPHS]
+    parts = {_stated("sha256", files[name]) for name in GRAPHS}
+    if None in hashes or len(set(hashes)) > 1 or parts != {hashlib.sha256(files[SHARED]).hexdigest()}:
         raise UsageError(
-            f"{' and '.join(graphs)} are not the encoder and the decoder of one model: write them again with codec "
-            "export MODEL --onnx DIR --force"
+            f"{GRAPHS[0]}, {GRAPHS[1]} and {SHARED} are not of one model: write them again with codec export MODEL "
+            "--onnx DIR --force"
         )
-    found: bytes = hashes[0][0]
-    return found.decode()
+    return str(hashes[0])
+
+
+def _stated(key: str, graph: bytes) -> str | None:
+    """A hash in the metadata of a graph."""
+    found = re.findall(rb'"%s": "([0-9a-f]{64})"' % key.encode(), graph)
+    return found[0].decode() if len(found) == 1 else None
 
 
 def _network(weights_hash: str | None) -> bytes:

@@ -43,7 +43,7 @@ from codec.models.base import (
     StepCodec,
 )
 from codec.nn.conv import ConvNeXtBlock
-from codec.nn.exporting import is_exporting
+from codec.nn.exporting import Cosines, is_exporting
 from codec.nn.quantize.base import Quantizer, Unquantized
 from codec.nn.quantize.fsq import FSQ
 from codec.nn.quantize.gain_shape import GainShapeVQ, Parts
@@ -186,6 +186,7 @@ class MDCT(nn.Module):
         super().__init__()
         self.hop = hop
         self.register_buffer("basis", self.windowed_basis(), persistent=False)
+        self.cosines = Cosines(8 * hop)
 
     def windowed_basis(self) -> Tensor:
         """The matrix [2 hop, 2 hop] from samples to MDCT bins, then MDST bins."""
@@ -195,17 +196,24 @@ class MDCT(nn.Module):
         basis = torch.cat([torch.cos(phase), torch.sin(phase)], dim=1) * math.sqrt(2 / self.hop)
         return (basis * sine_window(self.hop)[:, None]).float()
 
+    def exported_basis(self) -> Tensor:
+        """`windowed_basis` of an exported graph, within the rounding of float32."""
+        n, k = 2 * torch.arange(2 * self.hop)[:, None] + 1, 2 * torch.arange(self.hop) + 1
+        phase = (n + self.hop) * k
+        basis = torch.cat([self.cosines(phase), self.cosines.sine(phase)], dim=1)
+        return basis * self.cosines.sine(n) * math.sqrt(2 / self.hop)
+
     def analyze(self, audio: Tensor, before: Tensor) -> tuple[Tensor, Tensor]:
         """MDCT and MDST bins [batch, frames, 2 hop] of audio [batch, frames * hop], and the last hop of samples."""
         audio = torch.cat([before, audio], dim=-1)
         hops = audio.view(audio.shape[0], -1, self.hop)
         frames = torch.cat([hops[:, :-1], hops[:, 1:]], dim=-1)  # [batch, frames, 2 hop]
-        basis = self.windowed_basis() if is_exporting() else self.basis
+        basis = self.exported_basis() if is_exporting() else self.basis
         return frames @ basis, audio[:, audio.shape[-1] - self.hop :]
 
     def synthesize(self, bins: Tensor, before: Tensor) -> tuple[Tensor, Tensor]:
         """Audio [batch, frames * hop] of MDCT bins [batch, frames, hop], one hop late, and the last half frame."""
-        basis = self.windowed_basis() if is_exporting() else self.basis
+        basis = self.exported_basis() if is_exporting() else self.basis
         return overlap_add(bins @ basis[:, : self.hop].T, before)
 
 
@@ -233,7 +241,8 @@ def random_phases(frames: int, bins: int) -> Tensor:
     index = torch.arange(frames * bins).view(frames, bins)
     for factor in (2654435761, 2246822519, 3266489917):  # integer hash; products stay below 2^63
         index = (index ^ (index // 2**15)) * factor % 2**31  # ONNX shifts no signed integers
-    phase = index.double() * (2 * math.pi / 2**31)
+    angle = index.float() if is_exporting() else index.double()  # float64 is lacking in some runtimes
+    phase = angle * (2 * math.pi / 2**31)
     return torch.cat([phase.cos(), phase.sin()], dim=1).float()
 
 
@@ -293,13 +302,13 @@ class InverseDFT(nn.Module):
     def __init__(self, hop: int) -> None:
         super().__init__()
         self.hop = hop
+        self.cosines = Cosines(4 * hop)
 
     def basis(self) -> Tensor:
         """The matrix [hop + 2, hop] for real parts, then imaginary parts."""
         k, n = torch.arange(self.hop // 2 + 1)[:, None], torch.arange(self.hop)
-        phase = (k * n % self.hop).double() * (2 * math.pi / self.hop)
         both = torch.where(2 * k % self.hop == 0, 1.0, 2.0) * self.hop**-0.5  # a bin and its mirror image
-        return torch.cat([both * phase.cos(), -both * phase.sin()]).float()
+        return torch.cat([both * self.cosines(4 * k * n), -both * self.cosines.sine(4 * k * n)])
 
     def forward(self, real: Tensor, imaginary: Tensor) -> Tensor:
         if is_exporting():

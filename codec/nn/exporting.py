@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import TypeAlias
 
 import torch
-from torch import Tensor
+import torch.nn.functional as F
+from torch import Tensor, nn
 
 Rows: TypeAlias = tuple[Tensor, ...]
 """Tensors [rows, ...]."""
@@ -45,3 +47,27 @@ def exported_for_rows(function: Callable[..., Rows], where: Tensor, inputs: Rows
 
     results: Rows = torch.cond(where.any(), some, none, (where, *inputs, *otherwise))
     return results
+
+
+class Cosines(nn.Module):
+    """cos(2 pi index / period) of integers [...], by a table.
+
+    For exported graphs, which compute matrices of cosines when they are loaded, because the files would be larger with
+    them. Some runtimes have no arithmetic in float64, and large angles in float32 are inexact.
+    """
+
+    table: Tensor
+
+    def __init__(self, period: int) -> None:
+        super().__init__()
+        self.period = period
+        angles = torch.arange(period, dtype=torch.float64) * (2 * math.pi / period)
+        self.register_buffer("table", angles.cos().float()[:, None], persistent=False)
+
+    def forward(self, index: Tensor) -> Tensor:
+        return F.embedding(index % self.period, self.table)[..., 0]
+
+    def sine(self, index: Tensor) -> Tensor:
+        """The sines, for a period that is a multiple of 4."""
+        sines: Tensor = self(index + 3 * self.period // 4)
+        return sines

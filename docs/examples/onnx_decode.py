@@ -7,6 +7,7 @@ The last file is the network of entropy coding, which most files of shipped code
 The audio is at the model's sample rate. `SECONDS` of frames are decoded at once; any other number gives the same.
 """
 
+import hashlib
 import json
 import sys
 import wave
@@ -25,6 +26,8 @@ def decode(folder: Path, source: Path, network: bytes | None = None) -> tuple[np
     try:
         session = onnxruntime.InferenceSession(folder / "decoder.onnx", providers=["CPUExecutionProvider"])
         model = json.loads(session.get_modelmeta().custom_metadata_map["codec"])
+        if hashlib.sha256((folder / "shared.bin").read_bytes()).hexdigest() != model["shared"]["sha256"]:
+            raise ValueError("shared.bin is of another model")
     except Exception as error:  # onnxruntime has a class of its own for each kind of damage
         sys.exit(f"{folder / 'decoder.onnx'} is damaged or not of codec export ({str(error).splitlines()[0]})")
     file = read(source.read_bytes(), network)

@@ -116,8 +116,8 @@ def main(lm: Path, codec: Path, target: Path, *options: str) -> None:
     decoder, seed = Graph(codec / "decoder.onnx", 1), int(settings.pop("seed", 0))
     about, made_by = decoder.about, Graph(lm / "lm_step.onnx", 2).about["codec"]
     if about["weights_hash"] != made_by["weights_hash"]:
-        own = made_by["model"]
-        sys.exit(f"{lm} generates codes of {own}, and {codec} is of {about['model']}: export the {own} of those codes")
+        ours, theirs = (f"{one['model']} (weights {str(one['weights_hash'])[:12]})" for one in (made_by, about))
+        sys.exit(f"{lm} generates codes of {ours}, and {codec} is of {theirs}: export the codec of these codes")
     rate, hop, delay = about["sample_rate"], about["hop"], about["decoder_delay"]
     length = round(float(settings.pop("seconds", 0)) * rate)
     codes = generate(lm, seed, -(-(length + delay) // hop) if length else None, **settings)

@@ -43,7 +43,7 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder that `codec page` writes, and the model's file tiny.safetensors beside it."""
     pytest.importorskip("onnxscript")
     pytest.importorskip("onnxruntime")
-    if not (web.cache_folder() / web.RUNTIME_FILES["ort.wasm"].name).is_file():
+    if not all((web.cache_folder() / file.name).is_file() for file in web.RUNTIME_FILES.values()):
         pytest.skip("onnxruntime-web is not in the cache: run codec page once")
     base = tmp_path_factory.getbasetemp()
     base = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base

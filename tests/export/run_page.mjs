@@ -12,7 +12,7 @@ const load = (name) => import(pathToFileURL(`${page}/${name}`));
 const ort = await load("ort.js"), { Codec } = await load("model.js");
 const { read } = await load("read_codec.js"), { write } = await load("write_codec.js");
 Object.assign(ort.env.wasm, { numThreads: 1, wasmBinary: readFileSync(`${page}/ort.wasm`) });
-const codec = await Codec.load(ort, readFileSync(`${page}/encoder.onnx`), readFileSync(`${page}/decoder.onnx`));
+const codec = await Codec.load(ort, ...["encoder.onnx", "decoder.onnx", "shared.bin"].map((name) => readFileSync(`${page}/${name}`)));
 
 /** Columns `first` to `last` of an array [rows, columns]. */
 function columns(array, rows, first, last) {

@@ -217,6 +217,27 @@ def test_audio_file(tab: Tab, model: StepCodec, recording: Path, tmp_path: Path)
     assert similarity(np.pad(saved, (0, 1)), two) > 0.999
 
 
+def test_without_a_gpu(tab: Tab) -> None:
+    """The codec runs on the CPU, and the page says so."""
+    tab.open()
+    playwright.expect(tab.page.locator("#backend")).to_be_disabled()
+    assert tab.page.input_value("#backend") == "wasm"
+    assert tab.page.get_attribute("#backend", "title") == "This browser has no GPU for WebGPU."
+
+
+def test_a_gpu_that_cannot_be_used(tab: Tab, recording: Path) -> None:
+    """The page says why in one line, and plays on the CPU."""
+    tab.page.add_init_script("Object.defineProperty(navigator, 'gpu', { value: { requestAdapter: async () => ({}) } })")
+    tab.open()
+    tab.page.select_option("#backend", "webgpu")
+    tab.wait("#status", "The codec runs on the CPU.")
+    assert re.fullmatch(r"The GPU cannot be used \(.+\)\.", tab.text("#problem"))
+    assert tab.page.input_value("#backend") == "wasm"
+    tab.drop(recording)
+    tab.wait("#status", "The end.")
+    assert tab.text("#problem") == ""
+
+
 def test_codec_file(tab: Tab, model: StepCodec, tmp_path: Path) -> None:
     """Two channels; dropped, not selected; the slider moves while it plays, and the original cannot be played."""
     audio = torch.from_numpy(np.stack([voice(RATE), voice(RATE)[::-1]]).copy())[:, None]

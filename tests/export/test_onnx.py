@@ -1,5 +1,6 @@
 """codec export: the graphs in ONNX Runtime, compared with torch; the example that decodes without torch."""
 
+import hashlib
 import json
 import runpy
 import subprocess
@@ -92,9 +93,8 @@ def test_metadata_and_axes(folder: Path, model: StepCodec) -> None:
 
 
 def test_verify_finds_other_weights(folder: Path, tmp_path: Path) -> None:
-    files = [(folder / name).read_bytes() for name in export.FILES]
     with pytest.raises(CodecError, match="other codes than torch"):
-        export.verify(tiny_model(1), *files)
+        export.verify(tiny_model(1), folder)
 
 
 def test_refusals(folder: Path, model: StepCodec, tmp_path: Path) -> None:
@@ -129,6 +129,38 @@ def test_fp16_weights_are_exact() -> None:
     assert [(node.op_type, *node.input, *node.output) for node in graph.node] == [("Cast", "exact_half", "exact")]
 
 
+def test_weights_of_both_graphs_are_stored_once(tmp_path: Path) -> None:
+    """A runtime finds them in the third file; small tensors, and those of one graph, stay in it."""
+    from onnx import TensorProto, helper, numpy_helper
+
+    both, small = np.arange(2000, dtype=np.float16), np.arange(9, dtype=np.float32)
+
+    def graph(factor: float) -> bytes:
+        own = np.full((2000,), factor, np.float32)
+        weights = [numpy_helper.from_array(one, name) for one, name in ((own, "own"), (both, "both"), (small, "small"))]
+        nodes = [helper.make_node("Cast", ["both"], ["cast"], to=1), helper.make_node("Mul", ["cast", "own"], ["y"])]
+        output = helper.make_tensor_value_info("y", TensorProto.FLOAT, [2000])
+        proto = helper.make_model(
+            helper.make_graph(nodes, "g", [], [output], weights),
+            opset_imports=[helper.make_opsetid("", 18)],
+            ir_version=9,
+        )
+        entry = proto.metadata_props.add()
+        entry.key, entry.value = "codec", '{"format": 1}'
+        content: bytes = proto.SerializeToString()
+        return content
+
+    contents = export.shared(graph(2.0), graph(3.0))
+    assert contents[2] == both.tobytes()
+    for name, content in zip(export.FILES, contents, strict=True):
+        (tmp_path / name).write_bytes(content)
+    for name, factor in zip(export.GRAPHS, (2.0, 3.0), strict=True):
+        session = export.session(str(tmp_path / name))
+        np.testing.assert_array_equal(session.run(None, {})[0], factor * both.astype(np.float32))
+        about = json.loads(session.get_modelmeta().custom_metadata_map["codec"])
+        assert about["shared"] == {"file": export.SHARED, "sha256": hashlib.sha256(both.tobytes()).hexdigest()}
+
+
 def test_decode_example(folder: Path, model: StepCodec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The example reads two channels at another rate and decodes them as torch does; it refuses other weights."""
     monkeypatch.syspath_prepend(str(EXAMPLES))
@@ -145,7 +177,8 @@ def test_decode_example(folder: Path, model: StepCodec, tmp_path: Path, monkeypa
     with pytest.raises(SystemExit, match=r"was made by tiny-1 .*export the model that made the file"):
         decode(folder, tmp_path / "b.codec")
     content = (folder / "decoder.onnx").read_bytes()
-    for damaged in (b"", content[: len(content) // 2]):
+    (tmp_path / "shared.bin").write_bytes((folder / "shared.bin").read_bytes() + b"0")
+    for damaged in (b"", content[: len(content) // 2], content):
         (tmp_path / "decoder.onnx").write_bytes(damaged)
         with pytest.raises(SystemExit, match=r"decoder\.onnx is damaged or not of codec export"):
             decode(tmp_path, tmp_path / "a.codec")

@@ -3,6 +3,8 @@
 import base64
 import hashlib
 import io
+import json
+import os
 import re
 import shutil
 import subprocess
@@ -15,6 +17,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import soundfile
 import torch
 
 from codec import pretrained
@@ -27,7 +30,13 @@ from codec.io.entropy_files import weights_hash_of
 from codec.models.base import StepCodec
 
 RUNNER = Path(__file__).with_name("run_page.mjs")
-CONTENT = {"ort.wasm.bundle.min.mjs": b"a script", "ort-wasm-simd-threaded.wasm": b"a program"}
+CONTENT = {
+    "ort.wasm.bundle.min.mjs": b"a script",
+    "ort-wasm-simd-threaded.wasm": b"a program",
+    "ort.webgpu.bundle.min.mjs": b"a script for GPUs",
+    "ort-wasm-simd-threaded.asyncify.wasm": b"a program for GPUs",
+}
+EXPECTED = dict(zip(("ort.js", "ort.wasm", "ort-webgpu.js", "ort-webgpu.wasm"), CONTENT.values(), strict=True))
 
 
 def archive(content: dict[str, bytes]) -> bytes:
@@ -80,16 +89,22 @@ def registry(pinned: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 def graphs(tmp_path: Path) -> Path:
     folder = tmp_path / "graphs"
     folder.mkdir()
-    for name in web.GRAPHS:
-        (folder / name).write_bytes(f'{name} {{"weights_hash": "{64 * "0"}"}}'.encode())
+    write_graphs(folder, 64 * "0")
     return folder
 
 
+def write_graphs(folder: Path, weights_hash: str) -> None:
+    """Files with the metadata of exported ones."""
+    (folder / web.SHARED).write_bytes(b"weights of both")
+    about = {"weights_hash": weights_hash, "shared": {"sha256": hashlib.sha256(b"weights of both").hexdigest()}}
+    for name in web.GRAPHS:
+        (folder / name).write_text(f"{name} {json.dumps(about)}")
+
+
 def test_the_runtime_is_fetched_once(registry: Path) -> None:
-    expected = {"ort.js": b"a script", "ort.wasm": b"a program"}
-    assert web.runtime_files() == expected
+    assert web.runtime_files() == EXPECTED
     registry.unlink()
-    assert web.runtime_files() == expected
+    assert web.runtime_files() == EXPECTED
     (web.cache_folder() / "ort-wasm-simd-threaded.wasm").write_bytes(b"another program")
     with pytest.raises(UsageError, match=r"is not of onnxruntime-web .* remove the file to have it fetched again"):
         web.runtime_files()
@@ -111,7 +126,7 @@ def test_without_a_network(pinned: bytes, tmp_path: Path) -> None:
         (package / "dist" / name).write_bytes(content)
     (tmp_path / "a.tgz").write_bytes(pinned)
     for source in (package, package / "dist", tmp_path / "a.tgz"):
-        assert web.runtime_files(source) == {"ort.js": b"a script", "ort.wasm": b"a program"}
+        assert web.runtime_files(source) == EXPECTED
 
 
 def test_wrong_runtimes(pinned: bytes, tmp_path: Path) -> None:
@@ -138,7 +153,7 @@ def test_command(pinned: bytes, graphs: Path, tmp_path: Path, capsys: pytest.Cap
         assert (ended.value.code or 0) == status
     said = capsys.readouterr().err.splitlines()
     assert said[0].startswith(
-        f"{tmp_path / 'demo'}: 14 files, 0.1 MB; open http://127.0.0.1:8000 after `python -m http"
+        f"{tmp_path / 'demo'}: 17 files, 0.1 MB; open http://127.0.0.1:8000 after `python -m http"
     )
     assert said[1].endswith("exists: pass --force to replace it")
     assert said[3] == "codec: --model and --onnx both name the codec of the page: give one of them"
@@ -151,9 +166,15 @@ def test_refusals(pinned: bytes, tmp_path: Path) -> None:
         web.write_page(tmp_path / "page")
     with pytest.raises(InputNotFound, match=r"encoder\.onnx cannot be read .* codec export MODEL --onnx"):
         web.write_page(tmp_path / "page", graphs=tmp_path)
-    for name in web.GRAPHS:
-        (tmp_path / name).write_bytes(b'"weights_hash": "' + 64 * name[:1].encode() + b'"')  # e..., d...
-    with pytest.raises(UsageError, match="are not the encoder and the decoder of one model"):
+    write_graphs(tmp_path, 64 * "0")
+    content = (tmp_path / "encoder.onnx").read_text()
+    for damaged in (content.replace(64 * "0", 64 * "1"), content.replace('"sha256"', '"other"'), "nothing"):
+        (tmp_path / "encoder.onnx").write_text(damaged)
+        with pytest.raises(UsageError, match="are not of one model: write them again with codec export"):
+            web.write_page(tmp_path / "page", graphs=tmp_path)
+    (tmp_path / "encoder.onnx").write_text(content)
+    (tmp_path / "shared.bin").write_bytes(b"other weights")
+    with pytest.raises(UsageError, match="are not of one model: write them again with codec export"):
         web.write_page(tmp_path / "page", graphs=tmp_path)
     assert not (tmp_path / "page").exists()
 
@@ -161,8 +182,7 @@ def test_refusals(pinned: bytes, tmp_path: Path) -> None:
 def test_the_network_of_the_entropy_coder_is_in_the_page(pinned: bytes, graphs: Path, tmp_path: Path) -> None:
     (tmp_path / "a.tgz").write_bytes(pinned)
     shipped = pretrained.WEIGHTS / "general-24k.entropy.safetensors"
-    for name in web.GRAPHS:
-        (graphs / name).write_text(f'"weights_hash": "{weights_hash_of(shipped)}"')
+    write_graphs(graphs, str(weights_hash_of(shipped)))
     web.write_page(tmp_path / "page", graphs=graphs, runtime=tmp_path / "a.tgz")
     assert (tmp_path / "page" / web.NETWORK).read_bytes() == shipped.read_bytes()
 
@@ -177,9 +197,9 @@ def test_files_of_the_page() -> None:
     named = {
         name
         for text in files.values()
-        for name in re.findall(r'["/]([a-z_]+\.(?:js|css|wasm|onnx|safetensors))"', text)
+        for name in re.findall(r'["/]([a-z_-]+\.(?:js|css|wasm|onnx|bin|safetensors))"', text)
     }
-    assert named == {*files, *web.GRAPHS, *web.RUNTIME_FILES, web.NETWORK} - {"index.html"}
+    assert named == {*files, *web.GRAPHS, web.SHARED, *web.RUNTIME_FILES, web.NETWORK} - {"index.html"}
     assert [name for name, text in files.items() if re.search(r"//[\w-]+\.(?!0)\w+", text.replace("///", ""))] == []
     assert "default-src 'none'" in files["index.html"]
 
@@ -215,6 +235,41 @@ def test_node_gives_the_codes_of_torch(
 
 
 @pytest.mark.slow
+def test_example_in_plain_javascript(page: Path, model: StepCodec, tmp_path: Path) -> None:
+    """Two channels at another rate, of fewer codebooks, as torch decodes them; other weights are refused."""
+    audio = torch.from_numpy(np.random.default_rng(0).normal(0, 0.1, (2, 1, 8000)).astype(np.float32))
+    codes = model.encode(audio, num_codebooks=2)
+    for name, weights in (("a", model.weights_hash), ("b", "0" * 64)):
+        header = header_of(model, 16_000, channels=2, num_codebooks=2)
+        with (tmp_path / f"{name}.codec").open("wb") as file:
+            writer = Writer(file, type(header)(**vars(header) | {"weights_hash": weights}), coder=0)
+            writer.write(codes.numpy())
+            writer.close(time=15_001)
+    runner = shutil.which("node")
+    if runner is None:
+        pytest.skip("node is not installed")
+    script = RUNNER.parents[2] / "docs" / "examples" / "onnx_decode.mjs"
+
+    def run_script(folder: Path, source: str) -> subprocess.CompletedProcess[str]:
+        command = [str(part) for part in (runner, script, folder, tmp_path / source, tmp_path / "out.wav")]
+        environment = os.environ | {"ORT": (page / "ort.js").as_uri()}
+        return subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+
+    done = run_script(page, "a.codec")
+    assert done.returncode == 0, done.stderr
+    decoded, rate = soundfile.read(tmp_path / "out.wav", dtype="float32")
+    assert (decoded.shape, rate) == ((7501, 2), 8000)
+    expected = model.decode(codes, length=7501)[:, 0].clamp(-1, 1).T
+    np.testing.assert_allclose(decoded, expected.numpy(), atol=2e-4)
+    assert re.match(
+        r"\S+ was made by .* \(weights 0{12}\), and .* export the model", run_script(page, "b.codec").stderr
+    )
+    shutil.copy(page / "decoder.onnx", tmp_path)
+    (tmp_path / "shared.bin").write_bytes(b"")
+    assert "decoder.onnx is damaged or not of codec export (shared.bin is" in run_script(tmp_path, "a.codec").stderr
+
+
+@pytest.mark.slow
 def test_files_that_javascript_writes_equal_ours(page: Path, model: StepCodec, tmp_path: Path) -> None:
     """Byte for byte, with an index of several entries and a copy of the header."""
     hop, frames = model.frame_spec.hop, 3301
@@ -247,6 +302,12 @@ def test_wrong_graphs_in_node(page: Path, tmp_path: Path) -> None:
         (site / "encoder.onnx").write_bytes(content)
         with pytest.raises(AssertionError, match=problem):
             node(site, tmp_path / problem, torch.zeros(1, 160), frames=1, codebooks=1)
+    (site / "encoder.onnx").write_bytes(graph)
+    (site / "shared.bin").write_bytes(b"")
+    with pytest.raises(
+        AssertionError, match=r"encoder\.onnx and shared\.bin are of different models: write the folder"
+    ):
+        node(site, tmp_path / "shared", torch.zeros(1, 160), frames=1, codebooks=1)
 
 
 @pytest.mark.slow

@@ -1,5 +1,5 @@
 // A codec exported by `codec export --onnx`, in ONNX Runtime: encoder.onnx and decoder.onnx, each one step whose state
-// is explicit. For a browser's worker and for node; see docs/export.md for the tensors.
+// is explicit, and shared.bin, the weights of both. For a browser's worker and for node; see docs/export.md.
 
 const ARRAYS = { float32: Float32Array, int32: Int32Array, int64: BigInt64Array };
 
@@ -38,10 +38,19 @@ function* fields(bytes, name) {
   }
 }
 
+async function sha256(bytes) {
+  const hash = new Uint8Array(await crypto.subtle.digest("SHA-256", bytes));
+  return Array.from(hash, (byte) => byte.toString(16).padStart(2, "0")).join("");
+}
+
 /** One of the two graphs. */
 class Graph {
-  static async load(ort, bytes, name) {
-    const description = describe(bytes, name), options = { executionProviders: ["wasm"], graphOptimizationLevel: "all" };
+  static async load(ort, bytes, shared, name, executionProviders) {
+    const description = describe(bytes, name);
+    if (description.shared?.sha256 !== (await sha256(shared)))
+      throw new Error(`${name} and shared.bin are of different models: write the folder again with codec page`);
+    const externalData = [{ path: description.shared.file, data: shared }];
+    const options = { executionProviders, graphOptimizationLevel: "all", externalData };
     return new Graph(ort, await ort.InferenceSession.create(bytes, options), description);
   }
 
@@ -70,8 +79,10 @@ class Graph {
  * of all codebooks of the model, -1 in the ones that a frame does not have.
  */
 export class Codec {
-  static async load(ort, encoder, decoder) {
-    const graphs = [await Graph.load(ort, encoder, "encoder.onnx"), await Graph.load(ort, decoder, "decoder.onnx")];
+  static async load(ort, encoder, decoder, shared, executionProviders = ["wasm"]) {
+    const graphs = [];
+    for (const [name, bytes] of [["encoder.onnx", encoder], ["decoder.onnx", decoder]])
+      graphs.push(await Graph.load(ort, bytes, shared, name, executionProviders));
     const [one, other] = graphs.map((graph) => graph.description);
     if (one.weights_hash !== other.weights_hash || one.num_codebooks !== other.num_codebooks)
       throw new Error("encoder.onnx and decoder.onnx are of different models: write the folder again with codec page");
@@ -93,6 +104,11 @@ export class Codec {
   /** Bit rate of the codes in bit/s, without a container. */
   bitrate(codebooks, rows = 1) {
     return (rows * this.bits.slice(0, codebooks).reduce((sum, bits) => sum + bits, 0) * this.sampleRate) / this.hop;
+  }
+
+  /** Free the memory of both graphs. */
+  async release() {
+    for (const { session } of [this.encoderGraph, this.decoderGraph]) await session.release();
   }
 
   /** An encoder of a signal: whole hops of audio to the codes of the first `codebooks` codebooks. */

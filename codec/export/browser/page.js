@@ -45,6 +45,7 @@ function received(message) {
   if (message.failed) model ? failed(message.failed) : refuse(sentence(message.failed));
   if (message.total && message.loaded) Object.assign(byId("progress"), { max: message.total, value: message.loaded });
   if (message.ready) ready(message.ready);
+  if (message.backend) changed(message);
   if (message.made) made(message);
   if (message.saved) download(message.saved, message.kind);
 }
@@ -67,9 +68,34 @@ function ready(description) {
   byId("about").textContent = `${model.family} codec ${model.model ?? ""} at ${model.sample_rate / 1000} kHz, ` +
     `${model.num_codebooks} codebooks, ${Math.round(model.sample_rate / model.hop)} frames per second; weights ${model.weights_hash.slice(0, 12)}`;
   showRate();
+  offerGPU();
+}
+
+/** Let the codec run on a GPU, if the browser has one. It is not the default, because a frame has a thousand small operations. */
+async function offerGPU() {
+  const adapter = await navigator.gpu?.requestAdapter().catch(() => null);
+  byId("backend").disabled = !adapter;
+  byId("backend").title = adapter ? "" : "This browser has no GPU for WebGPU.";
 }
 
 // What is chosen
+
+function chooseBackend({ target }) {
+  clear();
+  for (const id of ["microphone", "open", "backend"]) byId(id).disabled = true;
+  byId("progress").hidden = false;
+  say("Loading the codec…");
+  worker.postMessage({ backend: target.value });
+}
+
+function changed({ backend, cost, reason }) {
+  for (const id of ["microphone", "open", "backend"]) byId(id).disabled = false;
+  byId("progress").hidden = true;
+  byId("backend").value = backend;
+  const name = backend === "wasm" ? "CPU" : "GPU";
+  say(reason ? "The codec runs on the CPU." : `The codec runs on the ${name}: ${(1000 * cost).toFixed(1)} ms for a frame.`);
+  complain(reason ? `The GPU cannot be used (${reason}).` : "");
+}
 
 const codebooks = () => Number(byId("codebooks").value);
 
@@ -298,6 +324,7 @@ byId("pause").onclick = pause;
 byId("stop").onclick = stop;
 byId("codebooks").oninput = choose;
 byId("listen").onchange = chooseOutput;
+byId("backend").onchange = chooseBackend;
 for (const kind of ["codec", "wav"]) byId(`save-${kind}`).onclick = () => worker.postMessage({ save: kind });
 ondragover = (event) => {
   event.preventDefault();
@@ -307,7 +334,7 @@ ondragleave = ({ relatedTarget }) => relatedTarget || document.body.classList.re
 ondrop = (event) => {
   event.preventDefault();
   document.body.classList.remove("dropping");
-  if (model && event.dataTransfer.files[0]) openFile(event.dataTransfer.files[0]);
+  if (!byId("open").disabled && event.dataTransfer.files[0]) openFile(event.dataTransfer.files[0]);
 };
 
 start();

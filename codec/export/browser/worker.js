@@ -2,7 +2,6 @@
 // thread sends its messages through a port of its own.
 
 import { Codec } from "./model.js";
-import * as ort from "./ort.js";
 import { Network, read } from "./read_codec.js";
 import { write } from "./write_codec.js";
 
@@ -12,6 +11,8 @@ const COSTS = 50; // frames over which the computing time is averaged
 const MOST_CHANNELS = 2; // that are played
 const LATE = [0.1, 0.3]; // seconds that the microphone's samples wait to be encoded; after the second, up to the first are left out
 const DRIFT = 2e-4; // of the clock of the sound device, at most
+const BACKENDS = { wasm: ["ort.js", "ort.wasm", ["wasm"]], webgpu: ["ort-webgpu.js", "ort-webgpu.wasm", ["webgpu", "wasm"]] };
+const CHECKED = 50; // frames in which another backend must give the same codes
 const WARM_UP = [10, 1.5, 0.25]; // frames at least, seconds at most, and the share of real time that ends it
 
 let codec, session, codebooks, network;
@@ -39,23 +40,56 @@ async function fetched(names) {
 }
 
 async function load() {
-  const [wasm, encoder, decoder] = await fetched(["ort.wasm", "encoder.onnx", "decoder.onnx"]);
-  Object.assign(ort.env.wasm, { numThreads: 1, wasmBinary: wasm });
-  codec = await Codec.load(ort, encoder, decoder);
+  codec = await opened("wasm");
   codebooks = codec.numCodebooks;
   await warmUp();
   postMessage({ ready: codec.description });
 }
 
-/** Run the graphs until the browser has compiled what is used most, so that the first seconds have no gaps. */
+/** The codec on a backend; what the GPU cannot compute is computed on the CPU. */
+async function opened(backend) {
+  const [script, program, providers] = BACKENDS[backend], ort = await import(`./${script}`);
+  const [wasm, ...files] = await fetched([program, "encoder.onnx", "decoder.onnx", "shared.bin"]);
+  Object.assign(ort.env.wasm, { numThreads: 1, wasmBinary: wasm });
+  return Codec.load(ort, ...files, providers);
+}
+
+/** Change the backend; if that fails, or it gives other codes, the codec stays on the CPU. */
+async function change(backend) {
+  const before = codec;
+  try {
+    if (backend === "webgpu" && !(await navigator.gpu?.requestAdapter())) throw new Error("the browser offers none");
+    codec = await opened(backend);
+    if (backend !== "wasm") await compare(codec, before);
+    const cost = await warmUp(), frame = codec.hop / codec.sampleRate;
+    if (backend !== "wasm" && cost > frame) throw new Error(`it takes ${(1000 * cost).toFixed(0)} ms for a frame of ${1000 * frame} ms`);
+    await before.release();
+    postMessage({ backend, cost });
+  } catch (error) {
+    codec = before;
+    postMessage({ backend: "wasm", reason: error.message });
+  }
+}
+
+/** Throw an Error if codecs give different codes for noise that fades; a frame may be a near-tie. */
+async function compare(one, other) {
+  const audio = Float32Array.from({ length: CHECKED * one.hop }, (_, at) => Math.sin(at * at) * 2 ** (-at / one.hop / 5));
+  const [found, expected] = [await one.encoder(1)(audio), await other.encoder(1)(audio)];
+  const wrong = new Set(Array.from(found.keys()).filter((at) => found[at] !== expected[at]).map((at) => at % CHECKED));
+  if (wrong.size > 1) throw new Error(`it gives other codes in ${wrong.size} of ${CHECKED} frames`);
+}
+
+/** Run the graphs until the browser has compiled what is used most, so that the first seconds have no gaps; seconds per frame. */
 async function warmUp() {
   const encode = codec.encoder(1), decode = codec.decoder(1), start = performance.now(), [least, most, share] = WARM_UP;
   const slow = (share * codec.hop) / codec.sampleRate;
-  for (let frame = 0, cost = slow; (frame < least || cost > slow) && performance.now() - start < 1000 * most; frame++) {
+  let cost = slow;
+  for (let frame = 0; (frame < least || cost > slow) && performance.now() - start < 1000 * most; frame++) {
     const before = performance.now();
     await decode(await encode(new Float32Array(codec.hop)));
     cost = (performance.now() - before) / 1000;
   }
+  return cost;
 }
 
 /** The codes of a signal so far, and what is needed to decode and save them. */
@@ -288,10 +322,11 @@ function wav(blocks) {
   return new Uint8Array(view.buffer);
 }
 
-async function received({ load: isFirst, codebooks: count, stop, live, audio, codec: file, name, port, save: kind }) {
+async function received({ load: isFirst, codebooks: count, backend, stop, live, audio, codec: file, name, port, save: kind }) {
   if (isFirst) await load();
   if (count) codebooks = count;
   if (stop) session = undefined;
+  if (backend) await enqueue(() => change(backend));
   if (live) session = new Live(live);
   if (audio) openAudio(port, audio);
   if (file) await openCodec(port, new Uint8Array(file), name);

@@ -24,7 +24,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from codec.nn.exporting import for_rows, is_exporting
+from codec.nn.exporting import Cosines, for_rows, is_exporting
 from codec.nn.quantize.base import Quantized, Quantizer, keep_prefix
 from codec.nn.quantize.residual import ResidualVQ
 from codec.nn.quantize.vq import VectorQuantizer
@@ -135,6 +135,7 @@ class Modes(nn.Module):
         gains = [loudest - STEP * step for count, loudest in kinds for step in range(count)]
         self.register_buffer("gains", torch.tensor(gains), persistent=False)
         self.register_buffer("to_samples", dct_iv(hop), persistent=False)
+        self.cosines = Cosines(8 * hop)
 
     def __len__(self) -> int:
         return self.tones + self.clicks
@@ -187,7 +188,13 @@ class Modes(nn.Module):
 
     def folded(self, bins: Tensor) -> Tensor:
         """Folded frames [rows, hop] of MDCT bins [rows, hop], and the other way around."""
-        return bins @ (dct_iv(self.hop) if is_exporting() else self.to_samples)
+        return bins @ (self.exported_to_samples() if is_exporting() else self.to_samples)
+
+    def exported_to_samples(self) -> Tensor:
+        """`to_samples` of an exported graph, within the rounding of float32."""
+        k = 2 * torch.arange(self.hop) + 1
+        matrix: Tensor = self.cosines(k[:, None] * k) * math.sqrt(2 / self.hop)
+        return matrix
 
 
 def dct_iv(hop: int) -> Tensor:
