@@ -51,7 +51,7 @@ def file_size(codes: Codes, header: Header, coder: int) -> int:
 def sizes(codes: Codes, header: Header) -> dict[str, int]:
     """Bytes by container."""
     packed = entropy.bytes_for(header.codebook_sizes, codes.shape[0] * codes.shape[2])
-    packets = math.ceil(codes.shape[2] / header.frames_per_packet)
+    packets = math.ceil(codes.shape[2] / header.frame_spec.frames_per_packet())
     about = json.dumps({"m": header.model, "al": header.time, "nc": codes.shape[1], "lm": False})
     coded = {name: file_size(codes, header, number) for number, name in enumerate(entropy.NAMES)}
     return {
