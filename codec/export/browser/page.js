@@ -105,7 +105,7 @@ const bitrate = (count, rows = 1) =>
 function showRate() {
   const count = codebooks(), bits = bitrate(count);
   const ratio = Math.round((16 * model.sample_rate) / bits);
-  byId("rate").textContent = `${count} of ${byId("codebooks").max}: ${plain(bits)} per channel, ${ratio} times less than 16-bit samples`;
+  byId("rate").textContent = `${count} of ${byId("codebooks").max}: ${plain(bits)} per channel, ${ratio} times less than 16‑bit samples`;
   byId("codebooks").ariaValueText = `${count} codebooks, ${plain(bits)}`;
   byId("bitrate").textContent = plain(bitrate(count, current?.rows));
 }
