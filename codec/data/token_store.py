@@ -17,8 +17,8 @@
 
 import hashlib
 import zlib
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Set
+from dataclasses import dataclass, fields
 from functools import lru_cache
 from operator import index
 from pathlib import Path
@@ -58,6 +58,7 @@ METADATA: dict[str, type] = {  # required keys of store.json
     "frame_spec": dict,
     "num_codebooks": int,
 }
+LISTS = frozenset(("shards", "splits", "frames", *CLASSES.values()))  # all keys of store.json whose values are lists
 FORMAT_1_KEYS = {"books": "num_codebooks", "frame_math": "frame_spec", "overlap": "decoder_delay"}  # release 0.1.0
 
 
@@ -84,6 +85,9 @@ class Row(Conditions):
     file: str | None = None
     removed: bool = False
     """Whether the clip is no longer in the corpus."""
+
+
+ROW_KEYS = frozenset(one.name for one in fields(Row))
 
 
 @dataclass(frozen=True)
@@ -260,7 +264,7 @@ class TokenStore:
         try:
             with path.open("rb") as file:
                 file.seek(offset)
-                row = _parsed(file.readline())
+                row = _parsed(file.readline(), path)
         except (OSError, ValueError, TypeError, KeyError) as error:
             raise damaged_shard(path, offset, "there is no clip at this offset") from error
         same = ((name, getattr(row, name, None)) for name in ("first", "frames", "samples", "crc"))
@@ -364,11 +368,16 @@ def _whole(facts: Any) -> dict[str, int]:
     return dict(facts)
 
 
-def _parsed(line: bytes) -> Row | Failure:
-    """A line of a shard's .jsonl. Raises ValueError, TypeError, KeyError for a line that the writer does not write."""
+def _parsed(line: bytes, path: Path) -> Row | Failure:
+    """A line of a shard's .jsonl, the file `path`.
+
+    Raises UsageError if it has a condition of a newer version; ValueError, TypeError or KeyError for a line that the
+    writer does not write.
+    """
     data = read_json(line)
     if "error" in data:
         return Failure(**data)
+    _refuse_newer_conditions(path.parent, {key for key in data if isinstance(data[key], str | None)} - ROW_KEYS)
     texts = ("id", "set", "split", "file", *(kind.key for kind in KINDS))
     if not all(isinstance(data.get(key), str | None) for key in texts) or not isinstance(data["id"], str):
         raise TypeError("a text is not a string")
@@ -423,12 +432,19 @@ def read_metadata(folder: Path) -> dict[str, Any]:
         raise bad_metadata(folder, "it was altered") from error
     if newer:
         raise UsageError(f"{folder} has format {metadata['format']}, this codec reads up to {FORMAT}: upgrade codec")
+    _refuse_newer_conditions(folder, {key for key, value in metadata.items() if isinstance(value, list)} - LISTS)
     if wrong or metadata["dtype"] not in DTYPES:
         raise bad_metadata(folder, f"{[*wrong, 'dtype'][0]} is missing or was altered")
     for key in KEYS.values():
         if not isinstance(metadata.get(key), float | None):
             raise bad_metadata(folder, f"{key} was altered")
     return metadata
+
+
+def _refuse_newer_conditions(folder: Path, unknown: Set[str]) -> None:
+    """Raise UsageError for keys of conditions that a newer version has written: each is a column of the index, too."""
+    if unknown:
+        raise UsageError(f"{folder} has the condition {min(unknown)}, which this codec does not know: upgrade codec")
 
 
 def bad_metadata(folder: Path, reason: str) -> DamagedFile:
@@ -445,7 +461,7 @@ def read_rows(path: Path) -> list[tuple[int, Row | Failure]]:
     try:
         *lines, end = path.read_bytes().splitlines(keepends=True)
         for line in lines:
-            rows.append((offset, _parsed(line)))
+            rows.append((offset, _parsed(line, path)))
             offset += len(line)
         intact = read_json(end) == {"end": len(lines), "crc": zlib.crc32(b"".join(lines))}
     except FileNotFoundError as error:

@@ -113,10 +113,6 @@ class Pattern:
         tokens = codes.gather(2, torch.where(filled, cells, 0).expand(len(codes), -1, -1)) if frames else codes
         return torch.where(filled, tokens, special_token)
 
-    def read_back(self, tokens: Codes, frames: int) -> Codes:
-        """Codes [batch, codebooks, frames] of tokens that contain all their cells; inverse of `lay_out`."""
-        return tokens.gather(2, self.step_of_cells(0, frames).to(tokens.device).expand(len(tokens), -1, -1))
-
     def step_of_cells(self, first: int, last: int) -> Tensor:
         """Step that decides each cell of the frames from `first` to before `last` [codebooks, frames]."""
         rows = [[self._step(frame, codebook) for frame in range(first, last)] for codebook in range(self.num_codebooks)]

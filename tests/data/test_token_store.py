@@ -14,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 
 from codec.checkpoint import load_model, save_model
+from codec.data import token_store
 from codec.data.token_store import FORMAT, METADATA, TokenStore, read_rows, record_dtype
 from codec.data.tokenize import tokenize
 from codec.errors import (
@@ -84,6 +85,39 @@ def test_a_newer_format_is_refused(tmp_path: Path, corpus: Path, model_file: Pat
     (tmp_path / "store" / "store.json").write_text(json.dumps(facts | {"format": FORMAT + 1}))
     with pytest.raises(UsageError, match="upgrade"):
         TokenStore(tmp_path / "store")
+
+
+def test_a_condition_of_a_newer_version_is_refused(
+    tmp_path: Path, corpus: Path, model_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A class, whose names are a list in store.json and a column of the index, and a text, which only lines have."""
+    store = tmp_path / "store"
+    tokenize(corpus, store, model=model_file)
+    facts = json.loads((store / "store.json").read_text())
+    with monkeypatch.context() as newer:
+        newer.setitem(token_store.CLASSES, "accent", "accents")
+        records = np.zeros(6, record_dtype(facts | {"accents": ["dutch"]}))
+        assert "accent" in (records.dtype.names or ())
+        index = {"clips": 6, "crc": zlib.crc32(records.tobytes())}
+    (store / "store.json").write_text(json.dumps(facts | {"accents": ["dutch"], "index": index}))
+    (store / "index.bin").write_bytes(records.tobytes())
+    for use in (TokenStore, lambda store: tokenize(corpus, store, model=model_file)):
+        with pytest.raises(UsageError, match="has the condition accents, which this codec does not know: upgrade"):
+            use(store)
+    assert (store / "index.bin").read_bytes() == records.tobytes()
+    tokenize(corpus, store, model=model_file, force=True)
+    change_first_line(store / "shard-00000.jsonl", {"phonemes": "a b"})
+    for use in (lambda store: TokenStore(store).row(0), lambda store: tokenize(corpus, store, model=model_file)):
+        with pytest.raises(UsageError, match="has the condition phonemes, which this codec does not know: upgrade"):
+            use(store)
+
+
+def change_first_line(file: Path, change: dict[str, Any]) -> None:
+    """Change keys of the first line of a shard's .jsonl, with a checksum that fits."""
+    first, *rest, _ = file.read_bytes().splitlines(keepends=True)
+    data = json.dumps(json.loads(first) | change).encode() + b"\n" + b"".join(rest)
+    end = json.dumps({"end": 1 + len(rest), "crc": zlib.crc32(data)}).encode()
+    file.write_bytes(data + end + b"\n")
 
 
 def before_format_3(store: Path, metadata: dict[str, Any]) -> None:
@@ -311,10 +345,7 @@ def test_edited_lines_are_damage(tmp_path: Path, corpus: Path, model_file: Path,
     store = tmp_path / "store"
     tokenize(corpus, store, model=model_file)
     file = store / "shard-00000.jsonl"
-    first, *rest, _ = file.read_bytes().splitlines(keepends=True)
-    data = json.dumps(json.loads(first) | change).encode() + b"\n" + b"".join(rest)
-    end = json.dumps({"end": 1 + len(rest), "crc": zlib.crc32(data)}).encode()
-    file.write_bytes(data + end + b"\n")
+    change_first_line(file, change)
     with pytest.raises(DamagedFile, match=r"shard-00000\.jsonl"):
         TokenStore(store).row(0)
     with pytest.raises(DamagedFile, match=r"shard-00000\.jsonl"):

@@ -52,13 +52,6 @@ class Mixture(Quantizer):
         density = -0.5 * (distance / variance + rows.shape[-1] * torch.log(2 * math.pi * variance))
         return density + logits.log_softmax(dim=-1)
 
-    def log_likelihood(self, latents: Latents) -> Tensor:
-        """log p(latents) [batch, frames] under the mixture, in nats."""
-        with torch.autocast(latents.device.type, enabled=False):
-            rows = rearrange(latents.float(), "batch dim frames -> (batch frames) dim")
-            likelihood = self.joint(rows, **dict(self.named_parameters())).logsumexp(dim=-1)
-        return rearrange(likelihood, "(batch frames) -> batch frames", batch=len(latents))
-
     def encode(self, latents: Latents, num_codebooks: int | None = None) -> Codes:
         batch = len(latents)
         with torch.autocast(latents.device.type, enabled=False):
