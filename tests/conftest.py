@@ -3,11 +3,14 @@
 import gc
 import os
 import signal
+import sys
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported: the workers of xdist share the cores
+# compiling the loops of live streams takes 15 s after each change; tests/test_live.py compares them with torch
+os.environ.setdefault("CODEC_BACKEND", "torch")
 
 import numpy as np
 import pytest
@@ -17,6 +20,7 @@ from jaxtyping import install_import_hook
 # without `models.base`, which checks shapes itself and whose errors are tested
 install_import_hook(["codec.nn", "codec.models.causal"], "beartype.beartype")
 
+sys.dont_write_bytecode = False  # otherwise each worker of each run rewrites all assertions, half of its start
 gc.disable()  # until all tests are collected: what collection makes stays, and looking for garbage took a quarter of it
 
 settings.register_profile("tests", deadline=None)
@@ -36,16 +40,28 @@ SLOW = {
     "training/test_engine.py",
     "training/codec/test_dry_run.py",
     "training/codec/test_crops.py",
+    "evaluation/test_lm.py",
     "cli/test_train.py",
 }
 """Files whose tests train, start processes or run the shipped models."""
 
 
+FIRST = {"test_shipped_weights.py", "training/test_distributed.py", "export/test_browser.py", "export/test_page.py"}
+"""Files with a fixture that takes many seconds. They and the tests on Ray run first, because what one worker of xdist
+takes over from another is from the end of its list: so each fixture is made in one worker."""
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     folder = Path(__file__).parent
+    names = {
+        path: path.relative_to(folder).as_posix() for path in {item.path for item in items} if folder in path.parents
+    }
     for item in items:
-        if item.path.is_relative_to(folder) and item.path.relative_to(folder).as_posix() in SLOW:
+        if names.get(item.path) in SLOW or "ray_cluster" in getattr(item, "fixturenames", ()):
             item.add_marker(pytest.mark.slow)
+    items.sort(
+        key=lambda item: names.get(item.path) not in FIRST and "ray_cluster" not in getattr(item, "fixturenames", ())
+    )
 
 
 def pytest_collection_finish() -> None:

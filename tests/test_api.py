@@ -44,6 +44,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "here"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["in.wav", "in.flac"])
 @pytest.mark.parametrize("kind", [bytes, bytearray, memoryview])
 def test_bytes_equal_the_content_of_files(name: str, kind: Any) -> None:
@@ -113,6 +114,7 @@ def test_more_than_two_channels_are_extensible() -> None:
     assert int.from_bytes(wav[20:22], "little") == 0xFFFE  # WAVE_FORMAT_EXTENSIBLE
 
 
+@pytest.mark.slow
 def test_a_loaded_model() -> None:
     model = codec.load()
     coded = codec.compress(NOISE, sample_rate=RATE, model=model)

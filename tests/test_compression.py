@@ -350,6 +350,7 @@ def test_damage_at_both_ends_and_twice(tmp_path: Path, packets: list[int], silen
         assert back.any()
 
 
+@pytest.mark.slow
 def test_damage_outside_the_codes_costs_no_audio(tmp_path: Path) -> None:
     target = tmp_path / "a.codec"
     compress(tones(tmp_path / "a.wav", time=160_000), target, model=MODEL)

@@ -96,6 +96,7 @@ def test_lengths_are_exact(lm: CodecLM, model: Codec, seconds: float) -> None:
     assert joined(generate(lm, model, seconds=seconds)).shape == (1, 1, round(seconds * RATE))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", ["dac", "encodec", "mimi"])
 def test_codecs_that_hold_audio_back_give_all_of_it(family: str) -> None:
     """Their streams give the last samples when they are flushed."""
@@ -238,6 +239,7 @@ def test_prompts_are_normalized_to_the_level_of_the_model(
     assert prompt_codes(lm, model, torch.zeros(1, 1, 800), rows=1).shape[2] == 10
 
 
+@pytest.mark.slow
 def test_audio_around_a_gap_is_normalized_to_the_level_of_the_model(model: Codec) -> None:
     recording = 0.02 * noise(4100)
     plain, lm = lm_of(model), lm_of(model, source={"level_db": -20.0})

@@ -17,6 +17,11 @@ from tests.tiny import CONFIG, tiny_model
 KINDS = ("noise", "tone", "click", "silence", "faint", "full scale")
 
 
+@pytest.fixture(autouse=True)
+def compiled_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(live.VARIABLE, "auto")  # all other tests run in torch
+
+
 def signal(kind: str, model: Codec, frames: int) -> torch.Tensor:
     """A signal [1, 1, time] whose frames use an envelope, a mode or silence."""
     time = frames * model.frame_spec.hop
@@ -74,6 +79,7 @@ def shipped() -> StepCodec:
     return model
 
 
+@pytest.mark.slow  # loads the compiled loops
 @pytest.mark.parametrize("beams", [1, 5])
 @pytest.mark.parametrize("kind", KINDS)
 def test_codes_and_audio_are_those_of_torch(tiny: CausalCodec, kind: str, beams: int) -> None:
@@ -86,6 +92,7 @@ def test_codes_and_audio_are_those_of_torch(tiny: CausalCodec, kind: str, beams:
         torch.testing.assert_close(sound, model.decode(codes), rtol=0, atol=1e-5)
 
 
+@pytest.mark.slow  # loads the compiled loops
 def test_signals_of_a_batch_are_those_alone(tiny: CausalCodec) -> None:
     audio = torch.cat([signal("noise", tiny, 12), signal("tone", tiny, 12), signal("click", tiny, 12)])
     codes, sound = streamed(tiny, audio, [80])
@@ -129,6 +136,7 @@ def test_the_first_step_and_long_steps_are_those_of_torch(tiny: CausalCodec, mon
         streamed(tiny, torch.zeros(1, 1, 800), [80])
 
 
+@pytest.mark.slow  # loads the compiled loops
 def test_other_weights_are_prepared_again(tiny: CausalCodec) -> None:
     model = copy.deepcopy(tiny)
     audio = signal("noise", model, 10)
@@ -140,6 +148,7 @@ def test_other_weights_are_prepared_again(tiny: CausalCodec) -> None:
     assert torch.equal(codes, model.encode(audio))
 
 
+@pytest.mark.slow  # loads the compiled loops
 def test_a_state_is_a_value(tiny: CausalCodec) -> None:
     steps = tiny.frame_steps()
     assert steps is not None

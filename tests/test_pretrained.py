@@ -118,6 +118,7 @@ def test_language_models_and_codecs_are_listed_together(tmp_path: Path, weights:
         pretrained.load_lm("another")
 
 
+@pytest.mark.slow
 def test_the_codec_of_a_language_model(
     tmp_path: Path, weights: Path, lm: CodecLM, monkeypatch: pytest.MonkeyPatch
 ) -> None:

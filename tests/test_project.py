@@ -206,6 +206,7 @@ for module in sys.argv[1:]:
 """
 
 
+@pytest.mark.slow
 def test_imports_without_torch() -> None:
     modules = ["codec", *(f"codec.{name}" for name in WITHOUT_TORCH)]
     result = subprocess.run([sys.executable, "-c", IMPORT_EACH, *modules], cwd=ROOT, capture_output=True, text=True)

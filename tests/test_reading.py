@@ -26,6 +26,7 @@ def coded(tmp_path: Path) -> Path:
     return tmp_path / "a.codec"
 
 
+@pytest.mark.slow
 def test_slices_are_those_of_the_whole(coded: Path) -> None:
     decompress(coded, coded.with_suffix(".whole.wav"), model=MODEL, subtype="FLOAT")
     whole, _ = read_audio(coded.with_suffix(".whole.wav"))

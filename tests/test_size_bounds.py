@@ -178,6 +178,7 @@ def altered(path: Path, part: str | None, changes: dict[str, Any]) -> Path:
     return path
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("part", "changes"),
     [

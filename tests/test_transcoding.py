@@ -277,6 +277,7 @@ def test_of_two_appends_at_once_neither_is_lost(tmp_path: Path) -> None:
     assert codes_of(whole) == 4 * MODEL.frame_spec.frames(4000)
 
 
+@pytest.mark.slow
 def test_append_command(cli: Cli, tmp_path: Path) -> None:  # noqa: F811
     recording(tmp_path / "here/a.codec", rate=8000, time=8000)
     save_model(tmp_path / "here/tiny.safetensors", tiny_model(), training={})

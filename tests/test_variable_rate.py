@@ -39,6 +39,7 @@ def coded(audio: NDArray[np.float32], *, quality: float = 2.0, cut: int = 100_00
     return torch.cat([*parts, rate.flush()], dim=2).numpy()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("cut", [1, 700, 8000, 8080, 20_000])
 def test_pieces_give_the_codes_of_the_whole(cut: int) -> None:
     audio = signal(0.2 if cut == 1 else 3.0)
@@ -105,6 +106,7 @@ def test_a_model_with_one_number_of_codebooks_is_refused(tmp_path: Path) -> None
     assert not (tmp_path / "a.codec").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("choice", ["none", "adaptive"])
 def test_files(tmp_path: Path, choice: entropy.Choice) -> None:
     """Stereo; parts, joined files and files with fewer codebooks are those of constant rate."""

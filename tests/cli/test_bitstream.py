@@ -81,6 +81,7 @@ def test_decode_of_a_damaged_file(cli: Cli, coded: Path) -> None:
     assert not Path("strict.wav").exists()
 
 
+@pytest.mark.slow
 def test_verify(cli: Cli, recording: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert cli("encode", recording, "good.codec", "--verify").code == 0
     write = storage._Output.write

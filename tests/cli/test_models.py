@@ -116,8 +116,8 @@ def librispeech(cli: Cli) -> Path:
         folder = root / f"{speaker}/{chapter}"
         folder.mkdir(parents=True)
         name = f"{speaker}-{chapter}"
-        noise = np.random.default_rng(chapter).uniform(-0.3, 0.3, (1, 24_000)).astype(np.float32)
-        write_audio(folder / f"{name}-0000.flac", noise * np.clip(np.sin(np.arange(24_000) / 700), 0, None), 16_000)
+        noise = np.random.default_rng(chapter).uniform(-0.3, 0.3, (1, 19_200)).astype(np.float32)
+        write_audio(folder / f"{name}-0000.flac", noise * np.clip(np.sin(np.arange(19_200) / 700), 0, None), 16_000)
         (folder / f"{name}.trans.txt").write_text(f"{name}-0000 HE HOPED THERE WOULD BE STEW FOR DINNER\n")
     return root
 

@@ -37,6 +37,7 @@ def sizes(data: bytes) -> tuple[int, int]:
     return tuple(int.from_bytes(data[at : at + 4], "little") for at in (4, place))  # type: ignore[return-value]
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("lm")
 @pytest.mark.parametrize("kind", ["file", "pipe", "appended"])
 def test_sizes_in_the_header(cli: Cli, command: list[str], monkeypatch: pytest.MonkeyPatch, kind: str) -> None:

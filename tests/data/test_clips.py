@@ -220,6 +220,7 @@ def test_one_channel_of_a_recording(tmp_path: Path) -> None:
     assert list(clips(tmp_path / "again.jsonl")) == found
 
 
+@pytest.mark.slow
 def test_cuts_of_one_channel_by_lhotse(tmp_path: Path) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

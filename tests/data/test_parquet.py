@@ -199,6 +199,7 @@ def test_memory_is_that_of_a_row_group(tmp_path: Path, monkeypatch: pytest.Monke
     assert len(parquet_io._opened(path)._kept) == 4
 
 
+@pytest.mark.slow
 def test_evaluation_equals_that_of_files(dataset: Path, tmp_path: Path, model_file: Path) -> None:
     """A row without readable audio is a failure; the sets and what is speech come from the names and columns."""
     broken = write(dataset / "data/test-00000-of-00001.parquet", [b"no audio"], text=["e"])

@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 
 from codec.checkpoint import load_model, save_model
-from codec.data import token_store
+from codec.conditions import CLASSES
 from codec.data.token_store import FORMAT, METADATA, TokenStore, read_rows, record_dtype
 from codec.data.tokenize import tokenize
 from codec.errors import (
@@ -95,19 +95,23 @@ def test_a_condition_of_a_newer_version_is_refused(
     tokenize(corpus, store, model=model_file)
     facts = json.loads((store / "store.json").read_text())
     with monkeypatch.context() as newer:
-        newer.setitem(token_store.CLASSES, "accent", "accents")
+        newer.setitem(CLASSES, "accent", "accents")
         records = np.zeros(6, record_dtype(facts | {"accents": ["dutch"]}))
         assert "accent" in (records.dtype.names or ())
         index = {"clips": 6, "crc": zlib.crc32(records.tobytes())}
     (store / "store.json").write_text(json.dumps(facts | {"accents": ["dutch"], "index": index}))
     (store / "index.bin").write_bytes(records.tobytes())
-    for use in (TokenStore, lambda store: tokenize(corpus, store, model=model_file)):
+    uses: list[Callable[[Path], object]] = [
+        lambda store: TokenStore(store).row(0),
+        lambda store: tokenize(corpus, store, model=model_file),
+    ]
+    for use in uses:
         with pytest.raises(UsageError, match="has the condition accents, which this codec does not know: upgrade"):
             use(store)
     assert (store / "index.bin").read_bytes() == records.tobytes()
     tokenize(corpus, store, model=model_file, force=True)
     change_first_line(store / "shard-00000.jsonl", {"phonemes": "a b"})
-    for use in (lambda store: TokenStore(store).row(0), lambda store: tokenize(corpus, store, model=model_file)):
+    for use in uses:
         with pytest.raises(UsageError, match="has the condition phonemes, which this codec does not know: upgrade"):
             use(store)
 

@@ -80,7 +80,6 @@ def test_evaluation_of_a_good_generator(corpus: LabeledCorpus, trained: Classifi
     assert evaluate(speaker, tiny, corpus, trained, samples=33) == result
 
 
-@pytest.mark.slow
 def test_labels_are_requested_equally_often_and_seeds_once(
     corpus: LabeledCorpus, trained: Classifier, tiny: Codec
 ) -> None:
@@ -108,7 +107,6 @@ def test_evaluation_of_a_generator_of_one_word(corpus: LabeledCorpus, trained: C
     assert made.inception < 1.5
 
 
-@pytest.mark.slow
 def test_copies_of_training_clips_are_found(corpus: LabeledCorpus, trained: Classifier, tiny: Codec) -> None:
     known = {clip.label: clip for clip in corpus.train}
 
@@ -133,7 +131,6 @@ def test_reconstructions_do_not_depend_on_the_batch(tiny: Codec) -> None:
     assert together[3].shape == (1, 0)
 
 
-@pytest.mark.slow
 def test_reconstructions_use_the_codebooks_of_the_model(
     corpus: LabeledCorpus, trained: Classifier, tiny: Codec
 ) -> None:
@@ -145,7 +142,6 @@ def test_reconstructions_use_the_codebooks_of_the_model(
         assert row(of_all, name) == row(of_three, name) != row(of_one, name)
 
 
-@pytest.mark.slow
 def test_recordings_are_normalized_to_the_level_of_the_model(
     manifest: Path, tmp_path: Path, trained: Classifier, tiny: Codec
 ) -> None:
@@ -168,7 +164,6 @@ def test_recordings_are_normalized_to_the_level_of_the_model(
     assert row(found["", None], name) != row(found["same-", None], name) != row(found["same-", LEVEL], name)
 
 
-@pytest.mark.slow
 def test_no_held_out_recordings(corpus: LabeledCorpus, trained: Classifier, tiny: Codec) -> None:
     for few in ([], corpus.valid[:1]):
         alone = dataclasses.replace(corpus, valid=list(few))
@@ -275,7 +270,6 @@ def call(cli: Cli, manifest: Path, monkeypatch: pytest.MonkeyPatch) -> Call:  # 
     return run
 
 
-@pytest.mark.slow
 def test_command(call: Call) -> None:
     result = call("--out", "numbers.json", label=WORDS)
     assert result.code == 0, result.err
@@ -292,7 +286,6 @@ def test_command(call: Call) -> None:
     assert (named.code, named.out) == (0, result.out)
 
 
-@pytest.mark.slow
 def test_sampling_options_are_passed_on(call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[dict[str, object]] = []
 
@@ -305,7 +298,6 @@ def test_sampling_options_are_passed_on(call: Call, monkeypatch: pytest.MonkeyPa
     assert calls == [{"guidance": 1.5, "sampling": Sampling(temperature=0.8), "max_seconds": 1.0}]
 
 
-@pytest.mark.slow
 def test_invalid_calls_fail(call: Call) -> None:
     assert (call(speaker=("anna",)).code, call(label=WORDS[1:]).code, call("--samples", 1, label=WORDS).code) == (
         2,
@@ -318,7 +310,6 @@ def test_invalid_calls_fail(call: Call) -> None:
     assert call("--codec", "general-24k", label=WORDS, weights_hash="0" * 64).code == 7
 
 
-@pytest.mark.slow
 def test_invalid_options_fail_before_training(call: Call) -> None:
     assert "temperature = 0 is not above 0" in call("--temperature", 0, label=WORDS).err
     assert call("--guidance", 1e4, label=WORDS).code == 2
@@ -326,7 +317,6 @@ def test_invalid_options_fail_before_training(call: Call) -> None:
     assert not Path("runs").exists()  # no classifier was trained for it
 
 
-@pytest.mark.slow
 def test_codec_that_is_not_shipped(call: Call) -> None:
     Path("elsewhere/folder").mkdir(parents=True)
     path = "elsewhere/folder/other.safetensors"

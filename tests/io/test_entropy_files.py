@@ -110,6 +110,7 @@ def test_without_a_model_the_codes_are_copied(mine: Path, tmp_path: Path, other_
     assert decoded(tmp_path / "twice.codec", mine).shape[1] >= 24_000
 
 
+@pytest.mark.slow
 def test_commands_take_the_model(cli: Cli, mine: Path, tmp_path: Path, other_process: Callable[[], None]) -> None:  # noqa: F811
     source = tmp_path / "a.codec"
     compress(tmp_path / "a.wav", source, model=mine)

@@ -126,6 +126,7 @@ def test_the_fast_activation_is_elu() -> None:
         torch.testing.assert_close(elu(x), F.elu(x), rtol=0, atol=1e-7)
 
 
+@pytest.mark.slow
 @EVERY
 @pytest.mark.parametrize("time", [1, 7, 29, 30, 31, 100, 250, 1000])
 def test_streams_equal_the_whole_signal(net: EnCodec, time: int) -> None:
@@ -222,6 +223,7 @@ STEREO = segments_model()
 SEGMENT_LENGTHS = [1, 12, 114, 115, 119, 120, 121, 229, 240, 350, 1000]  # overlaps of 6 samples
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("time", SEGMENT_LENGTHS)
 def test_segments_are_coded_alone_and_added_with_triangles(time: int) -> None:
     audio = noise(1, 2, time)

@@ -197,6 +197,7 @@ def test_training_step_and_dry_run(monkeypatch: pytest.MonkeyPatch, balance: boo
     assert plan.flops["encoder"] == 2 * 200 * (3 * 40 * 2 * 8 + 3 * 8 * 8)
 
 
+@pytest.mark.slow
 def test_training_on_recordings(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Crops and validation clips have the channels of the model."""
     monkeypatch.setitem(models.FAMILIES, "trial", FAMILY["trial"])

@@ -86,6 +86,7 @@ def test_chunks_of_any_size_give_the_same_output(name: str, hops: list[int]) -> 
     torch.testing.assert_close(torch.cat(outputs, dim=-1), layer(x), rtol=1e-9, atol=1e-9)
 
 
+@pytest.mark.slow
 @every_layer
 @settings(max_examples=25)
 @given(hops=chunk_sizes)

@@ -218,6 +218,7 @@ def test_clips_are_drawn_below_their_originals(tmp_path: Path) -> None:
     assert np.array_equal(np.asarray(Image.open(io.BytesIO(content)).convert("RGB")), expected)
 
 
+@pytest.mark.slow
 def test_channels_are_averaged_and_empty_clips_left_out(tmp_path: Path) -> None:
     both = torch.stack([torch.ones(2000), torch.zeros(2000)])
     with Logger(tmp_path) as logger:

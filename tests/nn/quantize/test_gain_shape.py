@@ -223,6 +223,7 @@ def slow_pursuit(
     return codes, left
 
 
+@pytest.mark.slow
 @given(seed=st.integers(0, 10_000), most=st.integers(1, HOP), gain=st.floats(0.01, 30))
 def test_pursuit_equals_a_slow_matching_pursuit(seed: int, most: int, gain: float) -> None:
     ladder = [*TONE, 0.0, 0.0]

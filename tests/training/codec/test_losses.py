@@ -169,6 +169,7 @@ def test_stoi_like_is_close_to_stoi(spoken: Tensor) -> None:
     assert min(theirs) < 0.8
 
 
+@pytest.mark.slow
 def test_pesq_like_weights_added_sound_more_than_missing_sound(spoken: Tensor) -> None:
     loss = SpectralLoss(16000)
     hum = 0.05 * torch.sin(2 * torch.pi * 1000 / 16000 * torch.arange(spoken.shape[-1]))

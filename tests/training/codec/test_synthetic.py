@@ -125,6 +125,7 @@ def test_pulse_trains_keep_their_period() -> None:
     assert 130 < max(rates) < 202
 
 
+@pytest.mark.slow
 def test_noise_has_its_level_and_a_slope_of_0_3_or_6_decibels_per_octave() -> None:
     levels, slopes, limited = [], [], 0
     for audio in draws(signals.noise, 300, 16 * 1024, 16000):
@@ -166,6 +167,7 @@ def test_bells_are_inharmonic_and_decay() -> None:
     assert np.mean([abs(ratio - round(ratio)) > 0.05 for ratio in ratios]) > 0.3
 
 
+@pytest.mark.slow
 def test_chords_have_the_pitches_of_equal_temperament() -> None:
     for audio in draws(signals.chord, 40, 4 * RATE, RATE):
         pitch = power_spectrum(audio).argmax() / 4  # of a note, or of one of its harmonics

@@ -69,6 +69,7 @@ def found(codes: Tensor, store: TokenStore) -> Crop:
     return position
 
 
+@pytest.mark.slow
 def test_rows_are_crops_of_training_clips(train_data: TokenCrops, store: TokenStore) -> None:
     seen = collections.Counter[tuple[bool, bool]]()
     for step in range(8):
@@ -200,6 +201,7 @@ def test_conditions_are_dropped_at_random(train_data: TokenCrops) -> None:
     assert train_data.conditions(crop, rng, 0.0) == {"label": "yes", "speaker": "anna"}
 
 
+@pytest.mark.slow
 def test_whole_clips_are_conditioned_on_their_text(store: TokenStore, codec: Codec) -> None:
     recipe = small_lm_recipe(model={"text": True}, data={"classes": []})
     train_data = task_of(recipe, store, codec).train_data
