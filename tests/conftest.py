@@ -40,6 +40,7 @@ SLOW = {
     "training/test_engine.py",
     "training/codec/test_dry_run.py",
     "training/codec/test_crops.py",
+    "nn/test_compiled.py",
     "evaluation/test_lm.py",
     "cli/test_train.py",
 }
