@@ -35,8 +35,8 @@ OPTIONS = {
     "page": "folder --model -m --onnx --ort --force -f",
     "models": "--json",
     "evaluate": (
-        "--data --json --write --rows --model -m --codebooks --baseline --speech --visqol --dnsmos --loudness --bands "
-        "--device --jobs -j"
+        "--data --json --write --rows --model -m --codebooks --vbr --baseline --speech --visqol --dnsmos --loudness "
+        "--bands --device --jobs -j"
     ),
     "prepare": "name folder --parts --accept-license --no-download",
     "recipes": "name",
