@@ -19,17 +19,16 @@ from codec.io.synth import RATE, synthesize
 from codec.models.base import Codec
 
 REACHED: dict[tuple[str, str], Aim] = {
-    ("periodicity, white noise", "worst"): Aim(high=0.15),
-    ("periodicity, fricatives", "worst"): Aim(
-        high=0.6
-    ),  # the synthetic voice has few fricatives; recordings reach 0.20
+    ("speech levels", "pesq_ratio_worst"): Aim(low=0.84),
+    ("periodicity, white noise", "worst"): Aim(high=0.14),
+    ("periodicity, fricatives", "worst"): Aim(high=0.3),  # of six frames; recordings reach 0.15
     ("stripes", "worst_db"): Aim(high=10),
     ("stripes", "top_octave_worst_db"): Aim(high=10),
-    ("generations", "level_worst_db"): within(7),
-    ("generations", "highs_worst_db"): within(4),
-    ("generations", "pesq_ratio"): Aim(low=0.42),
+    ("generations", "level_worst_db"): within(5.5),
+    ("generations", "highs_worst_db"): within(8.5),
+    ("generations", "pesq_ratio"): Aim(low=0.28),
     ("second generation", "codebook_0_share"): Aim(low=0.5),
-    ("second generation", "all_share"): Aim(low=0.28),
+    ("second generation", "all_share"): Aim(low=0.19),
 }
 """Instead of the aims; docs/benchmarks.md has the figures of recordings."""
 WITHOUT_RECORDINGS = {"periodicity, rain"}  # needs a recording
@@ -55,7 +54,7 @@ def test_every_bound_has_an_aim() -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("db", [0.0, 6.0, 20.0])
-@pytest.mark.parametrize("num_codebooks", [3, 12])
+@pytest.mark.parametrize("num_codebooks", [3, 16])
 def test_the_image_of_panned_sources_survives(db: float, num_codebooks: int, tmp_path: Path) -> None:
     """Noise in each channel keeps the channels from being proportional, so that both are coded."""
     source = resample(synthesize()[:, : 2 * RATE], RATE, 24_000)[0]

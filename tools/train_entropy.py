@@ -36,7 +36,7 @@ RANK = 32
 SHRINKAGE = 20  # codes: as if that number of codes more lay at the mean of all
 RIDGE = 0.1  # variances of the context
 HELD_OUT = 8192  # codes, at most
-TRUST = (0.4, 0.5, 0.6, 0.7, 0.85, 1.0)  # factors of the discriminant, to choose from
+TRUST = (0.02, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.85, 1.0)  # factors of the discriminant, to choose from
 RMS = 28  # of vectors and predictions, in integers of 8 bits
 STEPS_PER_NAT = 16
 
