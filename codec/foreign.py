@@ -7,7 +7,9 @@ Readable: a .th, .pth, .pt or .bin file written by torch.save (a state_dict, bar
 from __future__ import annotations
 
 import pickle
+import zipfile
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -159,6 +161,11 @@ def _read_tensors(path: Path) -> Mapping[str, Any]:
         if path.suffix == ".safetensors":
             return load_file(path)
         check_expansion(path)
+        if _holds_code(path):
+            raise UnknownModel(
+                f"{path} holds a model with its code, which is not executed: give a file of its state_dict (of DAC the "
+                "weights.pth beside package.pth, or save(..., package=False))"
+            )
         content = torch.load(path, map_location="cpu", weights_only=True)
     except (SafetensorError, OSError, RuntimeError, EOFError, LookupError, ValueError, TypeError) as error:
         raise UnknownModel(f"{path} is not a complete checkpoint ({_first_line(error)}): {way_out}") from error
@@ -170,6 +177,13 @@ def _read_tensors(path: Path) -> Mapping[str, Any]:
     if not isinstance(content, Mapping):
         raise UnknownModel(f"{path} holds a {type(content).__name__}, not tensors by name: give a model's checkpoint")
     return content
+
+
+def _holds_code(path: Path) -> bool:
+    """Whether a file was written by torch.package or torch.jit instead of torch.save."""
+    with suppress(zipfile.BadZipFile), zipfile.ZipFile(path) as archive:
+        return any(name.endswith(("/.data/extern_modules", "/constants.pkl")) for name in archive.namelist())
+    return False
 
 
 def _read_config(path: Path) -> Mapping[str, Any]:

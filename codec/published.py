@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from codec.errors import MissingDependency, StorageError, UnknownModel
+from codec.errors import CodecError, MissingDependency, StorageError, UnknownModel
 from codec.foreign import CONFIG, FOLDER_FILES, INDEX
 from codec.frames import FrameSpec
 from codec.io.bounded_json import read_json
@@ -189,10 +189,13 @@ def _fetching(name: str, where: str) -> Iterator[None]:
             LocalEntryNotFoundError,
             RepositoryNotFoundError,
         )
+        from huggingface_hub.utils import logging
     except ImportError as error:
         raise MissingDependency(
             f"{name} is fetched by huggingface_hub: pip install '.[hub]' in the project's folder"
         ) from error
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_error()  # because it warns of every attempt to connect
     try:
         yield
     except GatedRepoError as error:
@@ -209,10 +212,17 @@ def _fetching(name: str, where: str) -> Iterator[None]:
         raise UnknownModel(
             f"{where} cannot be fetched ({problem}): try again later, or give the path of its file"
         ) from error
-    except OSError as error:
-        raise StorageError(
-            f"{where} cannot be stored ({error.strerror or error}): free space, or set HF_HOME"
+    except CodecError:
+        raise
+    except Exception as error:  # of the HTTP library of the hub's client, which differs between its releases
+        problem = " ".join(str(error).split())[:200] or type(error).__name__
+        if isinstance(error, OSError) and error.errno and not isinstance(error, (ConnectionError, TimeoutError)):
+            raise StorageError(f"{where} cannot be stored ({error.strerror}): free space, or set HF_HOME") from error
+        raise UnknownModel(
+            f"{where} cannot be fetched ({problem}): try again, which resumes, or give the path of its file"
         ) from error
+    finally:
+        logging.set_verbosity(verbosity)
 
 
 def _verify(path: Path, where: str) -> None:

@@ -1,5 +1,6 @@
 """Published checkpoints: fetched from a hub, cached, verified, and named in .codec files."""
 
+import errno
 import io
 import json
 import math
@@ -159,6 +160,45 @@ def test_other_content_is_refused_and_removed(monkeypatch: pytest.MonkeyPatch) -
         with pytest.raises(StorageError, match="other content than the hub states"):
             codec.load(NAME)
     assert published.cached(NAME) is None
+
+
+@pytest.mark.slow
+def test_a_connection_that_ends_early_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    with serve(REPOSITORY, FILES, cut=True) as url:
+        use(url, monkeypatch)
+        with pytest.raises(UnknownModel, match=r"cannot be fetched \(.*\): try again") as raised:
+            codec.load(NAME)
+    assert "\n" not in str(raised.value)
+    assert published.cached(NAME) is None
+    with serve(REPOSITORY, FILES) as url:
+        use(url, monkeypatch)
+        assert codec.load(NAME).config == MODEL.config
+
+
+def test_attempts_to_connect_are_not_printed(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    import huggingface_hub.file_download as client
+
+    def refused(*args: object, **kwargs: object) -> None:
+        client.logger.warning("connection refused: retrying")
+        raise TimeoutError("the hub does not answer")
+
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", refused)
+    with pytest.raises(UnknownModel, match=r"cannot be fetched \(the hub does not answer\): try again"):
+        codec.load(NAME)
+    assert "retrying" not in capfd.readouterr().err + caplog.text
+    client.logger.warning("as before")
+    assert "as before" in caplog.text + capfd.readouterr().err
+
+
+def test_a_full_disk_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*args: object, **kwargs: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", full)
+    with pytest.raises(StorageError, match=r"cannot be stored \(No space left on device\): free space"):
+        codec.load(NAME)
 
 
 def test_names_rates_and_sizes_agree() -> None:

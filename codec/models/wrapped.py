@@ -194,10 +194,13 @@ def load(folder: Path) -> Wrapped:
         net_class = _class_of(config)
         _codebook_size(config)  # raises
         net, info = net_class.from_pretrained(
-            folder, local_files_only=True, dtype=torch.float32, output_loading_info=True
+            folder,
+            local_files_only=True,
+            dtype=torch.float32,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # because its error does not name them
         )
-        if missing := sorted(info["missing_keys"]):
-            raise UnknownModel(f"{folder} lacks {len(missing)} tensors, such as {missing[0]}: download it again")
+        _check_tensors(folder, info)
         net = net.eval()
         try:
             extractor = transformers.AutoFeatureExtractor.from_pretrained(folder, local_files_only=True)
@@ -211,6 +214,16 @@ def load(folder: Path) -> Wrapped:
         ),
         net,
     ).eval()
+
+
+def _check_tensors(folder: Path, info: Mapping[str, Any]) -> None:
+    """Raise UnknownModel if the weights of a folder are not those of its configuration."""
+    for problem, keys in (
+        ("lacks {} tensors of its configuration", info["missing_keys"]),
+        ("has {} tensors of other sizes than its configuration", [key for key, *_ in info["mismatched_keys"]]),
+    ):
+        if keys:
+            raise UnknownModel(f"{folder} {problem.format(len(keys))}, such as {min(keys)}: download it again")
 
 
 def _probed(net: Any, extractor: Any) -> dict[str, Any]:

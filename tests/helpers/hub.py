@@ -10,8 +10,13 @@ COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 
 @contextmanager
-def serve(repository: str, files: dict[str, bytes], *, lie: bool = False, status: int = 200) -> Iterator[str]:
-    """Serve the files and yield the address; `lie` states the hash of other content, `status` refuses everything."""
+def serve(
+    repository: str, files: dict[str, bytes], *, lie: bool = False, status: int = 200, cut: bool = False
+) -> Iterator[str]:
+    """Serve the files and yield the address.
+
+    `lie` states the hash of other content, `status` refuses everything, `cut` ends the weights early.
+    """
 
     class Handler(BaseHTTPRequestHandler):
         def do_HEAD(self) -> None:
@@ -37,7 +42,7 @@ def serve(repository: str, files: dict[str, bytes], *, lie: bool = False, status
             self.send_header("Content-Length", str(len(content)))
             self.end_headers()
             if body:
-                self.wfile.write(content)
+                self.wfile.write(content[:-1] if cut and name.endswith("safetensors") else content)
 
         def log_message(self, *_: object) -> None:
             pass

@@ -195,6 +195,18 @@ def test_code_in_a_pickle_is_not_executed(tmp_path: Path) -> None:
         codec.load(tmp_path / "object.pth")
 
 
+@pytest.mark.filterwarnings("ignore")  # torch.jit is deprecated, its files are not gone
+def test_files_with_code_are_refused_with_the_way_out(tmp_path: Path) -> None:
+    with torch.package.PackageExporter(tmp_path / "package.pth") as exporter:  # as `DAC.save` of the package
+        exporter.save_pickle("DAC", "model.pkl", {"weight": torch.zeros(1)})
+    torch.jit.save(torch.jit.script(torch.nn.Linear(1, 1)), str(tmp_path / "script.pt"))
+    for name in ("package.pth", "script.pt"):
+        with pytest.raises(
+            UnknownModel, match=f"{name} holds a model with its code, .*: give a file of its state_dict"
+        ):
+            codec.load(tmp_path / name)
+
+
 def test_a_truncated_file_is_refused(tmp_path: Path) -> None:
     path = original(tmp_path / "weights.pth")
     path.write_bytes(path.read_bytes()[:-2000])

@@ -1,6 +1,7 @@
 """models/wrapped.py beside transformers: tiny audio tokenizers with random weights, made by transformers' own code."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -188,9 +189,9 @@ def test_bad_folders_have_one_line(tmp_path: Path) -> None:
     assert "is not a complete model file" in message()
     (folder / "model.safetensors").write_bytes(weights)
     (folder / "config.json").write_text(json.dumps(config | {"decoder_num_layers": 2}))
-    assert "lacks" in message()
+    assert re.search("lacks [0-9]+ tensors of its configuration, such as backbone", message())
     (folder / "config.json").write_text(json.dumps(config | {"codebook_size": 65}))
-    assert "cannot be loaded by transformers" in message()
+    assert re.search("has [0-9]+ tensors of other sizes than its configuration, such as .*codebook", message())
     for key, size in (("decoder_intermediate_size", 10**8), ("decoder_num_layers", 10**5)):
         (folder / "config.json").write_text(json.dumps(config | {key: size}))
         assert "does not fit its own configuration: it asks for" in message()
