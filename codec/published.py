@@ -14,6 +14,7 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from logging import ERROR
 from pathlib import Path
 from typing import Any
 
@@ -195,7 +196,7 @@ def _fetching(name: str, where: str) -> Iterator[None]:
             f"{name} is fetched by huggingface_hub: pip install '.[hub]' in the project's folder"
         ) from error
     verbosity = logging.get_verbosity()
-    logging.set_verbosity_error()  # because it warns of every attempt to connect
+    logging.set_verbosity(ERROR)  # because it warns of every attempt to connect
     try:
         yield
     except GatedRepoError as error:

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.package.package_exporter import PackageExporter
 
 import codec
 from codec import foreign
@@ -197,7 +198,7 @@ def test_code_in_a_pickle_is_not_executed(tmp_path: Path) -> None:
 
 @pytest.mark.filterwarnings("ignore")  # torch.jit is deprecated, its files are not gone
 def test_files_with_code_are_refused_with_the_way_out(tmp_path: Path) -> None:
-    with torch.package.PackageExporter(tmp_path / "package.pth") as exporter:  # as `DAC.save` of the package
+    with PackageExporter(tmp_path / "package.pth") as exporter:  # as `DAC.save` of the package
         exporter.save_pickle("DAC", "model.pkl", {"weight": torch.zeros(1)})
     torch.jit.save(torch.jit.script(torch.nn.Linear(1, 1)), str(tmp_path / "script.pt"))
     for name in ("package.pth", "script.pt"):
