@@ -84,16 +84,16 @@ def decompress(
 ) -> bytes:
     """Restore the content of a .codec file to that of a WAV file, at the source's sample rate or at `rate` Hz.
 
-    `subtype` is its sample format, 16 bits by default. `model` and `device` as in `decode_file`. Warns if samples were
-    clipped.
+    `subtype` is its sample format; by default floating point if the source had it, else 16 bits. `model` and `device`
+    as in `decode_file`. Warns if samples were clipped.
 
     Raises UsageError, UnsupportedAudio, UnknownModel, WeightsMismatch, and DamagedFile; `decode_file` restores what is
     intact.
     """
     if not isinstance(data, Bytes):
         raise UsageError(f"data is {type(data).__name__}: give the bytes of a .codec file, or its path to decode_file")
-    _, subtype = audio.check_format(".wav", subtype)
     with bitstream.open_reader(bytes(data)) as reader:
+        _, subtype = audio.check_format(".wav", subtype or compression.float_subtype(reader.header, "data.wav"))
         rate, _ = compression.restored_size(reader, rate)
         codec = compression.model_of(reader, model, device)
         file = io.BytesIO()
@@ -249,7 +249,7 @@ def evaluate(
 def _warn(notes: Sequence[str]) -> None:
     """Warn the caller of a function of this module, which has no report."""
     for note in notes:
-        warnings.warn(note, stacklevel=3)
+        warnings.warn(note.replace("--subtype FLOAT", 'subtype="FLOAT"'), stacklevel=3)
 
 
 def _content(data: Bytes | np.ndarray[Any, Any], sample_rate: int | None) -> bytes:

@@ -20,7 +20,7 @@ from codec.cli.options import (
     SubtypeOption,
     check_sink,
     duration,
-    one_line,
+    failed,
     plural,
     progress_bar,
     say,
@@ -450,6 +450,6 @@ def _print_outcomes(outcomes: "list[Outcome]", *, unread: str = "", quiet: bool)
         for note in dict.fromkeys(note for report in reports for note in report.notes):
             say(f"  note: {note}")
     for failure in failures:
-        say(f"  {failure.source}: {one_line(failure.error)}")
+        say(failed(failure.source, failure.error))
     if failures:
         raise typer.Exit(1)

@@ -171,6 +171,12 @@ def unread_note(sources: Iterable[str | Path], *, option: bool = True) -> str:
     return ffmpeg.unread_note(sum(found, Counter()), option=option)
 
 
+def failed(name: str | Path, error: BaseException | str | None) -> str:
+    """A line for a file or clip that failed; most messages name it already."""
+    message = one_line(error)
+    return f"  {message}" if str(name) in message else f"  {name}: {message}"
+
+
 def one_line(error: BaseException | str | None) -> str:
     """Join the lines of an error message."""
     return " ".join(str(error).split())

@@ -16,6 +16,7 @@ from codec.cli.options import (
     JobsOption,
     ModelOption,
     duration,
+    failed,
     one_line,
     plural,
     progress_bar,
@@ -124,7 +125,7 @@ def tokenize(
     if len(report.notes) > MAX_LISTED:
         say(f"  and {len(report.notes) - MAX_LISTED} more")
     for failure in report.failures[:MAX_LISTED]:
-        say(f"  {failure.id}: {one_line(failure.error)}")
+        say(failed(failure.id, failure.error))
     if len(report.failures) > MAX_LISTED:
         say(f"  and {len(report.failures) - MAX_LISTED} more: `grep error {out}/*.jsonl` lists them")
     if report.failures:

@@ -31,7 +31,7 @@ from codec.data import torchaudio_sources
 from codec.errors import ConfigError, InputNotFound, UnsupportedAudio
 from codec.frames import resampled_length
 from codec.io import ffmpeg, parquet
-from codec.io.audio import AudioReader, Block, Resampler, is_audio_path, open_reader
+from codec.io.audio import INTEGER_PEAK, AudioReader, Block, Resampler, is_audio_path, looks_like_integers, open_reader
 from codec.io.bounded_json import read_json
 from codec.io.mixdown import Note, with_channels
 from codec.io.storage import atomic_output, walk
@@ -211,7 +211,8 @@ def clip_audio(
     """Read part of a clip [channels, at most `time`] at `rate` Hz by seeking.
 
     Without a channel of the clip's own, a recording of other channels is mixed down (`codec.io.mixdown`); one channel
-    is repeated in all `channels`. `note` is called with a line if the channels of the recording cancel.
+    is repeated in all `channels`. `note` is called with a line if the channels of the recording cancel, or its samples
+    look like integers.
 
     `first` and `time` are in samples at `rate`; `time` None reads to the clip's end, and a part that reaches beyond the
     end is shorter. The samples equal those of the whole clip after resampling (in Vorbis files, libsndfile's seeks into
@@ -245,6 +246,8 @@ def clip_audio(
         end = min(length, -(-(last + margin) * old // new))
         needed = min(length, -(-last * old // new))  # the header may promise more than the file has
         block = reader.part(start + skipped * old, end - skipped * old, least=needed - skipped * old)
+        if note is not None and reader.peak > INTEGER_PEAK:
+            note(f"{reader.label} {looks_like_integers(reader.peak)}")
     block = with_channels(block, channels, label=reader.label, note=note)
     resampler = Resampler(reader.rate, rate, channels, label=reader.label)
     audio = np.concatenate([resampler.push(block), resampler.flush()], axis=1)

@@ -12,7 +12,9 @@ When the corpus has changed, clips.jsonl first lists the clips of the shards tha
 
 import hashlib
 import json
+import math
 import tempfile
+import warnings
 import zlib
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
@@ -29,7 +31,7 @@ from torch import Tensor
 
 from codec import pretrained
 from codec.checkpoint import CodecCard
-from codec.compression import cached_model
+from codec.compression import cached_model, peak_notes
 from codec.conditions import CLASSES, conditions_last
 from codec.data.clips import LENGTH_TOLERANCE, TEXT_FIELDS, Clip, clips, hashed, root_of
 from codec.data.split import path_in
@@ -85,8 +87,8 @@ Progress: TypeAlias = Callable[[int, int], None]
 class StoreReport:
     """The result of `tokenize`: `clips` clips were encoded, `seconds` of audio; `already_encoded` were skipped.
 
-    `removed` clips are no longer in the corpus. `notes` name recordings that are silence, or whose channels cancel in
-    their average.
+    `removed` clips are no longer in the corpus. `notes` name recordings that are silence, whose channels cancel in
+    their average, or whose peaks are clipped or look like those of integers.
     """
 
     clips: int
@@ -679,7 +681,8 @@ class _ShardWriter:
         """Append a clip to encode; one that cannot be read becomes a Failure."""
         rate = self._model.frame_spec.sample_rate
         notes: list[str] = []
-        blocks = _blocks(clip, rate, notes.append, use_ffmpeg=self._use_ffmpeg)
+        limit = self._model.limit if self._level is None else math.inf  # a level scales peaks below full scale
+        blocks = _blocks(clip, rate, notes.append, use_ffmpeg=self._use_ffmpeg, limit=limit)
         read: list[Block] = []
         try:
             for block in blocks:
@@ -716,11 +719,13 @@ class _ShardWriter:
         padded = np.zeros((len(lengths), self._model.channels, max(lengths)), np.float32)
         for row, (_, audio) in zip(padded, self._batch, strict=True):
             row[:, : audio.shape[1]] = audio
-        encoded = self._model.encode(
-            torch.from_numpy(padded).to(self._model.device),
-            num_codebooks=self._num_codebooks,
-            lengths=torch.tensor(lengths),
-        )
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # about peaks, which `notes` have by name
+            encoded = self._model.encode(
+                torch.from_numpy(padded).to(self._model.device),
+                num_codebooks=self._num_codebooks,
+                lengths=torch.tensor(lengths),
+            )
         codes, _ = split_scale(encoded)
         for item, length, (clip, _) in zip(codes, lengths, self._batch, strict=True):
             data = self._to_bytes(item[:, : self._model.frame_spec.frames(length)])
@@ -756,8 +761,13 @@ class _ShardWriter:
         self.samples += samples
 
 
-def _blocks(clip: Clip, rate: int, note: Note | None = None, *, use_ffmpeg: bool = False) -> Iterator[Block]:
-    """The audio of a clip at `rate` Hz in blocks [1, time], channels mixed down."""
+def _blocks(
+    clip: Clip, rate: int, note: Note | None = None, *, use_ffmpeg: bool = False, limit: float = math.inf
+) -> Iterator[Block]:
+    """The audio of a clip at `rate` Hz in blocks [1, time], channels mixed down.
+
+    `note` is called at the end for a recording that is silence, that cancels, or that has samples beyond `limit`.
+    """
     with ExitStack() as files:
         opened = partial(clip.open, use_ffmpeg=use_ffmpeg)
         reader = files.enter_context(opened())
@@ -773,14 +783,18 @@ def _blocks(clip: Clip, rate: int, note: Note | None = None, *, use_ffmpeg: bool
             again = _native_blocks(clip, files.enter_context(opened()))
             blocks = chain(first, islice(again, len(first), None))
             mixdown.say(reader.label, note)
-        sounds = False
+        peak = 0.0
         for block in blocks:
             mono = mixdown.mix(block)
-            sounds = sounds or bool(mono.any())
+            peak = max(peak, float(np.abs(mono).max(initial=0)))
             yield resampler.push(mono)
         yield resampler.flush()
-        if note is not None and not sounds:
+        if note is None:
+            return
+        if not peak:
             note(f"{reader.label} is silence")
+        for line in peak_notes(reader.label, peak, limit):
+            note(line)
 
 
 def _native_blocks(clip: Clip, reader: AudioReader) -> Iterator[Block]:

@@ -48,6 +48,7 @@ from codec.evaluation.signal import (
 from codec.io import bitstream, parquet
 from codec.io.audio import is_audio_path, read_audio, write_audio
 from codec.io.loudness import loudness_package
+from codec.io.mixdown import Note
 from codec.io.storage import walk
 from codec.models.base import Codec
 from codec.parallel import each
@@ -291,6 +292,7 @@ class Evaluation:
 
 
 _GROUPS: tuple[Group, ...] = ("all", "domain", "set")
+MAX_NOTES = 20  # on files, that are listed
 
 
 def _names(row: Row) -> list[str]:
@@ -389,7 +391,8 @@ def evaluate(
         results[clip] = outcome
         if progress:
             progress(len(results), len(found))
-    for result in (results[clip] for clip in found):
+    ordered = [results[clip] for clip in found]
+    for result in ordered:
         memory = max(memory, result.peak_memory)
         if result.failure:
             failures.append(result.failure)
@@ -400,6 +403,8 @@ def evaluate(
             for key in _keys(score):
                 counts[key] = counts[key] + file_counts if key in counts else file_counts
     notes = [baseline.note for baseline in baselines]
+    of_files = [note for result in ordered for note in result.notes]
+    notes += of_files[:MAX_NOTES] + [f"and {len(of_files) - MAX_NOTES} more"] * (len(of_files) > MAX_NOTES)
     if len({model.sample_rate for model in models}) > 1:
         notes.append("the models differ in sample rate: do not compare their mel, STFT, MR-STFT and LSD")
     return Evaluation(
@@ -525,6 +530,7 @@ class _Clip:
 class _Result:
     scores: tuple[tuple[FileScore, Counts | None], ...]
     failure: Failure | None
+    notes: tuple[str, ...]
     peak_memory: int
 
 
@@ -604,20 +610,25 @@ def _read_manifest(folder: Path) -> dict[Path, Mapping[str, object]]:
 def _score_clip(models: tuple[Codec, ...], plan: _Plan, clip: _Clip) -> _Result:
     failure = None
     scores: list[tuple[FileScore, Counts | None]] = []
+    notes: list[str] = []
     try:
         with _as_file(clip) as file:
-            scores.extend(_scores(models, plan, file))
+            scores.extend(
+                _scores(models, plan, file, lambda note: notes.append(note.replace(str(file.path), clip.label)))
+            )
     except UsageError:
         raise  # a mistake in the options, not in the file
     except CodecError as error:
         scores, failure = [], Failure(clip.label, str(error))  # so that all rows are means over the same files
-    return _Result(tuple(scores), failure, peak_memory())
+    return _Result(tuple(scores), failure, tuple(dict.fromkeys(notes)), peak_memory())
 
 
-def _scores(models: tuple[Codec, ...], plan: _Plan, clip: _Clip) -> Iterator[tuple[FileScore, Counts | None]]:
-    """The scores of each run and baseline on one file."""
+def _scores(
+    models: tuple[Codec, ...], plan: _Plan, clip: _Clip, note: Note
+) -> Iterator[tuple[FileScore, Counts | None]]:
+    """The scores of each run and baseline on one file; `note` is called with what is unusual in it."""
     rates = {model.sample_rate for model in models}
-    references = {rate: read_audio(clip.path, rate=rate, mono=True)[0][0] for rate in rates}
+    references = {rate: read_audio(clip.path, rate=rate, mono=True, note=note)[0][0] for rate in rates}
 
     def score(model: Codec, decoded: _Decoded) -> tuple[FileScore, Counts | None]:
         spec = model.frame_spec
@@ -625,7 +636,7 @@ def _scores(models: tuple[Codec, ...], plan: _Plan, clip: _Clip) -> Iterator[tup
         return _score(clip, plan, reference, decoded, rate=spec.sample_rate, hop=spec.hop), decoded.counts
 
     for run in plan.runs:
-        yield score(models[run.model], _by_model(models[run.model], clip, plan, run))
+        yield score(models[run.model], _by_model(models[run.model], clip, plan, run, note))
     finest = max(models, key=lambda model: model.sample_rate)
     for baseline in plan.baselines:
         reference, rate = references[finest.sample_rate], finest.sample_rate
@@ -648,11 +659,13 @@ class _Decoded:
     counts: Counts | None
 
 
-def _by_model(model: Codec, clip: _Clip, plan: _Plan, run: _Run) -> _Decoded:
+def _by_model(model: Codec, clip: _Clip, plan: _Plan, run: _Run, note: Note) -> _Decoded:
     with tempfile.TemporaryDirectory() as name:
         coded, restored = Path(name, "coded.codec"), Path(name, "restored.wav")
         started = perf_counter()
-        compression.compress(clip.path, coded, model=model, num_codebooks=run.num_codebooks, vbr=run.vbr)
+        report = compression.compress(clip.path, coded, model=model, num_codebooks=run.num_codebooks, vbr=run.vbr)
+        for line in report.notes:
+            note(line)
         encoded = perf_counter()
         compression.decompress(coded, restored, model=model)
         decoded = perf_counter()

@@ -29,7 +29,7 @@ from codec.frames import resampled_length
 from codec.io import ffmpeg, mpeg, riff
 from codec.io.chain import SETTLING, UNKNOWN, Chain, links, readable_length
 from codec.io.coded_channels import Mix, Survey
-from codec.io.mixdown import Mixdown, mixed_down
+from codec.io.mixdown import Mixdown, Note, mixed_down
 from codec.io.pieces import Pieces
 from codec.io.storage import COPY_BYTES, atomic_output, is_streamed, raw_stdout, storing, write_all
 from codec.io.tags import Tags
@@ -754,16 +754,19 @@ def reading(label: str) -> Iterator[None]:
         raise InputNotFound(f"{label!r} cannot be read ({error}): check the path") from error
 
 
-def read_audio(path: str | Path | bytes, *, rate: int | None = None, mono: bool = False) -> tuple[Block, int]:
+def read_audio(
+    path: str | Path | bytes, *, rate: int | None = None, mono: bool = False, note: Note | None = None
+) -> tuple[Block, int]:
     """Read a whole file as [channels, time] and its sample rate in Hz, resampled to `rate`.
 
-    `mono` mixes the channels down, as `codec.io.mixdown`. Raises as `open_reader`.
+    `mono` mixes the channels down, as `codec.io.mixdown`; `note` is called with a line if they cancel. Raises as
+    `open_reader`.
     """
     with open_reader(path) as reader:
         rate = reader.rate if rate is None else rate
         blocks = list(reader.blocks(2**16))
         if mono and reader.channels > 1:
-            blocks = mixed_down(blocks)
+            blocks = mixed_down(blocks, label=reader.label, note=note)
         resampler = Resampler(reader.rate, rate, len(blocks[0]), label=reader.label)
         audio = [resampler.push(block) for block in blocks]
     return np.concatenate([*audio, resampler.flush()], axis=1), rate

@@ -108,7 +108,7 @@ class LiveReader:
         self._selected, self.channels = channel, 1
 
     def mix_down(self) -> None:
-        """Give the average of the channels, and note if they cancel in it; the loudest is known at the end only."""
+        """Give the average of the channels, or the loudest one while they cancel in it, by what has come so far."""
         if self.channels > 1:
             self._mixdown, self.channels = Mixdown(self.channels), 1
 
@@ -131,11 +131,8 @@ class LiveReader:
                 yield self._one(block)
         if not seen:
             raise audio.without_samples(self.label)
-        if self._mixdown is not None and self._mixdown.channel is not None:
-            self.notes.append(
-                f"{self.label}: its channels cancel in their average (opposite phase): "
-                f"send it again with --channel {self._mixdown.channel}"
-            )
+        if self._mixdown is not None:
+            self._mixdown.say(self.label, self.notes.append)
         if self._left == 0 and self._read(_READ)[:4] == b"RIFF":
             raise UnsupportedAudio(f"{self.label} holds WAV files one after another: send one at a time")
 
@@ -145,8 +142,7 @@ class LiveReader:
         if self._mixdown is None:
             return block
         self._mixdown.push(block)
-        mono: Block = block.mean(axis=0, keepdims=True)
-        return mono
+        return self._mixdown.mix(block)
 
     def _take(self, size: int) -> bytes:
         size = size if self._left is None else min(size, self._left)

@@ -162,7 +162,7 @@ def test_several_inputs(cli: Cli, recording: Path) -> None:
         (["encode", recording, "-", "-o", "coded"], 2, "give it alone"),
         (["encode", recording, "b.flac"], 2, "2 inputs need a folder for their outputs: name it with -o"),
         (["decode", "one.codec", "coded/b.codec"], 2, "2 inputs need a folder"),
-        (["encode", recording, "missing.wav", "-o", "new", "-q"], 1, "  missing.wav: missing.wav does not exist"),
+        (["encode", recording, "missing.wav", "-o", "new", "-q"], 1, "  missing.wav does not exist"),
     ):
         result = cli(*arguments)
         assert (result.code, result.err.count("\n")) == (code, 1)
@@ -282,7 +282,7 @@ def test_a_bad_file_does_not_stop_a_folder(cli: Cli, recording: Path) -> None:
     assert encoded.code == 1
     summary, failure = encoded.err.splitlines()
     assert summary == "2 files, 1.40 s; 1 failed"
-    assert failure.startswith("  album/bad.wav: ")
+    assert failure.startswith("  album/bad.wav is not audio")
     assert sorted(str(path) for path in Path("small").rglob("*.codec")) == ["small/deep/two.codec", "small/one.codec"]
 
     Path("album/bad.wav").unlink()

@@ -581,6 +581,19 @@ tokenize.tokenize(sys.argv[1], sys.argv[2], model=sys.argv[3], engine="ray")
     assert contents(tmp_path / "one") == contents(tmp_path / "store")
 
 
+@pytest.mark.filterwarnings("error")
+def test_peaks_beyond_full_scale_are_named(tmp_path: Path, model_file: Path) -> None:
+    noise = np.random.default_rng(0).uniform(-1, 1, 4000)
+    (tmp_path / "data").mkdir()
+    for name, peak in (("fine", 1), ("hot", 3), ("integers", 30_000)):
+        soundfile.write(tmp_path / f"data/{name}.wav", peak * noise, 8000, subtype="FLOAT")
+    hot, integers = tokenize(tmp_path / "data", tmp_path / "store", model=model_file).notes
+    assert "hot.wav peaks at +9.5 dBFS, and decoded audio is clipped at +0.4 dBFS" in hot
+    assert "integers.wav peaks at 299" in integers
+    assert "as if it held integers" in integers
+    assert tokenize(tmp_path / "data", tmp_path / "scaled", model=model_file, level_db=-20).notes == (integers,)
+
+
 @pytest.mark.parametrize("kept", [0, 1, 100])
 def test_channels_of_opposite_phase_are_not_averaged(
     tmp_path: Path, model_file: Path, monkeypatch: pytest.MonkeyPatch, kept: int

@@ -402,6 +402,17 @@ def test_decoded_files_are_written(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("_fixed_width")
+def test_unusual_files_are_named(tmp_path: Path) -> None:
+    tone = voice(0.3)
+    soundfile.write(tmp_path / "integers.wav", 30_000 * tone, RATE, subtype="FLOAT")
+    soundfile.write(tmp_path / "opposite.wav", np.stack([tone, -tone], axis=1), RATE)
+    soundfile.write(tmp_path / "usual.wav", tone, RATE)
+    integers, opposite = evaluate(Scalar(), tmp_path, num_codebooks=[1, 2]).notes
+    assert integers.startswith("integers.wav peaks at ")
+    assert integers.endswith("as if it held integers: divide its samples by 32768 first")
+    assert opposite.startswith("opposite.wav: its channels cancel in their average")
+
+
 def test_a_recording_is_evaluated(corpus: Path) -> None:
     found = evaluate(Scalar(), corpus / "valid/digits/three.wav", speech=False)
     (score,) = found.files

@@ -603,6 +603,14 @@ def test_channels_of_opposite_phase_are_not_averaged(tmp_path: Path) -> None:
     crops.check_sound()
 
 
+def test_samples_that_look_like_integers_are_named(tmp_path: Path) -> None:
+    data = corpus(tmp_path / "data", a=np.arange(3000) % 50)
+    soundfile.write(data / "train/a.wav", np.arange(3000.0) % 5000, 8000, subtype="FLOAT")
+    (note,) = opened(data, tmp_path / "out", recipe_with(batch_size=4))[0].batch(0).notes
+    assert note.text.endswith("as if it held integers: divide its samples by 32768 first")
+    assert not note.left_out
+
+
 def test_silence_is_named(tmp_path: Path) -> None:
     crops, _, _ = opened(corpus(tmp_path / "data", a=np.zeros(3000)), tmp_path / "out")
     with pytest.raises(UsageError, match=r"100 crops in a row of .*data are silence: check how"):
