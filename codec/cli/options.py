@@ -172,9 +172,9 @@ def unread_note(sources: Iterable[str | Path], *, option: bool = True) -> str:
 
 
 def failed(name: str | Path, error: BaseException | str | None) -> str:
-    """A line for a file or clip that failed; most messages name it already."""
+    """A line for a file or clip that failed; many messages begin with its name."""
     message = one_line(error)
-    return f"  {message}" if str(name) in message else f"  {name}: {message}"
+    return f"  {message}" if message.startswith(str(name)) else f"  {name}: {message}"
 
 
 def one_line(error: BaseException | str | None) -> str:
