@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # What: soxr.resample of int16 samples adds dither: digital silence comes back as noise, 23% of its samples are 1 or -1, even if both rates are
 #   equal. int32 and floats stay silent.
-# Why it surprises: nothing in the call asks for noise, and the type looks like a choice of precision alone. The noise restarts with
-#   each call, so a signal resampled in chunks differs from the same signal resampled at once; two equal channels come out unequal.
+# Why it surprises: nothing in the call asks for noise, and the type looks like a choice of precision alone. The noise depends on the sizes of the
+#   chunks, so a stream (ResampleStream) differs from the same signal resampled at once; two equal channels come out unequal.
 # Consequence: tests for silence (== 0), removal of duplicates by hash and "mono stored as stereo" checks fail behind it, and the codes of silence change.
 #   Convert to float32 before, and round afterwards.
 # Versions: soxr 1.1.0, numpy 2.4.6.
