@@ -170,7 +170,10 @@ def similarity(x: "np.ndarray[Any, Any]", y: "np.ndarray[Any, Any]") -> float:
 
 
 def best_second(x: "np.ndarray[Any, Any]", y: "np.ndarray[Any, Any]") -> float:
-    """The largest `similarity` of a second of `y`, because a browser on a busy machine loses parts of a microphone."""
+    """The largest `similarity` of a second of `y`, because a browser on a busy machine loses parts of a microphone.
+
+    0.74 for the voice through the tiny model, 0.44 at most for that backwards.
+    """
     return max(similarity(x, y[at : at + RATE]) for at in range(0, len(y) - RATE + 1, RATE // 2))
 
 
@@ -191,9 +194,9 @@ def test_microphone(tab: Tab, model: StepCodec, tmp_path: Path) -> None:
     source = np.tile(voice(RATE), 4)
     decompress(path, tmp_path / "decoded.wav", model=model)
     decoded, _ = soundfile.read(tmp_path / "decoded.wav", dtype="float32")
-    assert best_second(source, decoded[RATE:]) > 0.3 > best_second(source, decoded[:RATE:-1])  # not backwards
+    assert best_second(source, decoded[RATE:]) > 0.5
     tab.check_gaps()
-    assert best_second(source, played[RATE:-RATE]) > 0.3
+    assert best_second(source, played[RATE:-RATE]) > 0.5
 
 
 def test_audio_file(tab: Tab, model: StepCodec, recording: Path, tmp_path: Path) -> None:
