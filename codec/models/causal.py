@@ -55,6 +55,7 @@ from codec.nn.streaming import Chain, State
 
 Size = Annotated[int, Field(ge=1, le=2**16)]
 
+COMPAND_FLOOR = 0.02  # below it companding is linear, so that the slope is finite
 NOISE_FRAMES = 499  # frames until the noise repeats, a prime: about 10 s at 20 ms per frame
 NOISE_RANGE = (-8.0, 2.0)  # bounds of the log level of the noise relative to the envelope
 GAIN_RANGE = (-12.0, 3.0)  # bounds of the log gain of the linear part
@@ -161,13 +162,13 @@ class CausalConfig(CodecConfig):
         return self
 
 
-def compand(x: Tensor, exponent: float, floor: float = 0.02) -> Tensor:
+def compand(x: Tensor, exponent: float, floor: float = COMPAND_FLOOR) -> Tensor:
     """Compress amplitudes to sign(x) |x|^exponent, linear below `floor` so that the slope is finite; see `expand`."""
     out: Tensor = x.sign() * ((x.abs() + floor) ** exponent - floor**exponent)
     return out
 
 
-def expand(y: Tensor, exponent: float, floor: float = 0.02) -> Tensor:
+def expand(y: Tensor, exponent: float, floor: float = COMPAND_FLOOR) -> Tensor:
     """Invert `compand`."""
     out: Tensor = y.sign() * ((y.abs() + floor**exponent) ** (1 / exponent) - floor)
     return out

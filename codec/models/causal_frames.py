@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from codec.models.causal import (
+    COMPAND_FLOOR,
     GAIN_RANGE,
     NOISE_FRAMES,
     NOISE_RANGE,
@@ -56,7 +57,6 @@ from codec.nn.quantize.gain_shape import (
 )
 from codec.nn.streaming import Chain, State
 
-COMPAND_FLOOR = 0.02
 NEAR = 0.999  # of a threshold, from which torch decides, because it sums in another order
 
 

@@ -176,7 +176,7 @@ def test_the_gradient_of_the_discriminators_is_that_of_their_loss(spectral: Spec
 def weighted_gradient(name: str | None, weight: float) -> Tensor:
     """The unclipped gradient of all parameters, with this weight of the loss and small weights of two losses.
 
-    None is no other loss than these two.
+    With None, these two are the only losses.
     """
     others = {loss: 1e-3 if loss in ("mel", "noise_to_mask") else 0.0 for loss in LOSSES}
     recipe = small_recipe(
