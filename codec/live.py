@@ -26,6 +26,9 @@ Backend: TypeAlias = Literal["compiled", "torch"]
 VARIABLE = "CODEC_BACKEND"
 MAX_ROWS = 8
 """Frames of all signals of a step up to which compiled steps are faster."""
+LIVE_AFTER = 10
+"""Short steps in a row after which a stream is live. A file ends in three at most: its rest, that of the resampler, and
+the end of the encoder; a packet of a pipe is decoded in a few short steps before long ones (`codec.splicing`)."""
 
 _prepared: WeakKeyDictionary[Codec, tuple[Any, FrameSteps | None]] = WeakKeyDictionary()
 
@@ -56,8 +59,8 @@ def backend_of(model: StepCodec) -> Backend:
 class Steps:
     """The steps of a stream: which backend takes them, and its states.
 
-    The first step, and the first after a long one, are torch's, because loading the compiled steps takes as long as
-    encoding a few seconds in torch; a file that is encoded in long chunks never needs them.
+    Steps are torch's until the stream is live, because compiling takes as long as encoding a minute in torch, and
+    loading what was compiled before as long as a few seconds. Files never get there.
     """
 
     def __init__(self, model: StepCodec, batch: int) -> None:
@@ -85,10 +88,11 @@ class Steps:
 
     def _compiled(self, frames: int) -> FrameSteps | None:
         """The compiled steps, if they take a step of this many frames."""
-        self._short = self._short + 1 if 0 < frames * self._batch <= MAX_ROWS else 0
-        if self._short == 2 and self._may_be_compiled:
+        is_short = 0 < frames * self._batch <= MAX_ROWS
+        self._short = self._short + 1 if is_short else 0
+        if self._short == LIVE_AFTER and self._may_be_compiled:
             self._steps = _frame_steps(self._model)
-        return self._steps if self._short > 1 else None
+        return self._steps if is_short else None
 
 
 def tensors(state: State) -> State:

@@ -1,25 +1,50 @@
 """Compiled steps of live streams, compared with torch."""
 
 import copy
+import json
 import math
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
 from codec import live, pretrained
+from codec.checkpoint import save_model
+from codec.compression import compress, decompress
+from codec.data.tokenize import tokenize
 from codec.errors import UsageError
+from codec.generation import generate
+from codec.io.audio import write_audio
 from codec.models.base import Codec, StepCodec
 from codec.models.causal import CausalCodec
 from codec.streams import StreamDecoder, StreamEncoder
+from tests.helpers.language_models import tiny_lm
+from tests.helpers.signals import voice
 from tests.tiny import CONFIG, tiny_model
 
 KINDS = ("noise", "tone", "click", "silence", "faint", "full scale")
 
 
+LIVE_AFTER = live.LIVE_AFTER
+
+
 @pytest.fixture(autouse=True)
 def compiled_steps(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(live.VARIABLE, "auto")  # all other tests run in torch
+    monkeypatch.setattr(live, "LIVE_AFTER", 2)  # so that short signals reach them
+
+
+@pytest.fixture
+def nothing_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Steps fail when they are prepared, as late as in use."""
+
+    def fail(*args: object) -> None:
+        raise AssertionError("steps were prepared")
+
+    monkeypatch.setattr(live, "LIVE_AFTER", LIVE_AFTER)
+    monkeypatch.setattr(live, "_frame_steps", fail)
 
 
 def signal(kind: str, model: Codec, frames: int) -> torch.Tensor:
@@ -124,16 +149,35 @@ def test_codes_of_the_shipped_codec_are_those_of_torch(
         torch.testing.assert_close(sound, shipped.decode(codes), rtol=0, atol=1e-5)
 
 
-def test_the_first_step_and_long_steps_are_those_of_torch(tiny: CausalCodec, monkeypatch: pytest.MonkeyPatch) -> None:
-    """So that encoding a file does not load the compiled steps."""
-
-    def fail(*args: object) -> None:
-        raise AssertionError("steps were prepared")
-
-    monkeypatch.setattr(live, "_frame_steps", fail)
-    streamed(tiny, torch.zeros(1, 1, 8000), [8000, 80])
+@pytest.mark.usefixtures("nothing_compiled")
+def test_streams_of_short_steps_are_compiled(tiny: CausalCodec) -> None:
+    streamed(tiny, torch.zeros(1, 1, 80 * (LIVE_AFTER - 2)), [80])
     with pytest.raises(AssertionError, match="steps were prepared"):
-        streamed(tiny, torch.zeros(1, 1, 800), [80])
+        streamed(tiny, torch.zeros(1, 1, 80 * LIVE_AFTER), [80])
+
+
+@pytest.mark.usefixtures("nothing_compiled")
+def test_files_are_never_compiled(tiny: CausalCodec, tmp_path: Path) -> None:
+    """Whatever the length of their rest: compiling takes longer than a minute of audio in torch."""
+    path, coded, restored = (tmp_path / name for name in ("in.wav", "in.codec", "out.wav"))
+    model_file = tmp_path / "model.safetensors"
+    tiny.name = ""
+    save_model(model_file, tiny, training={})
+    (tmp_path / "list.jsonl").write_text(json.dumps({"path": "in.wav"}))
+    cases: list[tuple[float, dict[str, Any]]] = [(0.13, {}), (0.6, {"packet": 0.1}), (4.06, {"vbr": 2.0}), (4.06, {})]
+    for seconds, options in cases:
+        write_audio(path, voice(seconds, rate=16000)[None], 16000, force=True)
+        compress(path, coded, model=model_file, force=True, **options)
+        decompress(coded, restored, model=model_file, force=True, start=seconds / 2)
+    tokenize(tmp_path / "list.jsonl", tmp_path / "store", model=model_file)
+
+
+@pytest.mark.usefixtures("nothing_compiled")
+def test_generated_files_are_never_compiled() -> None:
+    """In blocks of the length that `codec generate` uses."""
+    model = tiny_model()
+    source = {"codec": model.name, "weights_hash": model.weights_hash, "codebook_size": 20, "dim": 8}
+    assert sum(block.shape[2] for block in generate(tiny_lm(3, source=source), model, seconds=1.0)) == 8000
 
 
 @pytest.mark.slow  # loads the compiled loops

@@ -35,7 +35,7 @@ from codec.io import bitstream
 from codec.models.base import Codec, StepCodec
 
 RATE = 24_000  # Hz, of the synthetic audio
-WARM_UP = 10  # frames of a live stream that are not timed
+WARM_UP = live.LIVE_AFTER + 10  # frames of a live stream that are not timed
 BLOCK = 10  # s of audio per block
 
 

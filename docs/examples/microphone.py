@@ -19,7 +19,7 @@ import codec
 from codec.io.audio import open_writer, read_audio
 
 Samples = NDArray[np.float32]  # [time]
-WARM_UP = 8  # blocks before the devices are opened, because the first ones load what later ones use
+WARM_UP = 20  # blocks before the devices are opened, because the first ones load what later ones use
 
 
 class Loop:
