@@ -78,6 +78,8 @@ AUDIO_SUFFIXES = frozenset(_FORMATS) | frozenset(
         ".xi",
     )
 )
+SET_ADD_PEAK_CHUNK = 0x1050  # SFC_SET_ADD_PEAK_CHUNK of sndfile.h
+_PEAK_CHUNK = ("AIFF", "WAV", "WAVEX")  # formats that have the chunk PEAK until it is turned off; RF64 would get one
 _32_BIT_FORMATS = ("AIFF", "AU", "WAV", "WAVEX")  # their headers cannot state sizes over 4 GiB
 _32_BIT_LIMIT = 2**32 - 2**16  # bytes; the margin is for chunks other than the samples
 _OGG_TO_WAV = {  # index in an Ogg file of each channel of a WAV file, by number of channels
@@ -126,6 +128,10 @@ class _Sequential(soundfile.SoundFile):  # type: ignore[misc]
             if left > 0:
                 raise
             return 0
+
+    def leave_out_peak_chunk(self) -> None:
+        """Do not write libsndfile's chunk PEAK, whose time of writing gives the same samples other bytes each second."""
+        soundfile._snd.sf_command(self._file, SET_ADD_PEAK_CHUNK, soundfile._ffi.NULL, 0)
 
 
 class AudioReader:
@@ -533,6 +539,8 @@ class AudioWriter(_Meter):
         super().__init__()
         try:
             self._target = _Sequential(self._bridge, "w", rate, channels, subtype, format=container)
+            if container in _PEAK_CHUNK:
+                self._target.leave_out_peak_chunk()
         except soundfile.LibsndfileError as error:
             self._bridge.check()
             raise UnsupportedAudio(

@@ -354,6 +354,19 @@ def test_every_suffix_can_be_written_and_read(tmp_path: Path, suffix: str) -> No
     np.testing.assert_allclose(result, array, atol=0.05)
 
 
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("subtype", ["FLOAT", "DOUBLE"])
+@pytest.mark.parametrize("suffix", [".wav", ".aiff", ".rf64", ".w64"])
+def test_bytes_of_a_file_do_not_depend_on_the_time(tmp_path: Path, suffix: str, subtype: str, channels: int) -> None:
+    """libsndfile puts the time of writing into a chunk PEAK."""
+    block = np.full((channels, 100), 0.25, dtype=np.float32)
+    path = tmp_path / f"a{suffix}"
+    with open_writer(path, rate=8000, channels=channels, subtype=subtype) as writer:
+        writer.write(block)
+    assert b"PEAK" not in path.read_bytes()
+    assert np.array_equal(audio.read_audio(path)[0], block)
+
+
 def test_invalid_output_formats_raise(tmp_path: Path) -> None:
     for name, words in (("a.xyz", "cannot write .xyz"), ("a", "without suffix")):
         with pytest.raises(UsageError, match=words), open_writer(tmp_path / name, rate=8000, channels=1):
