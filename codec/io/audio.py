@@ -130,7 +130,7 @@ class _Sequential(soundfile.SoundFile):  # type: ignore[misc]
             return 0
 
     def leave_out_peak_chunk(self) -> None:
-        """Do not write libsndfile's chunk PEAK, whose time of writing gives the same samples other bytes each second."""
+        """Do not write libsndfile's chunk PEAK, whose time gives the same samples other bytes each second."""
         soundfile._snd.sf_command(self._file, SET_ADD_PEAK_CHUNK, soundfile._ffi.NULL, 0)
 
 
