@@ -120,6 +120,7 @@ from codec.io.packets import (
     Scanner,
     Window,
     is_sealed,
+    mended,
     sealed,
 )
 from codec.io.tags import MAX_BYTES as MAX_TAGS
@@ -639,6 +640,7 @@ class Reader:
         self._index: tuple[tuple[int, int], ...] = ()
         self._begin = 0  # offset from which packets are looked for
         self._header_reason = ""
+        self._mended: Damage | None = None  # the altered byte of a header that is read in spite of it
         self.header = self._read_header()
         self._declared = self.header.time
         if self._window.seekable and not self.is_complete:
@@ -776,7 +778,10 @@ class Reader:
 
     def _from(self, first: int) -> Iterator[CodesPacket | Damage]:
         """What `_scan` finds, without what lies between a place of the index and frame `first`."""
-        for found in self._scan(self._go_to(first)):
+        expected = self._go_to(first)
+        if self._mended and self._window.offset == self._begin:
+            yield self._mended
+        for found in self._scan(expected):
             if found.first + found.frames > first or isinstance(found, Damage):
                 yield found
 
@@ -874,6 +879,8 @@ class Reader:
         try:
             header = self._first_header()
         except (DamagedFile, _OtherFormat) as error:
+            if isinstance(error, DamagedFile) and (mended := self._mended_header()):
+                return mended
             end = self._read_end(_Format2(None)) if self._window.seekable else None
             if end is None or not end.header:
                 raise
@@ -883,6 +890,34 @@ class Reader:
         header = self._with_tags(header)
         self._begin = self._window.offset
         return header
+
+    def _mended_header(self) -> Header | None:
+        """The header if a single byte of it is altered, as its checksum shows."""
+        start = self._window.peek(_START.size)
+        if len(start) < _START.size:
+            return None
+        _, _, stated = _START.unpack(start)
+        found = mended(self._window.peek(_START.size + stated + CRC_BYTES)) or self._by_length(start, stated)
+        if found is None or not found[1].startswith(_MAGIC):
+            return None
+        place, data = found
+        self._window.skip(len(data))
+        header = self._with_tags(self._parsed(data[_START.size : -CRC_BYTES], data[len(_MAGIC)]))
+        self._begin = self._window.offset
+        self._mended = Damage(0, 0, place, "a byte of the header is altered; its checksum shows which value it had")
+        return header
+
+    def _by_length(self, start: bytes, stated: int) -> tuple[int, bytes] | None:
+        """The header if a byte of its length is altered: the place of the byte, and the header as it was."""
+        altered = self._window.peek(_START.size + 0xFFFF + CRC_BYTES)
+        for byte in range(1, 256):
+            for place in range(2):
+                length = (stated ^ byte << 8 * place).to_bytes(2, "little")
+                size = _START.size + int.from_bytes(length, "little") + CRC_BYTES
+                data = start[:-2] + length + altered[_START.size : size]
+                if len(data) == size and is_sealed(data):
+                    return _START.size - 2 + place, data
+        return None
 
     def _with_tags(self, header: Header) -> Header:
         """The header with the tags behind it; a damaged packet of tags stays, so that it counts as damage."""

@@ -40,17 +40,22 @@ class Fields:
 
     def varint(self) -> int:
         """The next number; at most 64 bits."""
+        data, at = self._data, self._at  # not by `take`, because most fields are numbers of one byte
         number = shift = 0
-        while True:
-            byte = self.take(1)[0]
+        while at < len(data):
+            byte = data[at]
             number |= (byte & 0x7F) << shift
+            at += 1
             if byte < 0x80:
                 break
             shift += 7
             if shift > 63:
                 raise ValueError("a number of more than 64 bits")
+        else:
+            raise ValueError("a number behind the end of the data")
         if number >> 64:
             raise ValueError("a number of more than 64 bits")
+        self._at = at
         return number
 
     def content(self) -> bytes:

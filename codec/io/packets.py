@@ -121,6 +121,32 @@ def is_sealed(data: bytes) -> bool:
     return zlib.crc32(data[:-CRC_BYTES]).to_bytes(CRC_BYTES, "little") == data[-CRC_BYTES:]
 
 
+def mended(data: bytes) -> tuple[int, bytes] | None:
+    """Sealed data in which one byte was altered: its position, and the data as it was.
+
+    A CRC is linear: that of the altered data differs by a number that only a change of one byte at one place makes, as
+    long as the data is short. It is found by running the register of the CRC back from the end. None for data that is
+    intact, and for more than one altered byte but in one of 2**32 / (256 * len(data)) cases.
+    """
+    end = len(data) - CRC_BYTES
+    state = zlib.crc32(data[:end]) ^ int.from_bytes(data[end:], "little")
+    found = [(end + place, state >> 8 * place) for place in range(CRC_BYTES) if state == state & 255 << 8 * place]
+    for place in reversed(range(end)):
+        if state in _DIFFERENCES:
+            found.append((place, _DIFFERENCES[state]))
+        byte = _BY_HIGHEST[state >> 24]
+        state = (state ^ _CRC[byte]) << 8 & 0xFFFFFFFF | byte
+    if len(found) != 1:
+        return None
+    ((place, difference),) = found
+    return place, data[:place] + bytes([data[place] ^ difference]) + data[place + 1 :]
+
+
+_CRC = [zlib.crc32(bytes([byte])) ^ zlib.crc32(b"\0") for byte in range(256)]
+_DIFFERENCES = {state: byte for byte, state in enumerate(_CRC) if byte}
+_BY_HIGHEST = {state >> 24: byte for byte, state in enumerate(_CRC)}
+
+
 class Scanner:
     """Read packets one after another; after a broken one, continue with the next intact packet."""
 

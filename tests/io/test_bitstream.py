@@ -18,6 +18,7 @@ from codec.errors import CodecError, ConfigError, DamagedFile, InputNotFound, Un
 from codec.io import bitstream, entropy
 from codec.io import packets as packets_module
 from codec.io.bitstream import Codes, Damage, Header, Packet, Reader, SourceId, Writer
+from codec.io.tags import NO_TAGS, Tags
 
 HEADER = Header(
     model="tiny",
@@ -397,6 +398,34 @@ def test_an_altered_byte_costs_its_packet_alone(mask: int, pipe: bool) -> None:
         assert [packet.first for packet in packets] == [4 * n for n in range(4) if n != lost]
         for packet in packets:
             np.testing.assert_array_equal(packet.codes, CODES[:, :, packet.first : packet.first + 4])
+
+
+@pytest.mark.parametrize("mask", [0x01, 0x80, 0xFF])
+@pytest.mark.parametrize("pipe", [False, True])
+@pytest.mark.parametrize("tags", [NO_TAGS, Tags((("title", "a"),))])
+def test_an_altered_byte_of_the_header_costs_nothing(mask: int, pipe: bool, tags: Tags) -> None:
+    """In a file that is too short for a copy of the header: its checksum shows which value the byte had."""
+    data = written(replace(HEADER, tags=tags), CODES, time=2000)
+    begin = 16 + struct.unpack_from("<H", data, 10)[0]
+    assert data.count(data[12 : begin - 4]) == 1
+    intact = Reader(io.BytesIO(data), label="x").header
+    for position in range(begin):
+        altered = bytearray(data)
+        altered[position] ^= mask
+        packets, damage = parts(bytes(altered), pipe=pipe)
+        assert [(part.frames, part.offset) for part in damage] == [(0, position)]
+        np.testing.assert_array_equal(np.concatenate([packet.codes for packet in packets], axis=2), CODES)
+        assert Reader(io.BytesIO(bytes(altered)), label="x").header == intact
+
+
+def test_two_altered_bytes_of_the_header_are_not_guessed() -> None:
+    data = written(HEADER, CODES, time=2000)
+    for first, second in ((0, 20), (10, 11), (12, 60), (40, BEGIN - 1)):
+        altered = bytearray(data)
+        altered[first] ^= 1
+        altered[second] ^= 0x80
+        with pytest.raises(DamagedFile):
+            Reader(io.BytesIO(bytes(altered)), label="x")
 
 
 @pytest.mark.parametrize("pipe", [False, True])
