@@ -2,6 +2,7 @@
 
 import hashlib
 import math
+import sys
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
@@ -13,7 +14,7 @@ from typing import BinaryIO, TypeAlias
 import numpy as np
 from torch import Tensor
 
-from codec import pretrained, published
+from codec import live, pretrained, published
 from codec.errors import (
     DamagedFile,
     InputNotFound,
@@ -44,7 +45,7 @@ from codec.io.entropy import Choice, last_coder
 from codec.io.entropy_files import SUFFIX, look_beside
 from codec.io.entropy_model import find as find_network
 from codec.io.pipes import Layout, Recording, open_live
-from codec.io.storage import is_streamed, mark_partial, other_than, stream_output
+from codec.io.storage import is_live_stream, is_streamed, mark_partial, other_than, stream_output
 from codec.io.tags import NO_TAGS, Tags
 from codec.io.tags import read as read_tags
 from codec.models.base import Codec, split_scale
@@ -165,6 +166,7 @@ def compress(
             vbr=vbr,
             tags=tags,
             source=source_id(source, channels=selected_channels(channels, channel)) if identify else None,
+            is_live=_are_live(source, target),
             progress=progress,
         )
         if verify:
@@ -188,6 +190,11 @@ def compress(
             *tag_notes,
         ),
     )
+
+
+def _are_live(source: str | Path, target: str | Path) -> bool:
+    """Whether somebody waits for what is made of the first samples while the last ones are to come."""
+    return is_live_stream(source, sys.stdin) and is_live_stream(target, sys.stdout)
 
 
 def _bitrate_notes(codec: Codec, bitrate: float | None) -> tuple[str, ...]:
@@ -253,13 +260,15 @@ def compress_into(
     tags: Tags = NO_TAGS,
     source: SourceId | None = None,
     like: Header | None = None,
+    is_live: bool = False,
     progress: SecondsDone | None = None,
 ) -> tuple[Codec, Writer]:
     """Compress an open recording to a file, from the first byte to the last; return the model and the closed writer.
 
     `packet` is the length of packets in seconds as in `compress`, `source` the identity of the recording's file, if it
     is one, `tags` those of the recording. The sample rate and the mix of the channels are those of `like`, a header, if
-    given. `entropy` and `vbr` as in `compress`.
+    given. `entropy` and `vbr` as in `compress`. With `is_live`, nothing is read before all is ready to encode it, a few
+    frames at a time.
     """
     if packet is not None and not SHORTEST_PACKET <= packet <= LONGEST_PACKET:
         raise UsageError(f"packets of {packet:g} s: use {SHORTEST_PACKET:g} to {LONGEST_PACKET:g} s")
@@ -293,8 +302,10 @@ def compress_into(
             "use --entropy auto"
         )
     writer = Writer(file, header, coder=coder)
+    if is_live:
+        live.prepare(codec, "encode")
     encoder = (
-        StreamEncoder(codec, num_codebooks=num_codebooks, batch=header.rows)
+        StreamEncoder(codec, num_codebooks=num_codebooks, batch=header.rows, compiled=is_live)
         if vbr is None
         else VariableRate(codec, quality=vbr, num_codebooks=num_codebooks, batch=header.rows)
     )
@@ -376,6 +387,9 @@ def decompress(
         codec = model_of(reader, model, device)
         damage = None
         target = other_than(source, target)
+        compiled = _are_live(source, target) and header.rows * header.frames_per_packet <= live.MAX_ROWS
+        if compiled:
+            live.prepare(codec, "decode")
         subtype = subtype or float_subtype(header, target)
         with _output(
             target, rate, header.channels, subtype=subtype, time=time, bare=bare, force=force, tags=header.tags
@@ -391,6 +405,7 @@ def decompress(
                     strict=strict,
                     conceal=conceal,
                     force=force,
+                    compiled=compiled,
                     progress=None if progress is None else partial(_seconds_done, progress, rate, time),
                 )
             except DamagedFile as error:
@@ -498,15 +513,23 @@ def restore_into(
     strict: bool = False,
     conceal: bool = False,
     force: bool = False,
+    compiled: bool = False,
     progress: Callable[[int], None] | None = None,
 ) -> int:
     """Write the audio of an open .codec file at `rate` Hz; return the samples per channel. Options as in `decompress`.
 
-    `part` is from and to in samples at `rate` Hz; `progress` is called with the samples done. Raises DamagedFile after
-    everything intact was written, or with `strict` at the first damage.
+    `part` is from and to in samples at `rate` Hz, `compiled` as in `StreamDecoder`; `progress` is called with the
+    samples done. Raises DamagedFile after everything intact was written, or with `strict` at the first damage.
     """
     restoration = Restoration(
-        reader, codec, rate=rate, part=part, num_codebooks=num_codebooks, conceal=conceal, force=force
+        reader,
+        codec,
+        rate=rate,
+        part=part,
+        num_codebooks=num_codebooks,
+        conceal=conceal,
+        force=force,
+        compiled=compiled,
     )
     written = 0
     for block in restoration.blocks():

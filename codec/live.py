@@ -12,6 +12,7 @@ import os
 from typing import Any, Literal, NamedTuple, TypeAlias
 from weakref import WeakKeyDictionary
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -27,8 +28,8 @@ VARIABLE = "CODEC_BACKEND"
 MAX_ROWS = 8
 """Frames of all signals of a step up to which compiled steps are faster."""
 LIVE_AFTER = 10
-"""Short steps in a row after which a stream is live. A file ends in three at most: its rest, that of the resampler, and
-the end of the encoder; a packet of a pipe is decoded in a few short steps before long ones (`codec.splicing`)."""
+"""Short steps in a row after which a stream counts as live, because a file ends in a few, too: its rest, that of the
+resampler, and the end of the encoder."""
 
 _prepared: WeakKeyDictionary[Codec, tuple[Any, FrameSteps | None]] = WeakKeyDictionary()
 
@@ -56,16 +57,26 @@ def backend_of(model: StepCodec) -> Backend:
     return "compiled" if may_be_compiled(model) and _frame_steps(model) else "torch"
 
 
+def prepare(model: Codec, job: Literal["encode", "decode"]) -> None:
+    """Load the compiled steps of a job, or compile them on a machine's first use, so that no stream waits for it."""
+    if not isinstance(model, StepCodec) or not may_be_compiled(model) or not (steps := _frame_steps(model)):
+        return
+    audio = np.random.default_rng(0).uniform(-0.1, 0.1, (1, model.channels, model.frame_spec.hop)).astype(np.float32)
+    codes, _ = steps.encode(audio, steps.arrays(model.encoder_state(1)), model.num_codebooks)
+    if job == "decode":
+        steps.decode(codes, steps.arrays(model.decoder_state(1)))
+
+
 class Steps:
     """The steps of a stream: which backend takes them, and its states.
 
     Steps are torch's until the stream is live, because compiling takes as long as encoding a minute in torch, and
-    loading what was compiled before as long as a few seconds. Files never get there.
+    loading what was compiled before as long as a few seconds. With `compiled` False they stay torch's.
     """
 
-    def __init__(self, model: StepCodec, batch: int) -> None:
+    def __init__(self, model: StepCodec, batch: int, *, compiled: bool = True) -> None:
         self._model, self._batch = model, batch
-        self._may_be_compiled = may_be_compiled(model)
+        self._may_be_compiled = may_be_compiled(model) and compiled
         self._short = 0  # short steps in a row
         self._steps: FrameSteps | None = None
 

@@ -36,7 +36,7 @@ class Restoration:
     """The audio of an open .codec file from sample `part[0]` to sample `part[1]`, at `rate` Hz.
 
     `damages` has the damage that was met on the way, `is_intact` says whether there was an intact packet. Options as in
-    `codec.compression.decompress`.
+    `codec.compression.decompress`, and `compiled` as in `codec.streams.StreamDecoder`.
     """
 
     def __init__(
@@ -49,6 +49,7 @@ class Restoration:
         num_codebooks: int | None = None,
         conceal: bool = False,
         force: bool = False,
+        compiled: bool = False,
     ) -> None:
         """Raises UsageError if the file or the model does not have that number of codebooks."""
         if num_codebooks is not None and model.check_codebooks(num_codebooks) > reader.header.num_codebooks:
@@ -67,7 +68,9 @@ class Restoration:
         warm_up = model.receptive_field().decoder.past
         frame = max(0, (self._origin + header.decoder_delay) // header.hop - warm_up)
         self._frame = frame // max(1, header.segment_frames) * max(1, header.segment_frames)
-        self._splicer = _Splicer(reader, model, first_frame=self._frame, conceal=conceal, force=force)
+        self._splicer = _Splicer(
+            reader, model, first_frame=self._frame, conceal=conceal, force=force, compiled=compiled
+        )
 
     @property
     def is_intact(self) -> bool:
@@ -118,10 +121,12 @@ class _Splicer:
     The fade-out is decoded from repeated codes of the last frame, for FADE_SECONDS, with `conceal` CONCEAL_SECONDS.
     """
 
-    def __init__(self, reader: Reader, model: Codec, *, first_frame: int, conceal: bool, force: bool) -> None:
+    def __init__(
+        self, reader: Reader, model: Codec, *, first_frame: int, conceal: bool, force: bool, compiled: bool
+    ) -> None:
         self.intact = False
         """Whether there was a packet."""
-        self._reader, self._model, self._force = reader, model, force
+        self._reader, self._model, self._force, self._compiled = reader, model, force, compiled
         self._header = reader.header
         spec = model.frame_spec
         self._fade = spec.samples(FADE_SECONDS)
@@ -149,7 +154,9 @@ class _Splicer:
     def _packet(self, packet: Packet) -> Iterator[Block]:
         if self._decoder is None:
             yield from self._silence(packet.first * self._header.hop)
-            self._decoder = StreamDecoder(self._model, batch=self._header.rows, first_frame=packet.first)
+            self._decoder = StreamDecoder(
+                self._model, batch=self._header.rows, first_frame=packet.first, compiled=self._compiled
+            )
             self._faded_in = 0 if packet.first > self._first_frame else self._fade
         self.intact, self._last = True, packet
         most = _block_frames(self._header)
@@ -241,10 +248,13 @@ def _between(blocks: Iterator[Block], first: int, last: int | None) -> Iterator[
 def _regroup(reader: Reader, first: int) -> Iterator[Packet | Damage]:
     """Yield packets from frame `first` on, joined to BLOCK_SECONDS, which decode 25 % faster than 1 s.
 
-    A live pipe is not waited for.
+    A live pipe is not waited for; its packets come in pieces.
     """
     header = reader.header
-    most = _block_frames(header) if reader.seekable else 1
+    if not reader.seekable:
+        yield from _from(reader.pieces(first), first)
+        return
+    most = _block_frames(header)
     waiting: list[Packet] = []
     for part in _from(reader.parts(first), first):
         if waiting and (isinstance(part, Damage) or part.codes.shape[1] != waiting[0].codes.shape[1]):

@@ -49,7 +49,8 @@ class StreamEncoder:
     `batch` is the number of parallel signals. `num_codebooks` or `bitrate` as in `Codec.encode`. `input_rate` is the
     sample rate of the audio in Hz if it is not the model's: the codes equal those of `Codec.encode` with this
     `sample_rate` on a CPU, and the resampling filter holds
-    back about 1000 samples of the lower rate (37 ms between 48 and 24 kHz).
+    back about 1000 samples of the lower rate (37 ms between 48 and 24 kHz). `compiled` False keeps short steps in torch
+    (`codec.live`).
 
     Raises UsageError for a number of codebooks that the model cannot decode, or a rate that cannot be resampled;
     ConfigError for a bit rate below that of the fewest codebooks.
@@ -63,6 +64,7 @@ class StreamEncoder:
         bitrate: float | None = None,
         batch: int = 1,
         input_rate: int | None = None,
+        compiled: bool = True,
     ) -> None:
         _must_be_at_least("batch", batch, 1)
         self.num_codebooks = model.codebooks_for(num_codebooks, bitrate)
@@ -74,7 +76,7 @@ class StreamEncoder:
         self._model = model
         self._open = True
         self._state = model.encoder_state(batch) if isinstance(model, StepCodec | SegmentCodec) else None
-        self._steps = Steps(model, batch) if isinstance(model, StepCodec) else None
+        self._steps = Steps(model, batch, compiled=compiled) if isinstance(model, StepCodec) else None
         self._rest = torch.zeros(
             batch, model.channels, 0, dtype=torch.float32, device=model.device
         )  # samples still needed
@@ -172,7 +174,7 @@ class StreamDecoder:
     ends with the last frame. `batch` is the number of parallel signals. `first_frame` is the number of the first frame
     in its recording: the audio begins with its sample `first_frame * hop`, and equals that of the whole recording after
     the frames of the receptive field. `output_rate` is the sample rate in Hz of the audio, of `length` and of `time` if
-    it is not the model's; resampling holds back as much as in `StreamEncoder`.
+    it is not the model's; resampling holds back as much as in `StreamEncoder`. `compiled` as there.
 
     Raises UsageError for numbers below their minimum, or a rate that cannot be resampled.
     """
@@ -185,6 +187,7 @@ class StreamDecoder:
         length: int | None = None,
         first_frame: int = 0,
         output_rate: int | None = None,
+        compiled: bool = True,
     ) -> None:
         _must_be_at_least("batch", batch, 1)
         _must_be_at_least("length", length or 0, 0)
@@ -202,7 +205,7 @@ class StreamDecoder:
         self._state = (
             model.decoder_state_at(batch, first_frame) if isinstance(model, StepCodec | SegmentCodec) else None
         )
-        self._steps = Steps(model, batch) if isinstance(model, StepCodec) else None
+        self._steps = Steps(model, batch, compiled=compiled) if isinstance(model, StepCodec) else None
         self._delay = model.frame_spec.decoder_delay  # samples still to come that lie before the signal
         self._codes: Tensor | None = None  # codes that are still needed, and their scale
         self._scale: Tensor | None = None

@@ -55,7 +55,7 @@ class _ChoicesEncoder(StreamEncoder):
     """
 
     def __init__(self, model: Codec, *, choices: Sequence[int], batch: int) -> None:
-        super().__init__(model, num_codebooks=max(choices), batch=batch)
+        super().__init__(model, num_codebooks=max(choices), batch=batch, compiled=False)
         self._choices = choices
 
     def _encode(self, audio: Tensor, *, last: bool) -> Tensor:
@@ -86,7 +86,7 @@ class VariableRate:
         self._model, self._price, self._most = model, PRICE / quality**2, num_codebooks
         self._choices = _spaced([number for number in model.codebook_choices if number <= num_codebooks])
         self._encoder = _ChoicesEncoder(model, choices=self._choices, batch=batch)
-        self._decoder = StreamDecoder(model, batch=batch * len(self._choices))
+        self._decoder = StreamDecoder(model, batch=batch * len(self._choices), compiled=False)
         before = torch.zeros(batch, model.channels, model.frame_spec.hop)
         self._audio = before  # from a hop before the first frame that is not decided
         self._decoded = before.repeat(len(self._choices), 1, 1)

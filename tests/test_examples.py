@@ -22,7 +22,7 @@ from codec.io import bitstream, entropy, entropy_model
 from codec.io.audio import read_audio
 from codec.io.bitstream import Header, SourceId, Writer
 from codec.io.entropy_files import SUFFIX
-from tests.helpers.entropy import codes_of, random_tensors, thinned
+from tests.helpers.entropy import codes_of, force_coder, random_tensors, thinned
 from tests.helpers.tokens import noise
 from tests.tiny import tiny_model
 
@@ -199,14 +199,9 @@ def entropy_coded(
     codes = codes_of(kind, list(sizes), rows=rows, frames=frames, seed=frames)
     codes = thinned(codes, frames) if varying else codes
 
-    def encode(part: entropy.Codes, sizes: Any, **_: Any) -> tuple[int, bytes]:
-        if coder == entropy.NONE:
-            return coder, (entropy.pack_varying if entropy.varies(part) else entropy.pack)(part, sizes)
-        return coder, entropy.encode_adaptive(part, sizes, NETWORK if coder == entropy.MODEL else None)
-
     with path.open("wb") as file, pytest.MonkeyPatch.context() as patch:
         patch.setattr(bitstream, "find_network", lambda weights_hash, sizes: NETWORK)
-        patch.setattr(entropy, "encode", encode)
+        force_coder(patch, coder)
         writer = Writer(file, header)
         writer.write(codes)
         writer.close(time=80 * (frames - 1))

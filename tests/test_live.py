@@ -3,8 +3,11 @@
 import copy
 import json
 import math
+import os
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from threading import Thread
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -17,8 +20,12 @@ from codec.data.tokenize import tokenize
 from codec.errors import UsageError
 from codec.generation import generate
 from codec.io.audio import write_audio
+from codec.io.bitstream import Reader
+from codec.io.pipes import Layout, LiveReader
+from codec.models import causal_frames
 from codec.models.base import Codec, StepCodec
 from codec.models.causal import CausalCodec
+from codec.nn import compiled
 from codec.streams import StreamDecoder, StreamEncoder
 from tests.helpers.language_models import tiny_lm
 from tests.helpers.signals import voice
@@ -154,6 +161,67 @@ def test_streams_of_short_steps_are_compiled(tiny: CausalCodec) -> None:
     streamed(tiny, torch.zeros(1, 1, 80 * (LIVE_AFTER - 2)), [80])
     with pytest.raises(AssertionError, match="steps were prepared"):
         streamed(tiny, torch.zeros(1, 1, 80 * LIVE_AFTER), [80])
+
+
+def test_live_pipes_load_the_loops_before_they_read(
+    tiny: CausalCodec, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """If both ends are live; otherwise the writer of the pipe would wait for the loops, for nothing."""
+    order: list[str] = []
+    tiny.weights_hash = "ab" * 32
+    monkeypatch.setattr(live, "prepare", lambda model, job: order.append(job))
+
+    def read(original: Callable[..., Any]) -> Callable[..., Any]:
+        def noted(*arguments: Any) -> Any:
+            order.append("read")
+            return original(*arguments)
+
+        return noted
+
+    monkeypatch.setattr(LiveReader, "blocks", read(LiveReader.blocks))
+    monkeypatch.setattr(Reader, "pieces", read(Reader.pieces))
+    options: dict[str, Any] = {"model": tiny, "raw": Layout(8000, 1), "packet": 0.1}
+
+    def done(work: Callable[[Path], object], content: bytes) -> list[str]:
+        """What `work` does with a named pipe of this content."""
+        order.clear()
+        pipe = tmp_path / "pipe"
+        os.mkfifo(pipe)
+        writer = Thread(target=pipe.write_bytes, args=[content])
+        writer.start()
+        work(pipe)
+        writer.join()
+        pipe.unlink()
+        return order
+
+    samples = (1000 * voice(0.4, rate=8000)).astype("<i2").tobytes()
+    assert done(lambda pipe: compress(pipe, tmp_path / "a.codec", **options), samples) == ["read"]
+    assert done(lambda pipe: compress(pipe, os.devnull, **options), samples) == ["encode", "read"]
+    coded = (tmp_path / "a.codec").read_bytes()
+    assert done(lambda pipe: decompress(pipe, os.devnull, model=tiny), coded) == ["read"]  # steps of 10 frames are long
+    monkeypatch.setattr(live, "MAX_ROWS", 10)
+    assert done(lambda pipe: decompress(pipe, os.devnull, model=tiny), coded) == ["decode", "read"]
+    assert done(lambda pipe: decompress(pipe, tmp_path / "a.wav", model=tiny), coded) == ["read"]
+
+
+@pytest.mark.slow  # loads the compiled loops
+@pytest.mark.parametrize("job", ["encode", "decode"])
+def test_prepared_loops_are_those_that_are_used(tiny: CausalCodec, job: Literal["encode", "decode"]) -> None:
+    """No type of argument is left to be compiled in the stream."""
+    live.prepare(tiny, job)
+    before = compilations()
+    encoder, decoder = StreamEncoder(tiny), StreamDecoder(tiny)
+    for block in torch.split(signal("noise", tiny, 20), 80, dim=2):
+        codes = encoder.push(block)
+        if job == "decode":
+            decoder.push(codes)
+    assert compilations() == before
+
+
+def compilations() -> dict[str, int]:
+    """The numbers of types for which each loop is compiled or loaded."""
+    loops = {**vars(compiled), **vars(causal_frames)}
+    return {name: len(loop.signatures) for name, loop in loops.items() if hasattr(loop, "signatures")}
 
 
 @pytest.mark.usefixtures("nothing_compiled")

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import pytest
@@ -264,7 +265,7 @@ def test_flushed_streams_are_closed() -> None:
 
 
 @pytest.mark.parametrize("wrong", [{"batch": 0}, {"batch": -1}, {"length": -1}])
-def test_invalid_sizes(wrong: dict[str, int]) -> None:
+def test_invalid_sizes(wrong: dict[str, Any]) -> None:
     with pytest.raises(UsageError, match="must be at least"):
         StreamDecoder(MODEL, **wrong)
     if "batch" in wrong:

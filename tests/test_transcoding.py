@@ -162,10 +162,11 @@ def test_segments_of_joined_recordings_keep_their_scale(tmp_path: Path) -> None:
 def test_packets_that_stay_as_they_are_are_not_unpacked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     coded(tmp_path / "a.codec", 70)
     unpacked: list[int] = []
+    original = Reader.unpacked
 
     def noted(reader: Reader, packet: CodesPacket) -> Packet:
         unpacked.append(packet.first)
-        return reader._unpacked(packet)
+        return original(reader, packet)
 
     monkeypatch.setattr(Reader, "unpacked", noted)
     transcode(tmp_path / "a.codec", tmp_path / "b.codec")

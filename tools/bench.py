@@ -5,6 +5,7 @@
     python tools/bench.py --untrained                the causal family's default configuration, random weights
     python tools/bench.py --live                     a frame at a time: compiled steps against torch
     python tools/bench.py --live --onnx DIR          and against the graphs of `codec export` in ONNX Runtime
+    python tools/bench.py --pipe 0.1 0.2 1           delay of codec encode - - | codec decode - - by length of packets
 
 Speeds are real-time factors (seconds of audio per second of computation), medians over rounds in which all systems
 alternate, so that other load affects them equally. Memory is the peak resident set size of a separate process.
@@ -20,8 +21,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
-from time import perf_counter
-from typing import cast
+from threading import Thread
+from time import perf_counter, sleep
+from typing import IO, cast
 
 import numpy as np
 import soundfile
@@ -37,6 +39,7 @@ from codec.models.base import Codec, StepCodec
 RATE = 24_000  # Hz, of the synthetic audio
 WARM_UP = live.LIVE_AFTER + 10  # frames of a live stream that are not timed
 BLOCK = 10  # s of audio per block
+STEP = RATE // 100  # samples that a pipe gets at once
 
 
 @dataclass(frozen=True)
@@ -59,6 +62,7 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, nargs="+", default=[2, 120], help="lengths for memory (default 2 120)")
     parser.add_argument("--live", action="store_true", help="only live streams, a frame at a time on one thread")
     parser.add_argument("--onnx", type=Path, help="folder of codec export, for --live")
+    parser.add_argument("--pipe", type=float, nargs="+", help="lengths of packets in seconds: only the delay of pipes")
     parser.add_argument("--no-speed", action="store_true", help="leave the speed out")
     parser.add_argument("--no-memory", action="store_true", help="leave the memory out")
     parser.add_argument("--worker", nargs=3, help=argparse.SUPPRESS)  # compress|decompress SOURCE TARGET
@@ -69,6 +73,9 @@ def main() -> None:
         return
     if arguments.live:
         report_live(arguments.model, arguments.num_codebooks, arguments.seconds, arguments.onnx)
+        return
+    if arguments.pipe:
+        report_pipes(arguments.model, arguments.pipe, arguments.seconds)
         return
     with tempfile.TemporaryDirectory() as folder:
         if arguments.untrained:
@@ -229,6 +236,69 @@ def print_live(label: str, took: Sequence[tuple[float, float]]) -> float:
     cells = np.median(encode), np.median(decode), median, np.percentile(both, 99)
     print(f"{label:24}" + "".join(f"{cell:10.2f}" for cell in cells))
     return median
+
+
+# Pipes
+
+
+def report_pipes(model: str, packets: Sequence[float], seconds: float) -> None:
+    """Print the delay of a live signal through `codec encode - -` and `codec decode - -` by the length of packets."""
+    print(f"{seconds:g} s of raw samples at {RATE} Hz in blocks of {1000 * STEP / RATE:g} ms, as they are recorded")
+    print(f"{'packet':>8}{'median ms':>12}{'most ms':>10}{'beyond the packet':>20}")
+    for packet in packets:
+        delays = 1000 * piped(model, packet, seconds)
+        median = float(np.median(delays))
+        print(f"{packet:8g}{median:12.0f}{delays.max():10.0f}{median - 1000 * packet:20.0f}", flush=True)
+
+
+def piped(model: str, packet: float, seconds: float) -> np.ndarray:
+    """For each packet, the longest time in s between the writing of a sample and the reading of the decoded one."""
+    options = ["--model", model, "-", "-", "--raw", "--quiet"]
+    command = [sys.executable, "-m", "codec"]
+    with (
+        subprocess.Popen(
+            [*command, "encode", *options, "--rate", str(RATE), "--packet", str(packet)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            bufsize=0,
+        ) as encoder,
+        subprocess.Popen(
+            [*command, "decode", *options], stdin=encoder.stdout, stdout=subprocess.PIPE, bufsize=0
+        ) as decoder,
+    ):
+        assert encoder.stdin
+        assert encoder.stdout
+        encoder.stdout.close()  # so that the encoder would know if the decoder ended
+        read: list[tuple[float, int]] = []  # times, and samples so far
+        reading = Thread(target=read_all, args=[decoder.stdout, read])
+        reading.start()
+        warm_up = round(2 * packet * RATE)
+        samples = (32767 * sound(0, warm_up + round(seconds * RATE))).astype("<i2")
+        encoder.stdin.write(samples[:warm_up].tobytes())
+        while not read:  # both have started
+            sleep(0.01)
+        began, written = perf_counter(), []
+        for first in range(warm_up, len(samples), STEP):
+            sleep(max(0.0, began + (first - warm_up) / RATE - perf_counter()))
+            encoder.stdin.write(samples[first : first + STEP].tobytes())
+            written.append(perf_counter())
+        encoder.stdin.close()
+        reading.join()
+    longest: dict[int, float] = {}
+    for (at, _), (_, before) in zip(read[1:], read, strict=False):
+        if warm_up <= before < len(samples) - warm_up:
+            oldest = written[(before - warm_up) // STEP]
+            number = round(before / RATE // packet)
+            longest[number] = max(longest.get(number, 0.0), at - oldest)
+    return np.array(list(longest.values()))
+
+
+def read_all(stream: IO[bytes], read: list[tuple[float, int]]) -> None:
+    """Note when samples of 16 bits arrive, and how many there are."""
+    count = 0
+    while data := stream.read(1 << 16):
+        count += len(data) // 2
+        read.append((perf_counter(), count))
 
 
 def timed(run: Callable[[], object]) -> float:

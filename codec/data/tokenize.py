@@ -736,7 +736,7 @@ class _ShardWriter:
     def _stream(self, clip: Clip, blocks: Iterable[Block]) -> None:
         """Encode a long clip block by block; if it fails, remove what it wrote."""
         start = self._file.tell()
-        encoder = StreamEncoder(self._model, num_codebooks=self._num_codebooks)
+        encoder = StreamEncoder(self._model, num_codebooks=self._num_codebooks, compiled=False)
         crc = 0
         try:
             mono = (block.repeat(self._model.channels, axis=0)[None] for block in blocks)

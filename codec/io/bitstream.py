@@ -89,7 +89,7 @@ import re
 import struct
 import sys
 from bisect import bisect_right
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -131,6 +131,7 @@ MAX_CHANNELS = 1024  # as in libsndfile
 MAX_RATE = 1 << 22  # Hz
 MAX_CODES = 1 << 20  # per packet, because unpacking needs 64 bytes per code
 INDEX_EVERY = 16  # packets
+FIRST_PIECE = 1  # frames of a packet of a pipe that are decoded before the others
 COPY_WITHIN = 10  # the end has a copy of the header if the file before it is this number of times as long
 
 _MAGIC = b"\x89CDC\r\n\x1a\n"
@@ -391,7 +392,7 @@ class Packet(NamedTuple):
     scale: Scale | None
     """float32 [rows, frames]; None for a model without a scale."""
     payload_bytes: int = 0
-    """Size of codes and scale in the file, coded; 0 for packets that were not read from one."""
+    """Size of codes and scale in the file, coded; 0 for all pieces but the first, and packets not read from one."""
 
     @property
     def frames(self) -> int:
@@ -431,7 +432,7 @@ class Writer:
         digest = self._network.digest if self._network else header.network
         header = replace(header, network=digest, has_tags=bool(header.tags))
         self.header = replace(header, frames=0)
-        self._coder = coder
+        self._encoder = entropy.PacketEncoder(header.codebook_sizes, coder=coder, model=self._network)
         self.size = self.coded_bytes = self.packed_bytes = 0
         self.digest = hashlib.blake2b()
         self._file = file
@@ -464,6 +465,8 @@ class Writer:
             self._write_packet(pending[:, :, : self.header.frames_per_packet])
             pending = pending[:, :, self.header.frames_per_packet :]
         self._pending = pending.copy()  # a view would keep all of `codes` alive
+        if self.header.rows * self.header.num_codebooks * self.header.frames_per_packet <= entropy.MAX_PREDICTED:
+            self._encoder.advance(self._pending)
 
     def copy(self, packet: CodesPacket) -> None:
         """Append a packet of another file as it is coded there, behind the frames given so far.
@@ -523,7 +526,7 @@ class Writer:
         frames = codes.shape[2]
         codes = codes[:, (codes >= 0).any(axis=(0, 2))]
         sizes, varying = self.header.codebook_sizes[: codes.shape[1]], entropy.varies(codes)
-        coder, payload = entropy.encode(codes, sizes, coder=self._coder, model=self._network)
+        coder, payload = self._encoder.finish(codes)
         self.coded_bytes += len(payload)
         self.packed_bytes += (
             len(entropy.pack_varying(codes, sizes)) if varying else entropy.bytes_for(sizes, codes.shape[0] * frames)
@@ -685,9 +688,10 @@ class Reader:
     def unpacked(self, packet: CodesPacket) -> Packet:
         """Unpack the codes of a packet of `coded`. Raises DamagedFile, and UnsupportedAudio as `parts`."""
         try:
-            return self._unpacked(packet)
+            (unpacked,) = self._unpacked(packet, [packet.frames])
         except ValueError as error:
-            raise self.damaged(self._undecodable(packet, error)) from error
+            raise self.damaged(self._undecodable(packet, error, packet.first)) from error
+        return unpacked
 
     def codebook_counts(self, packet: CodesPacket) -> npt.NDArray[np.int64]:
         """The numbers of codebooks [frames, rows] of a packet of `coded`; its codes are not decoded.
@@ -701,7 +705,7 @@ class Reader:
         try:
             return entropy.codebook_counts(packet.coder, payload, packet.num_codebooks, rows=rows, frames=frames)
         except ValueError as error:
-            raise self.damaged(self._undecodable(packet, error)) from error
+            raise self.damaged(self._undecodable(packet, error, packet.first)) from error
         except NotImplementedError as error:
             raise self._unknown_coder(packet.coder, str(error)) from error
 
@@ -723,16 +727,36 @@ class Reader:
         UnsupportedAudio for a payload coder of a newer release.
         """
         for found in self._from(first):
-            if isinstance(found, Damage):
-                yield found
-                continue
-            try:
-                yield self._unpacked(found)
-            except ValueError as error:
-                yield self._undecodable(found, error)
+            yield from [found] if isinstance(found, Damage) else self._decoded(found, [found.frames])
 
-    def _undecodable(self, packet: CodesPacket, error: ValueError) -> Damage:
-        return self._damage(Broken(packet.offset, str(error)), packet.first, packet.first + packet.frames)
+    def pieces(self, first: int = 0) -> Iterator[Packet | Damage]:
+        """As `parts`, but packets come in pieces of FIRST_PIECE frames and twice as many each time, once decoded.
+
+        Because the reader of a live pipe waits for the first piece, and the others can be decoded while it plays.
+        """
+        for found in self._from(first):
+            yield from [found] if isinstance(found, Damage) else self._decoded(found, self._growing(found.frames))
+
+    def _growing(self, frames: int) -> Iterator[int]:
+        """Lengths of pieces in frames; segments, which have a scale, stay whole."""
+        length = frames if self.header.segment_frames else FIRST_PIECE
+        while frames > 0:
+            yield min(length, frames)
+            frames -= length
+            length *= 2
+
+    def _decoded(self, packet: CodesPacket, lengths: Iterable[int]) -> Iterator[Packet | Damage]:
+        """A packet in pieces of these lengths in frames; what cannot be decoded is damage."""
+        done = packet.first
+        try:
+            for piece in self._unpacked(packet, lengths):
+                yield piece
+                done += piece.frames
+        except ValueError as error:
+            yield self._undecodable(packet, error, done)
+
+    def _undecodable(self, packet: CodesPacket, error: ValueError, first: int) -> Damage:
+        return self._damage(Broken(packet.offset, str(error)), first, packet.first + packet.frames)
 
     def check(self) -> list[Damage]:
         """Read everything that decoding reads, and return the damage."""
@@ -842,8 +866,11 @@ class Reader:
         network = find_network(self.header.weights_hash, self.header.codebook_sizes)
         return network if network and network.digest == self.header.network else None
 
-    def _unpacked(self, packet: CodesPacket) -> Packet:
-        """Raises ValueError for codes or a scale that the header excludes."""
+    def _unpacked(self, packet: CodesPacket, lengths: Iterable[int]) -> Iterator[Packet]:
+        """A packet in pieces of these lengths in frames; a packet with a scale is one piece.
+
+        Raises ValueError for codes or a scale that the header excludes.
+        """
         header, payload = self.header, packet.payload
         scale = None
         if header.segment_frames:
@@ -854,12 +881,23 @@ class Reader:
             scale = values.T.repeat(header.segment_frames, axis=1)[:, : packet.frames].astype(np.float32)
             payload = payload[size:]
         sizes = header.codebook_sizes[: packet.num_codebooks]
-        shape = {"rows": header.rows, "frames": packet.frames}
+        pieces = entropy.decode_pieces(
+            packet.coder,
+            payload,
+            sizes,
+            rows=header.rows,
+            frames=packet.frames,
+            lengths=lengths,
+            model=self._network,
+            varying=packet.varying,
+        )
+        first, size = packet.first, len(packet.payload)
         try:
-            codes = entropy.decode(packet.coder, payload, sizes, **shape, model=self._network, varying=packet.varying)
+            for codes in pieces:
+                yield Packet(first, codes, scale, size)
+                first, size = first + codes.shape[2], 0
         except NotImplementedError as error:
             raise self._unknown_coder(packet.coder, str(error)) from error
-        return Packet(packet.first, codes, scale, len(packet.payload))
 
     def _scale_bytes(self, frames: int) -> int:
         """Bytes of the scale of a packet."""

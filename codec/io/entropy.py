@@ -41,7 +41,7 @@ The range coder (Martin 1979, with the carries of Schindler's coder) keeps `low`
 At the end one byte is sent that makes every continuation fall into the interval, or none if zeros do.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import accumulate
 from typing import Literal, Protocol, TypeAlias
 
@@ -84,14 +84,61 @@ def encode(
     `sizes` are those of the codebooks, `model` the network of the codec, without which coder 2 is left out. Returns the
     number of the coder and the payload.
     """
-    payloads = {NONE: pack_varying(codes, sizes) if varies(codes) else pack(codes, sizes)}
-    if codes.size <= MAX_MODELED:
-        if coder >= ADAPTIVE:
-            payloads[ADAPTIVE] = encode_adaptive(codes, sizes)
-        if coder >= MODEL and model is not None and codes.size <= MAX_PREDICTED:
-            payloads[MODEL] = encode_adaptive(codes, sizes, model)
-    best = min(payloads, key=lambda number: len(payloads[number]))
-    return best, payloads[best]
+    return PacketEncoder(sizes, coder=coder, model=model).finish(codes)
+
+
+class PacketEncoder:
+    """Code packets as `encode`, one after another, each while its frames arrive, so that little is left at its end."""
+
+    def __init__(self, sizes: Sequence[int], *, coder: int = MODEL, model: EntropyModel | None = None) -> None:
+        """Arguments as of `encode`; `sizes` may be those of further codebooks, too."""
+        self._sizes = sizes
+        self._models = {ADAPTIVE: None, MODEL: model} if model else {ADAPTIVE: None}
+        self._models = {number: network for number, network in self._models.items() if number <= coder}
+        self._passes: dict[int, tuple[RangeEncoder, _Pass]] = {}
+        self._frames = 0
+
+    def advance(self, codes: Codes) -> None:
+        """Code what is new in the packet, of which `codes` [rows, codebooks, frames] are all frames so far."""
+        rows, num_codebooks, frames = codes.shape
+        if varies(codes) or frames == self._frames:  # the numbers of codebooks of all frames come first
+            return
+        if not self._passes:
+            sizes = self._sizes[:num_codebooks]
+            coders = {number: RangeEncoder() for number in self._models}
+            self._passes = {number: (coder, _Pass(coder, sizes, rows)) for number, coder in coders.items()}
+        listed = codes[:, :, self._frames :].transpose(2, 0, 1).tolist()
+        for number, (_, passage) in self._passes.items():
+            if codes.size <= _most(number):
+                model = self._models[number]
+                predictors = [PacketPredictor(model, row, self._frames) for row in codes] if model else None
+                passage.push(listed, predictors)
+        self._frames = frames
+
+    def finish(self, codes: Codes) -> tuple[int, bytes]:
+        """The number of the coder and the payload of the packet, whose codes are all given again; the next may begin.
+
+        If they are fewer than at the last `advance`, or their number of codebooks varies, they are coded again.
+        """
+        sizes = self._sizes[: codes.shape[1]]
+        numbers = [number for number in self._models if codes.size <= _most(number)]
+        if varies(codes):
+            payloads = {NONE: pack_varying(codes, sizes)}
+            payloads |= {number: encode_adaptive(codes, sizes, self._models[number]) for number in numbers}
+        else:
+            if self._frames > codes.shape[2]:
+                self._passes, self._frames = {}, 0
+            self.advance(codes)
+            payloads = {NONE: pack(codes, sizes)}
+            payloads |= {number: self._passes[number][0].finish() for number in numbers}
+        self._passes, self._frames = {}, 0
+        best = min(payloads, key=lambda number: len(payloads[number]))
+        return best, payloads[best]
+
+
+def _most(coder: int) -> int:
+    """Codes of the largest packet that a coder takes."""
+    return MAX_PREDICTED if coder == MODEL else MAX_MODELED
 
 
 def varies(codes: Codes) -> bool:
@@ -114,12 +161,38 @@ def decode(
     Raises NotImplementedError for a coder of a newer release and for coder 2 without its network, ValueError for a
     payload that no encoder writes.
     """
-    if coder == NONE:
-        return (unpack_varying if varying else unpack)(payload, sizes, rows=rows, frames=frames)
+    (codes,) = decode_pieces(
+        coder, payload, sizes, rows=rows, frames=frames, model=model, varying=varying, lengths=[frames]
+    )
+    return codes
+
+
+def decode_pieces(
+    coder: int,
+    payload: bytes,
+    sizes: Sequence[int],
+    *,
+    rows: int,
+    frames: int,
+    lengths: Iterable[int],
+    model: EntropyModel | None = None,
+    varying: bool = False,
+) -> Iterator[Codes]:
+    """Yield what `decode` gives in pieces of these `lengths` in frames, each as soon as it is decoded.
+
+    Raises as `decode`; of a payload that no encoder writes, some pieces may come before.
+    """
     if coder > MODEL or (coder == MODEL and model is None):
         raise NotImplementedError(f"coder {coder}")
+    if coder == NONE:
+        codes = (unpack_varying if varying else unpack)(payload, sizes, rows=rows, frames=frames)
+        first = 0
+        for length in lengths:
+            yield codes[:, :, first : first + length]
+            first += length
+        return
     network = model if coder == MODEL else None
-    return decode_adaptive(payload, sizes, rows=rows, frames=frames, model=network, varying=varying)
+    yield from _decoded(payload, sizes, rows=rows, frames=frames, lengths=lengths, model=network, varying=varying)
 
 
 # coder 0
@@ -225,15 +298,36 @@ def decode_adaptive(
     varying: bool = False,
 ) -> Codes:
     """The inverse of `encode_adaptive`. Raises ValueError for a payload that it never writes."""
-    most = MAX_PREDICTED if model else MAX_MODELED
+    (codes,) = _decoded(payload, sizes, rows=rows, frames=frames, lengths=[frames], model=model, varying=varying)
+    return codes
+
+
+def _decoded(
+    payload: bytes,
+    sizes: Sequence[int],
+    *,
+    rows: int,
+    frames: int,
+    lengths: Iterable[int],
+    model: EntropyModel | None,
+    varying: bool,
+) -> Iterator[Codes]:
+    """Yield what `decode_adaptive` gives in pieces of these lengths in frames."""
+    most = _most(MODEL if model else ADAPTIVE)
     if (count := rows * len(sizes) * frames) > most:
         raise ValueError(f"{count} codes by a coder of at most {most}")
     coder = RangeDecoder(payload)
-    codes = _unknown(frames, rows, len(sizes))
+    passage = _Pass(coder, sizes, rows)
     predictors = [FramePredictor(model, len(sizes)) for _ in range(rows)] if model else None
-    _adaptive(coder, codes, sizes, predictors, varying=varying)
-    coder.finish()
-    return np.array(codes, np.int64).transpose(1, 2, 0)
+    counts = _pass_counts(coder, _unknown(frames, rows, len(sizes))) if varying else None
+    first = 0
+    for length in lengths:
+        codes = _unknown(length, rows, len(sizes))
+        passage.push(codes, predictors, counts and counts[first : first + length])
+        first += length
+        if first >= frames:
+            coder.finish()
+        yield np.array(codes, np.int64).transpose(1, 2, 0)
 
 
 def codebook_counts(coder: int, payload: bytes, num_codebooks: int, *, rows: int, frames: int) -> Codes:
@@ -275,14 +369,36 @@ def _adaptive(
     varying: bool,
 ) -> None:
     """Pass codes [frames][rows][codebooks] through the coder; a decoder replaces unknown ones."""
-    questions = _Questions()
-    histories = [_History(questions, sizes, predictors[row] if predictors else None) for row in range(len(codes[0]))]
-    counts = _pass_counts(coder, codes) if varying else [[len(sizes)] * len(histories)] * len(codes)
-    for frame, of_rows in zip(codes, counts, strict=True):
-        above: list[int] | None = None
-        for history, row, count in zip(histories, frame, of_rows, strict=True):
-            history.code_frame(coder, row, above, count)
-            above = row
+    counts = _pass_counts(coder, codes) if varying else None
+    _Pass(coder, sizes, len(codes[0])).push(codes, predictors, counts)
+
+
+class _Pass:
+    """A packet on its way through a coder, a few frames at a time."""
+
+    def __init__(self, coder: "Coder", sizes: Sequence[int], rows: int) -> None:
+        questions = _Questions()
+        self._coder, self._sizes = coder, sizes
+        self._histories = [_History(questions, sizes) for _ in range(rows)]
+
+    def push(
+        self,
+        codes: list[list[list[int]]],
+        predictors: Sequence[Predictor] | None,
+        counts: Sequence[Sequence[int]] | None = None,
+    ) -> None:
+        """Pass the next codes [frames][rows][codebooks], with a predictor per row that is at these frames.
+
+        `counts` [frames][rows] are the numbers of codebooks if they vary.
+        """
+        whole = [len(self._sizes)] * len(self._histories)
+        of_rows: Sequence[Predictor | None] = predictors or [None] * len(self._histories)
+        for number, frame in enumerate(codes):
+            above: list[int] | None = None
+            frame_counts = counts[number] if counts else whole
+            for history, predictor, row, count in zip(self._histories, of_rows, frame, frame_counts, strict=True):
+                history.code_frame(self._coder, row, above, count, predictor)
+                above = row
 
 
 def _pass_counts(coder: "Coder", codes: list[list[list[int]]]) -> list[list[int]]:
@@ -319,18 +435,20 @@ class _Questions:
 class _History:
     """What was coded in one row of the packet."""
 
-    def __init__(self, questions: _Questions, sizes: Sequence[int], predictor: Predictor | None) -> None:
-        self._questions, self._sizes, self._predictor = questions, sizes, predictor
+    def __init__(self, questions: _Questions, sizes: Sequence[int]) -> None:
+        self._questions, self._sizes = questions, sizes
         self._before: list[int] = []  # codes of the frame before
         self._repeated = [0] * len(sizes)  # whether they repeated the frame before them
         self._follow: list[dict[int, int]] = [{} for _ in sizes]
         self._recent: list[dict[int, int]] = [{} for _ in sizes]  # counts, in the order in which the codes appeared
 
-    def code_frame(self, coder: "Coder", codes: list[int], above: list[int] | None, count: int) -> None:
+    def code_frame(
+        self, coder: "Coder", codes: list[int], above: list[int] | None, count: int, predictor: Predictor | None
+    ) -> None:
         """Pass the first `count` of codes [codebooks] through the coder; `above` are those of the row before."""
         same_row = same_frame = _NO_ANSWER
-        if self._predictor:
-            self._predictor.start_frame()
+        if predictor:
+            predictor.start_frame()
         self._repeated[count:] = [0] * (len(self._sizes) - count)
         for codebook in range(count):
             higher = int(codebook > 0)
@@ -345,9 +463,9 @@ class _History:
             )
             refused: list[int] = []
             found = _candidate(coder, codes[codebook], candidates, recent, self._questions.recent[higher], refused)
-            code = self._other(coder, codes[codebook], codebook, refused) if found is None else found
-            if self._predictor:
-                self._predictor.push(codebook, code)
+            code = self._other(coder, codes[codebook], codebook, refused, predictor) if found is None else found
+            if predictor:
+                predictor.push(codebook, code)
             codes[codebook] = follow[lower] = code
             recent[code] = recent.get(code, 0) + 1
             if len(recent) > _RECENT:
@@ -356,11 +474,11 @@ class _History:
             same_frame = self._repeated[codebook] = int(code == before)
         self._before = codes
 
-    def _other(self, coder: "Coder", value: int, codebook: int, refused: list[int]) -> int:
+    def _other(self, coder: "Coder", value: int, codebook: int, refused: list[int], predictor: Predictor | None) -> int:
         """Pass a code that was refused everywhere through the coder."""
-        if self._predictor is None:
+        if predictor is None:
             return coder.uniform(value, self._sizes[codebook])
-        frequencies = self._predictor.frequencies(codebook).copy()
+        frequencies = predictor.frequencies(codebook).copy()
         frequencies[refused] = 0
         return coder.drawn(frequencies, value)
 

@@ -180,15 +180,18 @@ def _limited(x: Floats) -> Floats:
 
 
 class PacketPredictor:
-    """Predict the codes of a packet that is known, all frames at once."""
+    """Predict the codes of a packet that is known, all frames from `first` on at once."""
 
-    def __init__(self, model: EntropyModel, codes: npt.NDArray[np.int64]) -> None:
+    def __init__(self, model: EntropyModel, codes: npt.NDArray[np.int64], first: int = 0) -> None:
         """`codes` are those of one row [codebooks, frames], -1 where a frame has fewer codebooks."""
+        begin = max(0, first - PAST)  # no frame depends on more
+        new = slice(first - begin, None)
+        codes = codes[:, begin:]
         # [frames, vector] each
         vectors = [model.vector(codebook, row) * (row >= 0)[:, None] for codebook, row in enumerate(codes)]
-        known = past_context(past(vectors[0], PAST), past(model.rest(vectors), 2))
+        known = past_context(past(vectors[0], PAST)[new], past(model.rest(vectors), 2)[new])
         self._frequencies = [
-            model.frequencies(codebook, known, past(vector, 1)[:, 0], vectors[:codebook])
+            model.frequencies(codebook, known, past(vector, 1)[new, 0], [lower[new] for lower in vectors[:codebook]])
             for codebook, vector in enumerate(vectors)
         ]
         self._frame = -1

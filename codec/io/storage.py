@@ -4,12 +4,13 @@ import errno
 import io
 import os
 import shutil
+import stat
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO, cast
+from typing import IO, TYPE_CHECKING, Any, BinaryIO, cast
 
 from codec.errors import ConfigError, InputNotFound, StorageError, UsageError
 from codec.io import locks
@@ -241,6 +242,16 @@ def raw_stdout() -> io.RawIOBase | BinaryIO:
 def is_streamed(path: str | Path) -> bool:
     """Whether `path` is "-" (standard input or output), a pipe or a device."""
     return str(path) == "-" or is_device(path)
+
+
+def is_live_stream(path: str | Path, standard: IO[Any]) -> bool:
+    """Whether `path` is a pipe or a device; `standard` is the stream that "-" names, which may be a regular file."""
+    if str(path) != "-":
+        return is_device(path)
+    try:
+        return not stat.S_ISREG(os.fstat(standard.fileno()).st_mode)
+    except (AttributeError, OSError, ValueError):  # replaced by an object without a descriptor
+        return False
 
 
 def is_device(path: str | Path) -> bool:

@@ -3,7 +3,9 @@
 from typing import Any
 
 import numpy as np
+import pytest
 
+from codec.io import entropy
 from codec.io.entropy import Codes
 
 
@@ -57,3 +59,15 @@ def thinned(codes: Codes, seed: int) -> Codes:
     counts = counts[:, :, np.arange(codes.shape[2]) // 3 * 3]
     kept: Codes = np.where(np.arange(codes.shape[1])[:, None] < counts, codes, -1)
     return kept
+
+
+def force_coder(patch: pytest.MonkeyPatch, coder: int) -> None:
+    """Let writers code every packet by one coder, by none if it is that of a network and there is none."""
+
+    def finish(self: entropy.PacketEncoder, codes: Codes) -> tuple[int, bytes]:
+        sizes, model = self._sizes[: codes.shape[1]], self._models.get(entropy.MODEL)
+        if coder == entropy.NONE or (coder == entropy.MODEL and model is None):
+            return entropy.NONE, (entropy.pack_varying if entropy.varies(codes) else entropy.pack)(codes, sizes)
+        return coder, entropy.encode_adaptive(codes, sizes, model if coder == entropy.MODEL else None)
+
+    patch.setattr(entropy.PacketEncoder, "finish", finish)

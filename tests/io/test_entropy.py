@@ -17,12 +17,12 @@ from codec.checkpoint import CodecCard
 from codec.errors import UnsupportedAudio
 from codec.io import bitstream, entropy, entropy_model
 from codec.io.bitstream import Header, Reader, Writer
-from codec.io.entropy import ADAPTIVE, MAX_MODELED, MAX_PREDICTED, MODEL, NONE, Codes, RangeDecoder, RangeEncoder
+from codec.io.entropy import ADAPTIVE, MAX_MODELED, MAX_PREDICTED, MODEL, NONE, RangeDecoder, RangeEncoder
 from codec.io.entropy_files import SUFFIX
 from codec.io.entropy_files import shipped as shipped_networks
 from codec.io.entropy_model import EntropyModel, FramePredictor, PacketPredictor
 from codec.pretrained import shipped
-from tests.helpers.entropy import codes_of, random_tensors, thinned
+from tests.helpers.entropy import codes_of, force_coder, random_tensors, thinned
 
 NETWORK = EntropyModel(random_tensors())
 GOLDEN = bytes.fromhex("a618436dfa7a3b8777340e79ad47df")
@@ -152,6 +152,38 @@ def test_codes_come_back_by_the_network(kind: str, rows: int, count: int, frames
     np.testing.assert_array_equal(decoded, codes)
 
 
+@given(
+    kind=KINDS, rows=st.integers(1, 2), cuts=st.sets(st.integers(1, 39), max_size=5), varying=st.booleans(),
+    seed=st.integers(0, 99),
+)  # fmt: skip
+@settings(max_examples=30)
+def test_packets_are_coded_and_decoded_in_pieces_as_at_once(
+    kind: str, rows: int, cuts: set[int], varying: bool, seed: int
+) -> None:
+    """However their frames arrive and are asked for, packet after packet, and if the last ones are given up."""
+    codes = codes_of(kind, list(NETWORK.sizes), rows=rows, frames=40, seed=seed)
+    codes = thinned(codes, seed) if varying else codes
+    expected = entropy.encode(codes, NETWORK.sizes, model=NETWORK)
+    encoder = entropy.PacketEncoder(NETWORK.sizes, model=NETWORK)
+    for end in (40, 23, 40):
+        for cut in sorted(cuts):
+            encoder.advance(codes[:, :, :cut])
+        part = codes[:, :, :end]
+        assert encoder.finish(part) == entropy.encode(part, NETWORK.sizes, model=NETWORK)
+    lengths = np.diff([0, *sorted(cuts), 40]).tolist()
+    for number, payload in (
+        (expected[0], expected[1]),
+        (MODEL, entropy.encode_adaptive(codes, NETWORK.sizes, NETWORK)),
+    ):
+        pieces = list(
+            entropy.decode_pieces(
+                number, payload, NETWORK.sizes, rows=rows, frames=40, lengths=lengths, model=NETWORK, varying=varying
+            )
+        )
+        assert [piece.shape[2] for piece in pieces] == lengths
+        np.testing.assert_array_equal(np.concatenate(pieces, axis=2), codes)
+
+
 def test_the_network_gives_the_same_frequencies_frame_by_frame_in_any_arithmetic(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -216,7 +248,7 @@ def test_codes_by_a_network_that_is_missing_ask_for_an_upgrade(monkeypatch: pyte
     )
     codes = codes_of("random", list(NETWORK.sizes), rows=1, frames=20, seed=0)
     monkeypatch.setattr(bitstream, "find_network", lambda weights_hash, sizes: NETWORK)
-    monkeypatch.setattr(entropy, "encode", encode_by_network)
+    force_coder(monkeypatch, MODEL)
     file = io.BytesIO()
     writer = Writer(file, header)
     writer.write(codes)
@@ -227,13 +259,6 @@ def test_codes_by_a_network_that_is_missing_ask_for_an_upgrade(monkeypatch: pyte
     monkeypatch.setattr(bitstream, "find_network", lambda weights_hash, sizes: None)
     with pytest.raises(UnsupportedAudio, match="coder 2: pass --model"):
         list(Reader(io.BytesIO(file.getvalue()), label="x.codec").packets())
-
-
-def encode_by_network(
-    codes: Codes, sizes: tuple[int, ...], *, coder: int, model: EntropyModel | None
-) -> tuple[int, bytes]:
-    assert coder == MODEL
-    return MODEL, entropy.encode_adaptive(codes, sizes, model)
 
 
 def test_a_network_comes_back_from_its_file_whatever_the_order_of_its_arrays(tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from codec.io.audio import read_audio
 from codec.io.entropy_files import SUFFIX
 from codec.transcoding import concat, transcode
 from tests.cli.conftest import Cli, cli  # noqa: F401
-from tests.helpers.entropy import random_tensors
+from tests.helpers.entropy import force_coder, random_tensors
 from tests.tiny import tiny_model
 
 
@@ -40,12 +40,7 @@ def mine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     entropy_model.save(path.with_suffix(SUFFIX), random_tensors((20, 20, 20)), weights_hash=weights_hash)
     soundfile.write(tmp_path / "a.wav", np.random.default_rng(0).uniform(-0.5, 0.5, 12_000), 8000)
 
-    def by_network(codes: entropy.Codes, sizes: Any, *, coder: int, model: Any) -> tuple[int, bytes]:
-        return (
-            (entropy.MODEL, entropy.encode_adaptive(codes, sizes, model)) if model else (0, entropy.pack(codes, sizes))
-        )
-
-    monkeypatch.setattr(entropy, "encode", by_network)
+    force_coder(monkeypatch, entropy.MODEL)
     return path
 
 
