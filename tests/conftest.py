@@ -15,10 +15,12 @@ os.environ.setdefault("CODEC_BACKEND", "torch")
 import numpy as np
 import pytest
 from hypothesis import settings
-from jaxtyping import install_import_hook
+
+from tests.helpers import shapes
+from tests.helpers.long_bytes import difference
 
 # without `models.base`, which checks shapes itself and whose errors are tested
-install_import_hook(["codec.nn", "codec.models.causal"], "beartype.beartype")
+shapes.check("codec.nn", "codec.models.causal")
 
 sys.dont_write_bytecode = False  # otherwise each worker of each run rewrites all assertions, half of its start
 gc.disable()  # until all tests are collected: what collection makes stays, and looking for garbage took a quarter of it
@@ -63,6 +65,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(
         key=lambda item: names.get(item.path) not in FIRST and "ray_cluster" not in getattr(item, "fixturenames", ())
     )
+
+
+def pytest_assertrepr_compare(op: str, left: object, right: object) -> list[str] | None:
+    """One line for long bytes that differ, instead of all of them."""
+    lines = difference(left, right) if op == "==" else None
+    return ["long bytes differ", *lines] if lines else None
 
 
 def pytest_collection_finish() -> None:

@@ -11,7 +11,6 @@ import soundfile
 
 import codec
 from codec import compression, pretrained
-from codec.checkpoint import save_model
 from codec.cli import files as file_commands
 from codec.cli import models as model_commands
 from codec.errors import (
@@ -25,7 +24,7 @@ from codec.errors import (
     WeightsMismatch,
 )
 from codec.io import bitstream
-from tests.tiny import tiny_model
+from tests.tiny import tiny_model, tiny_weights
 
 RATE, TIME = 16_000, 11_201
 NOISE = np.random.default_rng(0).uniform(-0.3, 0.3, (2, TIME)).astype(np.float32)
@@ -34,9 +33,7 @@ NOISE = np.random.default_rng(0).uniform(-0.3, 0.3, (2, TIME)).astype(np.float32
 @pytest.fixture(autouse=True)
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder with a tiny model instead of the shipped one, and stereo recordings in two formats."""
-    (tmp_path / "weights").mkdir()
-    save_model(tmp_path / "weights" / "general-24k.safetensors", tiny_model(), training={})
-    monkeypatch.setattr(pretrained, "WEIGHTS", tmp_path / "weights")
+    monkeypatch.setattr(pretrained, "WEIGHTS", tiny_weights())
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
     for name in ("in.wav", "in.flac"):

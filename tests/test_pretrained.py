@@ -86,6 +86,7 @@ def test_a_folder_that_is_not_a_run(tmp_path: Path) -> None:
         pretrained.load(tmp_path)
 
 
+@pytest.mark.slow
 def test_listing_models_needs_no_torch() -> None:
     code = "import sys; from codec import pretrained; pretrained.shipped(); sys.exit('torch' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)

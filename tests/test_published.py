@@ -164,8 +164,9 @@ def test_other_content_is_refused_and_removed(monkeypatch: pytest.MonkeyPatch) -
 
 @pytest.mark.slow
 def test_a_connection_that_ends_early_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
-    with serve(REPOSITORY, FILES, cut=True) as url:
+    with serve(REPOSITORY, FILES, cut=True) as url, monkeypatch.context() as patch:
         use(url, monkeypatch)
+        patch.setattr("time.sleep", lambda seconds: None)  # between attempts
         with pytest.raises(UnknownModel, match=r"cannot be fetched \(.*\): try again") as raised:
             codec.load(NAME)
     assert "\n" not in str(raised.value)

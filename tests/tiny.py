@@ -1,9 +1,15 @@
 """A real model, small enough to build in every test."""
 
+import atexit
 import hashlib
+import shutil
+import tempfile
+from functools import cache
+from pathlib import Path
 
 import torch
 
+from codec.checkpoint import save_model
 from codec.models.causal import CausalCodec, CausalConfig
 
 CONFIG = CausalConfig(
@@ -33,3 +39,15 @@ def tiny_model(seed: int = 0) -> CausalCodec:
     model.name = f"tiny-{seed}"
     model.weights_hash = hashlib.sha256(model.name.encode()).hexdigest()
     return model.eval()
+
+
+@cache
+def tiny_weights() -> Path:
+    """A folder with the tiny model as general-24k, in place of the shipped ones; not to be written to.
+
+    One for all tests of a process, because a model file is loaded once.
+    """
+    folder = Path(tempfile.mkdtemp())
+    atexit.register(shutil.rmtree, folder)
+    save_model(folder / "general-24k.safetensors", tiny_model(), training={"step": 3})
+    return folder

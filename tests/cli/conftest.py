@@ -1,5 +1,6 @@
 """The command line run in this process, with a tiny model instead of the shipped one."""
 
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,10 +9,11 @@ import numpy as np
 import pytest
 
 from codec import pretrained
-from codec.checkpoint import save_model
+from codec.checkpoint import save_lm
 from codec.cli.main import run
 from codec.io.audio import write_audio
-from tests.tiny import tiny_model
+from tests.helpers.language_models import tiny_lm
+from tests.tiny import tiny_weights
 
 
 @dataclass(frozen=True)
@@ -27,10 +29,7 @@ Cli = Callable[..., Result]
 @pytest.fixture
 def cli(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capfdbinary: pytest.CaptureFixture[bytes]) -> Cli:
     """Runs `codec` with the arguments given, in a folder of its own; "general-24k" is a tiny model there."""
-    weights = tmp_path / "weights"
-    weights.mkdir()
-    save_model(weights / "general-24k.safetensors", tiny_model(), training={"step": 3})
-    monkeypatch.setattr(pretrained, "WEIGHTS", weights)
+    monkeypatch.setattr(pretrained, "WEIGHTS", tiny_weights())
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
     monkeypatch.setenv("COLUMNS", "120")
@@ -43,6 +42,14 @@ def cli(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capfdbinary: pytest.Cap
         return Result(ended.value.code if isinstance(ended.value.code, int) else 0, out, err.decode())
 
     return call
+
+
+@pytest.fixture
+def language_model(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The name of a language model among the shipped ones."""
+    monkeypatch.setattr(pretrained, "WEIGHTS", Path(shutil.copytree(pretrained.WEIGHTS, "weights")).absolute())
+    save_lm(pretrained.WEIGHTS / "words.safetensors", tiny_lm(), training={})
+    return "words"
 
 
 @pytest.fixture

@@ -78,8 +78,8 @@ def test_every_snapshot_belongs_to_a_command() -> None:
 
 
 @pytest.mark.parametrize("name", COMMANDS)
-def test_help_has_an_example(printed: dict[str, str], name: str) -> None:
-    assert f"Example: codec {name}" in " ".join(printed[name].split())
+def test_help_has_an_example(name: str) -> None:
+    assert f"Example: codec {name}" in " ".join(snapshot(name).read_text("utf-8").split())
 
 
 def update() -> None:

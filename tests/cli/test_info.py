@@ -9,13 +9,11 @@ import pytest
 from safetensors.torch import save_file
 from torch import Tensor
 
-from codec import pretrained
-from codec.checkpoint import save_lm, save_model
+from codec.checkpoint import save_model
 from codec.compression import header_of
 from codec.io.bitstream import Writer, open_reader
 from codec.io.tags import Cover, Tags
 from tests.cli.conftest import Cli
-from tests.helpers.language_models import tiny_lm
 from tests.tiny import tiny_model
 
 
@@ -117,11 +115,10 @@ def test_summary_of_a_model_fits_on_a_screen(cli: Cli) -> None:
     assert len(cli("info", "a.safetensors", "--all").out.splitlines()) > 30
 
 
-def test_summary_of_a_language_model(cli: Cli) -> None:
-    save_lm(pretrained.WEIGHTS / "words.safetensors", tiny_lm(), training={})
-    summary = cli("info", "words").out.decode()
+def test_summary_of_a_language_model(cli: Cli, language_model: str) -> None:
+    summary = cli("info", language_model).out.decode()
     assert "language model" in summary
-    assert "source.weights_hash" in cli("info", "words", "--all").out.decode()
+    assert "source.weights_hash" in cli("info", language_model, "--all").out.decode()
 
 
 def test_info_of_other_files(cli: Cli, recording: Path) -> None:

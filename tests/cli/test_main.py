@@ -184,6 +184,7 @@ def test_a_closed_pipe_prints_nothing(arguments: list[str]) -> None:
         assert process.stderr.read() == b""
 
 
+@pytest.mark.slow
 def test_help_does_not_import_torch() -> None:
     code = (
         "import sys\nfrom codec.cli.main import run\n"

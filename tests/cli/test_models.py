@@ -11,10 +11,9 @@ import pytest
 import torch
 
 from codec import pretrained
-from codec.checkpoint import save_lm, save_model
+from codec.checkpoint import save_model
 from codec.io.audio import write_audio
 from tests.cli.conftest import Cli
-from tests.helpers.language_models import tiny_lm
 from tests.tiny import tiny_model
 
 
@@ -31,8 +30,7 @@ def test_models_as_json(cli: Cli) -> None:
     assert (card["name"], card["config"]["hop"]) == ("general-24k", 80)
 
 
-def test_language_models_are_listed_after_codecs(cli: Cli) -> None:
-    save_lm(pretrained.WEIGHTS / "words.safetensors", tiny_lm(), training={})
+def test_language_models_are_listed_after_codecs(cli: Cli, language_model: str) -> None:
     lines = cli("models").out.decode().partition("\n\npublished")[0].splitlines()
     assert [line.split()[:1] for line in lines] == [["codec"], ["general-24k"], [], ["language"], ["words"]]
     assert " ".join(lines[-1].split()).startswith("words tiny, 3 codebooks 2 labels, 3 speakers 0.0 M")

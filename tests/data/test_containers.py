@@ -9,6 +9,7 @@ import json
 import struct
 import sys
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -192,6 +193,7 @@ CHANGES: dict[tuple[str, str], Callable[[bytes], bytes]] = {
 OF_ANY: dict[str, Callable[[bytes], bytes]] = {"joined": lambda data: data * 2, "too large": half, "cut off": half}
 
 
+@cache
 def made(container: str, length: str) -> bytes:
     change = CHANGES.get((container, length)) or OF_ANY.get(length, bytes)
     return change(written(container))
@@ -230,7 +232,7 @@ def case(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[str, str, str]
 
 
 def encoded(folder: Path) -> int:
-    return compress(folder / "recording.wav", folder / "out.codec", model=MODEL).time
+    return compress(folder / "recording.wav", folder / "out.codec", model=MODEL, num_codebooks=1).time
 
 
 def from_stdin(folder: Path) -> int:
@@ -239,7 +241,7 @@ def from_stdin(folder: Path) -> int:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "stdin", Stdin)
-        return compress("-", folder / "piped.codec", model=MODEL).time
+        return compress("-", folder / "piped.codec", model=MODEL, num_codebooks=1).time
 
 
 def tokenized(folder: Path, model_file: Path) -> int:

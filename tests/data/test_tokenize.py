@@ -552,6 +552,7 @@ def test_ray_writes_every_clip_once_when_a_worker_is_killed(tmp_path: Path, mode
     assert contents(tmp_path / "one") == contents(tmp_path / "two")
 
 
+@pytest.mark.nightly  # starts an interpreter and Ray's processes twice; without Ray, other tests stop and resume
 @pytest.mark.filterwarnings("ignore")
 def test_resumes_after_the_whole_command_was_killed_on_ray(tmp_path: Path, model_file: Path, ray_cluster: str) -> None:
     corpus = many(tmp_path / "corpus", 40)

@@ -71,7 +71,7 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
             self.end_headers()
             body = body[: state.cuts.pop(0)] if state.cuts else body + state.excess
             with suppress(OSError):  # the client has gone
-                for start in range(0, len(body), 1 if state.pause else len(body)):
+                for start in range(0, len(body), 1 if state.pause else len(body) or 1):
                     time.sleep(state.pause)
                     self.wfile.write(body[start : start + 1] if state.pause else body)
 

@@ -413,6 +413,7 @@ def test_unusual_files_are_named(tmp_path: Path) -> None:
     assert opposite.startswith("opposite.wav: its channels cancel in their average")
 
 
+@pytest.mark.slow
 def test_a_recording_is_evaluated(corpus: Path) -> None:
     found = evaluate(Scalar(), corpus / "valid/digits/three.wav", speech=False)
     (score,) = found.files

@@ -545,6 +545,7 @@ except CodecError as error:
 """
 
 
+@pytest.mark.slow
 def test_through_a_real_pipe() -> None:
     content = wav_bytes(np.arange(5000, dtype="<i2").tobytes())
     done = subprocess.run([sys.executable, "-c", COPY], input=content, capture_output=True, check=False)
@@ -552,6 +553,7 @@ def test_through_a_real_pipe() -> None:
     assert done.stdout == content
 
 
+@pytest.mark.slow
 def test_standard_output_on_a_full_disk_fails_once() -> None:
     content = wav_bytes(np.arange(100, dtype="<i2").tobytes())  # less than Python's buffer holds
     with Path("/dev/full").open("wb") as full:

@@ -25,9 +25,10 @@ from codec.nn import distributed
 from codec.nn.quantize.base import Quantized
 from codec.nn.quantize.residual import ResidualVQ
 from codec.training import engine, logger, shared_memory
+from codec.training.codec import task as codec_task
 from codec.training.codec.crops import Batch
 from codec.training.codec.recipe import Recipe
-from codec.training.codec.task import build_task, train
+from codec.training.codec.task import CodecTask, build_task, train
 from codec.training.lm import task as lm_task
 from codec.training.shared_memory import SharedMemory
 from tests.helpers import processes
@@ -101,13 +102,28 @@ def train_lm(folder: Path, out: Path, *, accumulate: int) -> None:
     lm_task.train(recipe, data=folder / "store", codec=folder / "tiny.safetensors", out=out, device="cpu")
 
 
+@torch.no_grad()
+def descend(optimizer: torch.optim.Optimizer) -> None:
+    """A step of plain gradient descent on this process's shards.
+
+    Adam and clipping work on tensors of all processes, which spend two seconds on each list of new shapes; "sharded" in
+    `OPTIONS` has them.
+    """
+    for group in optimizer.param_groups:
+        for weight in group["params"]:
+            if weight.grad is not None:
+                ours, gradient = (getattr(part, "to_local", lambda part=part: part)() for part in (weight, weight.grad))
+                ours.sub_(0.1 * gradient)
+
+
 def train_family(config: CodecConfig) -> dict[str, Tensor]:
     """The weights after a sharded step on this process's half of a batch of four; with one process, on all of it."""
     recipe = recipe_of("sharded").model_copy(update={"model": config})
     recipe = recipe.model_copy(update={"train": recipe.train.model_copy(update={"accumulate": 1})})
     task = build_task(recipe, torch.device("cpu"))
     task.train_state.model.load_state_dict(scaled(models.of_config(config)).state_dict())
-    with engine.launch("cpu") as accelerator:
+    unclipped = patch.object(codec_task, "clip_gradients", lambda *_, **__: torch.zeros(()))
+    with engine.launch("cpu") as accelerator, unclipped, patch.object(torch.optim.AdamW, "step", descend):
         task.distribute(accelerator)
         audio = batch(items=4).expand(-1, task.train_state.model.channels, -1)
         task.step(Batch(audio[slice(*engine.rows_of_process(4, 1))], ()), 0)
@@ -164,7 +180,40 @@ def main(folder: Path) -> None:
     assert shared == {"ema": [True, True], "sharded": [True], "gradient": [False, False]}
     train_lm(folder, folder / "lm", accumulate=2)
     torch.save({name: train_family(config) for name, config in TINY.items()}, folder / f"families-{rank}.pt")
+    check_stop(folder)
     dist.destroy_process_group()
+
+
+def check_stop(folder: Path) -> None:
+    """A signal to one process ends both after the same step."""
+    original = CodecTask.step
+
+    def step(task: CodecTask, given: Batch, number: int) -> dict[str, Tensor]:
+        if number == distributed.rank() == 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return original(task, given, number)
+
+    with patch.object(CodecTask, "step", step), pytest.raises(KeyboardInterrupt):
+        train(recipe_of("gradient"), data=folder / "data", out=folder / "stopped")
+
+
+def launch(folder: Path) -> None:
+    """Run `main` in two processes, forked from one that has imported what training needs."""
+    import librosa.filters  # noqa: F401
+    import torch._dynamo  # noqa: F401
+
+    children = []
+    for rank in range(2):
+        if not (child := os.fork()):
+            said = os.open(folder / f"said-{rank}", os.O_WRONLY | os.O_CREAT)
+            for stream in (1, 2):
+                os.dup2(said, stream)
+            os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank)}
+            main(folder)
+            os._exit(0)
+        children.append(child)
+    statuses = [os.waitpid(child, 0)[1] for child in children]
+    sys.exit("\n".join((folder / f"said-{rank}").read_text() for rank in range(2)) if any(statuses) else 0)
 
 
 @pytest.fixture(scope="module")
@@ -177,22 +226,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
     settings = {"MASTER_ADDR": "localhost", "MASTER_PORT": str(port), "WORLD_SIZE": "2", "OMP_NUM_THREADS": "1"}
-    code = "import sys, tests.training.test_distributed as two; two.main(two.Path(sys.argv[1]))"
-    running = []
-    for rank in range(2):
-        with (folder / f"said-{rank}").open("wb") as file:
-            env = settings | {"RANK": str(rank), "LOCAL_RANK": str(rank)}
-            running.append(processes.start(code, folder, stdout=file.fileno(), stderr=file.fileno(), env=env))
-    try:
-        for process in running:
-            process.join(600)
-        said = "\n".join((folder / f"said-{rank}").read_text() for rank in range(2))
-        assert [process.exitcode for process in running] == [0, 0], said
-    finally:
-        for process in running:
-            process.kill()
-            process.join()
-            process.close()
+    code = "import sys, tests.training.test_distributed as two; two.launch(two.Path(sys.argv[1]))"
+    done = processes.run(code, folder, env=settings)
+    assert done.returncode == 0, done.stderr
     return folder
 
 
@@ -271,6 +307,15 @@ def test_two_processes_train_the_language_model_of_one(folder: Path, tmp_path: P
     assert numbers[1] == pytest.approx(numbers[0], rel=1e-3, abs=1e-4)
 
 
+def test_a_stopped_run_resumes_in_any_number_of_processes(folder: Path) -> None:
+    """Both processes stopped after step 2, in which one of them got SIGTERM; one process goes on."""
+    assert load_state(folder / "stopped/state.pt")["step"] == 2
+    assert (folder / "said-0").read_text().count("stopped after step 2") == 1
+    train(recipe_of("gradient"), data=folder / "data", out=folder / "stopped", resume=True)
+    assert load_state(folder / "stopped/state.pt")["step"] == 3
+
+
+@pytest.mark.nightly  # starts four interpreters
 def test_a_run_stopped_by_its_launcher_resumes(tmp_path: Path) -> None:
     """`torchrun` and `codec train` as in the README, and SIGTERM as a cluster sends it."""
     data = write_recordings(tmp_path / "data")

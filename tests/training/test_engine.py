@@ -16,6 +16,8 @@ from codec.training.codec.task import train
 from codec.training.signals import catch_stop_signals
 from tests.helpers.training import small_recipe, write_recordings
 
+pytestmark = pytest.mark.usefixtures("without_drawing")
+
 
 @pytest.fixture
 def recordings(tmp_path: Path) -> Path:

@@ -1,7 +1,6 @@
 """data/split.py: a codec and a language model hold out the same clips of a corpus."""
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -49,22 +48,26 @@ def ids(crops: Crops) -> set[tuple[str, float]]:
     return found
 
 
-@pytest.mark.parametrize("split_by", ["file", "folder"])
-@pytest.mark.parametrize("describe", [row, marked, of_speakers, parts])
-@pytest.mark.parametrize("held_out", [1e-9, 0.3])
-def test_both_hold_out_the_same_clips(
-    tmp_path: Path, codec: Path, describe: Callable[[int], dict[str, Any]], split_by: SplitBy, held_out: float
-) -> None:
-    rows = [describe(number) for number in range(CLIPS)]
+@pytest.fixture(scope="module", params=[row, marked, of_speakers, parts])
+def corpus(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, codec: Path) -> Path:
+    """A folder with a manifest, and its token store."""
+    folder = tmp_path_factory.mktemp("corpus")
+    rows = [request.param(number) for number in range(CLIPS)]
     for number, path in enumerate(sorted({row["path"] for row in rows})):
-        (tmp_path / path).parent.mkdir(exist_ok=True)
-        write_audio(tmp_path / path, tones(0.2, 8000, seed=number), 8000)
+        (folder / path).parent.mkdir(exist_ok=True)
+        write_audio(folder / path, tones(0.2, 8000, seed=number), 8000)
     lines = [json.dumps({key: value for key, value in row.items() if value is not None}) for row in rows]
-    (tmp_path / "manifest.jsonl").write_text("\n".join(lines))
+    (folder / "manifest.jsonl").write_text("\n".join(lines))
+    tokenize(folder, folder / "store", model=codec)
+    return folder
+
+
+@pytest.mark.parametrize("split_by", ["file", "folder"])
+@pytest.mark.parametrize("held_out", [1e-9, 0.3])
+def test_both_hold_out_the_same_clips(tmp_path: Path, corpus: Path, split_by: SplitBy, held_out: float) -> None:
     config = small_recipe(data={"held_out": held_out, "split_by": split_by}).data
-    sides = open_crops(tmp_path, tmp_path / "index", config, sample_rate=8000, seed=0, report=lambda _: None)
-    tokenize(tmp_path, tmp_path / "store", model=codec)
-    store = TokenStore(tmp_path / "store")
+    sides = open_crops(corpus, tmp_path / "index", config, sample_rate=8000, seed=0, report=lambda _: None)
+    store = TokenStore(corpus / "store")
     for crops, clips in zip(sides, split_clips(store, held_out, split_by), strict=True):
         stored = [store.row(int(clip)) for clip in clips]
         assert ids(crops) == {(row.id.partition("@")[0], row.start) for row in stored}
