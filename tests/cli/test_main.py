@@ -182,13 +182,3 @@ def test_a_closed_pipe_prints_nothing(arguments: list[str]) -> None:
         assert process.stderr
         process.stdout.close()
         assert process.stderr.read() == b""
-
-
-@pytest.mark.slow
-def test_help_does_not_import_torch() -> None:
-    code = (
-        "import sys\nfrom codec.cli.main import run\n"
-        "try: run(['--help'])\nfinally: sys.stderr.write(' '.join({'torch', 'numpy', 'pydantic'} & set(sys.modules)))"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True)
-    assert done.stderr == b""

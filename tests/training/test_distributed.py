@@ -104,7 +104,7 @@ def train_lm(folder: Path, out: Path, *, accumulate: int) -> None:
 
 @torch.no_grad()
 def descend(optimizer: torch.optim.Optimizer) -> None:
-    """A step of plain gradient descent on this process's shards.
+    """A step down the gradient on this process's shards, at most 0.1 for each weight.
 
     Adam and clipping work on tensors of all processes, which spend two seconds on each list of new shapes; "sharded" in
     `OPTIONS` has them.
@@ -113,7 +113,7 @@ def descend(optimizer: torch.optim.Optimizer) -> None:
         for weight in group["params"]:
             if weight.grad is not None:
                 ours, gradient = (getattr(part, "to_local", lambda part=part: part)() for part in (weight, weight.grad))
-                ours.sub_(0.1 * gradient)
+                ours.sub_(0.1 * gradient / (1 + gradient.abs()))
 
 
 def train_family(config: CodecConfig) -> dict[str, Tensor]:
