@@ -308,7 +308,7 @@ def test_two_processes_train_the_language_model_of_one(folder: Path, tmp_path: P
 
 
 def test_a_stopped_run_resumes_in_any_number_of_processes(folder: Path) -> None:
-    """Both processes stopped after step 2, in which one of them got SIGTERM; one process goes on."""
+    """Both processes stopped after step 2, in which one of them got SIGTERM; one process continues."""
     assert load_state(folder / "stopped/state.pt")["step"] == 2
     assert (folder / "said-0").read_text().count("stopped after step 2") == 1
     train(recipe_of("gradient"), data=folder / "data", out=folder / "stopped", resume=True)
