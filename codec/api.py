@@ -40,6 +40,7 @@ def compress(
     channel: int | None = None,
     entropy: Choice = "auto",
     vbr: float | None = None,
+    beams: int | None = None,
     device: str = "auto",
 ) -> bytes:
     """Compress the content of an audio file (WAV, FLAC, MP3, Ogg, ... by libsndfile) to that of a .codec file.
@@ -64,6 +65,7 @@ def compress(
             device=device,
             entropy=entropy,
             vbr=vbr,
+            beams=beams,
         )
         _warn(
             [
@@ -122,6 +124,7 @@ def encode_file(
     packet: float | None = None,
     entropy: Choice = "auto",
     vbr: float | None = None,
+    beams: int | None = None,
 ) -> Report:
     """Compress a recording to a .codec file in constant memory, as `codec encode`.
 
@@ -134,6 +137,7 @@ def encode_file(
     by default that of 2000 bytes of codes, at least 1. `entropy` is the last payload coder that is tried: "none",
     "adaptive", "model", or "auto" for all that the codec has; each packet takes the one with the fewest bytes. `vbr`
     lets frames have different numbers of codebooks, about `vbr` on average in speech and `num_codebooks` at most.
+    `beams` is the number of beams of the search for codes: more take longer and sound a little better.
 
     Raises UsageError, InputNotFound, UnsupportedAudio, UnknownModel, StorageError.
     """
@@ -151,6 +155,7 @@ def encode_file(
         packet=packet,
         entropy=entropy,
         vbr=vbr,
+        beams=beams,
         device=device,
     )
 
@@ -204,6 +209,7 @@ def evaluate(
     bitrate: float | None = None,
     num_codebooks: int | Sequence[int] | Literal["all"] | None = None,
     vbr: float | Sequence[float] = (),
+    beams: int | None = None,
     speech: bool | None = None,
     visqol: bool = False,
     dnsmos: bool = False,
@@ -219,9 +225,9 @@ def evaluate(
 
     `model` is one model or several. `num_codebooks` is one number or several, or "all" for 1 to the model's number;
     `bitrate` asks for the most codebooks within this rate in kbit/s; all codebooks if both are None. `vbr` is one
-    quality of variable bit rate or several, as in `encode_file`. `baseline` lists reference encoders, separated by
-    commas: "opus:6,mp3:16,original". `write` is a folder for the decoded files. The result prints as a table; `rows`
-    and `as_json()` have everything. The other options and the exceptions are those of
+    quality of variable bit rate or several, and `beams` a number of beams, as in `encode_file`. `baseline` lists
+    reference encoders, separated by commas: "opus:6,mp3:16,original". `write` is a folder for the decoded files. The
+    result prints as a table; `rows` and `as_json()` have everything. The other options and the exceptions are those of
     `codec.evaluation.codec.evaluate`.
     """
     from codec.evaluation.baselines import find_baselines
@@ -234,6 +240,7 @@ def evaluate(
         num_codebooks=num_codebooks,
         bitrate=bitrate,
         vbr=[vbr] if isinstance(vbr, int | float) else vbr,
+        beams=beams,
         speech=speech,
         bands=bands,
         visqol=visqol,

@@ -118,6 +118,7 @@ def compress(
     packet: float | None = None,
     entropy: Choice = "auto",
     vbr: float | None = None,
+    beams: int | None = None,
     raw: Layout | None = None,
     device: str = "cpu",
     progress: SecondsDone | None = None,
@@ -132,8 +133,9 @@ def compress(
     recording, from 1 to 10, but at most that of PACKET_BYTES of codes. `entropy` is the last payload coder that is
     tried: "none", "adaptive", "model" (an error if the codec has no network for it), or "auto" for all that the codec
     has. `vbr` lets frames have different numbers of codebooks, about `vbr` on average in speech
-    (`codec.variable_rate`). `raw` is the layout of a source without a header. `device` is for a model given by name:
-    "cpu", "cuda", or "auto" for CUDA if it is available. `progress` is called after each block.
+    (`codec.variable_rate`). `beams` is the number of beams of the search for codes (`Codec.searching`), by default the
+    model's. `raw` is the layout of a source without a header. `device` is for a model given by name: "cpu", "cuda", or
+    "auto" for CUDA if it is available. `progress` is called after each block.
 
     Pipes are live: samples of a WAV or raw source are encoded as they arrive, and each packet is written once it is
     complete.
@@ -164,6 +166,7 @@ def compress(
             packet=LIVE_PACKET if packet is None and is_streamed(target) else packet,
             entropy=entropy,
             vbr=vbr,
+            beams=beams,
             tags=tags,
             source=source_id(source, channels=selected_channels(channels, channel)) if identify else None,
             is_live=_are_live(source, target),
@@ -257,6 +260,7 @@ def compress_into(
     packet: float | None = None,
     entropy: Choice = "auto",
     vbr: float | None = None,
+    beams: int | None = None,
     tags: Tags = NO_TAGS,
     source: SourceId | None = None,
     like: Header | None = None,
@@ -267,8 +271,8 @@ def compress_into(
 
     `packet` is the length of packets in seconds as in `compress`, `source` the identity of the recording's file, if it
     is one, `tags` those of the recording. The sample rate and the mix of the channels are those of `like`, a header, if
-    given. `entropy` and `vbr` as in `compress`. With `is_live`, nothing is read before all is ready to encode it, a few
-    frames at a time.
+    given. `entropy`, `vbr` and `beams` as in `compress`. With `is_live`, nothing is read before all is ready to encode
+    it, a few frames at a time.
     """
     if packet is not None and not SHORTEST_PACKET <= packet <= LONGEST_PACKET:
         raise UsageError(f"packets of {packet:g} s: use {SHORTEST_PACKET:g} to {LONGEST_PACKET:g} s")
@@ -278,6 +282,7 @@ def compress_into(
         )
     codec = cached_model(model, device)
     num_codebooks = codec.codebooks_for(num_codebooks, bitrate)
+    codec.check_beams(beams)
     may_mix = isinstance(reader, AudioReader) and codec.channels == 1 and (like is None or like.mix != ())
     mix = reader.survey(codec.limit) if isinstance(reader, AudioReader) and may_mix else None
     coded = len(mix.coded) if mix else reader.channels
@@ -321,13 +326,14 @@ def compress_into(
             write(encoder.push(_rows(block[:, first : first + most], codec.channels)))
 
     time = 0
-    for block in reader.blocks(_block_time(reader.rate, reader.channels)):
-        time += block.shape[1]
-        encode(resampler.push(mix.coded_block(block) if mix else block))
-        if progress is not None:
-            progress(time / reader.rate, reader.time and reader.time / reader.rate)
-    encode(resampler.flush())
-    write(encoder.flush())
+    with codec.searching(beams):
+        for block in reader.blocks(_block_time(reader.rate, reader.channels)):
+            time += block.shape[1]
+            encode(resampler.push(mix.coded_block(block) if mix else block))
+            if progress is not None:
+                progress(time / reader.rate, reader.time and reader.time / reader.rate)
+        encode(resampler.flush())
+        write(encoder.flush())
     writer.close(time=resampled_length(time, reader.rate, header.source_rate))
     return codec, writer
 

@@ -62,6 +62,7 @@ def compress_tree(
     engine: Engine = "local",
     entropy: Choice = "auto",
     vbr: float | None = None,
+    beams: int | None = None,
     progress: Progress | None = None,
 ) -> list[Outcome]:
     """Compress every recording in the folder `source` to a .codec file at the same path in the folder `target`.
@@ -79,6 +80,7 @@ def compress_tree(
     check_channels(channels, channel)
     codec = cached_model(model, device)
     number = codec.codebooks_for(num_codebooks, bitrate)  # raises an error of every file once
+    codec.check_beams(beams)
     if use_ffmpeg:
         ffmpeg.check_installed()
     is_audio = partial(audio.is_audio_path, use_ffmpeg=use_ffmpeg)
@@ -98,6 +100,7 @@ def compress_tree(
             packet=packet,
             entropy=entropy,
             vbr=vbr,
+            beams=beams,
             device=device,
         ),
         is_done=partial(

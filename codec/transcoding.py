@@ -110,6 +110,7 @@ def append(
     use_ffmpeg: bool = False,
     entropy: Choice = "auto",
     vbr: float | None = None,
+    beams: int | None = None,
     raw: Layout | None = None,
     device: str = "cpu",
     progress: SecondsDone | None = None,
@@ -148,6 +149,7 @@ def append(
             device=device,
             entropy=entropy,
             vbr=vbr,
+            beams=beams,
             like=header,
             progress=progress,
         )

@@ -6,7 +6,7 @@ import tracemalloc
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -32,6 +32,7 @@ from codec.io.audio import Block, Resampler, write_audio
 from codec.io.bitstream import Codes, Header, Writer
 from codec.io.entropy import Choice, bytes_for
 from codec.models.base import Codec
+from codec.nn.quantize.gain_shape import GainShapeVQ
 from codec.streams import StreamDecoder
 from tests.tiny import tiny_model
 
@@ -199,6 +200,26 @@ def test_memory_is_constant(tmp_path: Path, way: str) -> None:
 def test_a_packet_is_a_second_or_a_twentieth_of_the_recording(seconds: float, packet: float) -> None:
     header = compression.header_of(MODEL, 8000, 1, 1, seconds=seconds)  # 1 codebook, 250 bit/s
     assert header.frame_spec.seconds(header.frames_per_packet * header.hop) == pytest.approx(packet, rel=0.03)
+
+
+def test_more_beams_find_codes_nearer_to_the_latents(tmp_path: Path) -> None:
+    source = tones(tmp_path / "a.wav", time=80 * 150)
+    audio = torch.from_numpy(samples(source))[None]
+    quantizer = cast(GainShapeVQ, MODEL.quantizer)
+    residual = quantizer.split(MODEL.analyze(audio)).residual.detach()
+    codes, errors = {}, {}
+    for beams in (None, 1, 8):
+        compress(source, tmp_path / "a.codec", model=MODEL, beams=beams, force=True)
+        codes[beams] = torch.from_numpy(codes_in(tmp_path / "a.codec")[1])
+        decoded = quantizer.split(quantizer.decode(codes[beams][..., : residual.shape[2]]))
+        used = decoded.learned >= 0
+        errors[beams] = float((used * (residual - decoded.residual)).square().sum())
+    assert torch.equal(codes[None], codes[1])  # the model's own number
+    assert errors[8] < 0.99 * errors[1]
+    assert MODEL.beam_size == 1
+    with pytest.raises(UsageError, match=r"^300 beams: use 1 to 256"):
+        compress(source, tmp_path / "b.codec", model=MODEL, beams=300)
+    assert not (tmp_path / "b.codec").exists()
 
 
 def test_packets_are_equally_long() -> None:

@@ -9,6 +9,7 @@ from codec import pretrained
 from codec.cli.options import (
     INPUT_OUTPUT,
     MODEL,
+    BeamsOption,
     DeviceOption,
     EngineOption,
     Entropy,
@@ -133,6 +134,7 @@ def encode(
             rich_help_panel=MODEL,
         ),
     ] = None,
+    beams: BeamsOption = None,
     raw: Annotated[
         bool,
         typer.Option(
@@ -176,6 +178,7 @@ def encode(
             use_ffmpeg=use_ffmpeg,
             entropy=entropy,
             vbr=vbr,
+            beams=beams,
             raw=_layout(raw, rate, channels),
             device=device,
             quiet=quiet,
@@ -198,6 +201,7 @@ def encode(
                 packet=packet,
                 entropy=entropy,
                 vbr=vbr,
+                beams=beams,
                 device=device,
                 jobs=jobs,
                 engine=engine,
@@ -222,6 +226,7 @@ def encode(
                 packet=packet,
                 entropy=entropy,
                 vbr=vbr,
+                beams=beams,
                 raw=_layout(raw, rate, channels),
                 device=device,
                 progress=show,

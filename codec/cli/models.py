@@ -12,6 +12,7 @@ from codec.cli.options import (
     INPUT_OUTPUT,
     MEASURES,
     MODEL,
+    BeamsOption,
     DeviceOption,
     ForceOption,
     JobsOption,
@@ -172,6 +173,7 @@ def evaluate(
             rich_help_panel=MODEL,
         ),
     ] = None,
+    beams: BeamsOption = None,
     baseline: Annotated[
         str | None,
         typer.Option(
@@ -232,6 +234,7 @@ def evaluate(
             data,
             num_codebooks=counts,
             vbr=_qualities(vbr),
+            beams=beams,
             speech=speech,
             bands=bands,
             visqol=visqol,

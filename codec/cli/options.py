@@ -53,6 +53,17 @@ CodecOption = Annotated[  # of the commands that take a language model
         rich_help_panel=MODEL,
     ),
 ]
+BeamsOption = Annotated[
+    int | None,
+    typer.Option(
+        "--beams",
+        metavar="N",
+        min=1,
+        help="Beams of the search for codes: more take longer and sound a little better.",
+        show_default="the model's; 4 for general-24k",
+        rich_help_panel=MODEL,
+    ),
+]
 DeviceOption = Annotated[
     Device,
     typer.Option(help="Device to compute on; auto uses a GPU if there is one.", rich_help_panel=DEVICE),

@@ -326,6 +326,7 @@ def evaluate(
     num_codebooks: int | Sequence[int] | Literal["all"] | None = None,
     bitrate: float | None = None,
     vbr: Sequence[float] = (),
+    beams: int | None = None,
     speech: bool | None = None,
     bands: bool = False,
     visqol: bool = False,
@@ -342,9 +343,10 @@ def evaluate(
     the mean of the channels. Each model is evaluated with `num_codebooks` (one number or several; "all" is 1 to the
     model's number), or with the most codebooks within `bitrate` kbit/s per channel; with all its codebooks if both are
     None. For each quality in `vbr` (`codec.variable_rate`), each model is also evaluated with frames of different
-    numbers of codebooks, up to all; without `num_codebooks` and `bitrate`, with these alone. `speech` True computes
-    PESQ and STOI for every file, False for none, None for files that a manifest marks as speech. `jobs` is the number
-    of processes. `progress` is called with (files done, files). Files that cannot be encoded become `failures`.
+    numbers of codebooks, up to all; without `num_codebooks` and `bitrate`, with these alone. `beams` as in `compress`.
+    `speech` True computes PESQ and STOI for every file, False for none, None for files that a manifest marks as speech.
+    `jobs` is the number of processes. `progress` is called with (files done, files). Files that cannot be encoded
+    become `failures`.
 
     `bands` adds SI-SDR by band, `visqol` ViSQOL (speech mode for speech, audio mode for other files), `dnsmos` DNSMOS
     for speech; ViSQOL and DNSMOS are slow. `loudness` adds the change of loudness (ITU-R BS.1770-4). `baselines` (from
@@ -369,13 +371,17 @@ def evaluate(
     """
     models = (models,) if isinstance(models, Codec) else tuple(models)
     names = _model_names(models)
+    for model in models:
+        model.check_beams(beams)
     runs = tuple(
         run
         for index, (model, name) in enumerate(zip(models, names, strict=True))
         for run in _runs_of(model, index, name, num_codebooks, bitrate, vbr)
     )
     found = _find_clips(Path(data), speech)
-    plan = _Plan(runs, tuple(baselines), write, bands=bands, visqol=visqol, dnsmos=dnsmos, loudness=loudness)
+    plan = _Plan(
+        runs, tuple(baselines), write, beams=beams, bands=bands, visqol=visqol, dnsmos=dnsmos, loudness=loudness
+    )
     if write is not None and Path(data).is_dir() and write.resolve().is_relative_to(Path(data).resolve()):
         raise UsageError(f"{write} lies in {data}, so the next evaluation would read it: write to another folder")
     _check_packages(found, plan)  # before the work, not after it
@@ -495,6 +501,7 @@ class _Plan:
     runs: tuple[_Run, ...]
     baselines: tuple[Baseline, ...]
     write: Path | None
+    beams: int | None
     bands: bool
     visqol: bool
     dnsmos: bool
@@ -663,7 +670,9 @@ def _by_model(model: Codec, clip: _Clip, plan: _Plan, run: _Run, note: Note) -> 
     with tempfile.TemporaryDirectory() as name:
         coded, restored = Path(name, "coded.codec"), Path(name, "restored.wav")
         started = perf_counter()
-        report = compression.compress(clip.path, coded, model=model, num_codebooks=run.num_codebooks, vbr=run.vbr)
+        report = compression.compress(
+            clip.path, coded, model=model, num_codebooks=run.num_codebooks, vbr=run.vbr, beams=plan.beams
+        )
         for line in report.notes:
             note(line)
         encoded = perf_counter()

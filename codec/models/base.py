@@ -34,6 +34,7 @@ from codec.frames import FrameSpec, resampled_length
 from codec.io.audio import INTEGER_PEAK, MAX_MAGNITUDE, looks_like_integers
 from codec.nn.precision import full_float32
 from codec.nn.quantize.base import Quantized, Quantizer
+from codec.nn.quantize.residual import ResidualVQ
 from codec.nn.resample import resample
 from codec.nn.shapes import Audio, Codes, Latents
 from codec.nn.streaming import Checkpointable, State, ordinary
@@ -47,6 +48,8 @@ CodebookSize = Annotated[int, Field(ge=2, le=2**24)]
 Dim = Annotated[int, Field(ge=1, le=2**14)]
 Rates = Annotated[tuple[Annotated[int, Field(ge=1, le=64)], ...], Field(min_length=1, max_length=8)]
 
+MAX_BEAMS = 256
+"""Most beams of the search for codes."""
 UNBOUNDED = sys.maxsize
 """Frames of context of a family that depends on its whole past."""
 
@@ -707,6 +710,42 @@ class Codec(nn.Module):
                 choices = ", ".join(map(str, self.codebook_choices))
             raise UsageError(f"this model has {choices} codebooks, not {num_codebooks}")
         return num_codebooks
+
+    @property
+    def beam_size(self) -> int:
+        """Beams of the search for codes (`ResidualVQ`); 1 for a family without a beam search."""
+        return max((quantizer.beam_size for quantizer in self._residual_quantizers()), default=1)
+
+    @contextmanager
+    def searching(self, beam_size: int | None) -> Iterator[None]:
+        """Search codes with `beam_size` beams meanwhile, 1 to MAX_BEAMS; None keeps the model's.
+
+        More beams take more time and find codes nearer to the latents; any number gives codes that decode alike.
+
+        Raises as `check_beams`.
+        """
+        self.check_beams(beam_size)
+        quantizers = self._residual_quantizers()
+        before = [quantizer.beam_size for quantizer in quantizers]
+        try:
+            for quantizer in quantizers:
+                quantizer.beam_size = beam_size or quantizer.beam_size
+            yield
+        finally:
+            for quantizer, known in zip(quantizers, before, strict=True):
+                quantizer.beam_size = known
+
+    def check_beams(self, beam_size: int | None) -> None:
+        """Raise UsageError for a number of beams that is not 1 to MAX_BEAMS, or a model that has no beam search."""
+        if beam_size is None:
+            return
+        if not 1 <= beam_size <= MAX_BEAMS:
+            raise UsageError(f"{beam_size} beams: use 1 to {MAX_BEAMS}")
+        if not self._residual_quantizers():
+            raise UsageError(f"{self.name or 'this model'} has no residual codebooks to search: leave --beams out")
+
+    def _residual_quantizers(self) -> list[ResidualVQ]:
+        return [module for module in self.quantizer.modules() if isinstance(module, ResidualVQ)]
 
     def check_audio(self, audio: Audio) -> None:
         """Raise UsageError unless audio is float32 [batch, channels, time >= 1]."""

@@ -30,6 +30,7 @@ from torch import Tensor, nn
 
 from codec.errors import UsageError
 from codec.models.base import (
+    MAX_BEAMS,
     CodebookSize,
     Codec,
     CodecConfig,
@@ -99,7 +100,7 @@ class CausalConfig(CodecConfig):
     codebook_dim: Size | None = None
     """Dimension of the entries, with projections in and out; `dim` without projections if absent."""
     codebook_update: Literal["ema", "gradient"] = "ema"
-    beam_size: int = Field(1, ge=1, le=256)
+    beam_size: int = Field(1, ge=1, le=MAX_BEAMS)
     """Beams of the search through the codebooks of "residual"; 1 takes the nearest entry of each codebook."""
     levels: tuple[Annotated[int, Field(ge=2, le=2**24)], ...] = ()
     """Levels of each dimension for "scalar": `dim` numbers whose product is `codebook_size`."""

@@ -17,7 +17,7 @@ from tests.helpers.commands import all_commands
 OPTIONS = {
     "encode": (
         "inputs --output -o --channels --channel --ffmpeg --force -f --quiet -q --model -m --bitrate --codebooks "
-        "--device --jobs -j --engine --verify --packet --entropy --vbr --raw --rate --append"
+        "--device --jobs -j --engine --verify --packet --entropy --vbr --beams --raw --rate --append"
     ),
     "decode": (
         "inputs --output -o --rate --start --end --subtype --format --force -f --quiet -q --model -m --codebooks "
@@ -35,8 +35,8 @@ OPTIONS = {
     "page": "folder --model -m --onnx --ort --force -f",
     "models": "--json",
     "evaluate": (
-        "--data --json --write --rows --model -m --codebooks --vbr --baseline --speech --visqol --dnsmos --loudness "
-        "--bands --device --jobs -j"
+        "--data --json --write --rows --model -m --codebooks --vbr --beams --baseline --speech --visqol --dnsmos "
+        "--loudness --bands --device --jobs -j"
     ),
     "prepare": "name folder --parts --accept-license --no-download",
     "recipes": "name",

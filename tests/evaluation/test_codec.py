@@ -226,6 +226,8 @@ def test_variable_bit_rates_have_rows_of_their_own(tmp_path: Path) -> None:
     assert [row.mean_codebooks for row in alone.rows] == [found.rows[1].mean_codebooks] * len(alone.rows)
     with pytest.raises(UsageError, match="use 1 to 3"):
         evaluate(model, tmp_path, vbr=[4.0], speech=False)
+    with pytest.raises(UsageError, match="leave --beams out"):
+        evaluate(Scalar(), tmp_path, beams=2, speech=False)
     with pytest.raises(UsageError, match="leave --vbr out"):
         evaluate(Scalar(), tmp_path, vbr=[1.0], speech=False)
 
