@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from codec.checkpoint import save_model
+from codec.checkpoint import load_model, read_card, save_model
 from codec.evaluation.signal_checks import AIMS
 from codec.io.entropy_model import EntropyModel
 from tests.tiny import tiny_model
@@ -48,6 +48,7 @@ def test_all_tools_are_found() -> None:
         "fuzz",
         "pack_weights",
         "plot_rates",
+        "refit_codebooks",
         "train_entropy",
     }
 
@@ -86,6 +87,26 @@ def test_check_signals_prints_a_line_and_writes_a_row_for_each_check(
     assert beeps["aims"] == {"worst_db": "±3"}
     assert beeps["missed"] == ["worst_db"]
     assert sum(len(row["missed"]) for row in rows) == int(summary.split()[0])
+
+
+def test_refitted_codebooks_leave_less_of_other_frames(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tool,) = (tool for tool in TOOLS if tool.stem == "refit_codebooks")
+    soundfile.write(tmp_path / "a.wav", np.random.default_rng(0).normal(0, 0.1, 160_000).clip(-1, 1), 8000)
+    model = tiny_model()
+    save_model(tmp_path / "tiny.safetensors", model, training={"step": 2})
+    options = ["--out", str(tmp_path / "new.safetensors"), "--prefixes", "2:1,3:1", "--rounds", "2"]
+    run(tool, monkeypatch, str(tmp_path / "tiny.safetensors"), str(tmp_path), *options)
+    counted, *shares, _ = capsys.readouterr().out.splitlines()
+    assert counted == "2000 frames, 1900 used, 100 held out"
+    left = [[float(share.split(": ")[-1]) for share in line.split(", ")] for line in shares]
+    assert len(left) == 3
+    assert all(after < 0.9 * before for before, after in zip(left[0], left[2], strict=True))
+    new = load_model(tmp_path / "new.safetensors")
+    assert read_card(tmp_path / "new.safetensors").training == {"step": 2, "refit": {"frames": 1900, "rounds": 2}}
+    changed = {name for name, tensor in new.state_dict().items() if not tensor.equal(model.state_dict()[name])}
+    assert changed == {f"quantizer.residual.stages.{stage}.codebook" for stage in (0, 1)}
 
 
 def test_rates_are_plotted_with_baselines_and_published_numbers(
