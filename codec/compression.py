@@ -308,7 +308,8 @@ def compress_into(
         )
     writer = Writer(file, header, coder=coder)
     if is_live:
-        live.prepare(codec, "encode")
+        with codec.searching(beams):
+            live.prepare(codec, "encode")
     encoder = (
         StreamEncoder(codec, num_codebooks=num_codebooks, batch=header.rows, compiled=is_live)
         if vbr is None
