@@ -257,7 +257,7 @@ def lowest(values: Tensor, count: int) -> Tensor:
     if count == 1:
         return torch.from_numpy(
             values.detach().numpy().argmin(axis=1, keepdims=True)
-        )  # 20 times as fast as torch's argmin
+        )  # 5 to 13 times as fast as torch's argmin
     if group == 1:
         return lowest_of_all(values, count)
     groups = width // group
