@@ -66,7 +66,8 @@ def transcode(
         with stream_output(target, force=force) as file:
             writer = Writer(file, replace(header, time=0) if is_part else header, coder=coder)
             behind = None if last is None else first + _frames(header, last - begin)
-            for packet in reader.coded(first):
+            for whole in reader.coded(first):
+                packet = reader.thinned(whole, count)
                 early = max(0, first - packet.first)
                 late = packet.frames if behind is None else min(packet.frames, behind - packet.first)
                 if late - early == packet.frames and packet.num_codebooks <= count and packet.coder <= coder:

@@ -184,17 +184,18 @@ def test_plain_readers(
     assert "damaged at byte" in result.stderr
 
 
-NETWORK = entropy_model.EntropyModel(random_tensors())
+NETWORK_SIZES = (20, 30, 2, *[7] * 10)
+NETWORK = entropy_model.EntropyModel(random_tensors(NETWORK_SIZES))
 
 
 def entropy_coded(
-    path: Path, coder: int, *, kind: str, rows: int, codebooks: int, frames: int, varying: bool = False
+    path: Path, coder: int, *, kind: str, rows: int, codebooks: int, frames: int, varying: bool = False, hop: int = 80
 ) -> entropy.Codes:
-    """Write a file whose packets all take one coder; return its codes."""
+    """Write a file whose packets all take one coder, in layers if they are longer than a second; return its codes."""
     sizes = NETWORK.sizes[:codebooks]
     header = Header(
-        model="tiny", family="trial", weights_hash="ab" * 32, source_rate=8000, channels=rows, sample_rate=8000, hop=80,
-        decoder_delay=80, codebook_sizes=sizes, frames_per_packet=20,
+        model="tiny", family="trial", weights_hash="ab" * 32, source_rate=8000, channels=rows, sample_rate=8000,
+        hop=hop, decoder_delay=hop, codebook_sizes=sizes, frames_per_packet=20,
     )  # fmt: skip
     codes = codes_of(kind, list(sizes), rows=rows, frames=frames, seed=frames)
     codes = thinned(codes, frames) if varying else codes
@@ -204,7 +205,7 @@ def entropy_coded(
         force_coder(patch, coder)
         writer = Writer(file, header)
         writer.write(codes)
-        writer.close(time=80 * (frames - 1))
+        writer.close(time=hop * (frames - 1))
     return codes
 
 
@@ -232,9 +233,21 @@ CASES = [("random", 1, 1, 1), ("runs", 1, 2, 47), ("rows", 3, 3, 21), ("few", 2,
 @pytest.mark.parametrize("coder", [entropy.ADAPTIVE, entropy.MODEL])
 def test_plain_readers_of_entropy_coded_files(script: str, coder: int, tmp_path: Path) -> None:
     network, path = tmp_path / f"tiny{SUFFIX}", tmp_path / "a.codec"
-    entropy_model.save(network, random_tensors(), weights_hash="ab" * 32)
+    entropy_model.save(network, random_tensors(NETWORK_SIZES), weights_hash="ab" * 32)
     for kind, rows, codebooks, frames in CASES[:: 1 if script == "read_codec" else 2]:
         codes = entropy_coded(path, coder, kind=kind, rows=rows, codebooks=codebooks, frames=frames)
+        np.testing.assert_array_equal(codes_by(script, path, network), codes)
+
+
+@pytest.mark.parametrize("script", ["read_codec", "read_codec.mjs"])
+@pytest.mark.parametrize("coder", [entropy.ADAPTIVE, entropy.MODEL])
+def test_plain_readers_of_layers(script: str, coder: int, tmp_path: Path) -> None:
+    network, path = tmp_path / f"tiny{SUFFIX}", tmp_path / "a.codec"
+    entropy_model.save(network, random_tensors(NETWORK_SIZES), weights_hash="ab" * 32)
+    for kind, rows, codebooks, frames in (("runs", 2, 13, 31), ("few", 1, 7, 3)):
+        codes = entropy_coded(path, coder, kind=kind, rows=rows, codebooks=codebooks, frames=frames, hop=800)
+        with bitstream.open_reader(path) as reader:
+            assert {packet.layered for packet in reader.coded()} == {True}
         np.testing.assert_array_equal(codes_by(script, path, network), codes)
 
 
@@ -242,7 +255,7 @@ def test_plain_readers_of_entropy_coded_files(script: str, coder: int, tmp_path:
 @pytest.mark.parametrize("coder", [entropy.NONE, entropy.ADAPTIVE, entropy.MODEL])
 def test_plain_readers_of_frames_with_different_numbers_of_codebooks(script: str, coder: int, tmp_path: Path) -> None:
     network, path = tmp_path / f"tiny{SUFFIX}", tmp_path / "a.codec"
-    entropy_model.save(network, random_tensors(), weights_hash="ab" * 32)
+    entropy_model.save(network, random_tensors(NETWORK_SIZES), weights_hash="ab" * 32)
     for kind, rows, frames in (("runs", 1, 47), ("rows", 3, 21)):
         codes = entropy_coded(path, coder, kind=kind, rows=rows, codebooks=3, frames=frames, varying=True)
         read = [np.array(packet["codes"]) for packet in read_by(script, path, network)["packets"]]
@@ -254,7 +267,7 @@ def test_plain_readers_forget_the_oldest_of_65_recent_codes(tmp_path: Path) -> N
     """The codebooks of the network above have fewer codes."""
     codes = np.concatenate([np.arange(100), np.arange(30, 60), np.arange(0, 200, 3)])[None, None]
     reader = example("read_codec")["Adaptive"](
-        entropy.encode_adaptive(codes, [1000]), [1000], codes.size, 1, None, False
+        entropy.encode_adaptive(codes, [1000]), [1000], codes.size, 1, None, False, False
     )
     assert [reader.frame(0) for _ in range(codes.size)] == codes[0].T.tolist()
 

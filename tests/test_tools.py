@@ -196,7 +196,7 @@ def test_the_format_is_measured(
 def test_mutated_files_raise_nothing_but_codec_errors() -> None:
     tool = runpy.run_path(str(next(tool for tool in TOOLS if tool.stem == "fuzz")), run_name="tool")
     files, random = tool["corpus"](), np.random.default_rng(0)
-    assert len(files) == 14
+    assert len(files) == 16
     for data in files:
         tool["read"](data)
     for _ in range(60):

@@ -178,6 +178,36 @@ def test_packets_that_stay_as_they_are_are_not_unpacked(tmp_path: Path, monkeypa
     np.testing.assert_array_equal(codes(tmp_path / "d.codec"), codes(tmp_path / "a.codec")[:, :, 25:65])
 
 
+@pytest.mark.parametrize(("count", "is_copied"), [(12, True), (6, True), (4, True), (5, False), (1, False)])
+def test_layers_are_left_out_without_being_unpacked(
+    count: int, is_copied: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    header = Header(
+        model="tiny", family="trial", weights_hash="ab" * 32, source_rate=8000, channels=2, sample_rate=8000,
+        hop=800, decoder_delay=0, codebook_sizes=(8,) * 13, frames_per_packet=20, segment_frames=5,
+    )  # fmt: skip
+    codes = np.random.default_rng(0).integers(0, 8, (2, 13, 5)).repeat(10, axis=2)
+    scale = np.random.default_rng(1).uniform(0.5, 2, (2, 10)).astype(np.float32).repeat(5, axis=1)
+    with (tmp_path / "a.codec").open("wb") as file:
+        writer = Writer(file, header)
+        writer.write(codes, scale)
+        writer.close(time=800 * 50)
+    unpacked, unpack = list[int](), Reader.unpacked
+
+    def noted(reader: Reader, packet: CodesPacket) -> Packet:
+        unpacked.append(packet.num_codebooks)
+        return unpack(reader, packet)
+
+    monkeypatch.setattr(Reader, "unpacked", noted)
+    transcode(tmp_path / "a.codec", tmp_path / "b.codec", num_codebooks=count)
+    assert unpacked == ([] if is_copied else [6] * 3 if count == 5 else [4] * 3)
+    with bitstream.open_reader(tmp_path / "b.codec") as reader:
+        assert reader.header.num_codebooks == count
+        packets = list(reader.intact())
+    np.testing.assert_array_equal(np.concatenate([packet.codes for packet in packets], axis=2), codes[:, :count])
+    np.testing.assert_array_equal(np.concatenate([packet.scale for packet in packets], axis=1), scale)
+
+
 def test_append_is_the_join_of_both(tmp_path: Path) -> None:
     first = recording(tmp_path / "a.codec", rate=8000, time=9001, num_codebooks=2)
     second = recording(tmp_path / "b.codec", rate=8000, time=5003, seed=1, num_codebooks=2)

@@ -2,10 +2,10 @@
 
     python tools/fuzz.py --inputs 1000000 --seed 0
 
-A file is read to its end, from the middle, and its header again. Mutations flip bits, cut, insert, repeat and swap
-parts, put in extreme numbers, and half of the time repair checksums, as an attacker would. Inputs that fail are written
-to --out. Allocations beyond the limit fail in the kernel (RLIMIT_AS), because a tracer of allocations takes four times
-as long.
+A file is read to its end, from the middle, and as a pipe; half of the codebooks of its packets are left out. Mutations
+flip bits, cut, insert, repeat and swap parts, put in extreme numbers, and half of the time repair checksums, as an
+attacker would. Inputs that fail are written to --out. Allocations beyond the limit fail in the kernel (RLIMIT_AS),
+because a tracer of allocations takes four times as long.
 """
 
 import argparse
@@ -14,6 +14,8 @@ import resource
 import time
 import zlib
 from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -41,15 +43,15 @@ EXTREMES = (
 )
 
 TAGS = Tags((("title", "größe"), ("artist", "a"), ("artist", "b")), Cover("image/png", bytes(300)))
-SPEECH = slice(RATE // 2, RATE)
+SPEECH = slice(RATE // 2, RATE * 7 // 10)
 
 Random = np.random.Generator
 Mutation = Callable[[bytearray, Random], None]
 
 
 def corpus() -> list[bytes]:
-    """Small files of different kinds: both versions, coders 0 and 1, scales, tags, frames with different numbers of
-    codebooks.
+    """Small files of different kinds: both versions, coders 0 and 1, scales, tags, layers, frames with different
+    numbers of codebooks.
     """
     files = [path.read_bytes() for path in sorted(Path(__file__).parents[1].glob("tests/golden/*.codec"))]
     random = np.random.default_rng(0)
@@ -64,6 +66,9 @@ def corpus() -> list[bytes]:
         files += [
             file_of(varying, sizes, channels=channels, segment=segment, coder=coder) for coder in (NONE, ADAPTIVE)
         ]
+    files += [
+        file_of(np.ones((rows, 13, 6), np.int64), (8,) * 13, channels=rows, segment=0, hop=24_000) for rows in (1, 3)
+    ]
     return files
 
 
@@ -71,7 +76,18 @@ def modeled() -> list[bytes]:
     """Files by coder 2."""
     speech = synthesize()[:, SPEECH]
     options: list[dict[str, Any]] = [{"num_codebooks": 1}, {"num_codebooks": 3}, {"num_codebooks": 3, "vbr": 2.5}]
-    return [compress(speech, sample_rate=RATE, device="cpu", **each) for each in options]
+    files = [compress(speech, sample_rate=RATE, device="cpu", **each) for each in options]
+    return [*files, in_layers(compress(speech, sample_rate=RATE, device="cpu", num_codebooks=7))]
+
+
+def in_layers(data: bytes) -> bytes:
+    """The same file with packets of ten seconds, which are in layers."""
+    reader, file = Reader(io.BytesIO(data), label="fuzz"), io.BytesIO()
+    writer = Writer(file, replace(reader.header, frames_per_packet=10 * reader.header.frames_per_packet))
+    for codes in reader.packets():
+        writer.write(codes)
+    writer.close(time=reader.header.time)
+    return file.getvalue()
 
 
 def file_of(
@@ -82,11 +98,12 @@ def file_of(
     segment: int,
     tags: Tags = NO_TAGS,
     coder: int = ADAPTIVE,
+    hop: int = 480,
 ) -> bytes:
     """A file of 44.1 kHz with codes [rows, codebooks, frames]; with two channels, both are decoded from one."""
     header = Header(
         model="tiny", family="causal", weights_hash="0" * 64, source_rate=44_100, channels=channels, sample_rate=24_000,
-        hop=480, decoder_delay=480, codebook_sizes=sizes, frames_per_packet=4, segment_frames=segment,
+        hop=hop, decoder_delay=480, codebook_sizes=sizes, frames_per_packet=4, segment_frames=segment,
         sample_format="FLOAT", mix=((1.0,),) * 2 if channels == 2 else (), tags=tags,
     )  # fmt: skip
     file = io.BytesIO()
@@ -154,16 +171,36 @@ def mutated(files: list[bytes], random: Random) -> bytes:
     return bytes(data)
 
 
+class Pipe(io.BytesIO):
+    """Bytes that are read once."""
+
+    def seekable(self) -> bool:
+        """As a pipe."""
+        return False
+
+
 def read(data: bytes) -> None:
-    """Read everything, then from the middle. Raises whatever the reader raises but CodecErrors."""
-    try:
-        reader = Reader(io.BytesIO(data), label="fuzz")
-        for _ in reader.parts():
-            pass
-        for _ in reader.parts(reader.header.frames // 2):
-            pass
-    except CodecError:
+    """Read everything, then from the middle, then as a pipe. Raises whatever the reader raises but CodecErrors."""
+    for way in (read_parts, thin):
+        with suppress(CodecError):
+            way(data)
+
+
+def read_parts(data: bytes) -> None:
+    """Read everything, then from the middle."""
+    reader = Reader(io.BytesIO(data), label="fuzz")
+    for _ in reader.parts():
         pass
+    for _ in reader.parts(reader.header.frames // 2):
+        pass
+
+
+def thin(data: bytes) -> None:
+    """Read a pipe without decoding codes, and leave out half of them."""
+    reader = Reader(Pipe(data), label="fuzz")
+    for packet in reader.coded():
+        reader.thinned(packet, max(1, packet.num_codebooks // 2))
+        reader.codebook_counts(packet)
 
 
 def problem(data: bytes, clock: Callable[[], float] = time.perf_counter) -> str:

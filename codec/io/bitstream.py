@@ -46,7 +46,7 @@ Packets follow. A reader skips packets of an unknown kind.
 
     bytes  packet
         2  marker: F5 C3
-        1  kind: 0 to 63 codes by this coder, 64 more if codebooks vary by frame; 128 tags (`codec.io.tags`), 255 end
+        1  kind: 0 to 31 codes by this coder, 32 more in layers, 64 more if codebooks vary by frame; 128 tags, 255 end
         b  body
         4  CRC-32 of everything before it in this packet
 
@@ -59,10 +59,11 @@ The body of a packet of codes:
            scale: if the model has one, float32 numbers [segments of the packet, rows]
            the codes, up to the end of the body
 
-`codec.io.entropy` describes the coders; a writer takes the one that gives the fewest bytes. A row is a group of `model
-channels` channels; the last group repeats the last channel to fill up. Decoded audio of a segment is multiplied by its
-scale; a packet begins with a segment. If the last two segments of a signal are both short and have as many frames as a
-whole one, or fewer, the last segment has a packet of its own, which does not begin at a multiple of segment frames.
+`codec.io.tags` describes tags, `codec.io.entropy` the coders and their layers; a writer takes the one that gives the
+fewest bytes. A row is a group of `model channels` channels; the last group repeats the last channel to fill up. Decoded
+audio of a segment is multiplied by its scale; a packet begins with a segment. If the last two segments of a signal are
+both short and have as many frames as a whole one, or fewer, the last segment has a packet of its own, which does not
+begin at a multiple of segment frames.
 
 The body of the end packet:
 
@@ -139,6 +140,7 @@ _START = struct.Struct("<8sHH")
 _MARKER = b"\xf5\xc3"
 _FOOTER = struct.Struct("<I")
 _CODERS, _TAGS, _END = range(128), 128, 255
+_LAYERED = 32  # added to the coder of a packet in layers
 _VARYING = 64  # added to the coder of a packet whose frames have different numbers of codebooks
 _COMMON_FORMAT = "PCM_16"  # which the header does not state
 _OTHER_BODY = 1 << 20  # bytes, of packets other than codes
@@ -432,7 +434,9 @@ class Writer:
         digest = self._network.digest if self._network else header.network
         header = replace(header, network=digest, has_tags=bool(header.tags))
         self.header = replace(header, frames=0)
-        self._encoder = entropy.PacketEncoder(header.codebook_sizes, coder=coder, model=self._network)
+        # in packets of a second, layers cost twice as much, and a file of a few seconds is thinned at once anyway
+        layered = header.frames_per_packet * header.hop > header.sample_rate
+        self._encoder = entropy.PacketEncoder(header.codebook_sizes, coder=coder, model=self._network, layered=layered)
         self.size = self.coded_bytes = self.packed_bytes = 0
         self.digest = hashlib.blake2b()
         self._file = file
@@ -474,7 +478,7 @@ class Writer:
         The file has the same rows, codebooks and segments, and the same network if the packet was coded by one.
         """
         self._flush()
-        kind = packet.coder + _VARYING * packet.varying
+        kind = packet.coder + _LAYERED * packet.layered + _VARYING * packet.varying
         self._send_codes(packet.frames, packet.num_codebooks, kind, packet.payload)
 
     def close(self, *, time: int) -> None:
@@ -526,6 +530,7 @@ class Writer:
         frames = codes.shape[2]
         codes = codes[:, (codes >= 0).any(axis=(0, 2))]
         sizes, varying = self.header.codebook_sizes[: codes.shape[1]], entropy.varies(codes)
+        layered = self._encoder.in_layers(codes)
         coder, payload = self._encoder.finish(codes)
         self.coded_bytes += len(payload)
         self.packed_bytes += (
@@ -536,7 +541,8 @@ class Writer:
             segments = self._pending_scale[:, : frames : self.header.segment_frames]  # [rows, segments]
             payload = segments.T.astype("<f4").tobytes() + payload
             self._pending_scale = self._pending_scale[:, frames:]
-        self._send_codes(frames, len(sizes), coder + _VARYING * varying, payload)
+        kind = coder + _LAYERED * (layered and coder != entropy.NONE) + _VARYING * varying
+        self._send_codes(frames, len(sizes), kind, payload)
 
     def _whole_segments(self, frames: int) -> int:
         """Pending frames before one that begins a segment after a short segment; 0 if there is none."""
@@ -608,7 +614,10 @@ class _Format2:
             raise ValueError(f"it states {num_codebooks} codebooks")
         if first % self._segment_frames and frames >= self._segment_frames:
             raise ValueError("it begins within a segment")
-        return CodesPacket(first, frames, num_codebooks, kind % _VARYING, body.rest(), offset, kind >= _VARYING)
+        coder, layered, varying = kind % _LAYERED, bool(kind & _LAYERED), bool(kind & _VARYING)
+        if layered and (varying or coder == entropy.NONE):
+            raise ValueError(f"it states kind {kind}")
+        return CodesPacket(first, frames, num_codebooks, coder, body.rest(), offset, varying, layered)
 
 
 def _end_packet(body: Fields, offset: int) -> EndPacket:
@@ -692,6 +701,21 @@ class Reader:
         except ValueError as error:
             raise self.damaged(self._undecodable(packet, error, packet.first)) from error
         return unpacked
+
+    def thinned(self, packet: CodesPacket, num_codebooks: int) -> CodesPacket:
+        """A packet of `coded` without the layers that only hold higher codebooks, which are not decoded.
+
+        Raises DamagedFile for layers that no encoder writes.
+        """
+        if not packet.layered:
+            return packet
+        begin = self._scale_bytes(packet.frames)
+        try:
+            codes, kept = entropy.thinned(packet.payload[begin:], packet.num_codebooks, num_codebooks)
+        except ValueError as error:
+            raise self.damaged(self._undecodable(packet, error, packet.first)) from error
+        payload, layered = packet.payload[:begin] + codes, len(entropy.layer_ends(kept)) > 1
+        return packet._replace(num_codebooks=kept, payload=payload, layered=layered)
 
     def codebook_counts(self, packet: CodesPacket) -> npt.NDArray[np.int64]:
         """The numbers of codebooks [frames, rows] of a packet of `coded`; its codes are not decoded.
@@ -890,6 +914,7 @@ class Reader:
             lengths=lengths,
             model=self._network,
             varying=packet.varying,
+            layered=packet.layered,
         )
         first, size = packet.first, len(packet.payload)
         try:
@@ -948,12 +973,14 @@ class Reader:
     def _by_length(self, start: bytes, stated: int) -> tuple[int, bytes] | None:
         """The header if a byte of its length is altered: the place of the byte, and the header as it was."""
         altered = self._window.peek(_START.size + 0xFFFF + CRC_BYTES)
-        for byte in range(1, 256):
-            for place in range(2):
-                length = (stated ^ byte << 8 * place).to_bytes(2, "little")
-                size = _START.size + int.from_bytes(length, "little") + CRC_BYTES
-                data = start[:-2] + length + altered[_START.size : size]
-                if len(data) == size and is_sealed(data):
+        most = len(altered) - _START.size - CRC_BYTES
+        lengths = [(0, stated & 0xFF00 | low) for low in range(256)]
+        lengths += [(1, stated & 0xFF | high << 8) for high in range(most // 256 + 1)]
+        for place, length in lengths:
+            if length <= most and length != stated:
+                end = _START.size + length + CRC_BYTES
+                data = start[:-2] + length.to_bytes(2, "little") + altered[_START.size : end]
+                if is_sealed(data):
                     return _START.size - 2 + place, data
         return None
 

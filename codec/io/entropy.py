@@ -32,6 +32,10 @@ their own for codebook 0, for the answer in the lower codebook, and for the answ
 Coder 2 asks the same questions. A code without a yes follows by the frequencies that the network predicts; those of the
 refused candidates and, if "recent" was refused, of the recent codes are 0.
 
+In layers, codebooks 0 to 3, 4 and 5, 6 to 11, and the others have a range coder each, counts of yes and no of their
+own, and what predicts them in the frame before is that of lower layers and their own. A layer can be left out with all
+higher ones: the payload has the bytes of one after another, with their lengths.
+
 The range coder (Martin 1979, with the carries of Schindler's coder) keeps `low` and `width` of an interval within
 2**48, so that 53-bit numbers suffice:
 
@@ -41,6 +45,7 @@ The range coder (Martin 1979, with the carries of Schindler's coder) keeps `low`
 At the end one byte is sent that makes every continuation fall into the interval, or none if zeros do.
 """
 
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import accumulate
 from typing import Literal, Protocol, TypeAlias
@@ -50,6 +55,7 @@ import numpy.typing as npt
 
 from codec.errors import UsageError
 from codec.io.entropy_model import EntropyModel, FramePredictor, Frequencies, PacketPredictor
+from codec.io.fields import Fields, sized
 
 Codes = npt.NDArray[np.int64]
 
@@ -59,6 +65,9 @@ Choice: TypeAlias = Literal["auto", "none", "adaptive", "model"]
 """The last coder that a writer tries, by name; "auto" tries all that the codec has."""
 # codes of a packet that take time, by coders 1 and 2; a forged packet of more would decode for more than a second
 MAX_MODELED, MAX_PREDICTED = 1 << 16, 1 << 14
+
+LAYER_ENDS = 4, 6, 12  # codebooks
+LEAST_LAYERED = 7  # codebooks of a packet in layers, because layers cost most in small packets (docs/lab-notes.md)
 
 _UNKNOWN = -1  # a code that a decoder has not read, or a candidate that does not exist
 _NO_ANSWER = 2  # for codebook 0, which has no lower codebook
@@ -90,28 +99,38 @@ def encode(
 class PacketEncoder:
     """Code packets as `encode`, one after another, each while its frames arrive, so that little is left at its end."""
 
-    def __init__(self, sizes: Sequence[int], *, coder: int = MODEL, model: EntropyModel | None = None) -> None:
-        """Arguments as of `encode`; `sizes` may be those of further codebooks, too."""
-        self._sizes = sizes
+    def __init__(
+        self, sizes: Sequence[int], *, coder: int = MODEL, model: EntropyModel | None = None, layered: bool = False
+    ) -> None:
+        """Arguments as of `encode`; `sizes` may be those of further codebooks, too.
+
+        With `layered`, coders 1 and 2 code packets of LEAST_LAYERED codebooks and more in layers.
+        """
+        self._sizes, self._layered = sizes, layered
         self._models = {ADAPTIVE: None, MODEL: model} if model else {ADAPTIVE: None}
         self._models = {number: network for number, network in self._models.items() if number <= coder}
-        self._passes: dict[int, tuple[RangeEncoder, _Pass]] = {}
+        self._passes: dict[int, tuple[list[RangeEncoder], _Pass]] = {}
         self._frames = 0
+
+    def in_layers(self, codes: Codes) -> bool:
+        """Whether coders 1 and 2 code this packet in layers."""
+        return self._layered and codes.shape[1] >= LEAST_LAYERED and not varies(codes)
 
     def advance(self, codes: Codes) -> None:
         """Code what is new in the packet, of which `codes` [rows, codebooks, frames] are all frames so far."""
         rows, num_codebooks, frames = codes.shape
         if varies(codes) or frames == self._frames:  # the numbers of codebooks of all frames come first
             return
+        ends = layer_ends(num_codebooks, layered=self.in_layers(codes))
         if not self._passes:
             sizes = self._sizes[:num_codebooks]
-            coders = {number: RangeEncoder() for number in self._models}
-            self._passes = {number: (coder, _Pass(coder, sizes, rows)) for number, coder in coders.items()}
+            coders = {number: [RangeEncoder() for _ in ends] for number in self._models}
+            self._passes = {number: (of_layers, _Pass(of_layers, sizes, rows)) for number, of_layers in coders.items()}
         listed = codes[:, :, self._frames :].transpose(2, 0, 1).tolist()
         for number, (_, passage) in self._passes.items():
             if codes.size <= _most(number):
                 model = self._models[number]
-                predictors = [PacketPredictor(model, row, self._frames) for row in codes] if model else None
+                predictors = [PacketPredictor(model, row, self._frames, ends) for row in codes] if model else None
                 passage.push(listed, predictors)
         self._frames = frames
 
@@ -130,7 +149,7 @@ class PacketEncoder:
                 self._passes, self._frames = {}, 0
             self.advance(codes)
             payloads = {NONE: pack(codes, sizes)}
-            payloads |= {number: self._passes[number][0].finish() for number in numbers}
+            payloads |= {number: _joined(self._passes[number][0]) for number in numbers}
         self._passes, self._frames = {}, 0
         best = min(payloads, key=lambda number: len(payloads[number]))
         return best, payloads[best]
@@ -155,6 +174,7 @@ def decode(
     frames: int,
     model: EntropyModel | None = None,
     varying: bool = False,
+    layered: bool = False,
 ) -> Codes:
     """The inverse of `encode`: codes [rows, codebooks, frames]; `varying` is what `varies` says of them.
 
@@ -162,7 +182,15 @@ def decode(
     payload that no encoder writes.
     """
     (codes,) = decode_pieces(
-        coder, payload, sizes, rows=rows, frames=frames, model=model, varying=varying, lengths=[frames]
+        coder,
+        payload,
+        sizes,
+        rows=rows,
+        frames=frames,
+        lengths=[frames],
+        model=model,
+        varying=varying,
+        layered=layered,
     )
     return codes
 
@@ -177,6 +205,7 @@ def decode_pieces(
     lengths: Iterable[int],
     model: EntropyModel | None = None,
     varying: bool = False,
+    layered: bool = False,
 ) -> Iterator[Codes]:
     """Yield what `decode` gives in pieces of these `lengths` in frames, each as soon as it is decoded.
 
@@ -191,8 +220,16 @@ def decode_pieces(
             yield codes[:, :, first : first + length]
             first += length
         return
-    network = model if coder == MODEL else None
-    yield from _decoded(payload, sizes, rows=rows, frames=frames, lengths=lengths, model=network, varying=varying)
+    yield from _decoded(
+        payload,
+        sizes,
+        rows=rows,
+        frames=frames,
+        lengths=lengths,
+        model=model if coder == MODEL else None,
+        varying=varying,
+        layered=layered,
+    )
 
 
 # coder 0
@@ -275,17 +312,26 @@ def _used(sizes: Sequence[int]) -> npt.NDArray[np.bool_]:
 # coders 1 and 2
 
 
-def encode_adaptive(codes: Codes, sizes: Sequence[int], model: EntropyModel | None = None) -> bytes:
+def encode_adaptive(
+    codes: Codes, sizes: Sequence[int], model: EntropyModel | None = None, *, layered: bool = False
+) -> bytes:
     """Code a packet [rows, codebooks, frames] by what repeats within it, and by the network if there is one."""
-    coder = RangeEncoder()
-    pass_codes(coder, codes, sizes, model)
-    return coder.finish()
+    coders = [RangeEncoder() for _ in layer_ends(len(sizes), layered=layered)]
+    _pass_all(coders, codes, sizes, model)
+    return _joined(coders)
 
 
 def pass_codes(coder: "Coder", codes: Codes, sizes: Sequence[int], model: EntropyModel | None) -> None:
     """Pass a packet of known codes through any coder, as `encode_adaptive` through a RangeEncoder."""
-    predictors = [PacketPredictor(model, row) for row in codes] if model else None
-    _adaptive(coder, codes.transpose(2, 0, 1).tolist(), sizes, predictors, varying=varies(codes))
+    _pass_all([coder], codes, sizes, model)
+
+
+def _pass_all(coders: "Sequence[Coder]", codes: Codes, sizes: Sequence[int], model: EntropyModel | None) -> None:
+    ends = layer_ends(len(sizes), layered=len(coders) > 1)
+    predictors = [PacketPredictor(model, row, ends=ends) for row in codes] if model else None
+    listed = codes.transpose(2, 0, 1).tolist()
+    counts = _pass_counts(coders[0], listed) if varies(codes) else None
+    _Pass(coders, sizes, len(codes)).push(listed, predictors, counts)
 
 
 def decode_adaptive(
@@ -296,9 +342,12 @@ def decode_adaptive(
     frames: int,
     model: EntropyModel | None = None,
     varying: bool = False,
+    layered: bool = False,
 ) -> Codes:
     """The inverse of `encode_adaptive`. Raises ValueError for a payload that it never writes."""
-    (codes,) = _decoded(payload, sizes, rows=rows, frames=frames, lengths=[frames], model=model, varying=varying)
+    (codes,) = _decoded(
+        payload, sizes, rows=rows, frames=frames, lengths=[frames], model=model, varying=varying, layered=layered
+    )
     return codes
 
 
@@ -311,23 +360,53 @@ def _decoded(
     lengths: Iterable[int],
     model: EntropyModel | None,
     varying: bool,
+    layered: bool,
 ) -> Iterator[Codes]:
     """Yield what `decode_adaptive` gives in pieces of these lengths in frames."""
     most = _most(MODEL if model else ADAPTIVE)
     if (count := rows * len(sizes) * frames) > most:
         raise ValueError(f"{count} codes by a coder of at most {most}")
-    coder = RangeDecoder(payload)
-    passage = _Pass(coder, sizes, rows)
-    predictors = [FramePredictor(model, len(sizes)) for _ in range(rows)] if model else None
-    counts = _pass_counts(coder, _unknown(frames, rows, len(sizes))) if varying else None
+    ends = layer_ends(len(sizes), layered=layered)
+    coders = [RangeDecoder(part) for part in _parts(payload, len(ends))]
+    passage = _Pass(coders, sizes, rows)
+    predictors = [FramePredictor(model, len(sizes), ends) for _ in range(rows)] if model else None
+    counts = _pass_counts(coders[0], _unknown(frames, rows, len(sizes))) if varying else None
     first = 0
     for length in lengths:
         codes = _unknown(length, rows, len(sizes))
         passage.push(codes, predictors, counts and counts[first : first + length])
         first += length
         if first >= frames:
-            coder.finish()
+            for coder in coders:
+                coder.finish()
         yield np.array(codes, np.int64).transpose(1, 2, 0)
+
+
+def layer_ends(num_codebooks: int, *, layered: bool = True) -> tuple[int, ...]:
+    """The codebooks behind the last one of each layer of a packet; without layers, all are one."""
+    return *(end for end in LAYER_ENDS if layered and end < num_codebooks), num_codebooks
+
+
+def thinned(payload: bytes, num_codebooks: int, count: int) -> tuple[bytes, int]:
+    """The lowest layers of a payload of `num_codebooks` in layers that hold `count` of them; and how many they hold.
+
+    Raises ValueError for a payload that has other layers.
+    """
+    ends = layer_ends(num_codebooks)
+    layers = bisect_left(ends, min(count, num_codebooks)) + 1
+    *lower, last = _parts(payload, len(ends))[:layers]
+    return b"".join(map(sized, lower)) + last, ends[layers - 1]
+
+
+def _joined(coders: "Sequence[RangeEncoder]") -> bytes:
+    *lower, last = (coder.finish() for coder in coders)
+    return b"".join(map(sized, lower)) + last
+
+
+def _parts(payload: bytes, layers: int) -> list[bytes]:
+    """The bytes of the layers of a payload."""
+    fields = Fields(payload)
+    return [*(fields.content() for _ in range(layers - 1)), fields.rest()]
 
 
 def codebook_counts(coder: int, payload: bytes, num_codebooks: int, *, rows: int, frames: int) -> Codes:
@@ -360,26 +439,16 @@ class Predictor(Protocol):
         """Take the code of a codebook in this frame."""
 
 
-def _adaptive(
-    coder: "Coder",
-    codes: list[list[list[int]]],
-    sizes: Sequence[int],
-    predictors: Sequence[Predictor] | None,
-    *,
-    varying: bool,
-) -> None:
-    """Pass codes [frames][rows][codebooks] through the coder; a decoder replaces unknown ones."""
-    counts = _pass_counts(coder, codes) if varying else None
-    _Pass(coder, sizes, len(codes[0])).push(codes, predictors, counts)
-
-
 class _Pass:
-    """A packet on its way through a coder, a few frames at a time."""
+    """A packet on its way through the coders of its layers, a few frames at a time."""
 
-    def __init__(self, coder: "Coder", sizes: Sequence[int], rows: int) -> None:
-        questions = _Questions()
-        self._coder, self._sizes = coder, sizes
-        self._histories = [_History(questions, sizes) for _ in range(rows)]
+    def __init__(self, coders: "Sequence[Coder]", sizes: Sequence[int], rows: int) -> None:
+        ends = layer_ends(len(sizes), layered=len(coders) > 1)
+        layers = [bisect_right(ends, codebook) for codebook in range(len(sizes))]
+        questions = [_Questions() for _ in coders]
+        self._coders = [coders[layer] for layer in layers]
+        self._sizes = sizes
+        self._histories = [_History([questions[layer] for layer in layers], sizes) for _ in range(rows)]
 
     def push(
         self,
@@ -397,7 +466,7 @@ class _Pass:
             above: list[int] | None = None
             frame_counts = counts[number] if counts else whole
             for history, predictor, row, count in zip(self._histories, of_rows, frame, frame_counts, strict=True):
-                history.code_frame(self._coder, row, above, count, predictor)
+                history.code_frame(self._coders, row, above, count, predictor)
                 above = row
 
 
@@ -423,7 +492,7 @@ def _pass_count(coder: "Coder", codes: list[int], before: int, same: list[int], 
 
 
 class _Questions:
-    """The counts [no, yes] of every question, which all rows share."""
+    """The counts [no, yes] of every question of a layer, which all rows share."""
 
     def __init__(self) -> None:
         self.row = [[[1, 1] for _ in range(3)] for _ in range(2)]  # codebook 0 or higher, answer in the lower one
@@ -435,34 +504,39 @@ class _Questions:
 class _History:
     """What was coded in one row of the packet."""
 
-    def __init__(self, questions: _Questions, sizes: Sequence[int]) -> None:
-        self._questions, self._sizes = questions, sizes
+    def __init__(self, questions: Sequence[_Questions], sizes: Sequence[int]) -> None:
+        self._questions, self._sizes = questions, sizes  # of each codebook
         self._before: list[int] = []  # codes of the frame before
         self._repeated = [0] * len(sizes)  # whether they repeated the frame before them
         self._follow: list[dict[int, int]] = [{} for _ in sizes]
         self._recent: list[dict[int, int]] = [{} for _ in sizes]  # counts, in the order in which the codes appeared
 
     def code_frame(
-        self, coder: "Coder", codes: list[int], above: list[int] | None, count: int, predictor: Predictor | None
+        self,
+        coders: "Sequence[Coder]",
+        codes: list[int],
+        above: list[int] | None,
+        count: int,
+        predictor: Predictor | None,
     ) -> None:
-        """Pass the first `count` of codes [codebooks] through the coder; `above` are those of the row before."""
+        """Pass the first `count` of codes [codebooks] through their coders; `above` are those of the row before."""
         same_row = same_frame = _NO_ANSWER
         if predictor:
             predictor.start_frame()
         self._repeated[count:] = [0] * (len(self._sizes) - count)
         for codebook in range(count):
-            higher = int(codebook > 0)
+            coder, questions, higher = coders[codebook], self._questions[codebook], int(codebook > 0)
             before = self._before[codebook] if self._before else _UNKNOWN
             lower = codes[codebook - 1] if higher else self._before[0] if self._before else _UNKNOWN
             follow = self._follow[codebook]
             recent = self._recent[codebook]
             candidates = (
-                (above[codebook] if above else _UNKNOWN, self._questions.row[higher][same_row]),
-                (before, self._questions.repeat[higher][same_frame][self._repeated[codebook]]),
-                (follow.get(lower, _UNKNOWN), self._questions.follow[higher]),
+                (above[codebook] if above else _UNKNOWN, questions.row[higher][same_row]),
+                (before, questions.repeat[higher][same_frame][self._repeated[codebook]]),
+                (follow.get(lower, _UNKNOWN), questions.follow[higher]),
             )
             refused: list[int] = []
-            found = _candidate(coder, codes[codebook], candidates, recent, self._questions.recent[higher], refused)
+            found = _candidate(coder, codes[codebook], candidates, recent, questions.recent[higher], refused)
             code = self._other(coder, codes[codebook], codebook, refused, predictor) if found is None else found
             if predictor:
                 predictor.push(codebook, code)

@@ -22,6 +22,7 @@ All vectors before the packet are zeros, and those of codebooks that a frame doe
 
 import hashlib
 import json
+from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -66,10 +67,17 @@ class CodeVectors:
 
     def rest(self, vectors: Sequence[Floats], first: int = 1) -> Floats:
         """The sum [..., vector] of vectors [..., vector] per codebook, from codebook `first` on."""
-        total = self.zeros(1, *vectors[0].shape[:-1])
-        for codebook in range(first, len(vectors)):
-            total += self.weighted(codebook, vectors[codebook])
-        return scaled(total, GAIN_SHIFT)
+        return self.rests(vectors, [len(vectors)], first)[0]
+
+    def rests(self, vectors: Sequence[Floats], ends: Sequence[int], first: int = 1) -> list[Floats]:
+        """The `rest` of the codebooks before each of the `ends`, which ascend."""
+        total, found = self.zeros(1, *vectors[0].shape[:-1]), []
+        for end in ends:
+            for codebook in range(first, min(end, len(vectors))):
+                total += self.weighted(codebook, vectors[codebook])
+            found.append(scaled(total, GAIN_SHIFT))
+            first = max(first, end)
+        return found
 
     def weighted(self, codebook: int, vector: Floats) -> Floats:
         """What a vector [..., vector] adds to the sum of `rest`."""
@@ -182,18 +190,26 @@ def _limited(x: Floats) -> Floats:
 class PacketPredictor:
     """Predict the codes of a packet that is known, all frames from `first` on at once."""
 
-    def __init__(self, model: EntropyModel, codes: npt.NDArray[np.int64], first: int = 0) -> None:
-        """`codes` are those of one row [codebooks, frames], -1 where a frame has fewer codebooks."""
+    def __init__(
+        self, model: EntropyModel, codes: npt.NDArray[np.int64], first: int = 0, ends: Sequence[int] = ()
+    ) -> None:
+        """`codes` are those of one row [codebooks, frames], -1 where a frame has fewer codebooks.
+
+        `ends` are the codebooks behind the last one of each layer; by default, all are one layer.
+        """
         begin = max(0, first - PAST)  # no frame depends on more
         new = slice(first - begin, None)
         codes = codes[:, begin:]
         # [frames, vector] each
         vectors = [model.vector(codebook, row) * (row >= 0)[:, None] for codebook, row in enumerate(codes)]
-        known = past_context(past(vectors[0], PAST)[new], past(model.rest(vectors), 2)[new])
-        self._frequencies = [
-            model.frequencies(codebook, known, past(vector, 1)[new, 0], [lower[new] for lower in vectors[:codebook]])
-            for codebook, vector in enumerate(vectors)
-        ]
+        before, ends = past(vectors[0], PAST)[new], ends or (len(codes),)
+        self._frequencies: list[Frequencies] = []
+        for end, rest in zip(ends, model.rests(vectors, ends), strict=True):
+            known = past_context(before, past(rest, 2)[new])
+            for codebook in range(len(self._frequencies), end):
+                lower = [vector[new] for vector in vectors[:codebook]]
+                own = past(vectors[codebook], 1)[new, 0]
+                self._frequencies.append(model.frequencies(codebook, known, own, lower))
         self._frame = -1
 
     def start_frame(self) -> None:
@@ -212,28 +228,31 @@ class PacketPredictor:
 class FramePredictor:
     """Predict one code after another from the codes before, as PacketPredictor does."""
 
-    def __init__(self, model: EntropyModel, num_codebooks: int) -> None:
-        self._model = model
-        self._first, self._rest = model.zeros(0, PAST), model.zeros(1, 2)
+    def __init__(self, model: EntropyModel, num_codebooks: int, ends: Sequence[int] = ()) -> None:
+        """`ends` as of PacketPredictor."""
+        self._model, self._ends = model, ends or (num_codebooks,)
+        self._layers = [bisect_right(self._ends, codebook) for codebook in range(num_codebooks)]
+        self._first, self._rests = model.zeros(0, PAST), [model.zeros(1, 2) for _ in self._ends]
         self._absent = [model.zeros(codebook) for codebook in range(num_codebooks)]
         self._before = self._absent
         self._vectors: list[Floats] = []  # of this frame
         self._sum = model.zeros(1)  # of gain · vector over its codebooks from 2 on
-        self._past: list[Floats] = []
+        self._pasts: list[list[Floats]] = []  # of each layer
 
     def start_frame(self) -> None:
         """Move to the next frame."""
         if self._vectors:
             self._first = np.concatenate([self._vectors[0][None], self._first[:-1]])
-            self._rest = np.stack([self._model.rest(self._vectors), self._rest[0]])
+            newest = self._model.rests(self._vectors, self._ends)
+            self._rests = [np.stack([rest, old[0]]) for rest, old in zip(newest, self._rests, strict=True)]
             self._before, self._vectors = self._vectors + self._absent[len(self._vectors) :], []
             self._sum = self._model.zeros(1)
-        self._past = [np.concatenate(past_context(self._first, self._rest))]
+        self._pasts = [[np.concatenate(past_context(self._first, rest))] for rest in self._rests]
 
     def frequencies(self, codebook: int) -> Frequencies:
         """The frequencies [size] of the codes of a codebook in this frame."""
-        rest = scaled(self._sum, GAIN_SHIFT)
-        return self._model.frequencies(codebook, self._past, self._before[codebook], self._vectors, rest)
+        rest, known = scaled(self._sum, GAIN_SHIFT), self._pasts[self._layers[codebook]]
+        return self._model.frequencies(codebook, known, self._before[codebook], self._vectors, rest)
 
     def push(self, codebook: int, code: int) -> None:
         """Take the code of the next codebook in this frame."""

@@ -24,6 +24,8 @@ class CodesPacket(NamedTuple):
     """Position of its first byte in the file."""
     varying: bool = False
     """Whether frames have different numbers of codebooks, `num_codebooks` at most."""
+    layered: bool = False
+    """Whether the payload is in layers of codebooks."""
 
 
 class EndPacket(NamedTuple):

@@ -82,7 +82,7 @@ function readHeader(file) {
 }
 
 function readCodes(kind, body, header, network) {
-  const coder = kind % 64, varying = kind >= 64;
+  const coder = kind % 32, layered = (kind & 32) > 0, varying = (kind & 64) > 0;
   const [first, frames, codebooks] = [body.number(), body.number(), body.number()];
   const isKnown = coder < 2 || (coder === 2 && network && network.digest === header.network);
   if (!isKnown) throw new Error(`codes by coder ${coder}, network ${header.network}`);
@@ -93,7 +93,8 @@ function readCodes(kind, body, header, network) {
   }
   const sizes = header.codebook_sizes.slice(0, codebooks);
   const reader = coder === 0 ? new Packed(body, sizes, varying ? frames * header.rows : 0)
-    : new Adaptive(body.data.subarray(body.at), sizes, header.rows, coder === 2 ? network : null, varying ? frames : 0);
+    : new Adaptive(body.data.subarray(body.at), sizes, { rows: header.rows, network: coder === 2 ? network : null,
+      counted: varying ? frames : 0, layered });
   packet.codes = Array.from({ length: header.rows }, () => sizes.map(() => []));
   for (let frame = 0; frame < frames; frame++)
     for (const [row, codes] of packet.codes.entries()) {
@@ -157,12 +158,15 @@ class RangeDecoder { // values by their frequencies; `offset` is how far the byt
 }
 
 class Adaptive { // coders 1 and 2
-  constructor(payload, sizes, rows, network, counted) { // `counted`: frames that state their number of codebooks
-    Object.assign(this, { coder: new RangeDecoder(payload), sizes });
+  constructor(payload, sizes, { rows, network, counted, layered }) { // `counted`: frames that state their codebooks
+    const ends = [...[4, 6, 12].filter((end) => layered && end < sizes.length), sizes.length], left = new Bytes(payload);
+    const parts = ends.map((_, layer) => (layer < ends.length - 1 ? left.sized() : payload.subarray(left.at)));
+    Object.assign(this, { sizes, coders: parts.map((part) => new RangeDecoder(part)) }); // of the layers
+    this.layers = sizes.map((_, codebook) => ends.findIndex((end) => codebook < end));
     this.counts = new Map(); // of [no, yes] for each question, which all rows share
     this.rows = Array.from({ length: rows }, () => ({
       before: null, repeated: sizes.map(() => false), follow: sizes.map(() => new Map()),
-      recent: sizes.map(() => new Map()), predictor: network && new Predictor(network, sizes.length),
+      recent: sizes.map(() => new Map()), predictor: network && new Predictor(network, sizes.length, ends),
     }));
     this.numbers = this.readCounts(counted * rows);
   }
@@ -179,20 +183,21 @@ class Adaptive { // coders 1 and 2
       const candidates = [[above?.[codebook], `row ${higher} ${sameRow}`],
         [before?.[codebook], `repeat ${higher} ${sameFrame} ${repeated[codebook]}`],
         [follow.get(lower), `follow ${higher}`]];
+      const coder = this.coders[this.layers[codebook]];
       let code = null;
       for (const [candidate, question] of candidates) {
         if (code !== null || candidate === undefined || refused.has(candidate)) continue;
-        if (this.ask(question)) code = candidate;
+        if (this.ask(codebook, question)) code = candidate;
         refused.add(candidate);
       }
       const left = [...recent.keys()].filter((key) => !refused.has(key));
       if (code === null && left.length) {
-        if (this.ask(`recent ${higher}`)) code = left[this.coder.place(left.map((key) => recent.get(key)))];
+        if (this.ask(codebook, `recent ${higher}`)) code = left[coder.place(left.map((key) => recent.get(key)))];
         left.forEach((key) => refused.add(key));
       }
       if (code === null && predictor)
-        code = this.coder.place(predictor.frequencies(codebook).map((count, key) => (refused.has(key) ? 0 : count)));
-      code ??= this.coder.uniform(size);
+        code = coder.place(predictor.frequencies(codebook).map((count, key) => (refused.has(key) ? 0 : count)));
+      code ??= coder.uniform(size);
       predictor?.push(codebook, code);
       codes.push(code);
       follow.set(lower, code);
@@ -210,9 +215,9 @@ class Adaptive { // coders 1 and 2
     const times = this.sizes.map(() => 1), found = [];
     for (; found.length < places;) {
       let number = found[found.length - this.rows.length];
-      if (number === undefined || !this.ask("count")) {
+      if (number === undefined || !this.ask(0, "count")) {
         const others = times.map((_, at) => at + 1).filter((other) => other !== number);
-        number = others[this.coder.place(others.map((other) => times[other - 1]))];
+        number = others[this.coders[0].place(others.map((other) => times[other - 1]))];
         times[number - 1]++;
       }
       found.push(number);
@@ -220,8 +225,9 @@ class Adaptive { // coders 1 and 2
     return found;
   }
 
-  ask(question) {
-    const counts = this.counts.get(question) ?? [1, 1], answer = this.coder.place(counts);
+  ask(codebook, about) {
+    const layer = this.layers[codebook], question = `${layer} ${about}`;
+    const counts = this.counts.get(question) ?? [1, 1], answer = this.coders[layer].place(counts);
     counts[answer] += 2;
     const isFull = counts[0] + counts[1] > 255;
     this.counts.set(question, isFull ? counts.map((count) => Math.ceil(count / 2)) : counts);
@@ -265,12 +271,12 @@ export class Network { // its tensors as lists of rows, or lists of numbers for 
 }
 
 class Predictor { // the network and what it knows of one row of a packet
-  constructor(network, codebooks) {
-    this.network = network;
+  constructor(network, codebooks, ends) {
+    Object.assign(this, { network, ends });
     this.zeros = Array.from({ length: codebooks }, (_, codebook) => network[`input.${codebook}`][0].map(() => 0));
     this.before = this.zeros;
     this.first = Array(8).fill(this.before[0]); // vectors of codebook 0 in the frames before, the newest first
-    this.rests = Array(2).fill(network.rest([], 0));
+    this.past = [[], []]; // vectors of the two frames before, the newest first
     this.vectors = []; // of this frame
   }
 
@@ -280,12 +286,13 @@ class Predictor { // the network and what it knows of one row of a packet
 
   endFrame() {
     this.first = [this.vectors[0], ...this.first.slice(0, 7)];
-    this.rests = [this.network.rest(this.vectors, 1), this.rests[0]];
+    this.past = [this.vectors, this.past[0]];
     [this.before, this.vectors] = [[...this.vectors, ...this.zeros.slice(this.vectors.length)], []];
   }
 
   frequencies(codebook) {
-    const { network, first, rests, vectors } = this, [toPrediction, toLogit] = network.shift[codebook];
+    const { network, first, vectors } = this, [toPrediction, toLogit] = network.shift[codebook];
+    const end = this.ends.find((end) => codebook < end), rests = this.past.map((one) => network.rest(one.slice(0, end), 1));
     const older = first[0].map((_, at) => first.slice(3).reduce((sum, vector) => sum + vector[at], 0));
     const context = [...first.slice(0, 3).flat(), ...older.map((sum) => limited(shifted(sum, 2))), ...rests.flat(),
       ...rests[0].map(Math.abs), ...this.before[codebook]];

@@ -87,7 +87,7 @@ def read_header(file: Bytes) -> dict[str, Any]:
 
 
 def read_codes(kind: int, body: Bytes, header: dict[str, Any], network: "Network | None") -> dict[str, Any]:
-    coder, varying = kind % 64, kind >= 64
+    coder, layered, varying = kind % 32, kind & 32 > 0, kind & 64 > 0
     first, frames, codebooks = body.number(), body.number(), body.number()
     rows, segment = range(header["rows"]), header["segment_frames"]
     packet: dict[str, Any] = {"first": first, "frames": frames}
@@ -99,7 +99,7 @@ def read_codes(kind: int, body: Bytes, header: dict[str, Any], network: "Network
     reader = (
         Packed(payload, sizes, frames * len(rows) if varying else 0)
         if coder == 0
-        else Adaptive(payload, sizes, frames, len(rows), network if coder == 2 else None, varying)
+        else Adaptive(payload, sizes, frames, len(rows), network if coder == 2 else None, varying, layered)
     )
     # frames that have fewer codebooks than the packet end with -1
     read = [[(reader.frame(row) + [-1] * codebooks)[:codebooks] for row in rows] for _ in range(frames)]
@@ -158,15 +158,26 @@ class Adaptive:
     """Coders 1 and 2."""
 
     def __init__(
-        self, payload: bytes, sizes: list[int], frames: int, rows: int, network: "Network | None", varying: bool
+        self,
+        payload: bytes,
+        sizes: list[int],
+        frames: int,
+        rows: int,
+        network: "Network | None",
+        varying: bool,
+        layered: bool,
     ) -> None:
-        self.coder, self.sizes, self.varying = RangeDecoder(payload), sizes, varying
+        self.sizes, self.varying, left = sizes, varying, Bytes(payload)
+        ends = [*(end for end in (4, 6, 12) if layered and end < len(sizes)), len(sizes)]
+        parts = [*(left.sized() for _ in ends[1:]), payload[left.at :]]
+        self.coders = [RangeDecoder(part) for part in parts]  # of the layers
+        self.layers = [sum(codebook >= end for end in ends) for codebook in range(len(sizes))]
         self.answers: dict[tuple[Any, ...], list[int]] = {}  # counts of [no, yes], which all rows share
         self.before: list[list[int] | None] = [None] * rows
         self.repeated = [[False] * len(sizes) for _ in range(rows)]
         self.follow: list[list[dict[int | None, int]]] = [[{} for _ in sizes] for _ in range(rows)]
         self.recent: list[list[dict[int, int]]] = [[{} for _ in sizes] for _ in range(rows)]
-        self.predictors = [Predictor(network, len(sizes)) for _ in range(rows)] if network else None
+        self.predictors = [Predictor(network, len(sizes), ends) for _ in range(rows)] if network else None
         self.counts = deque(self.read_counts(frames, rows) if varying else [])
 
     def frame(self, row: int) -> list[int]:
@@ -207,21 +218,21 @@ class Adaptive:
         found: list[int] = []
         for _ in range(frames * rows):
             before = found[-rows] if len(found) >= rows else None
-            if before is None or not self.ask(("count",)):
+            if before is None or not self.ask(0, ("count",)):
                 others = [number for number in times if number != before]
-                before = others[self.coder.place([times[number] for number in others])]
+                before = others[self.coders[0].place([times[number] for number in others])]
                 times[before] += 1
             found.append(before)
         return found
 
     def code(self, row: int, codebook: int, candidates: list[Any], recent: dict[int, int]) -> int:
         refused: list[int] = []
-        code = self.candidate(codebook, candidates, recent, refused)
+        coder, code = self.coders[self.layers[codebook]], self.candidate(codebook, candidates, recent, refused)
         if self.predictors is None:
-            return self.coder.uniform(self.sizes[codebook]) if code is None else code
+            return coder.uniform(self.sizes[codebook]) if code is None else code
         if code is None:
             frequencies = self.predictors[row].frequencies(codebook)
-            code = self.coder.place([0 if n in refused else count for n, count in enumerate(frequencies)])
+            code = coder.place([0 if n in refused else count for n, count in enumerate(frequencies)])
         self.predictors[row].push(codebook, code)
         return code
 
@@ -229,18 +240,19 @@ class Adaptive:
         """The code by the first yes; without one, `refused` has the codes that it is not."""
         for candidate, question in candidates:
             if candidate is not None and candidate not in refused:
-                if self.ask(question):
+                if self.ask(codebook, question):
                     return int(candidate)
                 refused.append(candidate)
         left = [code for code in recent if code not in refused]
-        if left and self.ask(("recent", codebook > 0)):
-            return left[self.coder.place([recent[code] for code in left])]
+        if left and self.ask(codebook, ("recent", codebook > 0)):
+            return left[self.coders[self.layers[codebook]].place([recent[code] for code in left])]
         refused += left
         return None
 
-    def ask(self, question: tuple[Any, ...]) -> int:
-        counts = self.answers.setdefault(question, [1, 1])
-        answer = self.coder.place(counts)
+    def ask(self, codebook: int, question: tuple[Any, ...]) -> int:
+        layer = self.layers[codebook]
+        counts = self.answers.setdefault((layer, question), [1, 1])
+        answer = self.coders[layer].place(counts)
         counts[answer] += 2
         if sum(counts) > 255:
             counts[:] = [(count + 1) // 2 for count in counts]
@@ -279,11 +291,11 @@ class Network:
 class Predictor:
     """The network and what it knows of one row of a packet."""
 
-    def __init__(self, network: Network, codebooks: int) -> None:
-        self.network = network
+    def __init__(self, network: Network, codebooks: int, ends: list[int]) -> None:
+        self.network, self.ends = network, ends
         self.zeros = zeros = [[0] * len(network.tensors[f"input.{codebook}"][0]) for codebook in range(codebooks)]
         self.first = deque([zeros[0]] * 8, maxlen=8)  # vectors of codebook 0 in the frames before, the newest first
-        self.rests = deque([network.rest(zeros[:1], 1)] * 2, maxlen=2)
+        self.past = [zeros[:1]] * 2  # vectors of the two frames before, the newest first
         self.before, self.vectors = zeros, list[list[int]]()  # of the frame before, and of this frame so far
 
     def push(self, codebook: int, code: int) -> None:
@@ -291,13 +303,15 @@ class Predictor:
 
     def end_frame(self) -> None:
         self.first.appendleft(self.vectors[0])
-        self.rests.appendleft(self.network.rest(self.vectors, 1))
+        self.past = [self.vectors, self.past[0]]
         self.before, self.vectors = self.vectors + self.zeros[len(self.vectors) :], []
 
     def frequencies(self, codebook: int) -> list[int]:
         network, frames = self.network, list(self.first)
+        end = next(end for end in self.ends if codebook < end)  # of the layer
+        rests = [network.rest(vectors[:end], 1) for vectors in self.past]
         older = [limited(shifted(sum(numbers), 2)) for numbers in zip(*frames[3:], strict=True)]
-        parts = [*frames[:3], older, *self.rests, map(abs, self.rests[0]), self.before[codebook]]
+        parts = [*frames[:3], older, *rests, map(abs, rests[0]), self.before[codebook]]
         if codebook >= 1:
             parts.append(self.vectors[0])
         if codebook >= 2:

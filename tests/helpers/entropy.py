@@ -18,7 +18,7 @@ def random_tensors(sizes: tuple[int, ...] = (20, 30, 2), seed: int = 0) -> dict[
 
     first, rest, prediction = 5, 6, 4
     tensors = {
-        "gain": np.array([0, 32, 20][: len(sizes)], np.int32),
+        "gain": np.array([0, 32, 20, *[9] * len(sizes)][: len(sizes)], np.int32),
         "shift": np.array([[9, 4]] * len(sizes), np.int32),
         "exp": np.maximum(np.rint(2**16 * np.exp(-np.arange(180) / 16)), 1).astype(np.int32),
     }
@@ -68,6 +68,7 @@ def force_coder(patch: pytest.MonkeyPatch, coder: int) -> None:
         sizes, model = self._sizes[: codes.shape[1]], self._models.get(entropy.MODEL)
         if coder == entropy.NONE or (coder == entropy.MODEL and model is None):
             return entropy.NONE, (entropy.pack_varying if entropy.varies(codes) else entropy.pack)(codes, sizes)
-        return coder, entropy.encode_adaptive(codes, sizes, model if coder == entropy.MODEL else None)
+        network = model if coder == entropy.MODEL else None
+        return coder, entropy.encode_adaptive(codes, sizes, network, layered=self.in_layers(codes))
 
     patch.setattr(entropy.PacketEncoder, "finish", finish)

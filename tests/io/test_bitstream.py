@@ -256,11 +256,11 @@ def test_a_newer_coder_is_not_damage() -> None:
     at = 16 + struct.unpack_from("<H", data, 10)[0]
     size, after = leb128(data, at + 3)
     packet = bytearray(data[at : after + size])
-    packet[2] = 47
+    packet[2] = 27
     altered = data[:at] + bytes(packet) + struct.pack("<I", zlib.crc32(packet)) + data[at + len(packet) + 4 :]
     _, error = read(altered)
     assert isinstance(error, UnsupportedAudio)
-    assert "coder 47" in str(error)
+    assert "coder 27" in str(error)
 
 
 def test_payload_is_the_one_in_the_docstring() -> None:
@@ -668,3 +668,15 @@ def test_a_position_behind_the_end_is_the_end() -> None:
     window = packets_module.Window(io.BytesIO(DATA))
     window.go_to(1 << 70)
     assert (window.offset, window.peek(1)) == (len(DATA), b"")
+
+
+@pytest.mark.parametrize("kind", [32, 96, 97])
+def test_packed_codes_and_frames_that_vary_are_not_in_layers(kind: int) -> None:
+    data = written(HEADER, random_codes(HEADER, 4), coder=entropy.NONE)
+    size, after = leb128(data, BEGIN + 3)
+    packet = bytearray(data[BEGIN : after + size])
+    packet[2] = kind
+    altered = data[:BEGIN] + bytes(packet) + struct.pack("<I", zlib.crc32(packet)) + data[BEGIN + len(packet) + 4 :]
+    packets, (damage,) = parts(altered)
+    assert not packets
+    assert damage.reason == f"packet 0: it states kind {kind}"

@@ -67,8 +67,8 @@ def test_frames_with_different_numbers_of_codebooks_come_back(
         sum(entropy.bits(size) * int((codes[:, codebook] >= 0).sum()) for codebook, size in enumerate(sizes)),
     )
     assert len(packed) == -(-bits[0] // 8) - (-bits[1] // 8)
-    coder = RangeEncoder()
-    entropy._adaptive(coder, codes.transpose(2, 0, 1).tolist(), sizes, None, varying=True)
+    coder, listed = RangeEncoder(), codes.transpose(2, 0, 1).tolist()
+    entropy._Pass([coder], sizes, rows).push(listed, None, entropy._pass_counts(coder, listed))
     np.testing.assert_array_equal(entropy.decode_adaptive(coder.finish(), sizes, **shape), codes)
     if entropy.varies(codes):
         chosen, payload = entropy.encode(codes, sizes)
@@ -76,6 +76,32 @@ def test_frames_with_different_numbers_of_codebooks_come_back(
     for wrong in (packed + b"\0", packed[:-1]):
         with pytest.raises(ValueError, match="bytes of codes"):
             entropy.decode(NONE, wrong, sizes, **shape)
+
+
+MANY = entropy_model.EntropyModel(random_tensors((20, 30, 2, *[7] * 10)))
+
+
+@given(
+    kind=KINDS, model=st.sampled_from([None, MANY]), rows=st.integers(1, 2), count=st.integers(1, 13),
+    frames=st.integers(1, 12), seed=st.integers(0, 99),
+)  # fmt: skip
+@example(kind="runs", model=MANY, rows=2, count=13, frames=12, seed=1)
+@settings(max_examples=30)
+def test_layers_are_the_packets_of_their_codebooks(
+    kind: str, model: EntropyModel | None, rows: int, count: int, frames: int, seed: int
+) -> None:
+    codes = codes_of(kind, list(MANY.sizes[:count]), rows=rows, frames=frames, seed=seed)
+    payload = entropy.encode_adaptive(codes, MANY.sizes[:count], model, layered=True)
+    for fewer in range(1, count + 1):
+        thinner, kept = entropy.thinned(payload, count, fewer)
+        assert kept == min((end for end in (4, 6, 12) if end >= fewer), default=count) or kept == count
+        assert thinner == entropy.encode_adaptive(codes[:, :kept], MANY.sizes[:kept], model, layered=kept > 4)
+        shape: Any = {"rows": rows, "frames": frames, "layered": True}
+        decoded = entropy.decode_adaptive(thinner, MANY.sizes[:kept], model=model, **shape)
+        np.testing.assert_array_equal(decoded, codes[:, :kept])
+    if count > 4:
+        with pytest.raises(ValueError, match="field"):
+            entropy.thinned(payload[:1], count, 4)
 
 
 @pytest.mark.parametrize("kind", ["random", "runs", "rows", "few"])
