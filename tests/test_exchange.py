@@ -138,6 +138,7 @@ def test_arrays_become_codec_files_and_come_back(mono: Path, tmp_path: Path, kin
     assert np.array_equal(back, codes.numpy())
 
 
+@pytest.mark.slow
 def test_lengths_of_arrays(mono: Path, tmp_path: Path) -> None:
     np.save(tmp_path / "a.npy", np.zeros((2, 3, 10), np.int32))
     import_codes(tmp_path / "a.npy", tmp_path / "a.codec", model=mono, length=3199)

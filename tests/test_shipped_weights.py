@@ -15,8 +15,9 @@ from codec.compression import compress, decompress
 from codec.evaluation.signal_checks import AIMS, Aim, Result, check_all, synthetic_recordings, within
 from codec.io.audio import resample
 from codec.io.bitstream import open_reader
-from codec.io.synth import RATE, synthesize
+from codec.io.synth import RATE
 from codec.models.base import Codec
+from tests.helpers.signals import synthetic_recording
 
 REACHED: dict[tuple[str, str], Aim] = {
     ("speech levels", "pesq_ratio_worst"): Aim(low=0.84),
@@ -57,7 +58,7 @@ def test_every_bound_has_an_aim() -> None:
 @pytest.mark.parametrize("num_codebooks", [3, 16])
 def test_the_image_of_panned_sources_survives(db: float, num_codebooks: int, tmp_path: Path) -> None:
     """Noise in each channel keeps the channels from being proportional, so that both are coded."""
-    source = resample(synthesize()[:, : 2 * RATE], RATE, 24_000)[0]
+    source = resample(synthetic_recording()[:, : 2 * RATE], RATE, 24_000)[0]
     noise = np.random.default_rng(0).normal(0, 1e-3 * source.std(), (len(source), 2))
     panned = source[:, None] * [10 ** (db / 20), 1] / 10 ** (db / 20) + noise
     soundfile.write(tmp_path / "a.wav", panned, 24_000, subtype="FLOAT")

@@ -3,14 +3,17 @@
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import typer.main
 
 from codec import pretrained
 from codec.checkpoint import save_lm
-from codec.cli.main import run
+from codec.cli import main
 from codec.io.audio import write_audio
 from tests.helpers.language_models import tiny_lm
 from tests.tiny import tiny_weights
@@ -26,10 +29,17 @@ class Result:
 Cli = Callable[..., Result]
 
 
+@cache
+def command() -> Any:
+    """`codec` as `main.app` makes it for every call, which takes as long as a small command."""
+    return typer.main.get_command(main.app)
+
+
 @pytest.fixture
 def cli(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capfdbinary: pytest.CaptureFixture[bytes]) -> Cli:
     """Runs `codec` with the arguments given, in a folder of its own; "general-24k" is a tiny model there."""
     monkeypatch.setattr(pretrained, "WEIGHTS", tiny_weights())
+    monkeypatch.setattr(main, "app", command())
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
     monkeypatch.setenv("COLUMNS", "120")
@@ -37,7 +47,7 @@ def cli(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capfdbinary: pytest.Cap
 
     def call(*arguments: object) -> Result:
         with pytest.raises(SystemExit) as ended:
-            run([str(argument) for argument in arguments])
+            main.run([str(argument) for argument in arguments])
         out, err = capfdbinary.readouterr()
         return Result(ended.value.code if isinstance(ended.value.code, int) else 0, out, err.decode())
 

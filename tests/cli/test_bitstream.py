@@ -66,6 +66,7 @@ def test_check_of_what_is_not_there(cli: Cli, coded: Path) -> None:
     assert (result.code, result.out.count(b"\n")) == (3, 2)
 
 
+@pytest.mark.slow
 def test_decode_of_a_damaged_file(cli: Cli, coded: Path) -> None:
     alter(coded, 2)
     result = cli("decode", coded, "out.wav")

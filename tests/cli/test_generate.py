@@ -72,6 +72,7 @@ def test_every_option_has_an_effect(cli: Cli, lm: CodecLM) -> None:
     assert np.array_equal(samples, wanted)
 
 
+@pytest.mark.slow
 def test_language_conditions_generation(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
     lm = lm_of(MODEL, source={"classes": {"language": ["de", "en"]}})
     monkeypatch.setattr("codec.pretrained.load_lm", lambda *_: lm)
@@ -100,6 +101,7 @@ def test_count_writes_several_files(cli: Cli, lm: CodecLM) -> None:
     assert cli("generate", "-o", "a.wav", "--count", "2", "--seed", "10", "--seconds", "0.1", "--force").code == 0
 
 
+@pytest.mark.slow
 def test_random_seeds_are_reported(cli: Cli, lm: CodecLM) -> None:
     seeds = []
     for name in ("a.wav", "b.wav"):
@@ -157,6 +159,7 @@ def recording(cli: Cli) -> Path:
     return Path("in.wav")
 
 
+@pytest.mark.slow
 def test_a_long_prompt_is_cut_and_said(cli: Cli, lm: CodecLM) -> None:
     write_audio("long.wav", np.full((1, 12_000), 0.1, np.float32), 8000)
     dropped = (150 - (max_prompt_frames(lm) or 150)) / 100

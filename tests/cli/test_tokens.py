@@ -63,6 +63,7 @@ def test_invalid_arguments_have_their_exit_status(cli: Cli, corpus: Path) -> Non
     assert cli("tokenize", corpus).code == 2
 
 
+@pytest.mark.slow
 def test_recordings_are_scaled_to_a_level(cli: Cli, corpus: Path) -> None:
     assert cli("tokenize", corpus, "--out", "store", "--level", -20).code == 0
     assert TokenStore("store").level == Level(-20.0)
@@ -74,6 +75,7 @@ def test_recordings_are_scaled_to_a_level(cli: Cli, corpus: Path) -> None:
     assert cli("tokenize", corpus, "--out", "other", "--level", -20, "--loudness", -23).code == 2
 
 
+@pytest.mark.slow
 def test_recordings_are_scaled_to_a_loudness(cli: Cli, corpus: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(resample, "torchaudio_functional", lambda: Biquads)
     assert cli("tokenize", corpus, "--out", "store", "--loudness", -23).code == 0

@@ -366,6 +366,7 @@ def test_an_unexpected_exception_fails_its_shard(
     assert tokenize(corpus, tmp_path / "store", model=model_file).already_encoded == 5
 
 
+@pytest.mark.slow
 def test_mismatches_are_refused(tmp_path: Path, corpus: Path, model_file: Path) -> None:
     store = tmp_path / "store"
     tokenize(corpus, store, model=model_file, num_codebooks=2)
@@ -463,6 +464,7 @@ def test_the_level_of_a_part_of_a_file_is_its_own(tmp_path: Path, model_file: Pa
     assert (first == second).float().mean() > 0.99  # the same noise
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("loudness_filters")
 def test_a_store_keeps_its_level(tmp_path: Path, corpus: Path, model_file: Path) -> None:
     tokenize(corpus, tmp_path / "plain", model=model_file)

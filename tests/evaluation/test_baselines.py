@@ -2,6 +2,7 @@
 
 import shutil
 import subprocess
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,7 @@ needs_codec2 = pytest.mark.skipif(shutil.which("c2enc") is None, reason="codec2 
 needs_mp3 = pytest.mark.skipif("MP3" not in soundfile.available_formats(), reason="libsndfile without MP3")
 
 
+@cache
 def voice(seconds: float, rate: int = RATE) -> Floats:
     """Syllables: a gliding harmonic tone, opened and closed four times a second."""
     time = np.arange(round(seconds * rate)) / rate

@@ -17,6 +17,7 @@ from codec.io import locks, synth
 from codec.io.audio import resample
 from codec.models.base import StepCodec
 from codec.models.causal import CausalCodec
+from tests.helpers.signals import synthetic_recording
 from tests.tiny import CONFIG
 
 ROOT = Path(__file__).parents[2]
@@ -25,7 +26,7 @@ ROOT = Path(__file__).parents[2]
 @cache
 def voice(rate: int) -> np.ndarray[tuple[int], np.dtype[np.float32]]:
     """The synthetic voice with music [time], 5.5 s."""
-    audio: np.ndarray[tuple[int], np.dtype[np.float32]] = resample(synth.synthesize(), synth.RATE, rate)[0]
+    audio: np.ndarray[tuple[int], np.dtype[np.float32]] = resample(synthetic_recording(), synth.RATE, rate)[0]
     return audio.astype(np.float32)
 
 

@@ -1,8 +1,11 @@
 """Noise and a synthetic voice, for tests of measures."""
 
+from functools import cache
+
 import numpy as np
 
 from codec.evaluation.signal import Floats
+from codec.io import synth
 
 RATE = 24_000
 
@@ -18,3 +21,11 @@ def voice(seconds: float = 1.0, *, rate: int = RATE) -> Floats:
     tone = sum(np.sin(k * phase) / k for k in range(1, 20))
     envelope = np.clip(np.sin(2 * np.pi * 4 * time), 0, None)
     return (0.2 * envelope * tone).astype(np.float32) + noise(seconds, level=1e-3, rate=rate)
+
+
+@cache
+def synthetic_recording() -> Floats:
+    """`codec.io.synth.synthesize` [1, time] at its `RATE`, made once."""
+    audio = synth.synthesize()
+    audio.flags.writeable = False
+    return audio

@@ -2,6 +2,7 @@
 
 import io
 import struct
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +24,7 @@ KINDS = {
 Audio = NDArray[np.float32]
 
 
+@cache
 def recording(kind: str, seconds: float, *, seed: int = 0, channels: int = 1, rate: int = RATE) -> bytes:
     container, subtype = KINDS[kind]
     noise = np.random.default_rng(seed).normal(0, 0.1, (round(seconds * rate), channels))

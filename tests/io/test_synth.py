@@ -4,11 +4,12 @@ import numpy as np
 import pytest
 
 from codec.io.synth import NOTES, RATE, SECONDS, synthesize
+from tests.helpers.signals import synthetic_recording
 
 
 @pytest.mark.slow
 def test_the_recording_is_deterministic_and_has_voice_and_strings() -> None:
-    audio = synthesize()
+    audio = synthetic_recording()
     assert audio.dtype == np.float32
     assert audio.shape == (1, round(SECONDS * RATE))
     assert np.isclose(np.abs(audio).max(), 0.7)

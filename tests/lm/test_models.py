@@ -150,7 +150,9 @@ def test_unconditional_is_an_empty_row() -> None:
 
 
 @pytest.mark.parametrize("classes", [{}, {"label": ["no", "yes"]}])
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize(
+    "name", [*(name for name in MODELS if name != "text"), pytest.param("text", marks=pytest.mark.slow)]
+)
 def test_fresh_models_have_moderate_gradients(name: str, classes: dict[str, list[str]]) -> None:
     """Also of deep unconditional ones, whose first step has special tokens alone as its input."""
     config = {"width": 32, "layers": 12, "context": 64} | MODELS[name]

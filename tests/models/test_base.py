@@ -119,6 +119,7 @@ def test_a_stream_keeps_no_graph() -> None:
 # gradients
 
 
+@pytest.mark.slow
 def test_decode_with_gradients() -> None:
     model = lively_model()
     audio = model.decode(CODES, grad=True)

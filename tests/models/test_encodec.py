@@ -267,6 +267,7 @@ def test_streams_of_segments_equal_the_whole_signal(time: int) -> None:
         torch.testing.assert_close(torch.cat(blocks, dim=2), STEREO.decode(whole), rtol=0, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_rows_of_unequal_segments_are_coded_as_alone() -> None:
     audio, lengths = noise(3, 2, 400), [400, 236, 1]
     encoded = STEREO.encode(audio, lengths=lengths)
@@ -279,6 +280,7 @@ def test_rows_of_unequal_segments_are_coded_as_alone() -> None:
         torch.testing.assert_close(decoded[row : row + 1, :, :length], expected, rtol=0, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_the_gradient_reaches_every_part_of_a_model_of_segments() -> None:
     net = segments_model().train()
     output = net(noise(2, 2, 300))

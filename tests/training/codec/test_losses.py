@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from codec.evaluation import signal as metrics
-from codec.io.synth import RATE, synthesize
+from codec.io.synth import RATE
 from codec.training.codec.losses import (
     EMA,
     SCALES,
@@ -26,6 +26,7 @@ from codec.training.codec.losses import (
 )
 from codec.training.codec.recipe import LossConfig
 from codec.training.codec.task import AUDIO_LOSSES, LATENT_LOSSES
+from tests.helpers.signals import synthetic_recording
 from tests.helpers.training import batch
 
 
@@ -134,7 +135,7 @@ def test_the_loss_is_the_mean_of_its_scales(spectral: SpectralLoss) -> None:
 @pytest.fixture(scope="module")
 def spoken() -> Tensor:
     """A sentence and some music at 16 kHz [1, 1, time]."""
-    return torch.from_numpy(soxr.resample(synthesize()[0], RATE, 16000).astype(np.float32))[None, None]
+    return torch.from_numpy(soxr.resample(synthetic_recording()[0], RATE, 16000).astype(np.float32))[None, None]
 
 
 def damaged(audio: Tensor) -> list[Tensor]:
@@ -177,6 +178,7 @@ def test_pesq_like_weights_added_sound_more_than_missing_sound(spoken: Tensor) -
     assert added > 1.2 * missing
 
 
+@pytest.mark.slow
 def test_perceptual_losses_of_a_batch_are_the_mean_of_its_items(spoken: Tensor) -> None:
     loss = SpectralLoss(16000)
     halves = torch.cat(spoken[..., : spoken.shape[-1] // 2 * 2].chunk(2, dim=-1))

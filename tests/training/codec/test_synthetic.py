@@ -93,6 +93,7 @@ def test_dtmf_has_one_row_and_one_column_tone_in_each_digit() -> None:
     assert len(digits) == 16
 
 
+@pytest.mark.slow
 def test_beeps_last_as_long_as_they_should() -> None:
     found = []
     for audio in draws(signals.beeps, 80, 4 * RATE, RATE):
@@ -145,6 +146,7 @@ def test_noise_has_its_level_and_a_slope_of_0_3_or_6_decibels_per_octave() -> No
     assert np.bincount(distances.argmin(axis=1), minlength=3).min() > 40
 
 
+@pytest.mark.slow
 def test_bells_are_inharmonic_and_decay() -> None:
     bells = draws(signals.bell, 60, 3 * RATE, RATE)
     decaying = 0
@@ -176,6 +178,7 @@ def test_chords_have_the_pitches_of_equal_temperament() -> None:
         assert pitch < 0.45 * RATE
 
 
+@pytest.mark.slow
 def test_every_kind_is_drawn() -> None:
     """A click has one nonzero sample, a steady tone nearly all of its power in one bin, white noise in none."""
     audio = draws(signals.synthetic, 300, RATE, RATE)

@@ -173,15 +173,10 @@ def test_the_gradient_of_the_discriminators_is_that_of_their_loss(spectral: Spec
 
 
 @cache
-def weighted_gradient(name: str | None, weight: float) -> Tensor:
-    """The unclipped gradient of all parameters, with this weight of the loss and small weights of two losses.
-
-    With None, these two are the only losses.
-    """
-    others = {loss: 1e-3 if loss in ("mel", "noise_to_mask") else 0.0 for loss in LOSSES}
+def reusable_task() -> tuple[CodecTask, dict[str, Any]]:
+    """A task for `weighted_gradient` and its initial state, without what gradients do not depend on."""
     recipe = small_recipe(
         model={"codebook_update": "gradient"},
-        losses=others if name is None else others | {name: weight},
         discriminator={"start": 0},
         optimizer={"grad_clip": 1e9, "warmup": 1},
         train={"reencoded": 1.0, "seed": 2},
@@ -191,6 +186,22 @@ def weighted_gradient(name: str | None, weight: float) -> Tensor:
     state.model.init_from_audio(batch(1))
     assert isinstance(state.model, CausalCodec)
     nn.init.normal_(state.model.decoder.gain.weight, std=0.3, generator=torch.Generator().manual_seed(0))
+    names = ("model", "discriminators", "latent_power")
+    return task, {name: copy.deepcopy(getattr(state, name).state_dict()) for name in names}
+
+
+@cache
+def weighted_gradient(name: str | None, weight: float) -> Tensor:
+    """The unclipped gradient of all parameters, with this weight of the loss and small weights of two losses.
+
+    With None, these two are the only losses.
+    """
+    others = {loss: 1e-3 if loss in ("mel", "noise_to_mask") else 0.0 for loss in LOSSES}
+    task, before = reusable_task()
+    task.losses = LossConfig(**(others if name is None else others | {name: weight}))
+    state = task.train_state
+    for part, content in before.items():
+        getattr(state, part).load_state_dict(content)
     train_step(task, rustle(), 0)
     weights = list(state.model.parameters())
     return torch.cat([torch.zeros_like(w).flatten() if w.grad is None else w.grad.flatten() for w in weights]).detach()
