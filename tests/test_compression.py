@@ -553,6 +553,7 @@ def snr_db(reference: np.ndarray, other: np.ndarray) -> float:
     return float(10 * np.log10(np.square(reference).mean() / np.square(other - reference).mean()))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("channels", [1, 2])
 @pytest.mark.parametrize(
     ("suffixes", "least_db"), [((".wav", ".flac", ".aiff", ".caf", ".w64", ".au"), 70), ((".ogg", ".mp3"), 6)]

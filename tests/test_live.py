@@ -165,6 +165,7 @@ def test_streams_of_short_steps_are_compiled(tiny: CausalCodec) -> None:
         streamed(tiny, torch.zeros(1, 1, 80 * LIVE_AFTER), [80])
 
 
+@pytest.mark.slow
 def test_live_pipes_load_the_loops_before_they_read(
     tiny: CausalCodec, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

@@ -1,5 +1,6 @@
 """A tiny model and a corpus whose token store has three shards."""
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -25,7 +26,25 @@ def short_shards(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def corpus(tmp_path: Path) -> Path:
     """Short and long, of several rates, in two splits; the names are in the order of the walk."""
-    folder = tmp_path / "corpus"
+    return write_corpus(tmp_path / "corpus")
+
+
+@pytest.fixture(scope="module")
+def stored_once(tmp_path_factory: pytest.TempPathFactory, model_file: Path) -> Path:
+    folder = tmp_path_factory.mktemp("stored")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tokenize, "SHARD_SECONDS", (1.0, 3600.0))
+        tokenize.tokenize(write_corpus(folder / "corpus"), folder / "store", model=model_file)
+    return folder / "store"
+
+
+@pytest.fixture
+def stored(tmp_path: Path, stored_once: Path) -> Path:
+    """The token store of `corpus`, which a test may change."""
+    return Path(shutil.copytree(stored_once, tmp_path / "store"))
+
+
+def write_corpus(folder: Path) -> Path:
     noise(folder / "train" / "a" / "0.wav", time=1)
     noise(folder / "train" / "a" / "1.wav", time=79)
     noise(folder / "train" / "a" / "2.flac", time=9001, rate=44100)

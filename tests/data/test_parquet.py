@@ -81,6 +81,7 @@ def test_rows_are_clips(dataset: Path) -> None:
     ]
 
 
+@pytest.mark.slow
 def test_a_row_has_the_codes_of_its_file(tmp_path: Path, dataset: Path, model_file: Path) -> None:
     for number, time in enumerate(TIMES):
         path = tmp_path / "folder" / f"{number}.wav"

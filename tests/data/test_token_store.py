@@ -79,12 +79,11 @@ def test_missing_or_wrong_metadata(tmp_path: Path, corpus: Path, model_file: Pat
     assert json.loads((store / "store.json").read_text()) == facts
 
 
-def test_a_newer_format_is_refused(tmp_path: Path, corpus: Path, model_file: Path) -> None:
-    tokenize(corpus, tmp_path / "store", model=model_file)
-    facts = json.loads((tmp_path / "store" / "store.json").read_text())
-    (tmp_path / "store" / "store.json").write_text(json.dumps(facts | {"format": FORMAT + 1}))
+def test_a_newer_format_is_refused(stored: Path) -> None:
+    facts = json.loads((stored / "store.json").read_text())
+    (stored / "store.json").write_text(json.dumps(facts | {"format": FORMAT + 1}))
     with pytest.raises(UsageError, match="upgrade"):
-        TokenStore(tmp_path / "store")
+        TokenStore(stored)
 
 
 def test_a_condition_of_a_newer_version_is_refused(
@@ -227,9 +226,8 @@ def test_crops_need_no_audio_and_stores_pickle(tmp_path: Path, model_file: Path)
     assert copy.crops(2, 10, np.random.default_rng(0)).codes.shape == (2, 3, 10)
 
 
-def test_a_store_is_a_sequence(tmp_path: Path, corpus: Path, model_file: Path) -> None:
-    tokenize(corpus, tmp_path / "store", model=model_file)
-    store = TokenStore(tmp_path / "store")
+def test_a_store_is_a_sequence(stored: Path) -> None:
+    store = TokenStore(stored)
     ids = [clip.row.id for clip in store]
     assert len(ids) == len(store) == 6
     for cut in (slice(0, 2), slice(None), slice(-2, None), slice(None, None, -2), slice(4, 99), slice(3, 1)):
@@ -240,9 +238,8 @@ def test_a_store_is_a_sequence(tmp_path: Path, corpus: Path, model_file: Path) -
         assert torch.equal(store.part(number, 1, 1), store[number].codes[:, 1:2])
 
 
-def test_bad_indices_raise_one_line(tmp_path: Path, corpus: Path, model_file: Path) -> None:
-    tokenize(corpus, tmp_path / "store", model=model_file)
-    store = TokenStore(tmp_path / "store")
+def test_bad_indices_raise_one_line(stored: Path) -> None:
+    store = TokenStore(stored)
     wrong: list[tuple[Any, str]] = [
         (6, r"^\S+store has 6 clips, counted from 0: there is no clip 6$"),
         (-7, "there is no clip -7"),
@@ -315,27 +312,22 @@ def put(field: str, clip: int, value: int) -> Callable[[NDArray[Any]], None]:
         (lambda records: records[::-1].copy(), "first of clip 1|shard of clip 1"),
     ],
 )
-def test_an_edited_index_is_damage(
-    tmp_path: Path, corpus: Path, model_file: Path, change: Callable[[NDArray[Any]], Any], says: str
-) -> None:
-    tokenize(corpus, tmp_path / "store", model=model_file)
-    edited(tmp_path / "store", change)
+def test_an_edited_index_is_damage(stored: Path, change: Callable[[NDArray[Any]], Any], says: str) -> None:
+    edited(stored, change)
     with pytest.raises(DamagedFile, match=rf"index.bin is damaged at byte \d+ \(({says})"):
-        TokenStore(tmp_path / "store")
+        TokenStore(stored)
 
 
-def test_edited_metadata_are_damage(tmp_path: Path, corpus: Path, model_file: Path) -> None:
-    store = tmp_path / "store"
-    tokenize(corpus, store, model=model_file)
-    text = (store / "store.json").read_text()
+def test_edited_metadata_are_damage(stored: Path) -> None:
+    text = (stored / "store.json").read_text()
     facts = json.loads(text)
     deep = "[" * 900 + "]" * 900
     changes: list[dict[str, Any]] = [{"num_codebooks": 0}, {"num_codebooks": 10**9}, {"frame_spec": 3}]
     changes += [{"index": facts["index"] | {"clips": value}} for value in (-1, 10**30, 1.5, float("inf"), "6")]
     for changed in (text[:-1] + f', "x": {deep}}}', *(json.dumps(facts | change) for change in changes)):
-        (store / "store.json").write_text(changed)
+        (stored / "store.json").write_text(changed)
         with pytest.raises(DamagedFile):
-            TokenStore(store)
+            TokenStore(stored)
 
 
 @pytest.mark.parametrize(
@@ -345,22 +337,19 @@ def test_edited_metadata_are_damage(tmp_path: Path, corpus: Path, model_file: Pa
         {"speaker": [[]]}, {"unknown": 1}, {"set": {}},
     ],
 )  # fmt: skip
-def test_edited_lines_are_damage(tmp_path: Path, corpus: Path, model_file: Path, change: dict[str, Any]) -> None:
-    store = tmp_path / "store"
-    tokenize(corpus, store, model=model_file)
-    file = store / "shard-00000.jsonl"
+def test_edited_lines_are_damage(stored: Path, change: dict[str, Any]) -> None:
+    file = stored / "shard-00000.jsonl"
     change_first_line(file, change)
     with pytest.raises(DamagedFile, match=r"shard-00000\.jsonl"):
-        TokenStore(store).row(0)
+        TokenStore(stored).row(0)
     with pytest.raises(DamagedFile, match=r"shard-00000\.jsonl"):
         read_rows(file)
 
 
-def test_codes_beyond_their_codebook_are_damage(tmp_path: Path, corpus: Path, model_file: Path) -> None:
-    tokenize(corpus, tmp_path / "store", model=model_file)
-    file = tmp_path / "store" / "shard-00000.codes"
+def test_codes_beyond_their_codebook_are_damage(stored: Path) -> None:
+    file = stored / "shard-00000.codes"
     codes = np.fromfile(file, "<u2")
     codes[0] = CONFIG.codebook_size
     codes.tofile(file)
     with pytest.raises(DamagedFile, match=f"a code is {CONFIG.codebook_size}"):
-        TokenStore(tmp_path / "store").part(0, 0, 1)
+        TokenStore(stored).part(0, 0, 1)

@@ -41,7 +41,7 @@ def heights(audio: NDArray[Any]) -> list[int]:
 
 
 @pytest.mark.parametrize("channels", WAV)
-@pytest.mark.parametrize("subtype", ["VORBIS", "OPUS"])
+@pytest.mark.parametrize("subtype", ["VORBIS", pytest.param("OPUS", marks=pytest.mark.slow)])
 def test_ogg_files_are_read_in_wav_order(channels: int, subtype: str) -> None:
     file = io.BytesIO()
     soundfile.write(file, tones(channels).T, RATE, format="OGG", subtype=subtype)  # in the order of the format

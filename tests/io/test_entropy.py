@@ -178,6 +178,7 @@ def test_codes_come_back_by_the_network(kind: str, rows: int, count: int, frames
     np.testing.assert_array_equal(decoded, codes)
 
 
+@pytest.mark.slow
 @given(
     kind=KINDS, rows=st.integers(1, 2), cuts=st.sets(st.integers(1, 39), max_size=5), varying=st.booleans(),
     seed=st.integers(0, 99),

@@ -77,6 +77,7 @@ def test_a_lock_is_not_taken_through_a_link(tmp_path: Path) -> None:
     assert (tmp_path / "precious").read_text() == "content"
 
 
+@pytest.mark.slow
 def test_files_of_killed_processes_are_removed(tmp_path: Path) -> None:
     code = (
         "import os, signal, sys; from pathlib import Path\n"

@@ -299,6 +299,7 @@ def test_the_distance_table_follows_the_codebooks(
     assert list(changed.state_dict()) == names
 
 
+@pytest.mark.slow
 def test_the_distance_table_follows_an_optimizer() -> None:
     quantizer, latents = ResidualVQ(DIM, 3, 8, codebook_update="gradient", beam_size=2), noise(2, DIM, 50)
     before = quantizer.encode(latents)

@@ -192,6 +192,7 @@ def test_perceptual_losses_of_a_batch_are_the_mean_of_its_items(spoken: Tensor) 
         )
 
 
+@pytest.mark.slow
 def test_a_gradient_step_lowers_pesq_like(spoken: Tensor) -> None:
     loss = SpectralLoss(16000)
     version = noisy(spoken, 0.02).requires_grad_()
@@ -200,6 +201,7 @@ def test_a_gradient_step_lowers_pesq_like(spoken: Tensor) -> None:
     assert loss(version - 1e-3 * gradient / gradient.abs().max(), spoken).pesq_like < before
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("gain", [0.01, 0.1])
 def test_perceptual_losses_do_not_depend_on_the_level(gain: float, spoken: Tensor) -> None:
     loss = SpectralLoss(16000)

@@ -136,6 +136,7 @@ def test_micro_batches_are_the_rows_with_less_padding(train_data: TokenCrops) ->
     assert parts[0].codes.shape[-1] < parts[1].codes.shape[-1]
 
 
+@pytest.mark.slow
 def test_crops_are_drawn_in_proportion(train_data: TokenCrops) -> None:
     """Short clips are equally likely, longer ones by length; beginnings and ends have half a crop's share each."""
     count = 10_000
