@@ -198,7 +198,7 @@ def weighted_gradient(name: str | None, weight: float) -> Tensor:
     """
     others = {loss: 1e-3 if loss in ("mel", "noise_to_mask") else 0.0 for loss in LOSSES}
     task, before = reusable_task()
-    task.losses = LossConfig(**(others if name is None else others | {name: weight}))
+    task.losses = LossConfig.model_validate(others if name is None else others | {name: weight})
     state = task.train_state
     for part, content in before.items():
         getattr(state, part).load_state_dict(content)
