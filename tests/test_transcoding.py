@@ -164,9 +164,9 @@ def test_packets_that_stay_as_they_are_are_not_unpacked(tmp_path: Path, monkeypa
     unpacked: list[int] = []
     original = Reader.unpacked
 
-    def noted(reader: Reader, packet: CodesPacket) -> Packet:
+    def noted(reader: Reader, packet: CodesPacket, frames: int) -> Packet:
         unpacked.append(packet.first)
-        return original(reader, packet)
+        return original(reader, packet, frames)
 
     monkeypatch.setattr(Reader, "unpacked", noted)
     transcode(tmp_path / "a.codec", tmp_path / "b.codec")
@@ -194,9 +194,9 @@ def test_layers_are_left_out_without_being_unpacked(
         writer.close(time=800 * 50)
     unpacked, unpack = list[int](), Reader.unpacked
 
-    def noted(reader: Reader, packet: CodesPacket) -> Packet:
+    def noted(reader: Reader, packet: CodesPacket, frames: int) -> Packet:
         unpacked.append(packet.num_codebooks)
-        return unpack(reader, packet)
+        return unpack(reader, packet, frames)
 
     monkeypatch.setattr(Reader, "unpacked", noted)
     transcode(tmp_path / "a.codec", tmp_path / "b.codec", num_codebooks=count)

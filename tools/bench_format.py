@@ -56,14 +56,17 @@ def main() -> None:
     parser.add_argument("--model", default=pretrained.DEFAULT)
     parser.add_argument("--seconds", type=int, default=LONG, help="length of the long file")
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--against", type=Path, help="tree of another release")
+    parser.add_argument("--against", type=Path, help="tree of another release; only it is compared then")
+    parser.add_argument("--codebooks", type=int, help="of the files that are compared with another release")
     options = parser.parse_args()
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder, threadpool_limits(1):  # threads that wait for others use time too
+        if options.against:
+            more = ["--codebooks", str(options.codebooks)] if options.codebooks else []
+            report_against(options.against, options.recording, options.model, options.rounds, Path(folder), more)
+            return
         report_coders(options.recording, options.model, options.rounds, Path(folder))
         report_long(options.recording, options.model, options.seconds, options.rounds, Path(folder))
-        if options.against:
-            report_against(options.against, options.recording, options.model, options.rounds, Path(folder))
 
 
 # entropy coders
@@ -187,7 +190,9 @@ def seconds_of(path: Path) -> float:
 # another release
 
 
-def report_against(tree: Path, recording: str, model: str, rounds: int, folder: Path) -> None:
+def report_against(
+    tree: Path, recording: str, model: str, rounds: int, folder: Path, encode_options: Sequence[str]
+) -> None:
     """CPU time and memory of `codec encode` and `codec decode` against those of another tree."""
     none = {HERE: ["--entropy", "none"], tree: []}
     print(f"{'':8}{'CPU s':>8}{'of ' + tree.name:>20}{'ratio':>8}{'MB':>8}{'of ' + tree.name:>20}{'ratio':>8}")
@@ -195,8 +200,8 @@ def report_against(tree: Path, recording: str, model: str, rounds: int, folder: 
     for _ in range(rounds):
         for root in (HERE, tree):
             coded, restored = folder / f"{root.name}.codec", folder / f"{root.name}.wav"
-            common = ["--force", "--quiet", "--device", "cpu", "--model", model]
-            encode = ["encode", recording, str(coded), *none[root], *common]
+            common = ["--force", "--device", "cpu", "--model", model]
+            encode = ["encode", recording, str(coded), *none[root], *common, *encode_options]
             used.setdefault(("encode", root), []).append(in_process(root, encode))
             decode = ["decode", str(coded), str(restored), *common]
             used.setdefault(("decode", root), []).append(in_process(root, decode))
@@ -211,7 +216,9 @@ def report_against(tree: Path, recording: str, model: str, rounds: int, folder: 
 def in_process(root: Path, arguments: Sequence[str]) -> Used:
     """Run a command of the package in `root`; return what its process used."""
     environment = os.environ | {"PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"}
-    process = os.posix_spawn(sys.executable, [sys.executable, "-m", "codec", *arguments], environment, setsigdef=[])
+    command = [sys.executable, "-m", "codec", *arguments]
+    silent = [(os.POSIX_SPAWN_OPEN, output, os.devnull, os.O_WRONLY, 0) for output in (1, 2)]
+    process = os.posix_spawn(command[0], command, environment, file_actions=silent, setsigdef=[])
     _, status, usage = os.wait4(process, 0)
     if status:
         raise SystemExit(f"codec {' '.join(arguments)} of {root} failed")

@@ -694,10 +694,13 @@ class Reader:
                 raise self.damaged(found)
             yield found
 
-    def unpacked(self, packet: CodesPacket) -> Packet:
-        """Unpack the codes of a packet of `coded`. Raises DamagedFile, and UnsupportedAudio as `parts`."""
+    def unpacked(self, packet: CodesPacket, frames: int | None = None) -> Packet:
+        """Unpack the codes of a packet of `coded`, or of its first `frames` alone.
+
+        Raises DamagedFile, and UnsupportedAudio as `parts`.
+        """
         try:
-            (unpacked,) = self._unpacked(packet, [packet.frames])
+            (unpacked,) = self._unpacked(packet, [frames or packet.frames])
         except ValueError as error:
             raise self.damaged(self._undecodable(packet, error, packet.first)) from error
         return unpacked
