@@ -119,6 +119,8 @@ def test_bitrate_and_codebooks_options(
         (["--bitrate", 0.1], 2, "0.5 kbit/s"),
         (["--codebooks", 1, "--bitrate", 1], 2, "one of"),
         (["--model", "general-24"], 6, "did you mean general-24k?"),
+        (["--append"], 2, "--append adds one INPUT to one .codec file"),
+        (["--rate", 8000], 2, "--rate describes samples without a header: add --raw"),
     ],
 )
 def test_invalid_options_have_their_exit_status(

@@ -177,6 +177,7 @@ def test_missing_programs_and_packages_are_named_in_one_line(
         (["--data", "set", "--codebooks", "x"], 2),
         (["--data", "set", "--baseline", "opus"], 2),
         (["--data", "set", "--dnsmos"], 2),
+        (["--data", "set", "--vbr", "2.5;4"], 2),
     ],
 )
 def test_evaluate_refuses_invalid_options(cli: Cli, folder: Path, arguments: list[str], code: int) -> None:

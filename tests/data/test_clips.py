@@ -13,7 +13,7 @@ import pytest
 import soundfile
 
 from codec.data import clips as clips_module
-from codec.data.clips import Clip, clip_audio, clips, file_length, write_manifest
+from codec.data.clips import Clip, clip_audio, clip_time, clips, file_length, write_manifest
 from codec.errors import ConfigError, InputNotFound, UnsupportedAudio
 from codec.frames import resampled_length
 from codec.io.audio import read_audio, write_audio
@@ -331,8 +331,12 @@ def test_files_shorter_than_stated_or_damaged(tmp_path: Path) -> None:
     for clip in (Clip(tmp_path / "a.wav", "a", 0.5, 2.0), Clip(tmp_path / "a.wav", "a", 2.0)):
         with pytest.raises(UnsupportedAudio, match=r"a\.wav ends at 2\.00 s, but the manifest"):
             clip_audio(clip, rate=8000)
+    with pytest.raises(UnsupportedAudio, match=r"a\.wav has nothing from 1\.5 s on"):
+        clip_time(Clip(tmp_path / "a.wav", "a", 1.5), rate=1)
     with pytest.raises(InputNotFound, match=r"b\.wav does not exist"):
         clip_audio(Clip(tmp_path / "b.wav", "b"), rate=8000)
+    with pytest.raises(InputNotFound, match=r"b\.wav does not exist"):
+        clip_time(Clip(tmp_path / "b.wav", "b", seconds=1.0), rate=8000)
     write_audio(tmp_path / "c.flac", noise(2, 8000), 8000)
     whole = (tmp_path / "c.flac").read_bytes()
     (tmp_path / "c.flac").write_bytes(whole[: len(whole) // 2])

@@ -247,6 +247,13 @@ def test_ids_are_unique(tmp_path: Path, model_file: Path) -> None:
         import_tokens(path, tmp_path / "store", model=model_file)
 
 
+def test_without_clips_there_is_no_store(tmp_path: Path, model_file: Path) -> None:
+    (tmp_path / "list.jsonl").write_text("")
+    with pytest.raises(InputNotFound, match="holds no clips: name files that do"):
+        import_tokens(tmp_path / "list.jsonl", tmp_path / "store", model=model_file)
+    assert not (tmp_path / "store").exists()
+
+
 def test_a_codec_must_be_known(tmp_path: Path, store: Path, model_file: Path) -> None:
     with pytest.raises(UsageError, match="does not say which codec made its codes: pass --model"):
         import_tokens(lines_with(tmp_path), tmp_path / "again")

@@ -120,7 +120,7 @@ def test_the_test_signal_has_frames_of_all_kinds() -> None:
 
 @pytest.mark.slow
 @all_cases
-@settings(max_examples=25)
+@settings(max_examples=12)
 @given(hops=st.one_of(chunk_sizes, st.just([1] * 60)))
 def test_codes_do_not_depend_on_chunks(case: Case, hops: list[int]) -> None:
     model, state, made = case.model, case.model.encoder_state(2), []
@@ -133,7 +133,7 @@ def test_codes_do_not_depend_on_chunks(case: Case, hops: list[int]) -> None:
 
 @pytest.mark.slow
 @all_cases
-@settings(max_examples=25)
+@settings(max_examples=12)
 @given(frames=st.one_of(chunk_sizes, st.just([1] * 60)))
 def test_audio_does_not_depend_on_chunks(case: Case, frames: list[int]) -> None:
     model, state, made = case.model, case.model.decoder_state(2), []
@@ -146,7 +146,7 @@ def test_audio_does_not_depend_on_chunks(case: Case, frames: list[int]) -> None:
 
 @pytest.mark.slow
 @all_cases
-@settings(max_examples=25)
+@settings(max_examples=12)
 @given(hops=st.one_of(chunk_sizes, st.just([1] * 60)))
 def test_interleaved_streams_equal_separate_streams(case: Case, hops: list[int]) -> None:
     """Two streams with an encoder and a decoder each, in turns."""
@@ -166,7 +166,7 @@ def test_interleaved_streams_equal_separate_streams(case: Case, hops: list[int])
 
 @pytest.mark.slow
 @all_cases
-@settings(max_examples=25)
+@settings(max_examples=12)
 @given(past=st.integers(0, 59))
 def test_the_future_never_changes_the_past(case: Case, past: int) -> None:
     model, audio, codes = case.model, case.audio.clone(), case.codes.clone()

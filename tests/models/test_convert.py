@@ -87,3 +87,9 @@ def test_a_missing_configuration_is_named(label: str) -> None:
 def test_a_missing_key_is_named() -> None:
     with pytest.raises(UnknownModel, match="without a usable configuration: it lacks 'encoder_rates'"):
         convert.convert(TENSORS["snac"], {"vq_strides": [1]}, label="here")
+
+
+def test_a_checkpoint_without_tensors_by_name_is_refused(tmp_path: Path) -> None:
+    torch.save([1, 2], tmp_path / "a.pth")
+    with pytest.raises(UnknownModel, match=r"a\.pth holds a list, not tensors by name: give a model's checkpoint"):
+        codec.load(tmp_path / "a.pth")

@@ -178,7 +178,7 @@ def slow_beam_search(quantizer: ResidualVQ, latents: Tensor, num_codebooks: int)
 
 @pytest.mark.slow
 @pytest.mark.parametrize("beam_size", [1, 2, 4, 9])
-@pytest.mark.parametrize("size", [6, 20, 128])
+@pytest.mark.parametrize("size", [6, 128])
 def test_beam_search_equals_brute_force(beam_size: int, size: int) -> None:
     quantizer, latents = started(size=size), noise(2, DIM, 90, seed=1)
     assert 90 < TILE < 180, "frames of both tiles should be of both items"
@@ -276,7 +276,7 @@ def pickled(quantizer: ResidualVQ) -> ResidualVQ:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("counted", [1, 2, 3])
+@pytest.mark.parametrize("counted", [1, 3])
 @pytest.mark.parametrize("beam_size", [1, 4])
 @pytest.mark.parametrize(
     "change", [scaled, scaled_while_inferring, loaded, assigned, replaced, codebook_update, rounded, copied, pickled]

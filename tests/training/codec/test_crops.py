@@ -423,10 +423,10 @@ def test_short_clips_are_used_whole_and_follow_each_other(tmp_path: Path) -> Non
 def test_sets_are_drawn_by_weight_and_balance(tmp_path: Path, keys: dict[str, Any], wanted: list[float]) -> None:
     lengths = {"a": 32000, "b": 8000, "c": 2000}
     root = corpus(tmp_path, **{f"{name}__1": np.full(lengths[name], ord(name)) for name in lengths})
-    crops, _, _ = opened(root, tmp_path / "out", recipe_with(batch_size=1500, **keys))
+    crops, _, _ = opened(root, tmp_path / "out", recipe_with(batch_size=700, **keys))
     drawn = integers(crops.batch(0).audio)[:, 0]
     found = [(drawn == ord(name)).mean() for name in lengths]
-    assert found == pytest.approx(np.array(wanted) / sum(wanted), abs=0.04)
+    assert found == pytest.approx(np.array(wanted) / sum(wanted), abs=0.06)
 
 
 def test_weights_of_unknown_sets(tmp_path: Path) -> None:

@@ -36,7 +36,7 @@ def power_spectrum(audio: Samples) -> np.ndarray:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize(("time", "rate"), [(1200, 8000), (3200, 16000), (9601, 48000), (36000, 24000)])
+@pytest.mark.parametrize(("time", "rate"), [(1200, 8000), (9601, 48000), (36000, 24000)])
 def test_every_signal_has_its_length_and_level_and_depends_on_the_seed_alone(
     kind: Callable[[np.random.Generator, int, int], Samples], time: int, rate: int
 ) -> None:

@@ -325,6 +325,16 @@ for network in ("model", "discriminators"):
 """
 
 
+def test_both_networks_are_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    compiled: list[str] = []
+    monkeypatch.setattr(nn.Module, "compile", lambda module: compiled.append(type(module).__name__))
+    build_task(small_recipe(), CPU)
+    assert compiled == []
+    build_task(small_recipe(train={"compile": True}), CPU)
+    assert compiled == ["CausalCodec", "Discriminators"]
+
+
+@pytest.mark.nightly  # tracing takes 12 s
 def test_compiled_networks_take_the_same_steps() -> None:
     """In a process without the shape checks that the tests add, because torch cannot trace them."""
     done = processes.run(COMPILED)
