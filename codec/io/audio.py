@@ -145,6 +145,7 @@ class AudioReader:
         """Open a seekable `file`; raises UnsupportedAudio if libsndfile cannot read it or it has no samples."""
         self.label = label
         self._file = file
+        self._size = os.fstat(file.fileno()).st_size
         self._stream: Pieces | None = riff.finished(file)
         self._links = links(file, _Sequential, label)
         self._expected: int | None = None
@@ -177,6 +178,12 @@ class AudioReader:
     def _count_frames(self) -> None:
         """Count the frames of MPEG audio that does not state its length."""
         frames = mpeg.without_length(self._file)
+        if frames is not None and frames.other:
+            raise UnsupportedAudio(
+                f"{self.label} holds recordings of different kinds one after another ({mpeg.describe(frames.header)}; "
+                f"{mpeg.describe(frames.other)}): split it, or convert it to WAV or FLAC first (encode and tokenize "
+                "take --ffmpeg)"
+            )
         if frames is not None:
             self._stream = mpeg.exact(self._file, frames)
             self._expected = None if self._stream.head else frames.time
@@ -186,6 +193,8 @@ class AudioReader:
             return Chain(self._file, self._links, _Sequential)
         # By descriptor, so that the content determines the format: by name, libsndfile reads any text.au as samples.
         descriptor = self._file.fileno()
+        if self._stream is not None:
+            self._stream.seek(0)
         os.lseek(descriptor, 0, os.SEEK_SET)  # libsndfile starts at the descriptor's position
         try:
             return _Sequential(descriptor if self._stream is None else self._stream, closefd=False)
@@ -256,11 +265,13 @@ class AudioReader:
             try:
                 read = self._source.buffer_read_into(buffer, "float32")
             except soundfile.LibsndfileError as error:
+                self._check_size()
                 raise UnsupportedAudio(
                     f"{self.label} cannot be decoded past {self._seen / self.rate:.3f} s "
                     f"({error.error_string.removeprefix('Error : ').rstrip('.')}): repair it or convert it to WAV"
                 ) from error
             if read == 0:
+                self._check_size()
                 break
             block = np.ascontiguousarray(buffer[:read].T)
             if self._order is not None:
@@ -274,6 +285,14 @@ class AudioReader:
             raise UnsupportedAudio(
                 f"{self.label} has {self._expected / self.rate:.3f} s, but libsndfile reads "
                 f"{self._seen / self.rate:.3f} s of it: convert it to WAV or FLAC first"
+            )
+
+    def _check_size(self) -> None:
+        """Raise UnsupportedAudio if the file has become shorter; a longer one is read as far as it was when opened."""
+        if os.fstat(self._file.fileno()).st_size < self._size:
+            raise UnsupportedAudio(
+                f"{self.label} became shorter while it was read, at {self._seen / self.rate:.3f} s: read it again when "
+                "it is complete"
             )
 
     def part(self, first: int, time: int, *, least: int | None = None) -> Block:
@@ -374,7 +393,7 @@ def open_reader(
             size = os.fstat(file.fileno()).st_size
         if (count := riff.joined(file)) > 1:
             raise UnsupportedAudio(
-                f"{label} holds {count} WAV or AIFF files one after another, and others read only the first: split it, "
+                f"{label} holds {count} recordings one after another, and others read only the first: split it, "
                 "or join the samples with an audio tool"
             )
         with AudioReader(file, label) as reader:

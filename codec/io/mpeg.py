@@ -39,6 +39,7 @@ KBPS = {  # bit rates of MP3 by sample rate, in kbit/s; libsndfile's LAME has th
 _FIXED = bytes((0xFF, 0xFE, 0x0C))  # bits of the first three header bytes that no frame of a stream changes
 _INFO_BYTES = 156  # mark, flags, frames, bytes, table of contents, quality: 120; LAME part: 36
 _CHUNK = 2**20
+_RUN = 4  # frames that follow each other
 
 
 class Frame(NamedTuple):
@@ -63,6 +64,8 @@ class Frames(NamedTuple):
     """Encoder delay in samples, from the first LAME part."""
     padding: int
     """Encoder padding in samples, from the last LAME part."""
+    other: bytes = b""
+    """A header of frames of another kind that are in the file, too; empty if there are none."""
 
     @property
     def time(self) -> int:
@@ -96,7 +99,12 @@ def has_exact_length(file: BinaryIO) -> bool:
     if fields[:4] not in (b"Xing", b"Info") or len(fields) < 16:
         return False
     flags, stated = (int.from_bytes(fields[at : at + 4], "big") for at in (4, 12))
-    return flags & 3 == 3 and abs(size - first - stated) <= max(stated // 200, 256)  # a tag at the end has 128 bytes
+    more = size - first - stated
+    if flags & 3 != 3 or abs(more) > max(stated // 200, 256):
+        return False
+    return more <= 128 or not _has_frames(
+        file, first + stated, size
+    )  # a tag at the end has 128 bytes, others have more
 
 
 def without_length(file: BinaryIO) -> Frames | None:
@@ -124,17 +132,19 @@ def _known_frames(known: _Known) -> Frames | None:
 def find_frames(file: BinaryIO) -> Frames | None:
     """Find all frames of a file, with any bytes between them; None if there are none. Reads the whole file.
 
-    A frame counts where another one of the same kind, or the end of the file, or a tag, follows it.
+    A frame counts where another one of the same kind, or the end of the file, or a tag, follows it; those of another
+    kind than the first one are not among them.
     """
     size = file.seek(0, os.SEEK_END)
     view = _View(file)
     runs: list[tuple[int, int]] = []
-    count, header, delay, padding = 0, b"", 0, 0
+    count, header, delay, padding, other = 0, b"", 0, 0, b""
     position, expected = after_tags(file), -1  # expected: where the next frame begins, if it follows the last one
     while position + 4 <= size:
         mark = view.read(position, 4)
         frame = _frame(mark)
         if frame is None or (header and not _alike(mark, header)):
+            other = other or (mark if frame and _is_run(view, position) else b"")
             position = _next_mark(view, position + 1, size)
             continue
         end = position + frame.size
@@ -151,7 +161,7 @@ def find_frames(file: BinaryIO) -> Frames | None:
             else:
                 runs.append((position, end))
         position = expected = end
-    return Frames(runs, count, header, delay, padding) if count else None
+    return Frames(runs, count, header, delay, padding, other) if count else None
 
 
 def exact(file: BinaryIO, frames: Frames) -> Pieces:
@@ -184,6 +194,35 @@ def _alike(mark: bytes, other: bytes) -> bool:
     """Whether two headers agree in version, layer, sampling rate and the number of channels."""
     same = all(a & fixed == b & fixed for a, b, fixed in zip(mark[:3], other[:3], _FIXED, strict=True))
     return same and (mark[3] >> 6 == 3) == (other[3] >> 6 == 3)
+
+
+def describe(header: bytes) -> str:
+    """What a frame header says of the sound: rate, channels and layer."""
+    frame = _frame(header)
+    assert frame is not None
+    rate = _RATES[header[1] >> 3 & 3][header[2] >> 2 & 3]
+    return f"{rate} Hz, {1 if header[3] >> 6 == 3 else 2} ch, layer {frame.layer}"
+
+
+def _is_run(view: _View, position: int) -> bool:
+    """Whether some frames of one kind follow each other from `position` on, as by chance they do not."""
+    mark = view.read(position, 4)
+    for _ in range(_RUN):
+        following = view.read(position, 4)
+        frame = _frame(following)
+        if frame is None or not _alike(following, mark):
+            return False
+        position += frame.size
+    return True
+
+
+def _has_frames(file: BinaryIO, first: int, size: int) -> bool:
+    """Whether there are frames of sound from byte `first` on."""
+    view = _View(file)
+    position = _next_mark(view, first, size)
+    while position < size and not _is_run(view, position):
+        position = _next_mark(view, position + 1, size)
+    return position < size
 
 
 def _begins(following: bytes, mark: bytes) -> bool:

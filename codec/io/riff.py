@@ -1,4 +1,4 @@
-"""WAV, CAF and AU files without final sizes in the header, because their writer was killed or wrote to a pipe.
+"""WAV, W64, CAF and AU files without final sizes in the header, because their writer was killed or wrote to a pipe.
 
 Such a header states 0 bytes of samples, and libsndfile believes it; CAF files state -1, which libsndfile refuses.
 `finished` shows libsndfile the same file with the sizes that it has.
@@ -14,12 +14,15 @@ from typing import BinaryIO
 from codec.io.pieces import Pieces
 
 _HEADER_BYTES = 2**20  # maximum size of a header
-_FORMS = ((b"RIFF", b"WAVE"), (b"FORM", b"AIFF"), (b"FORM", b"AIFC"))
+_FORMS = ((b"RIFF", b"WAVE"), (b"RIFX", b"WAVE"), (b"FORM", b"AIFF"), (b"FORM", b"AIFC"))
+_W64_RIFF = b"riff" + bytes.fromhex("2E91CF11A5D628DB04C10000")
+_W64_WAVE, _W64_DATA = (name + bytes.fromhex("F3ACD3118CD100C04F8EDB8A") for name in (b"wave", b"data"))
+_W64_HEAD = 24  # bytes of a chunk before its content: name and size, which counts them
 _LARGEST = 2**32 - 2**16  # bytes of samples that a header can state
 
 
 def finished(file: BinaryIO) -> Pieces | None:
-    """The file with its sizes filled in; None if it is not WAV, CAF or AU, or states how many samples it has.
+    """The file with its sizes filled in; None if it is not WAV, W64, CAF or AU, or states how many samples it has.
 
     If all bytes behind the empty chunk of samples are chunks themselves, the file has no samples: None.
     """
@@ -31,6 +34,8 @@ def finished(file: BinaryIO) -> Pieces | None:
             return _finished_caf(file, size)
         case b".snd" | b"dns.":
             return _finished_au(file, form, size)
+        case b"riff":
+            return _finished_w64(file, size)
         case _:
             return _finished_wav(file, form, size)
 
@@ -78,6 +83,40 @@ def _finished_caf(file: BinaryIO, size: int) -> Pieces | None:
     return None
 
 
+def _finished_w64(file: BinaryIO, size: int) -> Pieces | None:
+    """With the size that the samples have, if the stated one is that of an empty chunk or of no possible file."""
+    file.seek(0)
+    if file.read(16) != _W64_RIFF:
+        return None
+    position = 40
+    while position + _W64_HEAD <= min(size, _HEADER_BYTES):
+        file.seek(position)
+        name, stated = struct.unpack("<16sQ", file.read(_W64_HEAD))
+        first = position + _W64_HEAD
+        if name == _W64_DATA:
+            if _W64_HEAD < stated < 2**63 - 1 or first >= size or _only_w64_chunks(file, first, size):
+                return None
+            file.seek(0)
+            head = bytearray(file.read(first))
+            head[16:24] = struct.pack("<Q", size)
+            head[position + 16 :] = struct.pack("<Q", size - position)
+            return Pieces(file, bytes(head), [(first, size)])
+        position += max(_W64_HEAD, _aligned(stated))
+    return None
+
+
+def _only_w64_chunks(file: BinaryIO, position: int, size: int) -> bool:
+    """Whether the bytes from `position` to the end are whole chunks whose names begin with printable letters."""
+    while position + _W64_HEAD <= size:
+        file.seek(position)
+        head = file.read(_W64_HEAD)
+        length = int.from_bytes(head[16:], "little")
+        if not is_chunk_name(head[:4]) or length < _W64_HEAD:
+            return False
+        position += _aligned(length)
+    return position == size
+
+
 def _only_caf_chunks(file: BinaryIO, position: int, size: int) -> bool:
     """Whether the bytes from `position` to the end are whole chunks with printable names."""
     while position < size:
@@ -102,17 +141,53 @@ def _finished_au(file: BinaryIO, form: bytes, size: int) -> Pieces | None:
 
 
 def joined(file: BinaryIO) -> int:
-    """The number of WAV or AIFF files that are concatenated in this file; 0 if it is neither."""
+    """The number of WAV, RF64, W64, AIFF, CAF or AU files that are concatenated in this file; 0 if it is none of them.
+
+    A recording of unknown length goes to the end of the file.
+    """
     size, position, count = file.seek(0, os.SEEK_END), 0, 0
+    while position + 12 <= size and (end := _end(file, position, size)) is not None:
+        count += 1
+        position = end
+    return count
+
+
+def _end(file: BinaryIO, position: int, size: int) -> int | None:
+    """Where a recording ends that begins at this position; None if none begins there."""
+    file.seek(position)
+    head = file.read(40)
+    if (head[:4], head[8:12]) in _FORMS:
+        length = int.from_bytes(head[4:8], "little" if head[:4] == b"RIFF" else "big")
+        return position + 8 + length + length % 2
+    if head[:4] == b"RF64" and head[8:16] == b"WAVEds64":
+        return position + 8 + int.from_bytes(head[20:28], "little")
+    if head[:16] == _W64_RIFF and head[24:40] == _W64_WAVE:
+        length = int.from_bytes(head[16:24], "little")
+        return position + _aligned(length) if length > len(head) else size
+    if head[:4] == b"caff":
+        return _end_of_caf(file, position, size)
+    if head[:4] in (b".snd", b"dns."):
+        first, stated = struct.unpack_from(">II" if head[:4] == b".snd" else "<II", head, 4)
+        return position + int(first) + int(stated) if 0 < stated < 2**32 - 1 else size
+    return None
+
+
+def _end_of_caf(file: BinaryIO, position: int, size: int) -> int:
+    position += 8
     while position + 12 <= size:
         file.seek(position)
-        head = file.read(12)
-        if (head[:4], head[8:]) not in _FORMS:
+        name, length = struct.unpack(">4sq", file.read(12))
+        if name == b"caff":
+            return position
+        if length < 0 or not is_chunk_name(name):
             break
-        count += 1
-        length = int.from_bytes(head[4:8], "big" if head[:4] == b"FORM" else "little")
-        position += 8 + length + length % 2
-    return count
+        position += 12 + int(length)
+    return size
+
+
+def _aligned(length: int) -> int:
+    """A length in whole words of 8 bytes, as chunks of W64 files have."""
+    return -(-length // 8) * 8
 
 
 def _chunks(file: BinaryIO, position: int, size: int, order: str) -> Iterator[tuple[bytes, int, int]]:

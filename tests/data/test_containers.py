@@ -6,6 +6,7 @@ and `codec encode` of a pipe.
 
 import io
 import json
+import os
 import struct
 import sys
 from collections.abc import Callable
@@ -24,7 +25,7 @@ from codec.data.clips import Clip, clip_audio
 from codec.data.token_store import TokenStore
 from codec.data.tokenize import tokenize
 from codec.errors import CodecError, UnsupportedAudio
-from codec.io import mpeg
+from codec.io import audio, mpeg
 from codec.io.audio import open_reader, read_audio
 from codec.training.codec.crops import Index, build_index
 from codec.training.codec.recipe import DataConfig
@@ -62,11 +63,21 @@ TABLE: dict[tuple[str, str, str], tuple[Cell, Cell, Cell, Cell]] = {
     ("WAV", "too large", "yes"): (HALF, HALF, HALF, HALF),
     ("WAV", "joined", "yes"): (REFUSED, REFUSED, REFUSED, REFUSED),
     ("WAV, A-law", "stated", "yes"): (ALL, ALL, ALL, ALL),
+    ("WAV, A-law", "0", "yes"): (ALL, ALL, ALL, ALL),
+    ("WAV, IMA ADPCM", "0", "yes"): (PADDED, PADDED, PADDED, PADDED),
+    ("WAV, GSM", "0", "no"): (PADDED, PADDED, PADDED, PADDED),
+    ("WAV, MP3", "stated in blocks", "yes"): (PADDED, PADDED, PADDED, PADDED),
+    ("WAV, MP3", "0", "yes"): (PADDED, PADDED, PADDED, PADDED),
     ("WAV, IMA ADPCM", "stated in blocks", "yes"): (PADDED, PADDED, PADDED, PADDED),
     ("WAV, GSM", "stated in blocks", "no"): (PADDED, PADDED, PADDED, PADDED),
     ("RF64", "stated", "yes"): (ALL, ALL, ALL, ALL),
     ("RF64", "0", "yes"): (ALL, ALL, ALL, ALL),
+    ("RF64", "joined", "yes"): (REFUSED, REFUSED, REFUSED, REFUSED),
     ("W64", "stated", "yes"): (ALL, ALL, ALL, ALL),
+    ("W64", "0", "yes"): (ALL, ALL, ALL, ALL),
+    ("W64", "24, an empty chunk", "yes"): (ALL, ALL, ALL, ALL),
+    ("W64", "7fffffffffffffff, as of ffmpeg", "yes"): (ALL, ALL, ALL, ALL),
+    ("W64", "joined", "yes"): (REFUSED, REFUSED, REFUSED, REFUSED),
     ("W64", "too large", "yes"): (HALF, HALF, HALF, HALF),
     ("AIFF", "stated", "yes"): (ALL, ALL, ALL, ALL),
     ("AIFF", "0", "yes"): (ALL, ALL, ALL, ALL),
@@ -76,6 +87,8 @@ TABLE: dict[tuple[str, str, str], tuple[Cell, Cell, Cell, Cell]] = {
     ("CAF", "-1", "yes"): (ALL, ALL, ALL, ALL),
     ("CAF", "0", "yes"): (ALL, ALL, ALL, ALL),
     ("CAF", "too large", "yes"): (HALF, HALF, HALF, HALF),
+    ("CAF", "joined", "yes"): (REFUSED, REFUSED, REFUSED, REFUSED),
+    ("AU", "joined", "yes"): (REFUSED, REFUSED, REFUSED, REFUSED),
     ("AU", "stated", "yes"): (ALL, ALL, ALL, ALL),
     ("AU", "ffffffff", "yes"): (ALL, ALL, ALL, ALL),
     ("AU", "0", "yes"): (ALL, ALL, ALL, ALL),
@@ -99,6 +112,10 @@ TABLE: dict[tuple[str, str, str], tuple[Cell, Cell, Cell, Cell]] = {
     ("MP3", "guessed", "yes"): (PADDED, PADDED, PADDED, PADDED),
     ("MP3", "too large", "yes"): (HALF, HALF, HALF, HALF),
     ("MP3", "joined", "yes"): (TWICE, TWICE, TWICE, TWICE),
+    ("MP3", "joined, other rate", "yes"): (REFUSED, REFUSED, REFUSED, REFUSED),
+    ("MP3", "joined, other channels", "yes"): (REFUSED, REFUSED, REFUSED, REFUSED),
+    ("MP2", "none", "yes"): (PADDED, PADDED, PADDED, PADDED),
+    ("MP2", "none, joined", "yes"): (TWICE, TWICE, TWICE, TWICE),
 }
 WAYS = ("encode", "tokenize", "train", "stdin")
 LOSSLESS = ("WAV", "RF64", "W64", "AIFF", "CAF", "AU", "FLAC")
@@ -106,20 +123,43 @@ LOSSLESS = ("WAV", "RF64", "W64", "AIFF", "CAF", "AU", "FLAC")
 
 # the files
 
+KINDS = {
+    "WAV, A-law": "WAV ALAW",
+    "WAV, IMA ADPCM": "WAV IMA_ADPCM",
+    "WAV, GSM": "WAV GSM610",
+    "FLAC": "FLAC PCM_16",
+    "Ogg Vorbis": "OGG VORBIS",
+    "Ogg Opus": "OGG OPUS",
+    "MP3": "MP3 MPEG_LAYER_III",
+}
+
 
 def written(container: str) -> bytes:
-    kind, _, subtype = {
-        "WAV, A-law": "WAV ALAW",
-        "WAV, IMA ADPCM": "WAV IMA_ADPCM",
-        "WAV, GSM": "WAV GSM610",
-        "Ogg Vorbis": "OGG VORBIS",
-        "Ogg Opus": "OGG OPUS",
-        "MP3": "MP3 MPEG_LAYER_III",
-    }.get(container, f"{container} PCM_16").partition(" ")
+    if container == "MP2":
+        return MP2_FRAME * -(-TIME // 1152)
+    if container == "WAV, MP3":
+        return mp3_in_wav(written("MP3"))
+    kind, _, subtype = KINDS.get(container, f"{container} PCM_16").partition(" ")
     file = io.BytesIO()
     with soundfile.SoundFile(file, "w", RATE, 1, format=kind, subtype=subtype) as target:
         target.write(NOISE)
     return file.getvalue()
+
+
+MP2_FRAME = bytes((0xFF, 0xE5, 0x88, 0xC0)) + bytes(1148)  # silence; MPEG-2.5, layer II, 64 kbit/s, 8 kHz, mono
+
+
+def mp3_in_wav(data: bytes) -> bytes:
+    """A WAV file of kind 0x55, MPEGLAYER3WAVEFORMAT, and a `fact` chunk with its samples."""
+    form = struct.pack("<HHIIHHHHIHHH", 0x55, 1, RATE, 4000, 1, 0, 12, 1, 2, 288, 1, 0)
+    chunks = ((b"fmt ", form), (b"fact", struct.pack("<I", TIME)), (b"data", data))
+    body = b"WAVE" + b"".join(name + struct.pack("<I", len(part)) + part for name, part in chunks)
+    return b"RIFF" + struct.pack("<I", len(body)) + body
+
+
+def w64(size: int) -> Callable[[bytes], bytes]:
+    field = struct.pack("<Q", size)
+    return lambda data: put(data, (16, field), (data.index(b"data\xf3\xac") + 16, field))
 
 
 def put(data: bytes, *edits: tuple[int, bytes]) -> bytes:
@@ -160,9 +200,7 @@ def other(container: str, **kind: int) -> bytes:
     """A second of noise of another kind."""
     file = io.BytesIO()
     noise = np.stack([NOISE[:RATE]] * kind.get("channels", 1), axis=1)
-    name, _, codec_name = {"FLAC": "FLAC PCM_16", "Ogg Vorbis": "OGG VORBIS", "Ogg Opus": "OGG OPUS"}[
-        container
-    ].partition(" ")
+    name, _, codec_name = KINDS[container].partition(" ")
     soundfile.write(file, noise, kind.get("rate", RATE), format=name, subtype=codec_name)
     return file.getvalue()
 
@@ -174,9 +212,16 @@ def half(data: bytes) -> bytes:
 CHANGES: dict[tuple[str, str], Callable[[bytes], bytes]] = {
     ("WAV", "stated, a chunk behind"): lambda data: data + b"LIST\x08\0\0\0INFOabcd",
     ("WAV", "0"): wav(0),
+    ("WAV, A-law", "0"): wav(0),
+    ("WAV, IMA ADPCM", "0"): wav(0),
+    ("WAV, GSM", "0"): wav(0),
+    ("WAV, MP3", "0"): wav(0),
     ("WAV", "7ffff000, as of sox"): wav(0x7FFFF000),
     ("WAV", "ffffffff, as of ffmpeg"): wav(0xFFFFFFFF),
     ("RF64", "0"): lambda data: put(data, (behind(data, b"ds64") + 4, bytes(24))),
+    ("W64", "0"): w64(0),
+    ("W64", "24, an empty chunk"): w64(24),
+    ("W64", "7fffffffffffffff, as of ffmpeg"): w64(2**63 - 1),
     ("AIFF", "0"): killed_aiff,
     ("CAF", "-1"): lambda data: put(data, (behind(data, b"data"), b"\xff" * 8)),
     ("CAF", "0"): lambda data: put(data, (behind(data, b"data"), bytes(8))),
@@ -189,6 +234,9 @@ CHANGES: dict[tuple[str, str], Callable[[bytes], bytes]] = {
     ("Ogg Vorbis", "joined, other channels"): lambda data: data + other("Ogg Vorbis", channels=2),
     ("Ogg Opus", "joined, other channels"): lambda data: data + other("Ogg Opus", channels=2),
     ("MP3", "guessed"): without_info,
+    ("MP3", "joined, other rate"): lambda data: data + other("MP3", rate=16000),
+    ("MP3", "joined, other channels"): lambda data: data + other("MP3", channels=2),
+    ("MP2", "none, joined"): lambda data: data * 2,
 }
 OF_ANY: dict[str, Callable[[bytes], bytes]] = {"joined": lambda data: data * 2, "too large": half, "cut off": half}
 
@@ -288,8 +336,8 @@ def test_samples_of_lossless_files(case: tuple[str, str, str], tmp_path: Path) -
     """From the first sample on, whatever the header says."""
     if case[0] not in LOSSLESS or TABLE[case][0] is REFUSED:
         pytest.skip("lossy, or refused")
-    audio, _ = read_audio(tmp_path / "recording.wav")
-    np.testing.assert_allclose(audio[0], np.tile(NOISE, 2)[: audio.shape[1]], atol=1e-4)
+    samples, _ = read_audio(tmp_path / "recording.wav")
+    np.testing.assert_allclose(samples[0], np.tile(NOISE, 2)[: samples.shape[1]], atol=1e-4)
 
 
 def test_libsndfile_cannot_seek(tmp_path: Path) -> None:
@@ -313,9 +361,9 @@ def test_crops_anywhere_in_a_recording(case: tuple[str, str, str], tmp_path: Pat
         whole = resampled(whole, rate)
     clip = Clip(id="a", path=path, seconds=whole.shape[1] / rate)
     for first in (0, whole.shape[1] // 3, whole.shape[1] - 700):
-        audio = clip_audio(clip, rate=rate, first=first, time=600)
-        assert audio.shape == (1, 600)
-        assert np.allclose(audio, whole[:, first : first + 600], atol=5e-3), first
+        crop = clip_audio(clip, rate=rate, first=first, time=600)
+        assert crop.shape == (1, 600)
+        assert np.allclose(crop, whole[:, first : first + 600], atol=5e-3), first
 
 
 def resampled(audio: NDArray[Any], rate: int) -> NDArray[Any]:
@@ -335,3 +383,57 @@ def test_reading_on_needs_no_seeking(case: tuple[str, str, str], tmp_path: Path)
         whole = next(reader.blocks(time))
     joined = np.concatenate(parts, axis=1)
     assert np.array_equal(joined, whole[:, : joined.shape[1]])
+
+
+CHANGING = ["WAV", "FLAC", "Ogg Vorbis", "MP3", "WAV, GSM"]
+
+
+@pytest.fixture(params=CHANGING)
+def recording(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
+    (tmp_path / "recording.wav").write_bytes(written(request.param))
+    return tmp_path / "recording.wav"
+
+
+@pytest.mark.parametrize("way", ["encode", "tokenize"])
+def test_a_file_that_becomes_shorter_while_it_is_read_is_refused(
+    recording: Path, model_file: Path, way: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Because the rest would be missing without a word; nothing is left of the output."""
+    read = audio._Sequential.buffer_read_into
+
+    def shortening(source: Any, buffer: NDArray[np.float32], dtype: str) -> int:
+        os.truncate(recording, recording.stat().st_size // 2)
+        return read(source, buffer[:1000], dtype)
+
+    monkeypatch.setattr(audio._Sequential, "buffer_read_into", shortening)
+    if way == "encode":
+        with pytest.raises(UnsupportedAudio) as refused:
+            encoded(recording.parent)
+        message = str(refused.value)
+        assert not (recording.parent / "out.codec").exists()
+    else:
+        report = tokenize(recording.parent, recording.parent / "store", model=model_file)
+        message = report.failures[0].error
+    assert "recording.wav became shorter while it was read" in message
+
+
+def test_a_file_that_becomes_longer_while_it_is_read_is_read_as_it_was(
+    recording: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected, data = encoded(recording.parent), recording.read_bytes()
+    (recording.parent / "out.codec").unlink()
+    read = audio._Sequential.buffer_read_into
+
+    def growing(source: Any, buffer: NDArray[np.float32], dtype: str) -> int:
+        recording.write_bytes(data * 2)
+        return read(source, buffer[:1000], dtype)
+
+    monkeypatch.setattr(audio._Sequential, "buffer_read_into", growing)
+    assert encoded(recording.parent) == expected
+
+
+def test_crops_of_a_file_that_has_become_shorter_name_it(recording: Path) -> None:
+    clip = Clip(id="a", path=recording, seconds=TIME / RATE)
+    os.truncate(recording, recording.stat().st_size // 2)
+    with pytest.raises(UnsupportedAudio, match=r"recording\.wav (ends at|cannot be decoded past)"):
+        clip_audio(clip, rate=RATE, first=TIME - 700, time=600)

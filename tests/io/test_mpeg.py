@@ -10,7 +10,9 @@ import pytest
 import soundfile
 from numpy.typing import NDArray
 
+from codec.errors import UnsupportedAudio
 from codec.io import mpeg
+from codec.io.audio import read_audio
 
 RATE = 44100
 
@@ -87,6 +89,25 @@ def test_joined_files_are_read_to_the_end_of_the_last(noise: NDArray[Any], betwe
 def test_tags_around_a_whole_file_leave_its_length_exact(noise: NDArray[Any]) -> None:
     tag = b"ID3\x03\0\0" + bytes((0, 0, 8, 0)) + bytes(1024)
     assert mpeg.has_exact_length(io.BytesIO(tag + mp3(noise) + b"TAG" + bytes(125)))
+
+
+def test_a_short_recording_behind_a_long_one_counts() -> None:
+    """A stated length may be a little wrong, because of tags, but no frames are behind it then."""
+    frame = bytes((0xFF, 0xFB, 0x14, 0xC0)) + bytes(92)  # silence; MPEG-1, layer III, 32 kbit/s, 48 kHz, mono
+    stated = mpeg.find_frames(io.BytesIO(frame * 2000))
+    assert stated is not None
+    whole = mpeg.exact(io.BytesIO(frame * 2000), stated).read()
+    assert mpeg.has_exact_length(io.BytesIO(whole))
+    assert mpeg.has_exact_length(io.BytesIO(whole + b"APETAGEX" + bytes(range(256)) * 2))
+    assert not mpeg.has_exact_length(io.BytesIO(whole + frame * 6))
+
+
+def test_recordings_of_other_kinds_behind_are_named(noise: NDArray[Any], tmp_path: Path) -> None:
+    (tmp_path / "a.mp3").write_bytes(mp3(noise) + (bytes((0xFF, 0xFB, 0x14, 0xC0)) + bytes(92)) * 5)
+    with pytest.raises(
+        UnsupportedAudio, match=rf"different kinds one after another \({RATE} Hz, 1 ch, layer 3; 48000 Hz"
+    ):
+        read_audio(tmp_path / "a.mp3")
 
 
 def test_a_frame_cut_in_the_middle_does_not_count(noise: NDArray[Any]) -> None:

@@ -107,5 +107,5 @@ def test_concatenated_files_raise(container: str) -> None:
     whole = bytes(written(container, "PCM_16"))
     assert joined(io.BytesIO(whole)) == 1
     assert joined(io.BytesIO(whole * 3)) == 3
-    with pytest.raises(UnsupportedAudio, match="holds 2 WAV or AIFF files one after another"), open_reader(whole * 2):
+    with pytest.raises(UnsupportedAudio, match="holds 2 recordings one after another"), open_reader(whole * 2):
         pass
