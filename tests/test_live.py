@@ -112,8 +112,7 @@ def shipped() -> StepCodec:
 
 
 @pytest.mark.slow  # loads the compiled loops
-@pytest.mark.parametrize("beams", [1, 5])
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(("kind", "beams"), [("noise", 1), ("tone", 1), *((kind, 5) for kind in KINDS)])
 def test_codes_and_audio_are_those_of_torch(tiny: CausalCodec, kind: str, beams: int) -> None:
     model, audio = copy.deepcopy(tiny), signal(kind, tiny, 20)
     model.shape.residual.beam_size = beams  # type: ignore[union-attr]

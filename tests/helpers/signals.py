@@ -27,5 +27,5 @@ def voice(seconds: float = 1.0, *, rate: int = RATE) -> Floats:
 def synthetic_recording() -> Floats:
     """`codec.io.synth.synthesize` [1, time] at its `RATE`, made once."""
     audio = synth.synthesize()
-    audio.flags.writeable = False
+    audio.setflags(write=False)
     return audio
