@@ -4,7 +4,8 @@
     python tools/bench_data.py --folder DIR      your own recordings
 
 Speeds are seconds of audio per second. "in process" is reading in this process, by wall time and by CPU time (which
-other load hardly affects); "worker" is the rate at which batches arrive from one worker process, without its start.
+other load affects less), medians of batches; "worker" is the rate at which batches arrive from one worker process,
+without its start.
 """
 
 import argparse
@@ -67,14 +68,18 @@ def report(name: str, recipe: Recipe, folder: Path, out: Path, steps: int) -> No
     rate, seed = recipe.model.sample_rate, recipe.train.seed
     crops, _ = open_crops(folder, out / "index", recipe.data, sample_rate=rate, seed=seed, report=lambda line: None)
     index = perf_counter() - began
-    seconds = steps * recipe.data.batch_size * recipe.data.crop
     crops.batch(steps)  # warm-up of soxr and libsndfile
-    wall, cpu = perf_counter(), process_time()
+    took = []
     for step in range(steps):
+        at, cpu_at = perf_counter(), process_time()
         crops.batch(step)
-    wall, cpu = perf_counter() - wall, process_time() - cpu
-    each = 1000 * cpu / (steps * recipe.data.batch_size)
-    speeds = f"{seconds / wall:>12.0f}{seconds / cpu:>9.0f}{seconds / from_worker(crops, steps):>9.0f}"
+        took.append((perf_counter() - at, process_time() - cpu_at))
+    wall, cpu = np.median(
+        took, axis=0
+    ).tolist()  # of a batch, because other load and the first reading from disk take turns
+    seconds = recipe.data.batch_size * recipe.data.crop
+    each = 1000 * cpu / recipe.data.batch_size
+    speeds = f"{seconds / wall:>12.0f}{seconds / cpu:>9.0f}{steps * seconds / from_worker(crops, steps):>9.0f}"
     print(f"{name:<24}{crops.index.seconds / 3600:>8.2f}{index:>9.2f}{each:>9.2f}{speeds}")
 
 
