@@ -1,22 +1,29 @@
 """Mutate .codec files and read them: nothing but CodecErrors, little memory, little time.
 
     python tools/fuzz.py --inputs 1000000 --seed 0
+    pip install atheris; python tools/fuzz.py --inputs 1000000 --guided
 
 A file is read to its end, from the middle, and as a pipe; half of the codebooks of its packets are left out. Mutations
 flip bits, cut, insert, repeat and swap parts, put in extreme numbers, and half of the time repair checksums, as an
 attacker would. Inputs that fail are written to --out. Allocations beyond the limit fail in the kernel (RLIMIT_AS),
-because a tracer of allocations takes four times as long.
+because a tracer of allocations takes four times as long. With --guided, atheris (libFuzzer) chooses what to mutate by
+the branches that are reached, and stops at the first failure.
 """
 
 import argparse
+import inspect
 import io
 import resource
+import sys
+import tempfile
 import time
 import zlib
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
+from importlib import import_module
 from pathlib import Path
+from types import FunctionType, ModuleType
 from typing import Any
 
 import numpy as np
@@ -31,6 +38,7 @@ from codec.io.tags import NO_TAGS, Cover, Tags
 MARKER = b"\xf5\xc3"
 MOST_MEMORY = 64 << 20  # bytes
 MOST_SECONDS = 1.0
+READERS = "bitstream", "packets", "entropy", "entropy_model", "fields", "tags"  # modules of codec.io
 RENEWED_EVERY = 1000  # inputs, because the memory that the interpreter keeps grows slowly
 EXTREMES = (
     b"\xff" * 9 + b"\x01",
@@ -220,6 +228,43 @@ def problem(data: bytes, clock: Callable[[], float] = time.perf_counter) -> str:
     return f"{seconds:.2f} s" if clock is time.process_time else problem(data, time.process_time)
 
 
+def functions_of(module: ModuleType) -> list[FunctionType]:
+    """The functions and methods that a module defines."""
+    own = [value for value in vars(module).values() if getattr(value, "__module__", "") == module.__name__]
+    members = [member for one in own if inspect.isclass(one) for member in vars(one).values()]
+    functions = [getattr(member, "fget", None) or getattr(member, "__func__", member) for member in (*own, *members)]
+    return [function for function in functions if isinstance(function, FunctionType)]
+
+
+def run_guided(files: list[bytes], options: argparse.Namespace) -> None:
+    """Let libFuzzer mutate files and what reached new branches, with the mutations of this tool. Does not return."""
+    import atheris
+
+    ran = 0
+
+    def run(data: bytes) -> None:
+        nonlocal ran
+        if ran % RENEWED_EVERY == 0:
+            limit_memory()
+        ran += 1
+        if wrong := problem(data):
+            raise RuntimeError(wrong)
+
+    def mutate(data: bytes, most: int, seed: int) -> bytes:
+        return mutated([data or files[0]], np.random.default_rng(seed))[:most]
+
+    options.out.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory() as folder:
+        for number, data in enumerate(files):
+            Path(folder, f"{number}.codec").write_bytes(data)
+        limits = [f"-runs={options.inputs}", f"-seed={options.seed + 1}", "-max_len=4096", "-rss_limit_mb=0"]
+        for name in READERS:
+            for function in functions_of(import_module(f"codec.io.{name}")):
+                atheris.instrument_func(function)
+        atheris.Setup([sys.argv[0], *limits, f"-artifact_prefix={options.out}/", folder], run, custom_mutator=mutate)
+        atheris.Fuzz()
+
+
 def limit_memory() -> None:
     """Let allocations fail beyond MOST_MEMORY more than this process has now."""
     pages = int(Path("/proc/self/statm").read_text().split()[0])
@@ -232,8 +277,11 @@ def main() -> None:
     parser.add_argument("--inputs", type=int, default=10_000)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=Path("fuzz"))
+    parser.add_argument("--guided", action="store_true", help="by coverage, with atheris")
     options = parser.parse_args()
     random, files = np.random.default_rng(options.seed), [*corpus(), *modeled()]
+    if options.guided:
+        run_guided(files, options)
     failures = 0
     for number in range(options.inputs):
         if number % RENEWED_EVERY == 0:
