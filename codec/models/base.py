@@ -742,7 +742,7 @@ class Codec(nn.Module):
         if not 1 <= beam_size <= MAX_BEAMS:
             raise UsageError(f"{beam_size} beams: use 1 to {MAX_BEAMS}")
         if not self._residual_quantizers():
-            raise UsageError(f"{self.name or 'this model'} has no residual codebooks to search: leave --beams out")
+            raise UsageError(f"{self.name or 'this model'} has no beam search for codes: leave --beams out")
 
     def _residual_quantizers(self) -> list[ResidualVQ]:
         return [module for module in self.quantizer.modules() if isinstance(module, ResidualVQ)]
