@@ -634,17 +634,16 @@ def check_format(suffix: str, subtype: str | None, *, label: str | None = None) 
 
     Raises UsageError for a suffix or subtype that cannot be written.
     """
+    place = f"{label}: " if label else ""
     if suffix not in _FORMATS:
-        raise UsageError(
-            f"{label or suffix}: cannot write {suffix or 'a file without suffix'}: use one of {' '.join(_FORMATS)}"
-        )
+        raise UsageError(f"{place}cannot write {suffix or 'a file without suffix'}: use one of {' '.join(_FORMATS)}")
     container = _FORMATS[suffix]
     if subtype is None:
         default = "PCM_16" if soundfile.check_format(container, "PCM_16") else soundfile.default_subtype(container)
         return container, str(default)
     if not soundfile.check_format(container, subtype):
         known = " ".join(soundfile.available_subtypes(container))
-        raise UsageError(f"{label or suffix}: {container} has no subtype {subtype}: use one of {known}")
+        raise UsageError(f"{place}{container} has no subtype {subtype}: use one of {known}")
     return container, subtype
 
 

@@ -371,6 +371,8 @@ def test_invalid_output_formats_raise(tmp_path: Path) -> None:
     for name, words in (("a.xyz", "cannot write .xyz"), ("a", "without suffix")):
         with pytest.raises(UsageError, match=words), open_writer(tmp_path / name, rate=8000, channels=1):
             pass
+    with pytest.raises(UsageError, match=r"^cannot write \.xyz: use one of"):
+        audio.check_format(".xyz", None)
     with (
         pytest.raises(UsageError, match="FLAC has no subtype FLOAT"),
         open_writer(tmp_path / "a.flac", rate=8000, channels=1, subtype="FLOAT"),
