@@ -432,7 +432,8 @@ def read_metadata(folder: Path) -> dict[str, Any]:
         raise bad_metadata(folder, "it was altered") from error
     if newer:
         raise UsageError(f"{folder} has format {metadata['format']}, this codec reads up to {FORMAT}: upgrade codec")
-    _refuse_newer_conditions(folder, {key for key, value in metadata.items() if isinstance(value, list)} - LISTS)
+    known = LISTS | METADATA.keys() | {"index", *KEYS.values()}
+    _refuse_newer_conditions(folder, {key for key, value in metadata.items() if isinstance(value, list)} - known)
     if wrong or metadata["dtype"] not in DTYPES:
         raise bad_metadata(folder, f"{[*wrong, 'dtype'][0]} is missing or was altered")
     for key in KEYS.values():

@@ -86,6 +86,14 @@ def test_a_newer_format_is_refused(stored: Path) -> None:
         TokenStore(stored)
 
 
+@pytest.mark.parametrize("key", ["num_codebooks", "dtype", "model", "frame_spec", "index"])
+def test_a_list_in_place_of_a_known_value_is_damage(stored: Path, key: str) -> None:
+    facts = json.loads((stored / "store.json").read_text())
+    (stored / "store.json").write_text(json.dumps(facts | {key: []}))
+    with pytest.raises(DamagedFile, match=rf"store\.json .*{key} .*altered"):
+        TokenStore(stored)
+
+
 def test_a_condition_of_a_newer_version_is_refused(
     tmp_path: Path, corpus: Path, model_file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
