@@ -191,7 +191,7 @@ NETWORK = entropy_model.EntropyModel(random_tensors(NETWORK_SIZES))
 def entropy_coded(
     path: Path, coder: int, *, kind: str, rows: int, codebooks: int, frames: int, varying: bool = False, hop: int = 80
 ) -> entropy.Codes:
-    """Write a file whose packets all take one coder, in layers if they are longer than a second; return its codes."""
+    """Write a file whose packets all take one coder, in layers if they have two seconds; return its codes."""
     sizes = NETWORK.sizes[:codebooks]
     header = Header(
         model="tiny", family="trial", weights_hash="ab" * 32, source_rate=8000, channels=rows, sample_rate=8000,

@@ -131,6 +131,7 @@ VERSION = 2
 MAX_CHANNELS = 1024  # as in libsndfile
 MAX_RATE = 1 << 22  # Hz
 MAX_CODES = 1 << 20  # per packet, because unpacking needs 64 bytes per code
+LAYERED_SECONDS = 2  # of one channel in a packet from which on it is in layers, because layers cost most in small ones
 INDEX_EVERY = 16  # packets
 FIRST_PIECE = 1  # frames of a packet of a pipe that are decoded before the others
 COPY_WITHIN = 10  # the end has a copy of the header if the file before it is this number of times as long
@@ -434,8 +435,7 @@ class Writer:
         digest = self._network.digest if self._network else header.network
         header = replace(header, network=digest, has_tags=bool(header.tags))
         self.header = replace(header, frames=0)
-        # in packets of a second, layers cost twice as much, and a file of a few seconds is thinned at once anyway
-        layered = header.frames_per_packet * header.hop > header.sample_rate
+        layered = header.rows * header.frames_per_packet * header.hop >= LAYERED_SECONDS * header.sample_rate
         self._encoder = entropy.PacketEncoder(header.codebook_sizes, coder=coder, model=self._network, layered=layered)
         self.size = self.coded_bytes = self.packed_bytes = 0
         self.digest = hashlib.blake2b()
