@@ -448,8 +448,15 @@ def _seekable_input(path: str | Path | bytes, label: str) -> Iterator[BinaryIO]:
             yield stack.enter_context(_spooled(sys.stdin.buffer, label))
             return
         with reading(label):
+            refuse_device(path, label)
             stream = stack.enter_context(Path(path).open("rb", buffering=0))  # one position for Python and libsndfile
         yield stream if Path(path).is_file() else stack.enter_context(_spooled(stream, label))
+
+
+def refuse_device(path: str | Path, label: str) -> None:
+    """Raise UnsupportedAudio for a device such as /dev/zero, because a copy of it may never end."""
+    if Path(path).is_char_device():
+        raise UnsupportedAudio(f"{label} is a device, which may never end: record a file, or give samples with --raw")
 
 
 @contextmanager

@@ -177,6 +177,7 @@ def open_live(path: str | Path, *, raw: Layout | None = None, use_ffmpeg: bool =
         source = _Replayed(stream)
         layout = _wav_layout(source)
         if layout is None:
+            audio.refuse_device(path, label)
             source.restart()
             yield stack.enter_context(audio.open_reader(path, use_ffmpeg=use_ffmpeg, stream=source))
         else:

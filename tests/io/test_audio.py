@@ -8,7 +8,8 @@ import sys
 import tempfile
 import threading
 import wave
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +23,7 @@ from codec.errors import CodecError, InputNotFound, StorageError, UnsupportedAud
 from codec.frames import resampled_length
 from codec.io import audio, storage
 from codec.io.audio import Block, Resampler, is_audio_path, open_reader, open_writer
+from codec.io.pipes import open_live
 
 RATES = (8000, 11025, 22050, 44100, 48000, 96000)
 in_tmp = settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
@@ -202,6 +204,14 @@ def test_bad_sample_is_reported_with_its_time(tmp_path: Path, value: float, word
     soundfile.write(path, array.T, 8000, subtype="FLOAT")
     with pytest.raises(UnsupportedAudio, match=f"bad.wav has a sample that is {word} at {at / 8000:.6f} s"):
         read(path, 1000)
+
+
+@pytest.mark.parametrize("opened", [open_reader, open_live])
+def test_devices_are_refused_because_they_may_never_end(
+    opened: Callable[[str], AbstractContextManager[object]],
+) -> None:
+    with pytest.raises(UnsupportedAudio, match=r"^/dev/zero is a device"), opened("/dev/zero"):
+        pass
 
 
 @pytest.mark.parametrize(
