@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from codec.nn.quantize.base import Quantized, Quantizer
+from codec.nn.quantize.vq import lowest
 from codec.nn.shapes import Codes, Latents
 
 TILE = 512  # frames that are compared with all entries at once, because their distances stay in a CPU's cache
@@ -35,7 +36,7 @@ class FactorizedVQ(nn.Module):
         norms = entries.square().sum(dim=1)
         # |x|² - 2 x.c + |c|², in the order of the original implementation, so that near-ties fall alike
         codes = [
-            (part.square().sum(dim=1, keepdim=True) - 2 * part @ entries.T + norms).argmin(dim=1)
+            lowest(part.square().sum(dim=1, keepdim=True) - 2 * part @ entries.T + norms, 1)[:, 0]
             for part in torch.split(rows, TILE)
         ]
         return torch.cat(codes).view(len(inner), inner.shape[2])

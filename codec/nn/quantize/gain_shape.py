@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from codec.nn.exporting import Cosines, for_rows, is_exporting
 from codec.nn.quantize.base import Quantized, Quantizer, keep_prefix
 from codec.nn.quantize.residual import ResidualVQ
-from codec.nn.quantize.vq import VectorQuantizer
+from codec.nn.quantize.vq import VectorQuantizer, lowest
 from codec.nn.shapes import Codes, Latents
 
 SILENCE = 1e-5  # frames whose bins have a lower root mean square (-100 dBFS) are silence
@@ -302,7 +302,8 @@ class GainShapeVQ(Quantizer):
 
     def nearest(self, envelope: Tensor) -> Tensor:
         """Codes [rows] of the nearest entries to envelopes [rows, bands + 1]."""
-        return torch.addmm(self.envelopes.square().sum(dim=-1), envelope, self.envelopes.T, alpha=-2).argmin(dim=-1)
+        errors = torch.addmm(self.envelopes.square().sum(dim=-1), envelope, self.envelopes.T, alpha=-2)
+        return lowest(errors, 1)[:, 0]
 
     def split(self, latents: Latents) -> Parts:
         """Split latents into their parts."""
