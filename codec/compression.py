@@ -307,9 +307,6 @@ def compress_into(
             "use --entropy auto"
         )
     writer = Writer(file, header, coder=coder)
-    if is_live:
-        with codec.searching(beams):
-            live.prepare(codec, "encode")
     encoder = (
         StreamEncoder(codec, num_codebooks=num_codebooks, batch=header.rows, compiled=is_live)
         if vbr is None
@@ -328,6 +325,8 @@ def compress_into(
 
     time = 0
     with codec.searching(beams):
+        if is_live:
+            live.prepare(codec, "encode")
         for block in reader.blocks(_block_time(reader.rate, reader.channels)):
             time += block.shape[1]
             encode(resampler.push(mix.coded_block(block) if mix else block))

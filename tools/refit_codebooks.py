@@ -79,10 +79,11 @@ def latent_rows(model: Codec, data: Path) -> Iterator[Tensor]:
     found = list(clips(data))
     train = [clip for clip in found if clip.split == "train"] or found
     for clip in train:
-        audio = clip_audio(clip, rate=model.sample_rate, time=int(LONGEST * model.sample_rate))
+        time = int(LONGEST * model.sample_rate)
+        audio = clip_audio(clip, rate=model.sample_rate, time=time, channels=model.channels)
         padded = torch.nn.functional.pad(torch.from_numpy(audio)[None], (0, -audio.shape[1] % model.frame_spec.hop))
         with torch.no_grad():
-            latents = model.analyze(padded)
+            latents = model.whole_latents(padded)
             if isinstance(model.quantizer, GainShapeVQ):
                 latents = model.quantizer.learned_residual(latents)
         yield latents[0].T

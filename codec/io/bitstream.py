@@ -945,8 +945,8 @@ class Reader:
         try:
             header = self._first_header()
         except (DamagedFile, _OtherFormat) as error:
-            if isinstance(error, DamagedFile) and (mended := self._mended_header()):
-                return mended
+            if isinstance(error, DamagedFile) and (found := self._mended_header()):
+                return found
             end = self._read_end(_Format2(None)) if self._window.seekable else None
             if end is None or not end.header:
                 raise

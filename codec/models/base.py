@@ -196,7 +196,7 @@ class Codec(nn.Module):
 
         Families that initialize from audio do more.
         """
-        self.quantizer.init_from_data(self._whole_latents(audio))
+        self.quantizer.init_from_data(self.whole_latents(audio))
 
     def start_from(self, known: Codec) -> None:
         """Copy the weights of a model of this configuration, which may have fewer codebooks: the first of this model's.
@@ -211,10 +211,10 @@ class Codec(nn.Module):
 
         Raises UsageError: codebooks cannot be added to this kind of quantizer.
         """
-        self.quantizer.init_added(self._whole_latents(audio), known)
+        self.quantizer.init_added(self.whole_latents(audio), known)
 
     @torch.no_grad()
-    def _whole_latents(self, audio: Audio) -> Latents:
+    def whole_latents(self, audio: Audio) -> Latents:
         """Latents of the whole frames of audio [batch, channels, time]."""
         hop = self.frame_spec.hop
         audio = audio[..., : audio.shape[-1] // hop * hop]
@@ -977,7 +977,7 @@ class SegmentCodec(Codec):
         return self._synthesized(latents, latents.new_ones(len(latents), latents.shape[2]))
 
     @torch.no_grad()
-    def _whole_latents(self, audio: Audio) -> Latents:
+    def whole_latents(self, audio: Audio) -> Latents:
         return self.analyze(audio)
 
     def forward(self, audio: Audio, num_codebooks: Tensor | None = None) -> CodecOutput:
