@@ -143,6 +143,11 @@ def printable(text: str, *, keep: str = "") -> str:
     )
 
 
+def joined_lines(error: object) -> str:
+    """The message of another library in one line."""
+    return " ".join(str(error).split())
+
+
 def model_label(model: ModelId) -> str:
     """A model as messages name it: its name and the first 12 digits of its hash."""
     name, weights_hash = model

@@ -17,7 +17,7 @@ from multiprocessing import get_context, parent_process
 from threading import Thread
 from typing import Any, Literal, TypeAlias, TypeVar
 
-from codec.errors import CodecError, MissingDependency, UsageError
+from codec.errors import CodecError, MissingDependency, UsageError, joined_lines
 
 Engine: TypeAlias = Literal["local", "ray"]
 Task = TypeVar("Task")
@@ -70,7 +70,7 @@ def _attempt(work: Callable[[Task], Result], task: Task) -> Result | CodecError:
     except CodecError as error:
         return error
     except Exception as error:  # must not stop the other tasks
-        failure = CodecError(f"{type(error).__name__}: {error}")
+        failure = CodecError(f"{type(error).__name__}: {joined_lines(error)}")
         failure.__cause__ = error
         return failure
 

@@ -14,11 +14,12 @@ from codec.cli.options import (
     WrittenByOption,
     check_sink,
     duration,
+    echo,
     look_beside,
     one_line,
     say,
 )
-from codec.errors import CodecError, DamagedFile, InputNotFound
+from codec.errors import CodecError, DamagedFile, InputNotFound, printable
 from codec.io.storage import walk
 
 if TYPE_CHECKING:
@@ -45,9 +46,9 @@ def check(
                 packets, damages = _parts(reader)
                 if damages:
                     raise reader.damaged_in(damages, intact=packets > 0)
-                typer.echo(f"{reader.label}: intact, {reader.header.seconds:.3f} s, {packets} packets")
+                echo(f"{printable(reader.label)}: intact, {reader.header.seconds:.3f} s, {packets} packets")
         except CodecError as error:
-            typer.echo(one_line(error))
+            echo(one_line(error))
             statuses.add(error.exit_code)
     if statuses:
         raise typer.Exit(DamagedFile.exit_code if DamagedFile.exit_code in statuses else min(statuses))
@@ -149,5 +150,5 @@ def _parts(reader: "Reader") -> "tuple[int, list[Damage]]":
             damages.append(part)
     if len(damages) > 1:
         for damage in damages:
-            typer.echo(f"{reader.label}: byte {damage.offset}: {damage.reason}")
+            echo(f"{printable(reader.label)}: byte {damage.offset}: {damage.reason}")
     return packets, damages

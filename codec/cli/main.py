@@ -12,7 +12,7 @@ import typer
 from codec import __version__
 from codec.cli import bitstream, datasets, evaluate_lm, exchange, export, files, generate, info, models, tokens, train
 from codec.cli.options import one_line, say
-from codec.errors import CodecError, StorageError, UsageError, is_out_of_memory
+from codec.errors import CodecError, StorageError, UsageError, is_out_of_memory, joined_lines
 
 CommandLineError: Any = typer.BadParameter.__base__  # every error in the arguments; click's, which typer may vendor
 
@@ -96,7 +96,7 @@ def run(arguments: Sequence[str] | None = None) -> None:
 
 def _described(error: Any) -> str:
     """An error in the arguments in one line, with the command whose help page has the way out."""
-    message = one_line(error.format_message()).rstrip(".")
+    message = joined_lines(error.format_message()).rstrip(".")
     command = error.ctx.command_path if error.ctx else "codec"
     return f"{message[:1].lower()}{message[1:]}: see {command} --help"
 

@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from codec.errors import UsageError, printable
+from codec.errors import CodecError, UsageError, joined_lines, printable
 
 Device = Literal["auto", "cpu", "cuda"]
 Engine = Literal["local", "ray"]
@@ -184,10 +184,10 @@ def unread_note(sources: Iterable[str | Path], *, option: bool = True) -> str:
 
 def failed(name: str | Path, error: BaseException | str | None) -> str:
     """A line for a file or clip that failed; many messages begin with its name."""
-    message = one_line(error)
-    return f"  {message}" if message.startswith(str(name)) else f"  {name}: {message}"
+    message, name = one_line(error), printable(str(name))
+    return f"  {message}" if message.startswith(name) else f"  {name}: {message}"
 
 
 def one_line(error: BaseException | str | None) -> str:
-    """Join the lines of an error message."""
-    return " ".join(str(error).split())
+    """An error message in one line: as it is if it is ours, because names may have line breaks; else joined."""
+    return printable(str(error)) if isinstance(error, CodecError | str) else joined_lines(error)

@@ -23,7 +23,7 @@ import numpy as np
 
 from codec import compression
 from codec.data.clips import MANIFEST, clips, manifest_rows
-from codec.errors import CodecError, ConfigError, InputNotFound, UnsupportedAudio, UsageError
+from codec.errors import CodecError, ConfigError, InputNotFound, UnsupportedAudio, UsageError, printable
 from codec.evaluation.baselines import Baseline
 from codec.evaluation.codebooks import CodebookUsage, Counts, code_counts, codebook_usage
 from codec.evaluation.signal import (
@@ -275,8 +275,8 @@ class Evaluation:
         """Models, tables down to the groups of `finest`, failures, notes, and peak memory."""
         tables = [self.table(finest), *(self.band_tables(finest) or ())]
         text = [*map(str, self.models), *"\n\n".join(map(_aligned, tables)).splitlines()]
-        text += [f"failed: {failure.path}: {failure.message}" for failure in self.failures]
-        return "\n".join([*text, *self.notes, f"peak memory: {self.peak_memory / 2**20:.0f} MiB"])
+        text += [printable(f"failed: {failure.path}: {failure.message}") for failure in self.failures]
+        return "\n".join([*text, *map(printable, self.notes), f"peak memory: {self.peak_memory / 2**20:.0f} MiB"])
 
     def __str__(self) -> str:
         return self.text()

@@ -132,7 +132,7 @@ def train(
         console = Console(stderr=True, soft_wrap=True, markup=False, highlight=False, quiet=not main)
 
         def report(line: str) -> None:
-            console.print(printable(line, keep="\n"))  # it may name files and classes of the corpus
+            console.print(printable(line))  # it may name files and classes of the corpus
 
         saved = None
         if resume:

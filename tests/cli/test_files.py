@@ -240,7 +240,25 @@ def test_a_newline_in_a_name_is_escaped(cli: Cli, recording: Path) -> None:
     assert cli("encode", "set/a\nb.wav").err.startswith(r"set/a\nb.wav -> set/a\nb.codec: 0.70 s")
     Path("set/a\nb.wav").write_text("no audio")
     (_, failure) = cli("encode", "set", "coded").err.splitlines()
-    assert failure.startswith(r"  set/a\nb.wav: ")
+    assert failure.startswith(r"  set/a\nb.wav ")
+
+
+def test_names_are_printed_as_they_are(cli: Cli, recording: Path) -> None:
+    """One line each, with line breaks escaped and all spaces: by them a user finds the file."""
+    for name, shown in (("a\nb", r"a\nb"), ("a  b", "a  b"), (" a\t", r" a\t"), ("a\x1b[31m", r"a\x1b[31m")):
+        bad, folder = Path(f"{name}.wav"), Path(f"{name} folder")
+        bad.write_text("no audio")
+        assert cli("encode", bad).err.startswith(f"codec: {shown}.wav is not audio"), name
+        folder.mkdir()
+        cli("encode", recording, folder / "a.codec")
+        assert cli("check", folder).out.decode().startswith(f"{shown} folder/a.codec: intact")
+        (folder / "a.codec").write_bytes(b"no codes")
+        assert cli("check", folder).out.decode().startswith(f"{shown} folder/a.codec")
+        bad.rename(folder / bad)
+        for arguments in (("tokenize", folder, "--out", "store", "--force"), ("encode", folder, "coded", "--force")):
+            result = cli(*arguments)
+            assert f"  {shown} folder/{shown}.wav " in result.err or f"  {shown}.wav: " in result.err, name
+            assert result.err.count("\n") == 2
 
 
 def test_closed_standard_streams(cli: Cli, recording: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -107,7 +107,7 @@ def test_without_arguments_the_help_page_is_shown(cli: Cli, monkeypatch: pytest.
 
 @pytest.mark.parametrize(
     "error",
-    [errors.UsageError("a\n  b"), errors.UnknownModel("a b"), errors.StorageError("a b"), errors.CodecError("a b")],
+    [errors.UsageError("a b"), errors.UnknownModel("a b"), errors.StorageError("a b"), errors.CodecError("a b")],
 )
 def test_errors_print_one_line_and_exit_with_their_status(
     cli: Cli, monkeypatch: pytest.MonkeyPatch, error: errors.CodecError

@@ -506,7 +506,8 @@ def train(
         if not any(measures.unigram):
             raise ConfigError(f"every code of {data} is the same, as of silence: check the recordings")
         context.report(measures.data_line())
-        context.report(f"bits per code: {measures.baseline_line()}{measures.context_line()}")
+        for line in f"bits per code: {measures.baseline_line()}{measures.context_line()}".splitlines():
+            context.report(line)
         return task
 
     return loop.train(
