@@ -56,6 +56,7 @@ def compress(
     with audio.open_reader(_content(data, sample_rate), channel=channel) as reader:
         if channels is not None:
             reader.mix_down()
+        tags, tag_notes = reader.tags()
         codec, writer = compression.compress_into(
             reader,
             file,
@@ -66,9 +67,11 @@ def compress(
             entropy=entropy,
             vbr=vbr,
             beams=beams,
+            tags=tags,
         )
         _warn(
             [
+                *tag_notes,
                 *reader.notes,
                 *compression.peak_notes(reader.label, reader.peak, compression.limit_of(writer.header, codec)),
             ]
@@ -98,13 +101,13 @@ def decompress(
         _, subtype = audio.check_format(".wav", subtype or compression.float_subtype(reader.header, "data.wav"))
         rate, _ = compression.restored_size(reader, rate)
         codec = compression.model_of(reader, model, device)
-        file = io.BytesIO()
-        channels = reader.header.channels
+        file, label = io.BytesIO(), "the WAV data"
+        channels, tags = reader.header.channels, reader.header.tags
         with audio.AudioWriter(
-            file, "the WAV data", container="WAV", subtype=subtype, rate=rate, channels=channels
+            file, label, container="WAV", subtype=subtype, rate=rate, channels=channels, tags=tags
         ) as writer:
             compression.restore_into(reader, writer, codec=codec, rate=rate)
-        _warn(writer.clip_notes())
+        _warn([*writer.clip_notes(), *(audio.write_tags(file, tags, container="WAV", label=label) if tags else ())])
     return file.getvalue()
 
 

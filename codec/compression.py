@@ -47,7 +47,6 @@ from codec.io.entropy_model import find as find_network
 from codec.io.pipes import Layout, Recording, open_live
 from codec.io.storage import is_live_stream, is_streamed, mark_partial, other_than, stream_output
 from codec.io.tags import NO_TAGS, Tags
-from codec.io.tags import read as read_tags
 from codec.models.base import Codec, split_scale
 from codec.splicing import BLOCK_SECONDS, MAX_BLOCK, Restoration
 from codec.streams import StreamEncoder
@@ -154,8 +153,7 @@ def compress(
             reader.select(channel)
         if channels is not None:
             reader.mix_down()
-        is_pipe = is_streamed(source) or raw is not None
-        tags, tag_notes = (NO_TAGS, ()) if is_pipe else read_tags(source)
+        tags, tag_notes = reader.tags()
         codec, writer = compress_into(
             reader,
             file,

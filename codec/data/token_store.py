@@ -288,8 +288,10 @@ class TokenStore:
         crops = self.crops(1, frames, rng, split=split)
         return Tokens(crops.codes[0], self.row(int(crops.clips[0])), int(crops.starts[0]))
 
-    def crops(self, count: int, frames: int, rng: np.random.Generator, *, split: str | None = None) -> Crops:
+    def crops(self, count: int, frames: int, rng: np.random.Generator | int, *, split: str | None = None) -> Crops:
         """Random crops of `frames` frames, uniform over all positions in all clips (of `split`) that are long enough.
+
+        `rng` may be a seed, which gives the same crops in each call.
 
         Raises UsageError if no clip is long enough, there is no such split, or an argument is out of range;
         DamagedFile naming the shard.
@@ -297,8 +299,10 @@ class TokenStore:
         for name, number in (("count", count), ("frames", frames)):
             if not isinstance(number, int | np.integer) or isinstance(number, bool) or number < 1:
                 raise UsageError(f"crops: {name} is {number!r}: give a whole number of 1 or more")
+        if isinstance(rng, int | np.integer) and not isinstance(rng, bool) and rng >= 0:
+            rng = np.random.default_rng(int(rng))
         if not isinstance(rng, np.random.Generator):
-            raise UsageError(f"crops: rng is {type(rng).__name__}: give numpy.random.default_rng(seed)")
+            raise UsageError(f"crops: rng is {rng!r}: give numpy.random.default_rng(seed), or a seed of 0 or more")
         ends = self._ends(int(frames), split)
         if not len(ends):
             raise UsageError(f"{self.path} holds no clips: tokenize a corpus whose audio can be read")

@@ -16,6 +16,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol, Self
 
@@ -32,7 +33,8 @@ from codec.io.coded_channels import Mix, Survey
 from codec.io.mixdown import Mixdown, Note, mixed_down
 from codec.io.pieces import Pieces
 from codec.io.storage import COPY_BYTES, atomic_output, is_streamed, raw_stdout, storing, write_all
-from codec.io.tags import Tags
+from codec.io.tags import NO_TAGS, Found, Tags, set_strings
+from codec.io.tags import read as read_tags
 from codec.io.tags import write as write_tags
 
 Block = NDArray[np.float32]  # [channels, time]
@@ -169,6 +171,7 @@ class AudioReader:
         self.time: int | None = stated if stated < UNKNOWN else None
         self._order = channel_order(self._source.format, self._native_channels)
         self._mix: Callable[[Block], Block] | None = None
+        self._original: Callable[[], Found] | None = None
         self._seen = 0
         self.notes: list[str] = []
         """What became of the channels, where a user should know."""
@@ -226,6 +229,22 @@ class AudioReader:
             raise without_channel(self.label, channel, self._native_channels)
         self._order = [channel if self._order is None else self._order[channel]]
         self.channels = 1
+
+    def tags(self) -> Found:
+        """The tags of the recording, and notes on what of them a .codec file cannot hold."""
+        if self._original is not None:
+            return self._original()
+        descriptor = self._file.fileno()
+        position = os.lseek(descriptor, 0, os.SEEK_CUR)  # libsndfile's
+        strings = {} if isinstance(self._source, Chain) else self._source.copy_metadata()
+        try:
+            return read_tags(self._file, container=self.container, strings=strings.items())
+        finally:
+            os.lseek(descriptor, position, os.SEEK_SET)
+
+    def decoded_from(self, tags: Callable[[], Found]) -> None:
+        """Give the tags of the file that this recording was decoded from."""
+        self._original = tags
 
     def survey(self, limit: float) -> Mix | None:
         """Which channels to code and how, for audio that is clipped at `limit`; reads up to the whole recording.
@@ -387,8 +406,10 @@ def open_reader(
         size = os.fstat(file.fileno()).st_size
         if size == 0:
             raise UnsupportedAudio(f"{label} is empty (0 bytes): record or copy it again")
+        original: Callable[[], Found] | None = None
         if use_ffmpeg and not _libsndfile_reads(file):
             name = path if isinstance(path, str | Path) and Path(path).is_file() else None
+            original = partial(ffmpeg.tags, file, name)
             file = stack.enter_context(ffmpeg.decoded(file, name, label))
             size = os.fstat(file.fileno()).st_size
         if (count := riff.joined(file)) > 1:
@@ -406,6 +427,8 @@ def open_reader(
                 )
             if channel is not None:
                 reader.select(channel)
+            if original is not None:
+                reader.decoded_from(original)
             yield reader
 
 
@@ -554,7 +577,18 @@ class _Meter:
 class AudioWriter(_Meter):
     """An audio file being written, block by block; leaving the context completes its header."""
 
-    def __init__(self, file: BinaryIO, label: str, *, container: str, subtype: str, rate: int, channels: int) -> None:
+    def __init__(
+        self,
+        file: BinaryIO,
+        label: str,
+        *,
+        container: str,
+        subtype: str,
+        rate: int,
+        channels: int,
+        tags: Tags = NO_TAGS,
+    ) -> None:
+        """`tags` are those that libsndfile writes before the samples."""
         if container == "WAV" and channels > 2:
             container = "WAVEX"  # WAVE_FORMAT_EXTENSIBLE, as its definition asks of more than two channels
         self._bridge = _Bridge(file)
@@ -567,6 +601,7 @@ class AudioWriter(_Meter):
             self._target = _Sequential(self._bridge, "w", rate, channels, subtype, format=container)
             if container in _PEAK_CHUNK:
                 self._target.leave_out_peak_chunk()
+            set_strings(self._target, tags)
         except soundfile.LibsndfileError as error:
             self._bridge.check()
             raise UnsupportedAudio(
@@ -613,7 +648,7 @@ def open_writer(
     subtype: str | None = None,
     force: bool = False,
     time: int | None = None,
-    tags: Tags | None = None,
+    tags: Tags = NO_TAGS,
 ) -> Iterator[AudioWriter]:
     """Open an audio file in the format of its suffix, which replaces `path` atomically; `-` is standard output, as WAV.
 
@@ -630,7 +665,9 @@ def open_writer(
     if container == "WAV" and (time or 0) * channels * SAMPLE_BYTES.get(subtype, 8) > _32_BIT_LIMIT:
         container = "RF64"
     with atomic_output(path, force=force) as file:
-        with AudioWriter(file, label, container=container, subtype=subtype, rate=rate, channels=channels) as writer:
+        with AudioWriter(
+            file, label, container=container, subtype=subtype, rate=rate, channels=channels, tags=tags
+        ) as writer:
             yield writer
         if tags and not streamed:
             writer.notes += write_tags(file, tags, container=container, label=label)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import shutil
 import subprocess
 import tempfile
@@ -15,6 +16,7 @@ from typing import BinaryIO
 
 from codec.errors import MissingDependency, StorageError, UnsupportedAudio
 from codec.io.storage import storing, walk
+from codec.io.tags import Cover, Found, Text, bounded
 
 SUFFIXES = frozenset(
     (
@@ -62,6 +64,52 @@ def decoded(file: BinaryIO, path: str | Path | None, label: str) -> Iterator[Bin
         with storing(place):
             result = stack.enter_context(output.open("rb", buffering=0))
         yield result
+
+
+_NAMES = {  # ffmpeg's names of tags that have another one in Vorbis comments
+    "album_artist": "albumartist",
+    "disc": "discnumber",
+    "publisher": "organization",
+    "track": "tracknumber",
+    "year": "date",
+}
+_OF_THE_FILE = {"major_brand", "minor_version", "compatible_brands", "creation_time", "handler_name", "vendor_id"} | {
+    "duration",
+    "encoder_options",
+    "language",
+}
+_PICTURES = {b"\x89PNG": "image/png", b"\xff\xd8\xff": "image/jpeg", b"GIF8": "image/gif", b"BM": "image/bmp"}
+_FRONT = 3  # the type of a front cover in ID3
+
+
+def tags(file: BinaryIO, path: str | Path | None) -> Found:
+    """The tags of a file that `decoded` reads, with the names of Vorbis comments; none if ffmpeg does not find any."""
+    lines = _output(file, path, "-map_metadata", "0", "-f", "ffmetadata")
+    picture = _output(file, path, "-map", "0:v:0", "-frames:v", "1", "-c:v", "copy", "-f", "image2pipe")
+    kind = next((name for start, name in _PICTURES.items() if picture.startswith(start)), None)
+    return bounded(_texts(lines.decode(errors="replace")), [] if kind is None else [(_FRONT, Cover(kind, picture))])
+
+
+def _output(file: BinaryIO, path: str | Path | None, *options: str) -> bytes:
+    """What ffmpeg writes to its standard output; nothing if it fails."""
+    file.seek(0)
+    source = "/dev/stdin" if path is None else str(Path(path).absolute())
+    command = ["ffmpeg", "-nostdin", "-v", "quiet", "-protocol_whitelist", "file,pipe", "-i", f"file:{source}"]
+    done = subprocess.run([*command, *options, "-"], stdin=file, capture_output=True, check=False)
+    return b"" if done.returncode else done.stdout
+
+
+def _texts(metadata: str) -> Iterator[Text]:
+    """The tags of the file and of its streams in ffmpeg's format, each name once."""
+    known = set(_OF_THE_FILE)
+    for line in re.findall(r"^((?:[^\\\n]|\\.)*)$", metadata, re.DOTALL | re.MULTILINE):
+        if line.upper() == "[CHAPTER]":
+            return
+        name, found, text = line.partition("=")
+        name = name.lower()
+        if found and name not in known and not line.startswith((";", "#")):
+            known.add(name)
+            yield _NAMES.get(name, name), re.sub(r"\\(.)", r"\1", text, flags=re.DOTALL)
 
 
 def _run(source: str, file: BinaryIO, output: Path, *, label: str, place: str) -> None:

@@ -22,6 +22,7 @@ from codec.io.bitstream import MAX_CHANNELS, MAX_RATE
 from codec.io.mixdown import Mixdown
 from codec.io.riff import is_chunk_name
 from codec.io.storage import is_streamed
+from codec.io.tags import NO_TAGS, Found, read_wav_header
 
 _UNKNOWN = 0x7FFF0000  # bytes of samples that writers of pipes state, at least; sox states 7FFFF000, ffmpeg FFFFFFFF
 _MOST_HEADER = 1 << 20  # bytes
@@ -60,6 +61,9 @@ class Recording(Protocol):
     def mix_down(self) -> None:
         """Give one channel, mixed down."""
 
+    def tags(self) -> Found:
+        """The tags, and notes on what of them a .codec file cannot hold."""
+
     def blocks(self, time: int) -> Iterator[Block]:
         """Blocks [channels, at most `time`] up to the end."""
 
@@ -84,8 +88,8 @@ class Layout:
 class LiveReader:
     """Samples of a stream, little endian and interleaved, given as soon as they have arrived."""
 
-    def __init__(self, stream: BinaryIO, label: str, layout: Layout, head: bytes = b"") -> None:
-        """`head` are bytes of samples that were read before."""
+    def __init__(self, stream: BinaryIO, label: str, layout: Layout, *, header: bytes = b"", head: bytes = b"") -> None:
+        """`header` are the bytes before the samples, `head` bytes of samples that were read before."""
         self.label = label
         self.rate = layout.rate
         self.channels = layout.channels
@@ -99,7 +103,11 @@ class LiveReader:
         self._left = layout.left
         self.time = None if layout.left is None else layout.left // (self._width * self.channels)
         self._read = getattr(stream, "read1", stream.read)
-        self._head = head
+        self._header, self._head = header, head
+
+    def tags(self) -> Found:
+        """The tags before the samples of a WAV stream."""
+        return read_wav_header(self._header) if self._header else (NO_TAGS, ())
 
     def select(self, channel: int) -> None:
         """Give one channel alone, 0 for the first. Raises UnsupportedAudio if there is none."""
@@ -181,7 +189,7 @@ def open_live(path: str | Path, *, raw: Layout | None = None, use_ffmpeg: bool =
             source.restart()
             yield stack.enter_context(audio.open_reader(path, use_ffmpeg=use_ffmpeg, stream=source))
         else:
-            yield LiveReader(stream, label, layout, source.after_header())
+            yield LiveReader(stream, label, layout, header=source.header(), head=source.after_header())
 
 
 class _Replayed:
@@ -207,6 +215,10 @@ class _Replayed:
     def position(self) -> int:
         """Bytes taken so far."""
         return self._at
+
+    def header(self) -> bytes:
+        """Bytes that were taken."""
+        return self._head[: self._at]
 
     def after_header(self) -> bytes:
         """Bytes that were read and not taken."""

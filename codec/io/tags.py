@@ -1,5 +1,8 @@
 """Tags of recordings: title, artist, ..., and a cover picture; read and written by mutagen where it is installed.
 
+The texts of chunks that mutagen does not know (INFO of WAV, NAME and AUTH of AIFF, info of CAF) are read and written by
+libsndfile.
+
 Names are those of Vorbis comments in lower case ("title", "artist", "album", "date", "tracknumber", "genre",
 "comment"); a name may occur several times. In a .codec file, tags are the body of a packet of their own:
 
@@ -9,10 +12,11 @@ Names are those of Vorbis comments in lower case ("title", "artist", "album", "d
 """
 
 import base64
-from collections.abc import Iterator
+import io
+import struct
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
 import soundfile
@@ -25,8 +29,13 @@ MAX_TEXTS = 1024
 MAX_BYTES = MAX_TEXT + MAX_COVER + 20 * (MAX_TEXTS + 2) + 256  # of the packet's body
 
 _FRONT = 3  # type of a front cover in FLAC and ID3
-_RIFF_LIMIT = 2**32 - 2 * MAX_BYTES
+_32_BIT = ("AIFF", "WAV", "WAVEX")
+_32_BIT_LIMIT = 2**32 - 2 * MAX_BYTES
 _LEFT_OUT = {"encoder", "metadata_block_picture", "coverart", "software"}  # of the source's file, not of the recording
+# Names that libsndfile gives to the texts of a file, and the containers in which it writes them beside mutagen's.
+_STRINGS = ("title", "artist", "album", "date", "tracknumber", "genre", "comment", "copyright", "license")
+_WITH_STRINGS = ("AIFF", "CAF", "RF64", "WAV", "WAVEX")
+_OF_MUTAGEN = ("AIFF", "FLAC", "MP3", "OGG", "WAV", "WAVEX")  # containers in which mutagen writes tags
 _ID3 = {
     "TIT2": "title",
     "TPE1": "artist",
@@ -109,16 +118,43 @@ def _cover_size(cover: Cover) -> int:
 NO_TAGS = Tags()
 
 
-def read(path: str | Path) -> tuple[Tags, tuple[str, ...]]:
-    """The tags of an audio file, and what of them a .codec file cannot hold. None without mutagen, or if damaged."""
+Found = tuple[Tags, tuple[str, ...]]
+"""Tags, and what of a file's tags a .codec file cannot hold."""
+
+
+def read(file: BinaryIO, *, container: str = "", strings: Iterable[Text] = ()) -> Found:
+    """The tags of an audio file; none without mutagen, or if they are damaged.
+
+    `container` is libsndfile's name of the format, `strings` are the texts that
+    libsndfile found, of which those with names of their own are added.
+    """
     try:
-        texts, covers = _found(path)
-    except Exception:  # mutagen raises what its parsers raise, and tags must not cost the recording
+        import mutagen  # noqa: F401
+    except ImportError:
         return NO_TAGS, ()
-    return _bounded([(name, text) for name, text in texts if text and name not in _LEFT_OUT], covers)
+    texts: list[Text] = []
+    covers: list[tuple[int, Cover]] = []
+    with suppress(Exception):  # mutagen raises what its parsers raise, and tags must not cost the recording
+        texts, covers = _found(file, container)
+    if container not in ("FLAC", "MP3", "OGG"):  # whose tags mutagen has found
+        known = {name for name, _ in texts}
+        texts += [(name, text) for name, text in strings if name not in known]
+    return bounded(texts, covers)
 
 
-def _bounded(texts: list[Text], covers: list[tuple[int, Cover]]) -> tuple[Tags, tuple[str, ...]]:
+def read_wav_header(header: bytes) -> Found:
+    """The tags in the chunks of a WAV stream before its samples; `header` ends with the name and size of `data`."""
+    size = struct.pack("<I", len(header) - 8)
+    file = io.BytesIO(header[:4] + size + header[8:-4] + bytes(4))  # a file without samples
+    strings: Iterable[Text] = ()
+    with suppress(soundfile.LibsndfileError), soundfile.SoundFile(file) as opened:
+        strings = opened.copy_metadata().items()
+    return read(file, container="WAV", strings=strings)
+
+
+def bounded(found: Iterable[Text], covers: list[tuple[int, Cover]]) -> Found:
+    """Texts and pictures with their ID3 types, as far as a .codec file holds them."""
+    texts = [(name, text) for name, text in found if text and name not in _LEFT_OUT]
     kept: list[Text] = []
     left = MAX_TEXT
     for text in texts:
@@ -140,21 +176,18 @@ def _is_text(text: Text) -> bool:
     return False
 
 
-def _found(path: str | Path) -> tuple[list[Text], list[tuple[int, Cover]]]:
-    """All texts and pictures of a file. Raises whatever mutagen raises."""
-    try:
-        import mutagen
-        from mutagen.flac import FLAC
-        from mutagen.id3 import ID3
-        from mutagen.ogg import OggFileType
-        from mutagen.wave import WAVE
-    except ImportError:
-        return [], []
-    found = mutagen.File(path)
+def _found(file: BinaryIO, container: str) -> tuple[list[Text], list[tuple[int, Cover]]]:
+    """All texts and pictures of a file that mutagen reads. Raises whatever mutagen raises."""
+    import mutagen
+    from mutagen.flac import FLAC
+    from mutagen.id3 import ID3
+    from mutagen.mp3 import MP3
+    from mutagen.ogg import OggFileType
+
+    file.seek(0)
+    # mutagen knows MP3 by a tag or by a suffix, and a pipe has no name
+    found = MP3(file) if container == "MP3" else mutagen.File(file)
     tags = getattr(found, "tags", None)
-    if isinstance(found, WAVE) and not tags:
-        with soundfile.SoundFile(path) as file:  # the chunk LIST INFO, which mutagen does not read
-            return list(file.copy_metadata().items()), []
     if isinstance(tags, ID3):
         pictures = [(int(frame.type), Cover(frame.mime, frame.data)) for frame in tags.getall("APIC")]
         return list(_texts_of_id3(tags)), pictures
@@ -186,31 +219,39 @@ def _pictures(found: Any) -> Iterator[Any]:
         yield Picture(base64.b64decode(coded))
 
 
+def set_strings(file: soundfile.SoundFile, tags: Tags) -> None:
+    """Let libsndfile write the texts for which its format has chunks; before the first sample."""
+    if file.format not in _WITH_STRINGS:
+        return
+    for name, texts in tags.by_name().items():
+        if name in _STRINGS:
+            setattr(file, name, "; ".join(texts).replace("\0", " "))
+
+
 def write(file: BinaryIO, tags: Tags, *, container: str, label: str) -> tuple[str, ...]:
     """Put tags into a complete audio file that is open for reading and writing; return notes on what it cannot hold.
 
     `container` is libsndfile's name of the format.
     Raises StorageError.
     """
+    size = file.seek(0, 2)
+    if container not in _OF_MUTAGEN or (container in _32_BIT and size >= _32_BIT_LIMIT):
+        return _not_restored(tags, container)
     try:
         import mutagen
         from mutagen.flac import FLAC
         from mutagen.mp3 import MP3
         from mutagen.ogg import OggFileType
-        from mutagen.wave import WAVE
     except ImportError:
         return ("tags are not restored without mutagen: pip install '.[tags]' in the project's folder",)
-    size = file.seek(0, 2)
     file.seek(0)
     try:
         # mutagen knows MP3 by a tag or by a suffix, and this file has neither
         found = MP3(file) if container == "MP3" else mutagen.File(file)
         if isinstance(found, FLAC | OggFileType):
             _to_comments(found, tags)
-        elif isinstance(found, MP3) or (isinstance(found, WAVE) and size < _RIFF_LIMIT):
-            _to_id3(found, tags)
         else:
-            return ("tags are not restored: .flac, .ogg, .mp3 and .wav files up to 4 GiB hold them",)
+            _to_id3(found, tags)
         file.seek(0)
         found.save(file)
     except CodecError:
@@ -218,6 +259,16 @@ def write(file: BinaryIO, tags: Tags, *, container: str, label: str) -> tuple[st
     except Exception as error:  # mutagen raises what its parsers raise
         raise StorageError(f"{label}: its tags cannot be written ({error}): write .wav, or another folder") from error
     return ()
+
+
+def _not_restored(tags: Tags, container: str) -> tuple[str, ...]:
+    """What a file without ID3 tags and comments cannot hold."""
+    kept = _STRINGS if container in _WITH_STRINGS else ()
+    missing = [name for name in tags.by_name() if name not in kept] + ["the cover picture"] * bool(tags.cover)
+    if not missing:
+        return ()
+    what = "tags are" if not kept else f"{', '.join(missing)} {'is' if len(missing) == 1 else 'are'}"
+    return (f"{what} not restored: .flac, .ogg, .mp3, .wav and .aiff files up to 4 GiB hold them",)
 
 
 def _to_comments(found: Any, tags: Tags) -> None:

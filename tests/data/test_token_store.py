@@ -202,6 +202,8 @@ def test_crops_are_uniform_over_all_positions(tmp_path: Path, model_file: Path) 
         assert np.abs(counts - mean).max() < 5 * np.sqrt(mean)
         for crop, clip, start in list(zip(codes, clips, starts, strict=True))[:20]:
             assert torch.equal(crop, store[int(clip)].codes[:, start : start + 5])
+    for one, other in zip(store.crops(16, 3, 7), store.crops(16, 3, np.random.default_rng(7)), strict=True):
+        np.testing.assert_array_equal(one, other)  # a seed
     crop, again = (store.crop(4, np.random.default_rng(1)) for _ in range(2))
     assert torch.equal(crop.codes, again.codes)
     assert torch.equal(crop.codes, store[store.find(crop.row.id)].codes[:, crop.start : crop.start + 4])
@@ -215,7 +217,8 @@ def test_crops_are_uniform_over_all_positions(tmp_path: Path, model_file: Path) 
         ((-1, 1, np.random.default_rng(0)), "count is -1"),
         ((1, 2.5, np.random.default_rng(0)), "frames is 2.5"),
         ((1, "2", np.random.default_rng(0)), "frames is '2'"),
-        ((1, 2, 0), "rng is int: give numpy"),
+        ((1, 2, "0"), "rng is '0': give numpy"),
+        ((1, 2, -1), "rng is -1: give numpy"),
     ]
     for arguments, message in wrong:
         with pytest.raises(UsageError, match=message):
