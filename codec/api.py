@@ -21,6 +21,7 @@ from codec.compression import Model, Report
 from codec.errors import UsageError
 from codec.io import audio, bitstream
 from codec.io.entropy import Choice
+from codec.io.tags import write as write_tags
 from codec.models.base import Codec
 
 if TYPE_CHECKING:
@@ -107,7 +108,7 @@ def decompress(
             file, label, container="WAV", subtype=subtype, rate=rate, channels=channels, tags=tags
         ) as writer:
             compression.restore_into(reader, writer, codec=codec, rate=rate)
-        _warn([*writer.clip_notes(), *(audio.write_tags(file, tags, container="WAV", label=label) if tags else ())])
+        _warn([*writer.clip_notes(), *(write_tags(file, tags, container="WAV", label=label) if tags else ())])
     return file.getvalue()
 
 

@@ -20,7 +20,7 @@ import stat
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path, PurePosixPath
 from typing import Any, TextIO
 
@@ -54,6 +54,7 @@ SPLIT_NAMES = {
 MAX_SECONDS = 1e9  # 30 years; a longer time is a mistake
 MAX_LINE = 2**24  # characters of a line of a manifest; the longest that occur are cuts with an alignment of hours
 LENGTH_TOLERANCE = 0.1  # s by which a manifest's length may exceed the file's, because lengths may be rounded up
+CHECKSUM_BYTES = 8
 MARGIN = 0.05  # s read beyond both ends of a part, so that the resampling filter does not see its edges
 
 
@@ -111,6 +112,34 @@ class Clip(Conditions):
             return self.path.stat().st_size
         except OSError:
             return None
+
+    def modified(self) -> int | None:
+        """When the file was last modified, in nanoseconds; None if there is no such file."""
+        row = parquet.row_of(self.path)
+        try:
+            return (self.path if row is None else row[0]).stat().st_mtime_ns
+        except OSError:
+            return None
+
+    def checksum(self) -> str | None:
+        """16 hexadecimal digits of the content of the recording's file; None if it cannot be read."""
+        path = self.path
+        try:
+            if (row := parquet.row_of(path)) is not None:
+                content = parquet.audio(*row)
+                if isinstance(content, bytes):
+                    return hashlib.blake2b(content, digest_size=CHECKSUM_BYTES).hexdigest()
+                path = content
+            status = path.stat()
+            return _checksum(path, status.st_size, status.st_mtime_ns)
+        except (OSError, InputNotFound, UnsupportedAudio):
+            return None
+
+
+@lru_cache(maxsize=64)  # because many clips may be parts of one long file
+def _checksum(path: Path, size: int, modified: int) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, partial(hashlib.blake2b, digest_size=CHECKSUM_BYTES)).hexdigest()
 
 
 def clips(source: Path, *, use_ffmpeg: bool = False) -> Iterator[Clip]:

@@ -69,6 +69,8 @@ FIELDS: dict[str, type] = {  # of a clip, beside its codes
     "stated_seconds": float,  # those of the manifest; None for up to the end of the file
     "channel": int,
     "size": int,
+    "modified": int,
+    "checksum": str,
 }
 SHAR_ERRORS = (
     ValueError,

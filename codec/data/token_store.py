@@ -83,6 +83,10 @@ class Row(Conditions):
     seconds: float | None = None
     channel: int | None = None
     file: str | None = None
+    modified: int | None = None
+    """When the file was last modified, in ns."""
+    checksum: str | None = None
+    """Of the file's content; a file with another time is another one if its checksum differs."""
     removed: bool = False
     """Whether the clip is no longer in the corpus."""
 
@@ -382,7 +386,7 @@ def _parsed(line: bytes, path: Path) -> Row | Failure:
     if "error" in data:
         return Failure(**data)
     _refuse_newer_conditions(path.parent, {key for key in data if isinstance(data[key], str | None)} - ROW_KEYS)
-    texts = ("id", "set", "split", "file", *(kind.key for kind in KINDS))
+    texts = ("id", "set", "split", "file", "checksum", *(kind.key for kind in KINDS))
     if not all(isinstance(data.get(key), str | None) for key in texts) or not isinstance(data["id"], str):
         raise TypeError("a text is not a string")
     for key in ("first", "frames", "samples", "crc"):

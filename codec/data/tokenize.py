@@ -121,6 +121,7 @@ class Planned(NamedTuple):
     clip: Clip | None
     size: int | None = None
     file: str | None = None
+    modified: int | None = None
 
 
 class Corpus(NamedTuple):
@@ -167,8 +168,8 @@ def tokenize(
     (`codec.io.loudness`). With `use_ffmpeg`, the program ffmpeg decodes what libsndfile does not read. An existing
     store is resumed: complete shards are kept, and in shards with failures the clips that did not fail. If the corpus
     has changed, new clips are added as further shards, and clips that it no longer has are marked as removed; a file of
-    another size is both. `force` starts over. A clip that cannot be read does not stop the
-    others; it is listed in the report and in its shard's lines. `jobs` and `engine` as in `codec.parallel.each`.
+    another size, or of another time and content, is both. `force` starts over. A clip that cannot be read does not stop
+    the others; it is listed in the report and in its shard's lines. `jobs` and `engine` as in `codec.parallel.each`.
 
     Raises:
         InputNotFound, ConfigError: as `clips`; two clips have the same id; another process writes to `target`.
@@ -294,13 +295,14 @@ def _list_clips(found: Iterable[Clip], source: Path, file: BinaryIO) -> Corpus:
         if (key := hash_id(clip.id)) in offsets:
             raise ConfigError(f"{source} has two clips {clip.id}: remove one, or give each its own path or start")
         offsets[key] = position
-        size = clip.size()
+        size, modified = clip.size(), clip.modified()
         row = conditions_last(asdict(clip))
-        place = {"path": str(clip.path.absolute()), "size": size, "file": str(path_in(clip, root))}
+        place = {"path": str(clip.path.absolute()), "size": size, "modified": modified}
+        place["file"] = str(path_in(clip, root))
         position += file.write(json_line(row | place))
         del row["path"]  # because a corpus may move
         digest.update(json_line(row))
-        sizes.update(f"{size} ".encode())  # a digest of its own, because files that failed may change
+        sizes.update(f"{size} {modified} ".encode())  # a digest of its own, because files that failed may change
         seconds += _estimated_seconds(clip, size)
         for kind, values in names.items():
             if (name := getattr(clip, kind)) is not None:
@@ -435,6 +437,9 @@ def _has_codes_of(row: Row | Failure | int, planned: Planned) -> bool:
         return True
     if size is not None and row.size not in (None, size):
         return False
+    is_later = row.modified is not None and row.modified != planned.modified
+    if is_later and row.checksum is not None and clip.checksum() not in (None, row.checksum):
+        return False
     if row.start is None:  # before format 3
         return clip.channel is None
     return (row.start, row.seconds, row.channel) == (clip.start, clip.seconds, clip.channel)
@@ -481,9 +486,9 @@ def _parse_line(line: bytes) -> Planned:
     row = json.loads(line)
     if "removed" in row:
         return Planned(row["removed"], None)
-    size, file = row.pop("size", None), row.pop("file", None)
+    size, file, modified = (row.pop(name, None) for name in ("size", "file", "modified"))
     clip = Clip(**row | {"path": Path(row["path"])})
-    return Planned(clip.id, clip, size, file)
+    return Planned(clip.id, clip, size, file, modified)
 
 
 def _complete_shards(folder: Path, metadata: dict[str, Any], spans: list[ShardSpan]) -> list[int] | None:
@@ -522,7 +527,10 @@ def _marked_row(row: Row | Failure, line: Planned) -> Row | Failure:
         return replace(row, removed=True)
     fields = {name: getattr(clip, name) for name in ("start", "seconds", "channel", *TEXT_FIELDS)}
     size = row.size if line.size is None else line.size
-    return replace(row, **fields, size=size, file=None if line.file == row.id else line.file, removed=False)
+    modified = row.modified if line.modified is None else line.modified
+    return replace(
+        row, **fields, size=size, modified=modified, file=None if line.file == row.id else line.file, removed=False
+    )
 
 
 def _existing_rows(path: Path, names: list[str], frame_bytes: int) -> list[Row | Failure] | None:
@@ -756,7 +764,8 @@ class _ShardWriter:
     def _append_row(self, clip: Clip, samples: int, crc: int) -> None:
         frames = self._model.frame_spec.frames(samples)
         fields = {name: getattr(clip, name) for name in ("id", *TEXT_FIELDS)}
-        self.rows.append(Row(first=self._frames, frames=frames, samples=samples, crc=crc, **fields))
+        checksum = clip.checksum()
+        self.rows.append(Row(first=self._frames, frames=frames, samples=samples, crc=crc, checksum=checksum, **fields))
         self._frames += frames
         self.samples += samples
 

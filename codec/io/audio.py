@@ -588,7 +588,7 @@ class AudioWriter(_Meter):
         channels: int,
         tags: Tags = NO_TAGS,
     ) -> None:
-        """`tags` are those that libsndfile writes before the samples."""
+        """libsndfile writes the texts of `tags` before the samples, where the format has chunks for them."""
         if container == "WAV" and channels > 2:
             container = "WAVEX"  # WAVE_FORMAT_EXTENSIBLE, as its definition asks of more than two channels
         self._bridge = _Bridge(file)

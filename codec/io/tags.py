@@ -126,7 +126,7 @@ def read(file: BinaryIO, *, container: str = "", strings: Iterable[Text] = ()) -
     """The tags of an audio file; none without mutagen, or if they are damaged.
 
     `container` is libsndfile's name of the format, `strings` are the texts that
-    libsndfile found, of which those with names of their own are added.
+    libsndfile found; they are added where their names are new.
     """
     try:
         import mutagen  # noqa: F401

@@ -48,8 +48,8 @@ class Context:
                 "continue with --allow-changed-data, or start again in another --out"
             )
         self.report(
-            f"{data} has changed since this run was started: from here on, it differs from an uninterrupted run on "
-            "either data"
+            f"{data} has changed since this run was started: from here on, it is not bit for bit an uninterrupted run "
+            "on either data"
         )
 
 

@@ -239,14 +239,45 @@ def test_a_changed_file_is_encoded_again(tmp_path: Path, corpus: Path, model_fil
     (corpus / "train/a/1.wav").write_text("no audio")
     tokenize(corpus, folder, model=model_file)
     noise(corpus / "train/a/1.wav", time=79)  # repaired
+    before = (corpus / "valid/b/5.wav").read_bytes()
     noise(corpus / "valid/b/5.wav", time=82)
     report = tokenize(corpus, folder, model=model_file)
     assert (report.clips, report.already_encoded, report.removed, report.failures) == (2, 4, 1, ())
     check_codes(folder, corpus, model_file)
-    noise(corpus / "valid/b/5.wav", time=81)  # as it was
+    (corpus / "valid/b/5.wav").write_bytes(before)
     report = tokenize(corpus, folder, model=model_file)
     assert (report.clips, report.already_encoded, report.removed) == (0, 6, 1)
     check_codes(folder, corpus, model_file)
+
+
+def test_a_file_of_the_same_size_with_other_samples_is_encoded_again(
+    tmp_path: Path, corpus: Path, model_file: Path
+) -> None:
+    folder, path = tmp_path / "store", corpus / "valid/b/5.wav"
+    tokenize(corpus, folder, model=model_file)
+    before = path.read_bytes()
+    samples, rate = soundfile.read(path)
+    soundfile.write(path, samples[::-1], rate, subtype=soundfile.info(path).subtype)
+    assert path.stat().st_size == len(before)
+    report = tokenize(corpus, folder, model=model_file)
+    assert (report.clips, report.already_encoded, report.removed) == (1, 5, 1)
+    check_codes(folder, corpus, model_file)
+    path.write_bytes(before)
+    report = tokenize(corpus, folder, model=model_file)
+    assert (report.clips, report.already_encoded, report.removed) == (0, 6, 1)
+    check_codes(folder, corpus, model_file)
+
+
+def test_other_times_of_the_same_files_cost_nothing(tmp_path: Path, corpus: Path, model_file: Path) -> None:
+    """As copying or unpacking a corpus leaves them."""
+    folder = tmp_path / "store"
+    tokenize(corpus, folder, model=model_file)
+    for path in corpus.rglob("*.*"):
+        os.utime(path, (1, 1))
+    for _ in range(2):
+        report = tokenize(corpus, folder, model=model_file)
+        assert (report.clips, report.already_encoded, report.removed) == (0, 6, 0)
+    assert {clip.row.modified for clip in TokenStore(folder)} == {10**9}
 
 
 @pytest.mark.slow

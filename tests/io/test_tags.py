@@ -216,7 +216,7 @@ def test_both_kinds_of_tags_of_a_wav_file(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("suffix", [".wav", ".aiff", ".caf", ".rf64"])
 def test_restored_texts_are_where_libsndfile_finds_them(tmp_path: Path, suffix: str) -> None:
-    """As players that know no ID3 chunk in such files; tracks and several artists are one text there."""
+    """Several artists are one text there."""
     pytest.importorskip("mutagen")
     compress(recording(tmp_path / "a.flac", Tags(TEXTS[1:], COVER)), tmp_path / "a.codec", model=MODEL)
     report = decompress(tmp_path / "a.codec", tmp_path / f"b{suffix}", model=MODEL)

@@ -57,6 +57,7 @@ from codec.training.optimizer import autocast_dtype, can_step, clip_gradients, g
 MAX_SAMPLE_SECONDS = 10.0
 OVERFIT_BELOW = 0.1  # of the bits of a uniform guess: a batch that the model has memorized costs less
 OVERFIT_STEPS = 500
+MOST_NAMED = 20
 
 
 @dataclass
@@ -261,6 +262,14 @@ class LMTask:
         """Save the averaged model with the recipe, the data and the step."""
         if distributed.rank() == 0:
             save_lm(path, self.train_state.ema_model, training=self.provenance | {"step": step})
+
+
+def new_class_lines(store: TokenStore, known: Mapping[str, Sequence[str]]) -> Iterator[str]:
+    """What becomes of the clips with names that a resumed model does not have; a line for each kind of class."""
+    for kind, names in known.items():
+        if new := [name for name in store.classes.get(kind, ()) if name not in names]:
+            listed = ", ".join(new[:MOST_NAMED]) + f" and {len(new) - MOST_NAMED} more" * (len(new) > MOST_NAMED)
+            yield f"clips of a {kind} that the model does not know are trained on without one: {listed}"
 
 
 def codebook_spec(
@@ -506,6 +515,8 @@ def train(
         if not any(measures.unigram):
             raise ConfigError(f"every code of {data} is the same, as of silence: check the recordings")
         context.report(measures.data_line())
+        for line in new_class_lines(store, classes or {}):
+            context.report(line)
         for line in f"bits per code: {measures.baseline_line()}{measures.context_line()}".splitlines():
             context.report(line)
         return task
