@@ -27,6 +27,8 @@ SCRIPT = f"""#!{sys.executable}
 import sys
 source, output = sys.argv[sys.argv.index("-i") + 1], sys.argv[-1]
 data = open(source.removeprefix("file:"), "rb").read()
+if output == "-":
+    sys.exit("no tags")
 if b"full" in data:
     sys.exit("file:out: No space left on device")
 if not data.startswith({MAGIC!r}):
