@@ -49,7 +49,14 @@ SLOW = {
 """Files whose tests train, start processes or run the shipped models."""
 
 
-FIRST = {"test_shipped_weights.py", "training/test_distributed.py", "export/test_browser.py", "export/test_page.py"}
+FIRST = {
+    "test_shipped_weights.py",
+    "training/test_distributed.py",
+    "export/test_browser.py",
+    "export/test_onnx.py",
+    "export/test_onnx_lm.py",
+    "export/test_page.py",
+}
 """Files with a fixture that takes many seconds. They and the tests on Ray run first, because what one worker of xdist
 takes over from another is from the end of its list: so each fixture is made in one worker."""
 

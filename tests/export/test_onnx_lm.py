@@ -3,9 +3,9 @@
 import json
 import re
 import runpy
-import subprocess
-import sys
+import shutil
 import wave
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +14,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from codec.checkpoint import load_lm, load_model, save_lm, save_model
+from codec.checkpoint import load_lm, load_model, save_lm
 from codec.errors import CodecError, StorageError, UsageError
 from codec.lm.base import CodecLM
 from codec.lm.conditioning import Conditioning
 from codec.lm.sampling import generate_frames
+from tests.export.conftest import codec_command
 from tests.helpers.language_models import random_tokens, some_conditioning, tiny_lm
-from tests.tiny import tiny_model
 
 pytest.importorskip("onnxscript")
 pytest.importorskip("onnxruntime")
@@ -34,32 +34,24 @@ MODELS: dict[str, dict[str, Any]] = {
     "depth": {"pattern": {"delays": [0, 1, 1]}, "depth": {"width": 12, "layers": 1, "heads": 2}, "text": True},
     "pixelcnn": {"family": "pixelcnn", "layers": 6, "context": 20, "temperature": 0.8},
 }
-EXPORT = (
-    "import sys; from codec.cli.main import run\nfor name in sys.argv[2:]: run(['export', name, '--onnx', sys.argv[1]])"
-)
-
-
-def run_export(*arguments: object) -> str:
-    """In a process of its own, because torch.export does not follow the checks of shapes that the tests switch on."""
-    command = [sys.executable, "-m", "codec", "export", *map(str, arguments)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT)
-    assert done.returncode == 0, done.stderr
-    return done.stderr
 
 
 @pytest.fixture(scope="module", params=list(MODELS))
-def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with lm.safetensors, and its export by the command."""
-    folder = tmp_path_factory.mktemp(request.param)
-    save_model(folder / "tiny.safetensors", tiny_model(), training={})
-    weights_hash = load_model(folder / "tiny.safetensors").weights_hash
-    source = {"codec": "tiny", "weights_hash": weights_hash, "codebook_size": 20, "dim": 8}
-    save_lm(folder / "lm.safetensors", tiny_lm(source=source, **MODELS[request.param]), training={})
-    said = run_export(folder / "lm.safetensors", "--onnx", folder)
-    assert re.search(
-        r"lm_step\.onnx.*; \d{4} codes are those of torch.*, logits within \de-0[5-9]$", said, re.MULTILINE
-    )
-    return folder
+def folder(request: pytest.FixtureRequest, exported: Path, made_once: Callable[..., Path]) -> Path:
+    """A folder with lm.safetensors, and its export by the command; not to be written to."""
+
+    def make(folder: Path) -> None:
+        codec = load_model(exported / "tiny.safetensors")
+        sizes = {"codebook_size": codec.codebook_sizes[0], "dim": codec.config.dim}
+        source = {"codec": "tiny", "weights_hash": codec.weights_hash} | sizes
+        shutil.copy(exported / "tiny.safetensors", folder)  # an LM finds its codec beside it
+        save_lm(folder / "lm.safetensors", tiny_lm(source=source, **MODELS[request.param]), training={})
+        said = codec_command("export", folder / "lm.safetensors", "--onnx", folder)
+        assert re.search(
+            r"lm_step\.onnx.*; \d{4} codes are those of torch.*, logits within \de-0[5-9]$", said, re.MULTILINE
+        )
+
+    return made_once(request.param, make)
 
 
 @pytest.fixture
@@ -165,18 +157,18 @@ def test_example(folder: Path, lm: CodecLM, seed: int, frames: int | None) -> No
         generate(folder, seed, frames, label="maybe")
 
 
-def test_example_writes_audio(folder: Path, lm: CodecLM, tmp_path: Path) -> None:
+def test_example_writes_audio(folder: Path, lm: CodecLM, exported: Path, tmp_path: Path) -> None:
     """With the exported codec; other codecs are refused."""
     if not folder.name.startswith("heads"):
         pytest.skip("one model is enough")
-    run_export(folder / "tiny.safetensors", "--onnx", tmp_path)
     main = runpy.run_path(str(ROOT / "docs/examples/onnx_generate.py"))["main"]
-    main(folder, tmp_path, tmp_path / "yes.wav", "label=yes", "seed=2", "seconds=0.5")
-    pieces = generate_frames(lm, seeds=[2], conditioning=lm.conditioning([{"label": "yes"}]), frames=51, stop=False)
-    expected = load_model(folder / "tiny.safetensors").decode(torch.cat(list(pieces), dim=2), length=4000)[0, 0]
+    main(folder, exported, tmp_path / "yes.wav", "label=yes", "seed=2", "seconds=0.5")
+    pieces = generate_frames(lm, seeds=[2], conditioning=lm.conditioning([{"label": "yes"}]), frames=26, stop=False)
+    expected = load_model(exported / "tiny.safetensors").decode(torch.cat(list(pieces), dim=2), length=4000)[0, 0]
     with wave.open(str(tmp_path / "yes.wav")) as file:
         samples = np.frombuffer(file.readframes(10_000), "<i2") / 32767
     assert np.abs(samples - expected.clamp(-1, 1).numpy()).max() < 1e-4
+    shutil.copytree(exported, tmp_path, dirs_exist_ok=True)
     decoder = (tmp_path / "decoder.onnx").read_bytes()
     assert decoder.count(lm.source.weights_hash.encode()) == 1
     (tmp_path / "decoder.onnx").write_bytes(decoder.replace(lm.source.weights_hash.encode(), b"0" * 64))
@@ -188,6 +180,6 @@ def test_example_writes_audio(folder: Path, lm: CodecLM, tmp_path: Path) -> None
 
 def test_the_shipped_language_model(tmp_path: Path) -> None:
     """Its logits and the codes of seeds are those of torch, for 200 frames."""
-    said = run_export("digits-8k-lm", "--onnx", tmp_path)
+    said = codec_command("export", "digits-8k-lm", "--onnx", tmp_path)
     assert re.search(r"lm_step\.onnx; 6624 codes are those of torch, logits within \de-05$", said, re.MULTILINE)
     assert (tmp_path / "lm_step.onnx").stat().st_size < 1e7

@@ -56,7 +56,7 @@ def tiny_lm(num_codebooks: int = 3, *, seed: int = 0, source: dict[str, Any] | N
 def random_tokens(model: CodecLM, batch: int, frames: int, seed: int = 0) -> Tensor:
     """Random codes, laid out by the model's pattern."""
     rng = torch.Generator().manual_seed(seed)
-    codes = torch.randint(SIZE, (batch, model.source.num_codebooks, frames), generator=rng)
+    codes = torch.randint(model.source.codebook_size, (batch, model.source.num_codebooks, frames), generator=rng)
     return model.pattern.lay_out(codes, model.special_token)
 
 
