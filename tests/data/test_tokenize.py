@@ -567,6 +567,7 @@ def test_two_processes_write_the_same_store(tmp_path: Path, model_file: Path) ->
     assert contents(tmp_path / "one") == contents(tmp_path / "two")
 
 
+@pytest.mark.nightly  # takes 15 s; test_parallel.py runs tasks on Ray, and repeats those of a killed process without it
 @pytest.mark.filterwarnings("ignore")  # Ray's own
 def test_ray_writes_every_clip_once_when_a_worker_is_killed(tmp_path: Path, model_file: Path, ray_cluster: str) -> None:
     corpus = many(tmp_path / "corpus", 40)

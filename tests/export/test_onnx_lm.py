@@ -36,7 +36,11 @@ MODELS: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.fixture(scope="module", params=list(MODELS))
+# pixelcnn takes 15 s, and its graphs are of the kinds of the depth transformer's
+PARAMS = [pytest.param(name, marks=pytest.mark.nightly if name == "pixelcnn" else []) for name in MODELS]
+
+
+@pytest.fixture(scope="module", params=PARAMS)
 def folder(request: pytest.FixtureRequest, exported: Path, made_once: Callable[..., Path]) -> Path:
     """A folder with lm.safetensors, and its export by the command; not to be written to."""
 
@@ -178,6 +182,7 @@ def test_example_writes_audio(folder: Path, lm: CodecLM, exported: Path, tmp_pat
         main(folder, tmp_path, tmp_path / "no.wav")
 
 
+@pytest.mark.nightly  # takes 10 s; the models above have the same graphs
 def test_the_shipped_language_model(tmp_path: Path) -> None:
     """Its logits and the codes of seeds are those of torch, for 200 frames."""
     said = codec_command("export", "digits-8k-lm", "--onnx", tmp_path)

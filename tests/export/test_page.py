@@ -204,14 +204,19 @@ def test_files_of_the_page() -> None:
     assert "default-src 'none'" in files["index.html"]
 
 
-def node(page: Path, folder: Path, audio: torch.Tensor, *, frames: int, codebooks: int) -> None:
+def run_node(script: Path, *arguments: object, **environment: str) -> subprocess.CompletedProcess[str]:
     runner = shutil.which("node")
     if runner is None:
         pytest.skip("node is not installed")
+    # --liftoff-only: without the optimizing compiler, which takes longer than a test runs
+    command = [runner, "--liftoff-only", str(script), *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, check=False, env=os.environ | environment)
+
+
+def node(page: Path, folder: Path, audio: torch.Tensor, *, frames: int, codebooks: int) -> None:
     folder.mkdir()
     (folder / "audio.f32").write_bytes(audio.numpy().tobytes())
-    numbers = map(str, (len(audio), frames, codebooks))
-    done = subprocess.run([runner, RUNNER, page, folder, *numbers], capture_output=True, text=True, check=False)
+    done = run_node(RUNNER, page, folder, len(audio), frames, codebooks)
     assert done.returncode == 0, done.stderr
 
 
@@ -245,15 +250,10 @@ def test_example_in_plain_javascript(page: Path, model: StepCodec, tmp_path: Pat
             writer = Writer(file, type(header)(**vars(header) | {"weights_hash": weights}), coder=0)
             writer.write(codes.numpy())
             writer.close(time=15_001)
-    runner = shutil.which("node")
-    if runner is None:
-        pytest.skip("node is not installed")
     script = RUNNER.parents[2] / "docs" / "examples" / "onnx_decode.mjs"
 
     def run_script(folder: Path, source: str) -> subprocess.CompletedProcess[str]:
-        command = [str(part) for part in (runner, script, folder, tmp_path / source, tmp_path / "out.wav")]
-        environment = os.environ | {"ORT": (page / "ort.js").as_uri()}
-        return subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+        return run_node(script, folder, tmp_path / source, tmp_path / "out.wav", ORT=(page / "ort.js").as_uri())
 
     done = run_script(page, "a.codec")
     assert done.returncode == 0, done.stderr
@@ -312,10 +312,7 @@ def test_wrong_graphs_in_node(page: Path, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_the_speed_is_measured(page: Path) -> None:
-    runner = shutil.which("node")
-    if runner is None:
-        pytest.skip("node is not installed")
-    command = [runner, str(RUNNER.parents[2] / "tools" / "bench_page.mjs"), str(page), "1"]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    done = run_node(RUNNER.parents[2] / "tools" / "bench_page.mjs", page, 1)
+    assert done.returncode == 0, done.stderr
     rows = re.findall(r"^(\d+) frames? a call: encode [\d.]+ .* real-time factor [\d.]+$", done.stdout, re.MULTILINE)
     assert rows == ["1", "50"]
