@@ -22,10 +22,10 @@ from tests.tiny import CONFIG
 
 
 @cache
-def voice(rate: int) -> np.ndarray[tuple[int], np.dtype[np.float32]]:
-    """The synthetic voice with music [time], 5.5 s."""
+def voice(rate: int, seconds: float = 3.5) -> np.ndarray[tuple[int], np.dtype[np.float32]]:
+    """The first seconds of the synthetic voice with music [time]."""
     audio: np.ndarray[tuple[int], np.dtype[np.float32]] = resample(synthetic_recording(), synth.RATE, rate)[0]
-    return audio.astype(np.float32)
+    return audio[: round(rate * seconds)].astype(np.float32)
 
 
 def save_start(path: Path) -> None:
@@ -33,7 +33,7 @@ def save_start(path: Path) -> None:
     with torch.random.fork_rng():
         torch.manual_seed(0)
         model = CausalCodec(CONFIG.model_copy(update={"codebook_size": 256, "hop": 160}))
-        model.init_from_audio(torch.from_numpy(voice(CONFIG.sample_rate))[None, None])
+        model.init_from_audio(torch.from_numpy(voice(CONFIG.sample_rate, 5.5))[None, None])
         for parameter in model.parameters():
             if not parameter.any():
                 torch.nn.init.normal_(parameter, std=0.01)

@@ -21,6 +21,7 @@ from codec.lm.conditioning import Conditioning
 from codec.lm.sampling import generate_frames
 from tests.export.conftest import codec_command
 from tests.helpers.language_models import random_tokens, some_conditioning, tiny_lm
+from tests.tiny import CONFIG
 
 pytest.importorskip("onnxscript")
 pytest.importorskip("onnxruntime")
@@ -46,7 +47,7 @@ def folder(request: pytest.FixtureRequest, exported: Path, made_once: Callable[.
 
     def make(folder: Path) -> None:
         codec = load_model(exported / "tiny.safetensors")
-        sizes = {"codebook_size": codec.codebook_sizes[0], "dim": codec.config.dim}
+        sizes = {"codebook_size": codec.codebook_sizes[0], "dim": CONFIG.dim}
         source = {"codec": "tiny", "weights_hash": codec.weights_hash} | sizes
         shutil.copy(exported / "tiny.safetensors", folder)  # an LM finds its codec beside it
         save_lm(folder / "lm.safetensors", tiny_lm(source=source, **MODELS[request.param]), training={})
