@@ -3,15 +3,16 @@
 import hashlib
 import math
 import sys
-from collections.abc import Callable
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from pathlib import Path
 from time import perf_counter
-from typing import BinaryIO, TypeAlias
+from typing import IO, BinaryIO, TypeAlias
 
 import numpy as np
+import numpy.typing as npt
 from torch import Tensor
 
 from codec import live, pretrained, published
@@ -41,6 +42,7 @@ from codec.io.audio import (
     looks_like_integers,
 )
 from codec.io.bitstream import Damage, Header, Reader, SourceId, Writer, source_id
+from codec.io.coded_channels import Mix
 from codec.io.entropy import Choice, last_coder
 from codec.io.entropy_files import SUFFIX, look_beside
 from codec.io.entropy_model import find as find_network
@@ -48,7 +50,7 @@ from codec.io.pipes import Layout, Recording, open_live
 from codec.io.storage import is_live_stream, is_streamed, mark_partial, other_than, stream_output
 from codec.io.tags import NO_TAGS, Tags
 from codec.models.base import Codec, split_scale
-from codec.splicing import BLOCK_SECONDS, MAX_BLOCK, Restoration
+from codec.splicing import BLOCK_SECONDS, MAX_BLOCK, MOST_ROWS, Restoration, temporary
 from codec.streams import StreamEncoder
 from codec.variable_rate import VariableRate
 
@@ -56,6 +58,7 @@ SHORTEST_PACKET, LONGEST_PACKET = 0.1, 10.0  # seconds
 LIVE_PACKET = 1.0  # seconds, the shortest that is chosen
 LEAST_PACKETS = 20  # of a recording whose packets are longer than that: a damaged packet costs a twentieth of it
 PACKET_BYTES = 2000  # of codes in coder 0: their headers take 0.8 % of ten minutes, 1.0 % where 10 s have less
+MOST_READ = 1 << 22  # samples of all channels that are read together
 MIX_TOLERANCE = 1e-3  # of gains that are measured again in every recording
 
 Model: TypeAlias = Codec | str | Path
@@ -305,35 +308,120 @@ def compress_into(
             "use --entropy auto"
         )
     writer = Writer(file, header, coder=coder)
-    encoder = (
-        StreamEncoder(codec, num_codebooks=num_codebooks, batch=header.rows, compiled=is_live)
-        if vbr is None
-        else VariableRate(codec, quality=vbr, num_codebooks=num_codebooks, batch=header.rows)
-    )
-    resampler = Resampler(reader.rate, codec.sample_rate, coded, label=reader.label)
-    most = _block_time(2 * codec.sample_rate, reader.channels)  # a short block at a low rate may be long at the model's
-
-    def write(encoded: Tensor) -> None:
-        codes, scale = split_scale(encoded)
-        writer.write(codes.cpu().numpy(), None if scale is None else scale.cpu().numpy())
-
-    def encode(block: Block) -> None:
-        for first in range(0, block.shape[1], most):
-            write(encoder.push(_rows(block[:, first : first + most], codec.channels)))
-
-    time = 0
+    encoding = _Encoding(reader, codec, mix=mix, num_codebooks=num_codebooks, vbr=vbr, is_live=is_live)
     with codec.searching(beams):
         if is_live:
             live.prepare(codec, "encode")
-        for block in reader.blocks(_block_time(reader.rate, reader.channels)):
-            time += block.shape[1]
-            encode(resampler.push(mix.coded_block(block) if mix else block))
-            if progress is not None:
-                progress(time / reader.rate, reader.time and reader.time / reader.rate)
-        encode(resampler.flush())
-        write(encoder.flush())
-    writer.close(time=resampled_length(time, reader.rate, header.source_rate))
+        if isinstance(reader, AudioReader) and header.rows > MOST_ROWS:
+            codes = encoding.in_groups(reader, header, progress)
+        else:
+            codes = encoding.of_channels(slice(0, coded), progress)
+        for part in codes:
+            writer.write(*part)
+    writer.close(time=resampled_length(encoding.time, reader.rate, header.source_rate))
     return codec, writer
+
+
+Coded: TypeAlias = tuple[npt.NDArray[np.int64], npt.NDArray[np.float32] | None]
+"""Codes [rows, codebooks, frames], and their scale [rows, frames] if the model has one."""
+
+
+class _Encoding:
+    """The codes of an open recording; `time` counts its samples once they are read."""
+
+    def __init__(
+        self,
+        reader: Recording,
+        codec: Codec,
+        *,
+        mix: Mix | None,
+        num_codebooks: int,
+        vbr: float | None,
+        is_live: bool,
+    ) -> None:
+        self.time = 0
+        self._reader, self._codec, self._mix = reader, codec, mix
+        self._num_codebooks, self._vbr, self._is_live = num_codebooks, vbr, is_live
+
+    def of_channels(self, channels: slice, progress: SecondsDone | None = None) -> Iterator[Coded]:
+        """The codes of some of the coded channels, from the first sample of the recording to the last."""
+        reader, codec = self._reader, self._codec
+        count = channels.stop - channels.start
+        options = {"num_codebooks": self._num_codebooks, "batch": -(-count // codec.channels)}
+        encoder: StreamEncoder | VariableRate
+        if self._vbr is None:
+            encoder = StreamEncoder(codec, **options, compiled=self._is_live)
+        else:
+            encoder = VariableRate(codec, **options, quality=self._vbr)
+        resampler = Resampler(reader.rate, codec.sample_rate, count, label=reader.label)
+        most = _block_time(2 * codec.sample_rate, count)  # a short block at a low rate may be long at the model's
+
+        def encoded(block: Block) -> Iterator[Coded]:
+            for first in range(0, block.shape[1], most):
+                yield _arrays(encoder.push(_rows(block[:, first : first + most], codec.channels)))
+
+        self.time = 0
+        for block in reader.blocks(min(_block_time(reader.rate, count), max(1, MOST_READ // reader.channels))):
+            self.time += block.shape[1]
+            coded = self._mix.coded_block(block) if self._mix else block
+            yield from encoded(resampler.push(coded[channels]))
+            if progress is not None:
+                progress(self.time / reader.rate, reader.time and reader.time / reader.rate)
+        yield from encoded(resampler.flush())
+        yield _arrays(encoder.flush())
+
+    def in_groups(self, reader: AudioReader, header: Header, progress: SecondsDone | None) -> Iterator[Coded]:
+        """The codes of all channels, whose groups are encoded one after another to temporary files.
+
+        Because resampler and encoder keep a state of every channel.
+        """
+        width, coded = self._codec.channels, header.coded_channels
+        with ExitStack() as stack:
+            files: list[tuple[IO[bytes], IO[bytes] | None, int]] = []
+            for first in range(0, header.rows, MOST_ROWS):
+                rows = min(MOST_ROWS, header.rows - first)
+                codes_file = stack.enter_context(temporary(reader.label))
+                scale_file = stack.enter_context(temporary(reader.label)) if header.segment_frames else None
+                channels = slice(first * width, min((first + rows) * width, coded))
+                done = (
+                    None if progress is None else partial(_part_done, progress, first / header.rows, rows / header.rows)
+                )
+                if first:
+                    reader.rewind()
+                for codes, scale in self.of_channels(channels, done):
+                    codes_file.write(codes.transpose(2, 0, 1).astype(np.int32).tobytes())
+                    if scale_file is not None and scale is not None:
+                        scale_file.write(scale.T.astype(np.float32).tobytes())
+                files.append((codes_file, scale_file, rows))
+            for opened, also, _ in files:
+                opened.seek(0)
+                if also is not None:
+                    also.seek(0)
+            frames, books = header.frames_per_packet, header.num_codebooks
+            while True:
+                parts = [
+                    np.frombuffer(file.read(4 * frames * rows * books), np.int32).reshape(-1, rows, books)
+                    for file, _, rows in files
+                ]
+                if not len(parts[0]):
+                    return
+                scales = [
+                    np.frombuffer(file.read(4 * frames * rows), np.float32).reshape(-1, rows)
+                    for _, file, rows in files
+                    if file is not None
+                ]
+                codes = np.concatenate(parts, axis=1).transpose(1, 2, 0).astype(np.int64)
+                yield codes, np.concatenate(scales, axis=1).T if scales else None
+
+
+def _arrays(encoded: Tensor) -> Coded:
+    codes, scale = split_scale(encoded)
+    return codes.cpu().numpy(), None if scale is None else scale.cpu().numpy()
+
+
+def _part_done(progress: SecondsDone, before: float, share: float, done: float, total: float | None) -> None:
+    """Report the seconds of one of several passes over a recording."""
+    progress(done if total is None else total * before + done * share, total)
 
 
 def _like(header: Header, like: Header, *, label: str) -> Header:

@@ -9,7 +9,11 @@ resampler earlier still, at a sample that falls on a sample of both rates:
 """
 
 import math
+import tempfile
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
+from typing import IO, Any, TypeAlias
 
 import numpy as np
 import torch
@@ -19,6 +23,7 @@ from codec.errors import UnsupportedAudio, UsageError
 from codec.frames import resampled_length
 from codec.io.audio import Block, Resampler
 from codec.io.bitstream import Damage, Header, Packet, Reader
+from codec.io.storage import storing
 from codec.models.base import Codec, Encoded
 from codec.streams import StreamDecoder
 
@@ -26,10 +31,65 @@ BLOCK_SECONDS = (
     4.0  # of one channel that are encoded or decoded together; blocks of recordings with more channels are shorter
 )
 MAX_BLOCK = 1 << 20  # samples, at any sample rate
+MOST_ROWS = 32
+"""Rows that are coded together where others can wait: a row takes up to 3 MB, most of them for another sample rate."""
+LAST_FRAMES = 50  # behind the last one that a part needs, to spare
 FADE_SECONDS = 0.01  # at the ends of a gap
 CONCEAL_SECONDS = 0.12  # of the model's own continuation
 MAX_SILENCE = 600.0  # seconds in one place, per second that was decoded before it and one more
 FILTER_SECONDS = 0.1  # of the resampler's filter on either side, with room to spare
+
+
+class SomeRows:
+    """An open, seekable .codec file as if it held the rows `first` to before `last` alone; its codes wait in `file`."""
+
+    seekable = knows_length = True
+
+    def __init__(self, reader: Reader, first: int, last: int, file: IO[bytes]) -> None:
+        header, width = reader.header, reader.header.model_channels
+        channels = min(last * width, header.coded_channels) - first * width
+        self.header = replace(header, channels=channels, mix=())
+        self.label, self.is_complete = reader.label, reader.is_complete
+        self._rows, self._file = slice(first, last), file
+        self._parts: list[Damage | tuple[int, tuple[int, ...], bool]] = []  # a packet's first frame, shape, has a scale
+
+    def add(self, part: Packet | Damage) -> None:
+        """Keep the next part of the file."""
+        if isinstance(part, Packet):
+            codes = part.codes[self._rows]
+            self._file.write(codes.astype(np.int32).tobytes())
+            if part.scale is not None:
+                self._file.write(part.scale[self._rows].astype(np.float32).tobytes())
+            self._parts.append((part.first, codes.shape, part.scale is not None))
+        else:
+            self._parts.append(part)
+
+    def parts(self, first: int = 0) -> Iterator[Packet | Damage]:
+        """The parts that were added, which begin with that of frame `first`."""
+        self._file.seek(0)
+        for part in self._parts:
+            if isinstance(part, Damage):
+                yield part
+                continue
+            start, (rows, codebooks, frames), has_scale = part
+            codes = np.frombuffer(self._file.read(4 * rows * codebooks * frames), np.int32).astype(np.int64)
+            scale = np.frombuffer(self._file.read(4 * rows * frames), np.float32) if has_scale else None
+            shaped = None if scale is None else scale.reshape(rows, frames)
+            yield Packet(start, codes.reshape(rows, codebooks, frames), shaped)
+
+    def pieces(self, first: int = 0) -> Iterator[Packet | Damage]:
+        """As parts, because nobody waits for a file."""
+        return self.parts(first)
+
+
+Source: TypeAlias = Reader | SomeRows
+
+
+@contextmanager
+def temporary(what: str) -> Iterator[IO[bytes]]:
+    """A temporary file for parts of `what`. Raises StorageError."""
+    with storing(f"a temporary file for {what} in {tempfile.gettempdir()}"), tempfile.TemporaryFile() as file:
+        yield file
 
 
 class Restoration:
@@ -37,11 +97,13 @@ class Restoration:
 
     `damages` has the damage that was met on the way, `is_intact` says whether there was an intact packet. Options as in
     `codec.compression.decompress`, and `compiled` as in `codec.streams.StreamDecoder`.
+
+    Files of more than MOST_ROWS rows are decoded in groups of them to temporary files, if they are seekable.
     """
 
     def __init__(
         self,
-        reader: Reader,
+        reader: Source,
         model: Codec,
         *,
         rate: int,
@@ -57,6 +119,7 @@ class Restoration:
                 f"{reader.label} has {reader.header.num_codebooks} codebooks, not {num_codebooks}: ask for fewer"
             )
         self._num_codebooks = num_codebooks
+        self._options: dict[str, Any] = {"num_codebooks": num_codebooks, "conceal": conceal, "force": force}
         self.damages: list[Damage] = []
         self._reader, self._model, self._rate, self._part = reader, model, rate, part
         self._header = header = reader.header
@@ -71,14 +134,72 @@ class Restoration:
         self._splicer = _Splicer(
             reader, model, first_frame=self._frame, conceal=conceal, force=force, compiled=compiled
         )
+        self._group: Restoration | None = None
 
     @property
     def is_intact(self) -> bool:
         """Whether there was an intact packet."""
-        return self._splicer.intact
+        return self._splicer.intact if self._group is None else self._group.is_intact
 
     def blocks(self) -> Iterator[Block]:
         """Yield blocks [channels, time]. Raises UnsupportedAudio for silence out of proportion, without `force`."""
+        matrix = np.array(self._header.mix, np.float32) if self._header.mix else None
+        reader = self._reader
+        if isinstance(reader, Reader) and reader.seekable and self._header.rows > MOST_ROWS:
+            blocks = self._coded_in_groups(reader)
+        else:
+            blocks = self._coded()
+        for block in blocks:
+            yield block if matrix is None else matrix @ block
+
+    def _coded_in_groups(self, reader: Reader) -> Iterator[Block]:
+        """Blocks [coded channels, time]: every group of rows from the first packet to the last, one after another."""
+        rows = self._header.rows
+        with ExitStack() as stack:
+
+            def opened() -> IO[bytes]:
+                return stack.enter_context(temporary(reader.label))
+
+            spans = [(first, min(rows, first + MOST_ROWS)) for first in range(0, rows, MOST_ROWS)]
+            groups = [SomeRows(reader, *span, opened()) for span in spans]
+            last = self._last_frame()
+            for part in reader.parts(self._frame):
+                for some in groups:
+                    some.add(part)
+                if last is not None and part.first > last:
+                    break
+            files: list[tuple[IO[bytes], int]] = []
+            for some in groups:
+                group = Restoration(some, self._model, rate=self._rate, part=self._part, **self._options)
+                file = opened()
+                for block in group.blocks():
+                    if block.any():
+                        file.write(np.ascontiguousarray(block.T, np.float32).tobytes())
+                    else:  # a gap may be long
+                        file.truncate(file.seek(block.nbytes, 1))
+                file.seek(0)
+                files.append((file, some.header.channels))
+                self._group, self.damages = group, group.damages  # the same in all groups
+            time = max(1, MAX_BLOCK // self._header.coded_channels)
+            while True:
+                parts = [
+                    np.frombuffer(file.read(time * channels * 4), np.float32).reshape(-1, channels)
+                    for file, channels in files
+                ]
+                if not len(parts[0]):
+                    return
+                yield np.ascontiguousarray(np.concatenate(parts, axis=1).T)
+
+    def _last_frame(self) -> int | None:
+        """A frame behind the last one that the part needs; None if the part ends with the recording."""
+        if self._part[1] is None:
+            return None
+        seconds = self._part[1] / self._rate + FILTER_SECONDS
+        needed = math.ceil(seconds * self._header.sample_rate) + self._header.decoder_delay
+        return -(-needed // self._header.hop) + self._model.receptive_field().decoder.future + LAST_FRAMES
+
+    def _coded(self) -> Iterator[Block]:
+        """Blocks [coded channels, time]."""
         header, rate = self._header, self._rate
         first, last = self._part
         begin = self._origin * rate // header.sample_rate
@@ -87,9 +208,7 @@ class Restoration:
             return resampled_length(self._reader.header.time, header.source_rate, rate) - begin
 
         whole = _until(self._resampled(), length, self._reader, 1 + rate // header.sample_rate)
-        matrix = np.array(header.mix, np.float32) if header.mix else None
-        for block in _between(whole, first - begin, None if last is None else last - begin):
-            yield block if matrix is None else matrix @ block
+        yield from _between(whole, first - begin, None if last is None else last - begin)
 
     def _resampled(self) -> Iterator[Block]:
         header, begin = self._header, self._frame * self._header.hop
@@ -122,7 +241,7 @@ class _Splicer:
     """
 
     def __init__(
-        self, reader: Reader, model: Codec, *, first_frame: int, conceal: bool, force: bool, compiled: bool
+        self, reader: Source, model: Codec, *, first_frame: int, conceal: bool, force: bool, compiled: bool
     ) -> None:
         self.intact = False
         """Whether there was a packet."""
@@ -215,7 +334,7 @@ def _codes(packet: Packet) -> Tensor | Encoded:
     return codes if packet.scale is None else Encoded(codes, torch.from_numpy(packet.scale))
 
 
-def _until(blocks: Iterator[Block], length: Callable[[], int], reader: Reader, most: int) -> Iterator[Block]:
+def _until(blocks: Iterator[Block], length: Callable[[], int], reader: Source, most: int) -> Iterator[Block]:
     """Yield the first `length()` samples of blocks, which have at most `most` samples more.
 
     A pipe states its length at the end, so until then the last `most` samples wait.
@@ -245,7 +364,7 @@ def _between(blocks: Iterator[Block], first: int, last: int | None) -> Iterator[
             return
 
 
-def _regroup(reader: Reader, first: int) -> Iterator[Packet | Damage]:
+def _regroup(reader: Source, first: int) -> Iterator[Packet | Damage]:
     """Yield packets from frame `first` on, joined to BLOCK_SECONDS, which decode 25 % faster than 1 s.
 
     A live pipe is not waited for; its packets come in pieces.

@@ -2,9 +2,10 @@
 
 import io
 import json
+import os
 import zipfile
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -19,15 +20,17 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch.overrides import TorchFunctionMode
 
-from codec import compression, foreign
+from codec import compression, foreign, models, splicing
 from codec.checkpoint import load_lm, load_model, most_memory, save_lm, save_model
 from codec.compression import compress, decompress
 from codec.errors import CodecError, DamagedFile, UnknownModel, UnsupportedAudio, UsageError
-from codec.io import bounded_zip, entropy, foreign_codes
+from codec.io import bitstream, bounded_zip, entropy, foreign_codes
 from codec.io.audio import MAX_RATIO, MIN_RATE, Resampler
-from codec.io.bitstream import Header, Writer
+from codec.io.bitstream import Header, Reader, Writer
+from codec.models.base import Codec
 from codec.splicing import BLOCK_SECONDS
 from codec.streams import StreamDecoder, StreamEncoder
+from tests.helpers.families import TINY
 from tests.helpers.language_models import tiny_lm
 from tests.tiny import tiny_model
 
@@ -128,6 +131,99 @@ def test_a_long_packet_is_decoded_in_blocks(
     report = decompress(file, tmp_path / "a.wav", model=MODEL)
     assert (report.time, sum(pushed)) == (MODEL.frame_spec.time(frames), frames * channels)
     assert max(pushed) <= max(channels, BLOCK_SECONDS * MODEL.frame_rate)
+
+
+def model_of(family: str) -> Codec:
+    if family == "causal":
+        return MODEL
+    torch.manual_seed(0)
+    model = models.of_config(TINY[family]).eval()
+    model.name, model.weights_hash = family, "0" * 64
+    return model
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", ["causal", "encodec_segments", "dac"])
+@pytest.mark.parametrize(("vbr", "rate"), [(None, 11_025), (None, 8000), (2, 8000)])
+def test_channels_in_groups_have_the_codes_and_the_samples_of_all_together(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, family: str, vbr: float | None, rate: int
+) -> None:
+    """Of seven channels, the last two of which are proportional and one of which is shorter than the others."""
+    if vbr is not None and family != "causal":
+        pytest.skip("the family has no variable bit rate")
+    model = model_of(family)
+    audio = np.random.default_rng(0).uniform(-0.5, 0.5, (round(2.3 * rate), 7))
+    audio[:, 3:] *= np.sin(np.arange(len(audio)) / 900)[:, None]
+    audio[:, 6] = audio[:, 5] / 2
+    soundfile.write(tmp_path / "a.wav", audio, rate, subtype="FLOAT")
+    seen: list[float] = []
+    damage = 0.5
+    for most in (100, 2):
+        monkeypatch.setattr(splicing, "MOST_ROWS", most)
+        monkeypatch.setattr(compression, "MOST_ROWS", most)
+        options: dict[str, Any] = {"model": model, "vbr": vbr, "packet": 0.4, "verify": True}
+        compress(tmp_path / "a.wav", tmp_path / f"{most}.codec", progress=lambda done, _: seen.append(done), **options)
+        data = bytearray((tmp_path / f"{most}.codec").read_bytes())
+        for name, start, end in (("whole", 0.0, None), ("part", 0.61, 1.7)):
+            target = tmp_path / f"{name} {most}.wav"
+            decompress(tmp_path / f"{most}.codec", target, model=model, subtype="FLOAT", start=start, end=end)
+        data[round(damage * len(data))] ^= 1
+        (tmp_path / "damaged.codec").write_bytes(data)
+        with pytest.raises(DamagedFile, match=r"lost are .* the rest is intact"):
+            decompress(tmp_path / "damaged.codec", tmp_path / f"damaged {most}.wav", model=model, subtype="FLOAT")
+        with pytest.raises(DamagedFile, match="damaged at byte"):
+            decompress(tmp_path / "damaged.codec", tmp_path / "strict.wav", model=model, strict=True)
+        assert not (tmp_path / "strict.wav").exists()
+        assert seen == sorted(seen)
+        assert seen.pop() == pytest.approx(2.3, abs=0.01)
+        seen.clear()
+    if vbr is None:  # its loudest block is that of the channels that are encoded together
+        assert (tmp_path / "2.codec").read_bytes() == (tmp_path / "100.codec").read_bytes()
+        for name in ("whole", "part", "damaged"):
+            one, other = (soundfile.read(tmp_path / f"{name} {most}.wav")[0] for most in (100, 2))
+            np.testing.assert_allclose(one, other, atol=1e-5)
+
+
+def test_filters_of_many_channels_are_made_in_groups(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A soxr filter between 100 Hz and 24 kHz takes up to 3 MB for each channel."""
+    counts: list[int] = []
+    made = soxr.ResampleStream
+
+    def counted(from_rate: int, to_rate: int, channels: int, **options: Any) -> Any:
+        counts.append(channels)
+        return made(from_rate, to_rate, channels, **options)
+
+    monkeypatch.setattr(soxr, "ResampleStream", counted)
+    monkeypatch.setattr(splicing, "MOST_ROWS", 8)
+    monkeypatch.setattr(compression, "MOST_ROWS", 8)
+    soundfile.write(tmp_path / "a.wav", np.random.default_rng(0).uniform(-0.5, 0.5, (50, 20)), 400)
+    compress(tmp_path / "a.wav", tmp_path / "a.codec", model=MODEL)
+    assert decompress(tmp_path / "a.codec", tmp_path / "b.wav", model=MODEL).channels == 20
+    assert counts == [8, 8, 4] * 2
+
+
+def test_long_silence_of_many_channels_takes_no_space(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file of two packets with minutes between them."""
+    monkeypatch.setattr(splicing, "MOST_ROWS", 8)
+    sizes: list[int] = []
+    temporary = splicing.temporary
+
+    @contextmanager
+    def measured(what: str) -> Iterator[Any]:
+        with temporary(what) as file:
+            yield file
+            sizes.append(os.fstat(file.fileno()).st_blocks * 512)
+
+    monkeypatch.setattr(splicing, "temporary", measured)
+    file = compressed(tmp_path / "a.codec", rate=8000, channels=20, frames=20, frames_per_packet=10)
+    with bitstream.open_reader(file) as reader:
+        first, second = reader.parts()
+        monkeypatch.setattr(Reader, "parts", lambda *_: iter([first, second._replace(first=6000)]))
+        reader.header = replace(reader.header, frames=6010, time=6000 * MODEL.frame_spec.hop)
+        blocks = splicing.Restoration(reader, MODEL, rate=8000, force=True).blocks()
+        assert sum(block.shape[1] for block in blocks) == reader.header.time
+    assert len(sizes) == 6  # codes and audio of three groups
+    assert max(sizes) < 2**20 < 8 * 4 * reader.header.time
 
 
 @pytest.mark.parametrize("length", [20, 243, 244, 255])

@@ -256,7 +256,7 @@ class AudioReader:
             for block in self.blocks(2**16):
                 if not survey.push(block):
                     break
-            self._rewind()
+            self.rewind()
         return survey.mix()
 
     def mix_down(self) -> None:
@@ -270,7 +270,7 @@ class AudioReader:
         for block in self.blocks(2**16):
             mixdown.push(block)
         mixdown.say(self.label, self.notes.append)
-        self._rewind()
+        self.rewind()
         self._mix, self.channels = mixdown.mix, 1
 
     def blocks(self, time: int) -> Iterator[Block]:
@@ -341,7 +341,7 @@ class AudioReader:
             return self.time
         self._source.close()
         counted = readable_length(self._opened)
-        self._rewind()
+        self.rewind()
         if not counted:
             next(self.blocks(1))  # raises what prevents it
         return counted
@@ -350,7 +350,8 @@ class AudioReader:
         """Whether the format is uncompressed, so that libsndfile derives the length from the file's size."""
         return self.container != "FLAC" and self.subtype.startswith(("PCM_", "FLOAT", "DOUBLE", "ULAW", "ALAW"))
 
-    def _rewind(self) -> None:
+    def rewind(self) -> None:
+        """Begin again with the first sample."""
         self._source.close()
         self._source, self._seen = self._opened(), 0
 
@@ -360,7 +361,7 @@ class AudioReader:
             if self._source.seek(first) == first:
                 self._seen = first
                 return
-        self._rewind()
+        self.rewind()
         while self._seen < first and next(self.blocks(min(2**16, first - self._seen)), None) is not None:
             pass
 
