@@ -397,10 +397,10 @@ class _Encoding:
                 opened.seek(0)
                 if also is not None:
                     also.seek(0)
-            frames, books = header.frames_per_packet, header.num_codebooks
+            frames, codebooks = header.frames_per_packet, header.num_codebooks
             while True:
                 parts = [
-                    np.frombuffer(file.read(4 * frames * rows * books), np.int32).reshape(-1, rows, books)
+                    np.frombuffer(file.read(4 * frames * rows * codebooks), np.int32).reshape(-1, rows, codebooks)
                     for file, _, rows in files
                 ]
                 if not len(parts[0]):

@@ -78,7 +78,7 @@ class SomeRows:
             yield Packet(start, codes.reshape(rows, codebooks, frames), shaped)
 
     def pieces(self, first: int = 0) -> Iterator[Packet | Damage]:
-        """As parts, because nobody waits for a file."""
+        """As `parts`."""
         return self.parts(first)
 
 
