@@ -217,6 +217,17 @@ def check_channels(channels: int | None, channel: int | None) -> None:
         raise UsageError(f"all channels mixed down to 1, and channel {channel} alone: ask for one of the two")
 
 
+def settings_of(codec: Codec, *, vbr: float | None, beams: int | None) -> str:
+    """What changes the codes of a recording beside the model, the codebooks and the channels; empty for the defaults.
+
+    As it is stored in the header.
+    """
+    settings = [] if vbr is None else [f"vbr {vbr:g}"]
+    if beams not in (None, codec.beam_size):
+        settings.append(f"beams {beams}")
+    return ", ".join(settings)
+
+
 def selected_channels(channels: int | None, channel: int | None) -> str:
     """The part of a recording that is encoded, as it counts for `bitstream.source_id`; empty for all channels."""
     return "mixed down" if channels is not None else "" if channel is None else f"channel {channel}"
@@ -295,6 +306,7 @@ def compress_into(
         mix=mix.matrix if mix else (),
         time=reader.time or 0,
         sample_format=reader.subtype,
+        settings=settings_of(codec, vbr=vbr, beams=beams),
         source=source,
         tags=tags,
     )

@@ -7,19 +7,30 @@ from dataclasses import dataclass
 from enum import Enum, auto
 from functools import partial
 from pathlib import Path
-from typing import Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 
 from codec import pretrained
-from codec.compression import Report, cached_model, check_channels, compress, decompress, model_of, selected_channels
+from codec.compression import (
+    Report,
+    cached_model,
+    check_channels,
+    compress,
+    decompress,
+    header_of,
+    model_of,
+    selected_channels,
+    settings_of,
+)
 from codec.errors import CodecError, InputNotFound, ModelId, StorageError, UsageError, model_label
 from codec.frames import resampled_length
 from codec.io import audio, bitstream, ffmpeg
-from codec.io.bitstream import Reader, is_codec_path
-from codec.io.entropy import Choice
+from codec.io.bitstream import Header, Reader, is_codec_path
+from codec.io.entropy import MODEL, NAMES, Choice, last_coder
 from codec.io.locks import claimed
 from codec.io.storage import is_partial, storing, walk
+from codec.models.base import Codec
 from codec.parallel import Engine, each
 from codec.splicing import Restoration
 
@@ -70,7 +81,8 @@ def compress_tree(
     `source` may also be a list of files and folders; a folder of a list keeps its name in `target`. Without `target`,
     the .codec files are written beside the recordings. Recordings whose names differ in the suffix alone keep it:
     a.wav.codec, a.mp3.codec. Links are followed, hidden files are skipped. A target that exists is kept if it has the
-    codes of the same content, channels, model and number of codebooks; any other is an error unless `force` replaces
+    codes of the same content, channels, model, number of codebooks, `vbr` and `beams`, and the `packet` and `entropy`
+    that are asked for; any other is an error unless `force` replaces
     it. A file that fails does not stop the others. `jobs` and `engine` as in `codec.parallel.each`; the other options
     as in `compress`. The outcomes are sorted by source.
 
@@ -108,6 +120,9 @@ def compress_tree(
             made_by=(codec.name, codec.weights_hash),
             num_codebooks=number,
             channels=selected_channels(channels, channel),
+            settings=settings_of(codec, vbr=vbr, beams=beams),
+            frames_per_packet=None if packet is None else partial(_frames_per_packet, codec, number, packet),
+            last_coder=last_coder(entropy),
             force=force,
         ),
         jobs=jobs,
@@ -169,13 +184,16 @@ def decompress_tree(
     )
 
 
-def _is_compressed(
-    source: Path, target: Path, *, made_by: ModelId, num_codebooks: int, channels: str, force: bool
-) -> bool:
+def _frames_per_packet(model: Codec, num_codebooks: int, packet: float, header: Header) -> int:
+    """The frames of packets of `packet` seconds in a file with the channels of `header`."""
+    return header_of(model, header.source_rate, header.coded_channels, num_codebooks, packet).frames_per_packet
+
+
+def _is_compressed(source: Path, target: Path, *, force: bool, **wanted: Any) -> bool:
     """Whether the target is what compressing the source would write. Raises StorageError if it is something else."""
     if force or not _exists(target) or not source.is_file():
         return False
-    return _is_same(target, _compressed_otherwise(source, target, made_by, num_codebooks, channels))
+    return _is_same(target, _compressed_otherwise(source, target, **wanted))
 
 
 def _is_restored(
@@ -213,12 +231,25 @@ def _is_same(target: Path, difference: str | None) -> bool:
 
 
 def _compressed_otherwise(
-    source: Path, target: Path, made_by: ModelId, num_codebooks: int, channels: str
+    source: Path,
+    target: Path,
+    *,
+    made_by: ModelId,
+    num_codebooks: int,
+    channels: str,
+    settings: str,
+    frames_per_packet: Callable[[Header], int] | None,
+    last_coder: int,
 ) -> str | None:
-    """How an existing .codec file differs from what would be written; None if it does not."""
+    """How an existing .codec file differs from what would be written; None if it does not.
+
+    `frames_per_packet` is asked for if a length of packets is. Packets may be coded by an earlier coder than the last.
+    """
     try:
         with bitstream.open_reader(target) as reader:
             header, is_complete = reader.header, reader.is_complete
+            coders = (packet.coder for packet in reader.coded()) if last_coder < MODEL else iter(())
+            coder = max(coders, default=last_coder)
     except CodecError as error:
         return f"cannot be read ({error})"
     if not is_complete:
@@ -227,6 +258,12 @@ def _compressed_otherwise(
         return f"was made by {model_label((header.model, header.weights_hash))}, not by {model_label(made_by)}"
     if header.num_codebooks != num_codebooks:
         return f"has codes of {header.num_codebooks} codebooks, not of {num_codebooks}"
+    if header.settings != settings:
+        return f"was encoded with {header.settings or 'the defaults'}, not with {settings or 'the defaults'}"
+    if frames_per_packet is not None and header.frames_per_packet != (frames := frames_per_packet(header)):
+        return f"has packets of {header.frames_per_packet} frames, not of {frames}"
+    if coder > last_coder:
+        return f"has packets of the entropy coder {NAMES[coder]}, not {NAMES[last_coder]} at most"
     if channels and header.channels != 1:
         return f"has {header.channels} channels, not 1"
     if header.source is None:  # of release 0.1.0, or written file by file

@@ -219,6 +219,7 @@ def _common(readers: Sequence[Reader]) -> Header:
         codebook_sizes=max((reader.header.codebook_sizes for reader in readers), key=len),
         network=next((reader.header.network for reader in readers if reader.header.network), ""),
         frames_per_packet=max(reader.header.frames_per_packet for reader in readers),
+        settings=one.settings if len({reader.header.settings for reader in readers}) == 1 else "",
         time=0,
         source=None,
     )

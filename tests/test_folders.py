@@ -17,7 +17,10 @@ from codec.checkpoint import load_model, save_model
 from codec.compression import compress
 from codec.errors import CodecError, DamagedFile, InputNotFound, StorageError, UnknownModel, UsageError
 from codec.folders import Outcome, compress_tree, decompress_tree
+from codec.io import bitstream
+from codec.io.entropy import MODEL
 from codec.io.locks import claimed
+from codec.transcoding import concat, transcode
 from tests.tiny import tiny_model
 
 
@@ -153,7 +156,8 @@ def test_every_file_is_written_once_when_a_process_is_killed(tmp_path: Path, mod
     pairs = [(tones(tmp_path / f"{n}.wav", time=900 + n), tmp_path / f"out/{n}.codec") for n in range(8)]
     work = partial(killed_once, model_file)
     made_by = ("tiny", load_model(model_file).weights_hash)
-    is_done = partial(folders._is_compressed, made_by=made_by, num_codebooks=3, channels="", force=False)
+    wanted: dict[str, Any] = {"num_codebooks": 3, "channels": "", "settings": "", "last_coder": MODEL}
+    is_done = partial(folders._is_compressed, made_by=made_by, frames_per_packet=None, force=False, **wanted)
     outcomes = folders._run(pairs, work, is_done=is_done, jobs=2, engine="local", progress=None)
     assert [outcome.error for outcome in outcomes] == [None] * 8
     assert outcomes[3].report is None  # done by the process that was killed
@@ -171,6 +175,36 @@ def difference(outcomes: list[Outcome]) -> str:
     assert str(outcome.error).startswith(f"{outcome.target} exists and ")
     assert str(outcome.error).endswith(": pass --force to replace it")
     return str(outcome.error)
+
+
+def test_a_file_that_was_compressed_with_other_settings_is_named(tmp_path: Path, model_file: Path) -> None:
+    tones(tmp_path / "in" / "a.wav", time=20_000)
+    encode = partial(compress_tree, tmp_path / "in", tmp_path / "out", model=model_file)
+
+    def made(**options: Any) -> bytes:
+        (outcome,) = encode(force=True, **options)
+        assert outcome.error is None
+        (again,) = encode(**options)
+        assert (again.report, again.error) == (None, None)
+        return (tmp_path / "out/a.codec").read_bytes()
+
+    plain = made(packet=1.0)
+    assert "was encoded with the defaults, not with vbr 2: pass" in difference(encode(vbr=2))
+    assert "was encoded with the defaults, not with beams 7: pass" in difference(encode(beams=7))
+    assert made(beams=load_model(model_file).beam_size, packet=1.0) == plain  # the model's own number
+    assert "has packets of 100 frames, not of 50: pass" in difference(encode(packet=0.5))
+    assert "has packets of the entropy coder adaptive, not none at most: pass" in difference(encode(entropy="none"))
+    assert made(packet=1.0) == plain
+    made(entropy="none")
+    assert [outcome.report or outcome.error for outcome in encode(entropy="adaptive")] == [None]
+    made(vbr=2, beams=7)
+    assert "was encoded with vbr 2, beams 7, not with the defaults: pass" in difference(encode())
+    assert "was encoded with vbr 2, beams 7, not with vbr 2.5: pass" in difference(encode(vbr=2.5))
+    transcode(tmp_path / "out/a.codec", tmp_path / "b.codec", num_codebooks=1)
+    concat([tmp_path / "out/a.codec", tmp_path / "b.codec"], tmp_path / "c.codec")
+    for name in ("b", "c"):
+        with bitstream.open_reader(tmp_path / f"{name}.codec") as reader:
+            assert reader.header.settings == "vbr 2, beams 7"
 
 
 def test_a_compressed_file_of_something_else_is_named(tmp_path: Path, model_file: Path) -> None:

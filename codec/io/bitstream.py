@@ -145,7 +145,7 @@ _LAYERED = 32  # added to the coder of a packet in layers
 _VARYING = 64  # added to the coder of a packet whose frames have different numbers of codebooks
 _COMMON_FORMAT = "PCM_16"  # which the header does not state
 _OTHER_BODY = 1 << 20  # bytes, of packets other than codes
-_SAMPLE_FORMAT, _SOURCE, _NETWORK, _MIX, _HAS_TAGS = 1, 2, 3, 4, 5
+_SAMPLE_FORMAT, _SOURCE, _NETWORK, _MIX, _HAS_TAGS, _SETTINGS = 1, 2, 3, 4, 5, 6
 _BOUNDS = {
     "time": (0, (1 << 64) - 1),
     "frames": (0, (1 << 64) - 1),
@@ -199,7 +199,8 @@ class Header:
     `time` counts samples of the source at `source_rate` Hz, `hop` and `decoder_delay` samples at `sample_rate` Hz;
     `weights_hash` is 64 hexadecimal digits. `codebook_sizes` are those of the codebooks in the file. `model_channels`
     channels are coded together, and `segment_frames` frames share a scale (0: no scale). `sample_format` is the name
-    that libsndfile gives to the source's sample format, `source` the source's identity; both may be unknown. `network`
+    that libsndfile gives to the source's sample format, `source` the source's identity; both may be unknown. `settings`
+    are options of the encoder that change the codes, such as "vbr 4"; empty for the defaults. `network`
     is the digest of the network of coder 2, which the Writer sets. `mix` [channels, coded channels] makes the channels
     of the coded ones; empty if every channel is coded. `tags` are those of the recording; `has_tags`, which the Writer
     sets, says that a packet of tags was written, even if it is damaged. `time` and `frames` are 0 until they are known.
@@ -221,6 +222,7 @@ class Header:
     model_channels: int = 1
     segment_frames: int = 0
     sample_format: str = ""
+    settings: str = ""
     source: SourceId | None = None
     network: str = ""
     mix: Matrix = ()
@@ -246,7 +248,7 @@ class Header:
             raise ConfigError(
                 f"{self.frames_per_packet} frames per packet: use a multiple of the {self.segment_frames} of a segment"
             )
-        for name in ("model", "family", "sample_format"):
+        for name in ("model", "family", "sample_format", "settings"):
             if len((text := getattr(self, name)).encode()) > 255 or not text.isprintable():
                 raise ConfigError(f"{text!r} cannot be a {name}: use at most 255 bytes of printable text")
         if len(self.weights_hash) != 64 or not set(self.weights_hash) <= set("0123456789abcdef"):
@@ -334,6 +336,8 @@ class Header:
             yield _NETWORK, bytes.fromhex(self.network)
         if self.has_tags:
             yield _HAS_TAGS, b""
+        if self.settings:
+            yield _SETTINGS, self.settings.encode()
 
     @classmethod
     def _from_fields(cls, data: bytes) -> "Header":
@@ -367,6 +371,7 @@ class Header:
             network=tagged.get(_NETWORK, b"").hex(),
             tags=NO_TAGS,
             has_tags=_HAS_TAGS in tagged,
+            settings=tagged.get(_SETTINGS, b"").decode(),
             **numbers,
         )
 
