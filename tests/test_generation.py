@@ -384,7 +384,8 @@ def test_seeds_keep_their_codes() -> None:
     labels = lm.conditioning([{"label": "7"}, {"label": "0"}, {}])
     filters = Sampling(temperature=0.9, top_k=100, top_p=0.95, min_p=0.01, repetition_threshold=0.3)
     two_labels = lm.conditioning([{"label": "7"}, {"label": "2"}])
-    first: dict[str, Any] = {"guidance": 2.0, "sampling": Sampling(temperature=0.9)}  # the defaults when they were stored
+    # the defaults when the hashes were stored
+    first: dict[str, Any] = {"guidance": 2.0, "sampling": Sampling(temperature=0.9)}
     codes = {
         "unconditional": codes_of(lm, seeds=[0, 1], frames=60, **first),
         "labels": codes_of(lm, seeds=[3, 4, 5], frames=60, conditioning=labels, **first),
