@@ -38,6 +38,7 @@ from codec.io.audio import (
     LiveOutput,
     Resampler,
     can_resample,
+    clipped_later,
     is_audio_path,
     looks_like_integers,
 )
@@ -254,10 +255,7 @@ def peak_notes(label: str, peak: float, limit: float) -> tuple[str, ...]:
     if peak > INTEGER_PEAK:
         return (f"{label} {looks_like_integers(peak)}",)
     if peak > limit:
-        return (
-            f"{label} peaks at {20 * math.log10(peak):+.1f} dBFS, and decoded audio is clipped at "
-            f"{20 * math.log10(limit):+.1f} dBFS: lower its gain first to keep the peaks",
-        )
+        return (f"{label} {clipped_later(peak, limit)}",)
     return ()
 
 

@@ -16,7 +16,7 @@ from codec.lm import sampling as code_generation
 from codec.lm.base import CodecLM
 from codec.lm.conditioning import Conditioning
 from codec.lm.filters import Sampling
-from codec.models.base import Codec, split_scale
+from codec.models.base import Codec, split_scale, without_peak_warnings
 from codec.nn.shapes import Audio, Codes
 from codec.streams import StreamDecoder, StreamEncoder
 
@@ -143,7 +143,8 @@ def infill(
         )
     known = torch.cat([audio[..., : frame_spec.samples(begin)], audio[..., frame_spec.samples(end) :]], dim=2)
     audio = audio * _level_gains(lm, codec, known)
-    codes = codec.encode(audio, num_codebooks=lm.source.num_codebooks)
+    with without_peak_warnings():
+        codes = codec.encode(audio, num_codebooks=lm.source.num_codebooks)
     first = frame_spec.whole_frames(frame_spec.samples(begin))
     last = frame_spec.frames(frame_spec.samples(end))
     longest = code_generation.max_prompt_frames(lm)
@@ -199,7 +200,8 @@ def prompt_codes(lm: CodecLM, codec: Codec, prompt: Audio, *, rows: int) -> Code
     codes = StreamEncoder(codec, num_codebooks=lm.source.num_codebooks, batch=len(prompt)).push(prompt)
     whole = frame_spec.whole_frames(prompt.shape[2])
     if whole and not codes.shape[2]:  # of a codec that looks further ahead than the prompt reaches
-        encoded = codec.encode(prompt[:, :, : whole * frame_spec.hop], num_codebooks=lm.source.num_codebooks)
+        with without_peak_warnings():
+            encoded = codec.encode(prompt[:, :, : whole * frame_spec.hop], num_codebooks=lm.source.num_codebooks)
         codes = split_scale(encoded)[0][:, :, :whole]
     if not codes.shape[2]:
         raise UsageError(

@@ -14,7 +14,6 @@ import hashlib
 import json
 import math
 import tempfile
-import warnings
 import zlib
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
@@ -38,6 +37,7 @@ from codec.data.split import path_in
 from codec.data.token_store import (
     DTYPES,
     FORMAT,
+    MOST_FRAMES,
     Failure,
     Row,
     bad_metadata,
@@ -66,7 +66,7 @@ from codec.io.audio import AudioReader, Block, Resampler
 from codec.io.level import Level, level_of, stored_level
 from codec.io.mixdown import Mixdown, Note
 from codec.io.storage import atomic_output, locked_folder, storing
-from codec.models.base import Codec, split_scale
+from codec.models.base import Codec, split_scale, without_peak_warnings
 from codec.parallel import Engine, each
 from codec.splicing import BLOCK_SECONDS
 from codec.streams import StreamEncoder
@@ -353,7 +353,9 @@ def _stored_clips(folder: Path, metadata: dict[str, Any]) -> Iterator[list[Row |
     if before != now:
         labels = ["at their own levels" if some is None else f"at {some}" for some in (before, now)]
         raise StorageError(f"{folder} has recordings {labels[0]}, not {labels[1]}: {WAY_OUT}")
-    if not stored["shards"] or not all(isinstance(clips, int) and clips >= 0 for clips in stored["shards"]):
+    if not stored["shards"] or not all(
+        isinstance(clips, int) and 0 <= clips < MOST_FRAMES for clips in stored["shards"]
+    ):
         raise bad_metadata(folder, WRONG_SHARDS)
     return _clips_of_shards(folder, stored)
 
@@ -727,8 +729,7 @@ class _ShardWriter:
         padded = np.zeros((len(lengths), self._model.channels, max(lengths)), np.float32)
         for row, (_, audio) in zip(padded, self._batch, strict=True):
             row[:, : audio.shape[1]] = audio
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", UserWarning)  # about peaks, which `notes` have by name
+        with without_peak_warnings():  # because `notes` have them by name
             encoded = self._model.encode(
                 torch.from_numpy(padded).to(self._model.device),
                 num_codebooks=self._num_codebooks,

@@ -26,7 +26,7 @@ from codec.evaluation.generation import (
     nearest_distances,
 )
 from codec.io.level import Level
-from codec.models.base import Codec
+from codec.models.base import Codec, without_peak_warnings
 
 COPY_DISTANCE = 1.0  # dB RMS between spectrograms; two takes of a word by one speaker differ by more
 
@@ -208,7 +208,8 @@ def reconstruct(codec: Codec, clips: Sequence[Tensor], *, num_codebooks: int | N
     """Encode and decode clips [1, time]; each keeps its length."""
     lengths = [clip.shape[1] for clip in clips]
     audio = torch.stack([F.pad(clip, (0, max(1, *lengths) - clip.shape[1])) for clip in clips])
-    codes = codec.encode(audio.to(codec.device), num_codebooks=num_codebooks)
+    with without_peak_warnings():
+        codes = codec.encode(audio.to(codec.device), num_codebooks=num_codebooks)
     decoded = codec.decode(codes, length=audio.shape[2]).cpu()
     return [row[:, :length] for row, length in zip(decoded, lengths, strict=True)]
 

@@ -337,7 +337,7 @@ class AudioReader:
 
         Call it before reading. Raises UnsupportedAudio as `blocks`.
         """
-        if self.time is not None and (self._stream or self._links or mpeg.is_mpeg(self.container) or self._is_plain()):
+        if self.time is not None and (self._links or mpeg.is_mpeg(self.container) or self._is_plain()):
             return self.time
         self._source.close()
         counted = readable_length(self._opened)
@@ -499,6 +499,14 @@ def _spooled(stream: "Readable", label: str) -> Iterator[BinaryIO]:
 def looks_like_integers(peak: float) -> str:
     """What to say of floating-point samples with a peak beyond INTEGER_PEAK."""
     return f"peaks at {peak:g} times full scale, as if it held integers: divide its samples by 32768 first"
+
+
+def clipped_later(peak: float, limit: float) -> str:
+    """What to say of samples with a peak beyond the limit of a model."""
+    return (
+        f"peaks at {20 * math.log10(peak):+.1f} dBFS, and decoded audio is clipped at {20 * math.log10(limit):+.1f} "
+        "dBFS: lower its gain first to keep the peaks"
+    )
 
 
 def can_resample(from_rate: int, to_rate: int) -> bool:

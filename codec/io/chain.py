@@ -30,6 +30,8 @@ SETTLING = {"VORBIS": 16384, "MPEG_LAYER_III": 4096}
 """Samples to decode before a part, by subtype: after one in five Vorbis seeks, libsndfile 1.2.2 decodes a thousand
 samples wrongly, and near the end of a file it may be at another position (findings/vorbis_seek.sh)."""
 UNKNOWN = 2**63 - 1  # samples, libsndfile's SF_COUNT_MAX: the header states no length
+_SEEK_PAST_END = ("ALAC_16", "ALAC_20", "ALAC_24", "ALAC_32")
+"""Subtypes in whose files libsndfile seeks beyond the last packet that is there, and reads silence."""
 _BLOCK = 2**14  # samples that are decoded at once to be passed over
 _SMALL_BLOCK = 2**10  # samples that are decoded at once to be counted
 _MOST_KNOWN = 2**16
@@ -99,7 +101,7 @@ def readable_length(opened: Callable[[], soundfile.SoundFile]) -> int:
     """Samples that can be read: the stated number if the last one is there, else counted by decoding up to the end or
     to the first damage."""
     with opened() as source, suppress(soundfile.LibsndfileError):
-        stated = source.frames
+        stated = UNKNOWN if source.subtype in _SEEK_PAST_END else source.frames
         place = max(0, stated - SETTLING.get(source.subtype, 1))
         if stated < UNKNOWN and source.seek(place) == place and place + _count(source) == stated:
             return int(stated)

@@ -1,7 +1,8 @@
 """WAV, W64, CAF and AU files without final sizes in the header, because their writer was killed or wrote to a pipe.
 
 Such a header states 0 bytes of samples, and libsndfile believes it; CAF files state -1, which libsndfile refuses.
-`finished` shows libsndfile the same file with the sizes that it has.
+`finished` shows libsndfile the same file with the sizes that it has, and W64 files without what is behind the samples,
+which libsndfile takes for more of them.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from collections.abc import Iterator
 from typing import BinaryIO
 
 from codec.io.pieces import Pieces
+from codec.io.scan import find_all
 
 _HEADER_BYTES = 2**20  # maximum size of a header
 _FORMS = ((b"RIFF", b"WAVE"), (b"RIFX", b"WAVE"), (b"FORM", b"AIFF"), (b"FORM", b"AIFC"))
@@ -19,10 +21,25 @@ _W64_RIFF = b"riff" + bytes.fromhex("2E91CF11A5D628DB04C10000")
 _W64_WAVE, _W64_DATA = (name + bytes.fromhex("F3ACD3118CD100C04F8EDB8A") for name in (b"wave", b"data"))
 _W64_HEAD = 24  # bytes of a chunk before its content: name and size, which counts them
 _LARGEST = 2**32 - 2**16  # bytes of samples that a header can state
+_MOST_KNOWN = 2**16
+_SIGNATURE_BYTES = 12
+_MAGICS = (  # of formats whose headers do not state where the next file begins, their first bytes
+    b"2BIT",  # AVR
+    *(b"\0\x01\xa3\x64", b"\0\x02\xa3\x64", b"\0\x03\xa3\x64"),  # IRCAM
+    *(b"\x64\xa3\x01\0", b"\x64\xa3\x02\0", b"\x64\xa3\x03\0"),
+    *(b"NIST_1A", b" paf", b"fap ", b"PVF1"),
+    b"\xf0\x7e",  # SDS
+    *(b"Creative Voi", b"ALawSoundFil", b"Extended Ins"),  # VOC, WVE, XI
+)
+_counted: dict[tuple[int, ...], int] = {}
+"""Occurrences of the first bytes in files, by device, inode, size and time of change, because training opens the same
+files many times."""
 
 
 def finished(file: BinaryIO) -> Pieces | None:
     """The file with its sizes filled in; None if it is not WAV, W64, CAF or AU, or states how many samples it has.
+
+    A W64 file that states it ends with its samples.
 
     If all bytes behind the empty chunk of samples are chunks themselves, the file has no samples: None.
     """
@@ -84,7 +101,10 @@ def _finished_caf(file: BinaryIO, size: int) -> Pieces | None:
 
 
 def _finished_w64(file: BinaryIO, size: int) -> Pieces | None:
-    """With the size that the samples have, if the stated one is that of an empty chunk or of no possible file."""
+    """With the size that the samples have, if the stated one is that of an empty chunk or of no possible file.
+
+    Without what is behind the samples, which may be padding or other chunks.
+    """
     file.seek(0)
     if file.read(16) != _W64_RIFF:
         return None
@@ -94,13 +114,18 @@ def _finished_w64(file: BinaryIO, size: int) -> Pieces | None:
         name, stated = struct.unpack("<16sQ", file.read(_W64_HEAD))
         first = position + _W64_HEAD
         if name == _W64_DATA:
-            if _W64_HEAD < stated < 2**63 - 1 or first >= size or _only_w64_chunks(file, first, size):
+            end = size
+            if _W64_HEAD < stated < 2**63 - 1:
+                end = position + stated
+                if end >= size:
+                    return None
+            elif first >= size or _only_w64_chunks(file, first, size):
                 return None
             file.seek(0)
             head = bytearray(file.read(first))
-            head[16:24] = struct.pack("<Q", size)
-            head[position + 16 :] = struct.pack("<Q", size - position)
-            return Pieces(file, bytes(head), [(first, size)])
+            head[16:24] = struct.pack("<Q", end)
+            head[position + 16 :] = struct.pack("<Q", end - position)
+            return Pieces(file, bytes(head), [(first, end)])
         position += max(_W64_HEAD, _aligned(stated))
     return None
 
@@ -141,14 +166,29 @@ def _finished_au(file: BinaryIO, form: bytes, size: int) -> Pieces | None:
 
 
 def joined(file: BinaryIO) -> int:
-    """The number of WAV, RF64, W64, AIFF, CAF or AU files that are concatenated in this file; 0 if it is none of them.
+    """The number of files that are concatenated in this one, of all formats but Ogg, FLAC and MPEG; 0 for others.
 
     A recording of unknown length goes to the end of the file.
     """
+    file.seek(0)
+    start = file.read(_SIGNATURE_BYTES)
+    if start.startswith(_MAGICS):
+        return _occurrences(file, start)
     size, position, count = file.seek(0, os.SEEK_END), 0, 0
     while position + 12 <= size and (end := _end(file, position, size)) is not None:
         count += 1
         position = end
+    return count
+
+
+def _occurrences(file: BinaryIO, signature: bytes) -> int:
+    """How often the first bytes of a file occur in it."""
+    status = os.fstat(file.fileno())
+    identity = status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
+    if (count := _counted.get(identity)) is None:
+        if len(_counted) >= _MOST_KNOWN:
+            _counted.clear()
+        count = _counted[identity] = sum(1 for _ in find_all(file, signature))
     return count
 
 
@@ -163,7 +203,10 @@ def _end(file: BinaryIO, position: int, size: int) -> int | None:
         return position + 8 + int.from_bytes(head[20:28], "little")
     if head[:16] == _W64_RIFF and head[24:40] == _W64_WAVE:
         length = int.from_bytes(head[16:24], "little")
-        return position + _aligned(length) if length > len(head) else size
+        if not len(head) < length < size:
+            return size
+        file.seek(position + length)  # libsndfile does not pad the last chunk
+        return position + (length if file.read(len(_W64_RIFF)) == _W64_RIFF else _aligned(length))
     if head[:4] == b"caff":
         return _end_of_caf(file, position, size)
     if head[:4] in (b".snd", b"dns."):

@@ -31,7 +31,7 @@ from codec.codes import Codes as CodesView
 from codec.config import Config
 from codec.errors import UsageError
 from codec.frames import FrameSpec, resampled_length
-from codec.io.audio import INTEGER_PEAK, MAX_MAGNITUDE, looks_like_integers
+from codec.io.audio import INTEGER_PEAK, MAX_MAGNITUDE, clipped_later, looks_like_integers
 from codec.nn.precision import full_float32
 from codec.nn.quantize.base import Quantized, Quantizer
 from codec.nn.quantize.residual import ResidualVQ
@@ -137,6 +137,14 @@ class PaddedCodes(NamedTuple):
     padded with codes of silence."""
     frames: Tensor
     """int64 [batch]: frames of each item."""
+
+
+@contextmanager
+def without_peak_warnings() -> Iterator[None]:
+    """Encode without warnings about peaks, where the caller has scaled the audio or names its recordings."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        yield
 
 
 class Codec(nn.Module):
@@ -553,6 +561,8 @@ class Codec(nn.Module):
                 audio = torch.where(_inside(audio, times), audio, 0.0)
             if (peak := self.check_samples(audio)) > INTEGER_PEAK:
                 warnings.warn(f"audio {looks_like_integers(peak)}", stacklevel=3)
+            elif peak > self.limit:
+                warnings.warn(f"audio {clipped_later(peak, self.limit)}", stacklevel=3)
             if sample_rate is not None and sample_rate != self.sample_rate:
                 audio = resample(audio.flatten(0, 1), sample_rate, self.sample_rate).view(*audio.shape[:2], -1)
                 if times is not None:

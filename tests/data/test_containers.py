@@ -29,6 +29,7 @@ from codec.io import audio, mpeg
 from codec.io.audio import open_reader, read_audio
 from codec.training.codec.crops import Index, build_index
 from codec.training.codec.recipe import DataConfig
+from tests.helpers.ogg import in_ogg
 from tests.tiny import tiny_model
 
 RATE = 8000
@@ -72,18 +73,27 @@ TABLE: dict[tuple[str, str, str], tuple[Cell, Cell, Cell, Cell]] = {
     ("WAV, GSM", "stated in blocks", "no"): (PADDED, PADDED, PADDED, PADDED),
     ("RF64", "stated", "yes"): (ALL, ALL, ALL, ALL),
     ("RF64", "0", "yes"): (ALL, ALL, ALL, ALL),
+    ("RF64", "stated, a chunk behind", "yes"): (ALL, ALL, ALL, ALL),
     ("RF64", "joined", "yes"): (REFUSED, REFUSED, REFUSED, REFUSED),
     ("W64", "stated", "yes"): (ALL, ALL, ALL, ALL),
     ("W64", "0", "yes"): (ALL, ALL, ALL, ALL),
+    ("W64", "stated, a chunk behind", "yes"): (ALL, ALL, ALL, ALL),
+    ("W64", "stated, padding behind", "yes"): (ALL, ALL, ALL, ALL),
     ("W64", "24, an empty chunk", "yes"): (ALL, ALL, ALL, ALL),
     ("W64", "7fffffffffffffff, as of ffmpeg", "yes"): (ALL, ALL, ALL, ALL),
     ("W64", "joined", "yes"): (REFUSED, REFUSED, REFUSED, REFUSED),
+    ("W64, GSM", "joined", "yes"): (REFUSED, REFUSED, REFUSED, REFUSED),
     ("W64", "too large", "yes"): (HALF, HALF, HALF, HALF),
     ("AIFF", "stated", "yes"): (ALL, ALL, ALL, ALL),
+    ("AIFF", "stated, a chunk behind", "yes"): (ALL, ALL, ALL, ALL),
     ("AIFF", "0", "yes"): (ALL, ALL, ALL, ALL),
     ("AIFF", "too large", "yes"): (HALF, HALF, HALF, HALF),
     ("AIFF", "joined", "yes"): (REFUSED, REFUSED, REFUSED, REFUSED),
     ("CAF", "stated", "yes"): (ALL, ALL, ALL, ALL),
+    ("CAF", "stated, a chunk behind", "yes"): (ALL, ALL, ALL, ALL),
+    ("CAF, ALAC", "stated", "yes"): (ALL, ALL, ALL, ALL),
+    ("CAF, ALAC", "too large", "yes"): (HALF, HALF, HALF, HALF),
+    ("CAF, ALAC", "joined", "yes"): (REFUSED, REFUSED, REFUSED, REFUSED),
     ("CAF", "-1", "yes"): (ALL, ALL, ALL, ALL),
     ("CAF", "0", "yes"): (ALL, ALL, ALL, ALL),
     ("CAF", "too large", "yes"): (HALF, HALF, HALF, HALF),
@@ -104,6 +114,9 @@ TABLE: dict[tuple[str, str, str], tuple[Cell, Cell, Cell, Cell]] = {
     ("Ogg Vorbis", "cut off", "yes"): (HALF, HALF, HALF, HALF),
     ("Ogg Vorbis", "joined", "yes"): (BOTH, BOTH, BOTH, BOTH),
     ("Ogg Vorbis", "joined, other channels", "yes"): (REFUSED, REFUSED, REFUSED, REFUSED),
+    ("Ogg FLAC", "stated", "yes"): (ALL, ALL, ALL, ALL),
+    ("Ogg FLAC", "cut off", "yes"): (REFUSED, REFUSED, HALF, REFUSED),
+    ("Ogg FLAC", "joined", "yes"): (BOTH, BOTH, BOTH, BOTH),
     ("Ogg Opus", "stated", "yes"): (ALL, ALL, ALL, ALL),
     ("Ogg Opus", "cut off", "yes"): (HALF, HALF, HALF, HALF),
     ("Ogg Opus", "joined", "yes"): (BOTH, BOTH, BOTH, BOTH),
@@ -114,11 +127,43 @@ TABLE: dict[tuple[str, str, str], tuple[Cell, Cell, Cell, Cell]] = {
     ("MP3", "joined", "yes"): (TWICE, TWICE, TWICE, TWICE),
     ("MP3", "joined, other rate", "yes"): (REFUSED, REFUSED, REFUSED, REFUSED),
     ("MP3", "joined, other channels", "yes"): (REFUSED, REFUSED, REFUSED, REFUSED),
+    ("NIST", "stated", "yes"): (ALL, ALL, ALL, ALL),
+    ("NIST", "too large", "yes"): (HALF, HALF, HALF, HALF),
+    ("NIST", "joined", "yes"): (REFUSED, REFUSED, REFUSED, REFUSED),
+    ("IRCAM", "none", "yes"): (ALL, ALL, ALL, ALL),
+    ("IRCAM", "none, joined", "yes"): (REFUSED, REFUSED, REFUSED, REFUSED),
+    ("VOC", "stated", "yes"): (ALL, ALL, ALL, ALL),
+    ("VOC", "joined", "yes"): (REFUSED, REFUSED, REFUSED, REFUSED),
+    ("SVX", "stated", "yes"): (ALL, ALL, ALL, ALL),
+    ("SVX", "joined", "yes"): (REFUSED, REFUSED, REFUSED, REFUSED),
+    ("AVR", "stated", "yes"): (ALL, ALL, ALL, ALL),
+    ("AVR", "joined", "yes"): (REFUSED, REFUSED, REFUSED, REFUSED),
+    ("PAF", "none", "yes"): (ALL, ALL, ALL, ALL),
+    ("PAF", "none, joined", "yes"): (REFUSED, REFUSED, REFUSED, REFUSED),
+    ("PVF", "none", "yes"): (ALL, ALL, ALL, ALL),
+    ("PVF", "none, joined", "yes"): (REFUSED, REFUSED, REFUSED, REFUSED),
     ("MP2", "none", "yes"): (PADDED, PADDED, PADDED, PADDED),
     ("MP2", "none, joined", "yes"): (TWICE, TWICE, TWICE, TWICE),
 }
 WAYS = ("encode", "tokenize", "train", "stdin")
-LOSSLESS = ("WAV", "RF64", "W64", "AIFF", "CAF", "AU", "FLAC")
+LOSSLESS = (
+    "WAV",
+    "RF64",
+    "W64",
+    "AIFF",
+    "CAF",
+    "CAF, ALAC",
+    "AU",
+    "FLAC",
+    "Ogg FLAC",
+    "NIST",
+    "IRCAM",
+    "VOC",
+    "SVX",
+    "AVR",
+    "PAF",
+    "PVF",
+)
 
 
 # the files
@@ -127,6 +172,8 @@ KINDS = {
     "WAV, A-law": "WAV ALAW",
     "WAV, IMA ADPCM": "WAV IMA_ADPCM",
     "WAV, GSM": "WAV GSM610",
+    "W64, GSM": "W64 GSM610",
+    "CAF, ALAC": "CAF ALAC_16",
     "FLAC": "FLAC PCM_16",
     "Ogg Vorbis": "OGG VORBIS",
     "Ogg Opus": "OGG OPUS",
@@ -139,6 +186,8 @@ def written(container: str) -> bytes:
         return MP2_FRAME * -(-TIME // 1152)
     if container == "WAV, MP3":
         return mp3_in_wav(written("MP3"))
+    if container == "Ogg FLAC":
+        return in_ogg(written("FLAC"), serial=1)
     kind, _, subtype = KINDS.get(container, f"{container} PCM_16").partition(" ")
     file = io.BytesIO()
     with soundfile.SoundFile(file, "w", RATE, 1, format=kind, subtype=subtype) as target:
@@ -155,6 +204,9 @@ def mp3_in_wav(data: bytes) -> bytes:
     chunks = ((b"fmt ", form), (b"fact", struct.pack("<I", TIME)), (b"data", data))
     body = b"WAVE" + b"".join(name + struct.pack("<I", len(part)) + part for name, part in chunks)
     return b"RIFF" + struct.pack("<I", len(body)) + body
+
+
+W64_LIST = b"list" + bytes.fromhex("F3ACD3118CD100C04F8EDB8A") + struct.pack("<Q", 64) + b"INFO" * 10
 
 
 def w64(size: int) -> Callable[[bytes], bytes]:
@@ -237,6 +289,14 @@ CHANGES: dict[tuple[str, str], Callable[[bytes], bytes]] = {
     ("MP3", "joined, other rate"): lambda data: data + other("MP3", rate=16000),
     ("MP3", "joined, other channels"): lambda data: data + other("MP3", channels=2),
     ("MP2", "none, joined"): lambda data: data * 2,
+    ("W64", "stated, a chunk behind"): lambda data: data + bytes(-len(data) % 8) + W64_LIST,
+    ("W64", "stated, padding behind"): lambda data: data + bytes(100),
+    ("RF64", "stated, a chunk behind"): lambda data: data + b"LIST\x08\0\0\0INFOabcd",
+    ("AIFF", "stated, a chunk behind"): lambda data: data + b"ANNO\0\0\0\x04abcd",
+    ("CAF", "stated, a chunk behind"): lambda data: data + b"info" + struct.pack(">q", 40) + bytes(40),
+    ("IRCAM", "none, joined"): lambda data: data * 2,
+    ("PAF", "none, joined"): lambda data: data * 2,
+    ("PVF", "none, joined"): lambda data: data * 2,
 }
 OF_ANY: dict[str, Callable[[bytes], bytes]] = {"joined": lambda data: data * 2, "too large": half, "cut off": half}
 

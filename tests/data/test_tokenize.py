@@ -28,6 +28,7 @@ from codec.data.tokenize import tokenize
 from codec.errors import (
     CodecError,
     ConfigError,
+    DamagedFile,
     InputNotFound,
     StorageError,
     UsageError,
@@ -248,6 +249,16 @@ def test_a_changed_file_is_encoded_again(tmp_path: Path, corpus: Path, model_fil
     report = tokenize(corpus, folder, model=model_file)
     assert (report.clips, report.already_encoded, report.removed) == (0, 6, 1)
     check_codes(folder, corpus, model_file)
+
+
+@pytest.mark.parametrize("count", [-1, 10**30, 1.5, "6", None])
+def test_numbers_of_clips_that_were_altered(tmp_path: Path, corpus: Path, model_file: Path, count: Any) -> None:
+    tokenize(corpus, tmp_path / "store", model=model_file)
+    stored = json.loads((tmp_path / "store/store.json").read_text())
+    stored["shards"][0] = count
+    (tmp_path / "store/store.json").write_text(json.dumps(stored))
+    with pytest.raises(DamagedFile, match="its shards are not those of its clips"):
+        tokenize(corpus, tmp_path / "store", model=model_file)
 
 
 def test_a_file_of_the_same_size_with_other_samples_is_encoded_again(

@@ -1,7 +1,6 @@
 """Recordings that follow each other in one file, read as one: beside each of them read alone."""
 
 import io
-import struct
 from functools import cache
 from pathlib import Path
 
@@ -13,6 +12,7 @@ from numpy.typing import NDArray
 from codec.errors import UnsupportedAudio
 from codec.io import chain, flac
 from codec.io.audio import open_reader, read_audio
+from tests.helpers.ogg import in_ogg
 
 RATE = 16_000
 KINDS = {
@@ -31,18 +31,6 @@ def recording(kind: str, seconds: float, *, seed: int = 0, channels: int = 1, ra
     file = io.BytesIO()
     soundfile.write(file, noise, rate, format=container, subtype=subtype)
     return in_ogg(file.getvalue(), seed) if kind == "FLAC in Ogg" else file.getvalue()
-
-
-def in_ogg(data: bytes, serial: int) -> bytes:
-    """RFC 9639, section 10.1, without checksums of pages: STREAMINFO, then everything behind it."""
-    packets = [b"\x7fFLAC\1\0\0\1" + data[:42], *(data[at : at + 9000] for at in range(42, len(data), 9000))]
-    return b"".join(
-        struct.pack("<4sBBqIIIB", b"OggS", 0, 0 if number else 2, 0, serial, number, 0, len(packet) // 255 + 1)
-        + b"\xff" * (len(packet) // 255)
-        + bytes([len(packet) % 255])
-        + packet
-        for number, packet in enumerate(packets)
-    )
 
 
 @pytest.fixture(params=KINDS)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from codec.errors import ConfigError, UsageError
+from codec.models.base import without_peak_warnings
 from codec.models.causal import CausalCodec
 from codec.streams import StreamDecoder, StreamEncoder
 from tests.helpers import processes
@@ -346,6 +347,15 @@ def test_the_default_type_changes_nothing() -> None:
 def test_samples_that_look_like_integers_are_named() -> None:
     with pytest.warns(UserWarning, match=r"^audio peaks at \d+ times full scale, as if it held integers: divide "):
         MODEL.encode((AUDIO / AUDIO.abs().max() * 20000).round())
+
+
+def test_samples_that_decoding_clips_are_named() -> None:
+    model, loudest = tiny_model(), AUDIO[:1, :1] / AUDIO[:1, :1].abs().max()
+    with pytest.warns(UserWarning, match=r"^audio peaks at \+9\.5 dBFS, and decoded audio is clipped at \+0\.4 dBFS: "):
+        codes = model.encode(loudest * 3)
+    with without_peak_warnings():
+        assert torch.equal(model.encode(loudest * 3), codes)
+    model.encode(loudest)
 
 
 # sample rates

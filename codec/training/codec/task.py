@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from codec import models, pretrained
 from codec.checkpoint import save_model
 from codec.errors import ConfigError
-from codec.models.base import Codec, CodecConfig
+from codec.models.base import Codec, CodecConfig, without_peak_warnings
 from codec.nn import distributed
 from codec.nn.quantize.base import Quantized
 from codec.nn.shapes import Audio
@@ -540,7 +540,9 @@ def validate(model: Codec, spectral: SpectralLoss, clips: Audio, logger: Logger,
         if not model.has_codes:
             decoded = model(clips).audio
         else:
-            decoded = model.decode(model.encode(clips, num_codebooks=num_codebooks), length=clips.shape[-1])
+            with without_peak_warnings():
+                codes = model.encode(clips, num_codebooks=num_codebooks)
+            decoded = model.decode(codes, length=clips.shape[-1])
         for name, value in spectral(split_channels(decoded), split_channels(clips))._asdict().items():
             metrics[f"valid {name}/{label}"] = float(value)
         if num_codebooks in (choices[0], most):
