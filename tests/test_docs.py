@@ -20,7 +20,7 @@ import torch
 from pydantic import BaseModel
 
 import codec
-from codec import generation, pretrained
+from codec import compression, generation, pretrained
 from codec.checkpoint import save_model
 from codec.io import synth
 from codec.training.codec.recipe import Recipe
@@ -257,20 +257,25 @@ def test_recipe_keys_exist() -> None:
 # Commands, run (`pytest -m nightly tests/test_docs.py`)
 
 NOT_RUN = {
-    r"pip install|pre-commit|pytest|ruff|\.ci/run": "sets up or checks a development environment",
+    r"pip install|pre-commit|pytest|ruff|\.ci/|python3 -m venv": "sets up or checks a development environment",
     r"codec prepare (?!general)\w|ljspeech": "downloads a dataset",
     r"torchaudio:": "needs a dataset that was downloaded, and torchaudio",
     r"torchrun|--engine ray": "needs several processes, GPUs or machines",
+    r"dac-44khz|encodec-24khz|hf:": "downloads a model",
+    r"weights_24khz|encodec_24khz|mimi\.safetensors|dac\.safetensors|xcodec2": "needs a model of another project",
+    r"arecord|microphone": "needs a microphone",
     r"codec page|http\.server": "downloads ONNX Runtime for browsers, and serves until it is stopped",
     r"(python|node) tools/": "takes minutes; tests/test_tools.py runs the tools on small data",
 }
-IF_INSTALLED = {"opusenc": "--baseline opus", "jq": "jq "}
+IF_INSTALLED = {"opusenc": "--baseline opus", "c2enc": "codec2:", "jq": "jq "}
 TRAINED = {  # training runs that a page uses but does not train
     "README.md": {"music": "digits-8k-lm"},
     "docs/compress.md": {"mine": "general-24k"},
     "docs/generate.md": {"music": "digits-8k-lm", "digits-lm": "digits-8k-lm"},
 }
-# Training stops after two steps, few samples are scored, and outputs are replaced because pages show alternatives.
+# Training stops after two steps; few samples are scored by one classifier, which takes
+# minutes to train; outputs are replaced, because pages show alternatives. A player that stops ends an endless
+# stream, whose status then is not zero.
 PREAMBLE = r"""
 set -o pipefail
 codec() {
@@ -280,13 +285,22 @@ codec() {
     train*/lm*) "$PYTHON" -m codec "$@" --steps 2 ;;
     train*--resume*) "$PYTHON" -m codec "$@" --steps 3 --set data.init_seconds=20 ;;
     train*) "$PYTHON" -m codec "$@" --steps 2 --set data.init_seconds=20 ;;
-    evaluate-lm*) "$PYTHON" -m codec "$@" --samples 20 ;;
+    evaluate-lm*) "$PYTHON" -m codec "$@" --samples 20 --classifier "$CLASSIFIER" ;;
     encode*|decode*|generate*|sample*|tokenize*) shift; "$PYTHON" -m codec "$command" --force "$@" ;;
     *) "$PYTHON" -m codec "$@" ;;
   esac
 }
-aplay() { head -c 100000 > /dev/null; }
+aplay() { set +o pipefail; head -c 100000 > /dev/null; }
+python() { "$PYTHON" "$@"; }
 """
+
+
+def write_parquet(path: Path, recordings: list[Path]) -> None:
+    """A file of a Hugging Face dataset."""
+    pyarrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    audio = [{"bytes": recording.read_bytes(), "path": recording.name} for recording in recordings]
+    path.parent.mkdir(parents=True)
+    parquet.write_table(pyarrow.table({"audio": audio}), path)
 
 
 @pytest.fixture(scope="module")
@@ -313,8 +327,16 @@ def examples(tmp_path_factory: pytest.TempPathFactory) -> Path:
     shutil.copytree(recordings, folder / "DIR")
     (folder / "DIR" / "manifest.jsonl").rename(folder / "DIR" / "four.jsonl")
     soundfile.write(folder / "talk.flac", synth.synthesize().T, synth.RATE)
+    content = "".join(json.dumps(row | {"path": f"recordings/{row['path']}"}) + "\n" for row in rows)
+    (folder / "corpus.jsonl").write_text(content)
+    write_parquet(folder / "librispeech_asr/clean/train.parquet", [recordings / row["path"] for row in rows])
+    for name in ("talk", "more", "song"):
+        soundfile.write(folder / f"{name}.wav", synth.synthesize().T, synth.RATE)
+    compression.compress(folder / "more.wav", folder / "song.codec", model="digits-8k", device="cpu")
     for name in ("beginning", "damaged"):
         soundfile.write(folder / f"{name}.wav", *soundfile.read(recordings / "valid" / "7.flac"))
+    (folder / "codes.jsonl").touch()
+    (folder / "docs").symlink_to(ROOT / "docs")
     return folder
 
 
@@ -324,11 +346,12 @@ def examples(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_console_commands_run(name: str, examples: Path, tmp_path: Path) -> None:
     """Run the commands of a page in order, in one folder, with the shipped models; training stops after two steps."""
     folder = tmp_path / "page"
-    shutil.copytree(examples, folder)
+    shutil.copytree(examples, folder, symlinks=True)
     for run, model in TRAINED.get(name, {}).items():
         (folder / "runs" / run).mkdir(parents=True)
         shutil.copy(pretrained.find(model), folder / "runs" / run / "model.safetensors")
-    environment = os.environ | {"PYTHON": sys.executable, "PYTHONPATH": str(ROOT)}
+    classifier = examples.with_name("classifier.safetensors")
+    environment = os.environ | {"PYTHON": sys.executable, "PYTHONPATH": str(ROOT), "CLASSIFIER": str(classifier)}
     for command in console(ROOT / name):
         if any(re.search(pattern, command) for pattern in NOT_RUN):
             continue
