@@ -274,7 +274,7 @@ TRAINED = {  # training runs that a page uses but does not train
     "docs/generate.md": {"music": "digits-8k-lm", "digits-lm": "digits-8k-lm"},
 }
 # Training stops after two steps; few samples are scored by one classifier, which takes
-# minutes to train; outputs are replaced, because pages show alternatives. A player that stops ends an endless
+# minutes to train; outputs are replaced, because pages show alternatives. What stops reading ends an endless
 # stream, whose status then is not zero.
 PREAMBLE = r"""
 set -o pipefail

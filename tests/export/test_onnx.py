@@ -29,7 +29,7 @@ def audio_like(model: StepCodec) -> torch.Tensor:
     time = torch.arange(40 * model.frame_spec.hop)
     rows = torch.zeros(3, len(time))
     rows[0] = 0.5 * torch.sin(2 * torch.pi * 650 / model.sample_rate * time)
-    rows[1] = torch.randn(len(time), generator=torch.Generator().manual_seed(0)) * 2.0 ** (-time / 200)
+    rows[1] = 0.2 * torch.randn(len(time), generator=torch.Generator().manual_seed(0)) * 2.0 ** (-time / 200)
     rows[2, 1000] = 1.0
     return rows[:, None]
 
