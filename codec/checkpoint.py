@@ -9,7 +9,6 @@ import hashlib
 import io
 import json
 import math
-import pickle
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -19,7 +18,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from codec.errors import ConfigError, InputNotFound, UnknownModel, UsageError
 from codec.frames import FrameSpec
 from codec.io.bounded_json import read_json
-from codec.io.bounded_zip import check_expansion
+from codec.io.plain_torch import NotPlainError, load_plain
 
 if TYPE_CHECKING:
     import torch
@@ -228,8 +227,6 @@ def load_state(path: str | Path, device: "str | torch.device" = "cpu") -> dict[s
 
     Raises InputNotFound if there is no such file, UnknownModel if it is damaged or not a training state.
     """
-    import torch
-
     try:
         content = Path(path).read_bytes()
     except FileNotFoundError as error:
@@ -243,9 +240,8 @@ def load_state(path: str | Path, device: "str | torch.device" = "cpu") -> dict[s
     if hashlib.sha256(memoryview(content)[start:]).digest() != content[len(STATE_MAGIC) : start]:
         raise UnknownModel(f"{path} is damaged: {way_out}")
     try:
-        check_expansion(io.BytesIO(content[start:]))
-        state = torch.load(io.BytesIO(content[start:]), map_location=device, weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, LookupError, ValueError, TypeError) as error:
+        state = load_plain(io.BytesIO(content[start:]), device)
+    except (NotPlainError, ValueError) as error:
         raise UnknownModel(f"{path} is not a training state: {way_out}") from error
     if not isinstance(state, dict) or not {"recipe", "step"} <= state.keys():
         raise UnknownModel(f"{path} is not a training state: {way_out}")

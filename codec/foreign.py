@@ -6,7 +6,6 @@ Readable: a .th, .pth, .pt or .bin file written by torch.save (a state_dict, bar
 
 from __future__ import annotations
 
-import pickle
 import zipfile
 from collections.abc import Mapping
 from contextlib import suppress
@@ -16,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from codec.checkpoint import PARAMETERS_AT_LEAST, CodecCard, most_memory, tensors_digest
 from codec.errors import ConfigError, UnknownModel
 from codec.io.bounded_json import read_json
-from codec.io.bounded_zip import check_expansion
+from codec.io.plain_torch import NotPlainError, load_plain
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -152,7 +151,6 @@ def _read(path: Path) -> tuple[dict[str, Tensor], Mapping[str, Any]]:
 
 
 def _read_tensors(path: Path) -> Mapping[str, Any]:
-    import torch
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
@@ -160,16 +158,15 @@ def _read_tensors(path: Path) -> Mapping[str, Any]:
     try:
         if path.suffix == ".safetensors":
             return load_file(path)
-        check_expansion(path)
         if _holds_code(path):
             raise UnknownModel(
                 f"{path} holds a model with its code, which is not executed: give a file of its state_dict (of DAC the "
                 "weights.pth beside package.pth, or save(..., package=False))"
             )
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except (SafetensorError, OSError, RuntimeError, EOFError, LookupError, ValueError, TypeError) as error:
+        content = load_plain(path)
+    except (SafetensorError, OSError, ValueError) as error:
         raise UnknownModel(f"{path} is not a complete checkpoint ({_first_line(error)}): {way_out}") from error
-    except pickle.UnpicklingError as error:
+    except NotPlainError as error:
         raise UnknownModel(
             f"{path} holds more than tensors and plain data, which is not executed: convert it to safetensors where it "
             "was made"

@@ -1,21 +1,26 @@
 """Codes from and to files of other projects."""
 
+import contextlib
 import json
 import struct
 from collections.abc import Sequence
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
 import pytest
 import soundfile
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import Tensor
 
 import codec
 from codec.checkpoint import save_model
 from codec.errors import CodecError, DamagedFile, StorageError, UnsupportedAudio, UsageError
 from codec.exchange import export_codes, import_codes
+from codec.frames import FrameSpec
 from codec.io.bitstream import open_reader
 from codec.io.foreign_codes import read_codes
 from codec.models.base import Codec, Encoded, split_scale
@@ -278,3 +283,45 @@ def test_dac_files_that_are_not_one_stream_or_not_what_they_say_are_refused(dac:
     with pytest.raises(DamagedFile):
         import_codes(path, target, model=dac)
     assert not target.exists()
+
+
+@pytest.mark.slow
+@settings(max_examples=150)
+@given(data=st.data())
+def test_altered_files_of_codes_are_codec_errors(codes_files: dict[str, bytes], data: st.DataObject) -> None:
+    """Bytes are cut off or replaced; what can still be read are codes."""
+    suffix = data.draw(st.sampled_from(sorted(codes_files)))
+    content = bytearray(codes_files[suffix])
+    for _ in range(data.draw(st.integers(0, 3))):
+        first = data.draw(st.integers(0, min(len(content), 500) - 1))
+        content[first : first + data.draw(st.integers(0, 2))] = data.draw(st.binary(max_size=3))
+    content = content[: data.draw(st.integers(len(content) - 60, len(content)))]
+    with TemporaryDirectory() as folder:
+        path = Path(folder, "a" + suffix)
+        path.write_bytes(content)
+        with contextlib.suppress(CodecError):
+            found = read_codes(path, FrameSpec(24000, 320, 0, 8, 1024))
+            assert found.codes.ndim == 3
+
+
+@pytest.fixture(scope="module")
+def codes_files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+    """A file of codes of each kind, by its suffix."""
+    folder = tmp_path_factory.mktemp("codes")
+    codes = torch.randint(1024, (1, 8, 40), generator=torch.Generator().manual_seed(0))
+    dac_file(folder / "a.dac", codes)
+    torch.save({"codes": codes}, folder / "a.pt")
+    torch.save({"codes": codes}, folder / "a.pth", _use_new_zipfile_serialization=False)
+    np.save(folder / "a.npy", codes.numpy())
+    np.savez_compressed(folder / "a.npz", codes=codes.numpy(), scale=np.ones((1, 40), np.float32))
+    (folder / "a.ecdc").write_bytes(ecdc("encodec_24khz", 40 * 320, [(None, codes[0])]))
+    return {path.suffix: path.read_bytes() for path in folder.iterdir()}
+
+
+def test_an_array_of_a_dac_file_is_of_numbers(dac: Path, tmp_path: Path) -> None:
+    """numpy's own unpickling of an altered type ended the process."""
+    path = dac_file(tmp_path / "a.dac", torch.randint(16, (1, 3, 25)))
+    for of in (b"O8", b"V2", b"S2"):
+        path.write_bytes(path.read_bytes().replace(b"u2", of))
+        with pytest.raises(DamagedFile):
+            import_codes(path, tmp_path / "a.codec", model=dac)

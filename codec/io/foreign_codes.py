@@ -8,18 +8,20 @@ whose array is a pickled dictionary: codes [rows, codebooks, frames] and metadat
 from __future__ import annotations
 
 import pickle
+import re
 import struct
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, BinaryIO, ClassVar, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from codec.errors import DamagedFile, InputNotFound, UnsupportedAudio, UsageError
+from codec.errors import CodecError, DamagedFile, InputNotFound, UnsupportedAudio, UsageError
 from codec.frames import FrameSpec
 from codec.io.bounded_json import read_json
 from codec.io.bounded_zip import check_expansion
+from codec.io.plain_torch import NotPlainError, load_plain
 
 SUFFIXES = (".ecdc", ".dac", ".npy", ".npz", ".pt", ".pth")
 ECDC_MODELS = {"encodec_24khz": 24000, "encodec_48khz": 48000}
@@ -151,29 +153,59 @@ def _unpacked(data: bytes, count: int, bits: int) -> npt.NDArray[np.int64]:
 # .dac
 
 
-class _NotPlainError(Exception):
-    """A pickle holds an object that is not plain data."""
+class _Dtype:
+    """Stands for numpy.dtype."""
+
+    def __init__(self, name: str, *_: object) -> None:
+        self.name, self.order = name, "="
+
+    def __setstate__(self, state: tuple[Any, ...]) -> None:
+        self.order = state[1]
+
+    def numbers(self, data: bytes) -> npt.NDArray[Any]:
+        """The numbers in bytes of this type."""
+        if not re.fullmatch("[iuf][1248]", self.name):
+            raise ValueError(f"{self.name} is not a type of numbers")
+        return np.frombuffer(data, np.dtype(self.order.replace("|", "=") + self.name))
+
+
+class _Array:
+    """Stands for numpy.ndarray; `value` is the array, or the object in an array of one object."""
+
+    value: Any
+
+    def __setstate__(self, state: tuple[Any, ...]) -> None:
+        _, shape, dtype, fortran, data = state
+        if dtype.name[:1] == "O":
+            (self.value,) = data
+        else:
+            self.value = dtype.numbers(data).reshape(shape, order="F" if fortran else "C")
 
 
 class _PlainUnpickler(pickle.Unpickler):
-    """Unpickles plain data and numpy arrays, and no other object."""
+    """Unpickles plain data and numpy arrays, and no other object.
 
-    ALLOWED = frozenset(
-        [("numpy", "ndarray"), ("numpy", "dtype")]
-        + [(f"numpy.{core}.multiarray", name) for core in ("core", "_core") for name in ("_reconstruct", "scalar")]
-    )
+    Arrays are built here, of numbers only, because numpy's own unpickling of an altered array can end the process.
+    """
+
+    ALLOWED: ClassVar[dict[str, Callable[..., Any]]] = {
+        "ndarray": _Array,
+        "dtype": _Dtype,
+        "_reconstruct": lambda kind, *_: kind(),
+        "scalar": lambda dtype, data: dtype.numbers(data)[0],
+    }
 
     def find_class(self, module: str, name: str) -> Any:
-        if (module, name) not in self.ALLOWED:
-            raise _NotPlainError(f"{module}.{name} is not plain data")
-        if "core" in module:  # its name depends on the numpy that wrote the file
-            return dict(zip(("_reconstruct", "scalar"), _array_builders(), strict=True))[name]
-        return getattr(np, name)
+        # the name of the core depends on the numpy that wrote the file
+        known = ("numpy",) if name in ("ndarray", "dtype") else ("numpy.core.multiarray", "numpy._core.multiarray")
+        if module not in known or name not in self.ALLOWED:
+            raise NotPlainError(f"{module}.{name} is not plain data")
+        return self.ALLOWED[name]
 
 
-def _array_builders() -> tuple[Any, Any]:
-    """What numpy's pickles of arrays and of numbers call."""
-    return np.zeros(0).__reduce__()[0], np.float64(0).__reduce__()[0]
+def _plain(value: Any) -> Any:
+    """The array that an `_Array` stands for; other values as they are."""
+    return value.value if isinstance(value, _Array) else value
 
 
 def _read_dac(file: BinaryIO, path: Path, spec: FrameSpec) -> ForeignCodes:
@@ -184,27 +216,18 @@ def _read_dac(file: BinaryIO, path: Path, spec: FrameSpec) -> ForeignCodes:
         shape, _, dtype = read(file)
         if shape != () or not dtype.hasobject:
             raise DamagedFile(str(path), offset=0, reason="it does not hold what a .dac file holds")
-        content = _PlainUnpickler(file).load()
-        if isinstance(content, np.ndarray):
-            content = content.item()
-        codes, facts = np.asarray(content["codes"]), content["metadata"]
+        content = _plain(_PlainUnpickler(file).load())
+        codes, facts = np.asarray(_plain(content["codes"])), content["metadata"]
         time, rate, frames, padded = (
             facts[key] for key in ("original_length", "sample_rate", "chunk_length", "padding")
         )
-        level = float(np.asarray(facts["input_db"]).ravel()[0])
+        level = float(np.asarray(_plain(facts["input_db"])).ravel()[0])
         time, rate, frames = int(time), int(rate), int(frames)
-    except _NotPlainError as error:
+    except NotPlainError as error:
         raise UnsupportedAudio(f"{path} holds more than arrays and plain data, which is not executed") from error
-    except (
-        pickle.UnpicklingError,
-        ValueError,
-        EOFError,
-        LookupError,
-        TypeError,
-        AttributeError,
-        ImportError,
-        MemoryError,
-    ) as error:
+    except (OSError, CodecError):
+        raise
+    except Exception as error:  # pickle and numpy let through whatever damaged bytes lead to, such as TokenError
         raise DamagedFile(str(path), offset=0, reason="it is not what its name says") from error
     if codes.ndim != 3 or codes.dtype.kind not in "iu" or not codes.size or time < 1 or rate < 1:
         raise DamagedFile(str(path), offset=0, reason="it has no codes [rows, codebooks, frames]")
@@ -224,27 +247,23 @@ def _read_dac(file: BinaryIO, path: Path, spec: FrameSpec) -> ForeignCodes:
 
 def _read_arrays(file: BinaryIO, path: Path) -> Any:
     """The content of a file: an array, or arrays by name."""
-    read: Callable[[BinaryIO], Any] = _load_numpy if path.suffix in (".npy", ".npz") else _load_torch
+    read: Callable[[BinaryIO], Any] = _load_numpy if path.suffix in (".npy", ".npz") else load_plain
     try:
-        check_expansion(file)
         return read(file)
-    except pickle.UnpicklingError as error:
+    except NotPlainError as error:
         raise UnsupportedAudio(
             f"{path} holds more than arrays and plain data, which is not executed: save the array alone"
         ) from error
-    except (ValueError, RuntimeError, EOFError, KeyError, TypeError) as error:
+    except OSError:
+        raise
+    except Exception as error:  # numpy and zipfile let through whatever damaged bytes lead to, such as zlib.error
         raise DamagedFile(str(path), offset=0, reason="it holds no array that can be read") from error
 
 
 def _load_numpy(file: BinaryIO) -> Any:
+    check_expansion(file)
     loaded = np.load(file, allow_pickle=False)
     return loaded if isinstance(loaded, np.ndarray) else dict(loaded)
-
-
-def _load_torch(file: BinaryIO) -> Any:
-    import torch
-
-    return torch.load(file, map_location="cpu", weights_only=True)
 
 
 def _of_arrays(content: Any, path: Path) -> ForeignCodes:

@@ -13,9 +13,11 @@ from collections.abc import Sequence
 from typing import Literal, cast
 
 import torch
+import torch.nn.functional as F
 from pydantic import model_validator
 from torch import Tensor, nn
 
+from codec.errors import UsageError
 from codec.models.base import (
     BlockCodec,
     CodebookSize,
@@ -29,6 +31,7 @@ from codec.models.base import (
     SampleRate,
     decoder_span,
     encoder_span,
+    split_scale,
 )
 from codec.nn.products import (
     Layer,
@@ -42,7 +45,7 @@ from codec.nn.products import (
     transposed_conv,
 )
 from codec.nn.quantize.factorized import FactorizedRVQ
-from codec.nn.shapes import Audio, Latents
+from codec.nn.shapes import Audio, Codes, Latents
 from codec.nn.snake import Snake
 from codec.nn.streaming import Checkpointable
 from codec.nn.tiles import in_tiles
@@ -235,7 +238,7 @@ class Decoder(nn.Module):
 
 class DAC(BlockCodec):
     """A DAC model. The original's `encode` and `decode` give the same codes and audio; its `compress` does not,
-    because it changes the level and encodes window by window.
+    because it changes the level and encodes window by window (`encode_windows`).
 
     The decoder gives a hop of audio per frame; the original's at 16 and 24 kHz ends 8 samples earlier.
     """
@@ -261,12 +264,53 @@ class DAC(BlockCodec):
         audio: Tensor = self.decoder(latents)
         return audio
 
+    def frame_span(self) -> tuple[int, int]:
+        """First and last sample that frame 0 depends on."""
+        first, last = encoder_span(-1, 1, self.config.encoder_rates, UNITS_CONTEXT)
+        return first - 3, last + 3
+
     def receptive_field(self) -> ReceptiveField:
         hop = self.config.hop
-        first, last = encoder_span(-1, 1, self.config.encoder_rates, UNITS_CONTEXT)
-        encoder = Context(past=-((first - 3) // hop), future=(last + 3) // hop)
+        first, last = self.frame_span()
+        encoder = Context(past=-(first // hop), future=last // hop)
         first, last = decoder_span(-3, hop - 1 + 3, self.config.decoder_rates, UNITS_CONTEXT)
         return ReceptiveField(encoder, Context(past=3 - first, future=last + 3))
+
+    @torch.no_grad()
+    def encode_windows(self, audio: Audio, *, seconds: float, num_codebooks: int | None = None) -> Codes:
+        """Codes of audio as the original's `compress` joins them in a .dac file, [batch, codebooks, codes].
+
+        It encodes windows of `seconds`, rounded up to whole frames, without padding. A window decodes to fewer samples
+        than it has, and the next one begins that much later, which is not at a frame. So the codes depend on the length
+        of the windows, and there are more of them than frames: with windows of 1 s, 1.3 times as many at 44.1 kHz and
+        twice as many at 16 kHz. Of audio that is not longer than a window they are those of `encode`. `compress` also
+        brings the level to -16 LUFS; here it stays as it is.
+        """
+        hop, time = self.config.hop, audio.shape[2]
+        if time <= seconds * self.sample_rate:
+            return split_scale(self.encode(audio, num_codebooks=num_codebooks))[0]
+        first, last = self.frame_span()
+        before = first % hop  # zeros that move the frames of `encode` to where a window without padding has them
+        window = -(-int(seconds * self.sample_rate) // hop) * hop
+        frames = (window - (last - first + 1)) // hop + 1
+        if self.samples_without_padding(frames) < 1:
+            raise UsageError(f"windows of {seconds:g} s decode to no samples: set 1.0 or more")
+        nothing = -(last - first + 1) // hop + 1  # frames of no samples; the original computes its delay from them
+        delay = (nothing * hop - hop + last - first + 1 - self.samples_without_padding(nothing)) // 2
+        padded = F.pad(audio, (delay, delay + window))
+        codes = []
+        for begin in range(0, time, self.samples_without_padding(frames)):
+            part = F.pad(padded[..., begin : begin + window], (before, 0))
+            found = split_scale(self.encode(part, num_codebooks=num_codebooks))[0]
+            codes.append(found[..., (before - first) // hop :][..., :frames])
+        return torch.cat(codes, dim=2)
+
+    def samples_without_padding(self, frames: int) -> int:
+        """Samples that the decoder would make of frames if its convolutions did not pad."""
+        samples = frames - (KERNEL - 1)
+        for rate in self.config.decoder_rates:
+            samples = (samples + 1) * rate - 2 * UNITS_CONTEXT
+        return samples - (KERNEL - 1)
 
 
 def _init_weights(module: nn.Module) -> None:

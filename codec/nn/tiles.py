@@ -5,7 +5,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-TILE = 1 << 17  # numbers in a tile, which fits in the cache of a CPU core together with its intermediate results
+TILE = 1 << 19  # numbers in a tile: few enough for the cache of a CPU core, and many, because a tile reorders weights
 LEAST = 512  # samples of a tile, so that the context around it costs little
 
 

@@ -1,5 +1,6 @@
 """EnCodec beside encodec and transformers: models of the released sizes with random weights."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from torch import Tensor
 import codec
 from codec.models.base import Encoded
 from codec.models.encodec import EnCodec
+from tests.helpers.ties import assert_same_codes
 
 encodec = pytest.importorskip("encodec", exc_type=ImportError)
 transformers = pytest.importorskip("transformers")
@@ -17,7 +19,11 @@ transformers = pytest.importorskip("transformers")
 pytestmark = [pytest.mark.peers, pytest.mark.filterwarnings("ignore")]
 
 LENGTHS = [1, 2, 5, 319, 320, 321, 1000, 2239, 2241, 24_001]
+LONGEST = 30 * 24_000 - 17
 KBPS = {1.5: 2, 3.0: 4, 6.0: 8, 12.0: 16, 24.0: 32}
+STEREO_LENGTHS = [1, 480, 5000, 47_520, 47_521, 48_000, 95_100]
+STEREO_LONGEST = 30 * 48_000 - 17
+STEREO_KBPS = {3.0: 2, 6.0: 4, 12.0: 8, 24.0: 16}
 RELEASED: dict[str, dict[str, Any]] = {  # of facebook/encodec_32khz; and AudioGen's, with audiocraft's padding
     "musicgen": {
         "sampling_rate": 32000,
@@ -112,6 +118,22 @@ def test_codes_and_audio_are_those_of_encodec(pair: tuple[Any, EnCodec]) -> None
 
 
 @torch.no_grad()
+def test_thirty_seconds(pair: tuple[Any, EnCodec]) -> None:
+    net, ours = pair
+    net.set_target_bandwidth(24.0)
+    audio = noise(1, LONGEST, seed=1)
+    [(codes, _)] = net.encode(audio)
+    assert all(len(codebook.unique()) >= 100 for codebook in codes.transpose(0, 1))
+    assert_same_codes(ours.encode(audio), codes, net.encoder(audio), quantizer_of(net))
+    assert_close(ours.decode(codes, length=LONGEST), net.decode([(codes, None)])[..., :LONGEST])
+
+
+def quantizer_of(net: Any) -> Callable[[Tensor], Tensor]:
+    """Latents to codes [batch, codebooks, frames] by encodec, with all codebooks."""
+    return lambda latents: net.quantizer.encode(latents, net.frame_rate, 24.0).transpose(0, 1)
+
+
+@torch.no_grad()
 def test_every_bit_rate_is_a_prefix(pair: tuple[Any, EnCodec]) -> None:
     net, ours = pair
     audio = noise(1, 2 * 24_000 + 7)
@@ -136,19 +158,35 @@ def test_a_batch_of_unequal_lengths_equals_single_items(pair: tuple[Any, EnCodec
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("seed", [0, 1])
 @pytest.mark.parametrize("name", RELEASED)
-def test_codes_and_audio_are_those_of_transformers(name: str, tmp_path: Path) -> None:
+def test_codes_and_audio_are_those_of_transformers(name: str, seed: int, tmp_path: Path) -> None:
     net = transformers.EncodecModel(transformers.EncodecConfig(**RELEASED[name])).eval()
-    randomize(net, [layer.codebook.embed for layer in net.quantizer.layers], seed=0)
+    randomize(net, [layer.codebook.embed for layer in net.quantizer.layers], seed)
     net.save_pretrained(tmp_path / name)
     ours = codec.load(tmp_path / name, device="cpu")
-    for time in [1, 2, 11, 321, 641, 2241, 3 * 32_000 + 1]:
+    for time in [1, 2, 11, 321, 641, 2241, 3 * 32_000 + 1, 30 * ours.sample_rate - 17]:
         audio = noise(1, time, seed=time)
         encoded = net.encode(audio, bandwidth=2.2)
         codes = encoded.audio_codes[0]
-        assert torch.equal(ours.encode(audio), codes), time
+        if time < 10 * ours.sample_rate:
+            assert torch.equal(ours.encode(audio), codes), time
+        else:
+
+            def quantized(latents: Tensor, run: Any = net.quantizer.encode) -> Tensor:
+                found: Tensor = run(latents, 2.2).transpose(0, 1)
+                return found
+
+            assert_same_codes(ours.encode(audio), codes, net.encoder(audio), quantized)
         assert_close(ours.decode(codes, length=time), net.decode(encoded.audio_codes, [None]).audio_values[..., :time])
     assert all(len(codebook.unique()) >= 100 for codebook in codes.transpose(0, 1))
+    audio = noise(3, 20_000)
+    codes = net.encode(audio, bandwidth=2.2).audio_codes[0]
+    for number in range(1, ours.num_codebooks + 1):
+        prefix = codes[:, :number]
+        assert torch.equal(ours.encode(audio, num_codebooks=number), prefix)
+        decoded = net.decode(prefix[None], [None]).audio_values[..., :20_000]
+        assert_close(ours.decode(prefix, length=20_000), decoded)
 
 
 @torch.no_grad()
@@ -167,33 +205,84 @@ def test_transformers_pads_a_batch_into_other_codes(tmp_path: Path) -> None:
     assert torch.equal(ours.encode(audio, lengths=[64_000, length])[1, :, :50], alone)
 
 
-STEREO_LENGTHS = [1, 480, 5000, 47_520, 47_521, 48_000, 95_100]
+def joined(segments: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+    """Codes and scales of the segments of encodec, a scale for each frame."""
+    codes = torch.cat([codes for codes, _ in segments], dim=2)
+    return codes, torch.cat([scale.expand(len(codes), part.shape[2]) for part, scale in segments], dim=1)
+
+
+@pytest.fixture(scope="module", params=[0, 1])
+def stereo(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Any]:
+    """The 48 kHz model of encodec and ours."""
+    folder = tmp_path_factory.mktemp("stereo")
+    net = encodec.EncodecModel.encodec_model_48khz(pretrained=False).eval()
+    randomize(net, [layer._codebook.embed for layer in net.quantizer.vq.layers], request.param)
+    torch.save(net.state_dict(), folder / "encodec_48khz.th")
+    return net, codec.load(folder / "encodec_48khz.th", device="cpu")
 
 
 @torch.no_grad()
-def test_the_48_khz_model_is_that_of_encodec(tmp_path: Path) -> None:
-    net = encodec.EncodecModel.encodec_model_48khz(pretrained=False).eval()
-    randomize(net, [layer._codebook.embed for layer in net.quantizer.vq.layers], seed=0)
-    torch.save(net.state_dict(), tmp_path / "encodec_48khz.th")
-    ours = codec.load(tmp_path / "encodec_48khz.th", device="cpu")
+def test_the_48_khz_model_is_that_of_encodec(stereo: tuple[Any, Any]) -> None:
+    net, ours = stereo
     net.set_target_bandwidth(24.0)
-    used: list[set[int]] = [set() for _ in range(16)]
     for time in STEREO_LENGTHS:
         audio = noise(1, time, seed=time, channels=2)
         segments = net.encode(audio)
+        codes, scale = joined(segments)
         encoded = ours.encode(audio)
         assert isinstance(encoded, Encoded)
-        assert torch.equal(encoded.codes, torch.cat([codes for codes, _ in segments], dim=2)), time
-        scales = torch.cat([scale.expand(1, codes.shape[2]) for codes, scale in segments], dim=1)
-        torch.testing.assert_close(encoded.scale, scales)
+        assert torch.equal(encoded.codes, codes), time
+        torch.testing.assert_close(encoded.scale, scale)
         assert_close(ours.decode(encoded, length=time), net.decode(segments)[..., :time])
-        for codes_used, codebook in zip(used, encoded.codes[0].tolist(), strict=True):
-            codes_used.update(codebook)
-    assert min(map(len, used)) >= 100
-    fault = noise(1, 47_700, channels=2)  # the last segment has one frame, fewer samples than the overlap
+
+
+@torch.no_grad()
+def test_thirty_seconds_of_the_48_khz_model(stereo: tuple[Any, Any]) -> None:
+    net, ours = stereo
+    net.set_target_bandwidth(24.0)
+    audio, time = noise(1, STEREO_LONGEST, channels=2), STEREO_LONGEST
+    segments = net.encode(audio)
+    codes, scale = joined(segments)
+    assert all(len(codebook.unique()) >= 100 for codebook in codes.transpose(0, 1))
+    parts = [audio[..., first : first + net.segment_length] for first in range(0, time, net.segment_stride)]
+    latents = [net.encoder(part / scale) for part, (_, scale) in zip(parts, segments, strict=True)]
+    encoded = ours.encode(audio)
+    assert_same_codes(encoded.codes, codes, torch.cat(latents, dim=2), quantizer_of(net))
+    torch.testing.assert_close(encoded.scale, scale)
+    decoded = ours.decode(Encoded(codes, scale), length=time)
+    assert_close(decoded, net.decode(segments)[..., :time])
+
+
+@torch.no_grad()
+def test_every_bit_rate_and_batches_of_the_48_khz_model(stereo: tuple[Any, Any]) -> None:
+    net, ours = stereo
+    audio = noise(3, 96_000, channels=2)
+    for kbps, num_codebooks in STEREO_KBPS.items():
+        net.set_target_bandwidth(kbps)
+        segments = net.encode(audio)
+        codes, scale = joined(segments)
+        encoded = ours.encode(audio, num_codebooks=num_codebooks)
+        assert codes.shape[1] == num_codebooks
+        assert torch.equal(encoded.codes, codes)
+        torch.testing.assert_close(encoded.scale, scale)
+        assert_close(ours.decode(encoded, length=96_000), net.decode(segments)[..., :96_000])
+    lengths = [96_000, 50_001, 7]
+    encoded = ours.encode(audio, lengths=lengths)
+    for row, length in enumerate(lengths):
+        alone, scale = joined(net.encode(audio[row : row + 1, :, :length]))
+        frames = alone.shape[2]
+        assert torch.equal(encoded.codes[row : row + 1, :, :frames], alone)
+        torch.testing.assert_close(encoded.scale[row : row + 1, :frames], scale)
+
+
+@torch.no_grad()
+def test_encodec_cannot_decode_a_segment_shorter_than_the_overlap(stereo: tuple[Any, Any]) -> None:
+    """A fault: of 47 700 samples, the last segment has one frame, fewer samples than the overlap."""
+    net, ours = stereo
+    audio = noise(1, 47_700, channels=2)
     with pytest.raises(RuntimeError, match="size"):
-        net.decode(net.encode(fault))
-    assert ours.decode(ours.encode(fault), length=47_700).shape == fault.shape
+        net.decode(net.encode(audio))
+    assert ours.decode(ours.encode(audio), length=47_700).shape == audio.shape
 
 
 @torch.no_grad()

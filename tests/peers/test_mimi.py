@@ -13,6 +13,7 @@ import codec
 from codec.models.mimi import Mimi
 from codec.streams import StreamDecoder, StreamEncoder
 from tests.helpers.checkpoints import transformers_mimi_config, transformers_mimi_tensors, write_folder
+from tests.helpers.ties import assert_same_codes
 
 loaders = pytest.importorskip("moshi.models.loaders")
 transformers = pytest.importorskip("transformers")
@@ -79,11 +80,11 @@ def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
         yield moshi_and_ours(tmp_path_factory.mktemp("moshi"), request.param)
 
 
-@pytest.fixture(scope="module")
-def folder_pair(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Any, Mimi]]:
+@pytest.fixture(scope="module", params=[2, 3])
+def folder_pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Any, Mimi]]:
     """transformers' model and ours, which moshi's test compares with moshi's."""
     folder = tmp_path_factory.mktemp("transformers")
-    _, ours = moshi_and_ours(folder, 2)
+    _, ours = moshi_and_ours(folder, request.param)
     path = write_folder(folder / "mimi", transformers_mimi_tensors(ours), transformers_mimi_config(ours.config))
     net, loading = transformers.MimiModel.from_pretrained(path, output_loading_info=True)
     assert not any(loading.values())  # no tensor is missing, unexpected or of another shape
@@ -120,10 +121,22 @@ def test_lengths_are_those_of_moshi(pair: tuple[Any, Mimi], time: int) -> None:
     close(ours.decode(codes, length=time), expected[..., :time], expected)
 
 
+def test_thirty_seconds(pair: tuple[Any, Mimi]) -> None:
+    net, ours = pair
+    time = 30 * 24_000 - 17
+    audio = noise(1, time)
+    codes = net.encode(audio)
+    assert all(len(codebook.unique()) >= 100 for codebook in codes[0])
+    latents = net._encode_to_unquantized_latent(audio)
+    assert_same_codes(ours.encode(audio), codes, latents, net.quantizer.encode)
+    expected = net.decode(codes)
+    close(ours.decode(codes, length=time), expected[..., :time], expected)
+
+
 def test_every_number_of_codebooks(pair: tuple[Any, Mimi]) -> None:
     net, ours = pair
     audio = noise(1, 3 * HOP)
-    for number in (1, 2, 8, 31):
+    for number in range(1, 33):
         net.set_num_codebooks(number)
         codes = net.encode(audio)
         assert torch.equal(ours.encode(audio, num_codebooks=number), codes)
@@ -173,6 +186,22 @@ def test_codes_and_audio_are_those_of_transformers(folder_pair: tuple[Any, Mimi]
     audio = noise(2, 20 * HOP)
     codes = net.encode(audio).audio_codes
     assert torch.equal(ours.encode(audio), codes)
+    expected = net.decode(codes).audio_values
+    close(ours.decode(codes), expected, expected)
+    for number in (1, 2, 8, 31):
+        fewer = net.encode(audio, num_quantizers=number).audio_codes
+        assert torch.equal(ours.encode(audio, num_codebooks=number), fewer)
+        expected = net.decode(fewer).audio_values
+        close(ours.decode(fewer), expected, expected)
+
+
+def test_thirty_seconds_of_transformers(folder_pair: tuple[Any, Mimi]) -> None:
+    net, ours = folder_pair
+    audio = noise(1, 375 * HOP)
+    codes = net.encode(audio).audio_codes
+    assert all(len(codebook.unique()) >= 100 for codebook in codes[0])
+    latents = net.encoder(audio).latents
+    assert_same_codes(ours.encode(audio), codes, latents, lambda x: net.quantizer.encode(x, 32).transpose(0, 1))
     expected = net.decode(codes).audio_values
     close(ours.decode(codes), expected, expected)
 

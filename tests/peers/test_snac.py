@@ -27,6 +27,19 @@ SIZES: dict[str, dict[str, Any]] = {
         "noise": True,
         "depthwise": True,
     },
+    "32khz": {
+        "sampling_rate": 32000,
+        "encoder_dim": 64,
+        "encoder_rates": [2, 3, 8, 8],
+        "decoder_dim": 1536,
+        "decoder_rates": [8, 8, 3, 2],
+        "attn_window_size": 32,
+        "codebook_size": 4096,
+        "codebook_dim": 8,
+        "vq_strides": [8, 4, 2, 1],
+        "noise": True,
+        "depthwise": True,
+    },
     "44khz": {
         "sampling_rate": 44100,
         "encoder_dim": 64,
@@ -80,7 +93,7 @@ def random_peer(config: dict[str, Any], seed: int) -> Any:
     return net.eval()
 
 
-@pytest.fixture(scope="module", params=[("24khz", 0), ("24khz", 1), ("44khz", 0)], ids=str)
+@pytest.fixture(scope="module", params=[(name, seed) for name in SIZES for seed in (0, 1)], ids=str)
 def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, SNAC]:
     """The package's model and ours, from its folder."""
     name, seed = request.param
@@ -124,6 +137,19 @@ def test_codes_and_audio_are_those_of_the_package(
     frames = time // ours.config.hop
     codes = ours.encode(audio)
     assert torch.equal(codes, columns(theirs, frames))
+    close(ours.decode(codes), without_noise(net, theirs, monkeypatch))
+
+
+@torch.no_grad()
+def test_thirty_seconds(pair: tuple[Any, SNAC], monkeypatch: pytest.MonkeyPatch) -> None:
+    net, ours = pair
+    windows = round(30 * ours.sample_rate / (ours.config.hop * ours.config.window_frames))
+    time = windows * ours.config.hop * ours.config.window_frames
+    audio = noise(1, time)
+    theirs = net.encode(audio)
+    codes = ours.encode(audio)
+    assert torch.equal(codes, columns(theirs, codes.shape[2]))
+    assert all(len(codebook.unique()) >= 100 for codebook in theirs)
     close(ours.decode(codes), without_noise(net, theirs, monkeypatch))
 
 

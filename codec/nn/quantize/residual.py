@@ -102,14 +102,19 @@ class ResidualVQ(Quantizer):
         return keep_prefix(codes, num_codebooks)
 
     def search_nearest(self, rows: Tensor, stages: Sequence[VectorQuantizer]) -> Tensor:
-        """`search_distances` for one beam."""
+        """`search_distances` for one beam.
+
+        The chosen entries c are subtracted as halves of -2 c, which is exact, because the tables are in the cache then.
+        """
         count, dim = rows.shape
-        state = torch.cat([rows, rows.new_ones(count, 1), rows.new_zeros(count, 1)], dim=1)
+        state = torch.cat([rows, rows.new_ones(count, 1)], dim=1)  # for `distance_table` without beams
         residual, errors, codes = state.narrow(1, 0, dim), rows.new_empty(count, self.codebook_size), []
-        for stage in stages:
-            torch.mm(state, stage.distance_table(), out=errors)
+        for stages_left, stage in zip(reversed(range(len(stages))), stages, strict=True):
+            table = stage.distance_table()
+            torch.mm(state, table.narrow(1, 0, dim + 1).T, out=errors)
             codes.append(lowest(errors, 1)[:, 0])
-            residual.sub_(stage.codebook.index_select(0, codes[-1]))
+            if stages_left:
+                residual.add_(table.index_select(0, codes[-1]).narrow(1, 0, dim), alpha=0.5)
         return torch.stack(codes, dim=1)
 
     def search_distances(self, rows: Tensor, stages: Sequence[VectorQuantizer]) -> Tensor:
@@ -124,7 +129,7 @@ class ResidualVQ(Quantizer):
         beams, steps = 1, []
         for stages_left, stage in zip(reversed(range(len(stages))), stages, strict=True):
             size = stage.codebook_size
-            errors = state.mm(stage.distance_table()).view(count, beams * size)
+            errors = state.mm(stage.distance_table().T).view(count, beams * size)
             best = lowest(errors, min(self.beam_size, beams * size) if stages_left else 1)  # [rows, beams]
             beam = torch.floor_divide(best, size)
             entries = torch.sub(best, beam, alpha=size).view(-1)

@@ -6,6 +6,8 @@ import math
 from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
+import numpy as np
+import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 from einops import rearrange
@@ -17,6 +19,7 @@ from codec.nn.quantize.base import Quantized, Quantizer, random_rows, sample_row
 from codec.nn.shapes import Codes, Latents
 
 GROUP = 64  # entries per group in the search for the lowest values (`lowest`)
+PART = 128  # rows whose lowest values are found at once
 
 
 class DistanceTable(NamedTuple):
@@ -96,16 +99,16 @@ class VectorQuantizer(Quantizer):
         return torch.addmm(table.square().sum(dim=-1), x, table.T, alpha=-2)
 
     def distance_table(self) -> Tensor:
-        """Table [inner + 2, codebook_size] with a column (-2 c, |c|², 1) for each entry c.
+        """Table [codebook_size, inner + 2] with a row (-2 c, |c|², 1) for each entry c.
 
-        The product of a row (x, 1, e) with it is |x - c|² - |x|² + e. It is cached until the codebook changes.
+        The product of (x, 1, e) with a row is |x - c|² - |x|² + e. It is cached until the codebook changes.
         """
         codebook, cached = self.codebook, self.cached
         if cached is not None and cached.is_of(codebook):
             return cached.table
         with torch.no_grad():
-            norms = codebook.square().sum(dim=-1)
-            table = torch.cat([-2 * codebook.T, norms[None], torch.ones_like(norms)[None]])
+            norms = codebook.square().sum(dim=-1, keepdim=True)
+            table = torch.cat([-2 * codebook, norms, torch.ones_like(norms)], dim=1)
         version = version_of(codebook)
         self.cached = DistanceTable(table, codebook.clone() if version is None else codebook.detach(), version)
         return table
@@ -255,9 +258,7 @@ def lowest(values: Tensor, count: int) -> Tensor:
     if values.device.type != "cpu" or is_exporting():
         return lowest_of_all(values, count)
     if count == 1:
-        return torch.from_numpy(
-            values.detach().numpy().argmin(axis=1, keepdims=True)
-        )  # 5 to 13 times as fast as torch's argmin
+        return torch.from_numpy(lowest_of_rows(values.detach().numpy()))
     if group == 1:
         return lowest_of_all(values, count)
     groups = width // group
@@ -267,6 +268,17 @@ def lowest(values: Tensor, count: int) -> Tensor:
     best = lowest_of_all(members.view(rows, chosen.shape[1] * group), count)
     slot = best.bitwise_right_shift(group.bit_length() - 1)  # best // group, because groups are powers of two
     return torch.add(best, chosen.gather(1, slot) - slot, alpha=group)
+
+
+def lowest_of_rows(values: npt.NDArray[np.float32]) -> npt.NDArray[np.int64]:
+    """Index [rows, 1] of the lowest of each row, by NumPy, whose argmin is 5 to 13 times as fast as torch's.
+
+    The last rows come first, because those are in the cache if the values have just been computed.
+    """
+    found = np.empty((len(values), 1), np.int64)
+    for first in reversed(range(0, len(values), PART)):
+        values[first : first + PART].argmin(axis=1, keepdims=True, out=found[first : first + PART])
+    return found
 
 
 def lowest_of_all(values: Tensor, count: int) -> Tensor:
