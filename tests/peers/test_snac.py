@@ -1,6 +1,7 @@
 """SNAC beside its own package: models of the released sizes with random weights."""
 
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -93,17 +94,25 @@ def random_peer(config: dict[str, Any], seed: int) -> Any:
     return net.eval()
 
 
-@pytest.fixture(scope="module", params=[(name, seed) for name in SIZES for seed in (0, 1)], ids=str)
-def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, SNAC]:
+def package_and_ours(name: str, seed: int, folder: Path) -> tuple[Any, SNAC]:
     """The package's model and ours, from its folder."""
-    name, seed = request.param
-    folder = tmp_path_factory.mktemp(name)
     net = random_peer(SIZES[name], seed)
     torch.save(net.state_dict(), folder / "pytorch_model.bin")
     (folder / "config.json").write_text(json.dumps(SIZES[name]))
     ours = codec.load(folder, device="cpu")
     assert isinstance(ours, SNAC)
     return net, ours
+
+
+@pytest.fixture(scope="module", params=[(name, seed) for name in SIZES for seed in (0, 1)], ids=str)
+def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, SNAC]:
+    name, seed = request.param
+    return package_and_ours(name, seed, tmp_path_factory.mktemp(name))
+
+
+@pytest.fixture(scope="module", params=SIZES)
+def one_pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, SNAC]:
+    return package_and_ours(request.param, 2, tmp_path_factory.mktemp(request.param))
 
 
 def columns(codes: list[Tensor], frames: int) -> Tensor:
@@ -141,8 +150,8 @@ def test_codes_and_audio_are_those_of_the_package(
 
 
 @torch.no_grad()
-def test_thirty_seconds(pair: tuple[Any, SNAC], monkeypatch: pytest.MonkeyPatch) -> None:
-    net, ours = pair
+def test_thirty_seconds(one_pair: tuple[Any, SNAC], monkeypatch: pytest.MonkeyPatch) -> None:
+    net, ours = one_pair
     windows = round(30 * ours.sample_rate / (ours.config.hop * ours.config.window_frames))
     time = windows * ours.config.hop * ours.config.window_frames
     audio = noise(1, time)
