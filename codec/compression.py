@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
+from itertools import repeat
 from pathlib import Path
 from time import perf_counter
 from typing import IO, BinaryIO, TypeAlias
@@ -51,7 +52,7 @@ from codec.io.pipes import Layout, Recording, open_live
 from codec.io.storage import is_live_stream, is_streamed, mark_partial, other_than, stream_output
 from codec.io.tags import NO_TAGS, Tags
 from codec.models.base import Codec, split_scale
-from codec.splicing import BLOCK_SECONDS, MAX_BLOCK, MOST_ROWS, Restoration, temporary
+from codec.splicing import BLOCK_SECONDS, MAX_BLOCK, MOST_ROWS, Restoration, side_by_side, temporary
 from codec.streams import StreamEncoder
 from codec.variable_rate import VariableRate
 
@@ -387,11 +388,14 @@ class _Encoding:
         """
         width, coded = self._codec.channels, header.coded_channels
         with ExitStack() as stack:
-            files: list[tuple[IO[bytes], IO[bytes] | None, int]] = []
+            codes_files: list[tuple[IO[bytes], tuple[int, ...]]] = []
+            scale_files: list[tuple[IO[bytes], tuple[int, ...]]] = []
             for first in range(0, header.rows, MOST_ROWS):
                 rows = min(MOST_ROWS, header.rows - first)
                 codes_file = stack.enter_context(temporary(reader.label))
-                scale_file = stack.enter_context(temporary(reader.label)) if header.segment_frames else None
+                codes_files.append((codes_file, (rows, header.num_codebooks)))
+                if header.segment_frames:
+                    scale_files.append((stack.enter_context(temporary(reader.label)), (rows,)))
                 channels = slice(first * width, min((first + rows) * width, coded))
                 done = (
                     None if progress is None else partial(_part_done, progress, first / header.rows, rows / header.rows)
@@ -400,28 +404,12 @@ class _Encoding:
                     reader.rewind()
                 for codes, scale in self.of_channels(channels, done):
                     codes_file.write(codes.transpose(2, 0, 1).astype(np.int32).tobytes())
-                    if scale_file is not None and scale is not None:
-                        scale_file.write(scale.T.astype(np.float32).tobytes())
-                files.append((codes_file, scale_file, rows))
-            for opened, also, _ in files:
-                opened.seek(0)
-                if also is not None:
-                    also.seek(0)
-            frames, codebooks = header.frames_per_packet, header.num_codebooks
-            while True:
-                parts = [
-                    np.frombuffer(file.read(4 * frames * rows * codebooks), np.int32).reshape(-1, rows, codebooks)
-                    for file, _, rows in files
-                ]
-                if not len(parts[0]):
-                    return
-                scales = [
-                    np.frombuffer(file.read(4 * frames * rows), np.float32).reshape(-1, rows)
-                    for _, file, rows in files
-                    if file is not None
-                ]
-                codes = np.concatenate(parts, axis=1).transpose(1, 2, 0).astype(np.int64)
-                yield codes, np.concatenate(scales, axis=1).T if scales else None
+                    if scale is not None:
+                        scale_files[-1][0].write(scale.T.astype(np.float32).tobytes())
+            frames = header.frames_per_packet
+            scales = side_by_side(scale_files, np.float32, frames) if scale_files else repeat(None)
+            for part, scale in zip(side_by_side(codes_files, np.int32, frames), scales, strict=False):
+                yield part.transpose(1, 2, 0).astype(np.int64), None if scale is None else scale.T
 
 
 def _arrays(encoded: Tensor) -> Coded:

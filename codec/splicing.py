@@ -10,12 +10,13 @@ resampler earlier still, at a sample that falls on a sample of both rates:
 
 import math
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
-from typing import IO, Any, TypeAlias
+from typing import IO, Any, TypeAlias, TypeVar
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -83,6 +84,7 @@ class SomeRows:
 
 
 Source: TypeAlias = Reader | SomeRows
+Number = TypeVar("Number", np.int32, np.float32)
 
 
 @contextmanager
@@ -90,6 +92,26 @@ def temporary(what: str) -> Iterator[IO[bytes]]:
     """A temporary file for parts of `what`. Raises StorageError."""
     with storing(f"a temporary file for {what} in {tempfile.gettempdir()}"), tempfile.TemporaryFile() as file:
         yield file
+
+
+def side_by_side(
+    files: Sequence[tuple[IO[bytes], tuple[int, ...]]], kind: type[Number], count: int
+) -> Iterator[npt.NDArray[Number]]:
+    """Read temporary files together from their first bytes: arrays [at most `count`, columns of all files, ...].
+
+    Each file holds numbers of `kind` [time, *shape] with its own shape, (columns, ...); all hold the same times.
+    """
+    for file, _ in files:
+        file.seek(0)
+    row_bytes = [np.dtype(kind).itemsize * math.prod(shape) for _, shape in files]
+    while True:
+        parts = [
+            np.frombuffer(file.read(count * size), kind).reshape(-1, *shape)
+            for (file, shape), size in zip(files, row_bytes, strict=True)
+        ]
+        if not len(parts[0]):
+            return
+        yield np.concatenate(parts, axis=1)
 
 
 class Restoration:
@@ -168,7 +190,7 @@ class Restoration:
                     some.add(part)
                 if last is not None and part.first > last:
                     break
-            files: list[tuple[IO[bytes], int]] = []
+            files: list[tuple[IO[bytes], tuple[int, ...]]] = []
             for some in groups:
                 group = Restoration(some, self._model, rate=self._rate, part=self._part, **self._options)
                 file = opened()
@@ -177,18 +199,10 @@ class Restoration:
                         file.write(np.ascontiguousarray(block.T, np.float32).tobytes())
                     else:  # a gap may be long
                         file.truncate(file.seek(block.nbytes, 1))
-                file.seek(0)
-                files.append((file, some.header.channels))
+                files.append((file, (some.header.channels,)))
                 self._group, self.damages = group, group.damages  # the same in all groups
-            time = max(1, MAX_BLOCK // self._header.coded_channels)
-            while True:
-                parts = [
-                    np.frombuffer(file.read(time * channels * 4), np.float32).reshape(-1, channels)
-                    for file, channels in files
-                ]
-                if not len(parts[0]):
-                    return
-                yield np.ascontiguousarray(np.concatenate(parts, axis=1).T)
+            for samples in side_by_side(files, np.float32, max(1, MAX_BLOCK // self._header.coded_channels)):
+                yield np.ascontiguousarray(samples.T)
 
     def _last_frame(self) -> int | None:
         """A frame behind the last one that the part needs; None if the part ends with the recording."""
