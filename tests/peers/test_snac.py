@@ -14,6 +14,18 @@ from codec.models.snac import SNAC
 peer = pytest.importorskip("snac")
 layers = pytest.importorskip("snac.layers")
 
+LARGE: dict[str, Any] = {
+    "encoder_dim": 64,
+    "encoder_rates": [2, 3, 8, 8],
+    "decoder_dim": 1536,
+    "decoder_rates": [8, 8, 3, 2],
+    "attn_window_size": 32,
+    "codebook_size": 4096,
+    "codebook_dim": 8,
+    "vq_strides": [8, 4, 2, 1],
+    "noise": True,
+    "depthwise": True,
+}
 SIZES: dict[str, dict[str, Any]] = {
     "24khz": {
         "sampling_rate": 24000,
@@ -28,32 +40,8 @@ SIZES: dict[str, dict[str, Any]] = {
         "noise": True,
         "depthwise": True,
     },
-    "32khz": {
-        "sampling_rate": 32000,
-        "encoder_dim": 64,
-        "encoder_rates": [2, 3, 8, 8],
-        "decoder_dim": 1536,
-        "decoder_rates": [8, 8, 3, 2],
-        "attn_window_size": 32,
-        "codebook_size": 4096,
-        "codebook_dim": 8,
-        "vq_strides": [8, 4, 2, 1],
-        "noise": True,
-        "depthwise": True,
-    },
-    "44khz": {
-        "sampling_rate": 44100,
-        "encoder_dim": 64,
-        "encoder_rates": [2, 3, 8, 8],
-        "decoder_dim": 1536,
-        "decoder_rates": [8, 8, 3, 2],
-        "attn_window_size": 32,
-        "codebook_size": 4096,
-        "codebook_dim": 8,
-        "vq_strides": [8, 4, 2, 1],
-        "noise": True,
-        "depthwise": True,
-    },
+    "32khz": {"sampling_rate": 32000} | LARGE,
+    "44khz": {"sampling_rate": 44100} | LARGE,
 }
 
 
