@@ -291,7 +291,12 @@ codec() {
   esac
 }
 aplay() { head -c 100000 > /dev/null; }
-python() { "$PYTHON" "$@"; }
+python() {
+  case "$1" in
+    */gpt.py) "$PYTHON" "$@" --steps 2 ;;
+    *) "$PYTHON" "$@" ;;
+  esac
+}
 """
 
 
