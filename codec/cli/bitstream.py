@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 def check(
     sources: Annotated[
-        list[str], typer.Argument(metavar="INPUT...", help=".codec files, folders of them, or - for standard input.")
+        list[str], typer.Argument(metavar="INPUT", help=".codec files, folders of them, or - for standard input.")
     ],
     model: WrittenByOption = None,
 ) -> None:
@@ -104,7 +104,7 @@ def transcode(
 
 
 def concat(
-    sources: Annotated[list[str], typer.Argument(metavar="INPUT...", help=".codec files, in this order.")],
+    sources: Annotated[list[str], typer.Argument(metavar="INPUT", help=".codec files, in this order.")],
     output: Annotated[
         str, typer.Option("--output", "-o", help="A .codec file; - for standard output.", rich_help_panel=INPUT_OUTPUT)
     ],

@@ -12,7 +12,7 @@ def import_codes(
     source: Annotated[str, typer.Argument(metavar="INPUT", help="An .ecdc, .dac, .npy, .npz or .pt file of codes.")],
     model: ModelOption,
     output: Annotated[
-        str | None, typer.Argument(metavar="[OUTPUT]", help="The .codec file, beside INPUT by default.")
+        str | None, typer.Argument(metavar="OUTPUT", help="The .codec file, beside INPUT by default.")
     ] = None,
     length: Annotated[
         int | None,

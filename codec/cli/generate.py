@@ -54,7 +54,7 @@ def generate(
     lm: Annotated[
         str,
         typer.Argument(
-            metavar="[LM]", help="Language model: name of a shipped one, path of a file, or folder of a training run."
+            metavar="LM", help="Language model: name of a shipped one, path of a file, or folder of a training run."
         ),
     ] = pretrained.DEFAULT_LM,
     output: Annotated[

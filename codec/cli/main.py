@@ -11,12 +11,14 @@ import typer
 
 from codec import __version__
 from codec.cli import bitstream, datasets, evaluate_lm, exchange, export, files, generate, info, models, tokens, train
+from codec.cli.help import Command, Group
 from codec.cli.options import one_line, say
 from codec.errors import CodecError, StorageError, UsageError, is_out_of_memory, joined_lines
 
 CommandLineError: Any = typer.BadParameter.__base__  # every error in the arguments; click's, which typer may vendor
 
 app = typer.Typer(
+    cls=Group,
     help="Neural audio codec: compress recordings to discrete codes, decode them, and generate new audio.",
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -40,11 +42,11 @@ for command in (
     generate.generate,
     evaluate_lm.evaluate_lm,
 ):
-    app.command()(command)
-app.command("import")(exchange.import_codes)
-app.command()(exchange.export_codes)
-app.command()(export.export)
-app.command()(export.page)
+    app.command(cls=Command)(command)
+app.command("import", cls=Command)(exchange.import_codes)
+app.command(cls=Command)(exchange.export_codes)
+app.command(cls=Command)(export.export)
+app.command(cls=Command)(export.page)
 app.add_typer(tokens.exchange, name="tokens")
 
 

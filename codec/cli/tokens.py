@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 import typer
 
 from codec import pretrained
+from codec.cli.help import Command, Group
 from codec.cli.options import (
     INPUT_OUTPUT,
     MODEL,
@@ -28,6 +29,7 @@ from codec.frames import real_time
 MAX_LISTED = 20  # notes and failures that are listed
 
 exchange = typer.Typer(
+    cls=Group,
     help="Token stores as Parquet, arrays or lhotse Shar, and back.\n\n"
     "Example: codec tokens export tokens/ --to parquet --out tokens.parquet",
 )
@@ -132,7 +134,7 @@ def tokenize(
         raise typer.Exit(1)
 
 
-@exchange.command("export")
+@exchange.command("export", cls=Command)
 def export_tokens(
     store: Annotated[Path, typer.Argument(metavar="STORE", help="Folder of a token store.")],
     to: Annotated[
@@ -160,7 +162,7 @@ def export_tokens(
     say(f"{out}: {plural(report.clips, 'clip')} ({duration(report.seconds)})")
 
 
-@exchange.command("import")
+@exchange.command("import", cls=Command)
 def import_tokens(
     source: Annotated[
         Path,

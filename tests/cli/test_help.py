@@ -107,3 +107,9 @@ def test_no_word_is_lost_in_markup() -> None:
         if re.search(r"\w [.;,](\s|$)", line)
     ]
     assert lost == []
+
+
+def test_values_are_placeholders_not_types() -> None:
+    """Typer writes the Python type where an option has no placeholder, and brackets of its own."""
+    text = "".join(path.read_text("utf-8") for path in SNAPSHOTS.glob("*.txt"))
+    assert re.findall(r"<(?:bool|str|int|float|path|list)\b[^>]*>|\[\[|\]\]|BOOLEAN|INTEGER|TEXT\]", text) == []
