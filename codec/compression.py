@@ -501,7 +501,7 @@ def decompress(
             except DamagedFile as error:
                 if strict or error.seconds_decoded is None:
                     raise
-                damage = error
+                damage = error.with_output("standard output" if is_streamed(target) else target)
         if damage is not None:
             mark_partial(target)
             raise damage

@@ -7,7 +7,8 @@ Status 1 has no class of its own: it means that some files of a folder failed an
 
 import unicodedata
 from functools import partial
-from typing import ClassVar, TypeAlias
+from pathlib import Path
+from typing import Any, ClassVar, TypeAlias
 
 ModelId: TypeAlias = tuple[str | None, str | None]
 """A model's name and the hex SHA-256 of its weights; None where it has none."""
@@ -50,7 +51,7 @@ class DamagedFile(CodecError):
 
     `label` names the file, `offset` is the position of the first damage in bytes. `seconds_decoded` is the length of
     the intact audio before it; None if nothing can be decoded. Where everything intact was decoded, `lost` has the
-    missing parts of the audio, from and to in seconds (to is None: up to the end), and `places` counts the damages.
+    missing parts of the audio, from and to in seconds (to is None: up to the end), `places` counts the damages, and
     """
 
     exit_code = 5
@@ -64,6 +65,7 @@ class DamagedFile(CodecError):
         seconds_decoded: float | None = None,
         lost: tuple[tuple[float, float | None], ...] | None = None,
         places: int = 1,
+        written: str | None = None,
     ) -> None:
         self.label = label
         self.offset = offset
@@ -71,6 +73,7 @@ class DamagedFile(CodecError):
         self.seconds_decoded = seconds_decoded
         self.lost = lost
         self.places = places
+        self.written = written
         more = f", and in {places - 1} more places" if places > 1 else ""
         super().__init__(f"{label} is damaged at byte {offset} ({reason}){more}: {self._intact()}")
 
@@ -79,16 +82,28 @@ class DamagedFile(CodecError):
             return "nothing can be restored, fetch the file again"
         if self.lost is None:
             return f"the first {self.seconds_decoded:.3f} s are intact; fetch the file again for the rest"
+        place = "" if self.written is None else f" and in {self.written}"
         if not self.lost:
-            return "all audio is intact"
+            mended = self.written is not None and self.written.endswith(".codec")
+            return f"all audio is intact{place}" + (
+                "" if mended else "; codec transcode writes a file without the damage"
+            )
         shown = [f"{start:.3f} to {end:.3f} s" if end else f"all from {start:.3f} s on" for start, end in self.lost[:5]]
         rest = [f"{len(self.lost) - 5} more parts"] if len(self.lost) > 5 else []
-        return f"lost are {', '.join(shown + rest)}, the rest is intact; fetch the file again"
+        return f"lost are {', '.join(shown + rest)}, the rest is intact{place}; fetch the file again"
+
+    def with_output(self, written: str | Path) -> "DamagedFile":
+        """The same error, whose message names the output with everything that is intact."""
+        fields = self._fields() | {"written": str(written)}
+        return DamagedFile(self.label, **fields)
+
+    def _fields(self) -> dict[str, Any]:
+        names = "offset", "reason", "seconds_decoded", "lost", "places", "written"
+        return {name: getattr(self, name) for name in names}
 
     def __reduce__(self) -> tuple[object, ...]:
         # Without this method, unpickling would call the class with the message alone; worker processes pickle errors.
-        fields = {name: getattr(self, name) for name in ("offset", "reason", "seconds_decoded", "lost", "places")}
-        return partial(DamagedFile, self.label, **fields), ()
+        return partial(DamagedFile, self.label, **self._fields()), ()
 
 
 class UnknownModel(CodecError):

@@ -164,8 +164,9 @@ def find(name_or_path: str | Path) -> Path:
             return path
     close = difflib.get_close_matches(str(name_or_path), [*files, *published.PUBLISHED], n=1)
     hint = f"did you mean {close[0]}? " if close else ""
+    shipped = ", ".join(sorted(files, key=lambda name: name != DEFAULT)) or "none"
     raise UnknownModel(
-        f"there is no model {name_or_path}: {hint}shipped models are {', '.join(files) or 'none'}; "
+        f"there is no model {name_or_path}: {hint}shipped models are {shipped}; "
         "or name a file, or the folder of a training run or of transformers"
     )
 

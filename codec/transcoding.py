@@ -16,7 +16,7 @@ import numpy as np
 from codec.compression import Model, SecondsDone, check_channels, compress_into, model_of
 from codec.errors import UsageError
 from codec.frames import resampled_length
-from codec.io.bitstream import Header, Packet, Reader, Writer, open_reader
+from codec.io.bitstream import Damage, Header, Packet, Reader, Writer, open_reader
 from codec.io.entropy import MODEL, Choice, last_coder
 from codec.io.locks import claimed
 from codec.io.pipes import Layout, open_live
@@ -46,7 +46,8 @@ def transcode(
     frames before, so its first frames differ from those of the whole, within the receptive field. "-" is standard input
     or output.
 
-    Raises UsageError, ConfigError, InputNotFound, UnsupportedAudio, StorageError, and DamagedFile for any damage.
+    Raises UsageError, ConfigError, InputNotFound, UnsupportedAudio, StorageError, and DamagedFile for any damage: after
+    the output was written if no audio is lost, for example of a damaged header or end; the output is without it.
     """
     if not 0 <= start < MAX_SECONDS or not 0 < (1.0 if end is None else end) < MAX_SECONDS:
         raise UsageError(f"from {start:g} to {end} s is not a part: --start is before --end")
@@ -63,10 +64,11 @@ def transcode(
         if last is not None and last <= begin:
             raise UsageError(f"from {start:g} to {end} s is not a part: --start is before --end")
         is_part = first > 0 or last is not None
+        harmless: list[Damage] = []
         with stream_output(target, force=force) as file:
             writer = Writer(file, replace(header, time=0) if is_part else header, coder=coder)
             behind = None if last is None else first + _frames(header, last - begin)
-            for whole in reader.coded(first):
+            for whole in reader.coded(first, harmless=harmless):
                 packet = reader.thinned(whole, count)
                 early = max(0, first - packet.first)
                 late = packet.frames if behind is None else min(packet.frames, behind - packet.first)
@@ -79,6 +81,11 @@ def transcode(
             if time <= 0:
                 raise UsageError(f"{reader.label} has {reader.header.seconds:.3f} s, so no audio from {start:g} s on")
             writer.close(time=time)
+            damaged = reader.damaged_in(harmless, intact=True) if harmless else None
+            if damaged is not None and damaged.lost:  # a truncated file lacks packets that its header declares
+                raise damaged
+        if damaged is not None:
+            raise damaged.with_output(target)
     return writer.header
 
 

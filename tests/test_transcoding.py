@@ -74,6 +74,31 @@ def test_a_part(tmp_path: Path, rate: int, start: float, end: float | None) -> N
         np.testing.assert_allclose(part[:, warm:], whole[:, begin + warm : begin + header.time], atol=1e-2)
 
 
+@pytest.mark.parametrize("damage", ["header", "footer", "end", "tail"])
+def test_damage_without_lost_audio_is_mended(tmp_path: Path, damage: str) -> None:
+    whole = recording(tmp_path / "whole.codec").read_bytes()
+    altered = bytearray(whole)
+    altered[9 if damage == "header" else -1] ^= 1
+    damaged = {"end": whole[:-10], "tail": whole + b"more"}.get(damage, bytes(altered))
+    (tmp_path / "a.codec").write_bytes(damaged)
+    with pytest.raises(DamagedFile, match=r"all audio is intact and in .*mended\.codec$") as caught:
+        transcode(tmp_path / "a.codec", tmp_path / "mended.codec")
+    assert caught.value.lost == ()
+    assert (tmp_path / "mended.codec").read_bytes() == whole
+
+
+def test_lost_audio_is_not_left_out(tmp_path: Path) -> None:
+    source = recording(tmp_path / "a.codec", packet=0.5)
+    whole = source.read_bytes()
+    altered = bytearray(whole)
+    altered[len(altered) // 2] ^= 1
+    for damaged in (altered, whole[:-60]):
+        source.write_bytes(damaged)
+        with pytest.raises(DamagedFile, match="fetch the file again"):
+            transcode(source, tmp_path / "b.codec")
+        assert not (tmp_path / "b.codec").exists()
+
+
 def test_joined_recordings_follow_one_another(tmp_path: Path) -> None:
     one, two = (
         recording(tmp_path / "one.codec", rate=8000, time=9001),

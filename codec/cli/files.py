@@ -1,5 +1,6 @@
 """codec encode, codec decode, codec sample"""
 
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -159,11 +160,14 @@ def encode(
 
     Example: codec encode song.flac song.codec --bitrate 6, or codec encode *.flac -o coded/
     """
-    from codec.compression import compress
-    from codec.folders import compress_tree
     from codec.io.audio import is_audio_path
 
     inputs, output = _split(inputs, output, is_input=is_audio_path)
+    if not append:
+        _refuse_existing(inputs, output, ".codec", force=force)
+    from codec.compression import compress
+    from codec.folders import compress_tree
+
     if append:
         if _are_many(inputs) or output is None or verify:
             raise UsageError("--append adds one INPUT to one .codec file: name both, and leave --verify out")
@@ -335,11 +339,13 @@ def decode(
     Damaged parts become silence, and the exit status is 5.
     The suffix of OUTPUT selects the audio format. Example: codec decode song.codec song.wav
     """
-    from codec.compression import decompress
-    from codec.folders import decompress_tree
     from codec.io.bitstream import is_codec_path
 
     inputs, output = _split(inputs, output, is_input=is_codec_path)
+    _refuse_existing(inputs, output, f".{format_}", force=force)
+    from codec.compression import decompress
+    from codec.folders import decompress_tree
+
     if _are_many(inputs):
         if start or end is not None:
             raise UsageError("--start and --end are of one recording: decode the files one by one")
@@ -411,6 +417,19 @@ def _split(names: list[str], output: str | None, *, is_input: "Callable[[str], b
     if len(names) > 2 or (names[0] != names[1] and is_input(names[1]) and Path(names[1]).is_file()):
         raise UsageError(f"{len(names)} inputs need a folder for their outputs: name it with -o, for example -o coded/")
     return names[:1], names[1]
+
+
+def _refuse_existing(inputs: list[str], output: str | None, suffix: str, *, force: bool) -> None:
+    """Raise StorageError for the existing output of one input before torch is imported, which takes seconds."""
+    from codec.io.storage import is_partial, refuse_existing
+
+    source = Path(inputs[0])
+    target = source.with_suffix(suffix) if output is None else Path(output)
+    with suppress(OSError):  # a name that is too long
+        is_alone = len(inputs) == 1 and source.is_file() and target.is_file()
+        misnamed = suffix == ".codec" and target.suffix != suffix  # which is said later
+        if is_alone and not misnamed and not target.samefile(source) and not is_partial(target):
+            refuse_existing(target, force=force)
 
 
 def _are_many(inputs: list[str]) -> bool:

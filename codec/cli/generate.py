@@ -23,7 +23,7 @@ from codec.cli.options import (
     say,
 )
 from codec.conditions import KINDS
-from codec.errors import StorageError, UsageError
+from codec.errors import UsageError
 from codec.frames import real_time
 
 if TYPE_CHECKING:
@@ -265,10 +265,12 @@ def _span(
 
 def _target(output: str, seed: int, count: int, *, force: bool) -> str:
     """Output file of a seed. Raises StorageError if it exists, before any work is done."""
+    from codec.io.storage import refuse_existing
+
     path = Path(output)
     target = output if count == 1 else str(path.with_stem(f"{path.stem}-{seed}"))
-    if target != "-" and not force and Path(target).is_file():
-        raise StorageError(f"{target} exists: pass --force to replace it")
+    if target != "-" and Path(target).is_file():
+        refuse_existing(target, force=force)
     return target
 
 

@@ -1,5 +1,6 @@
 """codec info"""
 
+import difflib
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict
@@ -49,6 +50,7 @@ def info(
         _print_folder(Path(source), as_json=as_json)
         return
     else:
+        _suggest_model(source)
         summary = facts = _recording(source)
     if as_json:
         typer.echo(json.dumps(facts, indent=2))
@@ -61,6 +63,12 @@ def info(
     width = max(len(name) for name, _ in rows) + 2
     for name, value in rows:
         echo(f"{name:<{width}}{value:.10g}" if isinstance(value, float) else f"{name:<{width}}{value}")
+
+
+def _suggest_model(source: str) -> None:
+    """Raise UnknownModel if INPUT does not exist and is spelled nearly as the name of a model."""
+    if not Path(source).exists() and difflib.get_close_matches(source, pretrained.names(), n=1):
+        pretrained.find(source)
 
 
 def _model_summary(card: ModelCard) -> dict[str, str]:
@@ -202,6 +210,7 @@ def _flat(facts: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any
         if isinstance(value, Mapping):
             yield from _flat(value, f"{prefix}{name}.")
         elif isinstance(value, list):
-            yield prefix + name, ",".join(map(str, value))
+            same = len(value) > 2 and len(set(map(str, value))) == 1
+            yield prefix + name, f"{len(value)} × {value[0]}" if same else ",".join(map(str, value))
         else:
             yield prefix + name, value

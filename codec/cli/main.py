@@ -2,6 +2,7 @@
 
 import errno
 import io
+import re
 import signal
 import sys
 from collections.abc import Sequence
@@ -80,7 +81,7 @@ def run(arguments: Sequence[str] | None = None) -> None:
         say("codec: aborted")
         sys.exit(1)
     except CommandLineError as error:
-        say(f"codec: {_described(error)}")
+        say(f"codec: {_described(error, arguments)}")
         sys.exit(UsageError.exit_code)
     except CodecError as error:
         if not isinstance(error.__cause__, BrokenPipeError):
@@ -96,10 +97,21 @@ def run(arguments: Sequence[str] | None = None) -> None:
         sys.exit(CodecError.exit_code)
 
 
-def _described(error: Any) -> str:
+_PLAINER = {  # typer shows pydantic's messages
+    r"Input should be a valid integer.*": "it is to be an integer",
+    r"Input should be a valid number.*": "it is to be a number",
+    "Input should be (?=greater|less)": "it is to be ",
+    r"Value error, ": "",
+}
+
+
+def _described(error: Any, arguments: Sequence[str]) -> str:
     """An error in the arguments in one line, with the command whose help page has the way out."""
     message = joined_lines(error.format_message()).rstrip(".")
-    command = error.ctx.command_path if error.ctx else "codec"
+    for pattern, text in _PLAINER.items():
+        message = re.sub(pattern, text, message)
+    named = [name for name in arguments if not name.startswith("-")][:1]  # an option without its value has no context
+    command = error.ctx.command_path if error.ctx else " ".join(["codec", *named])
     return f"{message[:1].lower()}{message[1:]}: see {command} --help"
 
 

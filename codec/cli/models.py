@@ -23,7 +23,7 @@ from codec.cli.options import (
     say,
     unread_note,
 )
-from codec.errors import StorageError, UsageError
+from codec.errors import UsageError
 
 
 def models(as_json: JSONOption = False) -> None:
@@ -101,11 +101,11 @@ def convert(
     Example: codec convert weights_24khz.pth dac-24khz.safetensors
     """
     from codec.checkpoint import save_model
+    from codec.io.storage import refuse_existing
 
     if Path(output).suffix != ".safetensors":
         raise UsageError(f"{output} is to be a model file: name it {Path(output).stem}.safetensors")
-    if Path(output).exists() and not force:
-        raise StorageError(f"{output} exists: pass --force to replace it")
+    refuse_existing(output, force=force)
     model = pretrained.load(source, "cpu")
     save_model(output, model, training={"converted_from": Path(source).name})
     say(

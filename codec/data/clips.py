@@ -173,6 +173,8 @@ def clips(source: Path, *, use_ffmpeg: bool = False) -> Iterator[Clip]:
         empty = False
         yield clip
     if empty:
+        if (source / "store.json").is_file():
+            raise InputNotFound(f"{source} is a token store, not audio: language models are trained on it")
         unread = ffmpeg.unread_note(ffmpeg.unread(source)) if source.is_dir() else ""
         raise InputNotFound(f"{source} holds no audio files: {unread or 'name a folder or a manifest that does'}")
 
@@ -367,6 +369,8 @@ def _end(text: str | None, most: int = 60) -> str:
 def manifest_rows(path: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
     """Yield (line number, row) of a manifest: .jsonl, .jsonl.gz or .csv. Raises InputNotFound, ConfigError."""
     kind = path.name.lower().removesuffix(".gz").rpartition(".")[2]
+    if not path.exists():
+        raise InputNotFound(f"{path} does not exist: check the name")
     if kind not in ("jsonl", "csv"):
         raise InputNotFound(f"{path} is neither a folder nor a manifest (.jsonl, .jsonl.gz or .csv): check the name")
     with _opened(path) as file:

@@ -32,10 +32,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from codec.errors import CodecError, MissingDependency, StorageError, UsageError
+from codec.errors import CodecError, MissingDependency, UsageError
 from codec.io import synth
 from codec.io.audio import resample
-from codec.io.storage import atomic_output, storing
+from codec.io.storage import atomic_output, refuse_existing, storing
 from codec.models.base import Codec, StepCodec
 from codec.nn.streaming import State
 
@@ -108,9 +108,7 @@ def export_onnx(model: Codec, folder: str | Path, *, opset: int = OPSET, force: 
     steps = exportable(model)
     folder = Path(folder)
     targets = tuple(folder / name for name in FILES)
-    for target in targets:
-        if target.exists() and not force:
-            raise StorageError(f"{target} exists: pass --force to replace it")
+    refuse_existing(*targets, force=force)
     try:
         contents = shared(encoder_graph(steps, opset), decoder_graph(steps, opset))
     except torch.onnx.OnnxExporterError as failure:  # its text has many lines; the cause is in the traceback

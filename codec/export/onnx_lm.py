@@ -30,7 +30,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from codec.errors import CodecError, StorageError, UsageError
+from codec.errors import CodecError, UsageError
 from codec.export.onnx import (
     MAX_NEAR_TIES,
     OPSET,
@@ -43,7 +43,7 @@ from codec.export.onnx import (
     next_names,
     session,
 )
-from codec.io.storage import atomic_output, storing
+from codec.io.storage import atomic_output, refuse_existing, storing
 from codec.lm import CodecLM
 from codec.lm.base import CodeEmbedding, SampleFn, StepTokens
 from codec.lm.conditioning import Conditioning
@@ -87,9 +87,7 @@ def export_lm(lm: CodecLM, folder: str | Path, *, opset: int = OPSET, force: boo
     check_packages()
     check_opset(opset)
     folder, lm = Path(folder), exportable(lm)
-    for name in NAMES:
-        if (folder / name).exists() and not force:
-            raise StorageError(f"{folder / name} exists: pass --force to replace it")
+    refuse_existing(*(folder / name for name in NAMES), force=force)
     try:
         files = graphs(lm, opset)
     except torch.onnx.OnnxExporterError as failure:

@@ -18,9 +18,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 from urllib.request import urlopen
 
-from codec.errors import InputNotFound, MissingDependency, StorageError, UsageError
+from codec.errors import InputNotFound, MissingDependency, UsageError
 from codec.io import entropy_files
-from codec.io.storage import atomic_output, storing
+from codec.io.storage import atomic_output, refuse_existing, storing
 
 if TYPE_CHECKING:
     from codec.models.base import Codec
@@ -93,7 +93,8 @@ def write_page(
         )
     folder = Path(folder)
     files = page_files()
-    _check_targets(folder, [*files, *GRAPHS, SHARED, *RUNTIME_FILES, NETWORK], force=force)
+    targets = *files, *GRAPHS, SHARED, *RUNTIME_FILES, NETWORK
+    refuse_existing(*(folder / name for name in targets), force=force)
     exported = _exported(Path(graphs)) if graphs is not None else {}
     weights_hash = _weights_hash(exported) if model is None else model.weights_hash
     files |= exported | runtime_files(runtime) | {NETWORK: _network(weights_hash)}
@@ -107,12 +108,6 @@ def write_page(
         with atomic_output(folder / name, force=force) as file:
             file.write(content)
     return {name: (folder / name).stat().st_size for name in sorted({*files, *GRAPHS, SHARED})}
-
-
-def _check_targets(folder: Path, names: list[str], *, force: bool) -> None:
-    present = [name for name in names if (folder / name).exists()]
-    if present and not force:
-        raise StorageError(f"{folder / present[0]} exists: pass --force to replace it")
 
 
 def page_files() -> dict[str, bytes]:

@@ -202,6 +202,8 @@ class AudioReader:
         try:
             return _Sequential(descriptor if self._stream is None else self._stream, closefd=False)
         except soundfile.LibsndfileError as error:
+            if Path(self.label).suffix.lower() == ".codec":
+                raise UnsupportedAudio(f"{self.label} is compressed, not audio: codec decode restores it") from error
             also = " (encode and tokenize take --ffmpeg)" if Path(self.label).suffix.lower() in ffmpeg.SUFFIXES else ""
             raise UnsupportedAudio(
                 f"{self.label} is not audio that libsndfile can read: convert it to WAV or FLAC first{also}"

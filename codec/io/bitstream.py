@@ -692,12 +692,18 @@ class Reader:
                 raise self.damaged(part)
             yield part
 
-    def coded(self, first: int = 0) -> Iterator[CodesPacket]:
-        """Yield the packets from frame `first` on without unpacking their codes. Raises as `intact`."""
+    def coded(self, first: int = 0, *, harmless: list[Damage] | None = None) -> Iterator[CodesPacket]:
+        """Yield the packets from frame `first` on without unpacking their codes.
+
+        Damage without a loss of frames is added to `harmless` if it is given. Raises as `intact` otherwise.
+        """
         for found in self._from(first):
-            if isinstance(found, Damage):
+            if not isinstance(found, Damage):
+                yield found
+            elif found.frames or harmless is None:
                 raise self.damaged(found)
-            yield found
+            else:
+                harmless.append(found)
 
     def unpacked(self, packet: CodesPacket, frames: int | None = None) -> Packet:
         """Unpack the codes of a packet of `coded`, or of its first `frames` alone.
@@ -889,7 +895,11 @@ class Reader:
                 yield Damage(frames, 0, self.offset, "the footer is altered or missing")
             self._window.skip(len(footer))
         if more := self._window.peek(len(_MAGIC)):
-            follows = "another .codec file follows" if more == _MAGIC else "more bytes follow the end of the file"
+            follows = (
+                "another .codec file follows, which is not read"
+                if more == _MAGIC
+                else "more bytes follow the end of the file"
+            )
             yield Damage(frames, 0, self.offset, follows)
 
     @cached_property

@@ -58,6 +58,13 @@ def _storage_error(target: str | Path, error: OSError, instead: str, *, done: st
             return StorageError(f"{target} cannot be {done} ({reason}): check the permissions or {instead}")
 
 
+def refuse_existing(*paths: str | Path, force: bool) -> None:
+    """Raise StorageError for the first path that exists, unless `force` is on."""
+    for path in paths:
+        if not force and Path(path).exists():
+            raise StorageError(f"{path} exists: pass --force to replace it")
+
+
 @contextmanager
 def atomic_output(path: str | Path, *, force: bool = False) -> Iterator[BinaryIO]:
     """Open a binary file, seekable and readable, that becomes `path` when the block ends.
@@ -73,8 +80,8 @@ def atomic_output(path: str | Path, *, force: bool = False) -> Iterator[BinaryIO
     with storing(label):
         if not streamed and Path(path).is_dir():
             raise StorageError(f"{label} is a folder: name a file in it")
-        if not streamed and not force and Path(path).exists() and not is_partial(path):
-            raise StorageError(f"{label} exists: pass --force to replace it")
+        if not streamed and not is_partial(path):
+            refuse_existing(path, force=force)
         target = Path(os.path.realpath(path))  # a link stays a link
     with storing(label):
         part, raw, guard = _new_part(Path(tempfile.gettempdir()) if streamed else target.parent, label)
@@ -110,8 +117,8 @@ def atomic_folder(path: str | Path, *, marker: str, force: bool = False) -> Iter
     target = Path(os.path.realpath(path))  # a link stays a link
     with storing(path):
         filled = target.exists() and (not target.is_dir() or any(target.iterdir()))
-        if filled and not force:
-            raise StorageError(f"{path} exists: pass --force to replace it")
+        if filled:
+            refuse_existing(path, force=force)
         if filled and not (target / marker).is_file():
             raise StorageError(f"{path} holds other files, which --force would remove: name a new folder")
         part, before = (target.with_name(locks.part_name()) for _ in "12")

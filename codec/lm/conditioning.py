@@ -101,7 +101,7 @@ def encode_conditions(
                 raise UsageError(f"this model takes no {kind}; {takes}")
             names = classes[kind]
             if name not in names:
-                close = difflib.get_close_matches(name, names, n=1)
+                close = difflib.get_close_matches(name, names, n=1) if len(name) > 2 else []
                 shown = ", ".join(names[:20]) + (", …" if len(names) > 20 else "")
                 hint = f"did you mean {close[0]}? It" if close else "it"
                 raise UsageError(f"this model knows no {kind} {name}: {hint} knows {shown}")

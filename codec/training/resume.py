@@ -47,10 +47,17 @@ def load_resumable(
 
 
 def changes(tables: Mapping[str, Any], saved: Config, recipe: Config) -> dict[str, str]:
-    """What a recipe changes of the saved one, by key; keys that are not in its `tables` as stored count as changed."""
+    """What a recipe changes of the saved one, by key.
+
+    A key that is not in its `tables` as stored is younger than the run: it counts as changed unless it is off now (0,
+    false, empty or None), because the run had nothing of its kind.
+    """
     known = flatten(tables)
-    old = {key: value if key in known else "unknown" for key, value in flatten(saved.model_dump()).items()}
     new = flatten(recipe.model_dump())
+    old = {
+        key: value if key in known or not new.get(key, value) else "unknown"
+        for key, value in flatten(saved.model_dump()).items()
+    }
     return {
         key: f"{key} ({old.get(key)} then, {new.get(key)} now)" for key in old | new if new.get(key) != old.get(key)
     }

@@ -27,6 +27,24 @@ def test_encode_and_decode(cli: Cli, recording: Path) -> None:
     assert (audio.shape, rate) == ((2, 11_200), 16_000)
 
 
+def test_a_compressed_file_is_not_compressed_again(cli: Cli, recording: Path) -> None:
+    cli("encode", recording)
+    again = cli("encode", "in.codec")
+    assert (again.code, again.err) == (4, "codec: in.codec is compressed, not audio: codec decode restores it\n")
+
+
+@pytest.mark.parametrize("command", [["encode", "in.wav"], ["decode", "in.codec"], ["decode", "in.codec", "a.flac"]])
+def test_an_output_that_exists_is_refused_before_torch_is_imported(
+    cli: Cli, recording: Path, monkeypatch: pytest.MonkeyPatch, command: list[str]
+) -> None:
+    cli("encode", recording)
+    Path("a.flac").touch()
+    monkeypatch.setitem(sys.modules, "codec.compression", None)
+    refused = cli(*command)
+    assert refused.code == 8
+    assert refused.err.endswith(" exists: pass --force to replace it\n")
+
+
 def test_the_report_says_what_entropy_coding_saved_and_which_part_was_restored(cli: Cli) -> None:
     soundfile.write("still.wav", np.full(32_000, 0.1), 16_000)
     assert "bytes compressed (entropy coding saved " in cli("encode", "still.wav").err

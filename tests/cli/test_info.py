@@ -11,10 +11,16 @@ from torch import Tensor
 
 from codec.checkpoint import save_model
 from codec.compression import header_of
+from codec.errors import InputNotFound
 from codec.io.bitstream import Writer, open_reader
 from codec.io.tags import Cover, Tags
 from tests.cli.conftest import Cli
 from tests.tiny import tiny_model
+
+
+def test_a_name_that_is_nearly_that_of_a_model(cli: Cli) -> None:
+    assert cli("info", "general-24").err.startswith("codec: there is no model general-24: did you mean general-24k? ")
+    assert cli("info", "nothing.codec").code == InputNotFound.exit_code
 
 
 def test_info_of_a_recording(cli: Cli, recording: Path) -> None:
@@ -33,7 +39,7 @@ def test_info_of_a_recording(cli: Cli, recording: Path) -> None:
     text = cli("info", "in.codec").out.decode()
     lines = [line.split() for line in text.splitlines()]
     assert [line[0] for line in lines] == [name for name, fact in facts.items() if fact not in ("", [], {})]
-    assert ["codebook_sizes", "20,20,20"] in lines
+    assert ["codebook_sizes", "3", "×", "20"] in lines
     assert ["seconds", "0.7"] in lines
     assert ["weights_hash", facts["weights_hash"]] in lines
 

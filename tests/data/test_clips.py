@@ -74,6 +74,16 @@ def test_sources_without_audio_raise(tmp_path: Path, name: str) -> None:
         list(clips(tmp_path / name))
 
 
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [("nowhere", "nowhere does not exist"), ("notes.txt", "neither a folder nor a manifest"), ("store", "token store")],
+)
+def test_what_is_named_instead_of_audio_is_said(tmp_path: Path, name: str, says: str) -> None:
+    touch(tmp_path, "notes.txt", "store/store.json")
+    with pytest.raises(InputNotFound, match=says):
+        list(clips(tmp_path / name))
+
+
 # manifests
 
 ROWS: list[dict[str, Any]] = [

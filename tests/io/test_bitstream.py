@@ -504,7 +504,7 @@ def test_missing_and_swapped_packets_are_detected() -> None:
 def test_another_file_behind_the_end_is_named() -> None:
     packets, damage = parts(DATA + DATA)
     assert [packet.first for packet in packets] == [0, 4, 8, 12]
-    assert [part.reason for part in damage] == ["another .codec file follows"]
+    assert [part.reason for part in damage] == ["another .codec file follows, which is not read"]
     assert damage[0].offset == len(DATA)
 
 

@@ -809,6 +809,14 @@ def test_resuming_from_a_recipe_without_a_new_key(stopped: Path, recordings: Pat
         train(small_recipe(**ADVERSARIAL), data=recordings, out=stopped, resume=True)
 
 
+def test_resuming_from_a_recipe_without_a_new_key_that_is_off(stopped: Path, recordings: Path) -> None:
+    state = load_state(stopped / "state.pt")
+    assert state["recipe"]["losses"].pop("complex_stft") == 0
+    save_state(stopped / "state.pt", state)
+    train(small_recipe(**ADVERSARIAL), data=recordings, out=stopped, resume=True, steps=3)
+    assert load_state(stopped / "state.pt")["step"] == 3
+
+
 def test_out_of_memory_in_initialization_names_its_setting(
     recordings: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
