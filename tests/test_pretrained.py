@@ -68,8 +68,8 @@ def test_a_shipped_model_comes_before_a_folder_of_its_name(
 @pytest.mark.parametrize(
     ("name", "says"),
     [
-        ("general-24", "did you mean general-24k? shipped models are another, general-24k;"),
-        ("zzz", "no model zzz: shipped models are another, general-24k;"),
+        ("general-24", "did you mean general-24k? shipped models are general-24k, another;"),
+        ("zzz", "no model zzz: shipped models are general-24k, another;"),
         ("missing.safetensors", "no model missing.safetensors"),
     ],
 )
