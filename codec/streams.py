@@ -49,7 +49,7 @@ class StreamEncoder:
     `batch` is the number of parallel signals. `num_codebooks` or `bitrate` as in `Codec.encode`. `input_rate` is the
     sample rate of the audio in Hz if it is not the model's: the codes equal those of `Codec.encode` with this
     `sample_rate` on a CPU, and the resampling filter holds
-    back about 1000 samples of the lower rate (37 ms between 48 and 24 kHz). `compiled` False keeps short steps in torch
+    back about 900 samples of the lower rate (37 ms between 48 and 24 kHz). `compiled` False keeps short steps in torch
     (`codec.live`).
 
     Raises UsageError for a number of codebooks that the model cannot decode, or a rate that cannot be resampled;

@@ -49,11 +49,18 @@ def test_gpt(source: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsy
     if source == "store":
         tokenize(tmp_path / "folder", tmp_path / "store", model=tmp_path / "tiny.safetensors")
     output = tmp_path / "sample.wav"
-    arguments = [tmp_path / source, "--model", tmp_path / "tiny.safetensors", *SIZES, "-o", output]
+    arguments = [tmp_path / source, "--model", tmp_path / "tiny.safetensors", *SIZES, "--output", output]
     monkeypatch.setattr(sys, "argv", ["gpt.py", *map(str, arguments)])
     runpy.run_path(str(EXAMPLES / "gpt.py"), run_name="__main__")
     assert capsys.readouterr().out.splitlines()[0] == "3 clips, 234 tokens"
     assert soundfile.info(output).frames == 2400
+
+
+def test_gpt_has_60_lines() -> None:
+    """As its first line says; imports, options and empty lines do not count."""
+    text = (EXAMPLES / "gpt.py").read_text("utf-8")
+    lines = [line for line in text[text.index("\nclass Block") :].splitlines() if line.strip()]
+    assert len(lines) <= 60
 
 
 def example(name: str) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Rules of the project: floors, imports, dependencies, and the commands of the README."""
+"""Rules of the project: import layers, dependencies, and the commands of the README."""
 
 import ast
 import json
@@ -23,16 +23,16 @@ SCALING = ROOT / "docs" / "scaling.md"
 ARCHITECTURE = (ROOT / "docs" / "architecture.md").read_text("utf-8")
 
 
-def floors() -> list[list[str]]:
-    """The names of each floor, lowest first, from docs/architecture.md."""
-    (block,) = re.findall(r"<!-- floors -->\n```\n(.*?)```\n<!-- /floors -->", ARCHITECTURE, re.DOTALL)
+def layers() -> list[list[str]]:
+    """The names of each layer, lowest first, from docs/architecture.md."""
+    (block,) = re.findall(r"<!-- layers -->\n```\n(.*?)```\n<!-- /layers -->", ARCHITECTURE, re.DOTALL)
     lines = [line.split() for line in block.splitlines()]
     assert [line[0] for line in lines] == [str(number) for number in range(1, len(lines) + 1)]
     return [line[1:] for line in lines]
 
 
 LOOKAHEAD = ("codec.training.codec.dry_run", "causal")  # a report's word for a model without lookahead
-FLOORS = floors()  # a module imports only from its own floor or lower ones; a package is on one floor
+LAYERS = layers()  # a module imports only from its own layer or lower ones; a package is in one layer
 WITHOUT_TORCH = (
     "errors",
     "config",
@@ -96,18 +96,18 @@ def imports(module: str) -> list[str]:
     return found
 
 
-def floor(module: str) -> int:
+def layer(module: str) -> int:
     part = module.split(".")[1]
-    (number,) = [number for number, parts in enumerate(FLOORS) if part in parts]
+    (number,) = [number for number, parts in enumerate(LAYERS) if part in parts]
     return number
 
 
-def test_modules_import_only_from_lower_floors() -> None:
+def test_modules_import_only_from_lower_layers() -> None:
     inner = [module for module in MODULES if module != "codec"]
     assert len(inner) >= 29
     steps = [(module, name) for module in inner for name in imports(module) if name in MODULES and name != "codec"]
     assert len(steps) >= 80
-    assert [f"{module} imports {name}" for module, name in steps if floor(name) > floor(module)] == []
+    assert [f"{module} imports {name}" for module, name in steps if layer(name) > layer(module)] == []
 
 
 def test_codec_families_are_named_in_models_alone() -> None:
@@ -263,8 +263,8 @@ def rows(heading: str) -> list[list[str]]:
     return [[cell.strip() for cell in line.strip("|").split("|")] for line in body.splitlines()]
 
 
-def test_every_room_has_one_floor_and_one_row() -> None:
-    named = [name for names in FLOORS for name in names]
+def test_every_room_has_one_layer_and_one_row() -> None:
+    named = [name for names in LAYERS for name in names]
     assert len(named) == len(set(named))
     rooms = {module.split(".")[1] for module in MODULES if module != "codec"}
     assert set(named) == rooms

@@ -63,7 +63,7 @@ class Sampler:
                 raise UsageError(f"top_k = {k} is not within 1 to {codebook_size}, the codebook size: change it")
         for p in _values(sampling.top_p):
             if not 0 < p <= 1:
-                raise UsageError(f"top_p = {p:g} is not above 0 and up to 1: change it, or leave it out")
+                raise UsageError(f"top_p = {p:g} is not above 0 and at most 1: change it, or omit it")
         for p in _values(sampling.min_p):
             if not 0 <= p <= 1:
                 raise UsageError(f"min_p = {p:g} is not within 0 to 1: change it, or omit it")

@@ -4,7 +4,7 @@ A `Stateful` layer is a function of a chunk and a state:
 
     y, state = layer.step(x, state)
 
-Laws; each is a property test:
+Invariants; each is a property test:
 
 1. `forward(x)` is one step from the initial state; there is no other implementation.
 2. Chunks of any size that the layer allows (multiples of its stride) give the same y, chunk by chunk.

@@ -1,4 +1,4 @@
-"""The causal family: laws of streaming and length, its transform, its closed-form start, its quantizers."""
+"""The causal family: invariants of streaming and length, its transform, its closed-form start, its quantizers."""
 
 import math
 from itertools import accumulate, pairwise

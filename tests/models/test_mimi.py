@@ -1,4 +1,4 @@
-"""Mimi: its laws of streaming, its receptive field, and checkpoints of moshi and of transformers."""
+"""Mimi: its invariants of streaming, its receptive field, and checkpoints of moshi and of transformers."""
 
 from itertools import pairwise
 from pathlib import Path

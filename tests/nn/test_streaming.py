@@ -1,4 +1,4 @@
-"""The laws of streaming for every layer with a state; in float64, so that rounding errors are below 1e-9."""
+"""The invariants of streaming for every layer with a state; in float64, so that rounding errors are below 1e-9."""
 
 from collections.abc import Callable, Iterator
 from itertools import accumulate, pairwise

@@ -15,7 +15,7 @@ from codec.nn.shapes import Audio
 from codec.training.codec.spectra import BandFilters, power, scale_distances, short_time_spectra
 
 SCALES = ((5, 32), (10, 64), (20, 128), (40, 256), (80, 512), (160, 1024), (320, 2048))
-"""(mel bands, window in samples) of DAC's multi-scale mel loss (section 3.4); each hop is a quarter window."""
+"""(mel bands, window in samples) of DAC's multi-scale mel loss (section 3.5); each hop is a quarter window."""
 
 
 class Spectral(NamedTuple):

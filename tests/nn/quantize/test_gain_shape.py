@@ -1,4 +1,4 @@
-"""nn/gain_shape.py: envelopes against numpy, modes against a slow matching pursuit, and the laws of the quantizer."""
+"""nn/gain_shape.py: envelopes against numpy, modes against a slow matching pursuit, and invariants of the quantizer."""
 
 import math
 from typing import NamedTuple
