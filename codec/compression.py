@@ -150,7 +150,9 @@ def compress(
     check_channels(channels, channel)
     if verify and is_streamed(target):
         raise UsageError("a pipe cannot be read back: name an output file, or leave --verify out")
+    is_live = _are_live(source, target)
     with (
+        live.sharing_cores(is_live),
         open_live(source, raw=raw, use_ffmpeg=use_ffmpeg) as reader,
         stream_output(other_than(source, target), force=force) as file,
     ):
@@ -172,7 +174,7 @@ def compress(
             beams=beams,
             tags=tags,
             source=source_id(source, channels=selected_channels(channels, channel)) if identify else None,
-            is_live=_are_live(source, target),
+            is_live=is_live,
             progress=progress,
         )
         if verify:
@@ -322,6 +324,7 @@ def compress_into(
     encoding = _Encoding(reader, codec, mix=mix, num_codebooks=num_codebooks, vbr=vbr, is_live=is_live)
     with codec.searching(beams):
         if is_live:
+            live.take_threads(codec)
             live.prepare(codec, "encode")
         if isinstance(reader, AudioReader) and header.rows > MOST_ROWS:
             codes = encoding.in_groups(reader, header, progress)
@@ -468,7 +471,8 @@ def decompress(
     after everything intact was written to the target; without intact audio, and with `strict`, there is no target.
     """
     began = perf_counter()
-    with bitstream.open_reader(source) as reader:
+    is_live = _are_live(source, target)
+    with live.sharing_cores(is_live), bitstream.open_reader(source) as reader:
         header = reader.header
         rate, time = restored_size(reader, rate)
         part = part_of(reader, start, end, rate=rate, time=time)
@@ -477,7 +481,9 @@ def decompress(
         codec = model_of(reader, model, device)
         damage = None
         target = other_than(source, target)
-        compiled = _are_live(source, target) and header.rows * header.frames_per_packet <= live.MAX_ROWS
+        compiled = is_live and header.rows * header.frames_per_packet <= live.MAX_ROWS
+        if is_live:
+            live.take_threads(codec)
         if compiled:
             live.prepare(codec, "decode")
         subtype = subtype or float_subtype(header, target)

@@ -9,6 +9,8 @@ is "torch".
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, Literal, NamedTuple, TypeAlias
 from weakref import WeakKeyDictionary
 
@@ -25,6 +27,7 @@ from codec.nn.streaming import State
 Backend: TypeAlias = Literal["compiled", "torch"]
 
 VARIABLE = "CODEC_BACKEND"
+THREADS = "OMP_NUM_THREADS"
 MAX_ROWS = 8
 """Frames of all signals of a step up to which compiled steps are faster."""
 LIVE_AFTER = 10
@@ -65,6 +68,34 @@ def prepare(model: Codec, job: Literal["encode", "decode"]) -> None:
     codes, _ = steps.encode(audio, steps.arrays(model.encoder_state(1)), model.num_codebooks)
     if job == "decode":
         steps.decode(codes, steps.arrays(model.decoder_state(1)))
+
+
+@contextmanager
+def sharing_cores(is_live: bool = True) -> Iterator[None]:
+    """With `is_live`, torch computes on one thread, up to `take_threads` for a model.
+
+    Because both ends of a pipe compute at once, and others on the same cores: threads that wait for each other in every
+    small operation while another program has one of their cores make a frame take longer than it lasts, and the delay
+    grows without end. OMP_NUM_THREADS, if it is set, holds instead.
+    """
+    before = torch.get_num_threads()
+    if is_live and not os.environ.get(THREADS):
+        torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def take_threads(model: Codec) -> None:
+    """Within `sharing_cores`, take half of the cores for a model without `frame_steps`, which needs more than one."""
+    if not (isinstance(model, StepCodec) and model.has_frame_steps) and not os.environ.get(THREADS):
+        torch.set_num_threads(max(1, _cores() // 2))
+
+
+def _cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 class Steps:

@@ -206,6 +206,54 @@ def test_live_pipes_load_the_loops_before_they_read(
     assert done(lambda pipe: decompress(pipe, tmp_path / "a.wav", model=tiny), coded) == ["read"]
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("stated", [None, "2"])
+@pytest.mark.parametrize("has_steps", [True, False])
+def test_live_pipes_share_the_cores(
+    tiny: CausalCodec, stated: str | None, has_steps: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Two threads in each of two programs on two cores took longer than a frame lasts, whenever a third one ran."""
+    tiny.weights_hash = "ab" * 32
+    monkeypatch.setattr(live, "_cores", lambda: 6)
+    monkeypatch.setattr(live, "prepare", lambda model, job: None)
+    monkeypatch.setattr(CausalCodec, "has_frame_steps", has_steps)
+    if stated is None:
+        monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    else:
+        monkeypatch.setenv("OMP_NUM_THREADS", stated)
+    threads: list[int] = []
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads[-1])
+    monkeypatch.setattr(torch, "set_num_threads", threads.append)
+    options: dict[str, Any] = {"model": tiny, "raw": Layout(8000, 1), "packet": 0.1}
+
+    def done(work: Callable[[Path], object], content: bytes) -> list[int]:
+        """The numbers of threads while `work` reads a named pipe of this content."""
+        threads[:] = [2]
+        (pipe := tmp_path / "pipe").unlink(missing_ok=True)
+        os.mkfifo(pipe)
+        writer = Thread(target=pipe.write_bytes, args=[content])
+        writer.start()
+        work(pipe)
+        writer.join()
+        return threads
+
+    samples = (1000 * voice(0.4, rate=8000)).astype("<i2").tobytes()
+    of_live = [2, 2] if stated else [2, 1, 2] if has_steps else [2, 1, 3, 2]  # and as before at the end
+    assert done(lambda pipe: compress(pipe, os.devnull, **options), samples) == of_live
+    assert done(lambda pipe: compress(pipe, tmp_path / "a.codec", **options), samples) == [2, 2]
+    coded = (tmp_path / "a.codec").read_bytes()
+    assert done(lambda pipe: decompress(pipe, os.devnull, model=tiny), coded) == of_live
+    assert done(lambda pipe: decompress(pipe, tmp_path / "a.wav", model=tiny), coded) == [2, 2]
+
+
+def test_models_say_whether_they_have_steps(tiny: CausalCodec) -> None:
+    assert tiny.has_frame_steps
+    assert tiny.frame_steps() is not None
+    without = CausalCodec(CONFIG.model_copy(update={"envelope_bands": 0, "modes": 0}))
+    assert not without.has_frame_steps
+    assert without.frame_steps() is None
+
+
 @pytest.mark.slow  # loads the compiled loops
 @pytest.mark.parametrize("job", ["encode", "decode"])
 def test_prepared_loops_are_those_that_are_used(tiny: CausalCodec, job: Literal["encode", "decode"]) -> None:

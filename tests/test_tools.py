@@ -54,6 +54,28 @@ def test_all_tools_are_found() -> None:
     }
 
 
+def test_the_delay_of_a_pipe_is_that_of_its_oldest_sample_and_counts_once_no_queue_is_left() -> None:
+    tool = runpy.run_path(str(next(tool for tool in TOOLS if tool.stem == "bench")))
+    delays_of, live_since, rate = tool["delays_of"], tool["live_since"], tool["RATE"]
+    packet, own, begins = 0.5, 0.06, 3.0  # s; a queue of the first three seconds is worked off twice as fast as it grew
+
+    def read(speed: float) -> list[tuple[float, int]]:
+        """Packets in two pieces, decoded `speed` times as fast as they play, with times from 100 s on."""
+        reads, at = [], begins
+        for number in range(20):
+            at = max(at + packet / speed, (number + 1) * packet + own)
+            middle, end = round((number + 0.5) * packet * rate), round((number + 1) * packet * rate)
+            reads += [(100 + at, middle), (100 + at + 0.01, end)]
+        return reads
+
+    delays = delays_of(read(2), 100.0, packet)
+    assert [round(delay - packet - own + 0.01, 9) for _, delay in delays[-5:]] == [0.0] * 5  # from blocks of 10 ms
+    assert delays[0][1] == pytest.approx(begins + packet / 2 - 0.01)
+    live = live_since(delays, packet)
+    assert live == pytest.approx(12 * packet + own)  # packet 11 waits for the queue up to 3 + 11 * 0.25 s
+    assert live_since(delays_of(read(0.9), 100.0, packet), packet) is None
+
+
 def test_the_speed_of_generation_is_measured_for_every_system(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -5,7 +5,8 @@
     python tools/bench.py --untrained                the causal family's default configuration, random weights
     python tools/bench.py --live                     a frame at a time: compiled steps against torch
     python tools/bench.py --live --onnx DIR          and against the graphs of `codec export` in ONNX Runtime
-    python tools/bench.py --pipe 0.1 0.2 1           delay of codec encode - - | codec decode - - by length of packets
+    python tools/bench.py --pipe 0.1 0.2 1           delay of codec encode - - | codec decode - - by length of packets,
+                                                     and how long it takes from the start until the delay is that
 
 Speeds are real-time factors (seconds of audio per second of computation), medians over rounds in which all systems
 alternate, so that other load affects them equally. Memory is the peak resident set size of a separate process.
@@ -40,6 +41,8 @@ RATE = 24_000  # Hz, of the synthetic audio
 WARM_UP = live.LIVE_AFTER + 10  # frames of a live stream that are not timed
 BLOCK = 10  # s of audio per block
 STEP = RATE // 100  # samples that a pipe gets at once
+MOST_START = 60.0  # s until a pipe must be live
+NOT_LATE = 0.2  # s beyond the packet; a queue that remains is longer, or grows
 
 
 @dataclass(frozen=True)
@@ -244,17 +247,35 @@ def print_live(label: str, took: Sequence[tuple[float, float]]) -> float:
 def report_pipes(model: str, packets: Sequence[float], seconds: float) -> None:
     """Print the delay of a live signal through `codec encode - -` and `codec decode - -` by the length of packets."""
     print(f"{seconds:g} s of raw samples at {RATE} Hz in blocks of {1000 * STEP / RATE:g} ms, as they are recorded")
-    print(f"{'packet':>8}{'median ms':>12}{'most ms':>10}{'beyond the packet':>20}")
+    print(f"{'packet':>8}{'first s':>10}{'live s':>10}{'median ms':>12}{'most ms':>10}{'median beyond':>16}")
     for packet in packets:
-        delays = 1000 * piped(model, packet, seconds)
-        median = float(np.median(delays))
-        print(f"{packet:8g}{median:12.0f}{delays.max():10.0f}{median - 1000 * packet:20.0f}", flush=True)
+        pipe = piped(model, packet, seconds)
+        start = f"{packet:8g}{pipe.first:10.1f}"
+        if pipe.live is None:
+            print(f"{start}{'never':>10}: {pipe.delays[-1]:.1f} s late after {MOST_START:g} s", flush=True)
+            continue
+        median, most = 1000 * float(np.median(pipe.delays)), 1000 * max(pipe.delays)
+        print(f"{start}{pipe.live:10.1f}{median:12.0f}{most:10.0f}{median - 1000 * packet:16.0f}", flush=True)
 
 
-def piped(model: str, packet: float, seconds: float) -> np.ndarray:
-    """For each packet, the longest time in s between the writing of a sample and the reading of the decoded one."""
+@dataclass(frozen=True)
+class Delays:
+    """Delays of a pipe, in s."""
+
+    first: float
+    """From the start of both programs, and of the recording, to the first sample."""
+    live: float | None
+    """From the start to the first packet that had not waited for others, if there is one."""
+    delays: list[float]
+    """Of the packets from then on; of all packets if there is none."""
+
+
+def piped(model: str, packet: float, seconds: float) -> Delays:
+    """Record samples from the start of both programs on, and for `seconds` more once nothing waits in the pipes."""
     options = ["--model", model, "-", "-", "--raw", "--quiet"]
     command = [sys.executable, "-m", "codec"]
+    read: list[tuple[float, int]] = []  # times, and samples so far
+    began = perf_counter()
     with (
         subprocess.Popen(
             [*command, "encode", *options, "--rate", str(RATE), "--packet", str(packet)],
@@ -269,28 +290,42 @@ def piped(model: str, packet: float, seconds: float) -> np.ndarray:
         assert encoder.stdin
         assert encoder.stdout
         encoder.stdout.close()  # so that the encoder would know if the decoder ended
-        read: list[tuple[float, int]] = []  # times, and samples so far
         reading = Thread(target=read_all, args=[decoder.stdout, read])
         reading.start()
-        warm_up = round(2 * packet * RATE)
-        samples = (32767 * sound(0, warm_up + round(seconds * RATE))).astype("<i2")
-        encoder.stdin.write(samples[:warm_up].tobytes())
-        while not read:  # both have started
-            sleep(0.01)
-        began, written = perf_counter(), []
-        for first in range(warm_up, len(samples), STEP):
-            sleep(max(0.0, began + (first - warm_up) / RATE - perf_counter()))
-            encoder.stdin.write(samples[first : first + STEP].tobytes())
-            written.append(perf_counter())
+        samples = (32767 * sound(0, round((MOST_START + seconds + packet + 1) * RATE))).astype("<i2")
+        recorded, live = 0, None
+        while recorded / RATE < (MOST_START if live is None else live + seconds + packet):
+            recorded += STEP
+            sleep(max(0.0, began + recorded / RATE - perf_counter()))
+            encoder.stdin.write(samples[recorded - STEP : recorded].tobytes())
+            if live is None:
+                live = live_since(delays_of(read, began, packet), packet)
         encoder.stdin.close()
         reading.join()
-    longest: dict[int, float] = {}
-    for (at, _), (_, before) in zip(read[1:], read, strict=False):
-        if warm_up <= before < len(samples) - warm_up:
-            oldest = written[(before - warm_up) // STEP]
-            number = round(before / RATE // packet)
-            longest[number] = max(longest.get(number, 0.0), at - oldest)
-    return np.array(list(longest.values()))
+    delays = delays_of(read, began, packet)
+    after = [delay for at, delay in delays if live is not None and live <= at < live + seconds]
+    return Delays(read[0][0] - began, live, after or [delay for _, delay in delays])
+
+
+def delays_of(read: Sequence[tuple[float, int]], began: float, packet: float) -> list[tuple[float, float]]:
+    """For each packet, when it was read in s, and the longest time from the writing of a sample to its reading.
+
+    A block is written when its last sample is recorded, at `began` at the earliest; a pipe that takes it later is late.
+    """
+    longest: dict[int, tuple[float, float]] = {}
+    before = 0
+    for at, count in read:
+        delay = at - began - (before // STEP + 1) * STEP / RATE  # of the first sample that was read
+        number = int(before / RATE / packet + 1e-6)
+        if delay > longest.get(number, (0.0, 0.0))[1]:
+            longest[number] = at - began, delay
+        before = count
+    return [longest[number] for number in sorted(longest)]
+
+
+def live_since(delays: Sequence[tuple[float, float]], packet: float) -> float | None:
+    """When the first packet was read that had not waited for others."""
+    return next((at for at, delay in delays if delay <= packet + NOT_LATE), None)
 
 
 def read_all(stream: IO[bytes], read: list[tuple[float, int]]) -> None:

@@ -840,6 +840,11 @@ class StepCodec(Codec):
     def audio_step(self, latents: Latents, state: State) -> tuple[Audio, State]:
         """Audio of a chunk of frames, a hop per frame, late by `frame_spec.decoder_delay` samples."""
 
+    @property
+    def has_frame_steps(self) -> bool:
+        """Whether there are `frame_steps`, which takes no time to say."""
+        return False
+
     def frame_steps(self) -> FrameSteps | None:
         """Compiled steps for live streams on a CPU, with the same codes as these; None for a family without them."""
         return None

@@ -517,6 +517,10 @@ class CausalCodec(StepCodec):
     def audio_step(self, latents: Latents, state: State) -> tuple[Audio, State]:
         return self.decoder.step(latents, state, self.shape)
 
+    @property
+    def has_frame_steps(self) -> bool:
+        return self.shape is not None and self.shape.residual.direct
+
     def frame_steps(self) -> FrameSteps | None:
         from codec.models import causal_frames  # imports numba, which takes half a second
 

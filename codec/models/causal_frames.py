@@ -63,7 +63,7 @@ NEAR = 0.999  # of a threshold, from which torch decides, because it sums in ano
 def frame_steps(model: CausalCodec) -> CausalFrames | None:
     """The steps of a model, if its quantizer is of the kind that is computed here."""
     shape = model.shape
-    return CausalFrames(model, shape) if shape and shape.residual.direct else None
+    return CausalFrames(model, shape) if shape and model.has_frame_steps else None
 
 
 class CausalFrames:
