@@ -34,7 +34,7 @@ BLOCK_SECONDS = (
 MAX_BLOCK = 1 << 20  # samples, at any sample rate
 MOST_ROWS = 32
 """Rows that are coded together where others can wait: a row takes up to 3 MB, most of them for another sample rate."""
-LAST_FRAMES = 50  # behind the last one that a part needs, to spare
+LAST_FRAMES = 50  # after the last one that a part needs, to spare
 FADE_SECONDS = 0.01  # at the ends of a gap
 CONCEAL_SECONDS = 0.12  # of the model's own continuation
 MAX_SILENCE = 600.0  # seconds in one place, per second that was decoded before it and one more
@@ -205,7 +205,7 @@ class Restoration:
                 yield np.ascontiguousarray(samples.T)
 
     def _last_frame(self) -> int | None:
-        """A frame behind the last one that the part needs; None if the part ends with the recording."""
+        """A frame after the last one that the part needs; None if the part ends with the recording."""
         if self._part[1] is None:
             return None
         seconds = self._part[1] / self._rate + FILTER_SECONDS
@@ -245,7 +245,7 @@ class Restoration:
 class _Splicer:
     """Decode packets, and fill the gaps between them with silence.
 
-    Decoding begins again behind a gap, and audio of frame n begins with sample n * hop, so with packets of frames 0 to
+    Decoding begins again after a gap, and audio of frame n begins with sample n * hop, so with packets of frames 0 to
     10 and 20 to 30:
 
         frames    0 ─────── 10   lost   20 ─────── 30
@@ -312,7 +312,7 @@ class _Splicer:
         return block
 
     def _faded(self, block: Block) -> Block:
-        """Fade in the first samples behind a gap."""
+        """Fade in the first samples after a gap."""
         if self._faded_in < self._fade:
             gain = (self._faded_in + np.arange(block.shape[1], dtype=np.float32)) / self._fade
             self._faded_in += block.shape[1]
@@ -367,7 +367,7 @@ def _until(blocks: Iterator[Block], length: Callable[[], int], reader: Source, m
 
 
 def _between(blocks: Iterator[Block], first: int, last: int | None) -> Iterator[Block]:
-    """Samples `first` to `last` of blocks; no block is asked for behind `last`."""
+    """Samples `first` to `last` of blocks; no block is requested after `last`."""
     seen = 0
     for block in blocks:
         piece = block[:, max(0, first - seen) : None if last is None else max(0, last - seen)]

@@ -67,11 +67,11 @@ def transcode(
         harmless: list[Damage] = []
         with stream_output(target, force=force) as file:
             writer = Writer(file, replace(header, time=0) if is_part else header, coder=coder)
-            behind = None if last is None else first + _frames(header, last - begin)
+            stop = None if last is None else first + _frames(header, last - begin)
             for whole in reader.coded(first, harmless=harmless):
                 packet = reader.thinned(whole, count)
                 early = max(0, first - packet.first)
-                late = packet.frames if behind is None else min(packet.frames, behind - packet.first)
+                late = packet.frames if stop is None else min(packet.frames, stop - packet.first)
                 if late - early == packet.frames and packet.num_codebooks <= count and packet.coder <= coder:
                     writer.copy(packet)
                 elif late > early:  # the rest is read for its end

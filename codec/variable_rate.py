@@ -51,7 +51,7 @@ def check_quality(model: Codec, quality: float) -> None:
 class _ChoicesEncoder(StreamEncoder):
     """Encode one signal with several numbers of codebooks, whose latents are the same, in one stream.
 
-    Codes are [choices * batch, codebooks, frames], those of the first choice first, -1 behind the last codebook.
+    Codes are [choices * batch, codebooks, frames], those of the first choice first, -1 after the last codebook.
     """
 
     def __init__(self, model: Codec, *, choices: Sequence[int], batch: int) -> None:
@@ -97,7 +97,7 @@ class VariableRate:
     def push(self, audio: Block) -> Codes:
         """Take audio [batch, channels, time] at the model's rate; give codes [batch, codebooks, frames].
 
-        Codes are -1 behind the last codebook of a frame. Raises as StreamEncoder.push.
+        Codes are -1 after the last codebook of a frame. Raises as StreamEncoder.push.
         """
         self._take(torch.from_numpy(audio), self._encoder.push(audio))
         block = self._model.frame_spec.frames_per_packet()

@@ -415,7 +415,7 @@ def _move(tensor: Any, offset: int, length: int) -> None:
 
 
 def _strip(graph: Any) -> None:
-    """Remove what no runtime needs: the lines of the exporter's and our code behind each node, and inferred shapes."""
+    """Remove what no runtime needs: source lines of the exporter and of this package in each node, inferred shapes."""
     del graph.value_info[:], graph.metadata_props[:]
     for node in graph.node:
         del node.metadata_props[:]

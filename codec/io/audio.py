@@ -120,7 +120,7 @@ class _Sequential(soundfile.SoundFile):  # type: ignore[misc]
         return False
 
     def buffer_read_into(self, buffer: NDArray[np.float32], dtype: str) -> int:
-        """Tags behind the samples of a FLAC file are an error for libsndfile, which costs the block before them."""
+        """Tags after the samples of a FLAC file are an error for libsndfile, which costs the block before them."""
         if self.format != "FLAC" or self.frames == UNKNOWN:
             return int(super().buffer_read_into(buffer, dtype))
         left = self.frames - self.tell()

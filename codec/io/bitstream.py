@@ -396,7 +396,7 @@ class Packet(NamedTuple):
     first: int
     """Number of its first frame."""
     codes: Codes
-    """int64 [rows, codebooks, frames]; -1 behind the last codebook of a frame that has fewer than others."""
+    """int64 [rows, codebooks, frames]; -1 after the last codebook of a frame that has fewer than others."""
     scale: Scale | None
     """float32 [rows, frames]; None for a model without a scale."""
     payload_bytes: int = 0
@@ -457,7 +457,7 @@ class Writer:
     def write(self, codes: Codes, scale: Scale | None = None) -> None:
         """Append codes [rows, codebooks, frames], and their scale [rows, frames] if the model has one.
 
-        Codes are -1 behind the last codebook of a frame that has fewer than others. Codes of another number of
+        Codes are -1 after the last codebook of a frame that has fewer than others. Codes of another number of
         codebooks than those before, at most the header's, begin a packet. A packet is written once it is complete.
         Raises UsageError for codes or a scale of another shape, or codes outside 0 to the size of their codebook - 1.
         """
@@ -478,7 +478,7 @@ class Writer:
             self._encoder.advance(self._pending)
 
     def copy(self, packet: CodesPacket) -> None:
-        """Append a packet of another file as it is coded there, behind the frames given so far.
+        """Append a packet of another file as it is coded there, after the frames written so far.
 
         The file has the same rows, codebooks and segments, and the same network if the packet was coded by one.
         """
@@ -1003,7 +1003,7 @@ class Reader:
         return None
 
     def _with_tags(self, header: Header) -> Header:
-        """The header with the tags behind it; a damaged packet of tags stays, so that it counts as damage."""
+        """The header with the tags after it; a damaged packet of tags stays, so that it counts as damage."""
         packet = Scanner(self._window, self._format).sealed_packet() if header.has_tags else b""
         if not isinstance(packet, bytes) or not packet.startswith(_MARKER + bytes([_TAGS])):
             return header

@@ -10,7 +10,7 @@ A packet starts without history, because a damaged or skipped packet must not co
 Coder 0 packs the codes in the order [frames, rows, codebooks], most significant bit first; zero bits fill the last
 byte. Example: one row, two codebooks of 8, frames (5, 1) and (2, 7): 101 001 | 010 111 -> 10100101 0111_0000 -> A5 70.
 
-Where frames of a row have different numbers of codebooks, codes are -1 behind the last one, and coder 0 packs the
+Where frames of a row have different numbers of codebooks, codes are -1 after the last one, and coder 0 packs the
 numbers less one, [frames, rows], before the codes.
 
 Coder 1 codes in the same order. For each code it asks up to four questions, and stops at the first yes; without a
@@ -89,7 +89,7 @@ def encode(
 ) -> tuple[int, bytes]:
     """Code a packet [rows, codebooks, frames] by the coder that gives the fewest bytes, up to number `coder`.
 
-    Codes are -1 behind the last codebook of a frame that has fewer codebooks than others.
+    Codes are -1 after the last codebook of a frame that has fewer codebooks than others.
     `sizes` are those of the codebooks, `model` the network of the codec, without which coder 2 is left out. Returns the
     number of the coder and the payload.
     """
@@ -258,7 +258,7 @@ def unpack(payload: bytes, sizes: Sequence[int], *, rows: int, frames: int) -> C
 
 
 def pack_varying(codes: Codes, sizes: Sequence[int]) -> bytes:
-    """Pack codes [rows, codebooks, frames], -1 behind the last codebook of a frame, as coder 0 does."""
+    """Pack codes [rows, codebooks, frames], -1 after the last codebook of a frame, as coder 0 does."""
     packed = np.packbits(_words(codes)[_present(codes)[..., None] & _used(sizes)])
     counts = (codes >= 0).sum(axis=1, keepdims=True)  # [rows, 1, frames]
     return pack(counts - 1, (len(sizes),)) + packed.tobytes()
@@ -383,7 +383,7 @@ def _decoded(
 
 
 def layer_ends(num_codebooks: int, *, layered: bool = True) -> tuple[int, ...]:
-    """The codebooks behind the last one of each layer of a packet; without layers, all are one."""
+    """The codebooks after the last one of each layer of a packet; without layers, all are one."""
     return *(end for end in LAYER_ENDS if layered and end < num_codebooks), num_codebooks
 
 

@@ -195,7 +195,7 @@ class PacketPredictor:
     ) -> None:
         """`codes` are those of one row [codebooks, frames], -1 where a frame has fewer codebooks.
 
-        `ends` are the codebooks behind the last one of each layer; by default, all are one layer.
+        `ends` are the codebooks after the last one of each layer; by default, all are one layer.
         """
         begin = max(0, first - PAST)  # no frame depends on more
         new = slice(first - begin, None)

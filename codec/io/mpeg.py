@@ -3,7 +3,7 @@
 An MPEG stream states no length. The first frame of an MP3 may hold one instead of sound: the Xing or Info frame, whose
 LAME part also says how many samples the encoder added at both ends. libsndfile guesses where that frame is missing, and
 believes it where it holds for the first of several joined files; it stops there in both cases. `exact` shows libsndfile
-the same frames behind an Info frame that is right:
+the same frames after an Info frame that is right:
 
     joined.mp3     tag | Info: 40 frames | 40 frames | tag | Info: 60 frames | 60 frames
     exact          Info: 100 frames | 40 frames | 60 frames

@@ -40,7 +40,7 @@ def starts(file: BinaryIO) -> list[int]:
         return [0]
     found, end = [0], first.end
     for place in find_all(file, _BEGINS):
-        if place > end:  # one directly behind another belongs to streams that play together
+        if place > end:  # one directly after another belongs to streams that play together
             found.append(place)
         if place >= end and (page := _page(file, place)) is not None:
             end = page.end

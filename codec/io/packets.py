@@ -90,7 +90,7 @@ class Window:
         self.offset += size
 
     def find(self, marker: re.Pattern[bytes]) -> bool:
-        """Move to the next `marker` behind this byte; to the end of the file if there is none."""
+        """Move to the next `marker` after this byte; to the end of the file if there is none."""
         self.skip(len(self.peek(1)))
         while (found := marker.search(self._bytes)) is None:
             self.skip(max(0, len(self._bytes) - 3))  # the end may be a part of a marker

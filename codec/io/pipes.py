@@ -259,7 +259,7 @@ def _layout(form: bytes, size: int, source: _Replayed) -> Layout | None:
     if subtype is None or not audio.MIN_RATE <= rate <= MAX_RATE or not 1 <= channels <= MAX_CHANNELS:
         return None
     first = source.position
-    if size == 0 and is_chunk_name(source.exactly(4)):  # chunks behind an empty one, not samples
+    if size == 0 and is_chunk_name(source.exactly(4)):  # chunks after an empty one, not samples
         return None
     source.restart(first)
     return Layout(rate, channels, subtype, None if size == 0 or size >= _UNKNOWN else size)

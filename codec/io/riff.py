@@ -1,7 +1,7 @@
 """WAV, W64, CAF and AU files without final sizes in the header, because their writer was killed or wrote to a pipe.
 
 Such a header states 0 bytes of samples, and libsndfile believes it; CAF files state -1, which libsndfile refuses.
-`finished` shows libsndfile the same file with the sizes that it has, and W64 files without what is behind the samples,
+`finished` shows libsndfile the same file with the sizes that it has, and W64 files without what is after the samples,
 which libsndfile takes for more of them.
 """
 
@@ -41,7 +41,7 @@ def finished(file: BinaryIO) -> Pieces | None:
 
     A W64 file that states it ends with its samples.
 
-    If all bytes behind the empty chunk of samples are chunks themselves, the file has no samples: None.
+    If all bytes after the empty chunk of samples are chunks themselves, the file has no samples: None.
     """
     size = file.seek(0, os.SEEK_END)
     file.seek(0)
@@ -103,7 +103,7 @@ def _finished_caf(file: BinaryIO, size: int) -> Pieces | None:
 def _finished_w64(file: BinaryIO, size: int) -> Pieces | None:
     """With the size that the samples have, if the stated one is that of an empty chunk or of no possible file.
 
-    Without what is behind the samples, which may be padding or other chunks.
+    Without what is after the samples, which may be padding or other chunks.
     """
     file.seek(0)
     if file.read(16) != _W64_RIFF:

@@ -103,7 +103,7 @@ class ReceptiveField(NamedTuple):
 def encoder_span(first: int, last: int, rates: Sequence[int], around: int) -> tuple[int, int]:
     """The inputs that outputs `first` to `last` of a stack of levels depend on.
 
-    Each level is a strided convolution of two strides, behind layers that see `around` samples to either side.
+    Each level is a strided convolution of two strides, after layers that see `around` samples to either side.
     """
     for rate in reversed(rates):
         padding = -(-rate // 2)
@@ -290,7 +290,7 @@ class Codec(nn.Module):
 
     @property
     def varying_codebooks(self) -> bool:
-        """Whether codes may be -1 behind the last codebook of a frame that has fewer codebooks than others."""
+        """Whether codes may be -1 after the last codebook of a frame that has fewer codebooks than others."""
         return False
 
     @property
@@ -454,7 +454,7 @@ class Codec(nn.Module):
     ) -> Audio:
         """Decode codes int64 [batch, codebooks, frames] to audio float32 [batch, channels, length].
 
-        If `varying_codebooks`, codes may be -1 behind the last codebook of a frame that has fewer than others.
+        If `varying_codebooks`, codes may be -1 after the last codebook of a frame that has fewer than others.
         `length` is in samples at the model's rate; without it, all audio that the frames hold is returned, and a
         `codec.Codes` knows its own length. For a padded batch give the `lengths` [batch] of its items (a list, array or
         tensor): the audio is as long as the longest item and silent after the end of each item, and codes of later
@@ -524,7 +524,7 @@ class Codec(nn.Module):
         return audio if scale is None else audio * self._per_sample(scale.to(audio.device))
 
     def _decoded_latents(self, codes: Codes) -> Latents:
-        """Latents of codes, -1 behind the last codebook of a frame that has fewer than others."""
+        """Latents of codes, -1 after the last codebook of a frame that has fewer than others."""
         if not (codes < 0).any():
             return self.quantizer.decode(codes)
         return self.quantizer.decode_prefix(F.pad(codes, (0, 0, 0, self.num_codebooks - codes.shape[1]), value=-1))
@@ -1125,7 +1125,7 @@ class SegmentCodec(Codec):
 
 
 def _are_prefixes(codes: Codes) -> bool:
-    """Whether every frame of codes [batch, codebooks, frames] has its first codebooks, at least one, and -1 behind."""
+    """Whether every frame of codes [batch, codebooks, frames] has its first codebooks, at least one, and -1 after."""
     present = codes >= 0
     return bool(present[:, 0].all() and (present[:, :-1] >= present[:, 1:]).all())
 

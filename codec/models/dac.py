@@ -96,7 +96,7 @@ class DACConfig(CodecConfig):
 
 
 class ResidualUnit(nn.Module):
-    """Two convolutions behind Snake activations, the first one dilated, added to the input.
+    """Two convolutions after Snake activations, the first one dilated, added to the input.
 
     The encoder leaves the convolutions to torch, because another order of their sums can change a code.
     """

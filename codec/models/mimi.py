@@ -95,7 +95,7 @@ class LayerScale(nn.Module):
 
 
 class MimiBlock(AttentionBlock):
-    """Self-attention and a GELU feed-forward layer, each behind a layer norm and before a layer scale."""
+    """Self-attention and a GELU feed-forward layer, each after a layer norm and before a layer scale."""
 
     def __init__(self, config: MimiConfig) -> None:
         super().__init__(config.width, config.heads, norm=nn.LayerNorm(config.width))

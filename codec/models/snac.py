@@ -124,7 +124,7 @@ class SNACConfig(CodecConfig):
 
 
 class ResidualUnit(nn.Module):
-    """Two convolutions behind Snake activations, the first one dilated, added to the input."""
+    """Two convolutions after Snake activations, the first one dilated, added to the input."""
 
     def __init__(self, dim: int, dilation: int, *, depthwise: bool) -> None:
         super().__init__()
@@ -205,7 +205,7 @@ class EncoderBlock(Checkpointable):
         return out
 
     def as_products(self, x: Tensor, before: nn.Conv1d | None = None) -> Tensor:
-        """The block, behind a convolution `before` it, for a signal [time, channels]."""
+        """The block, after a convolution `before` it, for a signal [time, channels]."""
         dim, (stride,) = self.conv.in_channels, self.conv.stride
         layers = [self.units.as_products(), snake(self.snake), strided_conv(self.conv)]
         level = in_turn(*layers if before is None else [conv(before), *layers])

@@ -332,7 +332,7 @@ class UnitState(NamedTuple):
 
 
 class ResidualUnit(Checkpointable, Delayed):
-    """Two convolutions behind ELU activations, the first one dilated, added to the input or a projection of it."""
+    """Two convolutions after ELU activations, the first one dilated, added to the input or a projection of it."""
 
     def __init__(
         self, channels: int, hidden: int, kernel: int, style: Style, *, dilation: int = 1, shortcut: bool = True

@@ -110,7 +110,7 @@ def snake(layer: Snake) -> Layer:
 
 
 def residual_unit(snake1: Snake, conv1: nn.Conv1d, snake2: Snake, conv2: nn.Conv1d) -> Layer:
-    """Two convolutions behind activations, the second one of single samples, added to the input."""
+    """Two convolutions after activations, the second one of single samples, added to the input."""
     first, second, hidden = snake(snake1), snake(snake2), conv(conv1)
     weight, bias = conv2.weight[..., 0].T, bias_of(conv2)
     return lambda x: torch.addmm(x, second(hidden(first(x))), weight).add_(bias)

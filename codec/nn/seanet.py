@@ -22,14 +22,14 @@ PIECE = 1 << 17  # numbers of the input of a layer that are computed at once on 
 
 
 class ELUConv1d(CausalConv1d):
-    """`CausalConv1d` behind an ELU. Its state is what comes after the ELU."""
+    """`CausalConv1d` after an ELU. Its state is what comes after the ELU."""
 
     def after_state(self, x: Tensor, state: Tensor) -> Tensor:
         return activated(x, state)
 
 
 class CausalConvTranspose1d(Stateful):
-    """Transposed convolution behind an ELU, if `elu`; input frame t begins at output sample t * stride.
+    """Transposed convolution after an ELU, if `elu`; input frame t begins at output sample t * stride.
 
         kernel 4, stride 2:   [  x0  ]
                                   [  x1  ]
@@ -99,7 +99,7 @@ class CausalConvTranspose1d(Stateful):
 
 
 class ResidualUnit(Stateful):
-    """Two convolutions behind ELUs, through half the channels, added to the input."""
+    """Two convolutions after ELUs, through half the channels, added to the input."""
 
     def __init__(self, dim: int) -> None:
         super().__init__()
@@ -116,7 +116,7 @@ class ResidualUnit(Stateful):
 
 
 def activated(x: Tensor, state: Tensor) -> Tensor:
-    """ELU of x [batch, channels, time] after the state [batch, channels, context], which is behind its ELU already."""
+    """ELU of x [batch, channels, time] after the state [batch, channels, context], which is after its ELU already."""
     if torch.is_grad_enabled():
         return torch.cat([state, elu(x)], dim=-1)
     after = x.new_empty(*x.shape[:2], state.shape[-1] + x.shape[-1])

@@ -61,7 +61,7 @@ class Task(Protocol):
 
     STATE: ClassVar[tuple[str, ...]]
     """Attributes of `train_state` whose state dicts are saved to resume."""
-    MAY_CHANGE: ClassVar[tuple[str, ...]]
+    MUTABLE_KEYS: ClassVar[tuple[str, ...]]
     """Keys of the recipe that may differ when a run is resumed."""
 
     name: str
@@ -136,7 +136,7 @@ def train(
 
         saved = None
         if resume:
-            saved = load_resumable(out / RUN_STATE, recipe, required=task.STATE, may_change=task.MAY_CHANGE)
+            saved = load_resumable(out / RUN_STATE, recipe, required=task.STATE, mutable_keys=task.MUTABLE_KEYS)
         elif (out / RUN_STATE).exists():
             raise ConfigError(f"{out} holds a training run already: add --resume to continue, or choose another --out")
         if saved is not None:

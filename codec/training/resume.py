@@ -17,9 +17,9 @@ from codec.training import engine
 
 
 def load_resumable(
-    path: Path, recipe: Config, *, required: Iterable[str], may_change: Collection[str]
+    path: Path, recipe: Config, *, required: Iterable[str], mutable_keys: Collection[str]
 ) -> dict[str, Any]:
-    """Load the state of a run to resume, if it was saved by the same recipe; only keys in `may_change` may differ.
+    """Load the state of a run to resume, if it was saved by the same recipe; only keys in `mutable_keys` may differ.
 
     Raises:
         InputNotFound: the state does not exist.
@@ -38,7 +38,7 @@ def load_resumable(
         saved = type(recipe).from_data(state["recipe"], source=str(path))
     except ConfigError as error:
         raise ConfigError(f"{error}: the state was saved by another version; start again in another --out") from error
-    fixed = [change for key, change in changes(state["recipe"], saved, recipe).items() if key not in may_change]
+    fixed = [change for key, change in changes(state["recipe"], saved, recipe).items() if key not in mutable_keys]
     if fixed:
         raise ConfigError(
             f"{path} was saved by another recipe: {', '.join(fixed)}; resume with the same, or change --out"

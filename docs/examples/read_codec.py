@@ -129,7 +129,7 @@ class RangeDecoder:
     """Values by their frequencies. `offset` is how far the bytes lie above the encoder's `low`."""
 
     def __init__(self, payload: bytes) -> None:
-        self.payload = Bytes(payload + bytes(6))  # zeros behind the last byte
+        self.payload = Bytes(payload + bytes(6))  # zeros after the last byte
         self.offset, self.width = int.from_bytes(self.payload.take(6), "big"), 1 << 48
 
     def target(self, total: int) -> int:

@@ -54,7 +54,7 @@ def codes_of(kind: str, sizes: list[int], *, rows: int, frames: int, seed: int) 
 
 
 def thinned(codes: Codes, seed: int) -> Codes:
-    """Codes of which each frame keeps a random number of codebooks, for some frames the same; -1 behind them."""
+    """Codes of which each frame keeps a random number of codebooks, for some frames the same; -1 after them."""
     counts = np.random.default_rng(seed).integers(1, codes.shape[1] + 1, (len(codes), 1, codes.shape[2]))
     counts = counts[:, :, np.arange(codes.shape[2]) // 3 * 3]
     kept: Codes = np.where(np.arange(codes.shape[1])[:, None] < counts, codes, -1)

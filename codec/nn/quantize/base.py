@@ -49,7 +49,7 @@ class Quantizer(nn.Module):
     decodes_to_latents = False
     """Whether decoded latents approximate those of the encoder."""
     per_frame = False
-    """Whether `decode_prefix` takes frames with different numbers of codebooks, -1 behind the last one of each."""
+    """Whether `decode_prefix` takes frames with different numbers of codebooks, -1 after the last one of each."""
 
     @property
     def strict_prefix(self) -> bool:

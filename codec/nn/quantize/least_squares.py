@@ -33,7 +33,7 @@ def refit(quantizer: ResidualVQ, rows: Tensor, prefixes: Mapping[int, float]) ->
     Raises UsageError for a distance that is not the squared error, or a prefix beyond the codebooks.
     """
     if not quantizer.direct:
-        raise UsageError("codebooks behind a projection, or with cosine distance, cannot be fitted by least squares")
+        raise UsageError("codebooks after a projection, or with cosine distance, cannot be fitted by least squares")
     if not prefixes or not all(1 <= count <= quantizer.num_codebooks for count in prefixes):
         raise UsageError(f"prefixes {sorted(prefixes)}: use 1 to {quantizer.num_codebooks} codebooks")
     codebooks = torch.stack([stage.codebook for stage in quantizer.stages])

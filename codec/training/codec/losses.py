@@ -63,11 +63,11 @@ class SpectralLoss(nn.Module):
         complex_scales = sum(window >= self.phase_from for _, window in scales)
         for _, window in scales:
             hann, filters = self.get_buffer(f"window_{window}"), self.get_buffer(f"mel_{window}")
-            ours = short_time_spectra(decoded[:, 0].float(), hann, window // 4)
+            decoded_spectra = short_time_spectra(decoded[:, 0].float(), hann, window // 4)
             with torch.no_grad():
-                theirs = short_time_spectra(audio[:, 0].float(), hann, window // 4)
+                reference_spectra = short_time_spectra(audio[:, 0].float(), hann, window // 4)
             distances = scale_distances(
-                ours, theirs, filters, self.filters[window], complex_too=window >= self.phase_from
+                decoded_spectra, reference_spectra, filters, self.filters[window], complex_too=window >= self.phase_from
             )
             mel = mel + distances[0]
             complex_stft, noise_to_mask = complex_stft + distances[1], noise_to_mask + distances[2]
@@ -116,12 +116,13 @@ class PerceptualLoss(nn.Module):
     def forward(self, decoded: Audio, audio: Audio) -> tuple[Tensor, Tensor]:
         """`pesq_like` and `stoi_like` of [batch, 1, time] signals."""
         hann, bark, thirds = (self.get_buffer(name) for name in ("hann", "bark", "thirds"))
-        ours = short_time_spectra(decoded[:, 0].float(), hann, self.window // 2).square().sum(dim=0)
+        decoded_power = short_time_spectra(decoded[:, 0].float(), hann, self.window // 2).square().sum(dim=0)
         with torch.no_grad():
-            theirs = power(short_time_spectra(audio[:, 0].float(), hann, self.window // 2))  # [batch, frames, bins]
-        reference = theirs.sum(dim=2).mean(dim=1)[:, None, None] + 1e-3  # of each item
+            reference_power = power(short_time_spectra(audio[:, 0].float(), hann, self.window // 2))
+        mean_power = reference_power.sum(dim=2).mean(dim=1)[:, None, None] + 1e-3  # of each item
         filters = torch.cat([bark, thirds]).T
-        bands = torch.cat([ours @ filters / reference, theirs @ filters / reference]).mT  # [2 batch, bands, frames]
+        bands = torch.cat([decoded_power @ filters / mean_power, reference_power @ filters / mean_power])
+        bands = bands.mT  # [2 batch, bands, frames]
         return self.pesq_like(bands[:, : len(bark)]), self.stoi_like(bands[:, len(bark) :])
 
     def pesq_like(self, bark_power: Tensor) -> Tensor:
@@ -132,15 +133,15 @@ class PerceptualLoss(nn.Module):
         threshold = self.get_buffer("threshold")
         power = bark_power * 10**7.9  # played back at 79 dB
         sones = 0.187 * (threshold / 0.5) ** 0.23 * ((0.5 + 0.5 * power / threshold) ** 0.23 - 1).relu()
-        (ours, theirs), (decoded, reference) = sones.chunk(2), power.chunk(2)
-        difference = ours - theirs
-        masked = difference.sign() * (difference.abs() - 0.25 * torch.minimum(ours, theirs)).relu()
-        added = ((decoded + 50) / (reference + 50)) ** 1.2
+        (decoded_sones, reference_sones), (decoded_power, reference_power) = sones.chunk(2), power.chunk(2)
+        difference = decoded_sones - reference_sones
+        masked = difference.sign() * (difference.abs() - 0.25 * torch.minimum(decoded_sones, reference_sones)).relu()
+        added = ((decoded_power + 50) / (reference_power + 50)) ** 1.2
         added = torch.where(added < 3, 0.0, added.clamp(max=12)).detach()
         bands = sones.shape[1]
         symmetric = (masked.square().mean(dim=1) + 1e-6).sqrt() * bands  # [batch, frames]
         asymmetric = (masked.abs() * added).mean(dim=1) * bands
-        level = ((reference.sum(dim=1) + 1e5) / 1e7) ** 0.04
+        level = ((reference_power.sum(dim=1) + 1e5) / 1e7) ** 0.04
         parts = [norm_over_time((part / level).clamp(max=45)) for part in (symmetric, asymmetric)]
         return (0.1 * parts[0] + 0.0309 * parts[1]).mean()
 
@@ -148,13 +149,13 @@ class PerceptualLoss(nn.Module):
         """1 minus the mean correlation of envelopes of power [2 batch, bands, frames]: decoded, then references."""
         bands = (thirds_power + 1e-7).sqrt()
         parts = bands.unfold(-1, min(24, bands.shape[-1]), 3)  # [2 batch, bands, parts, frames of a part]
-        ours, theirs = parts.chunk(2)
-        size = theirs.square().sum(dim=-1, keepdim=True)
-        ours = ours * (size / ours.square().sum(dim=-1, keepdim=True)).sqrt()
-        ours = torch.minimum(ours, theirs * (1 + 10 ** (15 / 20)))
-        ours, theirs = (part - part.mean(dim=-1, keepdim=True) for part in (ours, theirs))
-        correlation = (ours * theirs).sum(dim=-1) / (
-            ours.square().sum(dim=-1) * theirs.square().sum(dim=-1) + 1e-9
+        decoded, reference = parts.chunk(2)
+        size = reference.square().sum(dim=-1, keepdim=True)
+        decoded = decoded * (size / decoded.square().sum(dim=-1, keepdim=True)).sqrt()
+        decoded = torch.minimum(decoded, reference * (1 + 10 ** (15 / 20)))
+        decoded, reference = (part - part.mean(dim=-1, keepdim=True) for part in (decoded, reference))
+        correlation = (decoded * reference).sum(dim=-1) / (
+            decoded.square().sum(dim=-1) * reference.square().sum(dim=-1) + 1e-9
         ).sqrt()
         loud = size[..., 0].sum(dim=1, keepdim=True)
         weight = (loud > 1e-3 * loud.amax(dim=-1, keepdim=True)).expand_as(correlation).float()
@@ -187,8 +188,8 @@ def hop_periodicity_loss(decoded: Audio, audio: Audio, *, sample_rate: int, hop:
     floor = 1e-4 * energy.sum(dim=-1, keepdim=True) + 1e-3
     excess = torch.zeros_like(energy.chunk(2)[0])
     for product in products:
-        ours, theirs = (product / (energy + floor)).chunk(2)
-        excess = excess + (ours - theirs.clamp(min=0) - 0.1).relu()
+        of_decoded, of_audio = (product / (energy + floor)).chunk(2)
+        excess = excess + (of_decoded - of_audio.clamp(min=0) - 0.1).relu()
     return excess.mean() / len(products)
 
 
@@ -209,8 +210,8 @@ def band_level_loss(decoded: Audio, audio: Audio, *, sample_rate: int, hop: int)
     energy = power @ band_matrix(frequency, LEVEL_EDGES, sample_rate)  # [2 batch, parts, bands]
     total = energy.chunk(2)[1].sum(dim=-1, keepdim=True)
     floor = (1e-5 * total + 1e-5).repeat(2, 1, 1)
-    ours, theirs = (energy + floor).log().chunk(2)
-    return (ours - theirs).abs().mean() if ours.numel() else ours.new_zeros(())
+    decoded_level, audio_level = (energy + floor).log().chunk(2)
+    return (decoded_level - audio_level).abs().mean() if decoded_level.numel() else decoded_level.new_zeros(())
 
 
 MODULATION_EDGES = (100, 1000, 3000, 6000, 11000)
@@ -239,8 +240,8 @@ def hop_modulation_loss(decoded: Audio, audio: Audio, *, sample_rate: int, hop: 
     mean = energy.mean(dim=2, keepdim=True)
     floor = 1e-4 * mean.chunk(2)[1].mean(dim=(1, 3), keepdim=True) + 1e-8
     share = (energy / (mean + floor.repeat(2, 1, 1, 1))).mean(dim=1)  # [2 batch, positions, bands]
-    ours, theirs = share.chunk(2)
-    return (ours - theirs).square().mean() if ours.numel() else ours.new_zeros(())
+    decoded_share, audio_share = share.chunk(2)
+    return (decoded_share - audio_share).square().mean() if decoded_share.numel() else decoded_share.new_zeros(())
 
 
 def band_matrix(frequency: Tensor, edges: Sequence[int], sample_rate: int) -> Tensor:

@@ -111,30 +111,30 @@ class _ScaleDistances(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor, Tensor]:
         ctx.groups = groups
         ctx.set_materialize_grads(False)  # a loss without a weight costs nothing in the backward pass
-        ours, theirs = power(decoded), power(audio)
-        magnitude = (ours + 1e-12).sqrt_()
+        decoded_power, audio_power = power(decoded), power(audio)
+        magnitude = (decoded_power + 1e-12).sqrt_()
         mel = groups.apply(filters, magnitude)  # [batch, frames, bands]
-        their_mel = groups.apply(filters, (theirs + 1e-12).sqrt_())
-        difference = mel.clamp(min=1e-5).log10_() - their_mel.clamp(min=1e-5).log10_()
+        audio_mel = groups.apply(filters, (audio_power + 1e-12).sqrt_())
+        difference = mel.clamp(min=1e-5).log10_() - audio_mel.clamp(min=1e-5).log10_()
         saved = [decoded, filters, magnitude, mel, difference]
         zero = decoded.new_zeros(())
         if not complex_too:
             ctx.save_for_backward(*saved)
             return difference.abs().mean(), zero, zero.clone()
 
-        their_compression = (theirs + 1e-7).rsqrt_().sqrt_()
-        size = theirs.sqrt().mul_(their_compression).mean(dim=(1, 2)) + 1e-3  # [batch]
-        compression = (ours + 1e-7).rsqrt_().sqrt_()
-        compressed = (decoded * compression).addcmul_(audio, their_compression, value=-1)
+        audio_compression = (audio_power + 1e-7).rsqrt_().sqrt_()
+        size = audio_power.sqrt().mul_(audio_compression).mean(dim=(1, 2)) + 1e-3  # [batch]
+        compression = (decoded_power + 1e-7).rsqrt_().sqrt_()
+        compressed = (decoded * compression).addcmul_(audio, audio_compression, value=-1)
         distance = power(compressed).add_(1e-9).sqrt_()
         complex_stft = (distance.mean(dim=(1, 2)) / size).mean()
 
-        signal = groups.apply(filters, theirs)
+        signal = groups.apply(filters, audio_power)
         masking = signal + 1e-4 * signal.mean(dim=(1, 2), keepdim=True) + 1e-7
         error = decoded - audio
         ratio = (groups.apply(filters, power(error)) / masking + 1e-6).sqrt_()
         noise_to_mask = ratio.clamp(max=2).mean()
-        ctx.save_for_backward(*saved, ours, size, compression, compressed, distance, masking, error, ratio)
+        ctx.save_for_backward(*saved, decoded_power, size, compression, compressed, distance, masking, error, ratio)
         return difference.abs().mean(), complex_stft, noise_to_mask
 
     @staticmethod
@@ -149,11 +149,11 @@ class _ScaleDistances(torch.autograd.Function):
             of_bands = difference.sign() * (mel >= 1e-5) / mel.clamp(min=1e-5) * scale
             weight = ctx.groups.transposed(filters, of_bands).div_(magnitude)
         if of_complex_stft is not None and others:
-            ours, size, compression, compressed, distance, *_ = others
+            decoded_power, size, compression, compressed, distance, *_ = others
             scale = of_complex_stft / (len(size) * distance[0].numel()) / size  # [batch]
             gradient = compressed * (compression / distance).mul_(scale[:, None, None])
             along = (decoded[0] * gradient[0]).addcmul_(decoded[1], gradient[1])
-            weight.addcdiv_(along, ours + 1e-7, value=-0.5)
+            weight.addcdiv_(along, decoded_power + 1e-7, value=-0.5)
         if of_noise_to_mask is not None and others:
             *_, masking, error, ratio = others
             of_bands = (ratio <= 2) / (ratio * masking) * (of_noise_to_mask / ratio.numel())

@@ -67,8 +67,8 @@ SQUARE = "square of "  # of the norm of a loss's gradient
 LATENT_POWER = "mean square of the latents"
 
 
-class Rows(NamedTuple):
-    """A micro-batch."""
+class MicroBatch(NamedTuple):
+    """The rows of one forward and backward pass."""
 
     audio: Audio
     n_codebooks: Tensor
@@ -105,7 +105,7 @@ class CodecTask:
         *("model", "ema_model", "optimizer", "discriminators", "discriminator_optimizer"),
         *("latent_power", "balancer", "scaler"),
     )
-    MAY_CHANGE: ClassVar[tuple[str, ...]] = (
+    MUTABLE_KEYS: ClassVar[tuple[str, ...]] = (
         *("train.steps", "train.log_every", "train.validate_every", "train.save_every", "train.precision"),
         *("train.accumulate", "train.checkpoint_activations", "train.sharding", "train.compile", "data.num_workers"),
         *("optimizer.lr", "discriminator.lr"),  # to lower when a loss diverges
@@ -231,29 +231,31 @@ class CodecTask:
         adversarial_on, update_discriminator = self.adversarial_stage(step)
         weights, power = self.loss_weights(step), self.latent_power()
         hop = {"sample_rate": state.model.sample_rate, "hop": state.model.frame_spec.hop}
-        seen = slice(*self.discriminator_crop(batch.audio.shape[-1], step))
+        crop = slice(*self.discriminator_crop(batch.audio.shape[-1], step))
         metrics, quantized_parts = [], []
         state.optimizer.zero_grad(set_to_none=True)
         state.discriminator_optimizer.zero_grad(set_to_none=True)
-        for part, rows in enumerate(self.prepare_rows(batch.audio.to(self.device), step)):
+        for part, micro_batch in enumerate(self.micro_batches(batch.audio.to(self.device), step)):
             engine.sync_gradients(part == parts - 1, state.ddp_model, state.ddp_discriminators)
             with self.autocast():
-                output, latents, quantized = state.ddp_model(rows.audio, rows.n_codebooks)
+                output, latents, quantized = state.ddp_model(micro_batch.audio, micro_batch.n_codebooks)
             decoded = output.detach().requires_grad_()  # the losses' gradient goes back to the model in one pass
-            ours, theirs = split_channels(decoded), split_channels(rows.audio)
+            decoded_mono, audio_mono = split_channels(decoded), split_channels(micro_batch.audio)
 
-            spectral = self.spectral(ours, theirs, half=step % 2)
+            spectral = self.spectral(decoded_mono, audio_mono, half=step % 2)
             losses: dict[str, Tensor] = {
                 **spectral._asdict(),
-                "periodicity": hop_periodicity_loss(ours, theirs, **hop),
-                "level": band_level_loss(ours, theirs, **hop),
-                "modulation": hop_modulation_loss(ours, theirs, **hop),
-                "idempotence": idempotence_loss(latents, rows.entries, rows.mean_known) / power,
+                "periodicity": hop_periodicity_loss(decoded_mono, audio_mono, **hop),
+                "level": band_level_loss(decoded_mono, audio_mono, **hop),
+                "modulation": hop_modulation_loss(decoded_mono, audio_mono, **hop),
+                "idempotence": idempotence_loss(latents, micro_batch.entries, micro_batch.mean_known) / power,
                 "commitment": quantized.commitment / power / state.model.num_codebooks,
                 "codebook": quantized.codebook / power / state.model.num_codebooks,
             }
             if adversarial_on:
-                real, fake = self.discriminate(theirs[..., seen], ours[..., seen], update=update_discriminator)
+                real, fake = self.discriminate(
+                    audio_mono[..., crop], decoded_mono[..., crop], update=update_discriminator
+                )
                 losses["adversarial"] = generator_loss(fake.scores)
                 losses["feature_matching"] = feature_loss(real.features, fake.features)
                 if update_discriminator:
@@ -277,14 +279,14 @@ class CodecTask:
         power = self.train_state.latent_power
         return power["latents"].clamp(min=1e-6) if "latents" in power else 1.0
 
-    def prepare_rows(self, audio: Audio, step: int) -> Iterator[Rows]:
+    def micro_batches(self, audio: Audio, step: int) -> Iterator[MicroBatch]:
         """Micro-batches of this process's rows [rows, channels, time], some of them encoded and decoded before."""
         n_codebooks = self.sample_num_codebooks(len(audio), step).to(self.device)
         audio, entries = recode(self.train_state.model, audio, self.sample_generations(len(audio), step))
         parts = self.run.accumulate
         mean_known = distributed.all_reduce_sum((~entries.isnan()).sum().float()) / parts / distributed.count()
         for part in zip(audio.chunk(parts), n_codebooks.chunk(parts), entries.chunk(parts), strict=True):
-            yield Rows(*part, mean_known)
+            yield MicroBatch(*part, mean_known)
 
     def autocast(self) -> torch.autocast:
         """The precision of the networks."""

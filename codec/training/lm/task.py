@@ -77,7 +77,7 @@ class LMTask:
     """Train a language model by cross-entropy on crops of a token store."""
 
     STATE: ClassVar[tuple[str, ...]] = ("model", "ema_model", "optimizer", "scaler")
-    MAY_CHANGE: ClassVar[tuple[str, ...]] = (
+    MUTABLE_KEYS: ClassVar[tuple[str, ...]] = (
         *("train.steps", "train.log_every", "train.validate_every", "train.save_every", "train.precision"),
         *("train.accumulate", "train.samples", "train.expected", "data.store"),
         "optimizer.lr",  # to lower when the loss diverges
