@@ -1,13 +1,15 @@
 """WAV, W64, CAF and AU files without final sizes in the header, because their writer was killed or wrote to a pipe.
 
 Such a header states 0 bytes of samples, and libsndfile believes it; CAF files state -1, which libsndfile refuses.
-`finished` shows libsndfile the same file with the sizes that it has, and W64 files without what is after the samples,
-which libsndfile takes for more of them.
+`finished` shows libsndfile the same file with the sizes that it has, and W64, NIST, AVR, 8SVX, VOC and WVE files
+without what is after the samples, which libsndfile takes for more of them.
 """
 
 from __future__ import annotations
 
+import math
 import os
+import re
 import struct
 from collections.abc import Iterator
 from typing import BinaryIO
@@ -16,10 +18,12 @@ from codec.io.pieces import Pieces
 from codec.io.scan import find_all
 
 _HEADER_BYTES = 2**20  # maximum size of a header
-_FORMS = ((b"RIFF", b"WAVE"), (b"RIFX", b"WAVE"), (b"FORM", b"AIFF"), (b"FORM", b"AIFC"))
+_FORMS = ((b"RIFF", b"WAVE"), (b"RIFX", b"WAVE"), *((b"FORM", kind) for kind in (b"AIFF", b"AIFC", b"8SVX", b"16SV")))
 _W64_RIFF = b"riff" + bytes.fromhex("2E91CF11A5D628DB04C10000")
 _W64_WAVE, _W64_DATA = (name + bytes.fromhex("F3ACD3118CD100C04F8EDB8A") for name in (b"wave", b"data"))
 _W64_HEAD = 24  # bytes of a chunk before its content: name and size, which counts them
+_NIST_HEAD = re.compile(rb"NIST_1A\n\s*(\d{1,7})\n")
+_NIST_FIELD = re.compile(rb"^(\w+) -(?:i|s\d+) (\d{1,18})\s*$", re.MULTILINE)
 _LARGEST = 2**32 - 2**16  # bytes of samples that a header can state
 _MOST_KNOWN = 2**16
 _SIGNATURE_BYTES = 12
@@ -39,7 +43,7 @@ files many times."""
 def finished(file: BinaryIO) -> Pieces | None:
     """The file with its sizes filled in; None if it is not WAV, W64, CAF or AU, or states how many samples it has.
 
-    A W64 file that states it ends with its samples.
+    A W64, NIST, AVR, 8SVX, VOC or WVE file that states it ends with its samples.
 
     If all bytes after the empty chunk of samples are chunks themselves, the file has no samples: None.
     """
@@ -53,8 +57,11 @@ def finished(file: BinaryIO) -> Pieces | None:
             return _finished_au(file, form, size)
         case b"riff":
             return _finished_w64(file, size)
-        case _:
+        case b"RIFF" | b"RIFX" | b"RF64":
             return _finished_wav(file, form, size)
+        case _:
+            end = _stated_end(file, form, size)
+            return None if end is None or end >= size else Pieces(file, b"", [(0, end)])
 
 
 def _finished_wav(file: BinaryIO, form: bytes, size: int) -> Pieces | None:
@@ -127,6 +134,44 @@ def _finished_w64(file: BinaryIO, size: int) -> Pieces | None:
             head[position + 16 :] = struct.pack("<Q", end - position)
             return Pieces(file, bytes(head), [(first, end)])
         position += max(_W64_HEAD, _aligned(stated))
+    return None
+
+
+def _stated_end(file: BinaryIO, form: bytes, size: int) -> int | None:
+    """Where the samples end that a NIST, AVR, 8SVX, VOC or WVE header states; None for other files."""
+    file.seek(0)
+    head = file.read(32)
+    if len(head) < 32:
+        return None
+    if found := _NIST_HEAD.match(head):
+        first = min(int(found[1]), _HEADER_BYTES)
+        file.seek(0)
+        fields = dict(_NIST_FIELD.findall(file.read(first)))
+        length = math.prod(int(fields.get(name, 0)) for name in (b"sample_count", b"channel_count", b"sample_n_bytes"))
+        return first + length if length else None
+    match form[:4], form[8:]:
+        case b"2BIT", _:
+            stereo, bits, frames = struct.unpack_from(">12xHH10xI", head)
+            return 128 + frames * (2 if stereo else 1) * bits // 8 if frames else None
+        case b"FORM", b"8SVX" | b"16SV":
+            length = int.from_bytes(head[4:8], "big")
+            return 8 + length if length else None
+        case b"Crea", _:
+            return _end_of_voc(file, int.from_bytes(head[20:22], "little"), size)
+        case b"ALaw", _:
+            length = int.from_bytes(head[18:22], "big")
+            return 32 + length if length else None
+    return None
+
+
+def _end_of_voc(file: BinaryIO, position: int, size: int) -> int | None:
+    """The end of the last block of a VOC file, with its terminator; None if it is beyond the end of the file."""
+    while position < size:
+        file.seek(position)
+        kind, *length = file.read(4).ljust(4, b"\0")
+        if kind == 0:
+            return position + 1
+        position += 4 + int.from_bytes(bytes(length), "little")
     return None
 
 

@@ -100,6 +100,7 @@ TABLE: dict[tuple[str, str, str], tuple[Cell, Cell, Cell, Cell]] = {
     ("CAF", "joined", "yes"): (REFUSED, REFUSED, REFUSED, REFUSED),
     ("AU", "joined", "yes"): (REFUSED, REFUSED, REFUSED, REFUSED),
     ("AU", "stated", "yes"): (ALL, ALL, ALL, ALL),
+    ("AU", "stated, padding behind", "yes"): (ALL, ALL, ALL, ALL),
     ("AU", "ffffffff", "yes"): (ALL, ALL, ALL, ALL),
     ("AU", "0", "yes"): (ALL, ALL, ALL, ALL),
     ("AU", "too large", "yes"): (HALF, HALF, HALF, HALF),
@@ -128,15 +129,19 @@ TABLE: dict[tuple[str, str, str], tuple[Cell, Cell, Cell, Cell]] = {
     ("MP3", "joined, other rate", "yes"): (REFUSED, REFUSED, REFUSED, REFUSED),
     ("MP3", "joined, other channels", "yes"): (REFUSED, REFUSED, REFUSED, REFUSED),
     ("NIST", "stated", "yes"): (ALL, ALL, ALL, ALL),
+    ("NIST", "stated, padding behind", "yes"): (ALL, ALL, ALL, ALL),
     ("NIST", "too large", "yes"): (HALF, HALF, HALF, HALF),
     ("NIST", "joined", "yes"): (REFUSED, REFUSED, REFUSED, REFUSED),
     ("IRCAM", "none", "yes"): (ALL, ALL, ALL, ALL),
     ("IRCAM", "none, joined", "yes"): (REFUSED, REFUSED, REFUSED, REFUSED),
     ("VOC", "stated", "yes"): (ALL, ALL, ALL, ALL),
+    ("VOC", "stated, padding behind", "yes"): (ALL, ALL, ALL, ALL),
     ("VOC", "joined", "yes"): (REFUSED, REFUSED, REFUSED, REFUSED),
     ("SVX", "stated", "yes"): (ALL, ALL, ALL, ALL),
+    ("SVX", "stated, padding behind", "yes"): (ALL, ALL, ALL, ALL),
     ("SVX", "joined", "yes"): (REFUSED, REFUSED, REFUSED, REFUSED),
     ("AVR", "stated", "yes"): (ALL, ALL, ALL, ALL),
+    ("AVR", "stated, padding behind", "yes"): (ALL, ALL, ALL, ALL),
     ("AVR", "joined", "yes"): (REFUSED, REFUSED, REFUSED, REFUSED),
     ("PAF", "none", "yes"): (ALL, ALL, ALL, ALL),
     ("PAF", "none, joined", "yes"): (REFUSED, REFUSED, REFUSED, REFUSED),
@@ -290,7 +295,6 @@ CHANGES: dict[tuple[str, str], Callable[[bytes], bytes]] = {
     ("MP3", "joined, other channels"): lambda data: data + other("MP3", channels=2),
     ("MP2", "none, joined"): lambda data: data * 2,
     ("W64", "stated, a chunk behind"): lambda data: data + bytes(-len(data) % 8) + W64_LIST,
-    ("W64", "stated, padding behind"): lambda data: data + bytes(100),
     ("RF64", "stated, a chunk behind"): lambda data: data + b"LIST\x08\0\0\0INFOabcd",
     ("AIFF", "stated, a chunk behind"): lambda data: data + b"ANNO\0\0\0\x04abcd",
     ("CAF", "stated, a chunk behind"): lambda data: data + b"info" + struct.pack(">q", 40) + bytes(40),
@@ -298,7 +302,12 @@ CHANGES: dict[tuple[str, str], Callable[[bytes], bytes]] = {
     ("PAF", "none, joined"): lambda data: data * 2,
     ("PVF", "none, joined"): lambda data: data * 2,
 }
-OF_ANY: dict[str, Callable[[bytes], bytes]] = {"joined": lambda data: data * 2, "too large": half, "cut off": half}
+OF_ANY: dict[str, Callable[[bytes], bytes]] = {
+    "joined": lambda data: data * 2,
+    "too large": half,
+    "cut off": half,
+    "stated, padding behind": lambda data: data + bytes(100),
+}
 
 
 @cache

@@ -56,6 +56,38 @@ def test_a_whole_file_is_left_alone(kind: str) -> None:
     assert finished(io.BytesIO(bytes(written(kind, "PCM_16")))) is None
 
 
+@pytest.mark.parametrize("channels", [1, 2])
+@pytest.mark.parametrize(
+    ("kind", "subtype"),
+    [
+        *(("NIST", subtype) for subtype in ("PCM_16", "PCM_24", "ULAW")),
+        *(("AVR", subtype) for subtype in ("PCM_S8", "PCM_16")),
+        *(("VOC", subtype) for subtype in ("PCM_U8", "PCM_16")),
+        *(("SVX", subtype) for subtype in ("PCM_S8", "PCM_16")),
+        ("WVE", "ALAW"),
+    ],
+)
+def test_bytes_behind_the_stated_samples_are_none(kind: str, subtype: str, channels: int) -> None:
+    if channels == 2 and kind in ("SVX", "WVE"):
+        pytest.skip("the format has one channel")
+    file = io.BytesIO()
+    soundfile.write(file, np.stack([NOISE] * channels, axis=1), 8000, format=kind, subtype=subtype)
+    data = file.getvalue()
+    assert finished(io.BytesIO(data)) is None
+    whole = soundfile.read(io.BytesIO(data))[0]
+    assert len(whole) == len(NOISE)
+    for more in (bytes(2), b"TAG" + bytes(125), data[-3000:]):
+        read = finished(io.BytesIO(data + more))
+        assert read is not None
+        np.testing.assert_array_equal(soundfile.read(read)[0], whole)
+
+
+def test_the_placeholder_of_a_nist_writer_is_not_believed() -> None:
+    data = bytes(written("NIST", "PCM_16")).replace(b"sample_count -i 4000", b"sample_count -i 0000")
+    assert finished(io.BytesIO(data)) is None
+    assert len(soundfile.read(io.BytesIO(data))[0]) == len(NOISE)
+
+
 @pytest.mark.parametrize("size", [-1, 0, 4, 2**40])
 @pytest.mark.parametrize("subtype", ["PCM_16", "FLOAT"])
 def test_caf_of_an_open_length(size: int, subtype: str) -> None:
