@@ -103,19 +103,14 @@ class ResidualUnit(nn.Module):
 
     def __init__(self, dim: int, dilation: int) -> None:
         super().__init__()
-        self.context = 3 * dilation
         self.snake1 = Snake(dim)
-        self.conv1 = nn.Conv1d(dim, dim, 7, dilation=dilation, padding=self.context)
+        self.conv1 = nn.Conv1d(dim, dim, 7, dilation=dilation, padding=3 * dilation)
         self.snake2 = Snake(dim)
         self.conv2 = nn.Conv1d(dim, dim, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        return in_tiles(self.of_tile, x, context=self.context)
-
-    def of_tile(self, x: Tensor) -> Tensor:
-        """The unit on one tile."""
         y: Tensor = self.conv2(self.snake2(self.conv1(self.snake1(x))))
-        return x + y
+        return x + y if torch.is_grad_enabled() else y.add_(x)
 
     def as_products(self) -> Layer:
         """The unit for a signal [time, dim]."""
@@ -127,6 +122,7 @@ class EncoderBlock(Checkpointable):
 
     def __init__(self, dim: int, stride: int) -> None:
         super().__init__()
+        self.stride = stride
         self.units = nn.ModuleList(ResidualUnit(dim, dilation) for dilation in DILATIONS)
         self.snake = Snake(dim)
         self.conv = nn.Conv1d(dim, 2 * dim, 2 * stride, stride=stride, padding=-(-stride // 2))
@@ -136,6 +132,10 @@ class EncoderBlock(Checkpointable):
 
     def strided(self, x: Tensor) -> Tensor:
         """The block without checkpointing."""
+        return in_tiles(self.of_tile, x, context=UNITS_CONTEXT + self.stride, down=self.stride)
+
+    def of_tile(self, x: Tensor) -> Tensor:
+        """The block on one tile."""
         for unit in self.units:
             x = unit(x)
         out: Tensor = self.conv(self.snake(x))

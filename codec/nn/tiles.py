@@ -1,28 +1,34 @@
-"""Layers that keep the length of a signal, computed tile by tile."""
+"""Layers of a signal, computed tile by tile."""
 
 from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
-TILE = 1 << 19  # numbers in a tile: few enough for the cache of a CPU core, and many, because a tile reorders weights
+TILE = 1 << 21  # numbers in a tile: few enough to reuse their memory, and many, because a tile reorders the weights
 LEAST = 512  # samples of a tile, so that the context around it costs little
 
 
-def in_tiles(layer: Callable[[Tensor], Tensor], x: Tensor, *, context: int) -> Tensor:
+def in_tiles(layer: Callable[[Tensor], Tensor], x: Tensor, *, context: int, down: int = 1) -> Tensor:
     """`layer(x)` for x [batch, channels, time], computed in tiles with `context` samples to either side.
 
-    A tile has at least `LEAST` samples. The layer keeps the shape of x, and none of its samples depends on inputs
-    farther away than `context`. Large intermediate results cost more time than the arithmetic on a CPU; with gradients,
-    or on other devices, x is one tile.
+    The layer gives one sample for `down` of x, and none of them depends on inputs farther away than `context`. A tile
+    has at least `LEAST` samples. On a CPU, large intermediate results would cost more time than the arithmetic, because
+    the system gives and clears memory for each; with gradients, or on other devices, x is one tile.
     """
     time = x.shape[-1]
-    tile = max(LEAST, TILE // x.shape[1], 8 * context)
+    tile = -(-max(LEAST, TILE // x.shape[1], 8 * context) // down) * down
     if time <= tile + tile // 2 or x.device.type != "cpu" or torch.is_grad_enabled():
         return layer(x)
-    out = torch.empty_like(x)
+    context = -(-context // down) * down
+    out = None
     for begin in range(0, time, tile):
         end, first = min(begin + tile, time), max(0, begin - context)
         part = layer(x[..., first : min(end + context, time)])
-        out[..., begin:end] = part[..., begin - first : begin - first + end - begin]
+        if out is None:
+            out = part.new_empty(len(part), part.shape[1], time // down)
+        of_tile = out[..., begin // down : end // down]
+        before = (begin - first) // down
+        of_tile.copy_(part[..., before : before + of_tile.shape[-1]])
+    assert out is not None
     return out

@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from codec.nn import tiles
 from codec.nn.products import (
     Layer,
     by_products,
@@ -104,9 +105,31 @@ def test_tiles_of_levels_equal_the_whole(time: int) -> None:
     assert begins == ([max(0, begin - 1) for begin in range(0, time, 8)] if time > 12 else [0])
 
 
-@pytest.mark.parametrize("time", [1, 500, 40_000, 131_072])
-def test_tiles_equal_the_whole(time: int) -> None:
+@pytest.mark.parametrize("time", [1, 500, 4000, 13_107])
+def test_tiles_equal_the_whole(time: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tiles, "TILE", 1 << 12)
     layer = nn.Conv1d(4, 4, 7, dilation=9, padding=27)
     x = noise(4, time)
     with torch.no_grad():
         torch.testing.assert_close(in_tiles(layer, x, context=27), layer(x), rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("stride", [2, 5])
+@pytest.mark.parametrize("frames", [1, 200, 1300])
+def test_tiles_of_a_strided_layer_equal_the_whole(frames: int, stride: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tiles, "TILE", 1 << 12)
+    first = nn.Conv1d(4, 4, 7, dilation=9, padding=27)
+    second = nn.Conv1d(4, 8, 2 * stride, stride=stride, padding=-(-stride // 2))
+    times = []
+
+    def layer(part: Tensor) -> Tensor:
+        times.append(part.shape[2])
+        out: Tensor = second(first(part))
+        return out
+
+    x = noise(4, frames * stride)
+    with torch.no_grad():
+        found = in_tiles(layer, x, context=27 + stride, down=stride)
+        torch.testing.assert_close(found, second(first(x)), rtol=0, atol=1e-6)
+    assert found.shape == (1, 8, frames)
+    assert (len(times) > 1) == (frames == 1300)
