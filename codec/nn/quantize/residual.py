@@ -109,12 +109,14 @@ class ResidualVQ(Quantizer):
         count, dim = rows.shape
         state = torch.cat([rows, rows.new_ones(count, 1)], dim=1)  # for `distance_table` without beams
         residual, errors, codes = state.narrow(1, 0, dim), rows.new_empty(count, self.codebook_size), []
+        entries = rows.new_empty(count, dim + 2)  # of all stages in turn, because new memory takes longer than the sum
         for stages_left, stage in zip(reversed(range(len(stages))), stages, strict=True):
             table = stage.distance_table()
             torch.mm(state, table.narrow(1, 0, dim + 1).T, out=errors)
             codes.append(lowest(errors, 1)[:, 0])
             if stages_left:
-                residual.add_(table.index_select(0, codes[-1]).narrow(1, 0, dim), alpha=0.5)
+                torch.index_select(table, 0, codes[-1], out=entries)
+                residual.add_(entries.narrow(1, 0, dim), alpha=0.5)
         return torch.stack(codes, dim=1)
 
     def search_distances(self, rows: Tensor, stages: Sequence[VectorQuantizer]) -> Tensor:
