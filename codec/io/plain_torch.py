@@ -30,5 +30,5 @@ def load_plain(file: BinaryIO | Path, device: "str | torch.device" = "cpu") -> A
     except (OSError, MemoryError):
         raise
     except Exception as error:  # torch's unpickler lets through whatever damaged bytes lead to, such as struct.error
-        # the first sentence: torch goes on with advice about its zip reader
+        # the first sentence, because the others of torch are about its own zip reader
         raise ValueError((str(error) or type(error).__name__).splitlines()[0].partition(". ")[0]) from error
