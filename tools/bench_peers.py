@@ -2,7 +2,7 @@
 
     python -m tools.bench_peers --peers encodec snac [--seconds 10 60] [--threads 1 2]
     python -m tools.bench_peers --search [--threads 1 2]
-    python -m tools.bench_peers --peers encodec --memory 10
+    python -m tools.bench_peers --peers encodec --memory 10 [--side ours]
 
 The first prints the median seconds of encoding and decoding by each, and how many times faster this package is: CPU
 seconds for one thread, because other programs do not count then, elapsed seconds for several. The second prints the
@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import multiprocessing
 import os
 import re
 import resource
@@ -32,6 +33,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 import codec
+from codec.checkpoint import save_model
 from codec.models.base import Codec, StepCodec, split_scale
 from codec.nn.quantize.residual import ResidualVQ
 from codec.streams import StreamDecoder, StreamEncoder
@@ -240,16 +242,34 @@ def memory_row(name: str, minutes: float) -> str:
     return f"| {name} | {minutes:g} | {' | '.join(peaks)} |"
 
 
+def written(name: str, path: Path) -> None:
+    """Write our model of a peer's weights."""
+    save_model(path, made(name).ours, training={})
+
+
+def made_elsewhere(name: str) -> Codec:
+    """Our model, with the peer's made in another process, whose memory does not count."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "ours.safetensors"
+        maker = multiprocessing.get_context("spawn").Process(target=written, args=(name, path))
+        maker.start()
+        maker.join()
+        return codec.load(path, device="cpu")
+
+
 @torch.inference_mode()
-def peak(pair: Pair, minutes: float, side: str) -> int:
+def peak(name: str, minutes: float, side: str) -> int:
     """Peak memory of this process in MB after encoding and decoding: by the peer at once, by ours as streams."""
-    time = round(60 * minutes * pair.ours.sample_rate)
-    if side == "peer":
-        pair.decode(pair.encode(0.1 * torch.randn(1, pair.ours.channels, time)))
+    with torch.inference_mode(False):
+        pair = made(name) if side == "peer" else None
+        ours = pair.ours if pair else made_elsewhere(name)
+    time = round(60 * minutes * ours.sample_rate)
+    if pair:
+        pair.decode(pair.encode(0.1 * torch.randn(1, ours.channels, time)))
     else:
-        encoder, decoder = StreamEncoder(pair.ours), StreamDecoder(pair.ours, length=time)
-        for begin in range(0, time, pair.ours.sample_rate):
-            part = 0.1 * torch.randn(1, pair.ours.channels, min(pair.ours.sample_rate, time - begin))
+        encoder, decoder = StreamEncoder(ours), StreamDecoder(ours, length=time)
+        for begin in range(0, time, ours.sample_rate):
+            part = 0.1 * torch.randn(1, ours.channels, min(ours.sample_rate, time - begin))
             decoder.push(encoder.push(part))
         decoder.push(encoder.flush())
         decoder.flush()
@@ -265,10 +285,10 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--search", action="store_true", help="the search of residual codebooks alone")
     parser.add_argument("--memory", type=float, metavar="MINUTES", help="peak memory instead of times")
-    parser.add_argument("--side", choices=["peer", "ours"], help=argparse.SUPPRESS)
+    parser.add_argument("--side", choices=["peer", "ours"], help="with --memory: one process alone")
     arguments = parser.parse_args()
     if arguments.side:
-        print(peak(made(arguments.peers[0]), arguments.memory, arguments.side))
+        print(peak(arguments.peers[0], arguments.memory, arguments.side))
     elif arguments.memory:
         print("| peer | minutes | its peak memory, MB | ours |\n|---|---|---|---|")
         for name in arguments.peers:
