@@ -1,7 +1,7 @@
 """The kinds of conditions: the one table that manifests, token stores, language models and the command line read.
 
 Every field of `Conditions` is a kind. A new field is a new key of manifests, a list of names in token stores, a kind
-that recipes may name in `data.classes`, and an option of `codec generate`.
+that recipes may name in `data.conditions`, and an option of `codec generate`.
 """
 
 from __future__ import annotations

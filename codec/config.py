@@ -30,6 +30,8 @@ from codec.errors import ConfigError, InputNotFound
 RENAMED = {
     "adversary": "discriminator",
     "data.batch": "data.batch_size",
+    "data.classes": "data.conditions",
+    "data.faint": "data.quiet",
     "data.fit_seconds": "data.init_seconds",
     "data.workers": "data.num_workers",
     "discriminator.every": "discriminator.update_every",
@@ -51,7 +53,7 @@ RENAMED = {
     "optimizer.final": "optimizer.lr_min_ratio",
     "optimizer.rate": "optimizer.lr",
 }
-"""Recipe keys of release 0.1.0 and their names today; an old key is an error that names the new one."""
+"""Earlier recipe keys and their names today; in a recipe, an old key is an error that names the new one."""
 
 
 class Config(BaseModel):
@@ -71,6 +73,15 @@ class Config(BaseModel):
         except ValidationError as error:
             problems = "; ".join(_explain(cls, data, problem) for problem in error.errors())
             raise ConfigError(f"{source}: {problems}") from error
+
+
+def with_new_names(tables: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """The recipe that a training run stored, with the keys of today (`RENAMED`), so that earlier runs can resume."""
+    renamed: dict[str, Any] = {}
+    for key, value in tables.items():
+        path = RENAMED.get(f"{prefix}{key}", f"{prefix}{key}")
+        renamed[path.rpartition(".")[2]] = with_new_names(value, f"{path}.") if isinstance(value, dict) else value
+    return renamed
 
 
 def check_name(name: str) -> str:

@@ -141,6 +141,7 @@ class _StoredRun(NamedTuple):
 def _stored_run(folder: str, out: Path | None) -> _StoredRun:
     """Read the recipe and the paths that a run was started with. Raises InputNotFound, UnknownModel, UsageError."""
     from codec.checkpoint import RUN_MODEL, read_card
+    from codec.config import with_new_names
 
     if out is not None and not (out.exists() and out.samefile(folder)):
         raise UsageError(f"--resume continues the run of {folder} in its folder: leave out --out {out}")
@@ -149,7 +150,7 @@ def _stored_run(folder: str, out: Path | None) -> _StoredRun:
     training = read_card(Path(folder, RUN_MODEL)).training
     if not isinstance(training.get("recipe"), dict):
         raise UsageError(f"{folder} does not hold its recipe: name the recipe, and {folder} as --out")
-    return _StoredRun(training["recipe"], Path(training["data"]), training.get("codec"))
+    return _StoredRun(with_new_names(training["recipe"]), Path(training["data"]), training.get("codec"))
 
 
 def _recipe(name: str, stored: _StoredRun | None, overrides: list[str]) -> "Recipe | LMRecipe":

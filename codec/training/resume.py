@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from codec.checkpoint import load_state
-from codec.config import Config
+from codec.config import Config, with_new_names
 from codec.errors import ConfigError
 from codec.training import engine
 
@@ -31,6 +31,8 @@ def load_resumable(
     if isinstance(tables, dict) and tables.get("kind") != getattr(recipe, "kind", None):
         one, other = sorted(("a codec", "a language model"), reverse="kind" in tables)  # codec recipes have no kind
         raise ConfigError(f"{path} is of {one}, the recipe is of {other}: resume with its own, or change --out")
+    if isinstance(tables, dict):
+        state["recipe"] = with_new_names(tables)
     missing = ", ".join(name for name in required if name not in state)
     if missing:
         raise ConfigError(f"{path} was saved by another version: it lacks {missing}; start again in another --out")

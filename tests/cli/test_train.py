@@ -239,7 +239,7 @@ SMALL = [f"--set={key}" for key in ("model.width=16", "model.layers=1", "model.h
 def test_a_dry_run_of_a_language_model(cli: Cli, lm_recipe: Path, store: Path) -> None:
     before = sorted(Path().rglob("*"))
     arguments = ["--data", store, "--codec", "corpus/tiny.safetensors", "--set", "train.expected=2.5", *SMALL]
-    result = cli("train", lm_recipe, *arguments, "--set", 'data.classes=["label"]', "--dry-run", "--device", "cpu")
+    result = cli("train", lm_recipe, *arguments, "--set", 'data.conditions=["label"]', "--dry-run", "--device", "cpu")
     assert (result.code, result.err) == (0, "")
     lines = dict(line.strip().split("  ", 1) for line in result.out.decode().splitlines() if line[:2] == "  ")
     report = {name: value.strip() for name, value in lines.items()}

@@ -72,7 +72,7 @@ def write_recordings(folder: Path) -> Path:
 
 LM_TABLES: dict[str, dict[str, Any]] = {
     "model": {"family": "transformer", "width": 16, "layers": 1, "heads": 2, "context": 32},
-    "data": {"frames": 16, "batch_size": 4, "classes": ["label", "speaker"]},
+    "data": {"frames": 16, "batch_size": 4, "conditions": ["label", "speaker"]},
     "optimizer": {"warmup": 2, "lr": 1e-2},
     "train": {"steps": 6, "precision": "float32", "log_every": 1, "validate_every": 3, "save_every": 2, "samples": 0},
 }

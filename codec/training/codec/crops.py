@@ -54,7 +54,7 @@ MAX_FAILED_DRAWS = 100  # in a row
 FADE = 0.005  # s, of the cross-fade between clips, because a cut between two rooms is a click in neither recording
 MAX_GAIN = 10 ** (30 / 20)  # 30 dB, so that pauses are not amplified to noise
 MIX_DB = 15.0  # the softer of two mixed crops lies at most this far below the other
-FAINT_DB = (-60.0, -20.0)  # levels of faint crops, RMS below full scale
+QUIET_DB = (-60.0, -20.0)  # levels of quiet crops, RMS below full scale
 
 ROW = np.dtype([("end", "<i8"), ("start", "<f8"), ("name", "<i8"), ("channel", "<i2")])  # of an index; 26 bytes
 SCANNED = np.dtype(
@@ -356,8 +356,8 @@ class Crops:
         peak = float(np.abs(audio).max())
         if peak == 0:
             return audio
-        if config.faint and rng.random() < config.faint:
-            gain = min(10 ** (rng.uniform(*FAINT_DB) / 20) / rms(audio), MAX_GAIN)
+        if config.quiet and rng.random() < config.quiet:
+            gain = min(10 ** (rng.uniform(*QUIET_DB) / 20) / rms(audio), MAX_GAIN)
         elif config.level_db is None:
             gain = 10 ** (rng.uniform(*config.gain_db) / 20)
         else:

@@ -53,7 +53,7 @@ class DataConfig(Config):
     """Share of the crops that are the sum of two draws."""
     tones: Share = 0.0
     """Share of the crops that are synthetic: tones, chords, DTMF, beeps, clicks, bells and noise at all levels."""
-    faint: Share = 0.0
+    quiet: Share = 0.0
     """Share of the other crops that are scaled to a level of -60 to -20 dBFS RMS instead of the random gain."""
     held_out: float = Field(0.02, gt=0, lt=1)
     """Share held out for validation, of the audio without a split."""

@@ -236,8 +236,8 @@ def class_names(store: TokenStore, rows: Rows, kinds: Sequence[str]) -> dict[str
         classes[kind] = tuple(store.classes[kind][number] for number in sorted(numbers))
         if not classes[kind]:
             raise ConfigError(
-                f'data.classes has "{kind}", but no training clip of {store.path} has one: give the manifest a column '
-                f"{kind} and tokenize it again, or leave it out"
+                f'data.conditions has "{kind}", but no training clip of {store.path} has one: give the manifest a '
+                f"column {kind} and tokenize it again, or leave it out"
             )
     return classes
 

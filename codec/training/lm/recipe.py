@@ -29,8 +29,8 @@ class LMDataConfig(Config):
     """Crops per step, of all processes together."""
     num_codebooks: Count | None = None
     """Codebooks to model, the coarsest first; all if not set."""
-    classes: tuple[ClassKind, ...] = ()
-    """Class labels to condition on."""
+    conditions: tuple[ClassKind, ...] = ()
+    """Kinds of conditions besides the transcript: speaker, label, language."""
     held_out: float = Field(0.02, gt=0, lt=1)
     """Share held out for validation, of the clips without a split; the same clips as a codec with this share."""
     split_by: SplitBy = "file"

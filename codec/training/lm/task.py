@@ -112,7 +112,7 @@ class LMTask:
         self.data_key = store_key(store)
         train_rows, valid_rows = split_clips(store, data.held_out, data.split_by)
         vectors = codec.quantizer.codebook_vectors()
-        classes = classes or class_names(store, train_rows, data.classes)
+        classes = classes or class_names(store, train_rows, data.conditions)
         source = codebook_spec(data, losses, store, codec, vectors, classes)
         check_vectors(vectors, codec, losses, required=model.vectors == "codebook")
         self.train_state = self.create_state(model, source, vectors)

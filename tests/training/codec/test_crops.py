@@ -498,27 +498,27 @@ def test_some_crops_are_synthetic(tmp_path: Path) -> None:
     assert -5 < peaks.max() <= 0
 
 
-def test_some_crops_are_faint(tmp_path: Path) -> None:
+def test_some_crops_are_quiet(tmp_path: Path) -> None:
     """A sine has an RMS level of -3 dB; one at -63 dBFS is raised by 30 dB at most."""
     sine = np.sin(np.arange(8000))
     root = corpus(tmp_path / "data", loud=32000 * sine)
-    rows = opened(root, tmp_path / "out", recipe_with(batch_size=400, faint=0.5))[0].batch(0).audio.numpy()
+    rows = opened(root, tmp_path / "out", recipe_with(batch_size=400, quiet=0.5))[0].batch(0).audio.numpy()
     levels = np.array([20 * np.log10(rms(row)) for row in rows])
-    faint = levels[levels < -10]
-    assert len(faint) / 400 == pytest.approx(0.5, abs=0.08)
+    quiet = levels[levels < -10]
+    assert len(quiet) / 400 == pytest.approx(0.5, abs=0.08)
     assert levels[levels >= -10] == pytest.approx(20 * np.log10(32000 / 32768) - 3.01, abs=0.1)  # the usual gain
-    assert np.histogram(faint, bins=4, range=(-60, -20))[0].min() > 30  # 50 each
-    assert (faint.min(), faint.max()) == (pytest.approx(-60, abs=2), pytest.approx(-20, abs=2))
+    assert np.histogram(quiet, bins=4, range=(-60, -20))[0].min() > 30  # 50 each
+    assert (quiet.min(), quiet.max()) == (pytest.approx(-60, abs=2), pytest.approx(-20, abs=2))
     spiky = np.where(np.arange(8000) % 1000 == 0, 32000, 0)  # -30 dBFS RMS: above that, its peaks would clip
     limited = opened(
-        corpus(tmp_path / "spiky", a=spiky), tmp_path / "spiky.out", recipe_with(batch_size=200, faint=1.0)
+        corpus(tmp_path / "spiky", a=spiky), tmp_path / "spiky.out", recipe_with(batch_size=200, quiet=1.0)
     )
     audio = limited[0].batch(0).audio
     assert audio.abs().max() == pytest.approx(1, abs=1e-5)
-    quiet = opened(
-        corpus(tmp_path / "quiet", a=30 * sine), tmp_path / "quiet.out", recipe_with(batch_size=200, faint=1.0)
+    lowest = opened(
+        corpus(tmp_path / "quiet", a=30 * sine), tmp_path / "quiet.out", recipe_with(batch_size=200, quiet=1.0)
     )
-    loudest = max(20 * np.log10(rms(row)) for row in quiet[0].batch(0).audio.numpy())
+    loudest = max(20 * np.log10(rms(row)) for row in lowest[0].batch(0).audio.numpy())
     assert loudest == pytest.approx(20 * np.log10(30 / 32768) - 3.01 + 30, abs=0.3)
 
 

@@ -7,12 +7,15 @@ from typing import Any
 
 import pytest
 
-from codec.config import RENAMED, Config, load_toml
+from codec.checkpoint import save_state
+from codec.config import RENAMED, Config, load_toml, with_new_names
 from codec.errors import ConfigError
 from codec.io import bitstream
 from codec.models.base import CodecConfig
 from codec.models.causal import CausalConfig
 from codec.training.codec.recipe import LossConfig, Recipe
+from codec.training.lm.recipe import LMRecipe
+from codec.training.resume import load_resumable
 from tests.helpers.training import small_recipe
 
 RECIPES = sorted(Path(__file__).parents[3].glob("recipes/*/codec.toml"))
@@ -125,14 +128,16 @@ def test_crops_just_long_enough() -> None:
 
 
 def test_old_keys_name_the_new_ones() -> None:
-    assert len(RENAMED) == 22
+    assert len(RENAMED) == 24
+    language_model = {"kind": "lm", "model": {"family": "transformer"}}
     for old, new in RENAMED.items():
         assert old != new
         table, _, key = old.rpartition(".")
+        kind, needed = (LMRecipe, language_model) if new == "data.conditions" else (Recipe, {})
         with pytest.raises(ConfigError, match=rf"^recipe: {re.escape(old)} is now {re.escape(new)}$"):
-            Recipe.from_data({"name": "old", **({table: {key: {}}} if table else {key: {}})}, source="recipe")
+            kind.from_data({"name": "old", **needed, **({table: {key: {}}} if table else {key: {}})}, source="recipe")
         *tables, name = new.split(".")
-        config: Config = Recipe(name="new")
+        config: Config = kind.from_data({"name": "new", **needed})
         for part in tables:
             config = getattr(config, part)
         assert hasattr(config, name)
@@ -150,3 +155,18 @@ def test_old_keys_of_an_old_table_are_named_at_once() -> None:
             assert f"{old_tables[table]}.warmup is now {table}.warmup" in str(refused.value)
             checked += 1
     assert checked == 7
+
+
+def test_stored_recipes_with_old_keys_get_the_new_names(tmp_path: Path) -> None:
+    stored = {"name": "old", "data": {"faint": 0.1, "batch": 4}, "optimizer": {"rate": 1e-3}, "train": {"steps": 9}}
+    assert with_new_names(stored) == {
+        "name": "old",
+        "data": {"quiet": 0.1, "batch_size": 4},
+        "optimizer": {"lr": 1e-3},
+        "train": {"steps": 9},
+    }
+    recipe = Recipe.from_data({"name": "new", "data": {"quiet": 0.1}})
+    complete = recipe.model_dump(mode="json")
+    before = complete | {"data": {{"quiet": "faint"}.get(key, key): value for key, value in complete["data"].items()}}
+    save_state(tmp_path / "state.pt", {"step": 1, "recipe": before})
+    assert load_resumable(tmp_path / "state.pt", recipe, required=(), mutable_keys=())["recipe"] == complete

@@ -189,7 +189,7 @@ def test_classes_are_those_trained_on(folder: Path, tmp_path: Path, store: Token
     (batch,) = TokenCrops(store, valid, train_data.model, small_lm_recipe().data).validation()
     assert batch.conditioning.classes.tolist() == [[0, 0], [1, -1]]  # dora is a validation speaker only
     silent = TokenStore(write_store(tmp_path, folder / "tiny.safetensors", speaker=[None] * 9))
-    with pytest.raises(ConfigError, match=r'data\.classes has "speaker", but no training clip of .* column speaker'):
+    with pytest.raises(ConfigError, match=r'data\.conditions has "speaker", but no training clip of .* column speaker'):
         class_names(silent, train, ["label", "speaker"])
 
 
@@ -204,7 +204,7 @@ def test_conditions_are_dropped_at_random(train_data: TokenCrops) -> None:
 
 @pytest.mark.slow
 def test_whole_clips_are_conditioned_on_their_text(store: TokenStore, codec: Codec) -> None:
-    recipe = small_lm_recipe(model={"text": True}, data={"classes": []})
+    recipe = small_lm_recipe(model={"text": True}, data={"conditions": []})
     train_data = task_of(recipe, store, codec).train_data
     assert train_data.conditions(train_data.crop_around(2, 3)) == {"text": "number 2"}
     assert train_data.conditions(train_data.crop_around(6, 3)) == {}

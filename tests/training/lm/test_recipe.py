@@ -47,7 +47,7 @@ def test_a_recipe_survives_being_stored() -> None:
         ({"model": {"family": "pixelcnn", "witdh": 2}}, "unknown key model.witdh; did you mean width"),
         ({"model": {"family": "transformer", "layer": 2}}, "unknown key model.layer; did you mean layers"),
         ({"data": {"frames": 1}}, "data.frames = 1: must be greater than or equal to 2"),
-        ({"data": {"classes": ["color"]}}, "must be 'speaker', 'label' or 'language'"),
+        ({"data": {"conditions": ["color"]}}, "must be 'speaker', 'label' or 'language'"),
         ({"losses": {"soft": 0.0}}, "losses.soft = 0.0: must be greater than 0"),
         ({"losses": {"codebook_weights": [0.0, 0.0]}}, "codebook_weights are all 0: raise one"),
         ({"train": {"quantizer_dropout": 0.5}}, "unknown key train.quantizer_dropout"),

@@ -383,7 +383,7 @@ def test_tokens_of_silence_are_named(folder: Path, tmp_path: Path) -> None:
         (tmp_path / "audio").mkdir(exist_ok=True)
         write_audio(tmp_path / f"audio/{number}.wav", np.zeros((1, 8000), np.float32), 8000)
     tokenize(tmp_path / "audio", tmp_path / "store", model=folder / "tiny.safetensors")
-    recipe = small_lm_recipe(data={"classes": []})
+    recipe = small_lm_recipe(data={"conditions": []})
     with pytest.raises(ConfigError, match=r"every code of .*store is the same, as of silence: check the recordings"):
         train(recipe, data=tmp_path / "store", out=tmp_path / "run", codec=folder / "tiny.safetensors", device="cpu")
 
