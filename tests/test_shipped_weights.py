@@ -20,7 +20,7 @@ from codec.models.base import Codec
 from tests.helpers.signals import synthetic_recording
 
 REACHED: dict[tuple[str, str], Aim] = {
-    ("speech levels", "pesq_ratio_worst"): Aim(low=0.78),  # of a synthetic voice; recordings reach 0.87
+    ("speech levels", "pesq_ratio_worst"): Aim(low=0.77),  # of a synthetic voice; recordings reach 0.87
     ("periodicity, white noise", "worst"): Aim(high=0.14),
     ("periodicity, fricatives", "worst"): Aim(high=0.3),  # of six frames; recordings reach 0.15
     ("stripes", "worst_db"): Aim(high=10),

@@ -16,9 +16,10 @@ if (!page) {
   process.exit(2);
 }
 const load = (name) => import(pathToFileURL(resolve(page, name)));
-const ort = await load("ort.js"), { Codec } = await load("model.js");
+const ort = await load("ort.js"), { Codec, unpacked } = await load("model.js");
 Object.assign(ort.env.wasm, { numThreads: 1, wasmBinary: readFileSync(resolve(page, "ort.wasm")) });
-const codec = await Codec.load(ort, ...["encoder.onnx", "decoder.onnx", "shared.bin"].map((name) => readFileSync(resolve(page, name))));
+const files = ["encoder.gz", "decoder.gz", "shared.gz"].map((name) => unpacked(readFileSync(resolve(page, name)), name));
+const codec = await Codec.load(ort, ...(await Promise.all(files)));
 const frameSeconds = codec.hop / codec.sampleRate;
 
 async function timed(work) {

@@ -341,9 +341,9 @@ def test_without_simd(tab: Tab) -> None:
 
 
 def test_missing_graph(tab: Tab) -> None:
-    tab.page.route("**/encoder.onnx", lambda route: route.fulfill(status=404))
+    tab.page.route("**/encoder.gz", lambda route: route.fulfill(status=404))
     tab.page.goto(tab.address)
-    tab.wait("#problem", "encoder.onnx is missing (HTTP 404): write the folder again with codec page.")
+    tab.wait("#problem", "encoder.gz is missing (HTTP 404): write the folder again with codec page.")
 
 
 def test_widths_and_labels(tab: Tab) -> None:

@@ -1,6 +1,7 @@
 """codec page: the folder that it writes, where ONNX Runtime comes from, and the page's codec in node beside torch."""
 
 import base64
+import gzip
 import hashlib
 import io
 import json
@@ -157,7 +158,8 @@ def test_command(pinned: bytes, graphs: Path, tmp_path: Path, capsys: pytest.Cap
     )
     assert said[1].endswith("exists: pass --force to replace it")
     assert said[3] == "codec: --model and --onnx both name the codec of the page: give one of them"
-    assert (tmp_path / "demo" / "encoder.onnx").read_bytes() == (graphs / "encoder.onnx").read_bytes()
+    content = (graphs / "encoder.onnx").read_bytes()
+    assert gzip.decompress((tmp_path / "demo" / "encoder.gz").read_bytes()) == content[::2] + content[1::2]
     assert (tmp_path / "demo" / "ort.wasm").read_bytes() == b"a program"
 
 
@@ -195,11 +197,9 @@ def test_files_of_the_page() -> None:
         "write_codec.js",
     ]  # fmt: skip
     named = {
-        name
-        for text in files.values()
-        for name in re.findall(r'["/]([a-z_-]+\.(?:js|css|wasm|onnx|bin|safetensors))"', text)
+        name for text in files.values() for name in re.findall(r'["/]([a-z_-]+\.(?:js|css|wasm|gz|safetensors))"', text)
     }
-    assert named == {*files, *web.GRAPHS, web.SHARED, *web.RUNTIME_FILES, web.NETWORK} - {"index.html"}
+    assert named == {*files, *web.PACKED.values(), *web.RUNTIME_FILES, web.NETWORK} - {"index.html"}
     assert [name for name, text in files.items() if re.search(r"//[\w-]+\.(?!0)\w+", text.replace("///", ""))] == []
     assert "default-src 'none'" in files["index.html"]
 
@@ -240,7 +240,7 @@ def test_node_gives_the_codes_of_torch(
 
 
 @pytest.mark.slow
-def test_example_in_plain_javascript(page: Path, model: StepCodec, tmp_path: Path) -> None:
+def test_example_in_plain_javascript(page: Path, exported: Path, model: StepCodec, tmp_path: Path) -> None:
     """Two channels at another rate, of fewer codebooks, as torch decodes them; other weights are refused."""
     audio = torch.from_numpy(np.random.default_rng(0).normal(0, 0.1, (2, 1, 8000)).astype(np.float32))
     codes = model.encode(audio, num_codebooks=2)
@@ -255,16 +255,16 @@ def test_example_in_plain_javascript(page: Path, model: StepCodec, tmp_path: Pat
     def run_script(folder: Path, source: str) -> subprocess.CompletedProcess[str]:
         return run_node(script, folder, tmp_path / source, tmp_path / "out.wav", ORT=(page / "ort.js").as_uri())
 
-    done = run_script(page, "a.codec")
+    done = run_script(exported, "a.codec")
     assert done.returncode == 0, done.stderr
     decoded, rate = soundfile.read(tmp_path / "out.wav", dtype="float32")
     assert (decoded.shape, rate) == ((7501, 2), 8000)
     expected = model.decode(codes, length=7501)[:, 0].clamp(-1, 1).T
     np.testing.assert_allclose(decoded, expected.numpy(), atol=2e-4)
     assert re.match(
-        r"\S+ was made by .* \(weights 0{12}\), and .* export the model", run_script(page, "b.codec").stderr
+        r"\S+ was made by .* \(weights 0{12}\), and .* export the model", run_script(exported, "b.codec").stderr
     )
-    shutil.copy(page / "decoder.onnx", tmp_path)
+    shutil.copy(exported / "decoder.onnx", tmp_path)
     (tmp_path / "shared.bin").write_bytes(b"")
     assert "decoder.onnx is damaged or not of codec export (shared.bin is" in run_script(tmp_path, "a.codec").stderr
 
@@ -286,11 +286,11 @@ def test_files_that_javascript_writes_equal_ours(page: Path, model: StepCodec, t
 
 
 @pytest.mark.slow
-def test_wrong_graphs_in_node(page: Path, tmp_path: Path) -> None:
-    """One line for a graph of another model, a truncated one, and one that is not of a codec."""
+def test_wrong_graphs_in_node(page: Path, exported: Path, tmp_path: Path) -> None:
+    """One line for a graph of another model, a truncated one, one that is not of a codec, and a damaged file."""
     site = tmp_path / "site"
     shutil.copytree(page, site)
-    graph = (page / "encoder.onnx").read_bytes()
+    graph = (exported / "encoder.onnx").read_bytes()
     hashes = re.findall(rb'"weights_hash": "([0-9a-f]{64})"', graph)
     assert len(hashes) == 1
     cases = {
@@ -298,12 +298,15 @@ def test_wrong_graphs_in_node(page: Path, tmp_path: Path) -> None:
         "is truncated or not an ONNX file": graph[:-10],
         "has no metadata of a codec": b"",
     }
+    (site / "encoder.gz").write_bytes((page / "encoder.gz").read_bytes()[:-10])
+    with pytest.raises(AssertionError, match=r"encoder\.gz is damaged: write the folder again with codec page"):
+        node(site, tmp_path / "damaged", torch.zeros(1, 160), frames=1, codebooks=1)
     for problem, content in cases.items():
-        (site / "encoder.onnx").write_bytes(content)
+        (site / "encoder.gz").write_bytes(web.packed(content))
         with pytest.raises(AssertionError, match=problem):
             node(site, tmp_path / problem, torch.zeros(1, 160), frames=1, codebooks=1)
-    (site / "encoder.onnx").write_bytes(graph)
-    (site / "shared.bin").write_bytes(b"")
+    (site / "encoder.gz").write_bytes(web.packed(graph))
+    (site / "shared.gz").write_bytes(web.packed(b""))
     with pytest.raises(
         AssertionError, match=r"encoder\.onnx and shared\.bin are of different models: write the folder"
     ):

@@ -43,6 +43,21 @@ async function sha256(bytes) {
   return Array.from(hash, (byte) => byte.toString(16).padStart(2, "0")).join("");
 }
 
+/**
+ * The content of a file that `codec page` has packed: gzip of the bytes at even places and then of those at odd ones.
+ * A server may have undone the gzip.
+ */
+export async function unpacked(bytes, name) {
+  const isZipped = bytes[0] === 0x1f && bytes[1] === 0x8b;
+  const stream = isZipped ? new Blob([bytes]).stream().pipeThrough(new DecompressionStream("gzip")) : new Blob([bytes]);
+  const halves = new Uint8Array(await new Response(stream).arrayBuffer().catch(() => {
+    throw new Error(`${name} is damaged: write the folder again with codec page`);
+  }));
+  const found = new Uint8Array(halves.length), odd = (halves.length + 1) >> 1;
+  for (let at = 0; at < found.length; at++) found[at] = halves[at & 1 ? odd + (at >> 1) : at >> 1];
+  return found;
+}
+
 /** One of the two graphs. */
 class Graph {
   static async load(ort, bytes, shared, name, executionProviders) {

@@ -1,7 +1,7 @@
 // The worker: loads the codec, encodes and decodes. Messages from the page start, end and save a session; the audio
 // thread sends its messages through a port of its own.
 
-import { Codec } from "./model.js";
+import { Codec, unpacked } from "./model.js";
 import { Network, read } from "./read_codec.js";
 import { write } from "./write_codec.js";
 
@@ -49,7 +49,8 @@ async function load() {
 /** The codec on a backend; what the GPU cannot compute is computed on the CPU. */
 async function opened(backend) {
   const [script, program, providers] = BACKENDS[backend], ort = await import(`./${script}`);
-  const [wasm, ...files] = await fetched([program, "encoder.onnx", "decoder.onnx", "shared.bin"]);
+  const names = ["encoder.gz", "decoder.gz", "shared.gz"], [wasm, ...packed] = await fetched([program, ...names]);
+  const files = await Promise.all(packed.map((bytes, at) => unpacked(bytes, names[at])));
   Object.assign(ort.env.wasm, { numThreads: 1, wasmBinary: wasm });
   return Codec.load(ort, ...files, providers);
 }
