@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from codec import datasets, pretrained
-from codec.config import load_toml
+from codec.config import load_toml, with_new_names
 from codec.data.clips import MANIFEST
 from codec.data.tokenize import tokenize
 from codec.lm import build
@@ -132,7 +132,7 @@ def test_the_context_holds_the_longest_crop(name: str) -> None:
 
 def test_the_shipped_language_model_has_its_recipe() -> None:
     card = pretrained.describe(pretrained.DEFAULT_LM)
-    made = LMRecipe.from_data(card.training["recipe"]).model_dump()
+    made = LMRecipe.from_data(with_new_names(card.training["recipe"])).model_dump()
     made["model"] |= {key: card.config[key] for key in ("guidance", "temperature")}  # chosen after training
     recipe = load_toml(ROOT / "recipes/digits/lm.toml", LMRecipe).model_dump()
     assert recipe["train"].pop("expected") == 7.8  # which was measured afterwards
