@@ -67,7 +67,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         path: path.relative_to(folder).as_posix() for path in {item.path for item in items} if folder in path.parents
     }
     for item in items:
-        if names.get(item.path) in SLOW or "ray_cluster" in getattr(item, "fixturenames", ()):
+        is_long = item.get_closest_marker("nightly") or "ray_cluster" in getattr(item, "fixturenames", ())
+        if is_long or names.get(item.path) in SLOW:
             item.add_marker(pytest.mark.slow)
     items.sort(
         key=lambda item: names.get(item.path) not in FIRST and "ray_cluster" not in getattr(item, "fixturenames", ())
