@@ -16,10 +16,9 @@ if (!page) {
   process.exit(2);
 }
 const load = (name) => import(pathToFileURL(resolve(page, name)));
-const ort = await load("ort.js"), { Codec, unpacked } = await load("model.js");
+const ort = await load("ort.js"), { Codec, FILES } = await load("model.js");
 Object.assign(ort.env.wasm, { numThreads: 1, wasmBinary: readFileSync(resolve(page, "ort.wasm")) });
-const files = ["encoder.gz", "decoder.gz", "shared.gz"].map((name) => unpacked(readFileSync(resolve(page, name)), name));
-const codec = await Codec.load(ort, ...(await Promise.all(files)));
+const codec = await Codec.load(ort, FILES.map((name) => readFileSync(resolve(page, name))));
 const frameSeconds = codec.hop / codec.sampleRate;
 
 async function timed(work) {

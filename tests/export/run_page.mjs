@@ -9,11 +9,10 @@ import { pathToFileURL } from "node:url";
 
 const [page, folder, ...numbers] = process.argv.slice(2), [rows, chunk, codebooks] = numbers.map(Number);
 const load = (name) => import(pathToFileURL(`${page}/${name}`));
-const ort = await load("ort.js"), { Codec, unpacked } = await load("model.js");
+const ort = await load("ort.js"), { Codec, FILES } = await load("model.js");
 const { read } = await load("read_codec.js"), { write } = await load("write_codec.js");
 Object.assign(ort.env.wasm, { numThreads: 1, wasmBinary: readFileSync(`${page}/ort.wasm`) });
-const files = ["encoder.gz", "decoder.gz", "shared.gz"].map((name) => unpacked(readFileSync(`${page}/${name}`), name));
-const codec = await Codec.load(ort, ...(await Promise.all(files)));
+const codec = await Codec.load(ort, FILES.map((name) => readFileSync(`${page}/${name}`)));
 
 /** Columns `first` to `last` of an array [rows, columns]. */
 function columns(array, rows, first, last) {

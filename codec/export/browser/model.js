@@ -47,7 +47,7 @@ async function sha256(bytes) {
  * The content of a file that `codec page` has packed: gzip of the bytes at even places and then of those at odd ones.
  * A server may have undone the gzip.
  */
-export async function unpacked(bytes, name) {
+async function unpacked(bytes, name) {
   const isZipped = bytes[0] === 0x1f && bytes[1] === 0x8b;
   const stream = isZipped ? new Blob([bytes]).stream().pipeThrough(new DecompressionStream("gzip")) : new Blob([bytes]);
   const halves = new Uint8Array(await new Response(stream).arrayBuffer().catch(() => {
@@ -89,12 +89,17 @@ class Graph {
   }
 }
 
+/** What `codec page` packs: encoder.onnx, decoder.onnx and shared.bin. */
+export const FILES = ["encoder.gz", "decoder.gz", "shared.gz"];
+
 /**
  * Encoder and decoder of one model. Audio is Float32Array [rows, time]; codes are Int32Array [rows, codebooks, frames]
  * of all codebooks of the model, -1 in the ones that a frame does not have.
  */
 export class Codec {
-  static async load(ort, encoder, decoder, shared, executionProviders = ["wasm"]) {
+  /** From the contents of `FILES`. */
+  static async load(ort, packed, executionProviders = ["wasm"]) {
+    const [encoder, decoder, shared] = await Promise.all(packed.map((bytes, at) => unpacked(bytes, FILES[at])));
     const graphs = [];
     for (const [name, bytes] of [["encoder.onnx", encoder], ["decoder.onnx", decoder]])
       graphs.push(await Graph.load(ort, bytes, shared, name, executionProviders));

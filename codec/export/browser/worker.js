@@ -1,7 +1,7 @@
 // The worker: loads the codec, encodes and decodes. Messages from the page start, end and save a session; the audio
 // thread sends its messages through a port of its own.
 
-import { Codec, unpacked } from "./model.js";
+import { Codec, FILES } from "./model.js";
 import { Network, read } from "./read_codec.js";
 import { write } from "./write_codec.js";
 
@@ -49,10 +49,9 @@ async function load() {
 /** The codec on a backend; what the GPU cannot compute is computed on the CPU. */
 async function opened(backend) {
   const [script, program, providers] = BACKENDS[backend], ort = await import(`./${script}`);
-  const names = ["encoder.gz", "decoder.gz", "shared.gz"], [wasm, ...packed] = await fetched([program, ...names]);
-  const files = await Promise.all(packed.map((bytes, at) => unpacked(bytes, names[at])));
+  const [wasm, ...files] = await fetched([program, ...FILES]);
   Object.assign(ort.env.wasm, { numThreads: 1, wasmBinary: wasm });
-  return Codec.load(ort, ...files, providers);
+  return Codec.load(ort, files, providers);
 }
 
 /** Change the backend; if that fails, or it gives other codes, the codec stays on the CPU. */
