@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
+import torch
 
 from codec.checkpoint import load_model, read_card, save_model
 from codec.evaluation.signal_checks import AIMS
@@ -74,6 +75,17 @@ def test_the_delay_of_a_pipe_is_that_of_its_oldest_sample_and_counts_once_no_que
     live = live_since(delays, packet)
     assert live == pytest.approx(12 * packet + own)  # packet 11 waits for the queue up to 3 + 11 * 0.25 s
     assert live_since(delays_of(read(0.9), 100.0, packet), packet) is None
+
+
+@pytest.mark.parametrize("bits", [2, 5, 9])
+def test_weights_are_rounded_to_the_nearest(bits: int) -> None:
+    exact = torch.randn(1000, generator=torch.Generator().manual_seed(0)).half().float()
+    mantissa, exponent = torch.frexp(exact)  # of 0.5 to 1, so the first bit is not stored
+    steps = mantissa * 2 ** (bits + 1)
+    nearest = torch.ldexp(steps.sign() * (steps.abs() + 0.5).floor(), exponent - bits - 1)
+    tool = runpy.run_path(str(next(tool for tool in TOOLS if tool.stem == "pack_weights")))
+    assert torch.equal(tool["round_mantissa"](exact, bits), nearest)
+    assert (nearest != exact).any()
 
 
 def test_the_speed_of_generation_is_measured_for_every_system(
