@@ -65,7 +65,7 @@ def finished(file: BinaryIO) -> Pieces | None:
 
 
 def _finished_wav(file: BinaryIO, form: bytes, size: int) -> Pieces | None:
-    if form[:4] not in (b"RIFF", b"RIFX", b"RF64") or form[8:] != b"WAVE":
+    if form[8:] != b"WAVE":
         return None
     order = ">" if form[:4] == b"RIFX" else "<"
     chunks = {name: (position, length) for name, position, length in _chunks(file, 12, size, order)}
