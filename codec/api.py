@@ -147,7 +147,7 @@ def encode_file(
     """
     return compression.compress(
         source,
-        compression.target_of(source, output, ".codec"),
+        audio.target_of(source, output, ".codec"),
         model=model,
         num_codebooks=num_codebooks,
         bitrate=bitrate,
@@ -192,7 +192,7 @@ def decode_file(
     """
     return compression.decompress(
         source,
-        compression.target_of(source, output, ".wav"),
+        audio.target_of(source, output, ".wav"),
         model=model,
         rate=rate,
         start=start,

@@ -19,7 +19,6 @@ from torch import Tensor
 from codec import live, pretrained, published
 from codec.errors import (
     DamagedFile,
-    InputNotFound,
     ModelId,
     StorageError,
     UnknownModel,
@@ -40,7 +39,6 @@ from codec.io.audio import (
     Resampler,
     can_resample,
     clipped_later,
-    is_audio_path,
     looks_like_integers,
 )
 from codec.io.bitstream import Damage, Header, Reader, SourceId, Writer, source_id
@@ -49,7 +47,7 @@ from codec.io.entropy import Choice, last_coder
 from codec.io.entropy_files import SUFFIX, look_beside
 from codec.io.entropy_model import find as find_network
 from codec.io.pipes import Layout, Recording, open_live
-from codec.io.storage import is_live_stream, is_streamed, mark_partial, other_than, stream_output
+from codec.io.storage import is_live_stream, is_streamed, mark_partial, other_than, output_label, stream_output
 from codec.io.tags import NO_TAGS, Tags
 from codec.models.base import Codec, split_scale
 from codec.splicing import BLOCK_SECONDS, MAX_BLOCK, MOST_ROWS, Restoration, side_by_side, temporary
@@ -507,7 +505,7 @@ def decompress(
             except DamagedFile as error:
                 if strict or error.seconds_decoded is None:
                     raise
-                damage = error.with_output("standard output" if is_streamed(target) else target)
+                damage = error.with_output(output_label(target))
         if damage is not None:
             mark_partial(target)
             raise damage
@@ -640,29 +638,6 @@ def restore_into(
     if not written:
         raise _nothing_to_restore(reader)
     return written
-
-
-def target_of(source: str | Path, output: str | Path | None, suffix: str) -> str:
-    """The target of one file: `output`, a file in it if it is a folder, or a file beside the source if it is None.
-
-    Raises UsageError for a .codec file with an audio file's suffix, InputNotFound if the source is a folder,
-    StorageError if `output` ends with "/" and is not a folder.
-    """
-    if Path(source).is_dir():
-        raise InputNotFound(f"{source} is a folder: name a file in it")
-    if output is None:
-        return "-" if str(source) == "-" else str(Path(source).with_suffix(suffix))
-    misnamed = suffix == ".codec" and is_audio_path(output) and not Path(output).is_dir()
-    if misnamed and Path(output) != Path(source):
-        raise UsageError(
-            f"{output} would be a .codec file under the name of an audio file: name it {Path(output).stem}.codec, or "
-            "use codec decode to write audio"
-        )
-    if Path(output).is_dir() and str(source) != "-":
-        return str(Path(output, Path(source).name).with_suffix(suffix))
-    if str(output).endswith("/"):
-        raise StorageError(f"{output} is not a folder: create it first, or remove the / to name a file")
-    return str(output)
 
 
 def cached_model(model: Model, device: str) -> Codec:

@@ -7,7 +7,6 @@ Status 1 has no class of its own: it means that some files of a folder failed an
 
 import unicodedata
 from functools import partial
-from pathlib import Path
 from typing import Any, ClassVar, TypeAlias
 
 ModelId: TypeAlias = tuple[str | None, str | None]
@@ -51,7 +50,8 @@ class DamagedFile(CodecError):
 
     `label` names the file, `offset` is the position of the first damage in bytes. `seconds_decoded` is the length of
     the intact audio before it; None if nothing can be decoded. Where everything intact was decoded, `lost` has the
-    missing parts of the audio, from and to in seconds (to is None: up to the end), `places` counts the damages, and
+    missing parts of the audio, from and to in seconds (to is None: up to the end), `places` counts the damages,
+    `written` names the output that has what is intact, and `mended` says that it is a .codec file without the damage.
     """
 
     exit_code = 5
@@ -66,6 +66,7 @@ class DamagedFile(CodecError):
         lost: tuple[tuple[float, float | None], ...] | None = None,
         places: int = 1,
         written: str | None = None,
+        mended: bool = False,
     ) -> None:
         self.label = label
         self.offset = offset
@@ -74,6 +75,7 @@ class DamagedFile(CodecError):
         self.lost = lost
         self.places = places
         self.written = written
+        self.mended = mended
         more = f", and in {places - 1} more places" if places > 1 else ""
         super().__init__(f"{label} is damaged at byte {offset} ({reason}){more}: {self._intact()}")
 
@@ -84,21 +86,18 @@ class DamagedFile(CodecError):
             return f"the first {self.seconds_decoded:.3f} s are intact; fetch the file again for the rest"
         place = "" if self.written is None else f" and in {self.written}"
         if not self.lost:
-            mended = self.written is not None and self.written.endswith(".codec")
-            return f"all audio is intact{place}" + (
-                "" if mended else "; codec transcode writes a file without the damage"
-            )
+            way_out = "" if self.mended else "; codec transcode writes a file without the damage"
+            return f"all audio is intact{place}{way_out}"
         shown = [f"{start:.3f} to {end:.3f} s" if end else f"all from {start:.3f} s on" for start, end in self.lost[:5]]
         rest = [f"{len(self.lost) - 5} more parts"] if len(self.lost) > 5 else []
         return f"lost are {', '.join(shown + rest)}, the rest is intact{place}; fetch the file again"
 
-    def with_output(self, written: str | Path) -> "DamagedFile":
+    def with_output(self, written: str, *, mended: bool = False) -> "DamagedFile":
         """The same error, whose message names the output with everything that is intact."""
-        fields = self._fields() | {"written": str(written)}
-        return DamagedFile(self.label, **fields)
+        return DamagedFile(self.label, **(self._fields() | {"written": written, "mended": mended}))
 
     def _fields(self) -> dict[str, Any]:
-        names = "offset", "reason", "seconds_decoded", "lost", "places", "written"
+        names = "offset", "reason", "seconds_decoded", "lost", "places", "written", "mended"
         return {name: getattr(self, name) for name in names}
 
     def __reduce__(self) -> tuple[object, ...]:

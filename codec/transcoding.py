@@ -20,7 +20,7 @@ from codec.io.bitstream import Damage, Header, Packet, Reader, Writer, open_read
 from codec.io.entropy import MODEL, Choice, last_coder
 from codec.io.locks import claimed
 from codec.io.pipes import Layout, open_live
-from codec.io.storage import atomic_output, is_streamed, other_than, storing, stream_output
+from codec.io.storage import atomic_output, is_streamed, other_than, output_label, storing, stream_output
 
 MAX_SECONDS = 2**64  # as many as a file has samples at most
 
@@ -85,7 +85,7 @@ def transcode(
             if damaged is not None and damaged.lost:  # a truncated file lacks packets that its header declares
                 raise damaged
         if damaged is not None:
-            raise damaged.with_output(target)
+            raise damaged.with_output(output_label(target), mended=True)
     return writer.header
 
 

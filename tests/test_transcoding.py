@@ -1,6 +1,7 @@
 """transcoding.py: on codes alone, against encoding and decoding."""
 
 import math
+import pickle
 import signal
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -84,6 +85,7 @@ def test_damage_without_lost_audio_is_mended(tmp_path: Path, damage: str) -> Non
     with pytest.raises(DamagedFile, match=r"all audio is intact and in .*mended\.codec$") as caught:
         transcode(tmp_path / "a.codec", tmp_path / "mended.codec")
     assert caught.value.lost == ()
+    assert str(pickle.loads(pickle.dumps(caught.value))) == str(caught.value)
     assert (tmp_path / "mended.codec").read_bytes() == whole
 
 

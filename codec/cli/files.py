@@ -30,6 +30,7 @@ from codec.cli.options import (
 )
 from codec.errors import UsageError
 from codec.frames import real_time
+from codec.io.storage import is_partial, refuse_existing
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -163,9 +164,8 @@ def encode(
     from codec.io.audio import is_audio_path
 
     inputs, output = _split(inputs, output, is_input=is_audio_path)
-    if not append:
-        _refuse_existing(inputs, output, ".codec", force=force)
-    from codec.compression import compress
+    target = None if append or _are_many(inputs) else _target(inputs[0], output, ".codec", force=force)
+    from codec.compression import compress  # after _target, because torch takes seconds
     from codec.folders import compress_tree
 
     if append:
@@ -187,7 +187,7 @@ def encode(
             device=device,
             quiet=quiet,
         )
-    elif _are_many(inputs):
+    elif target is None:
         if raw:
             raise UsageError("--raw takes one input: encode the files one by one")
         with progress_bar("encoding", "files", quiet=quiet) as show:
@@ -213,11 +213,9 @@ def encode(
             )
         _print_outcomes(outcomes, unread="" if use_ffmpeg else unread_note(inputs), quiet=quiet)
     else:
-        (source,) = inputs
-        target = _target(source, output, ".codec")
         with progress_bar("encoding", "s", quiet=quiet) as show:
             report = compress(
-                source,
+                inputs[0],
                 target,
                 model=model,
                 num_codebooks=num_codebooks,
@@ -342,11 +340,11 @@ def decode(
     from codec.io.bitstream import is_codec_path
 
     inputs, output = _split(inputs, output, is_input=is_codec_path)
-    _refuse_existing(inputs, output, f".{format_}", force=force)
-    from codec.compression import decompress
+    target = None if _are_many(inputs) else _target(inputs[0], output, ".wav", force=force)
+    from codec.compression import decompress  # after _target, because torch takes seconds
     from codec.folders import decompress_tree
 
-    if _are_many(inputs):
+    if target is None:
         if start or end is not None:
             raise UsageError("--start and --end are of one recording: decode the files one by one")
         if raw:
@@ -369,11 +367,9 @@ def decode(
             )
         _print_outcomes(outcomes, quiet=quiet)
     else:
-        (source,) = inputs
-        target = _target(source, output, ".wav")
         with progress_bar("decoding", "s", quiet=quiet) as show:
             report = decompress(
-                source,
+                inputs[0],
                 target,
                 model=model,
                 rate=rate,
@@ -419,19 +415,6 @@ def _split(names: list[str], output: str | None, *, is_input: "Callable[[str], b
     return names[:1], names[1]
 
 
-def _refuse_existing(inputs: list[str], output: str | None, suffix: str, *, force: bool) -> None:
-    """Raise StorageError for the existing output of one input before torch is imported, which takes seconds."""
-    from codec.io.storage import is_partial, refuse_existing
-
-    source = Path(inputs[0])
-    target = source.with_suffix(suffix) if output is None else Path(output)
-    with suppress(OSError):  # a name that is too long
-        is_alone = len(inputs) == 1 and source.is_file() and target.is_file()
-        misnamed = suffix == ".codec" and target.suffix != suffix  # which is said later
-        if is_alone and not misnamed and not target.samefile(source) and not is_partial(target):
-            refuse_existing(target, force=force)
-
-
 def _are_many(inputs: list[str]) -> bool:
     return len(inputs) > 1 or Path(inputs[0]).is_dir()
 
@@ -440,12 +423,17 @@ def _one_or_all(inputs: list[str]) -> str | list[str]:
     return inputs if len(inputs) > 1 else inputs[0]
 
 
-def _target(source: str, output: str | None, suffix: str) -> str:
-    from codec.compression import target_of
+def _target(source: str, output: str | None, suffix: str, *, force: bool) -> str:
+    """The output of one input. Raises StorageError for one that exists, before any work is done."""
+    from codec.io.audio import target_of
 
-    output = target_of(source, output, suffix)
-    check_sink(output)
-    return output
+    target = target_of(source, output, suffix)
+    check_sink(target)
+    path = Path(target)
+    with suppress(OSError):  # a name that is too long, which is said where the file is made
+        if Path(source).is_file() and path.is_file() and not path.samefile(source) and not is_partial(path):
+            refuse_existing(path, force=force)
+    return target
 
 
 def _print_report(report: "Report", *, quiet: bool) -> None:

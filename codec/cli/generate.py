@@ -25,6 +25,7 @@ from codec.cli.options import (
 from codec.conditions import KINDS
 from codec.errors import UsageError
 from codec.frames import real_time
+from codec.io.storage import output_label, refuse_existing
 
 if TYPE_CHECKING:
     from codec.io.audio import Block
@@ -230,8 +231,7 @@ def generate(
         )
         speed = real_time(time / rate / (perf_counter() - began))
         clipped = "".join(f"{note}, " for note in notes)
-        name = "standard output" if target == "-" else target
-        say(f"{name}: {time / rate:.2f} s, {speed}, {clipped}seed {number}")
+        say(f"{output_label(target)}: {time / rate:.2f} s, {speed}, {clipped}seed {number}")
 
 
 def _check(output: str, *, endless: bool, count: int, raw: bool) -> None:
@@ -265,8 +265,6 @@ def _span(
 
 def _target(output: str, seed: int, count: int, *, force: bool) -> str:
     """Output file of a seed. Raises StorageError if it exists, before any work is done."""
-    from codec.io.storage import refuse_existing
-
     path = Path(output)
     target = output if count == 1 else str(path.with_stem(f"{path.stem}-{seed}"))
     if target != "-" and Path(target).is_file():

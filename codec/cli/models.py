@@ -24,6 +24,7 @@ from codec.cli.options import (
     unread_note,
 )
 from codec.errors import UsageError
+from codec.io.storage import refuse_existing
 
 
 def models(as_json: JSONOption = False) -> None:
@@ -101,7 +102,6 @@ def convert(
     Example: codec convert weights_24khz.pth dac-24khz.safetensors
     """
     from codec.checkpoint import save_model
-    from codec.io.storage import refuse_existing
 
     if Path(output).suffix != ".safetensors":
         raise UsageError(f"{output} is to be a model file: name it {Path(output).stem}.safetensors")

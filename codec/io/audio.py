@@ -32,7 +32,7 @@ from codec.io.chain import SETTLING, UNKNOWN, Chain, links, readable_length
 from codec.io.coded_channels import Mix, Survey
 from codec.io.mixdown import Mixdown, Note, mixed_down
 from codec.io.pieces import Pieces
-from codec.io.storage import COPY_BYTES, atomic_output, is_streamed, raw_stdout, storing, write_all
+from codec.io.storage import COPY_BYTES, atomic_output, is_streamed, output_label, raw_stdout, storing, write_all
 from codec.io.tags import NO_TAGS, Found, Tags, set_strings
 from codec.io.tags import read as read_tags
 from codec.io.tags import write as write_tags
@@ -101,6 +101,29 @@ def is_audio_path(path: str | Path, *, use_ffmpeg: bool = False) -> bool:
     """Whether the suffix is that of an audio file for libsndfile, or for ffmpeg if asked; the file is not opened."""
     suffix = Path(path).suffix.lower()
     return suffix in AUDIO_SUFFIXES or (use_ffmpeg and suffix in ffmpeg.SUFFIXES)
+
+
+def target_of(source: str | Path, output: str | Path | None, suffix: str) -> str:
+    """The target of one file: `output`, a file in it if it is a folder, or a file beside the source if it is None.
+
+    Raises UsageError for a .codec file with an audio file's suffix, InputNotFound if the source is a folder,
+    StorageError if `output` ends with "/" and is not a folder.
+    """
+    if Path(source).is_dir():
+        raise InputNotFound(f"{source} is a folder: name a file in it")
+    if output is None:
+        return "-" if str(source) == "-" else str(Path(source).with_suffix(suffix))
+    misnamed = suffix == ".codec" and is_audio_path(output) and not Path(output).is_dir()
+    if misnamed and Path(output) != Path(source):
+        raise UsageError(
+            f"{output} would be a .codec file under the name of an audio file: name it {Path(output).stem}.codec, or "
+            "use codec decode to write audio"
+        )
+    if Path(output).is_dir() and str(source) != "-":
+        return str(Path(output, Path(source).name).with_suffix(suffix))
+    if str(output).endswith("/"):
+        raise StorageError(f"{output} is not a folder: create it first, or remove the / to name a file")
+    return str(output)
 
 
 class Readable(Protocol):
@@ -669,7 +692,7 @@ def open_writer(
     Raises UsageError for a suffix or subtype that cannot be written, UnsupportedAudio for a rate or number of channels
     the format cannot hold, StorageError as `atomic_output`.
     """
-    label = "standard output" if str(path) == "-" else str(path)
+    label = output_label(path)
     streamed = is_streamed(path)
     suffix = ".wav" if streamed else Path(path).suffix.lower()
     container, subtype = check_format(suffix, subtype, label=label)

@@ -58,6 +58,11 @@ def _storage_error(target: str | Path, error: OSError, instead: str, *, done: st
             return StorageError(f"{target} cannot be {done} ({reason}): check the permissions or {instead}")
 
 
+def output_label(path: str | Path) -> str:
+    """The name of an output in messages."""
+    return "standard output" if str(path) == "-" else str(path)
+
+
 def refuse_existing(*paths: str | Path, force: bool) -> None:
     """Raise StorageError for the first path that exists, unless `force` is on."""
     for path in paths:
@@ -75,7 +80,7 @@ def atomic_output(path: str | Path, *, force: bool = False) -> Iterator[BinaryIO
 
     Raises StorageError: `path` exists and `force` is off, the disk is full, the folder is missing or not writable.
     """
-    label = "standard output" if str(path) == "-" else str(path)
+    label = output_label(path)
     streamed = is_streamed(path)
     with storing(label):
         if not streamed and Path(path).is_dir():

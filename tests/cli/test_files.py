@@ -45,6 +45,14 @@ def test_an_output_that_exists_is_refused_before_torch_is_imported(
     assert refused.err.endswith(" exists: pass --force to replace it\n")
 
 
+def test_the_format_of_folders_does_not_name_the_output_of_one_file(cli: Cli, recording: Path) -> None:
+    cli("encode", recording)
+    recording.unlink()
+    Path("in.flac").touch()
+    assert cli("decode", "in.codec", "--format", "flac").code == 0
+    assert Path("in.wav").is_file()
+
+
 def test_the_report_says_what_entropy_coding_saved_and_which_part_was_restored(cli: Cli) -> None:
     soundfile.write("still.wav", np.full(32_000, 0.1), 16_000)
     assert "bytes compressed (entropy coding saved " in cli("encode", "still.wav").err
