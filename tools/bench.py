@@ -206,8 +206,8 @@ class LiveGraphs:
 def report_live(name: str, num_codebooks: int | None, seconds: float, graphs: Path | None) -> None:
     """Print milliseconds per frame in torch, in the backend of live streams and with `graphs`, which take turns.
 
-    Turns of one frame find the caches of the CPU full of the other backend's weights; turns of a second do not, as in a
-    program that runs one of them.
+    Turns of one frame find the caches of the CPU full of the other backend's weights; in turns of ten seconds, only one
+    frame in 500 does, as in a program that runs one of them.
     """
     torch.set_num_threads(1)
     model = pretrained.load(name, "cpu")
@@ -216,7 +216,7 @@ def report_live(name: str, num_codebooks: int | None, seconds: float, graphs: Pa
     frames = len(blocks) - (blocks[-1].shape[2] < hop)
     print(f"{frames} frames of {1e3 * hop / model.sample_rate:g} ms, one at a time, one thread; medians, ms per frame")
     print(f"{'':24}{'encode':>10}{'decode':>10}{'both':>10}{'p99':>10}")
-    for turn in (round(model.frame_rate), 1):
+    for turn in (round(10 * model.frame_rate), 1):
         streams: list[Live | LiveGraphs] = [Live(model, num_codebooks, each) for each in ("torch", "auto")]
         if graphs:
             streams.append(LiveGraphs(graphs, num_codebooks or model.num_codebooks))
