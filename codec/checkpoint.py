@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from textwrap import shorten
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple, TypeVar
 
 from codec.errors import ConfigError, InputNotFound, UnknownModel, UsageError
 from codec.frames import FrameSpec
@@ -267,27 +267,56 @@ def _save(path: str | Path, model: "Codec | CodecLM", card: Mapping[str, Any], d
 
 def _load(card: ModelCard, build: "Callable[[], Model]", device: "str | torch.device") -> "Model":
     """Build a model and load the weights of the card's file into it."""
-    import torch
-    from safetensors.torch import load_file
-
     from codec.nn.bounds import built_within
 
-    tensors = load_file(card.path)
-    known = {torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.int64}
-    if not all(tensor.dtype in known for tensor in tensors.values()):
-        raise UnknownModel(f"{card.path} has tensors of a type that codec does not use: download or train it again")
-    if not all(tensor.isfinite().all() for tensor in tensors.values()):
-        raise UnknownModel(f"{card.path} has weights that are not finite: download or train it again")
-    try:
-        with built_within(parameters=PARAMETERS_AT_LEAST + len(tensors), size=most_memory(card.size)):
-            model = build()
-        model.load_state_dict({name: t.float() if t.is_floating_point() else t for name, t in tensors.items()})
-    except (ConfigError, RuntimeError, MemoryError, OverflowError) as error:  # RuntimeError also if memory runs out
-        problem = shorten(str(error) or type(error).__name__, 300)
-        raise UnknownModel(f"{card.path}: its weights do not fit its configuration ({problem})") from error
+    with card.path.open("rb") as file:
+        entries = read_entries(file)
+        if not {entry.kind for entry in entries.values()} <= {"F16", "BF16", "F32", "F64", "I64"}:
+            raise UnknownModel(f"{card.path} has tensors of a type that codec does not use: download or train it again")
+        try:
+            bounds = {"parameters": PARAMETERS_AT_LEAST + len(entries), "size": most_memory(card.size)}
+            with built_within(**bounds, initialize=False):
+                model = build()
+            release_buffers(model)
+            weights = {}
+            for name, entry in entries.items():
+                tensor = read_tensor(file, entry)
+                if not tensor.isfinite().all():
+                    raise UnknownModel(f"{card.path} has weights that are not finite: download or train it again")
+                weights[name] = tensor.float() if tensor.is_floating_point() else tensor
+            assign_weights(model, weights)
+        except (ConfigError, RuntimeError, MemoryError, OverflowError) as error:  # RuntimeError also if memory runs out
+            problem = shorten(str(error) or type(error).__name__, 300)
+            raise UnknownModel(f"{card.path}: its weights do not fit its configuration ({problem})") from error
     model.name = card.name
     model.weights_hash = card.weights_hash
     return on_device(model, device)
+
+
+def release_buffers(model: "Model") -> None:
+    """Free the memory of random codebooks, which the tensors of a file replace."""
+    import torch
+
+    stored = model.state_dict().keys()
+    for prefix, module in model.named_modules():
+        for name, buffer in module.named_buffers(prefix, recurse=False):
+            if name in stored:
+                module._buffers[name.rpartition(".")[2]] = torch.empty_like(buffer)
+
+
+def assign_weights(model: "Model", weights: "Mapping[str, torch.Tensor]") -> None:
+    """Make tensors the weights of a model without copying those that have memory of their own.
+
+    Raises RuntimeError, which names them, for tensors that are missing, additional, or of the wrong shape.
+    """
+    own, storages, tensors = model.state_dict(), set(), {}
+    for name, tensor in weights.items():
+        storage = tensor.untyped_storage()
+        shared = storage.data_ptr() in storages or storage.nbytes() > tensor.numel() * tensor.element_size()
+        storages.add(storage.data_ptr())
+        dtype = own[name].dtype if name in own else tensor.dtype
+        tensors[name] = tensor.detach().to(dtype, copy=shared).contiguous()
+    model.load_state_dict(tensors, assign=True)
 
 
 def on_device(model: "Model", device: "str | torch.device") -> "Model":
@@ -313,15 +342,59 @@ def _digest(path: Path, config: Mapping[str, Any]) -> tuple[str, int]:
     digest = hashlib.sha256()
     parameters = 0
     with path.open("rb") as file:
-        header_size = int.from_bytes(file.read(8), "little")
-        header = json.loads(file.read(header_size))
-        header.pop("__metadata__")
-        for name, entry in sorted(header.items(), key=lambda item: _hashed_name(item[0])):
-            start, end = entry["data_offsets"]
-            file.seek(8 + header_size + start)
-            _hash_tensor(digest, name, entry["dtype"], entry["shape"], file.read(end - start))
-            parameters += math.prod(entry["shape"])
+        for name, entry in sorted(read_entries(file).items(), key=lambda item: _hashed_name(item[0])):
+            file.seek(entry.start)
+            _hash_tensor(digest, name, entry.kind, entry.shape, file.read(entry.size))
+            parameters += math.prod(entry.shape)
     return _hashed(digest, config), parameters
+
+
+class TensorEntry(NamedTuple):
+    """Where a safetensors file has a tensor; `kind` is its type in the file's terms, `start` and `size` are bytes."""
+
+    kind: str
+    shape: Sequence[int]
+    start: int
+    size: int
+
+
+KINDS = {
+    "F64": "float64",
+    "F32": "float32",
+    "F16": "float16",
+    "BF16": "bfloat16",
+    "I64": "int64",
+    "I32": "int32",
+    "I16": "int16",
+    "I8": "int8",
+    "U8": "uint8",
+    "BOOL": "bool",
+}
+"""Types of tensors in safetensors files, and what torch calls them."""
+
+
+def read_entries(file: BinaryIO) -> dict[str, TensorEntry]:
+    """The entries of a safetensors file by name; the caller has opened it with safetensors, which checks the header."""
+    file.seek(0)
+    first = 8 + int.from_bytes(file.read(8), "little")
+    header = json.loads(file.read(first - 8))
+    header.pop("__metadata__", None)
+    entries = {}
+    for name, entry in header.items():
+        start, end = entry["data_offsets"]
+        entries[name] = TensorEntry(entry["dtype"], entry["shape"], first + start, end - start)
+    return entries
+
+
+def read_tensor(file: BinaryIO, entry: TensorEntry) -> "torch.Tensor":
+    """Read one tensor, instead of mapping the file, which would keep it in memory beside what is made of it."""
+    import torch
+
+    tensor = torch.empty(entry.shape, dtype=getattr(torch, KINDS[entry.kind]))
+    file.seek(entry.start)
+    if tensor.numel():
+        file.readinto(tensor.view(-1).view(torch.uint8).numpy())  # type: ignore[attr-defined]
+    return tensor
 
 
 def tensors_digest(tensors: "Mapping[str, torch.Tensor]", config: Mapping[str, Any]) -> str:

@@ -4,6 +4,7 @@ import hashlib
 import io
 import json
 import pickle
+import sys
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -13,10 +14,16 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
+from codec import models, pretrained
 from codec.checkpoint import HASHED_AS, load_lm, load_model, load_state, read_card, save_lm, save_model, save_state
 from codec.errors import InputNotFound, UnknownModel, UsageError
 from codec.io import bounded_zip
 from codec.models.causal import CausalCodec
+from codec.models.encodec import EnCodecConfig
+from codec.models.mimi import Mimi, MimiConfig
+from tests.helpers import processes
+from tests.helpers.checkpoints import moshi_tensors, theirs
+from tests.helpers.families import TINY
 from tests.helpers.language_models import random_tokens, tiny_lm
 from tests.tiny import CONFIG, tiny_model
 
@@ -361,3 +368,52 @@ def test_states_with_missing_keys(tmp_path: Path, content: dict[str, Any]) -> No
     save_state(tmp_path / "state.pt", content)
     with pytest.raises(UnknownModel, match="is not a training state: start over"):
         load_state(tmp_path / "state.pt")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+@pytest.mark.parametrize("kind", ["ours", "moshi"])
+def test_weights_are_in_memory_once_while_they_are_read(tmp_path: Path, kind: str) -> None:
+    layers = {"width": 256, "hidden": 2048, "heads": 4, "layers": 4, "filters": 8, "codebook_dim": 16}
+    config = TINY["mimi"].model_dump() | {"width": 64, "heads": 1}
+    paths = tmp_path / "small.safetensors", tmp_path / "large.safetensors"
+    layers: dict[str, Any] = {"width": 256, "hidden": 2048, "heads": 4, "layers": 8}
+    for path, sizes in zip(paths, ({}, layers), strict=True):
+        model = Mimi(MimiConfig.from_data(config | sizes))
+        if kind == "ours":
+            save_model(path, model, training={})
+        else:
+            save_file(moshi_tensors(model), path)
+    code = """
+import sys
+from pathlib import Path
+from codec.pretrained import load_file
+
+def peak():
+    return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("VmHWM")) << 10
+
+load_file(Path(sys.argv[1]))  # so that modules are imported
+before = peak()
+load_file(Path(sys.argv[2]))
+print(peak() - before)
+"""
+    done = processes.run(code, *paths)
+    assert not done.returncode, done.stderr
+    size = paths[1].stat().st_size
+    assert size > 80e6
+    assert 0.8 * size < int(done.stdout) < (1.25 if kind == "ours" else 1.6) * size
+
+
+def test_weights_that_share_memory_in_a_file_are_separate_in_the_model(tmp_path: Path) -> None:
+    model = models.of_config(EnCodecConfig(filters=4, dim=8, num_codebooks=2, codebook_size=16))
+    tensors = theirs(model, "encodec")
+    first, second = [name for name in tensors if name.endswith("_codebook.embed")][:2]
+    tensors[second] = tensors[first].t().contiguous().t()  # neither contiguous
+    tensors[first] = tensors[second].view(tensors[second].shape)
+    torch.save(tensors, tmp_path / "encodec.th")
+    loaded = pretrained.load_file(tmp_path / "encodec.th")
+    one, two = (loaded.state_dict()[f"quantizer.stages.{number}.codebook"] for number in (0, 1))
+    assert one.equal(two)
+    assert one.is_contiguous()
+    assert one.data_ptr() != two.data_ptr()
+    assert all(parameter.requires_grad for parameter in loaded.parameters())

@@ -46,8 +46,8 @@ class Dialect:
     """What holds the configuration, where the tensors do not."""
     ignored: tuple[str, ...] = ()
     """Endings of tensors that only training needs."""
-    prepare: Callable[[Tensors], Tensors] = dict
-    """What to do with the tensors before they are named, if a tensor of ours is not one of theirs."""
+    prepare: Callable[[Tensors], None] | None = None
+    """What to do with the tensors, in place, before they are named, if a tensor of ours is not one of theirs."""
 
 
 OWN_TYPES = {"dac": "DAC", "encodec": "EnCodec", "mimi": "Mimi"}
@@ -72,18 +72,20 @@ def convert(tensors: Tensors, metadata: Mapping[str, Any], *, label: str) -> tup
     """Configuration and tensors, under the names of this package, of a checkpoint of another implementation.
 
     `metadata` is what the checkpoint says of itself: the kwargs of a DAC file, the config.json of transformers. `label`
-    names the checkpoint in errors. Raises UnknownModel for a checkpoint of no known family, for one beside the
-    configuration of another family, and for one whose tensors are missing, additional or of the wrong shape; it names
-    them.
+    names the checkpoint in errors. `tensors` is emptied meanwhile, so that each tensor is in memory once.
+
+    Raises UnknownModel for a checkpoint of no known family, for one beside the
+    configuration of another family, and for one whose tensors are missing or additional; it names them.
     """
-    tensors = fold_weight_norm(tensors)
+    fold_weight_norm(tensors)
     dialect = recognize(tensors)
     if dialect is None:
         known = ", ".join(sorted({dialect.label for dialect in DIALECTS}))
         raise UnknownModel(f"{label} is not a checkpoint of a known codec family: give one of {known}")
     _check_stated(dialect, metadata, label)
     try:
-        tensors = dialect.prepare(tensors)
+        if dialect.prepare is not None:
+            dialect.prepare(tensors)
         config = dialect.config(tensors, metadata)
     except (KeyError, ValueError, TypeError, IndexError, RuntimeError, ConfigError) as error:
         problem = f"it lacks {error}" if isinstance(error, KeyError) else error
@@ -119,23 +121,21 @@ def _check_stated(dialect: Dialect, metadata: Mapping[str, Any], label: str) -> 
         raise UnknownModel(f"{label} is a checkpoint of {dialect.label} without {dialect.configured_by}")
 
 
-def fold_weight_norm(tensors: Mapping[str, Tensor]) -> Tensors:
-    """Tensors with each weight-normalized weight computed, as g v / |v| (Salimans and Kingma 2016, equation 2).
+def fold_weight_norm(tensors: Tensors) -> None:
+    """Replace g and v of weight-normalized weights by g v / |v| (Salimans and Kingma 2016, equation 2).
 
     Takes the spellings `weight_g` and `weight_v`, `parametrizations.weight.original0` and `original1`, and weights that
     are folded already.
     """
-    folded = dict(tensors)
     for ending_g, ending_v in (
         ("weight_g", "weight_v"),
         ("parametrizations.weight.original0", "parametrizations.weight.original1"),
     ):
-        for name in [name for name in folded if name.endswith(ending_g)]:
+        for name in [name for name in tensors if name.endswith(ending_g)]:
             stem = name.removesuffix(ending_g)
-            if stem + ending_v in folded:
-                g, v = folded.pop(name).float(), folded.pop(stem + ending_v).float()
-                folded[stem + "weight"] = torch._weight_norm(v, g, 0)
-    return folded
+            if stem + ending_v in tensors:
+                g, v = tensors.pop(name).float(), tensors.pop(stem + ending_v).float()
+                tensors[stem + "weight"] = torch._weight_norm(v, g, 0)
 
 
 def _listed(what: str, names: list[str], most: int = 3) -> str:
@@ -361,40 +361,36 @@ def _codebook_names(theirs: str, number: int) -> Names:
 HEAD_DIM = 64  # of every Mimi that moshi has released; its files do not say it
 
 
-def _prepare_moshi(tensors: Tensors) -> Tensors:
+def _prepare_moshi(tensors: Tensors) -> None:
     """Entries instead of their sums, and queries and keys with their rotary pairs half a head apart."""
-    prepared = _divided_sums(tensors, "embedding_sum")
-    for name in list(prepared):
+    _divide_sums(tensors, "embedding_sum")
+    for name in list(tensors):
         for ending in ("self_attn.in_proj_weight", "self_attn.in_projs.0.weight"):
             if name.endswith(ending):
-                weight = prepared.pop(name)
+                weight = tensors.pop(name)
                 queries, keys, values = weight.view(3, -1, HEAD_DIM // 2, 2, weight.shape[1])
                 rows = [part.transpose(1, 2).flatten(0, 2) for part in (queries, keys)] + [values.flatten(0, 2)]
-                prepared[name.removesuffix(ending) + "self_attn.qkv.weight"] = torch.cat(rows)
+                tensors[name.removesuffix(ending) + "self_attn.qkv.weight"] = torch.cat(rows)
         if name.endswith("self_attn.out_projs.0.weight"):
-            prepared[name.replace("out_projs.0", "out_proj")] = prepared.pop(name)
-    return prepared
+            tensors[name.replace("out_projs.0", "out_proj")] = tensors.pop(name)
 
 
-def _prepare_hf_mimi(tensors: Tensors) -> Tensors:
+def _prepare_hf_mimi(tensors: Tensors) -> None:
     """Entries instead of their sums, and queries, keys and values in one product."""
-    prepared = _divided_sums(tensors, "embed_sum")
-    for name in list(prepared):
+    _divide_sums(tensors, "embed_sum")
+    for name in list(tensors):
         stem = name.removesuffix("q_proj.weight")
         parts = [f"{stem}{part}_proj.weight" for part in "qkv"]
-        if name.endswith("self_attn.q_proj.weight") and all(part in prepared for part in parts):
-            prepared[stem + "qkv.weight"] = torch.cat([prepared.pop(part) for part in parts])
-    return prepared
+        if name.endswith("self_attn.q_proj.weight") and all(part in tensors for part in parts):
+            tensors[stem + "qkv.weight"] = torch.cat([tensors.pop(part) for part in parts])
 
 
-def _divided_sums(tensors: Tensors, ending: str) -> Tensors:
-    """Tensors with each codebook computed as the sum of the rows that chose an entry over their number."""
-    divided = dict(tensors)
-    for name in tensors:
+def _divide_sums(tensors: Tensors, ending: str) -> None:
+    """Compute each codebook as the sum of the rows that chose an entry over their number."""
+    for name in list(tensors):
         stem = name.removesuffix(ending)
         if name.endswith(ending) and stem + "cluster_usage" in tensors:
-            divided[stem + "codebook"] = divided.pop(name) / tensors[stem + "cluster_usage"].clamp(min=1e-5)[:, None]
-    return divided
+            tensors[stem + "codebook"] = tensors.pop(name) / tensors[stem + "cluster_usage"].clamp(min=1e-5)[:, None]
 
 
 def _moshi_config(tensors: Tensors, metadata: Mapping[str, Any]) -> MimiConfig:

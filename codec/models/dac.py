@@ -33,6 +33,7 @@ from codec.models.base import (
     encoder_span,
     split_scale,
 )
+from codec.nn.init import trunc_normal_
 from codec.nn.products import (
     Layer,
     by_products,
@@ -316,6 +317,6 @@ class DAC(BlockCodec):
 def _init_weights(module: nn.Module) -> None:
     """Initialize convolutions as the original does."""
     if isinstance(module, nn.Conv1d):
-        nn.init.trunc_normal_(module.weight, std=0.02)
+        trunc_normal_(module.weight, std=0.02)
         if module.bias is not None:
             nn.init.zeros_(module.bias)

@@ -19,13 +19,17 @@ from torch.overrides import TorchFunctionMode
 
 from codec.errors import ConfigError
 
+INITIALIZERS = ("torch.nn.init", "codec.nn.init")
+"""Modules of functions that fill a tensor with initial values and return it."""
+
 
 @contextmanager
-def built_within(*, parameters: int, size: int) -> Iterator[None]:
+def built_within(*, parameters: int, size: int, initialize: bool = True) -> Iterator[None]:
     """Raise ConfigError before this thread builds modules with more parameters, or `size` bytes of tensors.
 
     Parameters and buffers are counted together in bytes. A tensor on the way to them may have half of `size` elements
-    at most, and is refused before it takes memory.
+    at most, and is refused before it takes memory. Without `initialize`, parameters keep the values that they are
+    allocated with, which takes neither memory nor time, and weights have to replace them.
     """
     thread, names, total = threading.get_ident(), 0, 0
 
@@ -41,7 +45,7 @@ def built_within(*, parameters: int, size: int) -> Iterator[None]:
     of_parameters = hooks.register_module_parameter_registration_hook(count)
     of_buffers = hooks.register_module_buffer_registration_hook(count)
     try:
-        with _Bounded(size // 2):
+        with _Bounded(size // 2, initialize=initialize):
             yield
     finally:
         of_parameters.remove()
@@ -49,11 +53,15 @@ def built_within(*, parameters: int, size: int) -> Iterator[None]:
 
 
 class _Bounded(TorchFunctionMode):
-    """Refuses calls of torch whose result would have more than `most` elements, before they are made."""
+    """Refuses calls of torch whose result would have more than `most` elements, before they are made.
 
-    def __init__(self, most: int) -> None:
+    Without `initialize`, it leaves out functions that fill a tensor with initial values.
+    """
+
+    def __init__(self, most: int, *, initialize: bool) -> None:
         super().__init__()
         self.most = most
+        self.initialize = initialize
 
     def __torch_function__(
         self,
@@ -62,8 +70,11 @@ class _Bounded(TorchFunctionMode):
         args: Sequence[Any] = (),
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
-        if elements(getattr(func, "__name__", ""), args, kwargs or {}) > self.most:
+        name = getattr(func, "__name__", "")
+        if elements(name, args, kwargs or {}) > self.most:
             raise ConfigError(f"it asks for a tensor of more than {self.most / 1e6:.0f} million elements")
+        if not self.initialize and getattr(func, "__module__", "") in INITIALIZERS:
+            return args[0] if args else (kwargs or {})["tensor"]
         return func(*args, **(kwargs or {}))
 
 

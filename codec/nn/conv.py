@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from codec.nn.exporting import is_exporting
+from codec.nn.init import trunc_normal_
 from codec.nn.streaming import Checkpointable, State, Stateful
 
 FEW = 16  # output frames up to which a depthwise convolution is faster tap by tap on a CPU
@@ -46,7 +47,7 @@ class CausalConv1d(Stateful):
         self.is_product = stride > 1 or kernel == 1  # where a product is faster on a CPU
         self.weight = nn.Parameter(torch.empty(out_channels, in_channels // groups, kernel))
         self.bias = nn.Parameter(torch.zeros(out_channels)) if bias else None
-        nn.init.trunc_normal_(self.weight, std=(in_channels // groups * kernel) ** -0.5)
+        trunc_normal_(self.weight, std=(in_channels // groups * kernel) ** -0.5)
 
     def initial_state(self, like: Tensor) -> Tensor:
         return like.new_zeros(like.shape[0], self.in_channels, self.context)

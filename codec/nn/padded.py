@@ -21,6 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from codec.nn.init import trunc_normal_
 from codec.nn.streaming import Checkpointable, Delayed, State
 
 Padding: TypeAlias = Literal["reflect", "constant"]
@@ -148,7 +149,7 @@ class PaddedConv1d(Delayed):
         self.weight = nn.Parameter(torch.empty(kernel, in_channels, out_channels).permute(2, 1, 0))
         self.bias = nn.Parameter(torch.zeros(out_channels))
         self.norm = GroupNorm(out_channels) if style.group_norm else None
-        nn.init.trunc_normal_(self.weight, std=(in_channels * kernel) ** -0.5)
+        trunc_normal_(self.weight, std=(in_channels * kernel) ** -0.5)
 
     def initial_state(self, like: Tensor) -> ConvState:
         return ConvState(like.new_zeros(len(like), 0, self.weight.shape[1]), padded=False)
@@ -221,7 +222,7 @@ class TrimmedConvTranspose1d(Delayed):
         self.weight = nn.Parameter(torch.empty(in_channels, 2 * stride, out_channels).permute(0, 2, 1))
         self.bias = nn.Parameter(torch.zeros(out_channels))
         self.norm = GroupNorm(out_channels) if style.group_norm else None
-        nn.init.trunc_normal_(self.weight, std=(2 * in_channels) ** -0.5)
+        trunc_normal_(self.weight, std=(2 * in_channels) ** -0.5)
 
     def initial_state(self, like: Tensor) -> TransposedState:
         return TransposedState(like.new_zeros(len(like), 1, len(self.weight)), self.stride - self.right)

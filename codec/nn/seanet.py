@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from codec.nn.conv import CausalConv1d
+from codec.nn.init import trunc_normal_
 from codec.nn.padded import elu
 from codec.nn.streaming import Chain, State, Stateful
 
@@ -59,7 +60,7 @@ class CausalConvTranspose1d(Stateful):
         self.elu = elu
         self.weight = nn.Parameter(torch.empty(in_channels, out_channels // groups, kernel))
         self.bias = nn.Parameter(torch.zeros(out_channels)) if bias else None
-        nn.init.trunc_normal_(self.weight, std=(in_channels // groups * kernel / stride) ** -0.5)
+        trunc_normal_(self.weight, std=(in_channels // groups * kernel / stride) ** -0.5)
 
     def initial_state(self, like: Tensor) -> Tensor:
         return like.new_zeros(like.shape[0], self.in_channels, self.context)

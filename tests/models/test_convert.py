@@ -54,7 +54,7 @@ def test_the_configuration_of_another_family_is_refused(label: str, other: str) 
     family, stated = DIALECTS[label].family, DIALECTS[other].family
     words = rf"^here has the tensors of {family}, but it comes with the configuration of {stated}: download both"
     with pytest.raises(UnknownModel, match=words) as raised:
-        convert.convert(TENSORS[label], CONFIGURATIONS[other], label="here")
+        convert.convert(dict(TENSORS[label]), CONFIGURATIONS[other], label="here")
     assert "\n" not in str(raised.value)
 
 
@@ -81,12 +81,12 @@ def test_the_configuration_of_a_language_model_beside_a_file_does_not_matter(tmp
 @pytest.mark.parametrize("label", [label for label, dialect in DIALECTS.items() if dialect.configured_by])
 def test_a_missing_configuration_is_named(label: str) -> None:
     with pytest.raises(UnknownModel, match=f"^here is a checkpoint of {label} without (config.json|its metadata): "):
-        convert.convert(TENSORS[label], {}, label="here")
+        convert.convert(dict(TENSORS[label]), {}, label="here")
 
 
 def test_a_missing_key_is_named() -> None:
     with pytest.raises(UnknownModel, match="without a usable configuration: it lacks 'encoder_rates'"):
-        convert.convert(TENSORS["snac"], {"vq_strides": [1]}, label="here")
+        convert.convert(dict(TENSORS["snac"]), {"vq_strides": [1]}, label="here")
 
 
 def test_a_checkpoint_without_tensors_by_name_is_refused(tmp_path: Path) -> None:

@@ -156,7 +156,10 @@ def test_weight_norm_is_folded_as_torch_computes_it() -> None:
     conv = torch.nn.utils.parametrizations.weight_norm(torch.nn.ConvTranspose1d(3, 2, 4))
     with torch.no_grad():
         conv.parametrizations.weight.original0.mul_(2)
-    torch.testing.assert_close(fold_weight_norm(conv.state_dict())["weight"], conv.weight.detach())
+    tensors = dict(conv.state_dict())
+    fold_weight_norm(tensors)
+    assert tensors.keys() == {"weight", "bias"}
+    torch.testing.assert_close(tensors["weight"], conv.weight.detach())
 
 
 @pytest.mark.slow

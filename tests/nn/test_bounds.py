@@ -8,6 +8,7 @@ from torch import nn
 
 from codec.errors import ConfigError
 from codec.nn.bounds import built_within, elements
+from codec.nn.init import trunc_normal_
 
 LARGE = 2**40  # elements, more than any memory
 
@@ -72,6 +73,18 @@ def test_what_fits_is_built_and_nothing_is_bounded_afterwards() -> None:
     with pytest.raises(ConfigError), built_within(parameters=2, size=4 * (12 + 3) - 1):
         nn.Linear(4, 3)
     nn.Linear(4, 3)
+
+
+@pytest.mark.parametrize("initialize", [True, False])
+def test_parameters_that_weights_will_replace_are_not_initialized(initialize: bool) -> None:
+    before = torch.get_rng_state()
+    with built_within(parameters=20, size=2**20, initialize=initialize):
+        layers = [nn.Linear(4, 3), nn.Conv1d(2, 3, 5), nn.LSTM(4, 4)]
+        trunc_normal_(layers[0].weight, std=1)
+        noise = torch.zeros(3).fill_(2)
+    assert torch.get_rng_state().equal(before) is not initialize
+    assert noise.tolist() == [2, 2, 2]
+    assert [tuple(layer.weight.shape) for layer in layers[:2]] == [(3, 4), (3, 2, 5)]
 
 
 def test_other_threads_are_not_counted() -> None:
