@@ -305,7 +305,7 @@ def release_buffers(model: "Model") -> None:
 
 
 def assign_weights(model: "Model", weights: "Mapping[str, torch.Tensor]") -> None:
-    """Make tensors the weights of a model without copying those that have memory of their own.
+    """Make tensors the weights of a model without a copy of each tensor that has memory of its own.
 
     Raises RuntimeError, which names them, for tensors that are missing, additional, or of the wrong shape.
     """

@@ -73,7 +73,9 @@ class Report:
     `time` is the length of what was encoded or restored, in samples per channel at `rate` Hz. `compressed_bytes` is the
     size of the whole .codec file, of a pipe what was read, and `coded_seconds` the duration that they hold.
     `entropy_saved` is the fraction of the codes' bytes that entropy coding saved, None after decoding. `elapsed` is the
-    seconds it took, loading the model included. `notes` say what was clipped.
+    seconds it took, loading the model included. `notes` say what was clipped. `model_rate` is the sample rate of the
+    model in Hz where the recording has less than half of it, so that it was resampled and has no content in the upper
+    part of the model's band; None otherwise and after decoding.
     """
 
     source: str
@@ -87,6 +89,7 @@ class Report:
     elapsed: float
     entropy_saved: float | None = None
     notes: tuple[str, ...] = ()
+    model_rate: int | None = None
 
     @property
     def seconds(self) -> float:
@@ -195,6 +198,7 @@ def compress(
             *_bitrate_notes(codec, bitrate),
             *tag_notes,
         ),
+        model_rate=codec.sample_rate if 2 * reader.rate < codec.sample_rate else None,
     )
 
 

@@ -14,6 +14,7 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import lru_cache
 from logging import ERROR
 from pathlib import Path
 from typing import Any
@@ -124,10 +125,12 @@ def fetch(name: str) -> Path:
     Raises:
         MissingDependency: huggingface_hub is not installed.
         UnknownModel: the hub cannot be reached, or does not give the file.
-        StorageError: the file cannot be stored, or is not what the hub says.
+        StorageError: the file cannot be stored, or is not what the hub says, now or when it was fetched.
     """
     found = cached(name)
     if found is not None:
+        for part in _weights(found):
+            _verify_cached(part, part.stat().st_mtime_ns, name)
         return found
     if name not in PUBLISHED:
         return _fetched_repository(name)
@@ -185,6 +188,7 @@ def _fetching(name: str, where: str) -> Iterator[None]:
     """Raise errors of the hub as our own."""
     try:
         from huggingface_hub.errors import (
+            EntryNotFoundError,
             GatedRepoError,
             HfHubHTTPError,
             LocalEntryNotFoundError,
@@ -203,10 +207,14 @@ def _fetching(name: str, where: str) -> Iterator[None]:
         raise UnknownModel(f"{where} needs a login: accept its terms on the hub, then set HF_TOKEN") from error
     except RepositoryNotFoundError as error:
         raise UnknownModel(f"{where} does not exist on the hub: check the name") from error
-    except LocalEntryNotFoundError as error:  # no network, or HF_HUB_OFFLINE
+    except LocalEntryNotFoundError as error:  # no network, or HF_HUB_OFFLINE; before the next, of which it is a kind
         raise UnknownModel(
             f"{where} has not been fetched before, and the hub cannot be reached: go online once, or give the path of "
             "its file"
+        ) from error
+    except EntryNotFoundError as error:
+        raise UnknownModel(
+            f"{where} is not in its repository any more: give the path of its file, or upgrade codec"
         ) from error
     except HfHubHTTPError as error:
         problem = str(error).strip().splitlines()[0]
@@ -226,14 +234,32 @@ def _fetching(name: str, where: str) -> Iterator[None]:
         logging.set_verbosity(verbosity)
 
 
+def _weights(path: Path) -> list[Path]:
+    """The files of weights that a fetched file is, or is the index of."""
+    if path.name != INDEX:
+        return [path]
+    return [path.parent / part for part in _parts(path) if (path.parent / part).is_file()]
+
+
 def _verify(path: Path, where: str) -> None:
     """Compare a file with the SHA-256 that the hub names it by; remove it if they differ."""
-    blob = path.resolve()
-    if not re.fullmatch("[0-9a-f]{64}", blob.name):  # small files are named by a hash of git
-        return
-    with blob.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-    if digest != blob.name:
+    if not _is_intact(path):
+        blob = path.resolve()
         path.unlink()
         blob.unlink()
         raise StorageError(f"{where} arrived with other content than the hub states, and was removed: fetch it again")
+
+
+@lru_cache(maxsize=64)
+def _verify_cached(path: Path, modified: int, name: str) -> None:
+    """Compare a file in the cache with its SHA-256, once for each time at which it was `modified` (ns)."""
+    if not _is_intact(path):
+        raise StorageError(f"{name} is not what it was when it was fetched: delete {path.resolve()} to fetch it again")
+
+
+def _is_intact(path: Path) -> bool:
+    blob = path.resolve()
+    if not re.fullmatch("[0-9a-f]{64}", blob.name):  # small files are named by a hash of git
+        return True
+    with blob.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest() == blob.name

@@ -147,11 +147,29 @@ def test_without_a_network_the_way_out_is_named(monkeypatch: pytest.MonkeyPatch)
         codec.load(NAME)
 
 
-def test_a_gated_repository_needs_a_login(monkeypatch: pytest.MonkeyPatch) -> None:
-    with serve(REPOSITORY, FILES, status=403) as url:
+@pytest.mark.slow
+def test_a_file_that_was_altered_in_the_cache_is_refused(
+    cli: Cli,  # noqa: F811
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    write_audio(tmp_path / "a.wav", np.full((1, 400), 0.1, np.float32), 16_000)
+    with serve(REPOSITORY, FILES) as url:
         use(url, monkeypatch)
-        with pytest.raises(UnknownModel, match="set HF_TOKEN"):
-            codec.load(NAME)
+        codec.load(NAME)
+        found = published.cached(NAME)
+        assert found is not None
+        blob = found.resolve()
+        content = bytearray(blob.read_bytes())
+        content[-1] ^= 1
+        blob.write_bytes(content)
+        said = cli("encode", tmp_path / "a.wav", tmp_path / "a.codec", "--model", NAME)
+        assert said.code == StorageError.exit_code
+        says = f"{NAME} is not what it was when it was fetched: delete {blob} to fetch it again"
+        assert said.err == f"codec: {says}\n"
+        assert not (tmp_path / "a.codec").exists()
+        blob.unlink()
+        assert cli("encode", tmp_path / "a.wav", tmp_path / "a.codec", "--model", NAME).code == 0
 
 
 def test_other_content_is_refused_and_removed(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -441,13 +441,27 @@ def _print_report(report: "Report", *, quiet: bool) -> None:
         return
     is_part = report.seconds < report.coded_seconds - 1 / report.rate
     whole = f" of {duration(report.coded_seconds)}" if is_part else ""
+    channels = f", {report.channels} channels" if report.channels > 1 else ""
     saved = f" (entropy coding saved {report.entropy_saved:.0%})" if report.entropy_saved else ""
     say(
-        f"{report.source} -> {report.target}: {duration(report.seconds)}{whole}, {report.compressed_bytes} bytes "
-        f"compressed{saved}, {report.bitrate:.2f} kbit/s, {real_time(report.speed)}"
+        f"{report.source} -> {report.target}: {duration(report.seconds)}{whole}{channels}, {report.compressed_bytes} "
+        f"bytes compressed{saved}, {report.bitrate:.2f} kbit/s, {real_time(report.speed)}"
     )
-    for note in report.notes:
+    for note in [*report.notes, *_narrowband_notes([report])]:
         say(f"note: {note}")
+
+
+def _narrowband_notes(reports: "list[Report]") -> list[str]:
+    """What the recordings lack whose sample rate is less than half of the model's, a note for each sample rate."""
+    sources: dict[tuple[int, int], list[str]] = {}
+    for report in reports:
+        if report.model_rate is not None:
+            sources.setdefault((report.rate, report.model_rate), []).append(report.source)
+    return [
+        f"{names[0] if len(names) == 1 else plural(len(names), 'file')}: {rate / 1000:g} kHz, resampled to "
+        f"{model_rate / 1000:g} kHz: nothing above {rate / 2000:g} kHz"
+        for (rate, model_rate), names in sorted(sources.items())
+    ]
 
 
 def _print_outcomes(outcomes: "list[Outcome]", *, unread: str = "", quiet: bool) -> None:
@@ -459,7 +473,8 @@ def _print_outcomes(outcomes: "list[Outcome]", *, unread: str = "", quiet: bool)
     parts += [f"{already} already there"] * bool(already) + [f"{len(failures)} failed"] * bool(failures)
     if not quiet:
         say("; ".join([*parts, unread] if unread else parts))
-        for note in dict.fromkeys(note for report in reports for note in report.notes):
+        notes = dict.fromkeys(note for report in reports for note in report.notes)
+        for note in [*notes, *_narrowband_notes(reports)]:
             say(f"  note: {note}")
     for failure in failures:
         say(failed(failure.source, failure.error))

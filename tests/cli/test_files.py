@@ -70,6 +70,25 @@ def test_encode_writes_the_same_file_as_the_library(cli: Cli, recording: Path) -
     assert Path("in.codec").read_bytes() == Path("direct.codec").read_bytes()
 
 
+def test_a_recording_far_below_the_rate_of_the_model_is_said(cli: Cli) -> None:
+    for name, rate in {"low.wav": 3000, "half.wav": 4000}.items():
+        soundfile.write(name, np.full(rate, 0.1), rate)
+    note = "low.wav: 3 kHz, resampled to 8 kHz: nothing above 1.5 kHz"
+    assert cli("encode", "low.wav").err.splitlines()[1:] == [f"note: {note}"]
+    assert cli("encode", "half.wav").err.count("\n") == 1
+    assert cli("encode", "low.wav", "--force", "--quiet").err == ""
+    assert cli("encode", "low.wav", "half.wav", "-o", "one").err.splitlines()[1:] == [f"  note: {note}"]
+    soundfile.write("other.wav", np.full(3000, 0.1), 3000)
+    counted = cli("encode", "low.wav", "half.wav", "other.wav", "-o", "two").err.splitlines()
+    assert counted[1:] == ["  note: 2 files: 3 kHz, resampled to 8 kHz: nothing above 1.5 kHz"]
+
+
+def test_the_report_counts_channels_where_there_are_several(cli: Cli, recording: Path) -> None:
+    assert cli("encode", recording).err.startswith("in.wav -> in.codec: 0.70 s, 2 channels, ")
+    assert cli("decode", "in.codec", "out.wav").err.startswith("in.codec -> out.wav: 0.70 s, 2 channels, ")
+    assert "channel" not in cli("encode", recording, "mono.codec", "--channels", 1).err
+
+
 def test_a_bit_rate_beyond_the_model_is_said(cli: Cli, recording: Path) -> None:
     note = "note: 24 kbit/s is more than the model has: all 3 codebooks are 1.5 kbit/s"
     assert cli("encode", recording, "--bitrate", 24).err.splitlines()[1] == note

@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import load, save
 
 from codec.io.bitstream import open_reader
+from codec.published import cached
 from tests.cli.conftest import Cli
 from tests.helpers.hub import serve
 from tests.test_published import FILES, NAME, REPOSITORY, own_cache, use  # noqa: F401 (a fixture for every test)
@@ -77,10 +78,15 @@ def test_missing_and_wrong_tensors(cli: Cli, folder: Path, recording: Path) -> N
     ("code", "says", "served"),
     [
         (8, "arrived with other content than the hub states, and was removed: fetch it again", {"lie": True}),
+        (6, "needs a login: accept its terms on the hub, then set HF_TOKEN", {"status": 401}),
         (6, "needs a login: accept its terms on the hub, then set HF_TOKEN", {"status": 403}),
+        (6, "does not exist on the hub: check the name", {"status": 401, "code": "RepoNotFound"}),
+        (6, "does not exist on the hub: check the name", {"status": 404, "code": "RepoNotFound"}),
+        (6, "is not in its repository any more: give the path of its file", {"status": 404, "code": "EntryNotFound"}),
+        (6, "cannot be reached: go online once, or give the path of its file", {"status": 500, "code": "none"}),
         (6, "cannot be reached: go online once, or give the path of its file", None),
     ],
-    ids=["hash", "gated", "offline"],
+    ids=["hash", "gated", "gated for this token", "private", "no repository", "no file", "out of order", "offline"],
 )
 def test_a_hub_that_does_not_give_the_file(
     cli: Cli, recording: Path, monkeypatch: pytest.MonkeyPatch, code: int, says: str, served: dict[str, Any] | None
@@ -90,13 +96,16 @@ def test_a_hub_that_does_not_give_the_file(
         monkeypatch.setattr("time.sleep", lambda seconds: None)  # between attempts
         refused(cli, code, says, "encode", recording, "out.codec", "--model", NAME)
     assert not Path("out.codec").exists()
+    assert cached(NAME) is None
 
 
 def test_channels_and_rates_of_a_recording_are_kept(cli: Cli, folder: Path, recording: Path) -> None:
     """Stereo at 16 kHz by a model that is mono: each channel is coded alone."""
     (folder / "config.json").write_text(json.dumps(json.loads(FILES["config.json"]) | {"sampling_rate": 44100}))
     result = cli("encode", recording, "two.codec", "--model", folder)
-    assert (result.code, result.err.count("\n")) == (0, 1)
+    assert (result.code, result.err.count("\n")) == (0, 2)
+    assert ": 0.70 s, 2 channels, " in result.err
+    assert "note: in.wav: 16 kHz, resampled to 44.1 kHz: nothing above 8 kHz\n" in result.err
     with open_reader("two.codec") as reader:
         header = reader.header
         assert (header.channels, header.model_channels, header.source_rate) == (2, 1, 16_000)

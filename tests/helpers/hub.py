@@ -11,11 +11,18 @@ COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 @contextmanager
 def serve(
-    repository: str, files: dict[str, bytes], *, lie: bool = False, status: int = 200, cut: bool = False
+    repository: str,
+    files: dict[str, bytes],
+    *,
+    lie: bool = False,
+    status: int = 200,
+    code: str = "GatedRepo",
+    cut: bool = False,
 ) -> Iterator[str]:
     """Serve the files and yield the address.
 
-    `lie` states the hash of other content, `status` refuses everything, `cut` ends the weights early.
+    `lie` states the hash of other content, `status` refuses everything with the hub's error `code`, `cut` ends the
+    weights early.
     """
 
     class Handler(BaseHTTPRequestHandler):
@@ -31,7 +38,7 @@ def serve(
             )
             if status != 200 or name not in files:
                 self.send_response(404 if status == 200 else status)
-                self.send_header("X-Error-Code", "EntryNotFound" if status == 200 else "GatedRepo")
+                self.send_header("X-Error-Code", "EntryNotFound" if status == 200 else code)
                 self.end_headers()
                 return
             content = files[name]
