@@ -1,6 +1,7 @@
 """The programs in docs/examples run, with a tiny model and tiny sizes."""
 
 import json
+import re
 import runpy
 import shutil
 import subprocess
@@ -244,6 +245,19 @@ def test_plain_readers_of_entropy_coded_files(script: str, coder: int, tmp_path:
     for kind, rows, codebooks, frames in CASES[:: 1 if script == "read_codec" else 2]:
         codes = entropy_coded(path, coder, kind=kind, rows=rows, codebooks=codebooks, frames=frames)
         np.testing.assert_array_equal(codes_by(script, path, network), codes)
+
+
+@pytest.mark.parametrize("script", ["read_codec.py", "read_codec.mjs"])
+def test_plain_readers_without_the_network(script: str, tmp_path: Path) -> None:
+    """One line, from node too."""
+    entropy_coded(tmp_path / "a.codec", entropy.MODEL, kind="few", rows=1, codebooks=2, frames=30)
+    runner = sys.executable if script.endswith(".py") else shutil.which("node")
+    if runner is None:
+        pytest.skip("node is not installed")
+    command = [runner, EXAMPLES / script, tmp_path / "a.codec"]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (result.returncode, result.stdout) == (1, "")
+    assert re.fullmatch(r"codes by coder 2, network [0-9a-f]{8}\b.*\n", result.stderr)
 
 
 @pytest.mark.parametrize("script", ["read_codec", "read_codec.mjs"])

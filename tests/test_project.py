@@ -301,6 +301,14 @@ def test_readme_commands_are_run_by_ci() -> None:
     assert [command for command in commands if command not in script] == []
 
 
+def test_nightly_tests_have_what_all_tests_have() -> None:
+    """Without an extra, or the programs of `.ci/browser`, tests are skipped."""
+    script, workflow = ((ROOT / path).read_text("utf-8") for path in (".ci/run", ".github/workflows/ci.yml"))
+    (extras,) = set(re.findall(r'pip install "\.\[(.*?)\]" && pytest', script))
+    assert "\n.ci/browser\n" in script
+    assert f'- run: pip install ".[{extras}]" && .ci/browser && pytest -m nightly\n' in workflow
+
+
 def test_batch_size_divides_by_processes_in_docs() -> None:
     launches = re.findall(r"^\$ torchrun .*", SCALING.read_text("utf-8"), re.MULTILINE)
     assert len(launches) == 2

@@ -81,7 +81,10 @@ def convert(tensors: Tensors, metadata: Mapping[str, Any], *, label: str) -> tup
     dialect = recognize(tensors)
     if dialect is None:
         known = ", ".join(sorted({dialect.label for dialect in DIALECTS}))
-        raise UnknownModel(f"{label} is not a checkpoint of a known codec family: give one of {known}")
+        raise UnknownModel(
+            f"{label} is not a checkpoint of a known codec family: give one of {known}, or a model file of codec with "
+            "the metadata that it was written with"
+        )
     _check_stated(dialect, metadata, label)
     try:
         if dialect.prepare is not None:

@@ -21,14 +21,23 @@ function refuse(text) {
 
 /** The graph, and the JSON of its metadata, which ends the file. */
 async function load(folder) {
-  const graph = readFileSync(`${folder}/decoder.onnx`), shared = readFileSync(`${folder}/shared.bin`);
   try {
+    const graph = readFileSync(`${folder}/decoder.onnx`), shared = readFileSync(`${folder}/shared.bin`);
     const model = JSON.parse(graph.subarray(graph.lastIndexOf('{"format"')));
     if (createHash("sha256").update(shared).digest("hex") !== model.shared.sha256) throw new Error("shared.bin is of another model");
     const externalData = [{ path: model.shared.file, data: shared }];
     return [await ort.InferenceSession.create(graph, { executionProviders: ["wasm"], externalData }), model];
   } catch ({ message }) {
     refuse(`${folder}/decoder.onnx is damaged or not of codec export (${message.split("\n")[0]})`);
+  }
+}
+
+/** Header and packets of a .codec file. */
+async function readFile(source, network) {
+  try {
+    return read(new Uint8Array(readFileSync(source)), network && (await Network.from(new Uint8Array(readFileSync(network)))));
+  } catch ({ message }) {
+    refuse(`${source} cannot be read (${message})${message.startsWith("codes by") ? ": give its file NAME.entropy.safetensors" : ""}`);
   }
 }
 
@@ -83,7 +92,7 @@ ort.env.wasm.numThreads = 1;
 const program = script && new URL("ort.wasm", script);
 if (program && existsSync(program)) ort.env.wasm.wasmBinary = readFileSync(program);
 const [session, model] = await load(folder);
-const file = read(new Uint8Array(readFileSync(source)), network && (await Network.from(new Uint8Array(readFileSync(network)))));
+const file = await readFile(source, network);
 if (file.header.weights_hash !== model.weights_hash)
   refuse(`${source} was made by ${file.header.model} (weights ${file.header.weights_hash.slice(0, 12)}), and ${folder} has weights ${model.weights_hash.slice(0, 12)}: export the model that made the file`);
 writeFileSync(target, wav(channels(await decode(session, model, file), file.header, model), model.sample_rate));

@@ -57,8 +57,11 @@ def decode(folder: Path, source: Path, network: bytes | None = None) -> tuple[np
 
 
 if __name__ == "__main__":
-    network = Path(sys.argv[4]).read_bytes() if len(sys.argv) > 4 else None
-    audio, rate = decode(Path(sys.argv[1]), Path(sys.argv[2]), network)
+    try:
+        network = Path(sys.argv[4]).read_bytes() if len(sys.argv) > 4 else None
+        audio, rate = decode(Path(sys.argv[1]), Path(sys.argv[2]), network)
+    except OSError as error:
+        sys.exit(f"{error.filename} cannot be read ({error.strerror})")
     with wave.open(sys.argv[3], "wb") as file:
         file.setparams((len(audio), 2, rate, 0, "NONE", ""))
         file.writeframes((audio.T.clip(-1, 1) * 32767).round().astype("<i2").tobytes())

@@ -322,6 +322,11 @@ export function read(data, network = null) {
 
 if (globalThis.process?.argv[1]?.endsWith("read_codec.mjs")) {
   const { readFileSync } = await import("node:fs");
-  const [recording, network] = process.argv.slice(2).map((name) => new Uint8Array(readFileSync(name)));
-  console.log(JSON.stringify(read(recording, network && await Network.from(network))));
+  try {
+    const [recording, network] = process.argv.slice(2).map((name) => new Uint8Array(readFileSync(name)));
+    console.log(JSON.stringify(read(recording, network && await Network.from(network))));
+  } catch ({ message }) {
+    console.error(message);
+    process.exit(1);
+  }
 }

@@ -95,7 +95,7 @@ def read_codes(kind: int, body: Bytes, header: dict[str, Any], network: "Network
         packet["scale"] = [[struct.unpack("<f", body.take(4))[0] for _ in rows] for _ in range(-(-frames // segment))]
     payload, sizes = body.data[body.at :], header["codebook_sizes"][:codebooks]
     if coder > 2 or (coder == 2 and (network is None or network.digest != header["network"])):
-        sys.exit(f"codes by coder {coder}, network {header.get('network')}")
+        sys.exit(f"codes by coder {coder}, network {header.get('network')}: give its file NAME.entropy.safetensors")
     reader = (
         Packed(payload, sizes, frames * len(rows) if varying else 0)
         if coder == 0

@@ -16,6 +16,7 @@ from codec.published import cached
 from tests.cli.conftest import Cli
 from tests.helpers.hub import serve
 from tests.test_published import FILES, NAME, REPOSITORY, own_cache, use  # noqa: F401 (a fixture for every test)
+from tests.tiny import tiny_model
 
 ENCODEC = {"quantizer.vq.layers.0._codebook.embed": torch.zeros(4, 4)}
 SNAC = {"sampling_rate": 24000, "encoder_rates": [2, 4, 8, 8], "vq_strides": [4, 2, 1]}
@@ -67,7 +68,8 @@ def test_missing_and_wrong_tensors(cli: Cli, folder: Path, recording: Path) -> N
         ({key: tensor for key, tensor in tensors.items() if key != name}, "missing: "),
         (tensors | {"other.weight": torch.zeros(2)}, "not part of such a model: other.weight"),
         (tensors | {name: torch.zeros(1, 1, 1)}, "does not fit its own configuration: size mismatch"),
-        ({"a": torch.zeros(1)}, "is not a checkpoint of a known codec family"),
+        ({"a": torch.zeros(1)}, "is not a checkpoint of a known codec family: give one of "),
+        (tiny_model().state_dict(), ", or a model file of codec with the metadata that it was written with"),
     ):
         (folder / "model.safetensors").write_bytes(save(content))
         refused(cli, 6, says, "tokenize", recording.parent, "--out", "store", "--model", folder)

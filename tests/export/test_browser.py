@@ -258,8 +258,11 @@ def test_a_gpu_that_cannot_be_used(tab: Tab, recording: Path) -> None:
     assert tab.text("#problem") == ""
 
 
-def test_codec_file(tab: Tab, model: StepCodec, tmp_path: Path) -> None:
-    """Two channels; dropped, not selected; the slider moves while it plays, and the original cannot be played."""
+def test_codec_file(tab: Tab, model: StepCodec, recording: Path, tmp_path: Path) -> None:
+    """Two channels; dropped, not selected; the slider moves while it plays, and the original cannot be played.
+
+    The bit rate is that of the next recording, which has one channel, once it is opened.
+    """
     audio = torch.from_numpy(np.stack([voice(RATE), voice(RATE)[::-1]]).copy())[:, None]
     codes = model.encode(audio)
     with (tmp_path / "a.codec").open("wb") as file:
@@ -283,6 +286,8 @@ def test_codec_file(tab: Tab, model: StepCodec, tmp_path: Path) -> None:
     assert tab.text("#source") == "a.codec"
     expected = model.decode(codes[:, :2], length=audio.shape[2])[0, 0].numpy()
     assert best_part(np.pad(expected, RATE), tab.played()[RATE:]) > 0.99
+    tab.drop(recording)
+    tab.wait("#bitrate", "0.80 kbit/s")
 
 
 def test_codec_file_of_fewer_codebooks(tab: Tab, model: StepCodec, tmp_path: Path) -> None:
@@ -330,10 +335,19 @@ def test_bad_input(tab: Tab, model: StepCodec, tmp_path: Path) -> None:
     tab.wait("#problem", "No microphone was found: connect one, or open a file.")
 
 
-def test_without_simd(tab: Tab) -> None:
-    tab.page.add_init_script("WebAssembly.validate = () => false")
+@pytest.mark.parametrize(
+    ("script", "lacking"),
+    [
+        ("WebAssembly.validate = () => false", "WebAssembly SIMD"),
+        ("delete globalThis.WebAssembly", "WebAssembly SIMD"),  # as browsers do whose user asks for more safety
+        ("delete globalThis.DecompressionStream", "DecompressionStream"),
+    ],
+)
+def test_browsers_that_lack_something(tab: Tab, script: str, lacking: str) -> None:
+    tab.page.add_init_script(script)
     tab.page.goto(tab.address)
-    tab.wait("#problem", re.compile("This browser has no WebAssembly SIMD: use Chrome 91, .*"))
+    tab.wait("#problem", re.compile(f"This browser has no {lacking}: use Chrome 91, .*"))
+    assert tab.text("#status") == ""
 
 
 def test_missing_graph(tab: Tab) -> None:

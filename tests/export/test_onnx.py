@@ -3,6 +3,7 @@
 import copy
 import hashlib
 import json
+import re
 import runpy
 from pathlib import Path
 
@@ -19,6 +20,8 @@ from tests.helpers.trial_family import trial_model
 pytest.importorskip("onnxscript")
 pytest.importorskip("onnxruntime")
 from codec.export import onnx as export
+from codec.export import page
+from tests.export.conftest import codec_command
 
 EXAMPLES = Path(__file__).parents[2] / "docs" / "examples"
 pytestmark = pytest.mark.slow
@@ -98,6 +101,24 @@ def test_a_family_that_torch_cannot_export(model: StepCodec, tmp_path: Path, mon
     assert not (tmp_path / "none").exists()
 
 
+@pytest.mark.nightly  # takes minutes
+def test_sizes_of_the_shipped_model(tmp_path: Path) -> None:
+    """They are those of the pages, and a web page loads at most 14 MB."""
+    said = codec_command("export", "general-24k", "--onnx", tmp_path)
+    contents = [(tmp_path / name).read_bytes() for name in export.FILES]
+    sizes = [len(content) / 1e6 for content in contents]
+    packed = sum(len(page.packed(content)) for content in contents) / 1e6
+    assert packed < 14
+    pages = {name: (EXAMPLES.parent / name).read_text("utf-8") for name in ("export.md", "live.md", "models.md")}
+    parts = "the encoder has {:.1f} MB, the decoder {:.1f} MB and `shared.bin` {:.1f} MB: {:.1f} MB in all"
+    assert parts.format(*sizes, sum(sizes)) in pages["export.md"]
+    assert f"so they compress to {packed:.1f} MB" in pages["export.md"]
+    assert f"{packed:.1f} MB for `general-24k` instead of {sum(sizes):.1f}" in pages["live.md"]
+    assert f"{packed:.1f} MB packed for a [page]" in pages["models.md"]
+    codes = re.findall(r"; (\d+) codes are those of torch", said)
+    assert f"no code of {int(*codes):,} differs".replace(",", " ") in pages["export.md"]
+
+
 def test_fp16_weights_are_exact() -> None:
     from onnx import TensorProto, helper, numpy_helper
 
@@ -159,6 +180,9 @@ def test_decode_example(exported: Path, model: StepCodec, tmp_path: Path, monkey
     assert np.abs(audio - model.decode(codes, length=6000)[:, 0].numpy()).max() < 1e-5
     with pytest.raises(SystemExit, match=r"was made by tiny-1 .*export the model that made the file"):
         decode(exported, tmp_path / "b.codec")
+    monkeypatch.setattr("sys.argv", ["onnx_decode.py", str(exported), str(tmp_path / "none.codec"), "out.wav"])
+    with pytest.raises(SystemExit, match=r"none\.codec cannot be read \(No such file or directory\)$"):
+        runpy.run_path(str(EXAMPLES / "onnx_decode.py"), run_name="__main__")
     content = (exported / "decoder.onnx").read_bytes()
     (tmp_path / "shared.bin").write_bytes((exported / "shared.bin").read_bytes() + b"0")
     for damaged in (b"", content[: len(content) // 2], content):

@@ -26,9 +26,11 @@ from codec.cli.main import run
 from codec.compression import header_of
 from codec.errors import InputNotFound, MissingDependency, StorageError, UsageError
 from codec.export import page as web
+from codec.io import entropy
 from codec.io.bitstream import Reader, Writer
 from codec.io.entropy_files import weights_hash_of
 from codec.models.base import StepCodec
+from tests.test_examples import entropy_coded
 
 RUNNER = Path(__file__).with_name("run_page.mjs")
 CONTENT = {
@@ -266,7 +268,18 @@ def test_example_in_plain_javascript(page: Path, exported: Path, model: StepCode
     )
     shutil.copy(exported / "decoder.onnx", tmp_path)
     (tmp_path / "shared.bin").write_bytes(b"")
-    assert "decoder.onnx is damaged or not of codec export (shared.bin is" in run_script(tmp_path, "a.codec").stderr
+    (tmp_path / "c.codec").write_bytes((tmp_path / "a.codec").read_bytes()[:-100])
+    entropy_coded(tmp_path / "d.codec", entropy.MODEL, kind="few", rows=1, codebooks=2, frames=30)
+    for folder, source, problem in (
+        (tmp_path, "a.codec", r"\S+decoder\.onnx is damaged or not of codec export \(shared\.bin is .*\)"),
+        (tmp_path / "none", "a.codec", r"\S+decoder\.onnx is damaged or not of codec export \(ENOENT.*\)"),
+        (exported, "none.codec", r"\S+none\.codec cannot be read \(ENOENT.*\)"),
+        (exported, "c.codec", r"\S+c\.codec cannot be read \((damaged at byte \d+|truncated)\)"),
+        (exported, "d.codec", r"\S+ cannot be read \(codes by coder 2, .*\): give its file NAME\.entropy\.safetensors"),
+    ):
+        failed = run_script(folder, source)
+        assert failed.returncode == 1
+        assert re.fullmatch(problem, failed.stderr.strip()), failed.stderr
 
 
 @pytest.mark.slow

@@ -22,8 +22,9 @@ function complain(text) {
 }
 
 function start() {
-  if (!WebAssembly.validate(Uint8Array.from(SIMD)))
-    return refuse("This browser has no WebAssembly SIMD: use Chrome 91, Firefox 89, Safari 16.4 or a newer one.");
+  const newer = "use Chrome 91, Firefox 114, Safari 16.4 or a newer one, without a mode that blocks parts of it.";
+  if (!globalThis.WebAssembly?.validate(Uint8Array.from(SIMD))) return refuse(`This browser has no WebAssembly SIMD: ${newer}`);
+  if (!globalThis.DecompressionStream) return refuse(`This browser has no DecompressionStream: ${newer}`);
   if (!globalThis.AudioWorkletNode)
     return refuse(isSecureContext ? "This browser has no AudioWorklet: use a newer one." :
       "Browsers process sound only on https and on localhost: open this page as http://localhost.");
@@ -151,6 +152,7 @@ function connect(name, { live, hasOriginal = true }) {
   byId("listen").disabled = !hasOriginal;
   byId("pause").textContent = "Pause";
   complain("");
+  showRate(); // of one row, until the worker says how many there are
   requestAnimationFrame(draw);
   return port2;
 }
