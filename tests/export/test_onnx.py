@@ -115,8 +115,8 @@ def test_sizes_of_the_shipped_model(tmp_path: Path) -> None:
     assert f"so they compress to {packed:.1f} MB" in pages["export.md"]
     assert f"{packed:.1f} MB for `general-24k` instead of {sum(sizes):.1f}" in pages["live.md"]
     assert f"{packed:.1f} MB packed for a [page]" in pages["models.md"]
-    codes = re.findall(r"; (\d+) codes are those of torch", said)
-    assert f"no code of {int(*codes):,} differs".replace(",", " ") in pages["export.md"]
+    (codes,) = re.findall(r"; (\d+) codes are those of torch", said)
+    assert f"no code of {int(codes):,} differs".replace(",", " ") in pages["export.md"]
 
 
 def test_fp16_weights_are_exact() -> None:
