@@ -32,8 +32,8 @@ from codec.data.clips import Clip, clip_audio, clip_time, clips, hashed, root_of
 from codec.data.split import KEYS, SIDES, Chooser, path_in, split_chooser, split_number
 from codec.errors import CodecError, ConfigError, InputNotFound, UnsupportedAudio, UsageError
 from codec.io.storage import atomic_output
+from codec.io.synthetic import Samples, synthetic
 from codec.parallel import each, in_threads
-from codec.training.codec.synthetic import Samples, synthetic
 from codec.training.logger import FileNote
 from codec.training.signals import block_stop_signals, ignore_stop_signals
 

@@ -1,7 +1,7 @@
-"""Synthetic training crops: test signals at all levels.
+"""Synthetic signals at all levels, which training mixes into its crops: tones, chords, DTMF, clicks, bells and noise.
 
-Each generator returns float32 audio [time] at a sample rate in Hz with a peak of at most 1, which depends only on the
-random generator.
+A kind is a function (rng, time, rate) that returns `time` samples, float32 [time], at a sample rate of `rate` Hz with a
+peak of at most 1. They depend only on the random generator.
 """
 
 from __future__ import annotations
@@ -17,10 +17,7 @@ Wave = NDArray[np.float64]  # [time]; before its level is set
 LOW = 40.0  # Hz, the lowest pitch
 TOP = 0.45  # of the sample rate, the highest
 TONE_DB = (-50.0, -1.0)  # peaks of all but noise
-BED_DB = (
-    -90.0,
-    -25.0,
-)  # noise floor under them, RMS below their peaks, because without it they would be learned as silence
+BED_DB = (-90.0, -25.0)  # noise floor, RMS below their peaks, because a model learns tones without one as silence
 NOISE_DB = (-70.0, -10.0)  # levels of noise, RMS
 NOISE_LOW = 20.0  # Hz; brown noise would otherwise be mostly below the audible range
 DTMF = ((697, 770, 852, 941), (1209, 1336, 1477, 1633))  # Hz, rows and columns of the keys; ITU-T Q.23

@@ -1,12 +1,12 @@
-"""training/signals.py: each kind of synthetic crop has the spectrum, the timing and the level that its name says."""
+"""io/synthetic.py: each kind of synthetic signal has the spectrum, the timing and the level that its name says."""
 
 from collections.abc import Callable
 
 import numpy as np
 import pytest
 
-from codec.training.codec import synthetic as signals
-from codec.training.codec.synthetic import DTMF, Samples
+from codec.io import synthetic as signals
+from codec.io.synthetic import DTMF, Samples
 
 RATE = 8000
 KINDS = (
