@@ -34,13 +34,13 @@ def small_recipe(**tables: Mapping[str, Any]) -> Recipe:
     return Recipe.from_data({"name": "small", **merged})
 
 
-def options(recipe: Recipe) -> list[str]:
-    """The keys of a recipe that differ from the defaults, as command line options."""
+def options(recipe: Recipe | LMRecipe) -> list[str]:
+    """The keys of a recipe's tables that differ from the defaults, as command line options."""
     tables = recipe.model_dump(mode="json", exclude_unset=True)
     return [
         f"--set={table}.{key}={json.dumps(value)}"
         for table, values in tables.items()
-        if table != "name"
+        if isinstance(values, dict)
         for key, value in values.items()
         if value not in (None, [])  # absent, in TOML
     ]

@@ -27,7 +27,7 @@ from codec.training import engine
 from codec.training.codec.crops import Batch
 from codec.training.codec.recipe import Recipe
 from codec.training.codec.task import CodecTask, TrainState, build_task, memory_settings, with_known_model
-from codec.training.optimizer import autocast_dtype
+from codec.training.engine import autocast_dtype
 
 MAX_AUDIO = 12.0  # s of audio in the largest measured batch
 MAX_SECONDS = 4.0  # of steps of a stage, after which no more are timed

@@ -10,9 +10,10 @@ from typing import Any, NamedTuple
 import librosa
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from codec.nn.shapes import Audio
-from codec.training.codec.spectra import BandFilters, power, scale_distances, short_time_spectra
+from codec.nn.spectra import BandFilters, power, short_time_spectra
 
 SCALES = ((5, 32), (10, 64), (20, 128), (40, 256), (80, 512), (160, 1024), (320, 2048))
 """(mel bands, window in samples) of DAC's multi-scale mel loss (section 3.5); each hop is a quarter window."""
@@ -79,6 +80,76 @@ class SpectralLoss(nn.Module):
             pesq_like,
             stoi_like,
         )
+
+
+def scale_distances(
+    decoded: Tensor, audio: Tensor, filters: Tensor, groups: BandFilters, *, complex_too: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """`mel`, `complex_stft` and `noise_to_mask` of spectra [2, batch, frames, bins]; only `decoded` gets a gradient.
+
+    Unless `complex_too`, only `mel`, and zeros.
+    """
+    distances: tuple[Tensor, Tensor, Tensor] = _ScaleDistances.apply(decoded, audio, filters, groups, complex_too)
+    return distances
+
+
+class _ScaleDistances(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, decoded: Tensor, audio: Tensor, filters: Tensor, groups: BandFilters, complex_too: bool
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        ctx.groups = groups
+        ctx.set_materialize_grads(False)  # a loss without a weight costs nothing in the backward pass
+        decoded_power, audio_power = power(decoded), power(audio)
+        magnitude = (decoded_power + 1e-12).sqrt_()
+        mel = groups.apply(filters, magnitude)  # [batch, frames, bands]
+        audio_mel = groups.apply(filters, (audio_power + 1e-12).sqrt_())
+        difference = mel.clamp(min=1e-5).log10_() - audio_mel.clamp(min=1e-5).log10_()
+        saved = [decoded, filters, magnitude, mel, difference]
+        zero = decoded.new_zeros(())
+        if not complex_too:
+            ctx.save_for_backward(*saved)
+            return difference.abs().mean(), zero, zero.clone()
+
+        audio_compression = (audio_power + 1e-7).rsqrt_().sqrt_()
+        size = audio_power.sqrt().mul_(audio_compression).mean(dim=(1, 2)) + 1e-3  # [batch]
+        compression = (decoded_power + 1e-7).rsqrt_().sqrt_()
+        compressed = (decoded * compression).addcmul_(audio, audio_compression, value=-1)
+        distance = power(compressed).add_(1e-9).sqrt_()
+        complex_stft = (distance.mean(dim=(1, 2)) / size).mean()
+
+        signal = groups.apply(filters, audio_power)
+        masking = signal + 1e-4 * signal.mean(dim=(1, 2), keepdim=True) + 1e-7
+        error = decoded - audio
+        ratio = (groups.apply(filters, power(error)) / masking + 1e-6).sqrt_()
+        noise_to_mask = ratio.clamp(max=2).mean()
+        ctx.save_for_backward(*saved, decoded_power, size, compression, compressed, distance, masking, error, ratio)
+        return difference.abs().mean(), complex_stft, noise_to_mask
+
+    @staticmethod
+    @once_differentiable
+    def backward(
+        ctx: Any, of_mel: Tensor | None, of_complex_stft: Tensor | None, of_noise_to_mask: Tensor | None
+    ) -> tuple[Tensor, None, None, None, None]:
+        decoded, filters, magnitude, mel, difference, *others = ctx.saved_tensors
+        weight, gradient = torch.zeros_like(magnitude), None  # the gradient is `weight * decoded + gradient`
+        if of_mel is not None:
+            scale = of_mel / (mel.numel() * math.log(10))
+            of_bands = difference.sign() * (mel >= 1e-5) / mel.clamp(min=1e-5) * scale
+            weight = ctx.groups.transposed(filters, of_bands).div_(magnitude)
+        if of_complex_stft is not None and others:
+            decoded_power, size, compression, compressed, distance, *_ = others
+            scale = of_complex_stft / (len(size) * distance[0].numel()) / size  # [batch]
+            gradient = compressed * (compression / distance).mul_(scale[:, None, None])
+            along = (decoded[0] * gradient[0]).addcmul_(decoded[1], gradient[1])
+            weight.addcdiv_(along, decoded_power + 1e-7, value=-0.5)
+        if of_noise_to_mask is not None and others:
+            *_, masking, error, ratio = others
+            of_bands = (ratio <= 2) / (ratio * masking) * (of_noise_to_mask / ratio.numel())
+            of_bins = ctx.groups.transposed(filters, of_bands)
+            gradient = error * of_bins if gradient is None else gradient.addcmul_(error, of_bins)
+        whole = decoded * weight if gradient is None else gradient.addcmul_(decoded, weight)
+        return whole, None, None, None, None
 
 
 class PerceptualLoss(nn.Module):

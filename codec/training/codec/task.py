@@ -45,8 +45,7 @@ from codec.training.codec.recipe import (
     Recipe,
     TrainConfig,
 )
-from codec.training.logger import FileNote, Logger, Meter, count_codes
-from codec.training.optimizer import (
+from codec.training.engine import (
     autocast_dtype,
     batch_mean,
     can_step,
@@ -55,6 +54,7 @@ from codec.training.optimizer import (
     lr_scale,
     update_ema,
 )
+from codec.training.logger import FileNote, Logger, Meter, count_codes
 
 AUDIO_LOSSES = (*Spectral._fields, "periodicity", "level", "modulation", "adversarial", "feature_matching")
 """Losses of the decoded audio."""

@@ -9,9 +9,9 @@ from time import perf_counter
 import torch
 
 from codec.training import engine
+from codec.training.engine import autocast_dtype
 from codec.training.lm.recipe import LMRecipe
 from codec.training.lm.task import build_task, memory_settings, open_store
-from codec.training.optimizer import autocast_dtype
 
 TIMED_STEPS = 4  # the first is slower, and not counted
 

@@ -26,6 +26,7 @@ from codec.models.base import Codec
 from codec.nn import distributed
 from codec.nn.shapes import Codes
 from codec.training import engine, loop
+from codec.training.engine import autocast_dtype, can_step, clip_gradients, grad_scaler, lr_scale, update_ema
 from codec.training.lm.crops import (
     Batch,
     TokenCrops,
@@ -52,7 +53,6 @@ from codec.training.logger import (
     Meter,
     per_codebook,
 )
-from codec.training.optimizer import autocast_dtype, can_step, clip_gradients, grad_scaler, lr_scale, update_ema
 
 MAX_SAMPLE_SECONDS = 10.0
 OVERFIT_BELOW = 0.1  # of the bits of a uniform guess: a batch that the model has memorized costs less

@@ -15,7 +15,7 @@ from codec.models.base import CodecConfig
 from codec.models.causal import CausalConfig
 from codec.training.codec.recipe import LossConfig, Recipe
 from codec.training.lm.recipe import LMRecipe
-from codec.training.resume import load_resumable
+from codec.training.loop import load_resumable
 from tests.helpers.training import small_recipe
 
 RECIPES = sorted(Path(__file__).parents[3].glob("recipes/*/codec.toml"))

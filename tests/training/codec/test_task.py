@@ -43,9 +43,9 @@ from codec.training.codec.task import (
     train,
     validate,
 )
+from codec.training.engine import autocast_dtype, lr_scale
 from codec.training.logger import FileNote, Logger
-from codec.training.optimizer import autocast_dtype, lr_scale
-from codec.training.resume import state_dicts
+from codec.training.loop import state_dicts
 from tests.helpers import processes
 from tests.helpers.training import (
     batch,

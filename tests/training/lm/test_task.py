@@ -30,6 +30,7 @@ from codec.lm.base import CodecLM
 from codec.lm.conditioning import Conditioning
 from codec.models.base import Codec
 from codec.nn import resample
+from codec.training.engine import lr_scale
 from codec.training.lm.crops import Batch, TokenCrops, sample_soft_codes
 from codec.training.lm.recipe import LMRecipe
 from codec.training.lm.task import (
@@ -42,7 +43,6 @@ from codec.training.lm.task import (
     train,
     validate,
 )
-from codec.training.optimizer import lr_scale
 from tests.helpers.language_models import MODELS, SIZE, some_conditioning, tiny_lm
 from tests.helpers.loudness import Biquads
 from tests.helpers.training import read_events, read_metrics, same, small_lm_recipe, write_codec, write_store
