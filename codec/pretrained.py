@@ -162,11 +162,20 @@ def find(name_or_path: str | Path) -> Path:
             path = _model_in(path) or path
         if path.is_file():
             return path
-    close = difflib.get_close_matches(str(name_or_path), [*files, *published.PUBLISHED], n=1)
-    hint = f"did you mean {close[0]}? " if close else ""
-    shipped = ", ".join(sorted(files, key=lambda name: name != DEFAULT)) or "none"
-    raise UnknownModel(
-        f"there is no model {name_or_path}: {hint}shipped models are {shipped}; "
+    raise no_model(str(name_or_path), nearest(str(name_or_path)))
+
+
+def nearest(name: str) -> str | None:
+    """The name of a shipped or published model that is spelled nearly as `name`; None if there is none."""
+    return next(iter(difflib.get_close_matches(name, [*names(), *published.PUBLISHED], n=1)), None)
+
+
+def no_model(name: str, close: str | None) -> UnknownModel:
+    """The error for a name that no model has; `close` is the `nearest` one."""
+    hint = f"did you mean {close}? " if close else ""
+    shipped = ", ".join(sorted(names(), key=lambda name: name != DEFAULT)) or "none"
+    return UnknownModel(
+        f"there is no model {name}: {hint}shipped models are {shipped}; "
         "or name a file, or the folder of a training run or of transformers"
     )
 

@@ -34,7 +34,8 @@ def check(
 ) -> None:
     """Verify .codec files without decoding audio: every checksum, every length, every code.
 
-    The exit status is 5 if a file is damaged. Example: codec check album song.codec
+    Standard output has a line for each file; the exit status is 5 if one is damaged.
+    Example: codec check album song.codec
     """
     from codec.io.bitstream import open_reader
 
@@ -47,6 +48,9 @@ def check(
                 if damages:
                     raise reader.damaged_in(damages, intact=packets > 0)
                 echo(f"{printable(reader.label)}: intact, {reader.header.seconds:.3f} s, {packets} packets")
+        except InputNotFound as error:  # not a result of the check
+            say(f"codec: {one_line(error)}")
+            statuses.add(error.exit_code)
         except CodecError as error:
             echo(one_line(error))
             statuses.add(error.exit_code)

@@ -1,9 +1,11 @@
-"""Help pages: placeholders instead of types, and the same brackets with every release of Typer."""
+"""How commands are added, and their help pages: placeholders instead of types."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
+from typer import Typer
 from typer.core import TyperArgument, TyperCommand, TyperGroup
 
 NUMBERS = {int: "N", float: "X"}
@@ -16,6 +18,11 @@ class Command(TyperCommand):
         return [described(param) for param in super().get_params(ctx)]
 
 
+def command(app: Typer, name: str | None = None) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """A decorator that adds a function as a command, by its own name unless another is given."""
+    return app.command(name, cls=Command)
+
+
 class Group(TyperGroup):
     """A group of commands, and `codec` itself."""
 
@@ -26,15 +33,10 @@ class Group(TyperGroup):
 def described(param: Any) -> Any:
     """Set what the help page shows as the value of an option or an argument; returns it.
 
-    Newer releases of Typer (0.29) write the Python type: `<bool>` beside a flag, `<list[str]>` beside an argument. They
-    bracket optional arguments in the usage line; older ones write the metavar as it is.
+    Typer writes the Python type: `<bool>` beside a flag, `<list[str]>` beside an argument.
     """
     if isinstance(param, TyperArgument):
-        if hasattr(param, "display_type_rich"):
-            setattr(param, "display_type_rich", lambda ctx: None)  # noqa: B010
-        elif param.metavar is not None and param.metavar.isalpha():
-            name = param.metavar + "..." * (param.nargs != 1)
-            param.metavar = name if param.required else f"[{name}]"
+        setattr(param, "display_type_rich", lambda ctx: None)  # noqa: B010
     elif getattr(param, "is_flag", False):
         param.metavar = ""
     elif param.metavar is None and (kind := getattr(param, "type_descriptor", None)) and not kind.is_choice:

@@ -1,6 +1,5 @@
 """codec info"""
 
-import difflib
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict
@@ -50,7 +49,8 @@ def info(
         _print_folder(Path(source), as_json=as_json)
         return
     else:
-        _suggest_model(source)
+        if not Path(source).exists() and (close := pretrained.nearest(source)):
+            raise pretrained.no_model(source, close)
         summary = facts = _recording(source)
     if as_json:
         typer.echo(json.dumps(facts, indent=2))
@@ -63,12 +63,6 @@ def info(
     width = max(len(name) for name, _ in rows) + 2
     for name, value in rows:
         echo(f"{name:<{width}}{value:.10g}" if isinstance(value, float) else f"{name:<{width}}{value}")
-
-
-def _suggest_model(source: str) -> None:
-    """Raise UnknownModel if INPUT does not exist and is spelled nearly as the name of a model."""
-    if not Path(source).exists() and difflib.get_close_matches(source, pretrained.names(), n=1):
-        pretrained.find(source)
 
 
 def _model_summary(card: ModelCard) -> dict[str, str]:

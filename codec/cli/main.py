@@ -12,7 +12,7 @@ import typer
 
 from codec import __version__
 from codec.cli import bitstream, datasets, evaluate_lm, exchange, export, files, generate, info, models, tokens, train
-from codec.cli.help import Command, Group
+from codec.cli.help import Group, command
 from codec.cli.options import one_line, say
 from codec.errors import CodecError, StorageError, UsageError, is_out_of_memory, joined_lines
 
@@ -25,7 +25,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (
+for function in (
     files.encode,
     files.decode,
     bitstream.check,
@@ -42,12 +42,13 @@ for command in (
     train.train,
     generate.generate,
     evaluate_lm.evaluate_lm,
+    exchange.import_codes,
+    exchange.export_codes,
+    export.export,
+    export.page,
 ):
-    app.command(cls=Command)(command)
-app.command("import", cls=Command)(exchange.import_codes)
-app.command(cls=Command)(exchange.export_codes)
-app.command(cls=Command)(export.export)
-app.command(cls=Command)(export.page)
+    name = "import" if function is exchange.import_codes else None  # which Python does not take as a function's name
+    command(app, name)(function)
 app.add_typer(tokens.exchange, name="tokens")
 
 

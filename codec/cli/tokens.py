@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 import typer
 
 from codec import pretrained
-from codec.cli.help import Command, Group
+from codec.cli.help import Group, command
 from codec.cli.options import (
     INPUT_OUTPUT,
     MODEL,
@@ -134,7 +134,7 @@ def tokenize(
         raise typer.Exit(1)
 
 
-@exchange.command("export", cls=Command)
+@command(exchange, "export")
 def export_tokens(
     store: Annotated[Path, typer.Argument(metavar="STORE", help="Folder of a token store.")],
     to: Annotated[
@@ -162,7 +162,7 @@ def export_tokens(
     say(f"{out}: {plural(report.clips, 'clip')} ({duration(report.seconds)})")
 
 
-@exchange.command("import", cls=Command)
+@command(exchange, "import")
 def import_tokens(
     source: Annotated[
         Path,

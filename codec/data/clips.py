@@ -36,6 +36,7 @@ from codec.io.bounded_json import read_json
 from codec.io.mixdown import Note, with_channels
 from codec.io.storage import atomic_output, walk
 
+STORE = "store.json"  # in the folder of a token store, which is not a corpus
 MANIFEST = "manifest.jsonl"  # in a folder that holds one, only the clips it lists count
 SPLITS = ("train", "valid", "test")
 TEXT_FIELDS = ("set", "split", *(kind.key for kind in KINDS))  # a manifest's keys beside path, start and seconds
@@ -173,7 +174,7 @@ def clips(source: Path, *, use_ffmpeg: bool = False) -> Iterator[Clip]:
         empty = False
         yield clip
     if empty:
-        if (source / "store.json").is_file():
+        if (source / STORE).is_file():
             raise InputNotFound(f"{source} is a token store, not audio: language models are trained on it")
         unread = ffmpeg.unread_note(ffmpeg.unread(source)) if source.is_dir() else ""
         raise InputNotFound(f"{source} holds no audio files: {unread or 'name a folder or a manifest that does'}")

@@ -31,7 +31,7 @@ from numpy.typing import NDArray
 
 from codec import pretrained
 from codec.conditions import KINDS
-from codec.data.clips import SPLITS, manifest_rows
+from codec.data.clips import SPLITS, STORE, manifest_rows
 from codec.data.token_store import DTYPES, Row, TokenStore, hash_id, read_metadata, shard_path
 from codec.data.tokenize import LISTS, SHARD_SECONDS, Progress, model_metadata, write_index, write_lines
 from codec.errors import (
@@ -217,7 +217,7 @@ def import_tokens(
         num_codebooks = net.check_codebooks(_codebooks_of(first, net))
         described = model_metadata((net.name, net.weights_hash), net.config.family, net.frame_spec, num_codebooks, None)
     sizes = net.codebook_sizes if net is not None else None
-    with atomic_folder(target, marker="store.json", force=force) as folder:
+    with atomic_folder(target, marker=STORE, force=force) as folder:
         writer = _StoreWriter(folder, described, sizes)
         for group in _shards(chain([first], items), described, found.clips):
             writer.write(group)

@@ -30,6 +30,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from codec.conditions import CLASSES, KINDS, Conditions
+from codec.data.clips import STORE
 from codec.errors import BadIndex, ConfigError, DamagedFile, InputNotFound, UsageError, WeightsMismatch
 from codec.frames import FrameSpec
 from codec.io.bounded_json import read_json
@@ -425,7 +426,7 @@ def hash_id(name: str) -> int:
 
 def read_metadata(folder: Path) -> dict[str, Any]:
     """The content of store.json, with today's keys. Raises InputNotFound, UsageError, DamagedFile."""
-    path = folder / "store.json"
+    path = folder / STORE
     try:
         metadata: dict[str, Any] = read_json(path.read_bytes())
         newer = metadata["format"] > FORMAT
@@ -459,7 +460,7 @@ def _refuse_newer_conditions(folder: Path, unknown: Set[str]) -> None:
 def bad_metadata(folder: Path, reason: str) -> DamagedFile:
     """The error for a store.json that contradicts itself."""
     return DamagedFile(
-        str(folder / "store.json"), offset=0, reason=f"{reason}; `codec tokenize` with --force writes the store again"
+        str(folder / STORE), offset=0, reason=f"{reason}; `codec tokenize` with --force writes the store again"
     )
 
 

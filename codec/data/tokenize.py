@@ -32,7 +32,7 @@ from codec import pretrained
 from codec.checkpoint import CodecCard
 from codec.compression import cached_model, peak_notes
 from codec.conditions import CLASSES, conditions_last
-from codec.data.clips import LENGTH_TOLERANCE, TEXT_FIELDS, Clip, clips, hashed, root_of
+from codec.data.clips import LENGTH_TOLERANCE, STORE, TEXT_FIELDS, Clip, clips, hashed, root_of
 from codec.data.split import path_in
 from codec.data.token_store import (
     DTYPES,
@@ -210,7 +210,7 @@ def tokenize(
             if progress is not None:
                 progress(len(spans), len(spans))
         else:
-            with atomic_output(folder / "store.json", force=True) as file:
+            with atomic_output(folder / STORE, force=True) as file:
                 file.write(json.dumps(metadata).encode())
             all_written = True
             work = partial(_encode_shard, folder, model, card, num_codebooks, level, use_ffmpeg, device)
@@ -260,7 +260,7 @@ def _locked_store(folder: Path) -> Iterator[None]:
     with storing(folder):
         new = [path for path in (folder, *folder.parents) if not path.exists()]
         folder.mkdir(parents=True, exist_ok=True)
-        is_store = (folder / "store.json").is_file()
+        is_store = (folder / STORE).is_file()
         visible = (path.name for path in folder.iterdir() if not path.name.startswith("."))
         if not is_store and any(name != "clips.jsonl" for name in visible):
             raise StorageError(f"{folder} holds other files than a token store: name a new folder")
@@ -276,7 +276,7 @@ def _locked_store(folder: Path) -> Iterator[None]:
 
 
 def _remove_store(folder: Path) -> None:
-    for path in (*folder.glob("shard-*.*"), folder / "index.bin", folder / "store.json"):  # which makes it a store
+    for path in (*folder.glob("shard-*.*"), folder / "index.bin", folder / STORE):  # which makes it a store
         path.unlink(missing_ok=True)
 
 
@@ -339,7 +339,7 @@ def _stored_clips(folder: Path, metadata: dict[str, Any]) -> Iterator[list[Row |
 
     Raises WeightsMismatch or StorageError if the store has other weights, codebooks or another level.
     """
-    if not (folder / "store.json").is_file():
+    if not (folder / STORE).is_file():
         return iter(())
     stored = read_metadata(folder)
     if stored["weights_hash"] != metadata["weights_hash"]:
@@ -495,7 +495,7 @@ def _parse_line(line: bytes) -> Planned:
 
 def _complete_shards(folder: Path, metadata: dict[str, Any], spans: list[ShardSpan]) -> list[int] | None:
     """The clips of each shard that are in the corpus; None if the store lacks this `metadata`, its index or a shard."""
-    if not (folder / "store.json").is_file():
+    if not (folder / STORE).is_file():
         return None
     stored = read_metadata(folder)
     index, _ = stored.pop("index", None), stored.pop("frames", None)
@@ -634,7 +634,7 @@ def write_index(folder: Path, metadata: dict[str, Any]) -> None:
             data = records.tobytes()
             file.write(data)
             count, crc = count + len(records), zlib.crc32(data, crc)
-    with atomic_output(folder / "store.json", force=True) as file:
+    with atomic_output(folder / STORE, force=True) as file:
         file.write(json.dumps(metadata | {"frames": frames, "index": {"clips": count, "crc": crc}}).encode())
     _remove_temporary(folder)
 

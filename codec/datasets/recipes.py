@@ -35,15 +35,17 @@ def find(name_or_path: str) -> Path:
     one, else the path of an existing file.
 
     Raises:
-        UsageError: the name is unknown. A path is returned without a check that the file exists.
+        UsageError: the name is unknown, or a folder. A path is returned without a check that the file exists.
     """
-    if name_or_path.endswith(".toml") or name_or_path.startswith((".", "/")):
+    if name_or_path.endswith(".toml"):
         return Path(name_or_path)
     name, _, kind = name_or_path.partition("/")
     known = names()
     if name in known and (kind or "codec") in KINDS:
         return folder() / name / f"{kind or 'codec'}.toml"
-    if Path(name_or_path).is_file():
+    if name_or_path and Path(name_or_path).is_dir():
+        raise UsageError(f"{name_or_path} is a folder, not a recipe: codec train general --data {name_or_path}")
+    if Path(name_or_path).is_file() or name_or_path.startswith((".", "/")):
         return Path(name_or_path)
     close = get_close_matches(name_or_path, [*known, *(f"{name}/lm" for name in known)], n=1)
     hint = f"did you mean {close[0]}?" if close else "`codec recipes` lists them; a path ends in .toml"

@@ -34,7 +34,7 @@ SampleFn: TypeAlias = Callable[[Tensor, int], Tensor]
 
 
 class CodecLMConfig(Config):
-    """What the configuration of every family has."""
+    """Keys that the configuration of every family has."""
 
     family: str
     pattern: PatternConfig = PatternConfig()

@@ -1,4 +1,4 @@
-"""Patterns: the order in which a language model decides the codes of a recording.
+"""Codebook patterns: the order in which a language model generates the codes of a recording.
 
 A recording is a grid of cells, one code per (frame, codebook); a pattern assigns every cell to a step. Three codebooks:
 
@@ -42,7 +42,7 @@ class PatternConfig(Config):
     groups: PerCodebook | None = None
     """For kind "flatten": the step within a frame of each codebook, one each by default; (0, 1, 1) is partial."""
     block: int | None = Field(None, ge=1, le=MAX_DELAY)
-    """For kind "coarse_first": frames whose first codebook is decided before their others, 32 by default."""
+    """For kind "coarse_first": frames whose first codebook is generated before their others, 32 by default."""
 
     @model_validator(mode="after")
     def check_kind(self) -> PatternConfig:
@@ -78,7 +78,7 @@ class Pattern:
                 raise ConfigError(
                     f"pattern.{name} = {list(values)} is for {len(values)} codebooks, not {num_codebooks}"
                 )
-            if values[0] != 0 or min(values) < 0:  # because codebook 0 decides the end, no other may be ahead of it
+            if values[0] != 0 or min(values) < 0:  # none may precede codebook 0, which has the end token
                 raise ConfigError(f"pattern.{name} = {list(values)} must begin with 0 and have none below")
         self.per_frame = max(self.groups) + 1
         if set(self.groups) != set(range(self.per_frame)):
@@ -98,7 +98,7 @@ class Pattern:
         return frames
 
     def cells(self, first: int, last: int) -> Tensor:
-        """Frame that each step from `first` to before `last` decides [codebooks, steps], -1 for a special token."""
+        """Frames [codebooks, steps] of the codes that steps `first` to before `last` generate; -1: a special token."""
         delays, groups = torch.tensor(self.delays)[:, None], torch.tensor(self.groups)[:, None]
         steps = torch.arange(first, last)
         inside = steps % self.period
@@ -114,7 +114,7 @@ class Pattern:
         return torch.where(filled, tokens, special_token)
 
     def step_of_cells(self, first: int, last: int) -> Tensor:
-        """Step that decides each cell of the frames from `first` to before `last` [codebooks, frames]."""
+        """Step that generates each cell of the frames from `first` to before `last` [codebooks, frames]."""
         rows = [[self._step(frame, codebook) for frame in range(first, last)] for codebook in range(self.num_codebooks)]
         return torch.tensor(rows, dtype=torch.int64).reshape(self.num_codebooks, last - first)
 

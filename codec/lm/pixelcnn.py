@@ -13,7 +13,7 @@ context of 3 frames and one codebook to either side in each of 3 layers:
 
 No convolution is masked: the input of the vertical stack is shifted by one frame, the input of the horizontal stack by
 one codebook, and after that both may look at their own cell. The vertical stack is complete before the first codebook
-of a frame is decided: generation runs it once per frame, and then the horizontal stack once per codebook.
+of a frame is generated: generation runs it once per frame, and then the horizontal stack once per codebook.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Generation: the loop that samples codes from any language model, frame by frame.
 
-`given` codes are forced, -1 is for the model to decide. A prompt of two frames to continue, and a gap to fill:
+`given` codes are forced, and the model generates codes that are -1. A prompt of two frames to continue, and a gap:
 
     frame       0  1  2  3  4          frame       0  1  2  3  4
     codebook 0  5  2 -1 -1 -1          codebook 0  5  2 -1 -1  7
@@ -44,7 +44,7 @@ def generate_frames(
     There is one row per seed; it depends on its own seed, conditioning and given codes, and not on the other rows. A
     row ends at the model's end token, and its codes are -1 from there; the loop ends when every row has, or after
     `frames`. Without `stop` no row ends. `given` codes [batch, codebooks or fewer, frames] are forced and count as
-    frames; where they are -1 the model decides.
+    frames; where they are -1, the model generates.
 
     `guidance` is the scale of classifier-free guidance: logits = unconditional + guidance × (conditional -
     unconditional) (Ho & Salimans 2022). It and `sampling` default to the configuration of the model.
@@ -146,7 +146,8 @@ def max_prompt_frames(lm: CodecLM) -> int | None:
 class _Step(NamedTuple):
     """What is known about a step before the model runs it.
 
-    `frames` [codebooks] is the frame that each codebook decides, -1 for none; `first_frame` is that of codebook 0.
+    `frames` [codebooks] are the frames of the codes that the step generates, -1 for none; `first_frame` is that of
+    codebook 0.
     `forced` [batch, codebooks] holds given codes and special tokens, -1 for codes to sample; `all_forced` says that
     there is nothing to sample. `uniform` [batch, codebooks + 1] holds the random numbers.
 
@@ -342,7 +343,7 @@ def _check_guidance(
 
 
 def _log_probability(lm: CodecLM, codes: Tensor, known: Tensor, conditioning: Conditioning | None) -> Tensor:
-    """Log probability of the `known` among the codes [codebooks, frames], given those decided before each of them."""
+    """Log probability of the `known` among the codes [codebooks, frames], given the codes generated before each."""
     tokens = lm.pattern.lay_out(codes[None], lm.special_token)
     counts = lm.pattern.lay_out(known.long()[None], 0)[0] > 0  # [codebooks, steps]
     logits = lm(tokens, lm.conditioning([{}]) if conditioning is None else conditioning.to(lm.device))[0]

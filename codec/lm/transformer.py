@@ -5,7 +5,7 @@
         LM heads: all codebooks at once <--------------------------------------------+-----> depth transformer:
         (with a pattern that separates codebooks)                                            codebook by codebook
 
-The depth transformer receives the sum of the embeddings sampled so far, which is the latent as far as it is decided
+The depth transformer receives the sum of the embeddings sampled so far, which is the latent as far as it is known
 (RQ-Transformer, Lee et al. 2022, section 3.2.2; Moshi, Défossez et al. 2024, section 3.4).
 """
 
@@ -74,7 +74,7 @@ class StepHidden(NamedTuple):
 class TextEncoder(nn.Module):
     """Bytes [batch, bytes] to encodings [batch, 1 + bytes, width] and their mask, False on padding.
 
-    A first place is always there, so that cross-attention has something to attend to without a text.
+    A start token comes first, so that cross-attention has something to attend to without a text.
     """
 
     def __init__(self, width: int, *, heads: int, dropout: float, layers: int = 2) -> None:

@@ -842,7 +842,7 @@ class StepCodec(Codec):
 
     @property
     def has_frame_steps(self) -> bool:
-        """Whether there are `frame_steps`, which takes no time to say."""
+        """Whether the family has `frame_steps`; nothing is imported or compiled to answer."""
         return False
 
     def frame_steps(self) -> FrameSteps | None:

@@ -8,11 +8,11 @@
                      └─ ConvNeXt ─┬─ gain ────────────────────┘                     │
                                   └─ ConvNeXt, twice the rate ─ spectrum, noise ────┘
 
-The upper row of each drawing is computed in closed form (`init_from_audio`). With the networks silent it is already a
-codec, so training never has to find phase from nothing. The networks add what a linear map cannot: context, gains that
-clean up the linear part, and a spectrum of their own (inverse STFT, as in Vocos). A part of that spectrum is noise,
-because a repeated phase would sound as a buzz at the frame rate. All of it is relative to the decoded envelope, so the
-codec treats a signal alike at every level. Tones, clicks and silence bypass the networks
+The upper row of each drawing is computed in closed form (`init_from_audio`). With the output of the networks at zero it
+is a codec already, so training does not have to learn the phase from scratch. The networks add what a linear map
+cannot: context, gains that clean up the linear part, and a spectrum of their own (inverse STFT, as in Vocos). A part of
+that spectrum is noise, because a repeated phase would sound as a buzz at the frame rate. All of it is relative to the
+decoded envelope, so the codec treats a signal alike at every level. Tones, clicks and silence bypass the networks
 (`codec.nn.quantize.gain_shape`).
 
 Frames are hop samples apart and two hops long, so the delay is 2 hops.

@@ -164,7 +164,7 @@ class EnvelopeFrames:
 
 
 class EncoderFrames:
-    """`codec.models.causal.Encoder`."""
+    """The steps of `codec.models.causal.Encoder`."""
 
     def __init__(self, encoder: Encoder, envelopes: EnvelopeFrames) -> None:
         config = encoder.config
@@ -192,7 +192,7 @@ class EncoderFrames:
 
 
 class GainShapeFrames:
-    """The quantizer `GainShapeVQ`."""
+    """The search and the tables of `codec.nn.quantize.gain_shape.GainShapeVQ`."""
 
     def __init__(self, shape: GainShapeVQ, envelopes: EnvelopeFrames) -> None:
         self.shape, self.envelopes = shape, envelopes
@@ -334,7 +334,7 @@ def tonal(bins: Array, log_shape: Array, count: int, places: int, high: int) -> 
 
 
 class DecoderFrames:
-    """`codec.models.causal.Decoder`."""
+    """The steps of `codec.models.causal.Decoder`."""
 
     def __init__(self, decoder: Decoder, envelopes: EnvelopeFrames) -> None:
         config = decoder.config
@@ -415,7 +415,7 @@ def scaled(companded: Array, log_divisor: Array, gain: Array, exponent: float) -
 
 
 def overlap_add(frames: Array, before: Array) -> tuple[Array, Array]:
-    """`codec.models.causal.overlap_add`."""
+    """Add overlapping frames, as `codec.models.causal.overlap_add`."""
     hop = frames.shape[2] // 2
     audio = frames[:, :, :hop].copy()
     audio[:, 0] += before

@@ -33,9 +33,9 @@ class Dialect:
     """One way in which checkpoints of a family are written."""
 
     family: str
-    """As the messages call it."""
+    """Name of the family in messages."""
     label: str
-    """Whose checkpoints they are, for messages."""
+    """Name of the project that writes these checkpoints, for messages."""
     mark: str
     """A regular expression of the name of a tensor that checkpoints of no later dialect have."""
     config: Callable[[Tensors, Mapping[str, Any]], CodecConfig]
@@ -60,7 +60,7 @@ def recognize(tensors: Tensors) -> Dialect | None:
 
 
 def stated_family(metadata: Mapping[str, Any]) -> str | None:
-    """The family that a configuration is of, by what only one family's have; None if it is of none of ours."""
+    """The family of a configuration, by keys that only configurations of this family have; None for other families."""
     for family, key in (("SNAC", "vq_strides"), ("DAC", "kwargs")):
         if key in metadata:
             return family

@@ -43,7 +43,7 @@ TILE_FRAMES = 96  # frames that pass through all levels at a time, so that their
 
 
 class SEANetConfig(CodecConfig):
-    """What the networks of all EnCodec models have; the defaults are those of the 24 and 48 kHz models."""
+    """Keys that the networks of all EnCodec models share; the defaults are those of the 24 and 48 kHz models."""
 
     hop: Hop = 320
     """Samples per frame: the product of the ratios."""

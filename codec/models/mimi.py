@@ -51,7 +51,7 @@ class MimiConfig(CodecConfig):
     filters: Dim = 64
     """Channels after the first convolution; each rate doubles them."""
     rates: Rates = (4, 5, 6, 8)
-    """Strides of the encoder; those of the decoder are in the other order."""
+    """Strides of the encoder; the decoder has them in reverse order."""
     width: Dim = 512
     """Channels of the latents and of the transformers."""
     layers: int = Field(8, ge=1, le=256)
@@ -145,7 +145,7 @@ class NetworkState(NamedTuple):
 
 
 class Network(nn.Module):
-    """What encoder and decoder have in common."""
+    """Parts that encoder and decoder share."""
 
     convolutions: Chain
     transformer: SlidingTransformer

@@ -33,7 +33,7 @@ NOT_TRAINED = "a model of transformers is not trained here: fine-tune it there, 
 
 
 class WrappedConfig(CodecConfig):
-    """What transformers needs to build the model and its feature extractor, and what was found by trying them."""
+    """What transformers needs to build the model and its feature extractor, and what was measured by running them."""
 
     family: Literal["transformers"] = "transformers"
     streams: Literal[False] = False
@@ -142,7 +142,7 @@ class Wrapped(StepCodec):
 
 
 class _Inside(Quantizer):
-    """The place of a quantizer that is a part of `net`, and has no latents that are the same for all models."""
+    """Stands for a quantizer that is a part of `net`, because the latents of these models have no common form."""
 
     vector_dim = VECTOR_DIM
 

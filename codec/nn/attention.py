@@ -213,14 +213,14 @@ class AttentionBlock(Checkpointable):
         mask: Tensor | None,
         memory: tuple[Tensor, Tensor, Tensor] | None,
     ) -> Tensor:
-        """The same without checkpointing."""
+        """The block for whole sequences, without activation checkpointing."""
         queries, keys, values = self.project_qkv(x, rotation)
         attended = self.attend(queries, keys, values, mask, causal=mask is None)
         return self.residual_mlp(x, attended, memory)
 
     @abstractmethod
     def residual_mlp(self, x: Tensor, attended: Tensor, memory: tuple[Tensor, Tensor, Tensor] | None) -> Tensor:
-        """The rest of the block, after self-attention: its output rows from its input rows and what was attended to."""
+        """The rest of the block after self-attention: output rows from the input rows and the attention output."""
 
 
 class Block(AttentionBlock):

@@ -27,8 +27,8 @@ INITIALIZERS = ("torch.nn.init", "codec.nn.init")
 def built_within(*, parameters: int, size: int, initialize: bool = True) -> Iterator[None]:
     """Raise ConfigError before this thread builds modules with more parameters, or `size` bytes of tensors.
 
-    Parameters and buffers are counted together in bytes. A tensor on the way to them may have half of `size` elements
-    at most, and is refused before it takes memory. Without `initialize`, parameters keep the values that they are
+    Parameters and buffers are counted together in bytes. An intermediate tensor may have at most `size` / 2 elements; a
+    larger one is refused before memory is allocated. Without `initialize`, parameters keep the values that they are
     allocated with, which takes neither memory nor time, and weights have to replace them.
     """
     thread, names, total = threading.get_ident(), 0, 0
@@ -96,7 +96,7 @@ def elements(name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> int |
     if joined:
         return sum(tensor.numel() for tensor in joined)
     match name:
-        case "tensor" | "as_tensor":  # of data that are there
+        case "tensor" | "as_tensor":  # of data in memory already
             return 0
         case "arange":
             first, last, step = {1: (0, *numbers, 1), 2: (*numbers, 1)}.get(len(numbers), numbers)

@@ -1,7 +1,7 @@
 """Layers on a few frames at a time, compiled by numba, for live streams on a CPU.
 
-For one frame, most of torch's time is the start of small operations, and the rest is reading the weights. These loops
-compute a whole block at once, and read weights that are exact in fp16 as fp16, which halves the bytes. Sums are
+For one frame, torch spends most of its time on starting small operations, and the rest on reading the weights. These
+loops compute a whole block at once, and read weights that are exact in fp16 as fp16, which halves the bytes. Sums are
 float32. Arrays are float32 [rows, ...], where a row is a frame of a signal. numba keeps the compiled loops on disk.
 """
 
@@ -142,7 +142,7 @@ number: Any = intrinsic(_number)
 def multiply(x: Array, weight: Array, bias: Array) -> Array:
     """The product [rows, outputs] of x [rows, inputs] with a `Product`.
 
-    It goes through four quarters of the matrix at once, because a CPU fetches four places of memory ahead in less time
+    It reads the four quarters of the matrix side by side, because a CPU prefetches four streams of memory in less time
     than one.
     """
     rows, inputs = x.shape
@@ -265,7 +265,7 @@ def entry_columns(entries: Array) -> Array:
 
 @compiled
 def entry_sums(entries: Array, codes: Array) -> Array:
-    """Sums [rows, dim] of the entries with the codes [rows, codebooks], without codes that are -1."""
+    """Sums [rows, dim] of the entries that codes [rows, codebooks] select; a code of -1 adds nothing."""
     sums = np.zeros((codes.shape[0], entries.shape[2]), np.float32)
     for row in range(codes.shape[0]):
         for codebook in range(codes.shape[1]):
@@ -277,7 +277,7 @@ def entry_sums(entries: Array, codes: Array) -> Array:
 
 @compiled
 def quad(x: Array, at: int) -> tuple[float, float, float, float]:
-    """Four numbers, times -2."""
+    """Elements `at` to `at` + 3 of x, times -2."""
     scale = np.float32(-2)
     return scale * x[at], scale * x[at + 1], scale * x[at + 2], scale * x[at + 3]
 
@@ -286,8 +286,8 @@ def quad(x: Array, at: int) -> tuple[float, float, float, float]:
 def distances(columns: Array, norms: Array, codebook: int, beams: Array, energy: Array, count: int, out: Array) -> None:
     """Errors out [beams, entries] of all entries of a codebook for the first `count` of `beams` [beams, dim].
 
-    `columns` [codebooks, dim, entries] are the entries. Four beams and four dimensions at a time, because they share
-    the reading of the entries and of the errors; beams and dimensions must have room for that.
+    `columns` [codebooks, dim, entries] are the entries. The loop takes four beams and four dimensions at a time,
+    because these share the reads of entries and errors; `beams` and `dim` are padded to multiples of 4.
     """
     dim, size = columns.shape[1:]
     for first in range(0, count, 4):
@@ -313,7 +313,10 @@ def distances(columns: Array, norms: Array, codebook: int, beams: Array, energy:
 
 @compiled
 def lowest(errors: Array, beams: int, keep: int, best: Array, place: Array) -> int:
-    """The lowest errors of the first `beams` [beams, entries], lowest first: their number, at most `keep`."""
+    """Find the lowest `keep` of errors [beams, entries], and return how many there are.
+
+    They are written to `best`, lowest first, and their indices (beam * entries + entry) to `place`.
+    """
     size, found = errors.shape[1], 0
     for beam in range(beams):
         for entry in range(size):
@@ -333,8 +336,8 @@ def lowest(errors: Array, beams: int, keep: int, best: Array, place: Array) -> i
 def nearest_sums(rows: Array, entries: Array, columns: Array, norms: Array, most: int) -> Array:
     """Codes [rows, codebooks] of a beam search of `most` beams: see `ResidualVQ.search_distances`.
 
-    `entries` [codebooks, entries, dim] as the weight of a `Product`, `columns` the same by `entry_columns`; `norms`
-    [codebooks, entries] are their squares.
+    `entries` [codebooks, entries, dim] are stored as the weight of a `Product`, `columns` are the same by
+    `entry_columns`, and `norms` [codebooks, entries] are their squared lengths.
     """
     num_codebooks, size, dim = entries.shape
     codes = np.empty((rows.shape[0], num_codebooks), np.int64)

@@ -10,8 +10,8 @@ from codec.nn.exporting import is_exporting
 from codec.nn.init import trunc_normal_
 from codec.nn.streaming import Checkpointable, State, Stateful
 
-FEW = 16  # output frames up to which a depthwise convolution is faster tap by tap on a CPU
-FEW_ROWS = 8  # output frames up to which a product of rows is faster than one of columns on a CPU
+FEW = 16  # most output frames for which a depthwise convolution is faster tap by tap on a CPU
+FEW_ROWS = 8  # most output frames for which a product of rows is faster than one of columns on a CPU
 
 
 class CausalConv1d(Stateful):
@@ -76,13 +76,13 @@ class CausalConv1d(Stateful):
         return torch.cat([state, x], dim=-1)
 
     def convolve(self, x: Tensor) -> Tensor:
-        """The convolution by the library, for any layer and device."""
+        """The convolution by torch, for any layer and device."""
         return F.conv1d(x, self.weight, self.bias, stride=self.stride, dilation=self.dilation, groups=self.groups)
 
     def as_product(self, x: Tensor, frames: int) -> Tensor:
         """The convolution as one matrix product with the windows of x [batch, channels, context + time].
 
-        PyTorch's convolution brings the weights into another order in every call, and is slow with large strides.
+        PyTorch's convolution reorders the weights in every call, and is slow with large strides.
         """
         weight = self.weight.flatten(1)  # [out_channels, channels * kernel]
         windows = x.unfold(2, self.weight.shape[2], self.stride)  # [batch, channels, frames, kernel]

@@ -1,4 +1,4 @@
-"""Forms of computations for exporters, which cannot follow a branch on values or on sizes that vary."""
+"""Computations in the form that exporters need, because they cannot follow a branch on values or on varying sizes."""
 
 from __future__ import annotations
 
@@ -52,8 +52,8 @@ def exported_for_rows(function: Callable[..., Rows], where: Tensor, inputs: Rows
 class Cosines(nn.Module):
     """cos(2 pi index / period) of integers [...], by a table.
 
-    For exported graphs, which compute matrices of cosines when they are loaded, because the files would be larger with
-    them. Some runtimes have no arithmetic in float64, and large angles in float32 are inexact.
+    Exported graphs compute matrices of cosines when they are loaded, because stored matrices would make the files
+    larger. They use this table, because some runtimes lack float64, and large angles in float32 are inexact.
     """
 
     table: Tensor

@@ -25,16 +25,16 @@ from codec.nn.init import trunc_normal_
 from codec.nn.streaming import Checkpointable, Delayed, State
 
 Padding: TypeAlias = Literal["reflect", "constant"]
-NARROW = 16  # input channels times kernel up to which the windows of a convolution are copied into one matrix
+NARROW = 16  # most input channels times kernel for which the windows of a convolution are copied into one matrix
 
-FEW = 4  # frames
-LANES = 8
-WARM_UP = 64  # frames
-ROUNDING = 1e-6  # largest difference of states that differ by rounding alone
+FEW = 4  # most frames of a chunk that the LSTM computes frame by frame
+LANES = 8  # of the LSTM, side by side
+WARM_UP = 64  # frames that a lane computes before its first output
+ROUNDING = 1e-6  # largest difference between states that count as equal
 
 
 class Style(NamedTuple):
-    """What all convolutions of a model have in common."""
+    """Settings that all convolutions of a model share."""
 
     causal: bool
     padding: Padding
@@ -185,7 +185,7 @@ class PaddedConv1d(Delayed):
         return weight.reshape(len(weight) // self.stride, -1, weight.shape[2])
 
     def conv(self, x: Tensor, frames: int) -> Tensor:
-        """The convolution of padded samples, normalized if the layer does."""
+        """The convolution of padded samples [batch, time, in_channels], normalized if the layer has a norm."""
         if not frames:
             return x.new_zeros(len(x), 0, len(self.weight))
         taps = self.taps()
@@ -250,16 +250,16 @@ class TrimmedConvTranspose1d(Delayed):
 class LSTM(Delayed):
     """A stack of LSTM layers, added to the input.
 
-    One frame at a time reads all weights for little arithmetic. A long signal of one row is therefore divided into
-    `LANES` lanes that run side by side; each lane but the first begins `WARM_UP` frames early, from zero:
+    Computing one frame at a time reads all weights for little arithmetic. Therefore a long signal of one row is divided
+    into `LANES` lanes that run side by side; each lane but the first begins `WARM_UP` frames early, from zero:
 
         lane 0    |-------|
         lane 1          ..|-------|            . warm-up
         lane 2                  ..|-------|
 
-    An LSTM that forgets has the same state at a | as the lane before it, up to rounding. This is checked; lanes for
-    which it is not so are computed again from the ends of the lanes before them, until all lanes meet. Each round makes
-    at least one more lane right, so the last result is that of all frames in order.
+    An LSTM that forgets has the same state at a | as the lane before it, up to rounding. The layer checks each lane;
+    lanes that begin with another state are computed again from the ends of the lanes before them, until all lanes meet.
+    Each round completes at least one more lane, so the result is that of all frames in order.
     """
 
     def __init__(self, channels: int, layers: int) -> None:

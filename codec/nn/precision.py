@@ -21,8 +21,8 @@ _saved: dict[str, list[tuple[Any, str]]] = {"cpu": [], "cuda": []}
 def full_float32(kind: str) -> Iterator[None]:
     """Multiply float32 numbers in float32 on devices of this kind, not in TF32 or bfloat16, which changes codes.
 
-    `torch.set_float32_matmul_precision("high")`, common where language models are trained, and cuDNN's default would
-    do the latter. The last call in progress restores the settings.
+    Lower precision comes from `torch.set_float32_matmul_precision("high")`, which is common where language models are
+    trained, and from cuDNN's default. The last call in progress restores the settings.
     """
     if kind not in _inside:
         yield

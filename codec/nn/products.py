@@ -6,7 +6,7 @@ In this layout the input of every tap is a view of the signal, and so are the st
     y0 =                  (a b) W0 + (c d) W1
     y1 =                         (c d) W0 + (e f) W1
 
-Each function below takes a layer, brings its weights into order, and returns the layer as a function of a signal.
+Each function below takes a layer, reorders its weights once, and returns the layer as a function of a signal.
 Results differ from torch's in the last bits.
 """
 
@@ -24,7 +24,7 @@ from codec.nn.snake import Snake
 Layer = Callable[[Tensor], Tensor]
 """A signal [time, channels] to another one."""
 TILE = 1 << 17  # numbers in a signal that stays in the cache of a CPU core together with its intermediate results
-NARROW = 16  # input channels times kernel up to which windows are copied into one matrix
+NARROW = 16  # most input channels times kernel for which windows are copied into one matrix
 
 
 def by_products(network: nn.Module, x: Tensor) -> bool:

@@ -1,7 +1,7 @@
 """The causal layers of SEANet (Tagliasacchi et al. 2020, section 2.2) with zeros before the signal, as in Mimi.
 
 Every layer is `Stateful` and takes chunks of any size that its strides allow. A whole signal is computed in pieces with
-carried state too (`in_pieces`), because intermediate results then stay in the cache of a CPU.
+carried state too (`Pieces`), because intermediate results then stay in the cache of a CPU.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from codec.nn.init import trunc_normal_
 from codec.nn.padded import elu
 from codec.nn.streaming import Chain, State, Stateful
 
-FEW_COLUMNS = 256  # input frames up to which a product of rows is faster than one of columns on a CPU
-PIECE = 1 << 17  # numbers of the input of a layer that are computed at once on a CPU
+FEW_COLUMNS = 256  # most input frames for which a product of rows is faster than one of columns on a CPU
+PIECE = 1 << 17  # input elements of a layer that a CPU computes at once
 
 
 class ELUConv1d(CausalConv1d):
-    """`CausalConv1d` after an ELU. Its state is what comes after the ELU."""
+    """`CausalConv1d` after an ELU. Its state holds samples after the ELU."""
 
     def after_state(self, x: Tensor, state: Tensor) -> Tensor:
         return activated(x, state)

@@ -1,12 +1,12 @@
-"""Layers of a signal, computed tile by tile."""
+"""Layers computed tile by tile, because the memory of a tile stays in the cache of a CPU."""
 
 from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
-TILE = 1 << 21  # numbers in a tile: few enough to reuse their memory, and many, because a tile reorders the weights
-LEAST = 512  # samples of a tile, so that the context around it costs little
+TILE = 1 << 21  # elements of a tile: few enough to reuse their memory, and many, because each tile reorders the weights
+LEAST = 512  # fewest samples of a tile, so that the context around it costs little
 
 
 def in_tiles(layer: Callable[[Tensor], Tensor], x: Tensor, *, context: int, down: int = 1) -> Tensor:

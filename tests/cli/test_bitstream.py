@@ -63,7 +63,8 @@ def test_check_of_what_is_not_there(cli: Cli, coded: Path) -> None:
     assert cli("check", "text.codec").code == 4
     assert cli("check").code == 2
     result = cli("check", "missing.codec", coded)
-    assert (result.code, result.out.count(b"\n")) == (3, 2)
+    assert (result.code, result.out.decode()) == (3, "long.codec: intact, 4.000 s, 5 packets\n")
+    assert result.err.startswith("codec: missing.codec cannot be read")
 
 
 @pytest.mark.slow

@@ -147,9 +147,12 @@ def test_a_run_is_resumed_by_its_folder(cli: Cli, calls: list[Any], lm_calls: li
     ((_, options),) = lm_calls
     assert (options["data"], options["codec"]) == (Path("tokens"), "runs/night")
 
+    Path("sounds").mkdir()
     for arguments, code, says in (
         (["--resume", "runs/night", "--out", "here"], 2, "continues the run of runs/night in its folder: leave out"),
         (["runs/night"], 2, "runs/night is the folder of a run, not a recipe: add --resume to continue it"),
+        (["sounds"], 2, "sounds is a folder, not a recipe: codec train general --data sounds"),
+        (["./sounds"], 2, "./sounds is a folder, not a recipe: codec train general --data ./sounds"),
         (["--resume", "."], 3, ". has no model.safetensors: there is no training run to resume"),
         (["--resume", "runs/night", "--set", "train.step=9"], 2, "did you mean steps?"),
     ):

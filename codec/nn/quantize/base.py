@@ -97,14 +97,14 @@ class Quantizer(nn.Module):
     def update_codebook(self, parts: Sequence[Quantized]) -> None:
         """Update EMA codebooks after a training step on these parts of a batch.
 
-        In data-parallel training, every process calls it, and each learns from the parts of all processes.
+        In data-parallel training, every process calls this method, and each update uses the parts of all processes.
         """
 
     def init_from_data(self, latents: Latents) -> None:
         """Initialize the entries from latents before training; does nothing for quantizers without entries."""
 
     def init_added(self, latents: Latents, known: int) -> None:
-        """Initialize the codebooks after the first `known` from latents; these keep their entries.
+        """Initialize the codebooks after the first `known` from latents; the first `known` keep their entries.
 
         Raises UsageError: codebooks cannot be added to a quantizer of this kind.
         """

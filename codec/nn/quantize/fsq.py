@@ -1,4 +1,4 @@
-"""Finite scalar quantization."""
+"""Finite scalar quantization (FSQ, Mentzer et al. 2023)."""
 
 from __future__ import annotations
 

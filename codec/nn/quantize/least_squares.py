@@ -18,7 +18,7 @@ from torch import Tensor
 from codec.errors import UsageError
 from codec.nn.quantize.residual import ResidualVQ
 
-SHRINKAGE = 5.0  # as if each entry were chosen this often more, by rows where it is right already
+SHRINKAGE = 5.0  # regularization: as if this many more rows chose each entry and were equal to it
 STEPS = 40  # of the conjugate gradient
 
 

@@ -1,4 +1,4 @@
-"""Residual vector quantization with beam search."""
+"""Residual vector quantization (SoundStream, Zeghidour et al. 2021, section III-C) with beam search."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from codec.nn.quantize.vq import VectorQuantizer, lowest, update_stages
 from codec.nn.shapes import Codes, Latents
 
 TILE = 128  # frames that a CPU searches at once, because their distances stay in its cache
-GREEDY_TILE = 1024  # the same with one beam, whose few operations each take longer then
+GREEDY_TILE = 1024  # the same with one beam, because longer tiles save the start of small operations
 
 
 def best_beam(codes: Tensor, residual: Tensor) -> Tensor:
@@ -153,8 +153,8 @@ class ResidualVQ(Quantizer):
     def search_prefix(self, rows: Tensor, stages: Sequence[VectorQuantizer], num_codebooks: Tensor) -> Tensor:
         """`search_distances` for a number of codebooks that is a tensor []: codes after the first ones are arbitrary.
 
-        The operations are few, without divisions and writes to parts, because a runtime without a compiler is slowed by
-        their number.
+        The graph has few operations, without divisions and in-place writes, because each operation takes time in a
+        runtime without a compiler.
         """
         size, first = self.codebook_size, torch.arange(rows.shape[0], device=rows.device)
         candidate = torch.arange(min(self.beam_size, size ** len(stages)) * size, device=rows.device)
