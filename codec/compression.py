@@ -322,18 +322,19 @@ def compress_into(
             f"{name} has no network for entropy coding, {name}{SUFFIX} for its weights beside its file: "
             "use --entropy auto"
         )
-    writer = Writer(file, header, coder=coder)
+    in_groups = isinstance(reader, AudioReader) and header.rows > MOST_ROWS
+    writer = Writer(file, header, coder=coder, is_live=is_live and not in_groups)
     encoding = _Encoding(reader, codec, mix=mix, num_codebooks=num_codebooks, vbr=vbr, is_live=is_live)
     with codec.searching(beams):
         if is_live:
             live.take_threads(codec)
             live.prepare(codec, "encode")
-        if isinstance(reader, AudioReader) and header.rows > MOST_ROWS:
+        if isinstance(reader, AudioReader) and in_groups:
             codes = encoding.in_groups(reader, header, progress)
         else:
             codes = encoding.of_channels(slice(0, coded), progress)
         for part in codes:
-            writer.write(*part)
+            writer.write(*part, is_end=encoding.is_end)
     writer.close(time=resampled_length(encoding.time, reader.rate, header.source_rate))
     return codec, writer
 
@@ -356,6 +357,8 @@ class _Encoding:
         is_live: bool,
     ) -> None:
         self.time = 0
+        self.is_end = False
+        """Whether the recording may end before the codes that were given last do."""
         self._reader, self._codec, self._mix = reader, codec, mix
         self._num_codebooks, self._vbr, self._is_live = num_codebooks, vbr, is_live
 
@@ -384,6 +387,7 @@ class _Encoding:
             if progress is not None:
                 progress(self.time / reader.rate, reader.time and reader.time / reader.rate)
         yield from encoded(resampler.flush())
+        self.is_end = True
         yield _arrays(encoder.flush())
 
     def in_groups(self, reader: AudioReader, header: Header, progress: SecondsDone | None) -> Iterator[Coded]:

@@ -45,6 +45,7 @@ class SomeRows:
     """An open, seekable .codec file as if it held the rows `first` to before `last` alone; its codes wait in `file`."""
 
     seekable = knows_length = True
+    least_time = 0
 
     def __init__(self, reader: Reader, first: int, last: int, file: IO[bytes]) -> None:
         header, width = reader.header, reader.header.model_channels
@@ -227,7 +228,13 @@ class Restoration:
     def _resampled(self) -> Iterator[Block]:
         header, begin = self._header, self._frame * self._header.hop
         resampler = Resampler(header.sample_rate, self._rate, header.coded_channels, label=self._reader.label)
-        exact = _until(self._decoded(), lambda: self._reader.header.model_time - begin, self._reader, header.hop)
+        exact = _until(
+            self._decoded(),
+            lambda: self._reader.header.model_time - begin,
+            self._reader,
+            header.hop,
+            least=lambda: self._reader.least_time - begin,
+        )
         for block in _between(exact, self._origin - begin, None):
             yield resampler.push(block)
         yield resampler.flush()
@@ -348,16 +355,24 @@ def _codes(packet: Packet) -> Tensor | Encoded:
     return codes if packet.scale is None else Encoded(codes, torch.from_numpy(packet.scale))
 
 
-def _until(blocks: Iterator[Block], length: Callable[[], int], reader: Source, most: int) -> Iterator[Block]:
+def _until(
+    blocks: Iterator[Block],
+    length: Callable[[], int],
+    reader: Source,
+    most: int,
+    *,
+    least: Callable[[], int] = lambda: 0,
+) -> Iterator[Block]:
     """Yield the first `length()` samples of blocks, which have at most `most` samples more.
 
-    A pipe states its length at the end, so until then the last `most` samples wait.
+    A pipe states its length at the end, so until then the last `most` samples wait if they are behind the first
+    `least()` samples, which the length is known to exceed.
     """
     given = 0
     rest: Block | None = None
     for block in blocks:
         rest = block if rest is None else np.concatenate([rest, block], axis=1)
-        ready = length() - given if reader.knows_length else rest.shape[1] - most
+        ready = (length() if reader.knows_length else max(given + rest.shape[1] - most, least())) - given
         if ready > 0:
             yield rest[:, :ready]
             given += min(ready, rest.shape[1])

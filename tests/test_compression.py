@@ -14,7 +14,7 @@ import soundfile
 import torch
 
 import codec
-from codec import compression, pretrained, splicing
+from codec import compression, live, pretrained, splicing
 from codec.checkpoint import load_model, save_model
 from codec.compression import compress, decompress
 from codec.errors import (
@@ -31,6 +31,7 @@ from codec.io import bitstream
 from codec.io.audio import Block, Resampler, write_audio
 from codec.io.bitstream import Codes, Header, Writer
 from codec.io.entropy import Choice, bytes_for
+from codec.io.pipes import Layout
 from codec.models.base import Codec
 from codec.nn.quantize.gain_shape import GainShapeVQ
 from codec.streams import StreamDecoder
@@ -247,6 +248,74 @@ def test_standard_input_and_output(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert compressed == (tmp_path / "a.codec").read_bytes()
     restored = piped(compressed, lambda: decompress("-", "-", model=MODEL))
     assert restored == (tmp_path / "b.wav").read_bytes()
+
+
+@pytest.mark.parametrize("rate", [8000, 11_025])
+def test_a_live_recording_does_not_end_in_a_whole_packet(rate: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that what a whole packet completes is played before the next one comes; for every length around two packets."""
+    monkeypatch.setattr(live, "prepare", lambda model, job: None)
+
+    def compressed(samples: bytes, *, is_live: bool) -> bytes:
+        with monkeypatch.context() as patch:
+            patch.setattr(compression, "_are_live", lambda source, target: is_live)
+            patch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(samples)))
+            patch.setattr(sys, "stdout", io.TextIOWrapper(out := io.BytesIO()))
+            compress("-", "-", model=MODEL, raw=Layout(rate, 1), packet=0.1)  # 10 frames
+            return out.getvalue()
+
+    cut, same = 0, 0
+    for frames in np.arange(17.25, 21.0, 1 / 2):
+        time = round(frames * 80 * rate / 8000) + 1
+        samples = np.random.default_rng(time).integers(-9999, 9999, time).astype("<i2").tobytes()
+        live_file, other = (compressed(samples, is_live=is_live) for is_live in (True, False))
+        reader, expected = (bitstream.Reader(io.BytesIO(data), label="x") for data in (live_file, other))
+        assert (reader.header.is_live, expected.header.is_live) == (True, False)
+        assert (reader.header.time, reader.header.frames) == (time, expected.header.frames)
+        packets = list(reader.coded())
+        for packet in packets:
+            if packet.frames == reader.header.frames_per_packet:
+                assert (packet.first + packet.frames) * 80 <= reader.header.model_time
+        codes, others = (np.concatenate(list(file.packets()), axis=2) for file in (reader, expected))
+        np.testing.assert_array_equal(codes, others)
+        is_as_before = [packet.frames for packet in packets] == [packet.frames for packet in expected.coded()]
+        same, cut = same + is_as_before, cut + (not is_as_before)
+    assert same >= 2
+    assert cut >= 2
+
+
+@pytest.mark.parametrize("is_live", [True, False])
+def test_a_whole_packet_of_a_live_pipe_is_given_up_to_its_last_sample(is_live: bool) -> None:
+    codes = MODEL.encode(0.1 * torch.randn(1, 1, 80 * 30, generator=torch.Generator().manual_seed(0))).numpy()
+    file = io.BytesIO()
+    writer = Writer(file, compression.header_of(MODEL, 8000, 1, 3, 0.1), is_live=is_live)
+    writer.write(codes[:, :, :30])
+    writer.write(codes[:, :, 30:], is_end=True)  # 1 frame
+    writer.close(time=80 * 30)
+    places = [packet.offset for packet in bitstream.Reader(io.BytesIO(file.getvalue()), label="x").coded()]
+    given = {0: 0}  # samples by the bytes that were taken
+
+    class Pipe(io.RawIOBase):
+        data = io.BytesIO(file.getvalue())
+
+        def readable(self) -> bool:
+            return True
+
+        def readinto(self, buffer: Any) -> int:
+            return self.data.readinto(memoryview(buffer)[:1])
+
+    pipe = Pipe()
+    reader = bitstream.Reader(io.BufferedReader(pipe, 1), label="x")
+    time, blocks = 0, []
+    for block in splicing.Restoration(reader, MODEL, rate=8000).blocks():
+        time += block.shape[1]
+        given[pipe.data.tell()] = time
+        blocks.append(block)
+    rate_change = 2  # samples that wait for a change of the sample rate, even if there is none
+    for packet, end in enumerate([*places[1:], places[3] + 1][:3], start=1):
+        most = max(time for place, time in given.items() if place <= end)
+        assert most == 80 * (10 * packet - 1 - (not is_live)) - rate_change
+    audio = MODEL.decode(torch.from_numpy(codes), length=80 * 30)[0]
+    np.testing.assert_allclose(np.concatenate(blocks, axis=1), audio, atol=1e-5)
 
 
 def test_an_existing_target_is_kept_without_force(tmp_path: Path) -> None:

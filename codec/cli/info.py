@@ -153,7 +153,7 @@ def _facts(header: "Header", size: int | None) -> dict[str, Any]:
         "seconds": header.seconds,
         "codes_kbps": header.frame_spec.bitrate(header.num_codebooks) * header.rows,
     }
-    del facts["has_tags"]
+    del facts["has_tags"], facts["is_live"]
     if size is not None and header.time:
         facts |= {"file_bytes": size, "file_kbps": size * 8 / header.seconds / 1000}
     return facts

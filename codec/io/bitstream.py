@@ -38,6 +38,9 @@ The header:
       4  mix of the channels: v, the number of coded channels, then float32 numbers [channels, coded channels]; decoded
          audio is this matrix times the coded channels
       5  a packet of tags follows the header; the content is empty
+      6  settings of the encoder that change the codes, as text; the defaults without it
+      7  live: no sample of a packet of `frames per packet` frames lies behind the end of the recording, so what such a
+         packet completes can be played before the next one comes; the content is empty
 
 Magic, version, length and checksum have the same positions in every version, so that a newer file can be distinguished
 from a damaged one.
@@ -145,7 +148,7 @@ _LAYERED = 32  # added to the coder of a packet in layers
 _VARYING = 64  # added to the coder of a packet whose frames have different numbers of codebooks
 _COMMON_FORMAT = "PCM_16"  # which the header does not state
 _OTHER_BODY = 1 << 20  # bytes, of packets other than codes
-_SAMPLE_FORMAT, _SOURCE, _NETWORK, _MIX, _HAS_TAGS, _SETTINGS = 1, 2, 3, 4, 5, 6
+_SAMPLE_FORMAT, _SOURCE, _NETWORK, _MIX, _HAS_TAGS, _SETTINGS, _IS_LIVE = 1, 2, 3, 4, 5, 6, 7
 _BOUNDS = {
     "time": (0, (1 << 64) - 1),
     "frames": (0, (1 << 64) - 1),
@@ -203,7 +206,9 @@ class Header:
     are options of the encoder that change the codes, such as "vbr 4"; empty for the defaults. `network`
     is the digest of the network of coder 2, which the Writer sets. `mix` [channels, coded channels] makes the channels
     of the coded ones; empty if every channel is coded. `tags` are those of the recording; `has_tags`, which the Writer
-    sets, says that a packet of tags was written, even if it is damaged. `time` and `frames` are 0 until they are known.
+    sets, says that a packet of tags was written, even if it is damaged, and `is_live`, which it sets, too, that the
+    recording lasts at least as long as the frames of each packet of `frames_per_packet` frames. `time` and `frames` are
+    0 until they are known.
     Raises ConfigError for values that the format cannot hold.
     """
 
@@ -228,6 +233,7 @@ class Header:
     mix: Matrix = ()
     tags: Tags = NO_TAGS
     has_tags: bool = False
+    is_live: bool = False
 
     def __post_init__(self) -> None:
         for name, (least, most) in _BOUNDS.items():
@@ -338,6 +344,8 @@ class Header:
             yield _HAS_TAGS, b""
         if self.settings:
             yield _SETTINGS, self.settings.encode()
+        if self.is_live:
+            yield _IS_LIVE, b""
 
     @classmethod
     def _from_fields(cls, data: bytes) -> "Header":
@@ -372,6 +380,7 @@ class Header:
             tags=NO_TAGS,
             has_tags=_HAS_TAGS in tagged,
             settings=tagged.get(_SETTINGS, b"").decode(),
+            is_live=_IS_LIVE in tagged,
             **numbers,
         )
 
@@ -432,13 +441,19 @@ class Writer:
     `header.network` names a network, because packets are copied, codes are coded by no other one. `size` counts the
     bytes, `coded_bytes` those of coded codes, and `packed_bytes` what coder 0 takes for the same codes; `digest` is the
     BLAKE2b hash of all codes given to `write`, by `update_digest`.
+
+    With `is_live`, a packet in which the recording ends has less than `frames_per_packet` frames, where that is
+    possible, so that a reader does not wait for the packet after a whole one to know what of it is to be played.
     """
 
-    def __init__(self, file: BinaryIO, header: Header, *, coder: int = entropy.MODEL) -> None:
+    def __init__(
+        self, file: BinaryIO, header: Header, *, coder: int = entropy.MODEL, is_live: bool = False
+    ) -> None:
         network = find_network(header.weights_hash, header.codebook_sizes) if coder >= entropy.MODEL else None
         self._network = network if network and header.network in ("", network.digest) else None
         digest = self._network.digest if self._network else header.network
-        header = replace(header, network=digest, has_tags=bool(header.tags))
+        is_live = is_live and header.frames_per_packet > 1 and not header.segment_frames
+        header = replace(header, network=digest, has_tags=bool(header.tags), is_live=is_live)
         self.header = replace(header, frames=0)
         layered = header.rows * header.frames_per_packet * header.hop >= LAYERED_SECONDS * header.sample_rate
         self._encoder = entropy.PacketEncoder(header.codebook_sizes, coder=coder, model=self._network, layered=layered)
@@ -454,11 +469,12 @@ class Writer:
         if header.tags:
             self._send(_packet(_TAGS, header.tags.to_bytes()))
 
-    def write(self, codes: Codes, scale: Scale | None = None) -> None:
+    def write(self, codes: Codes, scale: Scale | None = None, *, is_end: bool = False) -> None:
         """Append codes [rows, codebooks, frames], and their scale [rows, frames] if the model has one.
 
         Codes are -1 after the last codebook of a frame that has fewer than others. Codes of another number of
         codebooks than those before, at most the header's, begin a packet. A packet is written once it is complete.
+        `is_end` says that the recording may end before these frames do, as it does in those of `StreamEncoder.flush`.
         Raises UsageError for codes or a scale of another shape, or codes outside 0 to the size of their codebook - 1.
         """
         self._check(codes)
@@ -469,10 +485,14 @@ class Writer:
             if scale is None or scale.shape != (len(codes), codes.shape[2]):
                 raise UsageError(f"these codes need a scale {(len(codes), codes.shape[2])}")
             self._pending_scale = np.concatenate([self._pending_scale, scale.astype(np.float32)], axis=1)
+        most = self.header.frames_per_packet
+        if is_end and self.header.is_live and self._pending.shape[2] + codes.shape[2] >= most:
+            self._flush()
+            most -= 1
         pending = np.concatenate([self._pending, codes], axis=2)
-        while pending.shape[2] >= self.header.frames_per_packet:
-            self._write_packet(pending[:, :, : self.header.frames_per_packet])
-            pending = pending[:, :, self.header.frames_per_packet :]
+        while pending.shape[2] >= most:
+            self._write_packet(pending[:, :, :most])
+            pending = pending[:, :, most:]
         self._pending = pending.copy()  # a view would keep all of `codes` alive
         if self.header.rows * self.header.num_codebooks * self.header.frames_per_packet <= entropy.MAX_PREDICTED:
             self._encoder.advance(self._pending)
@@ -658,6 +678,7 @@ class Reader:
         self._begin = 0  # offset from which packets are looked for
         self._header_reason = ""
         self._mended: Damage | None = None  # the altered byte of a header that is read in spite of it
+        self._whole = 0  # frames up to the end of the last packet in which the recording cannot end
         self.header = self._read_header()
         self._declared = self.header.time
         if self._window.seekable and not self.is_complete:
@@ -677,6 +698,11 @@ class Reader:
     def knows_length(self) -> bool:
         """Whether `header.time` and `header.frames` are those of what can be read; in a pipe only at the end."""
         return self.is_complete or self.seekable
+
+    @property
+    def least_time(self) -> int:
+        """Samples at the model's rate that the recording has at least, as a live pipe shows by its whole packets."""
+        return self._whole * self.header.hop
 
     def size_read(self) -> int:
         """Bytes of a seekable file, or of a pipe as far as it was read; call it after reading."""
@@ -866,8 +892,10 @@ class Reader:
             if broken or found.first > expected:
                 yield self._damage(broken or Broken(found.offset, "it is missing"), expected, found.first)
                 broken = None
-            yield found
             expected = found.first + found.frames
+            if self.header.is_live and found.frames == self.header.frames_per_packet:
+                self._whole = expected
+            yield found
         yield self._damage(broken or Broken(self.offset, TRUNCATED), expected, max(expected, self.header.frames))
 
     def _misplaced(self, found: CodesPacket, expected: int) -> Broken | None:
@@ -1104,6 +1132,8 @@ class Reader:
             return f"impossible end packet, {error}"
         if end.frames < expected:
             return f"the end packet counts {end.frames} frames after {expected} frames"
+        if header.model_time < self.least_time:
+            return f"the end packet counts {end.time} samples after {self._whole} whole frames"
         self.header, self.is_complete = header, True
         return ""
 

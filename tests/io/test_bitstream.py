@@ -475,6 +475,41 @@ def test_a_pipe_knows_its_length_at_the_end() -> None:
         list(reader.parts())
 
 
+@pytest.mark.parametrize("frames", [8, 9, 10, 11, 12])
+def test_the_last_packets_of_a_live_file_are_not_whole(frames: int) -> None:
+    """All packets have 4 frames; the recording may end in the last 3 frames."""
+    header = replace(HEADER, source_rate=8000)
+    for is_live in (True, False):
+        file = io.BytesIO()
+        writer = Writer(file, header, coder=entropy.NONE, is_live=is_live)
+        writer.write(CODES[:, :, : frames - 3])
+        writer.write(CODES[:, :, frames - 3 : frames], is_end=True)
+        time = 80 * (frames - 3) + 1
+        writer.close(time=time)
+        reader = Reader(io.BufferedReader(Pipe(file.getvalue())), label="x")
+        assert reader.header.is_live == is_live
+        packets = [packet for packet in reader.parts() if isinstance(packet, Packet)]
+        np.testing.assert_array_equal(np.concatenate([packet.codes for packet in packets], axis=2), CODES[:, :, :frames])
+        whole = max((packet.first + 4 for packet in packets if packet.frames == 4), default=0)
+        assert reader.least_time == (80 * whole if is_live else 0) <= time
+        assert (80 * whole <= time) == (is_live or frames == 11)
+
+
+def test_a_live_file_that_ends_in_a_whole_packet_is_damaged() -> None:
+    file = io.BytesIO()
+    writer = Writer(file, replace(HEADER, source_rate=8000), is_live=True)
+    writer.write(CODES[:, :, :8])
+    writer.close(time=80 * 7)
+    reader = Reader(io.BufferedReader(Pipe(file.getvalue())), label="x")
+    (damage,) = (part for part in reader.parts() if isinstance(part, Damage))
+    assert "560 samples after 8 whole frames" in damage.reason
+
+
+def test_a_scale_or_packets_of_one_frame_are_not_live() -> None:
+    for changes in ({"frames_per_packet": 1}, {"segment_frames": 2}):
+        assert not Writer(io.BytesIO(), replace(HEADER, **changes), is_live=True).header.is_live
+
+
 def test_packets_are_given_before_the_next_is_read() -> None:
     """Byte by byte, as they come from a live pipe."""
     pipe = Pipe(DATA)
