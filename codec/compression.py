@@ -487,7 +487,7 @@ def decompress(
         codec = model_of(reader, model, device)
         damage = None
         target = other_than(source, target)
-        compiled = is_live and header.rows * header.frames_per_packet <= live.MAX_ROWS
+        compiled = is_live and header.rows <= live.MAX_ROWS
         if is_live:
             live.take_threads(codec)
         if compiled:

@@ -20,6 +20,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from codec import live
 from codec.errors import UnsupportedAudio, UsageError
 from codec.frames import resampled_length
 from codec.io.audio import Block, Resampler
@@ -119,7 +120,7 @@ class Restoration:
     """The audio of an open .codec file from sample `part[0]` to sample `part[1]`, at `rate` Hz.
 
     `damages` has the damage that was met on the way, `is_intact` says whether there was an intact packet. Options as in
-    `codec.compression.decompress`, and `compiled` as in `codec.streams.StreamDecoder`.
+    `codec.compression.decompress`; `compiled` as in `codec.streams.StreamDecoder`, for at most `live.MAX_ROWS` rows.
 
     Files of more than MOST_ROWS rows are decoded in groups of them to temporary files, if they are seekable.
     """
@@ -174,6 +175,8 @@ class Restoration:
             blocks = self._coded()
         for block in blocks:
             yield block if matrix is None else matrix @ block
+        if isinstance(reader, Reader) and not reader.seekable:
+            self.damages += reader.after_end()
 
     def _coded_in_groups(self, reader: Reader) -> Iterator[Block]:
         """Blocks [coded channels, time]: every group of rows from the first packet to the last, one after another."""
@@ -299,7 +302,8 @@ class _Splicer:
             )
             self._faded_in = 0 if packet.first > self._first_frame else self._fade
         self.intact, self._last = True, packet
-        most = _block_frames(self._header)
+        header = self._header
+        most = live.MAX_ROWS // header.rows if self._compiled else _block_frames(header)
         for first in range(0, packet.frames, most):  # a packet of many frames has less codes than audio
             codes = _codes(packet.cut(first, first + most))
             yield self._faded(self._output(self._decoder.push(codes)))

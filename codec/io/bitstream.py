@@ -446,9 +446,7 @@ class Writer:
     possible, so that a reader does not wait for the packet after a whole one to know what of it is to be played.
     """
 
-    def __init__(
-        self, file: BinaryIO, header: Header, *, coder: int = entropy.MODEL, is_live: bool = False
-    ) -> None:
+    def __init__(self, file: BinaryIO, header: Header, *, coder: int = entropy.MODEL, is_live: bool = False) -> None:
         network = find_network(header.weights_hash, header.codebook_sizes) if coder >= entropy.MODEL else None
         self._network = network if network and header.network in ("", network.digest) else None
         digest = self._network.digest if self._network else header.network
@@ -678,6 +676,8 @@ class Reader:
         self._begin = 0  # offset from which packets are looked for
         self._header_reason = ""
         self._mended: Damage | None = None  # the altered byte of a header that is read in spite of it
+        self._waits = True  # for the end of a pipe, to see whether bytes follow the end of the file
+        self._has_ended = False
         self._whole = 0  # frames up to the end of the last packet in which the recording cannot end
         self.header = self._read_header()
         self._declared = self.header.time
@@ -796,8 +796,10 @@ class Reader:
     def pieces(self, first: int = 0) -> Iterator[Packet | Damage]:
         """As `parts`, but packets come in pieces of FIRST_PIECE frames and twice as many each time, once decoded.
 
-        Because the reader of a live pipe waits for the first piece, and the others can be decoded while it plays.
+        Because the reader of a live pipe waits for the first piece, and the others can be decoded while it plays. The
+        pieces of a pipe end with its end packet; `after_end` waits for its writer to close it.
         """
+        self._waits = self.seekable
         for found in self._from(first):
             yield from [found] if isinstance(found, Damage) else self._decoded(found, self._growing(found.frames))
 
@@ -821,6 +823,16 @@ class Reader:
 
     def _undecodable(self, packet: CodesPacket, error: ValueError, first: int) -> Damage:
         return self._damage(Broken(packet.offset, str(error)), first, packet.first + packet.frames)
+
+    def after_end(self) -> Iterator[Damage]:
+        """Yield what follows the end of the file behind the pieces of a pipe; nothing before they are all read."""
+        if self._has_ended and (more := self._window.peek(len(_MAGIC))):
+            follows = (
+                "another .codec file follows, which is not read"
+                if more == _MAGIC
+                else "more bytes follow the end of the file"
+            )
+            yield Damage(self.header.frames, 0, self.offset, follows)
 
     def check(self) -> list[Damage]:
         """Read everything that decoding reads, and return the damage."""
@@ -915,20 +927,15 @@ class Reader:
         """What is wrong at the end packet: a gap before it, a missing footer, bytes after it."""
         if broken or self.header.frames > expected:
             yield self._damage(broken or Broken(self.offset, "it is missing"), expected, self.header.frames)
-        frames = self.header.frames
         if isinstance(self._format, _Format2):
             expected_footer = _FOOTER.pack(self.offset - end.offset)
             footer = self._window.peek(_FOOTER.size)
             if footer != expected_footer:
-                yield Damage(frames, 0, self.offset, "the footer is altered or missing")
+                yield Damage(self.header.frames, 0, self.offset, "the footer is altered or missing")
             self._window.skip(len(footer))
-        if more := self._window.peek(len(_MAGIC)):
-            follows = (
-                "another .codec file follows, which is not read"
-                if more == _MAGIC
-                else "more bytes follow the end of the file"
-            )
-            yield Damage(frames, 0, self.offset, follows)
+        self._has_ended = True
+        if self._waits:
+            yield from self.after_end()
 
     @cached_property
     def _network(self) -> EntropyModel | None:

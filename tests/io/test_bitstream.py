@@ -489,7 +489,8 @@ def test_the_last_packets_of_a_live_file_are_not_whole(frames: int) -> None:
         reader = Reader(io.BufferedReader(Pipe(file.getvalue())), label="x")
         assert reader.header.is_live == is_live
         packets = [packet for packet in reader.parts() if isinstance(packet, Packet)]
-        np.testing.assert_array_equal(np.concatenate([packet.codes for packet in packets], axis=2), CODES[:, :, :frames])
+        codes = np.concatenate([packet.codes for packet in packets], axis=2)
+        np.testing.assert_array_equal(codes, CODES[:, :, :frames])
         whole = max((packet.first + 4 for packet in packets if packet.frames == 4), default=0)
         assert reader.least_time == (80 * whole if is_live else 0) <= time
         assert (80 * whole <= time) == (is_live or frames == 11)
