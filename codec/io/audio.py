@@ -15,7 +15,7 @@ import struct
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol, Self
@@ -32,6 +32,7 @@ from codec.io.chain import SETTLING, UNKNOWN, Chain, links, readable_length
 from codec.io.coded_channels import Mix, Survey
 from codec.io.mixdown import Mixdown, Note, mixed_down
 from codec.io.pieces import Pieces
+from codec.io.quiet import quiet
 from codec.io.storage import COPY_BYTES, atomic_output, is_streamed, output_label, raw_stdout, storing, write_all
 from codec.io.tags import NO_TAGS, Found, Tags, set_strings
 from codec.io.tags import read as read_tags
@@ -139,11 +140,23 @@ class _Sequential(soundfile.SoundFile):  # type: ignore[misc]
     soundfile seeks after every read, which fails, and loses the last block, in FLAC streams of undeclared length.
     """
 
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        with quiet():
+            super().__init__(*arguments, **options)
+        self._is_quiet = not self.subtype.startswith("MPEG_LAYER")
+
     def seekable(self) -> bool:
         return False
 
+    def seek(self, frames: int, whence: int = os.SEEK_SET) -> int:
+        with nullcontext() if self._is_quiet else quiet():
+            return int(super().seek(frames, whence))
+
     def buffer_read_into(self, buffer: NDArray[np.float32], dtype: str) -> int:
         """Tags after the samples of a FLAC file are an error for libsndfile, which costs the block before them."""
+        if not self._is_quiet:
+            with quiet():
+                return int(super().buffer_read_into(buffer, dtype))
         if self.format != "FLAC" or self.frames == UNKNOWN:
             return int(super().buffer_read_into(buffer, dtype))
         left = self.frames - self.tell()
