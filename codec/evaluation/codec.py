@@ -633,7 +633,7 @@ def _score_clip(models: tuple[Codec, ...], plan: _Plan, clip: _Clip) -> _Result:
 def _scores(
     models: tuple[Codec, ...], plan: _Plan, clip: _Clip, note: Note
 ) -> Iterator[tuple[FileScore, Counts | None]]:
-    """The scores of each run and baseline on one file; `note` is called with what is unusual in it."""
+    """The scores of each run and baseline on one file; `note` is called with remarks on the file."""
     rates = {model.sample_rate for model in models}
     references = {rate: read_audio(clip.path, rate=rate, mono=True, note=note)[0][0] for rate in rates}
 

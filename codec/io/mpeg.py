@@ -205,7 +205,7 @@ def describe(header: bytes) -> str:
 
 
 def _is_run(view: _View, position: int) -> bool:
-    """Whether some frames of one kind follow each other from `position` on, as by chance they do not."""
+    """Whether some frames of one kind follow each other from `position` on, which random bytes do not."""
     mark = view.read(position, 4)
     for _ in range(_RUN):
         following = view.read(position, 4)

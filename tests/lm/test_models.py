@@ -44,7 +44,7 @@ def test_teacher_forcing_is_generation(name: str, batch: int, context: int) -> N
 
 @pytest.mark.parametrize("name", MODELS)
 def test_cells_depend_on_earlier_cells_alone(name: str) -> None:
-    """Changing the code of a cell changes the logits of the cells decided after it, and no others."""
+    """Changing the code of a cell changes the logits of the cells generated after it, and no others."""
     model = tiny_lm(**MODELS[name])
     tokens, conditioning = random_tokens(model, 1, 4), some_conditioning(model, 1)
     codebook_by_codebook = "depth" in MODELS[name] or name == "pixelcnn"

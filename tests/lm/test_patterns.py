@@ -100,7 +100,7 @@ def test_cells_do_not_depend_on_length(pattern: Pattern) -> None:
     whole = pattern.cells(0, 300)
     assert pattern.cells(0, 50).equal(whole[:, :50])
     assert pattern.cells(123, 177).equal(whole[:, 123:177])
-    assert (whole[:, pattern.period * 20 :] >= 0).any(dim=0).all()  # after the start every step decides a cell
+    assert (whole[:, pattern.period * 20 :] >= 0).any(dim=0).all()  # after the start every step generates a cell
 
 
 def test_whole_frames(pattern: Pattern) -> None:

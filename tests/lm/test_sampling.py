@@ -191,7 +191,7 @@ def test_generation_equals_a_plain_loop(name: str) -> None:
 
 @pytest.mark.parametrize("name", [*MODELS, "two codebooks at once"])
 def test_input_equals_that_of_training(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The model's input is its output, laid out, also at an end beside which other codebooks have been decided."""
+    """The model's input is its output, laid out, also at an end beside which other codebooks have been generated."""
     model = sensitive_lm(**(MODELS | {"two codebooks at once": {"pattern": {"delays": [0, 0, 3]}}})[name])
     forward_step = Mock(side_effect=model.forward_step)
     monkeypatch.setattr(model, "forward_step", forward_step)

@@ -23,7 +23,7 @@ def noise(*shape: int, seed: int = 0) -> Tensor:
 
 
 def lively_model() -> CausalCodec:
-    """A model in which every weight matters, because fresh networks are silent."""
+    """A model in which every weight matters, because fresh networks add zeros."""
     model = tiny_model()
     for number, parameter in enumerate(model.parameters()):
         nn.init.normal_(parameter, std=0.3, generator=torch.Generator().manual_seed(number))

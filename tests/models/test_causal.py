@@ -37,7 +37,7 @@ def noise(*shape: int, seed: int = 0) -> Tensor:
 
 
 def lively_model(config: CausalConfig = CONFIG) -> CausalCodec:
-    """A tiny model in which every weight matters, because fresh networks are silent and would hide errors."""
+    """A tiny model in which every weight matters, because fresh networks add zeros, which would hide errors."""
     model = tiny_model()
     if config != CONFIG:
         torch.manual_seed(0)

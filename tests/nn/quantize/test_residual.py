@@ -35,7 +35,7 @@ def squares(x: Tensor, y: Tensor) -> float:
     return (x - y).square().mean().item()
 
 
-def started(
+def initialized(
     num_codebooks: int = 4, size: int = 8, *, distance: Lookup = "l2", codebook_dim: int | None = None
 ) -> ResidualVQ:
     """A residual quantizer after k-means on noise."""
@@ -45,7 +45,7 @@ def started(
     return quantizer
 
 
-def learned(quantizer: Quantizer, latents: Tensor, num_codebooks: Tensor | None = None) -> Tensor:
+def codes_then_update(quantizer: Quantizer, latents: Tensor, num_codebooks: Tensor | None = None) -> Tensor:
     """Codes of a forward pass, after the update of the codebooks."""
     quantized = quantizer(latents, num_codebooks)
     quantizer.update_codebook([quantized])
@@ -53,7 +53,7 @@ def learned(quantizer: Quantizer, latents: Tensor, num_codebooks: Tensor | None 
     return codes
 
 
-# lookup
+# nearest entries
 
 
 @lookups
@@ -97,7 +97,7 @@ def test_the_example_of_the_docstring() -> None:
 
 
 def test_every_codebook_lowers_the_error() -> None:
-    quantizer, latents = started(), noise(4, DIM, 100)
+    quantizer, latents = initialized(), noise(4, DIM, 100)
     codes = quantizer.encode(latents)
     errors = [squares(quantizer.decode(codes[:, :num_codebooks]), latents) for num_codebooks in (1, 2, 3, 4)]
     ratios = [after / before for before, after in zip([float(latents.square().mean()), *errors], errors, strict=False)]
@@ -107,7 +107,7 @@ def test_every_codebook_lowers_the_error() -> None:
 @lookups
 @pytest.mark.parametrize("codebook_dim", [None, 2])
 def test_fewer_codebooks_are_a_prefix_of_all_codebooks(distance: Lookup, codebook_dim: int | None) -> None:
-    quantizer, latents = started(distance=distance, codebook_dim=codebook_dim), noise(2, DIM, 30, seed=1)
+    quantizer, latents = initialized(distance=distance, codebook_dim=codebook_dim), noise(2, DIM, 30, seed=1)
     codes = quantizer.encode(latents)
     left = latents
     for codebook, stage in enumerate(quantizer.stages):  # one stage after the other, by hand
@@ -122,7 +122,7 @@ def test_fewer_codebooks_are_a_prefix_of_all_codebooks(distance: Lookup, codeboo
 @pytest.mark.parametrize("beam_size", [1, 3])
 def test_a_number_of_codebooks_that_is_a_tensor(distance: Lookup, codebook_dim: int | None, beam_size: int) -> None:
     """The forms for exporters equal `encode` and `decode` for each number of codebooks."""
-    quantizer, latents = started(distance=distance, codebook_dim=codebook_dim), noise(2, DIM, 30, seed=1)
+    quantizer, latents = initialized(distance=distance, codebook_dim=codebook_dim), noise(2, DIM, 30, seed=1)
     quantizer.beam_size = beam_size
     for num_codebooks in range(1, 5):
         codes = quantizer.encode(latents, num_codebooks)
@@ -142,7 +142,7 @@ def test_the_example_of_beam_search() -> None:
 @lookups
 @pytest.mark.parametrize("codebook_dim", [None, 2])
 def test_exhaustive_beam_search_finds_the_best_codes(distance: Lookup, codebook_dim: int | None) -> None:
-    quantizer, latents = started(3, 5, distance=distance, codebook_dim=codebook_dim), noise(2, DIM, 20, seed=1)
+    quantizer, latents = initialized(3, 5, distance=distance, codebook_dim=codebook_dim), noise(2, DIM, 20, seed=1)
     every = torch.cartesian_prod(*[torch.arange(5)] * 3)  # [125, codebooks]
     sums = quantizer.decode(every.T[None])[0].T  # [125, dim]
     best = every[torch.cdist(rows_of(latents), sums).argmin(dim=-1)]
@@ -180,7 +180,7 @@ def slow_beam_search(quantizer: ResidualVQ, latents: Tensor, num_codebooks: int)
 @pytest.mark.parametrize("beam_size", [1, 2, 4, 9])
 @pytest.mark.parametrize("size", [6, 128])
 def test_beam_search_equals_brute_force(beam_size: int, size: int) -> None:
-    quantizer, latents = started(size=size), noise(2, DIM, 90, seed=1)
+    quantizer, latents = initialized(size=size), noise(2, DIM, 90, seed=1)
     assert 90 < TILE < 180, "frames of both tiles should be of both items"
     quantizer.beam_size = beam_size
     for num_codebooks in (1, 2, 4):
@@ -193,7 +193,7 @@ def test_beam_search_equals_brute_force(beam_size: int, size: int) -> None:
 @pytest.mark.parametrize("beam_size", [1, 2, 3, 4])
 def test_beam_search_with_ties(beam_size: int) -> None:
     """With every entry twice, tied candidates have equal residuals, so the decoded sums do not depend on ties."""
-    quantizer, latents = started(size=128), noise(1, DIM, 150, seed=1)
+    quantizer, latents = initialized(size=128), noise(1, DIM, 150, seed=1)
     for stage in quantizer.stages:
         stage.codebook[64:] = stage.codebook[:64]
     quantizer.beam_size = beam_size
@@ -258,7 +258,7 @@ def replaced(quantizer: ResidualVQ) -> ResidualVQ:
 
 
 def codebook_update(quantizer: ResidualVQ) -> ResidualVQ:
-    learned(quantizer, 1 + noise(4, DIM, 100, seed=2))
+    codes_then_update(quantizer, 1 + noise(4, DIM, 100, seed=2))
     return quantizer
 
 
@@ -286,7 +286,7 @@ def test_the_distance_table_follows_the_codebooks(
 ) -> None:
     quantizer, latents = ResidualVQ(DIM, 4, 8, beam_size=beam_size), noise(2, DIM, 200, seed=1)
     for _ in range(counted):
-        quantizer.load_state_dict(started().state_dict())
+        quantizer.load_state_dict(initialized().state_dict())
     names, before = list(quantizer.state_dict()), quantizer.encode(latents)
     with torch.inference_mode():
         assert torch.equal(quantizer.encode(latents), before)
@@ -316,7 +316,7 @@ def test_the_distance_table_follows_an_optimizer() -> None:
 def test_a_quantizer_created_in_inference_mode_encodes() -> None:
     """Torch does not count changes of its codebooks."""
     with torch.inference_mode():
-        quantizer, latents = started(), noise(2, DIM, 20, seed=1)
+        quantizer, latents = initialized(), noise(2, DIM, 20, seed=1)
         quantizer.encode(latents)
         codes = scaled(quantizer).encode(latents)
     fresh = ResidualVQ(DIM, 4, 8)
@@ -329,7 +329,7 @@ def test_a_quantizer_created_in_inference_mode_encodes() -> None:
 
 @lookups
 def test_training_latents_equal_decoded_latents(distance: Lookup) -> None:
-    quantizer, latents = started(distance=distance).eval(), noise(3, DIM, 20, seed=1)
+    quantizer, latents = initialized(distance=distance).eval(), noise(3, DIM, 20, seed=1)
     quantized = quantizer(latents)
     assert torch.equal(quantized.codes, quantizer.encode(latents))
     torch.testing.assert_close(quantized.latents, quantizer.decode(quantized.codes))
@@ -351,7 +351,7 @@ def test_the_commitment_gradient_reaches_every_stage() -> None:
 
     Were residuals taken from straight-through outputs, those of stage 1 on would not depend on the latents.
     """
-    quantizer, latents = started().eval(), noise(2, DIM, 20, seed=1).requires_grad_()
+    quantizer, latents = initialized().eval(), noise(2, DIM, 20, seed=1).requires_grad_()
     quantized = quantizer(latents)
     quantized.commitment.backward()
     with torch.no_grad():
@@ -385,7 +385,7 @@ def test_the_codebook_loss_trains_every_stage() -> None:
 
 @lookups
 def test_projections_of_every_stage_get_gradients(distance: Lookup) -> None:
-    quantizer, latents = started(distance=distance, codebook_dim=2), noise(2, DIM, 20, seed=1)
+    quantizer, latents = initialized(distance=distance, codebook_dim=2), noise(2, DIM, 20, seed=1)
     for loss in ("commitment", "latents"):
         quantizer.zero_grad()
         getattr(quantizer(latents), loss).square().mean().backward()
@@ -406,7 +406,7 @@ def test_ema_updates_equal_the_paper(distance: Lookup) -> None:
         rows = rows_of(latents).double().numpy()
         if distance == "cosine":
             rows = rows / np.linalg.norm(rows, axis=1, keepdims=True)
-        codes = learned(quantizer, latents).flatten().numpy()
+        codes = codes_then_update(quantizer, latents).flatten().numpy()
         for entry in range(6):
             counts[entry] = 0.9 * counts[entry] + 0.1 * (codes == entry).sum()
             sums[entry] = 0.9 * sums[entry] + 0.1 * rows[codes == entry].sum(axis=0)
@@ -415,7 +415,7 @@ def test_ema_updates_equal_the_paper(distance: Lookup) -> None:
 
 
 def test_forward_does_not_change_the_codebooks() -> None:
-    quantizer = started()
+    quantizer = initialized()
     before = {name: value.clone() for name, value in quantizer.state_dict().items()}
     quantizer(noise(2, DIM, 20))
     assert all(torch.equal(before[name], value) for name, value in quantizer.state_dict().items())
@@ -427,10 +427,10 @@ def test_a_collapsed_codebook_recovers() -> None:
     quantizer = VectorQuantizer(DIM, 16, decay=0.8)
     quantizer.codebook.fill_(50.0)
     quantizer.codebook[0] = 0
-    assert set(learned(quantizer, latents).flatten().tolist()) == {0}
+    assert set(codes_then_update(quantizer, latents).flatten().tolist()) == {0}
     before = squares(quantizer.decode(quantizer.encode(latents)), latents)
     for _ in range(60):
-        learned(quantizer, latents)
+        codes_then_update(quantizer, latents)
     codes = quantizer.encode(latents)
     share = torch.bincount(codes.flatten(), minlength=16) / codes.numel()
     assert share.min() > 0.1 / 16
@@ -442,14 +442,14 @@ def test_dead_code_is_replaced_with_its_statistics() -> None:
     quantizer.codebook.copy_(torch.tensor([0.0, 9.0, 20.0, 30.0])[:, None].expand(4, DIM))
     quantizer.cluster_size.copy_(torch.tensor([10.0, 10.0, 0.1, 0.1]))
     latents = noise(1, DIM, 20) * 0.1
-    learned(quantizer, latents)
+    codes_then_update(quantizer, latents)
     assert quantizer.codebook[1].tolist() == pytest.approx([9.0] * DIM)  # alive though unused this time
     for entry in (2, 3):
         assert (rows_of(latents) == quantizer.codebook[entry]).all(dim=1).any()
         cluster_size = [0.9 * 10 + 0.1 * 20, 0.9 * 10, 0.09, 0.09]
         assert quantizer.cluster_size[entry].item() == pytest.approx(sum(cluster_size) / 4)
     again = quantizer.codebook.clone()
-    learned(quantizer, latents + 9)  # all choose entry 1; the restarted ones are given time
+    codes_then_update(quantizer, latents + 9)  # all choose entry 1; the restarted ones are given time
     torch.testing.assert_close(quantizer.codebook[2:], again[2:])
 
 
@@ -461,18 +461,18 @@ def test_dead_codes_are_replaced_by_different_rows() -> None:
     quantizer.cluster_size[:15] = 0.0
     quantizer.codebook[:15] = 50.0
     latents = noise(1, DIM, 15)
-    learned(quantizer, latents)
+    codes_then_update(quantizer, latents)
     rows = {tuple(row) for row in rows_of(latents).tolist()}
     assert {tuple(entry) for entry in quantizer.codebook[:15].tolist()} == rows
 
 
 def test_updates_from_parts_equal_the_update_from_the_batch() -> None:
-    whole, parted, latents = started(), started(), noise(4, DIM, 20, seed=1)
+    whole, parted, latents = initialized(), initialized(), noise(4, DIM, 20, seed=1)
     num_codebooks = torch.tensor([4, 1, 2, 3])
     for quantizer in (whole, parted):
         quantizer.stages[1].cluster_size[2:5] = 0.0  # dead, so that rows are drawn
     torch.manual_seed(5)
-    learned(whole, latents, num_codebooks)
+    codes_then_update(whole, latents, num_codebooks)
     torch.manual_seed(5)
     parted.update_codebook([parted(latents[:3], num_codebooks[:3]), parted(latents[3:], num_codebooks[3:])])
     for (name, ours), theirs in zip(whole.state_dict().items(), parted.state_dict().values(), strict=True):
@@ -537,7 +537,7 @@ def test_initialization_leaves_no_entry_without_data() -> None:
 
 @pytest.mark.parametrize("codebook_dim", [None, 2])
 def test_an_item_with_fewer_codebooks_decodes_its_codes(codebook_dim: int | None) -> None:
-    quantizer, latents = started(codebook_dim=codebook_dim).eval(), noise(4, DIM, 20, seed=1)
+    quantizer, latents = initialized(codebook_dim=codebook_dim).eval(), noise(4, DIM, 20, seed=1)
     quantized = quantizer(latents, torch.tensor([1, 2, 3, 4]))
     for item in range(4):
         codes = quantized.codes[item : item + 1]
@@ -548,7 +548,7 @@ def test_an_item_with_fewer_codebooks_decodes_its_codes(codebook_dim: int | None
 
 def test_unused_codebooks_add_no_loss() -> None:
     """Commitment in closed form: squared residuals of all used codebooks, divided by the size of the batch."""
-    quantizer, latents = started().eval(), noise(4, DIM, 20, seed=1)
+    quantizer, latents = initialized().eval(), noise(4, DIM, 20, seed=1)
     quantized = quantizer(latents, torch.tensor([1, 2, 3, 4]))
     left = [
         latents[item] - quantizer.decode(quantized.codes[item : item + 1, :num_codebooks])[0]
@@ -560,15 +560,15 @@ def test_unused_codebooks_add_no_loss() -> None:
 
 def test_unused_codebooks_are_not_updated_by_an_item() -> None:
     latents = noise(2, DIM, 20, seed=1)
-    both, first = started(), started()
-    learned(both, latents, torch.tensor([4, 2]))
-    learned(first, latents[:1], torch.tensor([4]))
+    both, first = initialized(), initialized()
+    codes_then_update(both, latents, torch.tensor([4, 2]))
+    codes_then_update(first, latents[:1], torch.tensor([4]))
     for codebook in (2, 3):  # used by the first item only
         torch.testing.assert_close(both.stages[codebook].cluster_size, first.stages[codebook].cluster_size)
         torch.testing.assert_close(both.stages[codebook].codebook, first.stages[codebook].codebook)
     assert not torch.allclose(both.stages[1].cluster_size, first.stages[1].cluster_size)
     before = {name: value.clone() for name, value in both.stages[3].state_dict().items()}
-    learned(both, latents, torch.tensor([3, 1]))  # used by none
+    codes_then_update(both, latents, torch.tensor([3, 1]))  # used by none
     assert all(torch.equal(before[name], value) for name, value in both.stages[3].state_dict().items())
 
 
@@ -578,9 +578,9 @@ def test_unused_codebooks_are_not_updated_by_an_item() -> None:
 @pytest.mark.parametrize(
     "quantizer",
     [
-        started(),
-        started(distance="cosine"),
-        started(codebook_dim=2),
+        initialized(),
+        initialized(distance="cosine"),
+        initialized(codebook_dim=2),
         VectorQuantizer(DIM, 200),
         Mixture(DIM, 200),
         FSQ([9] * 4),
@@ -599,5 +599,5 @@ def test_codebooks_are_float32_under_autocast(quantizer: Quantizer) -> None:
         assert mixed.dtype == full.dtype
         assert torch.equal(mixed, full)
     with torch.autocast("cpu", torch.bfloat16):
-        learned(quantizer, latents.bfloat16())
+        codes_then_update(quantizer, latents.bfloat16())
     assert all(tensor.dtype == torch.float32 for tensor in quantizer.state_dict().values())
