@@ -1,8 +1,8 @@
 """WAV, W64, CAF and AU files without final sizes in the header, because their writer was killed or wrote to a pipe.
 
 Such a header states 0 bytes of samples, and libsndfile believes it; CAF files state -1, which libsndfile refuses.
-`finished` shows libsndfile the same file with the sizes that it has, and W64, NIST, AVR, 8SVX, VOC and WVE files
-without what is after the samples, which libsndfile takes for more of them.
+`finished` shows libsndfile the same file with the sizes that it has, and W64, NIST, AVR, 8SVX, VOC, WVE, MAT 5, XI and
+MPC 2000 files without what is after the samples, which libsndfile takes for more of them.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ files many times."""
 def finished(file: BinaryIO) -> Pieces | None:
     """The file with its sizes filled in; None if it is not WAV, W64, CAF or AU, or states how many samples it has.
 
-    A W64, NIST, AVR, 8SVX, VOC or WVE file that states it ends with its samples.
+    A W64, NIST, AVR, 8SVX, VOC, WVE, MAT 5, XI or MPC 2000 file that states it ends with its samples.
 
     If all bytes after the empty chunk of samples are chunks themselves, the file has no samples: None.
     """
@@ -138,10 +138,10 @@ def _finished_w64(file: BinaryIO, size: int) -> Pieces | None:
 
 
 def _stated_end(file: BinaryIO, form: bytes, size: int) -> int | None:
-    """Where the samples end that a NIST, AVR, 8SVX, VOC or WVE header states; None for other files."""
+    """Where the samples end that a header states, of the formats that `finished` names; None for other files."""
     file.seek(0)
-    head = file.read(32)
-    if len(head) < 32:
+    head = file.read(42)
+    if len(head) < 42:
         return None
     if found := _NIST_HEAD.match(head):
         first = min(int(found[1]), _HEADER_BYTES)
@@ -161,7 +161,31 @@ def _stated_end(file: BinaryIO, form: bytes, size: int) -> int | None:
         case b"ALaw", _:
             length = int.from_bytes(head[18:22], "big")
             return 32 + length if length else None
+        case b"MATL", _:
+            return _end_of_mat5(file)
+        case b"Exte", _:  # an XI file with one sample; libsndfile writes no length
+            file.seek(296)
+            samples, length = struct.unpack("<HI", file.read(6).ljust(6, b"\0"))
+            return 338 + length if samples == 1 and length else None
+    if head[:2] == b"\1\4" and head[21] < 2:  # MPC 2000, 42 bytes of header
+        frames = int.from_bytes(head[30:34], "little")
+        return 42 + frames * 2 * (1 + head[21]) if frames else None
     return None
+
+
+def _end_of_mat5(file: BinaryIO) -> int | None:
+    """The end of the second matrix of a MAT 5 file, which holds the samples; its stated size is too large."""
+    file.seek(0)
+    head = file.read(512)
+    order = "<" if head[126:128] == b"IM" else ">"
+    elements = struct.Struct(order + "II")
+    try:
+        position = 136 + elements.unpack_from(head, 128)[1]  # of the second matrix
+        position += 8 + 32  # its head, and with theirs: flags, dimensions
+        position += 8 + -(-elements.unpack_from(head, position)[1] // 8) * 8  # name
+        return position + 8 + elements.unpack_from(head, position)[1]
+    except struct.error:
+        return None
 
 
 def _end_of_voc(file: BinaryIO, position: int, size: int) -> int | None:

@@ -65,21 +65,35 @@ def test_a_whole_file_is_left_alone(kind: str) -> None:
         *(("VOC", subtype) for subtype in ("PCM_U8", "PCM_16")),
         *(("SVX", subtype) for subtype in ("PCM_S8", "PCM_16")),
         ("WVE", "ALAW"),
+        *(("MAT5", subtype) for subtype in ("PCM_U8", "PCM_16", "PCM_32", "FLOAT", "DOUBLE")),
+        ("MPC2K", "PCM_16"),
     ],
 )
 def test_bytes_behind_the_stated_samples_are_none(kind: str, subtype: str, channels: int) -> None:
     if channels == 2 and kind in ("SVX", "WVE"):
         pytest.skip("the format has one channel")
-    file = io.BytesIO()
-    soundfile.write(file, np.stack([NOISE] * channels, axis=1), 8000, format=kind, subtype=subtype)
-    data = file.getvalue()
+    for endian in ("FILE", "BIG") if kind == "MAT5" else ("FILE",):
+        file = io.BytesIO()
+        rows = np.stack([NOISE] * channels, axis=1)
+        soundfile.write(file, rows, 8000, format=kind, subtype=subtype, endian=endian)
+        data = file.getvalue()
+        assert finished(io.BytesIO(data)) is None
+        whole = soundfile.read(io.BytesIO(data))[0]
+        assert len(whole) == len(NOISE)
+        for more in (bytes(2), b"TAG" + bytes(125), data[-3000:]):
+            read = finished(io.BytesIO(data + more))
+            assert read is not None
+            np.testing.assert_array_equal(soundfile.read(read)[0], whole)
+
+
+def test_bytes_behind_the_sample_of_an_xi_file_are_none() -> None:
+    data = written("XI", "DPCM_16")
+    assert finished(io.BytesIO(data + bytes(50))) is None  # libsndfile writes no length
+    data[298:302] = struct.pack("<I", len(data) - 338)
     assert finished(io.BytesIO(data)) is None
-    whole = soundfile.read(io.BytesIO(data))[0]
-    assert len(whole) == len(NOISE)
-    for more in (bytes(2), b"TAG" + bytes(125), data[-3000:]):
-        read = finished(io.BytesIO(data + more))
-        assert read is not None
-        np.testing.assert_array_equal(soundfile.read(read)[0], whole)
+    read = finished(io.BytesIO(data + bytes(50)))
+    assert read is not None
+    np.testing.assert_array_equal(soundfile.read(read)[0], soundfile.read(io.BytesIO(data))[0])
 
 
 def test_the_placeholder_of_a_nist_writer_is_not_believed() -> None:
