@@ -183,9 +183,10 @@ def _end_of_mat5(file: BinaryIO) -> int | None:
         position = 136 + elements.unpack_from(head, 128)[1]  # of the second matrix
         position += 8 + 32  # its head, and with theirs: flags, dimensions
         position += 8 + -(-elements.unpack_from(head, position)[1] // 8) * 8  # name
-        return position + 8 + elements.unpack_from(head, position)[1]
+        length: int = elements.unpack_from(head, position)[1]
     except struct.error:
         return None
+    return position + 8 + length
 
 
 def _end_of_voc(file: BinaryIO, position: int, size: int) -> int | None:
