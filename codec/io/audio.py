@@ -134,14 +134,19 @@ class Readable(Protocol):
         """Some of the next `size` bytes; none at the end."""
 
 
+_OTHERS = (b"fLaC", b"OggS", b"RIFF", b"FORM", b"caff", b".snd")  # than MPEG audio, by their first bytes
+_MP3_IN_WAV = b"\x55\0"
+
+
 class _Sequential(soundfile.SoundFile):  # type: ignore[misc]
     """A SoundFile that is read forward only.
 
     soundfile seeks after every read, which fails, and loses the last block, in FLAC streams of undeclared length.
     """
 
-    def __init__(self, *arguments: Any, **options: Any) -> None:
-        with quiet():
+    def __init__(self, *arguments: Any, prints: bool = False, **options: Any) -> None:
+        """With `prints`, libmpg123 may print while it is opened; catching that takes 20 microseconds."""
+        with quiet() if prints else nullcontext():
             super().__init__(*arguments, **options)
         self._is_quiet = not self.subtype.startswith("MPEG_LAYER")
 
@@ -187,6 +192,9 @@ class AudioReader:
         self._stream: Pieces | None = riff.finished(file)
         self._links = links(file, _Sequential, label)
         self._expected: int | None = None
+        file.seek(0)
+        head = file.read(22)
+        self._prints = not head.startswith(_OTHERS) or head[20:] == _MP3_IN_WAV
         counted = mpeg.begins(file)
         if counted:
             self._count_frames()
@@ -236,7 +244,8 @@ class AudioReader:
             self._stream.seek(0)
         os.lseek(descriptor, 0, os.SEEK_SET)  # libsndfile starts at the descriptor's position
         try:
-            return _Sequential(descriptor if self._stream is None else self._stream, closefd=False)
+            source = descriptor if self._stream is None else self._stream
+            return _Sequential(source, closefd=False, prints=self._prints)
         except soundfile.LibsndfileError as error:
             if Path(self.label).suffix.lower() == ".codec":
                 raise UnsupportedAudio(f"{self.label} is compressed, not audio: codec decode restores it") from error
