@@ -1,5 +1,6 @@
 """Everything that knows codecs by their interface alone, with a family that is not causal."""
 
+import gc
 from itertools import pairwise
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import soundfile
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import Tensor
+from torch import Tensor, nn
 
 from codec import models
 from codec.checkpoint import load_model, save_model
@@ -25,6 +26,7 @@ from codec.training.codec import dry_run
 from codec.training.codec.crops import Batch, open_crops
 from codec.training.codec.task import build_task
 from codec.training.logger import Logger
+from tests.helpers.families import TINY
 from tests.helpers.training import small_recipe, write_recordings
 from tests.helpers.trial_family import FAMILY, TrialConfig, trial_model
 
@@ -232,3 +234,18 @@ def test_evaluation(model_file: Path, tmp_path: Path) -> None:
     found = evaluate(load_model(model_file), tmp_path / "data", num_codebooks=[1, 4], speech=False)
     assert [file.num_codebooks for file in found.files] == [1, 4]
     assert not found.failures
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize("family", sorted(TINY))
+def test_what_streams_hold_does_not_grow(family: str) -> None:
+    """After 25 s, as many bytes of tensors are alive as after 7 s, but for a push, whose place in a segment varies."""
+    model = models.of_config(TINY[family]).eval()
+    encoder, decoder = StreamEncoder(model), StreamDecoder(model)
+    audio = 0.1 * torch.randn(1, model.channels, model.sample_rate // 4)
+    held = []
+    for _ in range(100):
+        decoder.push(encoder.push(audio))
+        storages = [found.untyped_storage() for found in gc.get_objects() if type(found) in (Tensor, nn.Parameter)]
+        held.append(sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values()))
+    assert max(held[-20:]) <= max(held[10:30]) + audio.nbytes  # 70 pushes of codes alone are 14 times as much
