@@ -186,7 +186,7 @@ def _end_of_mat5(file: BinaryIO) -> int | None:
         length: int = elements.unpack_from(head, position)[1]
     except struct.error:
         return None
-    return position + 8 + length
+    return int(position) + 8 + length
 
 
 def _end_of_voc(file: BinaryIO, position: int, size: int) -> int | None:
