@@ -180,6 +180,7 @@ def test_rates_are_plotted_with_baselines_and_published_numbers(
     assert "no stft_dac of speech: the rows are of digits, speech" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_network_for_entropy_coding_learns_what_follows_what(capsys: pytest.CaptureFixture[str]) -> None:
     tool = runpy.run_path(str(next(tool for tool in TOOLS if tool.stem == "train_entropy")), run_name="tool")
     model = tiny_model()
@@ -191,7 +192,7 @@ def test_a_network_for_entropy_coding_learns_what_follows_what(capsys: pytest.Ca
         codes[1] = (codes[0] * 3 + generator.integers(2, size=40)) % 20
         codes[2] = generator.integers(20, size=40)
         clips.append(("walk", codes))
-    network = EntropyModel(tool["fit"](clips[:30], model))
+    network = EntropyModel(tool["fit"](clips[:30], model, steps=40))
     assert network.sizes == model.codebook_sizes
     sizes = [tool["sizes_of"](codes, network.sizes, network) for _, codes in clips[30:]]
     adaptive, modeled, information = (

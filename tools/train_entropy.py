@@ -1,14 +1,14 @@
-"""Fit the network that predicts a codec's codes for entropy coding, or print what each payload coder saves.
+"""Train the network that predicts a codec's codes for entropy coding, or print what each payload coder saves.
 
     codec tokenize corpus.jsonl --out tokens/
     python tools/train_entropy.py tokens/ --out codec/weights/general-24k.entropy.safetensors
     python tools/train_entropy.py tokens/ --report
 
-The corpus has the splits train and valid. The fit is in closed form: the linear discriminant of the codes of a
-codebook, given its context (Fisher 1936; Hastie et al. 2009, section 4.3), of reduced rank, then rounded to integers.
-It counts only codes that do not occur earlier in their packet, because the coder asks for repeated codes first. Every
-tenth clip is held out to choose how far the discriminant is trusted. The report is of the split valid, in packets of
-one second.
+The corpus has the splits train and valid. The loss is the information of those codes that do not occur earlier in their
+packet of a second, and what predicts them excludes all codes that do, because the coder asks for repeated codes first.
+In the last steps, the forward pass rounds weights, vectors and predictions to the integers of the file, and gradients
+pass the rounding unchanged (Bengio et al. 2013, straight-through estimator). The report is of the split valid, in
+packets of one second.
 """
 
 from __future__ import annotations
@@ -21,76 +21,69 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
 
 from codec import pretrained
 from codec.data.token_store import TokenStore
 from codec.errors import UsageError
 from codec.io import entropy, entropy_model
-from codec.io.entropy_model import CodeVectors, EntropyModel, Floats, Frequencies
+from codec.io.entropy_model import EntropyModel, Frequencies
 from codec.models.base import Codec
 
 PACKET = 50  # frames
-RATES = (3, 6, 12, 16)  # numbers of codebooks that the network is fitted to
+RATES = (3, 6, 12, 16)  # numbers of codebooks of the report
 VECTORS = (24, 48)  # numbers of an input vector: codebook 0, and all higher ones
-RANK = 32
-SHRINKAGE = 20  # codes: as if that number of codes more lay at the mean of all
-RIDGE = 0.1  # variances of the context
-HELD_OUT = 8192  # codes, at most
-TRUST = (0.02, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.85, 1.0)  # factors of the discriminant, to choose from
+HIDDEN = 64  # numbers of a prediction
 RMS = 28  # of vectors and predictions, in integers of 8 bits
+LIMIT = 127 / RMS
 STEPS_PER_NAT = 16
+
+STEPS, PACKETS = 3000, 24  # of the training; packets per step
+ROUNDED = 0.75  # of the steps, after which the forward pass rounds
+LEARNING_RATE, WEIGHT_DECAY = 1.5e-3, 0.05
+LOG_EVERY = 250  # steps
 
 Codes = npt.NDArray[np.int64]
 Clips = Sequence[tuple[str, Codes]]  # set, and codes [codebooks, frames]
 
 
-class Packets(NamedTuple):
-    """Packets of many clips, padded at their ends."""
-
-    codes: Codes  # [packets, codebooks, frames]
-    is_new: npt.NDArray[np.bool_]  # [packets, codebooks, frames]: a code that does not occur earlier in its packet
-    held_out: npt.NDArray[np.bool_]  # [packets]
+# the training
 
 
-# the fit
-
-
-def fit(clips: Clips, model: Codec) -> dict[str, npt.NDArray[Any]]:
+def fit(clips: Clips, model: Codec, *, steps: int = STEPS, seed: int = 0) -> dict[str, npt.NDArray[Any]]:
     """The tensors of an EntropyModel for codes of `model`. Raises UsageError for a model without codebook vectors."""
+    torch.manual_seed(seed)
+    random = np.random.default_rng(seed)
     packets = packets_of(clips)
-    tensors = input_tensors(model)
-    vectors = CodeVectors(tensors)
-    shifts = []
-    for codebook, size in enumerate(model.codebook_sizes):
-        context, codes, held_out = examples(vectors, packets, codebook)
-        layers, shift, bits = discriminant(context, codes, held_out, size)
-        tensors |= {f"{name}.{codebook}": tensor for name, tensor in layers.items()}
-        shifts.append(shift)
-        print(f"codebook {codebook}: {bits:.2f} bits per new code of {math.log2(size):g}", flush=True)
-    steps = np.arange(math.ceil(16 * math.log(2) * STEPS_PER_NAT) + 1)
-    tensors["exp"] = np.maximum(np.rint(2**16 * np.exp(-steps / STEPS_PER_NAT)), 1).astype(np.int32)
-    tensors["shift"] = np.array(shifts, np.int32)
-    return tensors
-
-
-def packets_of(clips: Clips) -> Packets:
-    """Cut clips into packets."""
-    pieces, lengths, held_out = [], [], []
-    for number, (_, codes) in enumerate(clips):
-        for start in range(0, codes.shape[1], PACKET):
-            piece = codes[:, start : start + PACKET]
-            pieces.append(np.pad(piece, ((0, 0), (0, PACKET - piece.shape[1]))))
-            lengths.append(piece.shape[1])
-            held_out.append(number % 10 == 0)
-    whole = np.stack(pieces)
-    is_new = np.stack([_is_new(piece, length) for piece, length in zip(whole, lengths, strict=True)])
-    return Packets(whole, is_new, np.array(held_out))
-
-
-def _is_new(codes: Codes, length: int) -> npt.NDArray[np.bool_]:
-    equal = codes[:, :, None] == codes[:, None, :]  # [codebooks, frames, frames]
-    is_new: npt.NDArray[np.bool_] = ~np.tril(equal, -1).any(axis=2) & (np.arange(codes.shape[1]) < length)
-    return is_new
+    network = Network(input_tensors(model), packets)
+    decayed, others = list(network.weight) + list(network.output), network.parameters()
+    groups = [
+        {"params": decayed, "weight_decay": WEIGHT_DECAY},
+        {"params": [other for other in others if all(other is not one for one in decayed)], "weight_decay": 0.0},
+    ]
+    optimizer = torch.optim.AdamW(groups, lr=LEARNING_RATE, betas=(0.9, 0.98))
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, LEARNING_RATE, total_steps=steps, pct_start=0.05)
+    bits, counts = np.zeros((2, model.num_codebooks))
+    for step in range(steps):
+        chosen = torch.from_numpy(random.integers(len(packets), size=PACKETS))
+        ends = layers_of(model.num_codebooks, random)
+        loss = torch.zeros(())
+        codes = packets[chosen, : ends[-1]]
+        for codebook, logits in enumerate(network(codes, ends, rounded=step >= ROUNDED * steps)):
+            information, number = information_of(logits, codes[:, codebook])
+            loss = loss + information
+            bits[codebook] += information.item() / math.log(2)
+            counts[codebook] += number
+        optimizer.zero_grad()
+        (loss / (PACKETS * PACKET)).backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+        schedule.step()
+        if (step + 1) % LOG_EVERY == 0:
+            print(f"step {step + 1}/{steps}: bits per new code", *np.round(bits / counts, 2), flush=True)
+            bits[:], counts[:] = 0, 0
+    return network.tensors()
 
 
 def input_tensors(model: Codec) -> dict[str, npt.NDArray[Any]]:
@@ -106,7 +99,7 @@ def input_tensors(model: Codec) -> dict[str, npt.NDArray[Any]]:
     parts += [_principal(part, rest, VECTORS[1]) for part in vectors[1:]]
     scales = [RMS / np.sqrt((part**2).mean()) for part in parts]
     tensors = {
-        f"input.{codebook}": _int8(part * scale)
+        f"input.{codebook}": _int8(torch.from_numpy(part * scale))
         for codebook, (part, scale) in enumerate(zip(parts, scales, strict=True))
     }
     gains = [round(2**entropy_model.GAIN_SHIFT * scales[min(1, len(scales) - 1)] / scale) for scale in scales]
@@ -119,81 +112,151 @@ def _principal(vectors: npt.NDArray[Any], basis_of: npt.NDArray[Any], count: int
     return components
 
 
-def examples(vectors: CodeVectors, packets: Packets, codebook: int) -> tuple[Floats, Codes, npt.NDArray[np.bool_]]:
-    """Contexts [new codes, context], new codes, and whether they are held out; by turns as files of all rates have."""
-    rates = [rate for rate in (*RATES, packets.codes.shape[1]) if codebook < rate <= packets.codes.shape[1]]
-    parts = []
-    for turn, rate in enumerate(rates):
-        chosen = slice(turn, None, len(rates))
-        known = [vectors.vector(lower, packets.codes[chosen, lower]) for lower in range(rate)]
-        past = entropy_model.past_context(
-            entropy_model.past(known[0], entropy_model.PAST), entropy_model.past(vectors.rest(known), 2)
+def packets_of(clips: Clips) -> Tensor:
+    """Packets [packets, codebooks, frames] of the clips; -1 after the end of a clip."""
+    pieces = []
+    for _, codes in clips:
+        for start in range(0, codes.shape[1], PACKET):
+            piece = codes[:, start : start + PACKET]
+            pieces.append(np.pad(piece, ((0, 0), (0, PACKET - piece.shape[1])), constant_values=-1))
+    return torch.from_numpy(np.stack(pieces))
+
+
+def layers_of(num_codebooks: int, random: np.random.Generator) -> tuple[int, ...]:
+    """The ends of the layers of a packet: of all codebooks or of some, in layers or not, as files have them."""
+    count = num_codebooks if random.random() < 0.4 else int(random.integers(num_codebooks)) + 1
+    return entropy.layer_ends(count, layered=count >= entropy.LEAST_LAYERED and random.random() < 0.5)
+
+
+def information_of(logits: Tensor, codes: Tensor) -> tuple[Tensor, int]:
+    """The information in nats of the codes [packets, frames] that do not occur earlier in their packet; their number.
+
+    Logits are [packets, frames, size].
+    """
+    occurs = torch.zeros(logits.shape, dtype=torch.int8).scatter_(2, codes.clamp(min=0)[..., None], 1)
+    earlier = functional.pad(occurs.cumsum(1, dtype=torch.int8), (0, 0, 1, 0))[:, :-1] > 0
+    is_new = (codes >= 0) & ~earlier.gather(2, codes.clamp(min=0)[..., None])[..., 0]
+    logits = logits.masked_fill(earlier, -1e4)[is_new]
+    return functional.cross_entropy(logits, codes[is_new], reduction="sum"), len(logits)
+
+
+class Network(nn.Module):
+    """An EntropyModel in floats: vectors and predictions in units of RMS, logits in nats."""
+
+    def __init__(self, inputs: Mapping[str, npt.NDArray[Any]], packets: Tensor) -> None:
+        """`inputs` are `input_tensors`; the first biases are the frequencies of the codes of the packets."""
+        super().__init__()
+        self._gain = inputs["gain"]
+        codebooks = range(len(self._gain))
+        vectors = [torch.from_numpy(inputs[f"input.{codebook}"]) / RMS for codebook in codebooks]
+        self.vectors = nn.ParameterList(vectors)
+        first, other = vectors[0].shape[1], vectors[-1].shape[1]
+        known = 4 * first + 3 * other
+        dims = [known + dim for dim in (first, other + first, first + 4 * other)]  # of codebooks 0, 1, and all others
+        self.weight = nn.ParameterList(
+            torch.randn(HIDDEN, dims[min(codebook, 2)]) / math.sqrt(dims[min(codebook, 2)]) for codebook in codebooks
         )
-        before = entropy_model.past(known[codebook], 1)[..., 0, :]
-        new = packets.is_new[chosen, codebook]
-        context = [part[new] for part in vectors.context(codebook, past, before, known[:codebook])]
-        held_out = np.broadcast_to(packets.held_out[chosen, None], new.shape)[new]
-        parts.append((np.concatenate(context, axis=-1), packets.codes[chosen, codebook][new], held_out))
-    contexts, codes, outside = zip(*parts, strict=True)
-    return np.concatenate(contexts), np.concatenate(codes), np.concatenate(outside)
+        self.bias = nn.ParameterList(torch.zeros(HIDDEN) for _ in codebooks)
+        self.output = nn.ParameterList(0.01 * torch.randn(len(each), HIDDEN) for each in vectors)
+        counts = [
+            torch.bincount(packets[:, codebook][packets[:, codebook] >= 0], minlength=len(each)) + 20
+            for codebook, each in enumerate(vectors)
+        ]
+        self.output_bias = nn.ParameterList((count / count.sum()).log() for count in counts)
+
+    def forward(self, codes: Tensor, ends: Sequence[int], rounded: bool = False) -> Iterator[Tensor]:
+        """Yield the logits [packets, frames, size] of each codebook of codes [packets, codebooks, frames].
+
+        `ends` are the codebooks after the last one of each layer.
+        """
+        integers = _rounded if rounded else _limited
+        weights = _rounded_weight if rounded else _same
+        present = (codes >= 0)[..., None]
+        vectors = [
+            functional.embedding(codes[:, codebook].clamp(min=0), integers(self.vectors[codebook]))
+            * present[:, codebook]
+            for codebook in range(codes.shape[1])
+        ]
+        newest = [_past(vectors[0], frames) for frames in range(1, entropy_model.PAST + 1)]
+        older = integers(sum(newest[3:]) / 2**entropy_model.OLDER_SHIFT)
+        rest = torch.zeros_like(self.vectors[-1][:1, None].expand(*vectors[0].shape[:2], -1))
+        start, lower = 0, torch.zeros_like(rest)
+        for end in ends:
+            for codebook in range(max(start, 1), end):
+                rest = rest + self._weighted(vectors, codebook)
+            before, second = (_past(integers(rest), frames) for frames in (1, 2))
+            known = [*newest[:3], older, before, second, before.abs()]
+            for codebook in range(start, end):
+                parts = [*known, _past(vectors[codebook], 1), *vectors[: min(codebook, 2)]]
+                if codebook >= 2:
+                    parts += [vectors[1].abs(), integers(lower)]
+                    lower = lower + self._weighted(vectors, codebook)
+                context = torch.cat(parts, dim=-1)
+                prediction = integers(functional.linear(context, weights(self.weight[codebook]), self.bias[codebook]))
+                yield functional.linear(prediction, weights(self.output[codebook]), self.output_bias[codebook])
+            start = end
+
+    def _weighted(self, vectors: Sequence[Tensor], codebook: int) -> Tensor:
+        gain: float = self._gain[codebook] / 2**entropy_model.GAIN_SHIFT
+        return gain * vectors[codebook]
+
+    def tensors(self) -> dict[str, npt.NDArray[Any]]:
+        """The tensors of the EntropyModel."""
+        tensors = {"gain": self._gain}
+        shifts = []
+        for codebook in range(len(self._gain)):
+            weight, shift = _shifted(self.weight[codebook].detach())
+            output, output_shift = _shifted(self.output[codebook].detach() * (STEPS_PER_NAT / RMS))
+            bias = self.bias[codebook].detach() * RMS * 2**shift
+            output_bias = self.output_bias[codebook].detach() * STEPS_PER_NAT * 2**output_shift
+            tensors |= {
+                f"input.{codebook}": _int8(self.vectors[codebook].detach() * RMS),
+                f"weight.{codebook}": weight,
+                f"bias.{codebook}": bias.round().int().numpy(),
+                f"output.{codebook}": output,
+                f"output_bias.{codebook}": output_bias.round().int().numpy(),
+            }
+            shifts.append((shift, output_shift))
+        steps = np.arange(math.ceil(16 * math.log(2) * STEPS_PER_NAT) + 1)
+        tensors["exp"] = np.maximum(np.rint(2**16 * np.exp(-steps / STEPS_PER_NAT)), 1).astype(np.int32)
+        tensors["shift"] = np.array(shifts, np.int32)
+        return tensors
 
 
-def discriminant(
-    context: Floats, codes: Codes, held_out: npt.NDArray[np.bool_], size: int
-) -> tuple[dict[str, npt.NDArray[Any]], tuple[int, int], float]:
-    """The layers of a codebook with their shifts, and bits per held-out code."""
-    x, y = context[~held_out], codes[~held_out]
-    outside, outside_codes = context[held_out][:HELD_OUT], codes[held_out][:HELD_OUT]
-    center, spread = x.mean(axis=0), x.std(axis=0) + 1
-    x = (x - center) / spread
-    counts = np.bincount(y, minlength=size)
-    sums = np.zeros((size, x.shape[1]), np.float32)
-    order = np.argsort(y, kind="stable")
-    present, starts = np.unique(y[order], return_index=True)
-    sums[present] = np.add.reduceat(x[order], starts)
-    means = sums / (counts + SHRINKAGE)[:, None].astype(np.float32)
-    within = (x.T @ x / len(x)).astype(np.float64) - (means.T * (counts / len(x))) @ means + RIDGE * np.eye(x.shape[1])
-    values, axes = np.linalg.eigh(within)
-    whiten = axes / np.sqrt(values)
-    between = means @ whiten
-    _, directions = np.linalg.eigh((between.T * (counts / len(x))) @ between)
-    project = whiten @ directions[:, ::-1][:, :RANK]  # [context, rank]
-    table = means @ project
-    scale = RMS / (x @ project).std(axis=0)
-    weight, weight_shift = _shifted((project / spread[:, None] * scale).T)
-    bias = np.rint(-(center / spread) @ project * scale * 2.0**weight_shift).astype(np.int32)
-    prior = np.log((counts + SHRINKAGE) / (counts + SHRINKAGE).sum())
-    best: tuple[float, dict[str, npt.NDArray[Any]], int] | None = None
-    z = entropy_model.scaled((outside @ weight.T.astype(np.float32) + bias).astype(np.float32), weight_shift)
-    for trust in TRUST:
-        output, shift = _shifted(STEPS_PER_NAT * trust * table / scale)
-        output_bias = np.rint(STEPS_PER_NAT * 2.0**shift * (prior - trust * (table**2).sum(axis=1) / 2))
-        layers = {"weight": weight, "bias": bias, "output": output, "output_bias": output_bias.astype(np.int32)}
-        logits = (z @ output.T.astype(np.float32) + output_bias.astype(np.float32)) / np.float32(
-            STEPS_PER_NAT * 2.0**shift
-        )
-        bits = _bits(logits, outside_codes)
-        if best is None or bits < best[0]:
-            best = bits, layers, shift
-    assert best is not None
-    return best[1], (weight_shift, best[2]), best[0]
+def _past(vectors: Tensor, frames: int) -> Tensor:
+    """Vectors [packets, frames, vector] of so many frames before; zeros before the packet."""
+    return functional.pad(vectors, (0, 0, frames, 0))[:, : vectors.shape[1]]
 
 
-def _shifted(values: Floats) -> tuple[npt.NDArray[np.int8], int]:
+def _limited(x: Tensor) -> Tensor:
+    return x.clamp(-LIMIT, LIMIT)
+
+
+def _same(x: Tensor) -> Tensor:
+    return x
+
+
+def _rounded(x: Tensor) -> Tensor:
+    """Vectors and predictions as integers of 8 bits."""
+    x = _limited(x)
+    return x + ((x * RMS + 0.5).floor() / RMS - x).detach()
+
+
+def _rounded_weight(x: Tensor) -> Tensor:
+    integers, shift = _shifted(x.detach())
+    return x + (torch.from_numpy(integers) / 2.0**shift - x).detach()
+
+
+def _shifted(values: Tensor) -> tuple[npt.NDArray[np.int8], int]:
     """Values times the largest power of two that leaves all but a few within 8 bits."""
-    shift = math.floor(math.log2(127 / np.quantile(np.abs(values), 0.9999)))
+    shift = math.floor(math.log2(127 / np.quantile(values.abs().numpy(), 0.9999)))
     shift = min(max(shift, 1), 20)  # what the network can hold; larger weights are clipped
     return _int8(values * 2.0**shift), shift
 
 
-def _int8(values: Floats) -> npt.NDArray[np.int8]:
-    return np.clip(np.rint(values), -127, 127).astype(np.int8)
-
-
-def _bits(logits: Floats, codes: Codes) -> float:
-    most = logits.max(axis=1)
-    chosen = logits[np.arange(len(codes)), codes]
-    return float((np.log(np.exp(logits - most[:, None]).sum(axis=1)) + most - chosen).mean() / math.log(2))
+def _int8(values: Tensor) -> npt.NDArray[np.int8]:
+    integers: npt.NDArray[np.int8] = values.round().clamp(-127, 127).to(torch.int8).numpy()
+    return integers
 
 
 # the report

@@ -22,9 +22,9 @@ All vectors before the packet are zeros, and those of codebooks that a frame doe
 
 import hashlib
 import json
-from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from functools import cached_property, lru_cache
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -120,6 +120,13 @@ class EntropyModel(CodeVectors):
             _Linear(tensors[f"output.{codebook}"], tensors[f"output_bias.{codebook}"], shifts[codebook][1])
             for codebook in codebooks
         ]
+        self._split: dict[tuple[int, ...], _SplitWeights] = {}
+
+    def split_weights(self, ends: tuple[int, ...]) -> "_SplitWeights":
+        """The first layer of the codebooks of layers that end at `ends`, which is made once."""
+        if ends not in self._split:
+            self._split[ends] = _SplitWeights(self._predict[: ends[-1]], ends, *(self.zeros(k).size for k in (0, 1)))
+        return self._split[ends]
 
     @cached_property
     def digest(self) -> str:
@@ -140,7 +147,11 @@ class EntropyModel(CodeVectors):
         codebook 2 on, which is computed if it is not given.
         """
         context = np.concatenate(self.context(codebook, past, before, lower, rest), axis=-1)
-        logits = self._logits[codebook](_limited(self._predict[codebook](context)))
+        return self.of_prediction(codebook, _limited(self._predict[codebook](context)))
+
+    def of_prediction(self, codebook: int, prediction: Floats) -> Frequencies:
+        """The frequencies [..., size] of the codes of a codebook of its predictions [..., prediction]."""
+        logits = self._logits[codebook](prediction)
         steps = (logits.max(axis=-1, keepdims=True) - logits).astype(np.intp)
         frequencies: Frequencies = self._exp.take(steps, mode="clip")
         return frequencies
@@ -226,18 +237,21 @@ class PacketPredictor:
 
 
 class FramePredictor:
-    """Predict one code after another from the codes before, as PacketPredictor does."""
+    """Predict one code after another from the codes before, as PacketPredictor does.
+
+    What several codebooks know is multiplied with the weights of all of them at once.
+    """
 
     def __init__(self, model: EntropyModel, num_codebooks: int, ends: Sequence[int] = ()) -> None:
         """`ends` as of PacketPredictor."""
-        self._model, self._ends = model, ends or (num_codebooks,)
-        self._layers = [bisect_right(self._ends, codebook) for codebook in range(num_codebooks)]
+        self._model, self._ends = model, tuple(ends) or (num_codebooks,)
+        self._weights = model.split_weights(self._ends)
         self._first, self._rests = model.zeros(0, PAST), [model.zeros(1, 2) for _ in self._ends]
         self._absent = [model.zeros(codebook) for codebook in range(num_codebooks)]
         self._before = self._absent
         self._vectors: list[Floats] = []  # of this frame
         self._sum = model.zeros(1)  # of gain · vector over its codebooks from 2 on
-        self._pasts: list[list[Floats]] = []  # of each layer
+        self._sums = self._weights.bias  # [codebooks, prediction]: weights · what is known of the contexts + bias
 
     def start_frame(self) -> None:
         """Move to the next frame."""
@@ -247,12 +261,18 @@ class FramePredictor:
             self._rests = [np.stack([rest, old[0]]) for rest, old in zip(newest, self._rests, strict=True)]
             self._before, self._vectors = self._vectors + self._absent[len(self._vectors) :], []
             self._sum = self._model.zeros(1)
-        self._pasts = [[np.concatenate(past_context(self._first, rest))] for rest in self._rests]
+        pasts = [np.concatenate(past_context(self._first, rest)) for rest in self._rests]
+        sums = np.concatenate([past @ weight for past, weight in zip(pasts, self._weights.past, strict=True)])
+        self._sums = self._weights.bias + sums.reshape(self._weights.bias.shape)
+        for own, vector, weight in zip(self._sums, self._before, self._weights.before, strict=True):
+            own += vector @ weight
 
     def frequencies(self, codebook: int) -> Frequencies:
         """The frequencies [size] of the codes of a codebook in this frame."""
-        rest, known = scaled(self._sum, GAIN_SHIFT), self._pasts[self._layers[codebook]]
-        return self._model.frequencies(codebook, known, self._before[codebook], self._vectors, rest)
+        sums = self._sums[codebook]
+        if codebook > 1:
+            sums = sums + scaled(self._sum, GAIN_SHIFT) @ self._weights.rest[codebook]
+        return self._model.of_prediction(codebook, _limited(np.floor(sums)))
 
     def push(self, codebook: int, code: int) -> None:
         """Take the code of the next codebook in this frame."""
@@ -260,6 +280,26 @@ class FramePredictor:
         self._vectors.append(vector)
         if codebook > 1:
             self._sum = self._sum + self._model.weighted(codebook, vector)
+        elif codebook + 1 < len(self._sums):
+            known = np.concatenate([vector, np.abs(vector)]) if codebook else vector
+            higher = self._sums[codebook + 1 :]
+            higher += (known @ self._weights.lower[codebook]).reshape(higher.shape)
+
+
+class _SplitWeights:
+    """The first layer of several codebooks, by the parts of the context; what all know, for all side by side."""
+
+    def __init__(self, layers: "Sequence[_Linear]", ends: Sequence[int], first: int, other: int) -> None:
+        """`layers` are those of the codebooks; vectors have `first` numbers in codebook 0 and `other` in the others."""
+        bounds = np.cumsum([4 * first + 3 * other, other, first, 2 * other])
+        parts = [np.split(layers[0].weight, bounds[:1])] + [np.split(layer.weight, bounds) for layer in layers[1:]]
+        self.bias = np.stack([layer.bias for layer in layers])
+        self.past = [np.hstack([past for past, *_ in parts[start:end]]) for start, end in pairwise((0, *ends))]
+        self.before = [before for _, before, *_ in parts]
+        self.lower = [
+            np.hstack([part[2 + lower] for part in parts[lower + 1 :]]) for lower in range(min(2, len(parts) - 1))
+        ]
+        self.rest = [part[-1] for part in parts]
 
 
 def past(vectors: Floats, count: int) -> Floats:
