@@ -224,7 +224,7 @@ class Network(nn.Module):
 
 
 def _past(vectors: Tensor, frames: int) -> Tensor:
-    """Vectors [packets, frames, vector] of so many frames before; zeros before the packet."""
+    """Vectors [packets, frames, vector] of the frame `frames` before each one; zeros before the packet."""
     return functional.pad(vectors, (0, 0, frames, 0))[:, : vectors.shape[1]]
 
 
