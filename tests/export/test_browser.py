@@ -30,7 +30,7 @@ pytestmark = [
 RATE = 8000
 WAIT = 60_000  # ms
 RECORDER = b"""registerProcessor("recorder", class extends AudioWorkletProcessor {
-  process([input]) { if (input[0]) this.port.postMessage(input[0].slice()); return true; }
+  process([input]) { this.port.postMessage(input[0]?.slice() ?? new Float32Array(128)); return true; }
 });"""
 # Records what comes from the microphone, and what goes to the loudspeaker: the decoded signal, then the original, each
 # behind its own gain.
@@ -178,7 +178,10 @@ def best_part(x: "np.ndarray[Any, Any]", y: "np.ndarray[Any, Any]", size: int = 
 
 
 def test_microphone(tab: Tab, model: StepCodec, tmp_path: Path) -> None:
-    """The microphone's samples are encoded, all of them, and what is played is what the saved file holds."""
+    """The microphone's samples are encoded, all of them, and what is played is what the saved file holds.
+
+    If the machine has too much other work, the page leaves out samples, and says so.
+    """
     tab.open()
     tab.page.click("#microphone")
     tab.wait("#position", re.compile("0:0[3-9].*"))
@@ -192,6 +195,8 @@ def test_microphone(tab: Tab, model: StepCodec, tmp_path: Path) -> None:
     assert (header.weights_hash, header.sample_rate) == (model.weights_hash, RATE)
     assert header.time / RATE > 2.5
     captured = tab.captured()
+    if "parts of the signal are left out" in tab.text("#problem"):
+        pytest.skip("the page says that this machine computes more slowly than in real time")
     assert best_part(np.tile(voice(RATE), 2), captured, RATE // 4) > 0.9
     decompress(path, tmp_path / "decoded.wav", model=model)
     decoded, _ = soundfile.read(tmp_path / "decoded.wav", dtype="float32")
@@ -206,6 +211,7 @@ def test_real_time(tab: Tab, recording: Path) -> None:
     tab.page.click("#microphone")
     tab.wait("#position", re.compile("0:1.*"))
     assert tab.text("#underruns") == "0"
+    assert tab.text("#problem") == ""
     tab.page.click("#stop")
     tab.drop(recording)
     tab.wait("#status", "The end.")
