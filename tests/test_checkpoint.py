@@ -374,7 +374,6 @@ def test_states_with_missing_keys(tmp_path: Path, content: dict[str, Any]) -> No
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 @pytest.mark.parametrize("kind", ["ours", "moshi"])
 def test_weights_are_in_memory_once_while_they_are_read(tmp_path: Path, kind: str) -> None:
-    layers = {"width": 256, "hidden": 2048, "heads": 4, "layers": 4, "filters": 8, "codebook_dim": 16}
     config = TINY["mimi"].model_dump() | {"width": 64, "heads": 1}
     paths = tmp_path / "small.safetensors", tmp_path / "large.safetensors"
     layers: dict[str, Any] = {"width": 256, "hidden": 2048, "heads": 4, "layers": 8}

@@ -254,7 +254,7 @@ def test_plain_readers_without_the_network(script: str, tmp_path: Path) -> None:
     runner = sys.executable if script.endswith(".py") else shutil.which("node")
     if runner is None:
         pytest.skip("node is not installed")
-    command = [runner, EXAMPLES / script, tmp_path / "a.codec"]
+    command = [runner, str(EXAMPLES / script), str(tmp_path / "a.codec")]
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     assert (result.returncode, result.stdout) == (1, "")
     assert re.fullmatch(r"codes by coder 2, network [0-9a-f]{8}\b.*\n", result.stderr)

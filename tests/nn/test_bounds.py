@@ -79,12 +79,12 @@ def test_what_fits_is_built_and_nothing_is_bounded_afterwards() -> None:
 def test_parameters_that_weights_will_replace_are_not_initialized(initialize: bool) -> None:
     before = torch.get_rng_state()
     with built_within(parameters=20, size=2**20, initialize=initialize):
-        layers = [nn.Linear(4, 3), nn.Conv1d(2, 3, 5), nn.LSTM(4, 4)]
-        trunc_normal_(layers[0].weight, std=1)
+        linear, conv, _ = nn.Linear(4, 3), nn.Conv1d(2, 3, 5), nn.LSTM(4, 4)
+        trunc_normal_(linear.weight, std=1)
         noise = torch.zeros(3).fill_(2)
     assert torch.get_rng_state().equal(before) is not initialize
     assert noise.tolist() == [2, 2, 2]
-    assert [tuple(layer.weight.shape) for layer in layers[:2]] == [(3, 4), (3, 2, 5)]
+    assert (linear.weight.shape, conv.weight.shape) == ((3, 4), (3, 2, 5))
 
 
 def test_other_threads_are_not_counted() -> None:
