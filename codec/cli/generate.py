@@ -33,6 +33,9 @@ if TYPE_CHECKING:
     from codec.lm.filters import Sampling
 
 
+LIVE_SUBTYPES = (None, "PCM_16")  # which standard output receives block by block
+
+
 def with_condition_options(command: Callable[..., None]) -> Callable[..., None]:
     """Give a command an option for every kind of condition, in place of its `**conditions`."""
     signature = inspect.signature(command)
@@ -181,7 +184,7 @@ def generate(
 
     Example: codec generate --label 7 -o seven.wav
     """
-    _check(output, endless=seconds == math.inf, count=count, raw=raw)
+    _check(output, endless=seconds == math.inf, count=count, raw=raw, subtype=subtype)
     span = _span(infill, gap, prompt=prompt, seconds=seconds)
     first = secrets.randbelow(2**32) if seed is None else seed
     targets = {first + number: _target(output, first + number, count, force=force) for number in range(count)}
@@ -234,7 +237,7 @@ def generate(
         say(f"{output_label(target)}: {time / rate:.2f} s, {speed}, {clipped}seed {number}")
 
 
-def _check(output: str, *, endless: bool, count: int, raw: bool) -> None:
+def _check(output: str, *, endless: bool, count: int, raw: bool, subtype: str | None) -> None:
     check_sink(output)
     if not Path(output).name:
         raise UsageError(f'-o "{output}" is not a file name: name a file, or - for standard output')
@@ -244,6 +247,9 @@ def _check(output: str, *, endless: bool, count: int, raw: bool) -> None:
         raise UsageError(f"--raw is for standard output, not for {output}: add -o -, or leave it out")
     if output != "-" and endless:
         raise UsageError(f"--seconds inf never ends, but {output} needs an end: add -o - to stream")
+    if subtype not in LIVE_SUBTYPES and (raw or endless):
+        option = "--raw" if raw else "--seconds inf"
+        raise UsageError(f"{option} writes 16-bit samples, not {subtype}: leave out one of {option} and --subtype")
 
 
 def _span(
@@ -301,12 +307,12 @@ def _write(
     from codec.io.audio import LiveOutput, open_writer
 
     time = 0
-    if target == "-":
+    if target == "-" and subtype in LIVE_SUBTYPES:
         with LiveOutput(rate=rate, channels=1, bare=raw) as sink:
             for block in blocks:
                 sink.write(block)
                 time += block.shape[1]
-        return _nonzero(time), ()
+        return _nonzero(time), sink.clip_notes()
     with open_writer(target, rate=rate, channels=1, subtype=subtype, force=force) as writer:
         for block in blocks:
             writer.write(block)

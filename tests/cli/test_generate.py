@@ -101,6 +101,29 @@ def test_count_writes_several_files(cli: Cli, lm: CodecLM) -> None:
     assert cli("generate", "-o", "a.wav", "--count", "2", "--seed", "10", "--seconds", "0.1", "--force").code == 0
 
 
+@pytest.mark.parametrize("target", ["loud.wav", "-"])
+def test_clipping_is_counted_and_floats_keep_the_peaks(
+    cli: Cli, lm: CodecLM, monkeypatch: pytest.MonkeyPatch, target: str
+) -> None:
+    """In files and on standard output alike."""
+    loud = torch.tensor([[[0.5, 1.04, -1.5, -1.0]]])
+    monkeypatch.setattr("codec.generation.generate", lambda *_, **__: iter([loud, loud[..., :2]]))
+
+    def written(*options: str) -> tuple[np.ndarray[Any, Any], str, str]:
+        result = cli("generate", "-o", target, "--seed", "1", "--force", *options)
+        assert result.code == 0, result.err
+        data = result.out if target == "-" else Path(target).read_bytes()
+        return soundfile.read(io.BytesIO(data))[0], soundfile.info(io.BytesIO(data)).subtype, result.err
+
+    samples, subtype, said = written()
+    assert (subtype, samples.max(), samples.min()) == ("PCM_16", 32767 / 32768, -1)
+    assert "3 samples clipped at a peak of +3.52 dBFS (--subtype FLOAT keeps them)" in said
+    samples, subtype, said = written("--subtype", "FLOAT")
+    np.testing.assert_allclose(samples, [0.5, 1.04, -1.5, -1.0, 0.5, 1.04], rtol=1e-6)
+    assert (subtype, "clipped" in said) == ("FLOAT", False)
+    assert written("--subtype", "PCM_24")[1] == "PCM_24"
+
+
 @pytest.mark.slow
 def test_random_seeds_are_reported(cli: Cli, lm: CodecLM) -> None:
     seeds = []
@@ -190,6 +213,10 @@ def test_infill(cli: Cli, lm: CodecLM, recording: Path) -> None:
         (["--seconds", "inf"], 2, "add -o -"),
         (["--seconds", "nan"], 2, "nan s of audio"),
         (["--raw"], 2, "--raw is for standard output, not for generated.wav"),
+        (["--raw", "-o", "-", "--subtype", "FLOAT"], 2, "--raw writes 16-bit samples, not FLOAT: leave out one of"),
+        (["--seconds", "inf", "-o", "-", "--subtype", "FLOAT"], 2, "--seconds inf writes 16-bit samples, not FLOAT"),
+        (["--subtype", "VORBIS"], 2, "WAV has no subtype VORBIS: use one of"),
+        (["-o", "-", "--subtype", "VORBIS"], 2, "has no subtype VORBIS: use one of"),
         (["-o", "-", "--count", "2"], 2, "--count 2"),
         (["-o", ".", "--count", "2"], 2, "is not a file name"),
         (["-o", "", "--count", "2"], 2, "is not a file name"),
