@@ -13,6 +13,7 @@ from codec.checkpoint import save_model
 from codec.cli.options import duration
 from codec.compression import compress
 from codec.io.audio import read_audio
+from codec.io.bitstream import open_reader
 from tests.cli.conftest import Cli
 from tests.tiny import tiny_model
 
@@ -221,10 +222,13 @@ def test_files_that_are_not_read_are_counted(cli: Cli, recording: Path) -> None:
     recording.rename("set/in.wav")
     for name in ("a.m4a", "b.m4a", "c.webm", "notes.txt"):
         Path("set", name).write_bytes(b"data")
+    frame = bytes((0xFF, 0xE5, 0x88, 0xC0)) + bytes(1148)  # silence; MPEG-2.5, layer II, 64 kbit/s, 8 kHz, mono
+    Path("set/d.mp2").write_bytes(frame * 5)
     result = cli("encode", "set", "coded")
     assert result.err == (
-        "1 file, 0.70 s; not read: 2 .m4a, 1 .webm (convert them to WAV or FLAC first, or pass --ffmpeg)\n"
+        "2 files, 1.42 s; not read: 2 .m4a, 1 .webm (convert them to WAV or FLAC first, or pass --ffmpeg)\n"
     )
+    assert Path("coded/d.codec").is_file()
     assert "(encode and tokenize take --ffmpeg)" in cli("encode", "set/a.m4a").err
 
 
@@ -316,6 +320,49 @@ def test_closed_standard_streams(cli: Cli, recording: Path, monkeypatch: pytest.
     with monkeypatch.context() as context:
         context.setattr(sys, "stderr", None)
         assert cli("encode", recording).code == 0
+
+
+def test_raw_samples_by_their_rate_and_channels(cli: Cli, recording: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A pipe of samples without a header is the recording with one, and comes back without one."""
+    samples, _ = soundfile.read(recording, dtype="int16")
+
+    def piped(data: bytes, *arguments: object) -> bytes:
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(data)))
+        result = cli(*arguments)
+        assert result.code == 0, result.err
+        return result.out
+
+    with_header = piped(recording.read_bytes(), "encode", "-", "-")
+    raw = ("encode", "-", "-", "--raw", "--rate", 16_000, "--channels")
+    stereo = piped(samples.astype("<i2").tobytes(), *raw, 2)
+    Path("a.codec").write_bytes(stereo)
+    with open_reader("a.codec") as reader, open_reader(with_header) as other:
+        facts = reader.header.source_rate, reader.header.channels, reader.header.time
+        assert facts == (16_000, 2, 11_200)
+        for packet, expected in zip(reader.packets(), other.packets(), strict=True):
+            np.testing.assert_array_equal(packet, expected)
+    Path("mono.codec").write_bytes(piped(samples[:, 0].astype("<i2").tobytes(), *raw[:-1]))
+    with open_reader("mono.codec") as reader:
+        assert (reader.header.channels, reader.header.time) == (1, 11_200)
+    bare = piped(stereo, "decode", "-", "-", "--raw")
+    whole = soundfile.read(io.BytesIO(piped(stereo, "decode", "-", "-")), dtype="int16")[0]
+    np.testing.assert_array_equal(np.frombuffer(bare, "<i2").reshape(-1, 2), whole)
+    refused = cli("encode", "-", "b.codec", "--raw")
+    assert (refused.code, refused.err.count("\n")) == (2, 1)
+    assert "--raw samples have no header: give their --rate in Hz" in refused.err
+
+
+@pytest.mark.parametrize("format_", ["flac", "ogg", "mp3", "wav"])
+def test_a_folder_is_restored_in_a_format(cli: Cli, recording: Path, format_: str) -> None:
+    Path("coded/deep").mkdir(parents=True)
+    cli("encode", recording, "coded/deep/in.codec")
+    assert cli("decode", "coded", "back", "--format", format_).code == 0
+    (path,) = (path for path in Path("back").rglob("*") if path.is_file())
+    assert path == Path(f"back/deep/in.{format_}")
+    info = soundfile.info(path)
+    assert (info.format, info.frames, info.channels) == (format_.upper(), 11_200, 2)
+    refused = cli("decode", "coded", "more", "--format", "m4a")
+    assert (refused.code, refused.err.count("\n"), Path("more").exists()) == (2, 1, False)
 
 
 def test_standard_input_and_output(cli: Cli, recording: Path, monkeypatch: pytest.MonkeyPatch) -> None:

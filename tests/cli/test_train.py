@@ -76,6 +76,17 @@ def test_every_option(cli: Cli, recipe: Path, calls: list[Any]) -> None:
     assert options == expected | {"allow_changed_data": True}
 
 
+def test_files_that_are_not_read_are_counted(cli: Cli, recipe: Path, calls: list[Any]) -> None:
+    Path("sounds/deep").mkdir(parents=True)
+    for name in ("a.m4a", "deep/b.m4a", "c.webm", "d.wav"):
+        Path("sounds", name).touch()
+    first, *_ = cli("train", recipe, "--data", "sounds").err.splitlines()
+    assert first == "not read: 2 .m4a, 1 .webm (convert them to WAV or FLAC first)"
+    Path("sounds/manifest.jsonl").write_text('{"path": "d.wav"}\n')
+    assert "not read" not in cli("train", recipe, "--data", "sounds").err
+    assert len(calls) == 2
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "says"),
     [

@@ -17,14 +17,17 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 import soundfile
+import torch
 from numpy.typing import NDArray
 
+import codec.data.tokenize as tokenize_module
 from codec.checkpoint import save_model
 from codec.compression import compress
 from codec.data.clips import Clip, clip_audio
 from codec.data.token_store import TokenStore
 from codec.data.tokenize import tokenize
 from codec.errors import CodecError, UnsupportedAudio
+from codec.evaluation.codec import evaluate
 from codec.io import audio, mpeg
 from codec.io.audio import open_reader, read_audio
 from codec.training.codec.crops import Index, build_index
@@ -407,6 +410,30 @@ def test_the_table(case: tuple[str, str, str], tmp_path: Path, model_file: Path)
     assert not any("\n" in message for message in messages)
 
 
+def test_other_ways_in(case: tuple[str, str, str], tmp_path: Path) -> None:
+    """Prompts, evaluations and `codec.compress` read files and bytes as `codec encode` does."""
+    (cell, *_), path = TABLE[case], tmp_path / "recording.wav"
+    for source in (path, path.read_bytes()):
+        if isinstance(cell, Samples):
+            assert cell.least <= read_audio(source)[0].shape[1] <= cell.most
+        else:
+            with pytest.raises(cell):
+                read_audio(source)
+
+
+@pytest.mark.slow
+def test_evaluations_measure_whole_recordings(tmp_path: Path) -> None:
+    keys = [("WAV", "0"), ("WAV, GSM", "0"), ("FLAC", "0"), ("MP3", "guessed"), ("MP3", "joined")]
+    for number, (container, length) in enumerate(keys):
+        (tmp_path / f"{number}.wav").write_bytes(made(container, length))
+    scores = evaluate(MODEL, tmp_path, num_codebooks=[1], speech=False).files
+    assert len(scores) == len(keys)
+    for key, score in zip(keys, scores, strict=True):
+        cell = TABLE[(*key, "no" if "GSM" in key[0] else "yes")][0]
+        assert isinstance(cell, Samples)
+        assert cell.least <= round(score.seconds * RATE) <= cell.most
+
+
 def test_samples_of_lossless_files(case: tuple[str, str, str], tmp_path: Path) -> None:
     """From the first sample on, whatever the header says."""
     if case[0] not in LOSSLESS or TABLE[case][0] is REFUSED:
@@ -439,6 +466,54 @@ def test_crops_anywhere_in_a_recording(case: tuple[str, str, str], tmp_path: Pat
         crop = clip_audio(clip, rate=rate, first=first, time=600)
         assert crop.shape == (1, 600)
         assert np.allclose(crop, whole[:, first : first + 600], atol=5e-3), first
+
+
+PARTS = ((0, 700), (0.21, 1600), (2.3, 2001), (5.7, 2399))  # start in seconds, samples
+HARD_TO_SEEK = [
+    ("WAV", "0", "yes"),
+    ("WAV, MP3", "stated in blocks", "yes"),
+    ("WAV, IMA ADPCM", "0", "yes"),
+    ("WAV, GSM", "stated in blocks", "no"),
+    ("FLAC", "0", "yes"),
+    ("FLAC", "joined", "yes"),
+    ("Ogg Vorbis", "joined", "yes"),
+    ("Ogg Opus", "stated", "yes"),
+    ("MP3", "stated", "yes"),  # of a variable bit rate, where libsndfile's seeks are not exact
+    ("MP3", "guessed", "yes"),
+    ("MP3", "joined", "yes"),
+    ("MP2", "none", "yes"),
+]
+
+
+@pytest.mark.parametrize("key", HARD_TO_SEEK, ids="-".join)
+def test_parts_that_a_manifest_names(
+    key: tuple[str, str, str], tmp_path: Path, model_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Their codes are those of the same samples of the whole recording, which is sought once for each but the first."""
+    monkeypatch.setattr(tokenize_module, "BLOCK_SECONDS", 0.1)
+    (tmp_path / "recording.wav").write_bytes(made(key[0], key[1]))
+    whole, _ = read_audio(tmp_path / "recording.wav")
+    parts = [(start, min(samples, whole.shape[1] - round(start * RATE))) for start, samples in PARTS]
+    rows = [{"path": "recording.wav", "start": start, "seconds": samples / RATE} for start, samples in parts]
+    (tmp_path / "list.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    seeks: list[int] = []
+    go_to = audio.AudioReader._go_to
+
+    def counted(reader: audio.AudioReader, first: int) -> None:
+        seeks.append(first)
+        go_to(reader, first)
+
+    monkeypatch.setattr(audio.AudioReader, "_go_to", counted)
+    report = tokenize(tmp_path / "list.jsonl", tmp_path / "store", model=model_file)
+    assert (report.clips, report.failures) == (len(parts), ())
+    assert len(seeks) == len(parts) - 1  # a seek before every block may end elsewhere
+    for clip, (start, samples) in zip(TokenStore(tmp_path / "store"), parts, strict=True):
+        first = round(start * RATE)
+        part = torch.from_numpy(whole[:, first : first + samples])[None]
+        if key[0] in LOSSLESS:
+            assert torch.equal(clip.codes, MODEL.encode(part)[0]), start
+        else:  # the first samples after a seek differ in the last bits
+            assert (clip.codes == MODEL.encode(part)[0]).float().mean() > 0.99, start
 
 
 def resampled(audio: NDArray[Any], rate: int) -> NDArray[Any]:

@@ -14,11 +14,13 @@ import soundfile
 from numpy.typing import NDArray
 
 from codec.checkpoint import save_model
+from codec.data.token_store import TokenStore
 from codec.data.tokenize import tokenize
 from codec.errors import MissingDependency, StorageError, UnsupportedAudio
 from codec.folders import compress_tree
 from codec.io.audio import is_audio_path, open_reader, read_audio
 from codec.io.ffmpeg import unread, unread_note
+from tests.cli.conftest import Cli, cli, recording  # noqa: F401
 from tests.tiny import tiny_model
 
 FFMPEG = shutil.which("ffmpeg")
@@ -113,6 +115,22 @@ def test_folders_and_corpora(tmp_path: Path, model: Path) -> None:
     (tmp_path / "list.jsonl").write_text('{"path": "in/a.m4a", "start": 0.25}\n')
     report = tokenize(tmp_path / "list.jsonl", tmp_path / "part", model=model, use_ffmpeg=True, level_db=-20)
     assert (report.clips, report.seconds) == (1, 0.25)
+
+
+@pytest.mark.usefixtures("stand_in")
+def test_commands_pass_the_option_on(cli: Cli, recording: Path) -> None:  # noqa: F811
+    Path("set").mkdir()
+    Path("set/a.m4a").write_bytes(MAGIC + recording.read_bytes())
+    result = cli("encode", "set/a.m4a", "--ffmpeg")
+    assert (result.code, result.err.split(",")[0]) == (0, "set/a.m4a -> set/a.codec: 0.70 s")
+    result = cli("encode", "set", "coded", "--ffmpeg")
+    assert (result.code, result.err) == (0, "1 file, 0.70 s\n")
+    result = cli("tokenize", "set", "--out", "store", "--ffmpeg", "--channel", 1)
+    assert result.code == 0
+    assert result.err.startswith("1 clip")
+    assert "not read" not in result.err
+    (clip,) = TokenStore("store")
+    assert (clip.row.id, clip.row.channel, clip.row.samples) == ("a.m4a", 1, 5600)
 
 
 def test_without_ffmpeg_the_option_is_refused(tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
