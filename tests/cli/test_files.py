@@ -434,6 +434,10 @@ def test_intact_audio_of_a_damaged_file_is_decoded(cli: Cli) -> None:
     assert result.code == 5
     assert "checksum" in result.err
     assert soundfile.info("out.wav").duration == 4.0
+    data[len(data) * 3 // 4] ^= 1
+    Path("long.codec").write_bytes(data)
+    assert cli("decode", "long.codec", "out.wav").code == 0  # a partial output is replaced, a whole one is kept
+    assert cli("decode", "long.codec", "out.wav").code == 8
 
 
 @pytest.mark.slow
