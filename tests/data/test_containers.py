@@ -64,6 +64,8 @@ TABLE: dict[tuple[str, str, str], tuple[Cell, Cell, Cell, Cell]] = {
     ("WAV", "0", "yes"): (ALL, ALL, ALL, ALL),
     ("WAV", "7ffff000, as of sox", "yes"): (ALL, ALL, ALL, ALL),
     ("WAV", "ffffffff, as of ffmpeg", "yes"): (ALL, ALL, ALL, ALL),
+    ("WAV", "7fffffff", "yes"): (ALL, ALL, ALL, ALL),
+    ("WAV", "ffffffd3, less the header", "yes"): (ALL, ALL, ALL, ALL),
     ("WAV", "too large", "yes"): (HALF, HALF, HALF, HALF),
     ("WAV", "joined", "yes"): (REFUSED, REFUSED, REFUSED, REFUSED),
     ("WAV, A-law", "stated", "yes"): (ALL, ALL, ALL, ALL),
@@ -90,6 +92,7 @@ TABLE: dict[tuple[str, str, str], tuple[Cell, Cell, Cell, Cell]] = {
     ("AIFF", "stated", "yes"): (ALL, ALL, ALL, ALL),
     ("AIFF", "stated, a chunk behind", "yes"): (ALL, ALL, ALL, ALL),
     ("AIFF", "0", "yes"): (ALL, ALL, ALL, ALL),
+    ("AIFF", "7f000000, as of sox", "yes"): (ALL, ALL, ALL, ALL),
     ("AIFF", "too large", "yes"): (HALF, HALF, HALF, HALF),
     ("AIFF", "joined", "yes"): (REFUSED, REFUSED, REFUSED, REFUSED),
     ("CAF", "stated", "yes"): (ALL, ALL, ALL, ALL),
@@ -252,9 +255,15 @@ def without_info(data: bytes) -> bytes:
     return data[frames.runs[0][0] :]
 
 
-def killed_aiff(data: bytes) -> bytes:
-    frames, size = behind(data, b"COMM") + 6, behind(data, b"SSND")
-    return put(data, (4, bytes(4)), (frames, bytes(4)), (size, bytes(4)))
+def aiff(frames: int, size: int) -> Callable[[bytes], bytes]:
+    """With other numbers of frames and of bytes, as far as its writer knew them."""
+    values = [struct.pack(">I", value) for value in (size and size + 46, frames, size and size + 8)]
+
+    def change(data: bytes) -> bytes:
+        places = 4, behind(data, b"COMM") + 6, behind(data, b"SSND")
+        return put(data, *zip(places, values, strict=True))
+
+    return change
 
 
 def open_flac(data: bytes) -> bytes:
@@ -284,11 +293,14 @@ CHANGES: dict[tuple[str, str], Callable[[bytes], bytes]] = {
     ("WAV, MP3", "0"): wav(0),
     ("WAV", "7ffff000, as of sox"): wav(0x7FFFF000),
     ("WAV", "ffffffff, as of ffmpeg"): wav(0xFFFFFFFF),
+    ("WAV", "7fffffff"): wav(0x7FFFFFFF),
+    ("WAV", "ffffffd3, less the header"): wav(0xFFFFFFD3),
     ("RF64", "0"): lambda data: put(data, (behind(data, b"ds64") + 4, bytes(24))),
     ("W64", "0"): w64(0),
     ("W64", "24, an empty chunk"): w64(24),
     ("W64", "7fffffffffffffff, as of ffmpeg"): w64(2**63 - 1),
-    ("AIFF", "0"): killed_aiff,
+    ("AIFF", "0"): aiff(0, 0),
+    ("AIFF", "7f000000, as of sox"): aiff(0x3F800000, 0x7F000000),
     ("CAF", "-1"): lambda data: put(data, (behind(data, b"data"), b"\xff" * 8)),
     ("CAF", "0"): lambda data: put(data, (behind(data, b"data"), bytes(8))),
     ("AU", "ffffffff"): lambda data: put(data, (8, b"\xff" * 4)),

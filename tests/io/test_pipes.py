@@ -100,7 +100,7 @@ def test_one_channel_of_a_stream(monkeypatch: pytest.MonkeyPatch) -> None:
     ]
 
 
-@pytest.mark.parametrize("stated", [0, 0x7FFFF000, 0xFFFFFFFF])
+@pytest.mark.parametrize("stated", [0, 0x7FFFF000, 0x7FFFFFFF, 0xFFFFFFD3, 0xFFFFFFFF])
 def test_unknown_lengths_are_read_to_the_end(monkeypatch: pytest.MonkeyPatch, stated: int) -> None:
     data = bytearray(wav())
     data[40:44] = struct.pack("<I", stated)
