@@ -138,7 +138,7 @@ def _finished_w64(file: BinaryIO, size: int) -> Pieces | None:
 
 
 def _stated_end(file: BinaryIO, form: bytes, size: int) -> int | None:
-    """Where the samples end that a header states, of the formats that `finished` names; None for other files."""
+    """The position after the samples, by the header; None for files of formats that `finished` does not cut."""
     file.seek(0)
     head = file.read(42)
     if len(head) < 42:
