@@ -4,13 +4,13 @@ import hashlib
 import math
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, ExitStack
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from itertools import repeat
 from pathlib import Path
 from time import perf_counter
-from typing import IO, BinaryIO, TypeAlias
+from typing import IO, BinaryIO, Literal, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -18,6 +18,7 @@ from torch import Tensor
 
 from codec import live, pretrained, published
 from codec.errors import (
+    CodecError,
     DamagedFile,
     ModelId,
     StorageError,
@@ -153,7 +154,7 @@ def compress(
         raise UsageError("a pipe cannot be read back: name an output file, or leave --verify out")
     is_live = _are_live(source, target)
     with (
-        live.sharing_cores(is_live),
+        _ready(model, "encode", device, is_live=is_live),
         open_live(source, raw=raw, use_ffmpeg=use_ffmpeg) as reader,
         stream_output(other_than(source, target), force=force) as file,
     ):
@@ -205,6 +206,21 @@ def compress(
 def _are_live(source: str | Path, target: str | Path) -> bool:
     """Whether somebody waits for what is made of the first samples while the last ones are to come."""
     return is_live_stream(source, sys.stdin) and is_live_stream(target, sys.stdout)
+
+
+@contextmanager
+def _ready(model: Model, job: Literal["encode", "decode"], device: str, *, is_live: bool) -> Iterator[Codec | None]:
+    """With `is_live`, share the cores as `live.sharing_cores`, and load a model before the first sample comes.
+
+    Gives the model if it was loaded.
+    """
+    codec = None
+    with live.sharing_cores(is_live):
+        if is_live:
+            with suppress(CodecError):  # which comes again where the model is needed; a file may need another one
+                codec = cached_model(model, device)
+                live.prepare(codec, job)
+        yield codec
 
 
 def _bitrate_notes(codec: Codec, bitrate: float | None) -> tuple[str, ...]:
@@ -328,7 +344,6 @@ def compress_into(
     with codec.searching(beams):
         if is_live:
             live.take_threads(codec)
-            live.prepare(codec, "encode")
         if isinstance(reader, AudioReader) and in_groups:
             codes = encoding.in_groups(reader, header, progress)
         else:
@@ -478,7 +493,8 @@ def decompress(
     """
     began = perf_counter()
     is_live = _are_live(source, target)
-    with live.sharing_cores(is_live), bitstream.open_reader(source) as reader:
+    likely = model or pretrained.DEFAULT
+    with _ready(likely, "decode", device, is_live=is_live) as loaded, bitstream.open_reader(source) as reader:
         header = reader.header
         rate, time = restored_size(reader, rate)
         part = part_of(reader, start, end, rate=rate, time=time)
@@ -490,7 +506,7 @@ def decompress(
         compiled = is_live and header.rows <= live.MAX_ROWS
         if is_live:
             live.take_threads(codec)
-        if compiled:
+        if compiled and codec is not loaded:
             live.prepare(codec, "decode")
         subtype = subtype or float_subtype(header, target)
         with _output(

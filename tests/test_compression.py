@@ -652,3 +652,20 @@ def test_formats_hold_the_decoded_audio(
         others = [np.roll(decoded, shift, axis=0) for shift in (-1, 1)] + ([decoded[:, ::-1]] if channels == 2 else [])
         assert found > max(snr_db(exact, other) for other in others) + 1, suffix
         assert np.std(decoded) == pytest.approx(np.std(exact), rel=0.1)
+
+
+def test_live_pipes_load_their_model_before_the_first_sample(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[str] = []
+
+    def opened(*_: Any, **__: Any) -> None:
+        calls.append("open")
+        raise InputNotFound("nothing")
+
+    monkeypatch.setattr(compression, "_are_live", lambda *_: True)
+    monkeypatch.setattr(live, "prepare", lambda _, job: calls.append(job))
+    monkeypatch.setattr(compression, "open_live", opened)
+    monkeypatch.setattr(bitstream, "open_reader", opened)
+    for work in (compression.compress, compression.decompress):
+        with pytest.raises(InputNotFound):
+            work("-", "-", model=tiny_model())
+    assert calls == ["encode", "open", "decode", "open"]
