@@ -128,11 +128,6 @@ class Steps:
         audio, after = steps.decode(codes.numpy(), _arrays(state, steps))
         return _tensor(audio), LiveState(after, steps)
 
-    def rehearse(self, codes: Tensor, state: State) -> None:
-        """Decode codes for nothing, if the stream is live."""
-        if isinstance(state, LiveState):
-            state.steps.decode(codes.numpy(), state.arrays)
-
     def _compiled(self, frames: int) -> FrameSteps | None:
         """The compiled steps, if they take a step of this many frames."""
         is_short = 0 < frames * self._batch <= MAX_ROWS

@@ -159,8 +159,6 @@ class Restoration:
             reader, model, first_frame=self._frame, conceal=conceal, force=force, compiled=compiled
         )
         self._group: Restoration | None = None
-        if compiled and isinstance(reader, Reader):
-            reader.rehearse(self._splicer.rehearse)
 
     @property
     def is_intact(self) -> bool:
@@ -288,11 +286,6 @@ class _Splicer:
             yield from self._packet(part)
         elif part.frames and self._decoder is not None:
             yield self._faded_out(min(self._filler, part.frames))
-
-    def rehearse(self, packet: Packet) -> None:
-        """Decode a packet for nothing."""
-        if self._decoder is not None:
-            self._decoder.rehearse(_codes(packet))
 
     def finish(self) -> Iterator[Block]:
         """Yield the rest, and silence up to the end if packets are missing there."""

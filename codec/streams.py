@@ -240,12 +240,6 @@ class StreamDecoder:
             self._scale = scale if self._scale is None else torch.cat([self._scale, scale], dim=1)
         return self._block(self._codes, last=False)
 
-    def rehearse(self, codes: Array | Encoded) -> None:
-        """Decode codes as `push` does, and forget them: the weights are in the caches then when the next codes come."""
-        if self._steps is not None:
-            array, _ = split_scale(cast(Tensor, codes))
-            self._steps.rehearse(torch.as_tensor(array, device=self._model.device), self._state)
-
     def flush(self) -> Tensor:
         """End the signal, close the stream, and give the remaining audio: none for a causal model at its own rate.
 

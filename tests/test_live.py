@@ -322,21 +322,6 @@ def test_a_state_is_a_value(tiny: CausalCodec) -> None:
     np.testing.assert_array_equal(codes.numpy(), expected)
 
 
-@pytest.mark.slow  # loads the compiled loops
-def test_a_rehearsal_changes_nothing(tiny: CausalCodec) -> None:
-    codes = tiny.encode(signal("noise", tiny, 12))
-    plain, rehearsed = StreamDecoder(tiny), StreamDecoder(tiny)
-    for first in range(0, 12, 2):
-        part = codes[:, :, first : first + 2]
-        rehearsed.rehearse(codes[:, :, -1:])
-        rehearsed.rehearse(part)
-        torch.testing.assert_close(rehearsed.push(part), plain.push(part), rtol=0, atol=0)
-    assert isinstance(rehearsed._state, live.LiveState)
-    other = StreamDecoder(tiny, compiled=False)
-    other.rehearse(codes)
-    assert other.time == 0
-
-
 def test_torch_takes_all_steps_if_asked(tiny: CausalCodec, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CODEC_BACKEND", "torch")
     assert live.backend_of(tiny) == "torch"

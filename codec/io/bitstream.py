@@ -93,7 +93,7 @@ import re
 import struct
 import sys
 from bisect import bisect_right
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -136,7 +136,6 @@ MAX_RATE = 1 << 22  # Hz
 MAX_CODES = 1 << 20  # per packet, because unpacking needs 64 bytes per code
 LAYERED_SECONDS = 2  # of one channel in a packet from which on it is in layers, because layers cost most in small ones
 INDEX_EVERY = 16  # packets
-REHEARSAL_SECONDS = 0.08  # before a packet of a live pipe is due
 FIRST_PIECE = 1  # frames of a packet of a pipe that are decoded before the others
 COPY_WITHIN = 10  # the end has a copy of the header if the file before it is this number of times as long
 
@@ -679,7 +678,6 @@ class Reader:
         self._mended: Damage | None = None  # the altered byte of a header that is read in spite of it
         self._waits = True  # for the end of a pipe, to see whether bytes follow the end of the file
         self._has_ended = False
-        self._last: CodesPacket | None = None
         self._whole = 0  # frames up to the end of the last packet in which the recording cannot end
         self.header = self._read_header()
         self._declared = self.header.time
@@ -826,22 +824,6 @@ class Reader:
     def _undecodable(self, packet: CodesPacket, error: ValueError, first: int) -> Damage:
         return self._damage(Broken(packet.offset, str(error)), first, packet.first + packet.frames)
 
-    def rehearse(self, work: Callable[[Packet], None]) -> None:
-        """Shortly before the next packet of a live pipe is due, give a frame of the last one to `work` once more.
-
-        Because a program that slept for a second has lost its weights from the caches: its first frame took 20 to 50 ms
-        instead of 2.
-        """
-        seconds = self.header.frame_spec.seconds(self.header.frames_per_packet * self.header.hop)
-
-        def repeat() -> None:
-            if self._last is not None:
-                with suppress(ValueError):  # of a packet that is damaged, as was said
-                    work(next(self._unpacked(self._last, [1])))
-
-        if not self.seekable and not self.header.segment_frames:
-            self._window.rehearse(repeat, after=max(seconds / 2, seconds - REHEARSAL_SECONDS))
-
     def after_end(self) -> Iterator[Damage]:
         """Yield what follows the end of the file behind the pieces of a pipe; nothing before they are all read."""
         if self._has_ended and (more := self._window.peek(len(_MAGIC))):
@@ -925,7 +907,6 @@ class Reader:
             expected = found.first + found.frames
             if self.header.is_live and found.frames == self.header.frames_per_packet:
                 self._whole = expected
-            self._last = found
             yield found
         yield self._damage(broken or Broken(self.offset, TRUNCATED), expected, max(expected, self.header.frames))
 

@@ -2,12 +2,8 @@
 
 import io
 import re
-import select
-import sys
 import zlib
-from collections.abc import Callable, Iterator
-from contextlib import suppress
-from time import monotonic
+from collections.abc import Iterator
 from typing import BinaryIO, NamedTuple, Protocol
 
 CRC_BYTES = 4
@@ -81,34 +77,12 @@ class Window:
         self._start = file.tell() if self.seekable else 0
         self._read = getattr(file, "read1", file.read)
         self._bytes = bytearray()
-        self._work: Callable[[], None] | None = None
-        self._work_after = self._arrived = 0.0
-
-    def rehearse(self, work: Callable[[], None], *, after: float) -> None:
-        """Do `work` in each wait for bytes that lasts until `after` seconds since the last ones came, once.
-
-        Not on Windows, where a program cannot see whether a pipe has bytes.
-        """
-        with suppress(OSError):
-            self._file.fileno()
-            if sys.platform != "win32":
-                self._work, self._work_after, self._arrived = work, after, monotonic()
 
     def peek(self, size: int) -> bytes:
         """Return the next `size` bytes, fewer at the end of the file."""
-        while len(self._bytes) < size and (chunk := self._more()):
+        while len(self._bytes) < size and (chunk := self._read(CHUNK)):
             self._bytes += chunk
         return bytes(self._bytes[:size])
-
-    def _more(self) -> bytes:
-        if self._work is None:
-            return self._read(CHUNK)
-        wait = max(0.0, self._arrived + self._work_after - monotonic())
-        if not select.select([self._file], [], [], wait)[0]:
-            self._work()
-        chunk = self._read(CHUNK)
-        self._arrived = monotonic()
-        return chunk
 
     def skip(self, size: int) -> None:
         """Move over bytes that were peeked."""

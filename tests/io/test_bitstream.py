@@ -1,10 +1,8 @@
 """io/bitstream.py against a slow obvious packing, and against every kind of damage."""
 
 import io
-import os
 import re
 import struct
-import sys
 import tracemalloc
 import zlib
 from dataclasses import replace
@@ -511,37 +509,6 @@ def test_a_live_file_that_ends_in_a_whole_packet_is_damaged() -> None:
 def test_a_scale_or_packets_of_one_frame_are_not_live() -> None:
     for header in (replace(HEADER, frames_per_packet=1), replace(HEADER, segment_frames=2)):
         assert not Writer(io.BytesIO(), header, is_live=True).header.is_live
-
-
-@pytest.mark.skipif(sys.platform == "win32", reason="pipes cannot be waited for")
-def test_a_frame_is_unpacked_again_before_the_next_packet_is_due(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Packets of 40 ms; what a pipe lacks comes once a frame was given to `work`."""
-    monkeypatch.setattr(bitstream, "REHEARSAL_SECONDS", 0.03)
-    read, write = os.pipe()
-    with os.fdopen(read, "rb") as pipe, os.fdopen(write, "wb", buffering=0) as out:
-        out.write(DATA[: STARTS[1]])
-        reader = Reader(pipe, label="x")
-        worked: list[Packet] = []
-        missing = b""
-
-        def work(packet: Packet) -> None:
-            worked.append(packet)
-            out.write(missing)
-
-        reader.rehearse(work)
-        found = reader.parts()
-        next(found)
-        assert not worked  # there is no packet before the first one
-        for number, come in ((1, 0), (2, 3)):  # the whole packet is late, all but its first 3 bytes are
-            start, end = STARTS[number : number + 2]
-            out.write(DATA[start : start + come])
-            missing = DATA[start + come : end]
-            next(found)
-            assert [packet.first for packet in worked] == [4 * (number - 1)]
-            np.testing.assert_array_equal(worked.pop().codes, CODES[:, :, 4 * (number - 1) :][:, :, :1])
-        out.write(DATA[STARTS[3] :])
-        next(found)
-        assert not worked  # nothing was waited for
 
 
 def test_packets_are_given_before_the_next_is_read() -> None:
