@@ -46,57 +46,7 @@ _EXACT = 1 << 24
 _LIMIT = np.float32(127)
 
 
-class CodeVectors:
-    """The vectors of codes, and the context of a code that they make."""
-
-    def __init__(self, tensors: Tensors) -> None:
-        """`tensors` are those of EntropyModel; `input` and `gain` are enough."""
-        self._gain = tensors["gain"].astype(np.float32)
-        self._inputs = [tensors[f"input.{codebook}"].astype(np.float32) for codebook in range(len(self._gain))]
-        self.sizes = tuple(map(len, self._inputs))
-        if self._gain.sum() * 127 >= _EXACT:
-            raise ValueError(f"sums of vectors may reach {_EXACT}")
-
-    def vector(self, codebook: int, codes: npt.NDArray[np.int64] | int) -> Floats:
-        """The vectors [..., vector] of codes [...]."""
-        return self._inputs[codebook][codes]
-
-    def zeros(self, codebook: int, *shape: int) -> Floats:
-        """Vectors [*shape, vector] from before the packet."""
-        return np.zeros((*shape, self._inputs[min(codebook, len(self._inputs) - 1)].shape[1]), np.float32)
-
-    def rest(self, vectors: Sequence[Floats], first: int = 1) -> Floats:
-        """The sum [..., vector] of vectors [..., vector] per codebook, from codebook `first` on."""
-        return self.rests(vectors, [len(vectors)], first)[0]
-
-    def rests(self, vectors: Sequence[Floats], ends: Sequence[int], first: int = 1) -> list[Floats]:
-        """The `rest` of the codebooks before each of the `ends`, which ascend."""
-        total, found = self.zeros(1, *vectors[0].shape[:-1]), []
-        for end in ends:
-            for codebook in range(first, min(end, len(vectors))):
-                total += self.weighted(codebook, vectors[codebook])
-            found.append(scaled(total, GAIN_SHIFT))
-            first = max(first, end)
-        return found
-
-    def weighted(self, codebook: int, vector: Floats) -> Floats:
-        """What a vector [..., vector] adds to the sum of `rest`."""
-        weighted: Floats = self._gain[codebook] * vector
-        return weighted
-
-    def context(
-        self, codebook: int, past: Sequence[Floats], before: Floats, lower: Sequence[Floats], rest: Floats | None = None
-    ) -> list[Floats]:
-        """The parts [..., part] of the context of a codebook, as `frequencies`."""
-        parts = [*past, before]
-        if codebook >= 1:
-            parts.append(lower[0])
-        if codebook >= 2:
-            parts += [lower[1], np.abs(lower[1]), self.rest(lower, 2) if rest is None else rest]
-        return parts
-
-
-class EntropyModel(CodeVectors):
+class EntropyModel:
     """The network of one codec, from the tensors of its file. For codebook k:
 
     input.k int8 [size, vector], weight.k int8 [prediction, context], bias.k int32 [prediction], output.k int8 [size,
@@ -109,7 +59,11 @@ class EntropyModel(CodeVectors):
     def __init__(self, tensors: Tensors) -> None:
         self._tensors = dict(tensors)
         codebooks = range(len(tensors["gain"]))
-        super().__init__(tensors)
+        self._gain = tensors["gain"].astype(np.float32)
+        self._inputs = [tensors[f"input.{codebook}"].astype(np.float32) for codebook in codebooks]
+        self.sizes = tuple(map(len, self._inputs))
+        if self._gain.sum() * 127 >= _EXACT:
+            raise ValueError(f"sums of vectors may reach {_EXACT}")
         self._exp = tensors["exp"].astype(np.int64)
         shifts = tensors["shift"].tolist()
         self._predict = [
@@ -137,16 +91,45 @@ class EntropyModel(CodeVectors):
             digest.update(np.ascontiguousarray(tensor).tobytes())
         return digest.hexdigest()[:8]
 
+    def vector(self, codebook: int, codes: npt.NDArray[np.int64] | int) -> Floats:
+        """The vectors [..., vector] of codes [...]."""
+        return self._inputs[codebook][codes]
+
+    def zeros(self, codebook: int, *shape: int) -> Floats:
+        """Vectors [*shape, vector] from before the packet."""
+        return np.zeros((*shape, self._inputs[min(codebook, len(self._inputs) - 1)].shape[1]), np.float32)
+
+    def rests(self, vectors: Sequence[Floats], ends: Sequence[int], first: int = 1) -> list[Floats]:
+        """The rest [..., vector] of the codebooks from `first` to before each of the `ends`, which ascend.
+
+        `vectors` are [..., vector] per codebook.
+        """
+        total, found = self.zeros(1, *vectors[0].shape[:-1]), []
+        for end in ends:
+            for codebook in range(first, min(end, len(vectors))):
+                total += self.weighted(codebook, vectors[codebook])
+            found.append(scaled(total, GAIN_SHIFT))
+            first = max(first, end)
+        return found
+
+    def weighted(self, codebook: int, vector: Floats) -> Floats:
+        """What a vector [..., vector] adds to the sum of a rest."""
+        weighted: Floats = self._gain[codebook] * vector
+        return weighted
+
     def frequencies(
-        self, codebook: int, past: Sequence[Floats], before: Floats, lower: Sequence[Floats], rest: Floats | None = None
+        self, codebook: int, past: Sequence[Floats], before: Floats, lower: Sequence[Floats], rest: Floats
     ) -> Frequencies:
         """The frequencies [..., size] of the codes of a codebook.
 
         `past` is that of `past_context`, `before` the vector of this codebook in the frame before [..., vector],
-        `lower` the vectors of the lower codebooks in this frame [..., vector] each, and `rest` their `rest` from
-        codebook 2 on, which is computed if it is not given.
+        `lower` the vectors of codebooks 0 and 1 in this frame [..., vector] each, as far as they are lower, and `rest`
+        the rest of the lower codebooks from 2 on, which codebooks 0 and 1 ignore.
         """
-        context = np.concatenate(self.context(codebook, past, before, lower, rest), axis=-1)
+        parts = [*past, before, *lower]
+        if codebook >= 2:
+            parts += [np.abs(lower[1]), rest]
+        context = np.concatenate(parts, axis=-1)
         return self.of_prediction(codebook, _limited(self._predict[codebook](context)))
 
     def of_prediction(self, codebook: int, prediction: Floats) -> Frequencies:
@@ -214,13 +197,15 @@ class PacketPredictor:
         # [frames, vector] each
         vectors = [model.vector(codebook, row) * (row >= 0)[:, None] for codebook, row in enumerate(codes)]
         before, ends = past(vectors[0], PAST)[new], ends or (len(codes),)
+        present = [vector[new] for vector in vectors]
+        lower_rests = model.rests(present, range(len(codes)), 2)
         self._frequencies: list[Frequencies] = []
         for end, rest in zip(ends, model.rests(vectors, ends), strict=True):
             known = past_context(before, past(rest, 2)[new])
             for codebook in range(len(self._frequencies), end):
-                lower = [vector[new] for vector in vectors[:codebook]]
                 own = past(vectors[codebook], 1)[new, 0]
-                self._frequencies.append(model.frequencies(codebook, known, own, lower))
+                lower = present[: min(codebook, 2)]
+                self._frequencies.append(model.frequencies(codebook, known, own, lower, lower_rests[codebook]))
         self._frame = -1
 
     def start_frame(self) -> None:
@@ -289,7 +274,7 @@ class FramePredictor:
 class _SplitWeights:
     """The first layer of several codebooks, by the parts of the context; what all know, for all side by side."""
 
-    def __init__(self, layers: "Sequence[_Linear]", ends: Sequence[int], first: int, other: int) -> None:
+    def __init__(self, layers: Sequence[_Linear], ends: Sequence[int], first: int, other: int) -> None:
         """`layers` are those of the codebooks; vectors have `first` numbers in codebook 0 and `other` in the others."""
         bounds = np.cumsum([4 * first + 3 * other, other, first, 2 * other])
         parts = [np.split(layers[0].weight, bounds[:1])] + [np.split(layer.weight, bounds) for layer in layers[1:]]
