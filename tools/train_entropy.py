@@ -58,10 +58,9 @@ def fit(clips: Clips, model: Codec, *, steps: int = STEPS, seed: int = 0) -> dic
     random = np.random.default_rng(seed)
     packets = packets_of(clips)
     network = Network(input_tensors(model), packets)
-    decayed, others = list(network.weight) + list(network.output), network.parameters()
     groups = [
-        {"params": decayed, "weight_decay": WEIGHT_DECAY},
-        {"params": [other for other in others if all(other is not one for one in decayed)], "weight_decay": 0.0},
+        {"params": [*network.weight, *network.output], "weight_decay": WEIGHT_DECAY},
+        {"params": [*network.vectors, *network.bias, *network.output_bias], "weight_decay": 0.0},
     ]
     optimizer = torch.optim.AdamW(groups, lr=LEARNING_RATE, betas=(0.9, 0.98))
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, LEARNING_RATE, total_steps=steps, pct_start=0.05)
@@ -133,9 +132,10 @@ def information_of(logits: Tensor, codes: Tensor) -> tuple[Tensor, int]:
 
     Logits are [packets, frames, size].
     """
-    occurs = torch.zeros(logits.shape, dtype=torch.int8).scatter_(2, codes.clamp(min=0)[..., None], 1)
+    entries = codes.clamp(min=0)[..., None]
+    occurs = torch.zeros(logits.shape, dtype=torch.int8).scatter_(2, entries, 1)
     earlier = functional.pad(occurs.cumsum(1, dtype=torch.int8), (0, 0, 1, 0))[:, :-1] > 0
-    is_new = (codes >= 0) & ~earlier.gather(2, codes.clamp(min=0)[..., None])[..., 0]
+    is_new = (codes >= 0) & ~earlier.gather(2, entries)[..., 0]
     logits = logits.masked_fill(earlier, -1e4)[is_new]
     return functional.cross_entropy(logits, codes[is_new], reduction="sum"), len(logits)
 

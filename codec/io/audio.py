@@ -148,22 +148,20 @@ class _Sequential(soundfile.SoundFile):  # type: ignore[misc]
         """With `prints`, libmpg123 may print while it is opened; catching that takes 20 microseconds."""
         with quiet() if prints else nullcontext():
             super().__init__(*arguments, **options)
-        self._is_quiet = not self.subtype.startswith("MPEG_LAYER")
+        self._caught = quiet if self.subtype.startswith("MPEG_LAYER") else nullcontext
 
     def seekable(self) -> bool:
         return False
 
     def seek(self, frames: int, whence: int = os.SEEK_SET) -> int:
-        with nullcontext() if self._is_quiet else quiet():
+        with self._caught():
             return int(super().seek(frames, whence))
 
     def buffer_read_into(self, buffer: NDArray[np.float32], dtype: str) -> int:
         """Tags after the samples of a FLAC file are an error for libsndfile, which costs the block before them."""
-        if not self._is_quiet:
-            with quiet():
-                return int(super().buffer_read_into(buffer, dtype))
         if self.format != "FLAC" or self.frames == UNKNOWN:
-            return int(super().buffer_read_into(buffer, dtype))
+            with self._caught():
+                return int(super().buffer_read_into(buffer, dtype))
         left = self.frames - self.tell()
         try:
             return int(super().buffer_read_into(buffer[:left] if left > 0 else buffer, dtype))
