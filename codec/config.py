@@ -76,7 +76,7 @@ class Config(BaseModel):
 
 
 def with_new_names(tables: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """The recipe that a training run stored, with the keys of today (`RENAMED`), so that earlier runs can resume."""
+    """The stored recipe of a training run with renamed keys (`RENAMED`), so that earlier runs can resume."""
     renamed: dict[str, Any] = {}
     for key, value in tables.items():
         path = RENAMED.get(f"{prefix}{key}", f"{prefix}{key}")

@@ -1,4 +1,4 @@
-"""What a training step needs besides its task: devices and processes (by Accelerate), precision, the optimizer step.
+"""Devices and processes of a training run (by Accelerate), mixed precision, and the optimizer step.
 
 Errors name the setting to change.
 """

@@ -206,7 +206,7 @@ def test_microphone(tab: Tab, model: StepCodec, tmp_path: Path) -> None:
 
 @pytest.mark.nightly
 def test_real_time(tab: Tab, recording: Path) -> None:
-    """Nothing is left out and there is no gap, on a machine that has nothing else to do."""
+    """Without other load on the machine, the page leaves out no samples, and the sound has no gap."""
     tab.open()
     tab.page.click("#microphone")
     tab.wait("#position", re.compile("0:1.*"))
