@@ -28,7 +28,7 @@ from codec.errors import (
     WeightsMismatch,
     model_label,
 )
-from codec.frames import resampled_length
+from codec.frames import is_narrowband, resampled_length
 from codec.io import audio, bitstream
 from codec.io.audio import (
     INTEGER_PEAK,
@@ -199,7 +199,7 @@ def compress(
             *_bitrate_notes(codec, bitrate),
             *tag_notes,
         ),
-        model_rate=codec.sample_rate if 2 * reader.rate < codec.sample_rate else None,
+        model_rate=codec.sample_rate if is_narrowband(reader.rate, codec.sample_rate) else None,
     )
 
 

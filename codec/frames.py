@@ -2,7 +2,7 @@
 
 from bisect import bisect_right
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, TypeVar
 
 from codec.errors import ConfigError
@@ -145,6 +145,45 @@ def resampled_length(time: int, from_rate: int, to_rate: int) -> int:
 def real_time(speed: float) -> str:
     """A speed in seconds of audio per second, as reports state it: "28 × real time", "0.042 × real time"."""
     return f"{speed:.0f} × real time" if speed >= 10 else f"{speed:.2g} × real time"
+
+
+def is_narrowband(rate: int, model_rate: int) -> bool:
+    """Whether a recording has less than half of a model's sample rate: the upper half of the model's band is empty."""
+    return 2 * rate < model_rate
+
+
+@dataclass
+class Narrowband:
+    """Recordings with less than half of a model's sample rate, counted by the two rates in Hz.
+
+    Example: of three recordings of 8 kHz for a model of 24 kHz, `notes("file")` is ["3 files: 8 kHz, resampled to
+    24 kHz: nothing above 4 kHz"].
+    """
+
+    found: dict[tuple[int, int], tuple[str, int]] = field(default_factory=dict)
+    """The name of the first recording and the number of all, by sample rate and model's sample rate."""
+
+    def add(self, name: str, rate: int, model_rate: int) -> None:
+        """Count a recording if it is one."""
+        if is_narrowband(rate, model_rate):
+            self._count((rate, model_rate), name, 1)
+
+    def update(self, other: "Narrowband") -> None:
+        """Count the recordings of another count too."""
+        for rates, (name, count) in other.found.items():
+            self._count(rates, name, count)
+
+    def notes(self, noun: str) -> list[str]:
+        """What these recordings lack, a line for each pair of rates; `noun` is that of one recording."""
+        return [
+            f"{name if count == 1 else f'{count} {noun}s'}: {rate / 1000:g} kHz, resampled to {model_rate / 1000:g} "
+            f"kHz: nothing above {rate / 2000:g} kHz"
+            for (rate, model_rate), (name, count) in sorted(self.found.items())
+        ]
+
+    def _count(self, rates: tuple[int, int], name: str, count: int) -> None:
+        first, before = self.found.get(rates, (name, 0))
+        self.found[rates] = first, before + count
 
 
 def _ceil_div(numerator: "Count", denominator: int) -> "Count":

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from codec.errors import ConfigError
-from codec.frames import FrameSpec, real_time, resampled_length
+from codec.frames import FrameSpec, Narrowband, real_time, resampled_length
 
 MATH = FrameSpec(sample_rate=24000, hop=320, decoder_delay=320, num_codebooks=8, codebook_size=1024)
 frame_specs = st.builds(
@@ -130,3 +130,18 @@ def test_invalid_sizes(field: str, value: int) -> None:
 )
 def test_reports_of_slow_runs_state_a_figure(speed: float, text: str) -> None:
     assert real_time(speed) == f"{text} × real time"
+
+
+def test_recordings_below_half_of_a_rate_are_counted_by_both_rates() -> None:
+    one, other = Narrowband(), Narrowband()
+    for number, rate in enumerate((8000, 11_999, 12_000, 24_000, 48_000)):
+        one.add(f"{number}.wav", rate, 24_000)
+    for name, rate, model_rate in (("a.wav", 8000, 24_000), ("b.wav", 8000, 44_100), ("c.wav", 22_050, 44_100)):
+        other.add(name, rate, model_rate)
+    one.update(other)
+    assert one.notes("clip") == [
+        "2 clips: 8 kHz, resampled to 24 kHz: nothing above 4 kHz",
+        "b.wav: 8 kHz, resampled to 44.1 kHz: nothing above 4 kHz",
+        "1.wav: 11.999 kHz, resampled to 24 kHz: nothing above 5.9995 kHz",
+    ]
+    assert len(other.notes("file")) == 2

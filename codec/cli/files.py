@@ -29,7 +29,7 @@ from codec.cli.options import (
     unread_note,
 )
 from codec.errors import UsageError
-from codec.frames import real_time
+from codec.frames import Narrowband, real_time
 from codec.io.storage import is_partial, refuse_existing
 
 if TYPE_CHECKING:
@@ -452,16 +452,11 @@ def _print_report(report: "Report", *, quiet: bool) -> None:
 
 
 def _narrowband_notes(reports: "list[Report]") -> list[str]:
-    """What the recordings lack whose sample rate is less than half of the model's, a note for each sample rate."""
-    sources: dict[tuple[int, int], list[str]] = {}
+    narrowband = Narrowband()
     for report in reports:
         if report.model_rate is not None:
-            sources.setdefault((report.rate, report.model_rate), []).append(report.source)
-    return [
-        f"{names[0] if len(names) == 1 else plural(len(names), 'file')}: {rate / 1000:g} kHz, resampled to "
-        f"{model_rate / 1000:g} kHz: nothing above {rate / 2000:g} kHz"
-        for (rate, model_rate), names in sorted(sources.items())
-    ]
+            narrowband.add(report.source, report.rate, report.model_rate)
+    return narrowband.notes("file")
 
 
 def _print_outcomes(outcomes: "list[Outcome]", *, unread: str = "", quiet: bool) -> None:

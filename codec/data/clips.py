@@ -221,20 +221,22 @@ def file_length(clip: Clip) -> tuple[int, int]:
         return samples, reader.rate
 
 
-def clip_time(clip: Clip, rate: int) -> int:
-    """Length of a clip in samples at `rate` Hz, at least 1; the file is opened unless the corpus states the length.
+def clip_time(clip: Clip, rate: int) -> tuple[int, int | None]:
+    """Length of a clip in samples at `rate` Hz, at least 1, and the sample rate of its file.
+
+    The file is not opened if the corpus states the length, and its sample rate is None then.
 
     Raises InputNotFound, UnsupportedAudio.
     """
     if clip.seconds is not None:
         if clip.size() is None:
             raise InputNotFound(f"{clip.path} does not exist: fetch it")
-        return max(1, int(clip.seconds * rate))
+        return max(1, int(clip.seconds * rate)), None
     samples, native = file_length(clip)
     time = samples * rate // native
     if time <= 0:
         raise UnsupportedAudio(f"{clip.path} has nothing from {clip.start:g} s on")
-    return time
+    return time, native
 
 
 def clip_audio(

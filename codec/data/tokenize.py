@@ -17,7 +17,7 @@ import tempfile
 import zlib
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from itertools import chain, islice, repeat
 from pathlib import Path
@@ -60,7 +60,7 @@ from codec.errors import (
     UsageError,
     WeightsMismatch,
 )
-from codec.frames import FrameSpec
+from codec.frames import FrameSpec, Narrowband
 from codec.io import ffmpeg
 from codec.io.audio import AudioReader, Block, Resampler
 from codec.io.level import Level, level_of, stored_level
@@ -88,7 +88,8 @@ class StoreReport:
     """The result of `tokenize`: `clips` clips were encoded, `seconds` of audio; `already_encoded` were skipped.
 
     `removed` clips are no longer in the corpus. `notes` name recordings that are silence, whose channels cancel in
-    their average, or whose peaks are clipped or look like those of integers.
+    their average, or whose peaks are clipped or look like those of integers; the first ones count the clips that were
+    encoded here and have less than half of the model's sample rate.
     """
 
     clips: int
@@ -134,7 +135,8 @@ class Corpus(NamedTuple):
     seconds: float
 
 
-class ShardResult(NamedTuple):
+@dataclass(frozen=True)
+class ShardResult:
     """The outcome of one shard, as in StoreReport."""
 
     already_encoded: int
@@ -142,6 +144,7 @@ class ShardResult(NamedTuple):
     seconds: float = 0.0
     failures: tuple[Failure, ...] = ()
     notes: tuple[str, ...] = ()
+    narrowband: Narrowband = field(default_factory=Narrowband)
 
 
 def tokenize(
@@ -204,6 +207,7 @@ def tokenize(
         results: list[ShardResult] = []
         failures: dict[int, tuple[Failure, ...]] = {}
         notes: dict[int, tuple[str, ...]] = {}
+        narrowband = Narrowband()
         if (complete := _complete_shards(folder, metadata, spans)) is not None:
             results = list(map(ShardResult, complete))
             _remove_temporary(folder)
@@ -221,6 +225,7 @@ def tokenize(
                     result = ShardResult(0, failures=(failure,))
                 results.append(result)
                 failures[span.shard], notes[span.shard] = result.failures, result.notes
+                narrowband.update(result.narrowband)
                 if progress is not None:
                     progress(len(results), len(spans))
             if all_written:
@@ -232,7 +237,7 @@ def tokenize(
         shards=len(spans),
         failures=tuple(failure for _, some in sorted(failures.items()) for failure in some),
         elapsed=perf_counter() - start,
-        notes=tuple(note for _, some in sorted(notes.items()) for note in some),
+        notes=(*narrowband.notes("clip"), *(note for _, some in sorted(notes.items()) for note in some)),
         removed=removed,
     )
 
@@ -600,7 +605,7 @@ def _encode_shard(
     failures = tuple(row for row in kept if isinstance(row, Failure))
     seconds = codec.frame_spec.seconds(shard.samples)
     clips = len(kept) - len(failures) - already_encoded
-    return ShardResult(already_encoded, clips, seconds, failures, tuple(shard.notes))
+    return ShardResult(already_encoded, clips, seconds, failures, tuple(shard.notes), shard.narrowband)
 
 
 def write_lines(shard: Path, rows: list[Row | Failure]) -> None:
@@ -665,6 +670,7 @@ class _ShardWriter:
         self.rows: list[Row | Failure] = []
         self.samples = 0
         self.notes: list[str] = []
+        self.narrowband = Narrowband()
         self._file = file
         self._model = model
         self._num_codebooks = num_codebooks
@@ -691,8 +697,9 @@ class _ShardWriter:
         """Append a clip to encode; one that cannot be read becomes a Failure."""
         rate = self._model.frame_spec.sample_rate
         notes: list[str] = []
+        narrowband = Narrowband()
         limit = self._model.limit if self._level is None else math.inf  # a level scales peaks below full scale
-        blocks = _blocks(clip, rate, notes.append, use_ffmpeg=self._use_ffmpeg, limit=limit)
+        blocks = _blocks(clip, rate, notes.append, narrowband, use_ffmpeg=self._use_ffmpeg, limit=limit)
         read: list[Block] = []
         try:
             for block in blocks:
@@ -706,6 +713,7 @@ class _ShardWriter:
                         again = _blocks(clip, rate, use_ffmpeg=self._use_ffmpeg)
                         self._stream(clip, (gain * block for block in again))
                     self.notes += notes
+                    self.narrowband.update(narrowband)
                     return
             audio = np.concatenate(read, axis=1)
             self._model.check_samples(torch.from_numpy(audio))
@@ -716,6 +724,7 @@ class _ShardWriter:
             self.rows.append(Failure(clip.id, str(error)))
             return
         self.notes += notes
+        self.narrowband.update(narrowband)
         longest = max(audio.shape[1], *(other.shape[1] for _, other in self._batch), 0)
         if longest * (len(self._batch) + 1) > self._batch_samples:
             self.flush()
@@ -772,15 +781,24 @@ class _ShardWriter:
 
 
 def _blocks(
-    clip: Clip, rate: int, note: Note | None = None, *, use_ffmpeg: bool = False, limit: float = math.inf
+    clip: Clip,
+    rate: int,
+    note: Note | None = None,
+    narrowband: Narrowband | None = None,
+    *,
+    use_ffmpeg: bool = False,
+    limit: float = math.inf,
 ) -> Iterator[Block]:
     """The audio of a clip at `rate` Hz in blocks [1, time], channels mixed down.
 
-    `note` is called at the end for a recording that is silence, that cancels, or that has samples beyond `limit`.
+    `note` is called at the end for a recording that is silence, that cancels, or that has samples beyond `limit`;
+    `narrowband` counts the recording.
     """
     with ExitStack() as files:
         opened = partial(clip.open, use_ffmpeg=use_ffmpeg)
         reader = files.enter_context(opened())
+        if narrowband is not None:
+            narrowband.add(reader.label, reader.rate, rate)
         resampler = Resampler(reader.rate, rate, 1, label=reader.label)
         blocks = _native_blocks(clip, reader)
         mixdown = Mixdown(reader.channels)

@@ -45,8 +45,9 @@ from codec.evaluation.signal import (
     stoi,
     visqol,
 )
+from codec.frames import Narrowband
 from codec.io import bitstream, parquet
-from codec.io.audio import is_audio_path, read_audio, write_audio
+from codec.io.audio import is_audio_path, open_reader, read_audio, write_audio
 from codec.io.loudness import loudness_package
 from codec.io.mixdown import Note
 from codec.io.storage import walk
@@ -220,7 +221,8 @@ class Evaluation:
     """Results of `evaluate`.
 
     `peak_memory` is that of the largest process, in bytes, and includes the scoring. `notes` give the versions and
-    settings of the baselines' encoders.
+    settings of the baselines' encoders, name unusual files, and count those with less than half of a model's sample
+    rate.
     """
 
     models: tuple[EvaluatedModel, ...]
@@ -389,6 +391,7 @@ def evaluate(
     scores: list[FileScore] = []
     failures: list[Failure] = []
     counts: dict[_Key, Counts] = {}
+    narrowband = Narrowband()
     memory = 0
     results: dict[_Clip, _Result] = {}
     for clip, outcome in each(partial(_score_clip, models, plan), found, jobs=jobs):
@@ -400,6 +403,7 @@ def evaluate(
     ordered = [results[clip] for clip in found]
     for result in ordered:
         memory = max(memory, result.peak_memory)
+        narrowband.update(result.narrowband)
         if result.failure:
             failures.append(result.failure)
         for score, file_counts in result.scores:
@@ -411,6 +415,7 @@ def evaluate(
     notes = [baseline.note for baseline in baselines]
     of_files = [note for result in ordered for note in result.notes]
     notes += of_files[:MAX_NOTES] + [f"and {len(of_files) - MAX_NOTES} more"] * (len(of_files) > MAX_NOTES)
+    notes += narrowband.notes("file")
     if len({model.sample_rate for model in models}) > 1:
         notes.append("the models differ in sample rate: do not compare their mel, STFT, MR-STFT and LSD")
     return Evaluation(
@@ -538,6 +543,7 @@ class _Result:
     scores: tuple[tuple[FileScore, Counts | None], ...]
     failure: Failure | None
     notes: tuple[str, ...]
+    narrowband: Narrowband
     peak_memory: int
 
 
@@ -618,16 +624,20 @@ def _score_clip(models: tuple[Codec, ...], plan: _Plan, clip: _Clip) -> _Result:
     failure = None
     scores: list[tuple[FileScore, Counts | None]] = []
     notes: list[str] = []
+    narrowband = Narrowband()
     try:
         with _as_file(clip) as file:
             scores.extend(
                 _scores(models, plan, file, lambda note: notes.append(note.replace(str(file.path), clip.label)))
             )
+            with open_reader(file.path) as reader:
+                for rate in {model.sample_rate for model in models}:
+                    narrowband.add(clip.label, reader.rate, rate)
     except UsageError:
         raise  # a mistake in the options, not in the file
     except CodecError as error:
         scores, failure = [], Failure(clip.label, str(error))  # so that all rows are means over the same files
-    return _Result(tuple(scores), failure, tuple(dict.fromkeys(notes)), peak_memory())
+    return _Result(tuple(scores), failure, tuple(dict.fromkeys(notes)), narrowband, peak_memory())
 
 
 def _scores(

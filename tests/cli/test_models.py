@@ -62,6 +62,13 @@ def test_evaluate_prints_a_table_and_writes_json(cli: Cli, folder: Path) -> None
     assert result.err == "not read: 1 .m4a (convert them to WAV or FLAC first)\n"
 
 
+def test_evaluate_says_once_what_lies_far_below_the_rate_of_the_model(cli: Cli, folder: Path) -> None:
+    write_audio(folder / "noise/low.wav", np.full((1, 900), 0.1, np.float32), 3000)
+    result = cli("evaluate", "--data", folder, "--codebooks", "1,2")
+    note = "low.wav: 3 kHz, resampled to 8 kHz: nothing above 1.5 kHz"
+    assert [line for line in result.out.decode().splitlines() if "resampled" in line] == [f"noise/{note}"]
+
+
 @pytest.mark.parametrize(("option", "taken"), [("--speech", True), ("--no-speech", False)])
 def test_speech_option_computes_or_omits_stoi(cli: Cli, folder: Path, option: str, taken: bool) -> None:
     assert cli("evaluate", "--data", folder, option, "--json", "out.json").code == 0

@@ -3,9 +3,11 @@
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from codec.data.token_store import TokenStore
+from codec.io.audio import write_audio
 from codec.io.level import Level
 from codec.nn import resample
 from tests.cli.conftest import Cli
@@ -46,6 +48,14 @@ def test_failures_are_listed_and_exit_1(cli: Cli, corpus: Path) -> None:
     assert failures[0].startswith("  bad00.wav: ")
     assert rest == "  and 10 more: `grep error store/*.jsonl` lists them"
     assert len(TokenStore("store")) == 3
+
+
+def test_clips_far_below_the_rate_of_the_model_are_said_once(cli: Cli, corpus: Path) -> None:
+    for name in ("a/low.wav", "b/low.wav"):
+        write_audio(corpus / name, np.full((1, 3000), 0.1, np.float32), 3000)
+    note = "  2 clips: 3 kHz, resampled to 8 kHz: nothing above 1.5 kHz"
+    assert cli("tokenize", corpus, "--out", "store").err.splitlines()[1:] == [note]
+    assert cli("tokenize", corpus, "--out", "store").err.count("\n") == 1
 
 
 @pytest.mark.parametrize("command", [["tokenize", "corpus", "--out", "store"], ["encode", "corpus", "small"]])

@@ -572,9 +572,12 @@ def mapping() -> list[psutil.Process]:
 @pytest.mark.usefixtures("forked_processes")
 def test_two_processes_write_the_same_store(tmp_path: Path, model_file: Path) -> None:
     corpus = many(tmp_path / "corpus", 6)
+    for number in range(2):  # in the first shard and in the last
+        noise(corpus / f"{9 * number}-low.wav", time=8000, rate=2000)
     one = tokenize(corpus, tmp_path / "one", model=model_file)
     two = tokenize(corpus, tmp_path / "two", model=model_file, jobs=2)
-    assert (one.shards, one.failures) == (two.shards, two.failures)
+    assert (one.shards, one.failures, one.notes) == (two.shards, two.failures, two.notes)
+    assert two.notes == ("2 clips: 2 kHz, resampled to 8 kHz: nothing above 1 kHz",)
     assert contents(tmp_path / "one") == contents(tmp_path / "two")
 
 
@@ -638,6 +641,23 @@ def test_peaks_beyond_full_scale_are_named(tmp_path: Path, model_file: Path) -> 
     assert "integers.wav peaks at 299" in integers
     assert "as if it held integers" in integers
     assert tokenize(tmp_path / "data", tmp_path / "scaled", model=model_file, level_db=-20).notes == (integers,)
+
+
+def test_new_clips_far_below_the_rate_of_the_model_are_counted(tmp_path: Path, model_file: Path) -> None:
+    data, store = tmp_path / "data", tmp_path / "store"
+    noise(data / "long.wav", time=30_000, rate=3000)  # longer than a batch
+    noise(data / "short.wav", time=300, rate=3000)
+    noise(data / "half.wav", time=400, rate=4000)
+    soundfile.write(data / "bad.wav", np.full(300, np.nan), 3000, subtype="FLOAT")
+    report = tokenize(data, store, model=model_file)
+    assert (report.clips, len(report.failures)) == (3, 1)
+    assert report.shards > 1
+    assert report.notes == ("2 clips: 3 kHz, resampled to 8 kHz: nothing above 1.5 kHz",)
+    new = noise(data / "new.wav", time=301, rate=3000)
+    (data / "bad.wav").unlink()
+    (note,) = tokenize(data, store, model=model_file).notes
+    assert note == f"{new}: 3 kHz, resampled to 8 kHz: nothing above 1.5 kHz"
+    assert tokenize(data, store, model=model_file).notes == ()
 
 
 @pytest.mark.parametrize("kept", [0, 1, 100])

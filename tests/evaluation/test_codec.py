@@ -416,6 +416,21 @@ def test_unusual_files_are_named(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("_fixed_width")
+def test_files_far_below_the_rate_of_a_model_are_counted_once_for_each_rate(tmp_path: Path) -> None:
+    for name, rate in {"a.wav": 3000, "b.wav": 4000, "c.wav": 3000, "d.wav": RATE}.items():
+        soundfile.write(tmp_path / name, 0.1 * np.ones(rate // 10), rate)
+    models = [Scalar("one"), Scalar("two", "6" * 64), tiny_model()]
+    *notes, last = evaluate(models, tmp_path, num_codebooks=[1, 2], speech=False).notes
+    assert notes == [
+        "2 files: 3 kHz, resampled to 8 kHz: nothing above 1.5 kHz",
+        "2 files: 3 kHz, resampled to 24 kHz: nothing above 1.5 kHz",
+        "b.wav: 4 kHz, resampled to 24 kHz: nothing above 2 kHz",
+    ]
+    assert last.startswith("the models differ in sample rate")
+
+
+@pytest.mark.slow
 def test_a_recording_is_evaluated(corpus: Path) -> None:
     found = evaluate(Scalar(), corpus / "valid/digits/three.wav", speech=False)
     (score,) = found.files

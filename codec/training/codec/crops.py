@@ -31,6 +31,7 @@ from torch.utils.data import DataLoader, Dataset
 from codec.data.clips import Clip, clip_audio, clip_time, clips, hashed, root_of
 from codec.data.split import KEYS, SIDES, Chooser, path_in, split_chooser, split_number
 from codec.errors import CodecError, ConfigError, InputNotFound, UnsupportedAudio, UsageError
+from codec.frames import Narrowband
 from codec.io.storage import atomic_output
 from codec.io.synthetic import Samples, synthetic
 from codec.parallel import each, in_threads
@@ -205,9 +206,14 @@ def fingerprint(data: Path, config: DataConfig, sample_rate: int) -> str:
 def scan(
     data: Path, scanned: BinaryIO, names: BinaryIO, *, sample_rate: int, by_folder: bool, report: Report
 ) -> list[str]:
-    """Write a row of `SCANNED` for every clip that can be opened, in corpus order; returns the names of the sets."""
+    """Write a row of `SCANNED` for every clip that can be opened, in corpus order; returns the names of the sets.
+
+    `report` is called with the clips that cannot, and with what those lack that have less than half of `sample_rate`,
+    if their files had to be opened.
+    """
     root = root_of(data)
     sets: dict[str, int] = {}
+    narrowband = Narrowband()
     bad = total = position = 0
     corpus = (clip for clip in clips(data) if clip.split != "test")
     while chunk := list(islice(corpus, CHUNK)):
@@ -215,12 +221,15 @@ def scan(
         rows = []
         opens_files = any(clip.seconds is None for clip in chunk)
         times = (in_threads if opens_files else each)(partial(clip_time, rate=sample_rate), chunk)
-        for clip, time in times:
-            if isinstance(time, CodecError):
+        for clip, found in times:
+            if isinstance(found, CodecError):
                 bad += 1
                 if bad <= MAX_NAMED:
-                    report(f"left out: {time}")
+                    report(f"left out: {found}")
                 continue
+            time, rate = found
+            if rate is not None:
+                narrowband.add(clip.id, rate, sample_rate)
             path = path_in(clip, root)
             group = clip.speaker or str(path.parent if by_folder else path)
             split = split_number(clip.split)
@@ -235,6 +244,8 @@ def scan(
         raise UnsupportedAudio(f"none of the {total} audio files of {data} could be opened: add some that can")
     if bad > MAX_NAMED:
         report(f"left out {bad} of {total} files in all")
+    for note in narrowband.notes("clip"):
+        report(note)
     return list(sets)
 
 

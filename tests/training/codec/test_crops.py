@@ -233,6 +233,17 @@ def test_missing_files_of_a_manifest_are_named_and_left_out(seconds: float | Non
         opened(root / "manifest.jsonl", tmp_path / "out")
 
 
+def test_clips_far_below_the_rate_of_the_model_are_counted_where_files_are_opened(tmp_path: Path) -> None:
+    root = corpus(tmp_path / "data", good=np.full(4000, 1))
+    for name in ("a", "b"):
+        soundfile.write(root / f"train/{name}.wav", np.full(1500, 0.1), RATE * 3 // 8)
+    (root / "train/bad.wav").write_bytes(b"RIFF of nothing")
+    left_out, note, _ = opened(root, tmp_path / "out")[2]
+    assert left_out.startswith("left out: ")
+    assert note == "2 clips: 3 kHz, resampled to 8 kHz: nothing above 1.5 kHz"
+    assert len(opened(root, tmp_path / "out")[2]) == 1  # the index of a resumed run is there
+
+
 def test_an_index_is_built_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     root = write_recordings(tmp_path / "data")
     first, _, _ = opened(root, tmp_path / "out")
