@@ -221,7 +221,7 @@ class Evaluation:
     """Results of `evaluate`.
 
     `peak_memory` is that of the largest process, in bytes, and includes the scoring. `notes` give the versions and
-    settings of the baselines' encoders, name unusual files, and count those with less than half of a model's sample
+    settings of the baselines' encoders, name unusual files, and count files with less than half of a model's sample
     rate.
     """
 
