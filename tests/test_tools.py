@@ -11,9 +11,11 @@ import soundfile
 import torch
 
 from codec.checkpoint import load_model, read_card, save_model
+from codec.errors import ConfigError
 from codec.evaluation.signal_checks import AIMS
 from codec.io import entropy
 from codec.io.entropy_model import EntropyModel
+from codec.models.base import Codec
 from tests.tiny import tiny_model
 
 TOOLS = sorted((Path(__file__).parents[1] / "tools").glob("*.py"))
@@ -75,6 +77,20 @@ def test_the_delay_of_a_pipe_is_that_of_its_oldest_sample_and_counts_once_no_que
     live = live_since(delays, packet)
     assert live == pytest.approx(12 * packet + own)  # packet 11 waits for the queue up to 3 + 11 * 0.25 s
     assert live_since(delays_of(read(0.9), 100.0, packet), packet) is None
+
+
+def test_bench_measures_an_untrained_model_of_any_family(monkeypatch: pytest.MonkeyPatch) -> None:
+    main = runpy.run_path(str(next(tool for tool in TOOLS if tool.stem == "bench")))["main"]
+    found: list[Codec] = []
+    monkeypatch.setitem(main.__globals__, "report_memory", lambda model, *_: found.append(load_model(Path(model))))
+    keys = ["filters=2", "dim=4", "num_codebooks=3"]
+    monkeypatch.setattr(sys, "argv", ["bench.py", "--no-speed", "--untrained", "encodec", *keys])
+    main()
+    (model,) = found
+    assert (model.config.family, model.num_codebooks) == ("encodec", 3)
+    monkeypatch.setattr(sys, "argv", ["bench.py", "--no-speed", "--untrained", "encodec", "filter=2"])
+    with pytest.raises(ConfigError, match="did you mean filters"):
+        main()
 
 
 @pytest.mark.parametrize("bits", [2, 5, 9])

@@ -3,6 +3,8 @@
     python tools/bench.py                            speed and memory of the default model
     python tools/bench.py --model PATH --no-memory   speed alone
     python tools/bench.py --untrained                the causal family's default configuration, random weights
+    python tools/bench.py --untrained encodec filters=4 dim=16 num_codebooks=4
+                                                     a configuration of another family
     python tools/bench.py --live                     a frame at a time: compiled steps against torch
     python tools/bench.py --live --onnx DIR          and against the graphs of `codec export` in ONNX Runtime
     python tools/bench.py --pipe 0.1 0.2 1           delay of codec encode - - | codec decode - - by length of packets,
@@ -32,6 +34,7 @@ import torch
 
 from codec import checkpoint, compression, live, models, pretrained
 from codec import streams as sessions
+from codec.config import override_data
 from codec.errors import CodecError
 from codec.evaluation.codec import peak_memory
 from codec.io import bitstream
@@ -57,7 +60,12 @@ class System:
 def main() -> None:
     parser = argparse.ArgumentParser(description="Speed and memory of encoding and decoding.")
     parser.add_argument("--model", default=pretrained.DEFAULT, help="shipped name, .safetensors file or training run")
-    parser.add_argument("--untrained", action="store_true", help="random weights instead of --model")
+    parser.add_argument(
+        "--untrained",
+        nargs="*",
+        metavar=("FAMILY", "KEY=VALUE"),
+        help="random weights instead of --model; the causal family by default",
+    )
     parser.add_argument("--codebooks", dest="num_codebooks", type=int, help="codebooks to use; all by default")
     parser.add_argument("--seconds", type=float, default=10, help="length of the signal that is timed (default 10)")
     parser.add_argument("--rounds", type=int, default=7, help="rounds of the timing (default 7)")
@@ -81,10 +89,11 @@ def main() -> None:
         report_pipes(arguments.model, arguments.pipe, arguments.seconds)
         return
     with tempfile.TemporaryDirectory() as folder:
-        if arguments.untrained:
+        if arguments.untrained is not None:
+            family, *keys = arguments.untrained or ["causal"]
             torch.manual_seed(0)
             arguments.model = str(Path(folder, "untrained.safetensors"))
-            checkpoint.save_model(arguments.model, models.build("causal", {}), training={})
+            checkpoint.save_model(arguments.model, models.build(family, override_data({}, keys)), training={})
         if not arguments.no_speed:
             report_speed(
                 arguments.model, arguments.num_codebooks, arguments.seconds, arguments.rounds, arguments.threads
@@ -357,6 +366,7 @@ def report_memory(model: str, num_codebooks: int | None, minutes: Sequence[float
             for start in range(0, time, BLOCK * RATE):
                 file.write(sound(start, min(BLOCK * RATE, time - start)))
         compressed = in_process("compress", source, coded, model, num_codebooks)
+        source.unlink()  # because ten hours are 1.7 GB
         decompressed = in_process("decompress", coded, restored, model, num_codebooks)
         with bitstream.open_reader(coded) as reader:
             rate = coded.stat().st_size * 8 / 1000 / reader.header.seconds
@@ -365,8 +375,8 @@ def report_memory(model: str, num_codebooks: int | None, minutes: Sequence[float
             f"{decompressed[0]:10.0f} MiB{length * 60 / decompressed[1]:13.1f}{rate:9.2f}",
             flush=True,
         )
-        for path in (source, coded, restored):
-            path.unlink()
+        coded.unlink()
+        restored.unlink()
 
 
 def in_process(job: str, source: Path, target: Path, model: str, num_codebooks: int | None) -> tuple[float, float]:
