@@ -21,7 +21,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from codec.data.clips import Clip, clips, file_length
 from codec.errors import CodecError
-from codec.frames import FrameSpec
+from codec.frames import FrameSpec, Narrowband
 from codec.models.base import Codec, ReceptiveField
 from codec.training import engine
 from codec.training.codec.crops import Batch
@@ -44,6 +44,8 @@ class DataSummary:
     """Headers that were read; the lengths of other clips are estimated from them, or are in the manifest."""
     bad: int
     """Headers that could not be read."""
+    narrowband: Narrowband
+    """Of the clips whose headers were read."""
 
 
 @dataclass(frozen=True)
@@ -103,7 +105,7 @@ def estimate(recipe: Recipe, *, data: Path | None = None, device: str | None = N
     engine.check_device(device)
     recipe = with_known_model(recipe)
     torch_device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    summary = None if data is None else summarize_data(data)
+    summary = None if data is None else summarize_data(data, recipe.model.sample_rate)
     processes = int(os.environ.get("WORLD_SIZE", "1"))  # set by torchrun and accelerate
     rows = -(-recipe.data.batch_size // processes)
     measured = min(rows, max(2, int(MAX_AUDIO / recipe.data.crop)))  # two, to know the cost of one more
@@ -231,8 +233,8 @@ class AllocationCounter(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.bytes -= size
 
 
-def summarize_data(data: Path) -> DataSummary:
-    """How much audio a corpus has to train on, by its manifest or the headers of its files.
+def summarize_data(data: Path, sample_rate: int) -> DataSummary:
+    """How much audio a corpus has to train a model of `sample_rate` Hz on, by its manifest or its files' headers.
 
     Raises as `clips`.
     """
@@ -252,14 +254,16 @@ def summarize_data(data: Path) -> DataSummary:
             elif (slot := int(rng.integers(unknown))) < MAX_HEADERS:  # reservoir sampling
                 sample[slot] = clip
     lengths = []
+    narrowband = Narrowband()
     for clip in sample:
         try:
             samples, rate = file_length(clip)
             lengths.append(samples / rate)
+            narrowband.add(clip.id, rate, sample_rate)
         except CodecError:
             continue
     estimated = sum(lengths) / max(1, len(sample)) * unknown
-    return DataSummary(count, known + estimated, len(sample), len(sample) - len(lengths))
+    return DataSummary(count, known + estimated, len(sample), len(sample) - len(lengths), narrowband)
 
 
 def report(plan: Plan) -> str:
@@ -302,6 +306,7 @@ def report(plan: Plan) -> str:
     ]
     if plan.data is not None:
         training.append(("data", data_line(plan.data, plan.trained_seconds)))
+        training += [("", note) for note in plan.data.narrowband.notes("clip")]
     measured = [
         (stage.name, f"{stage.seconds:.3g} s per step, {stage.memory / 2**30:.2f} GiB of tensors, {stage.steps} steps")
         for stage in plan.stages

@@ -1,6 +1,7 @@
 """training/codec/dry_run.py: the estimates are those of the model and of training."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -243,25 +244,25 @@ def test_peak_bytes() -> None:
 
 def test_audio_by_headers_and_by_manifest(tmp_path: Path) -> None:
     write_recordings(tmp_path)
-    assert (summary := summarize_data(tmp_path)).seconds == pytest.approx(1.5, abs=1e-3)
+    assert (summary := summarize_data(tmp_path, RATE)).seconds == pytest.approx(1.5, abs=1e-3)
     assert (summary.clips, summary.headers, summary.bad) == (3, 3, 0)
     lines = ['{"path": "a.wav", "seconds": 0.25}', '{"path": "b/c.flac", "split": "valid"}']
     lines += ['{"path": "b/d.aiff", "start": 0.2}']
     (tmp_path / "some.jsonl").write_text("\n".join(lines))
-    assert (summary := summarize_data(tmp_path / "some.jsonl")).seconds == pytest.approx(0.55, abs=1e-3)
+    assert (summary := summarize_data(tmp_path / "some.jsonl", RATE)).seconds == pytest.approx(0.55, abs=1e-3)
     assert (summary.clips, summary.headers) == (2, 1)
     with pytest.raises(InputNotFound):
-        summarize_data(tmp_path / "none")
+        summarize_data(tmp_path / "none", RATE)
 
 
 def test_of_many_files_a_sample_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for number in range(30):
         write_audio(tmp_path / f"{number:02}.wav", tones(0.1 if number < 15 else 0.3, 8000, seed=0), 8000)
     (tmp_path / "15.wav").write_bytes(b"no audio")
-    assert summarize_data(tmp_path).seconds == pytest.approx(15 * 0.1 + 14 * 0.3)
-    assert summarize_data(tmp_path).bad == 1
+    assert summarize_data(tmp_path, RATE).seconds == pytest.approx(15 * 0.1 + 14 * 0.3)
+    assert summarize_data(tmp_path, RATE).bad == 1
     monkeypatch.setattr(dry_run, "MAX_HEADERS", 20)
-    summary = summarize_data(tmp_path)
+    summary = summarize_data(tmp_path, RATE)
     assert (summary.clips, summary.headers) == (30, 20)
     assert summary.seconds == pytest.approx(5.7, rel=0.25)  # the first twenty would say 4.2 or less
 
@@ -280,6 +281,14 @@ def test_the_report(adversarial: Plan, tmp_path: Path) -> None:
     ):
         assert words in text, words
     assert "data " not in text.split("measured")[0]
-    with_data = report(estimate(small_recipe(), data=write_recordings(tmp_path), device="cpu"))
+    recordings = write_recordings(tmp_path)
+    with_data = report(estimate(small_recipe(), data=recordings, device="cpu"))
+    assert "resampled" not in with_data
     assert "0.00 h in 3 clips (by 3 of their headers): 1.8 epochs" in with_data
     assert max(map(len, with_data.splitlines())) <= 120
+    for name in "xy":
+        write_audio(recordings / f"{name}.wav", tones(0.1, 3000, seed=0), 3000)
+    narrow = replace(adversarial, data=summarize_data(recordings, RATE))
+    line, note = (line for line in report(narrow).splitlines() if "clips" in line)
+    assert note.strip() == "2 clips: 3 kHz, resampled to 8 kHz: nothing above 1.5 kHz"
+    assert note.index("2 clips") == line.index("0.00 h")
