@@ -193,12 +193,7 @@ def compress(
         coded_seconds=writer.header.seconds,
         entropy_saved=1 - writer.coded_bytes / writer.packed_bytes if writer.packed_bytes else 0.0,
         elapsed=perf_counter() - start,
-        notes=(
-            *reader.notes,
-            *peak_notes(reader.label, reader.peak, limit_of(writer.header, codec)),
-            *_bitrate_notes(codec, bitrate),
-            *tag_notes,
-        ),
+        notes=(*notes_on(reader, codec, writer.header, bitrate), *tag_notes),
         model_rate=codec.sample_rate if is_narrowband(reader.rate, codec.sample_rate) else None,
     )
 
@@ -221,6 +216,12 @@ def _ready(model: Model, job: Literal["encode", "decode"], device: str, *, is_li
                 codec = cached_model(model, device)
                 live.prepare(codec, job)
         yield codec
+
+
+def notes_on(reader: Recording, codec: Codec, header: Header, bitrate: float | None) -> tuple[str, ...]:
+    """What is unusual in a recording that was encoded to a file of this header, and in the bit rate asked for."""
+    peaks = peak_notes(reader.label, reader.peak, limit_of(header, codec))
+    return (*reader.notes, *peaks, *_bitrate_notes(codec, bitrate))
 
 
 def _bitrate_notes(codec: Codec, bitrate: float | None) -> tuple[str, ...]:

@@ -13,12 +13,13 @@ from typing import BinaryIO, cast
 
 import numpy as np
 
-from codec.compression import Model, SecondsDone, check_channels, compress_into, model_of
+from codec.compression import Model, SecondsDone, check_channels, compress_into, model_of, notes_on
 from codec.errors import UsageError
-from codec.frames import resampled_length
+from codec.frames import Narrowband, resampled_length
 from codec.io.bitstream import Damage, Header, Packet, Reader, Writer, open_reader
 from codec.io.entropy import MODEL, Choice, last_coder
 from codec.io.locks import claimed
+from codec.io.mixdown import Note
 from codec.io.pipes import Layout, open_live
 from codec.io.storage import atomic_output, is_streamed, other_than, output_label, storing, stream_output
 
@@ -122,12 +123,14 @@ def append(
     raw: Layout | None = None,
     device: str = "cpu",
     progress: SecondsDone | None = None,
+    note: Note | None = None,
 ) -> Header:
     """Encode a recording and add it to the end of a .codec file, as `concat`; return the header of the whole.
 
     It has the file's model, channels and sample rate, to which it is resampled, and by default its number of codebooks.
     The file is replaced once the new one is complete, so it is whole at any time; of two calls at once, the second one
-    waits. Options as in `codec.compression.compress`.
+    waits. Options as in `codec.compression.compress`. `note` is called with a line for everything unusual in the
+    recording, at last: channels that cancel, samples that are clipped, less than half of the model's sample rate.
 
     `model` is needed if the file's is neither shipped nor in the folder `runs`. Raises as `compress` and `concat`, and
     UsageError for a recording whose channels are not those of the file.
@@ -148,7 +151,7 @@ def append(
             reader.mix_down()
         with open_reader(target) as whole:
             header, codec = whole.header, model_of(whole, model, device)
-        compress_into(
+        codec, writer = compress_into(
             reader,
             cast(BinaryIO, coded),
             model=codec,
@@ -163,7 +166,13 @@ def append(
         )
         coded.seek(0)
         with atomic_output(target, force=True) as file, open_reader(target) as whole:
-            return _joined([whole, Reader(cast(BinaryIO, coded), label=reader.label)], file)
+            header = _joined([whole, Reader(cast(BinaryIO, coded), label=reader.label)], file)
+        if note is not None:
+            narrowband = Narrowband()
+            narrowband.add(reader.label, reader.rate, codec.sample_rate)
+            for line in (*notes_on(reader, codec, writer.header, bitrate), *narrowband.notes("file")):
+                note(line)
+        return header
 
 
 def _joined(readers: Sequence[Reader], file: BinaryIO) -> Header:

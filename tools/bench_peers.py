@@ -239,6 +239,8 @@ def memory_row(name: str, minutes: float) -> str:
         command = [sys.executable, "-m", "tools.bench_peers", "--peers", name, "--memory", str(minutes), "--side", side]
         ended = subprocess.run(command, capture_output=True, text=True, check=False)
         peaks.append(f"{int(ended.stdout):d}" if ended.returncode == 0 else f"ended by {ended.returncode}")
+        if ended.returncode > 0:
+            print(f"{name}, {side}: {ended.stderr.strip().rpartition(chr(10))[2]}", file=sys.stderr)
     return f"| {name} | {minutes:g} | {' | '.join(peaks)} |"
 
 

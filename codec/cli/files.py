@@ -240,10 +240,13 @@ def _append(source: str, target: str, *, quiet: bool, **options: Any) -> None:
     """`options` are those of `codec.transcoding.append`."""
     from codec.transcoding import append
 
+    notes: list[str] = []
     with progress_bar("encoding", "s", quiet=quiet) as show:
-        header = append(source, target, progress=show, **options)
+        header = append(source, target, progress=show, note=notes.append, **options)
     if not quiet:
         say(f"{source} -> the end of {target}: {duration(header.seconds)} in all")
+        for note in notes:
+            say(f"note: {note}")
 
 
 def _layout(raw: bool, rate: int | None, channels: int | None) -> "Layout | None":

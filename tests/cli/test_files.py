@@ -84,6 +84,17 @@ def test_a_recording_far_below_the_rate_of_the_model_is_said(cli: Cli) -> None:
     assert counted[1:] == ["  note: 2 files: 3 kHz, resampled to 8 kHz: nothing above 1.5 kHz"]
 
 
+def test_an_appended_recording_has_the_notes_of_an_encoded_one(cli: Cli) -> None:
+    cancels = np.array([[0.1, -0.1]]).repeat(3000, axis=0)
+    soundfile.write("low.wav", cancels, 3000)
+    noted = cli("encode", "low.wav", "low.codec", "--channels", 1, "--bitrate", 24).err.splitlines()[1:]
+    assert len(noted) == 3
+    first, *notes = cli("encode", "low.wav", "low.codec", "--append", "--channels", 1, "--bitrate", 24).err.splitlines()
+    assert first.startswith("low.wav -> the end of low.codec: 2.0")
+    assert notes == noted
+    assert cli("encode", "low.wav", "low.codec", "--append", "--channels", 1, "--quiet").err == ""
+
+
 def test_the_report_counts_channels_where_there_are_several(cli: Cli, recording: Path) -> None:
     assert cli("encode", recording).err.startswith("in.wav -> in.codec: 0.70 s, 2 channels, ")
     assert cli("decode", "in.codec", "out.wav").err.startswith("in.codec -> out.wav: 0.70 s, 2 channels, ")
