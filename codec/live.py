@@ -16,6 +16,7 @@ from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
+from threadpoolctl import threadpool_limits
 from torch import Tensor
 
 from codec.errors import UsageError
@@ -72,17 +73,20 @@ def prepare(model: Codec, job: Literal["encode", "decode"]) -> None:
 
 @contextmanager
 def sharing_cores(is_live: bool = True) -> Iterator[None]:
-    """With `is_live`, torch computes on one thread, up to `take_threads` for a model.
+    """With `is_live`, torch computes on one thread, up to `take_threads` for a model, and NumPy on one.
 
     Because both ends of a pipe compute at once, and others on the same cores: threads that wait for each other in every
     small operation while another program has one of their cores make a frame take longer than it lasts, and the delay
     grows without end. OMP_NUM_THREADS, if it is set, holds instead.
     """
-    before = torch.get_num_threads()
-    if is_live and not os.environ.get(THREADS):
-        torch.set_num_threads(1)
-    try:
+    if not is_live or os.environ.get(THREADS):
         yield
+        return
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        with threadpool_limits(1, "blas"):
+            yield
     finally:
         torch.set_num_threads(before)
 

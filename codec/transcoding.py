@@ -76,7 +76,7 @@ def transcode(
                 if late - early == packet.frames and packet.num_codebooks <= count and packet.coder <= coder:
                     writer.copy(packet)
                 elif late > early:  # the rest is read for its end
-                    cut = reader.unpacked(packet, late).cut(early, late)
+                    cut = reader.unpacked(packet).cut(early, late)
                     writer.write(cut.codes[:, :count], cut.scale)
             time = (reader.header.time if last is None else min(last, reader.header.time)) - begin
             if time <= 0:

@@ -23,6 +23,7 @@ from codec.io import bitstream, entropy, entropy_model
 from codec.io.audio import read_audio
 from codec.io.bitstream import Header, SourceId, Writer
 from codec.io.entropy_files import SUFFIX
+from codec.io.packets import CodesPacket
 from tests.helpers.entropy import codes_of, force_coder, random_tensors, thinned
 from tests.helpers.tokens import noise
 from tests.tiny import tiny_model
@@ -196,16 +197,28 @@ NETWORK_SIZES = (20, 30, 2, *[7] * 10)
 NETWORK = entropy_model.EntropyModel(random_tensors(NETWORK_SIZES))
 
 
-def entropy_coded(
-    path: Path, coder: int, *, kind: str, rows: int, codebooks: int, frames: int, varying: bool = False, hop: int = 80
-) -> entropy.Codes:
-    """Write a file whose packets all take one coder, in layers if they have two seconds; return its codes."""
-    sizes = NETWORK.sizes[:codebooks]
-    header = Header(
+def trial_header(rows: int, codebooks: int, hop: int, packet: int = 20) -> Header:
+    return Header(
         model="tiny", family="trial", weights_hash="ab" * 32, source_rate=8000, channels=rows, sample_rate=8000,
-        hop=hop, decoder_delay=hop, codebook_sizes=sizes, frames_per_packet=20,
+        hop=hop, decoder_delay=hop, codebook_sizes=NETWORK.sizes[:codebooks], frames_per_packet=packet,
     )  # fmt: skip
-    codes = codes_of(kind, list(sizes), rows=rows, frames=frames, seed=frames)
+
+
+def entropy_coded(
+    path: Path,
+    coder: int,
+    *,
+    kind: str,
+    rows: int,
+    codebooks: int,
+    frames: int,
+    varying: bool = False,
+    hop: int = 80,
+    packet: int = 20,
+) -> entropy.Codes:
+    """Write a file whose packets all take one coder, with ends if they have two seconds; return its codes."""
+    header = trial_header(rows, codebooks, hop, packet)
+    codes = codes_of(kind, list(header.codebook_sizes), rows=rows, frames=frames, seed=frames)
     codes = thinned(codes, frames) if varying else codes
 
     with path.open("wb") as file, pytest.MonkeyPatch.context() as patch:
@@ -234,7 +247,7 @@ def codes_by(script: str, recording: Path, network: Path) -> Any:
     return np.concatenate([packet["codes"] for packet in packets], axis=2)
 
 
-CASES = [("random", 1, 1, 1), ("runs", 1, 2, 47), ("rows", 3, 3, 21), ("few", 2, 3, 90), ("constant", 2, 1, 40)]
+CASES = [("rows", 3, 3, 21), ("runs", 1, 2, 47), ("constant", 2, 1, 40), ("few", 2, 3, 90), ("random", 2, 3, 150)]
 
 
 @pytest.mark.parametrize("script", ["read_codec", "read_codec.mjs"])
@@ -243,7 +256,7 @@ def test_plain_readers_of_entropy_coded_files(script: str, coder: int, tmp_path:
     network, path = tmp_path / f"tiny{SUFFIX}", tmp_path / "a.codec"
     entropy_model.save(network, random_tensors(NETWORK_SIZES), weights_hash="ab" * 32)
     for kind, rows, codebooks, frames in CASES[:: 1 if script == "read_codec" else 2]:
-        codes = entropy_coded(path, coder, kind=kind, rows=rows, codebooks=codebooks, frames=frames)
+        codes = entropy_coded(path, coder, kind=kind, rows=rows, codebooks=codebooks, frames=frames, hop=40, packet=100)
         np.testing.assert_array_equal(codes_by(script, path, network), codes)
 
 
@@ -260,16 +273,50 @@ def test_plain_readers_without_the_network(script: str, tmp_path: Path) -> None:
     assert re.fullmatch(r"codes by coder 2, network [0-9a-f]{8}\b.*\n", result.stderr)
 
 
+def packets_with_ends(path: Path, coder: int, keep: tuple[int, ...], added: bytes = b"") -> entropy.Codes:
+    """Write one packet with ends several times, cut to each number of codebooks; return its codes."""
+    header = replace(trial_header(2, 13, 800), network=NETWORK.digest)
+    codes = codes_of("runs", list(NETWORK_SIZES), rows=2, frames=20, seed=0)
+    network = NETWORK if coder == entropy.MODEL else None
+    payload = entropy.encode_adaptive(codes, NETWORK_SIZES, network, with_ends=True)
+    with path.open("wb") as file:
+        writer = Writer(file, header)
+        for count in keep:
+            cut = entropy.thinned(payload, len(NETWORK_SIZES), count) + added
+            writer.copy(CodesPacket(0, codes.shape[2], count, coder, cut, 0, has_ends=True))
+        writer.close(time=0)
+    return codes
+
+
 @pytest.mark.parametrize("script", ["read_codec", "read_codec.mjs"])
 @pytest.mark.parametrize("coder", [entropy.ADAPTIVE, entropy.MODEL])
-def test_plain_readers_of_layers(script: str, coder: int, tmp_path: Path) -> None:
+def test_plain_readers_of_packets_cut_at_the_ends_of_their_codebooks(script: str, coder: int, tmp_path: Path) -> None:
+    network, path, keep = tmp_path / f"tiny{SUFFIX}", tmp_path / "a.codec", (1, 2, 7, 12, 13)
+    entropy_model.save(network, random_tensors(NETWORK_SIZES), weights_hash="ab" * 32)
+    codes = packets_with_ends(path, coder, keep)
+    read = [packet["codes"] for packet in read_by(script, path, network)["packets"]]
+    assert read == [codes[:, :count].tolist() for count in keep]
+
+
+@pytest.mark.parametrize("script", ["read_codec", "read_codec.mjs"])
+def test_plain_readers_of_files_with_ends(script: str, tmp_path: Path) -> None:
     network, path = tmp_path / f"tiny{SUFFIX}", tmp_path / "a.codec"
     entropy_model.save(network, random_tensors(NETWORK_SIZES), weights_hash="ab" * 32)
-    for kind, rows, codebooks, frames in (("runs", 2, 13, 31), ("few", 1, 7, 3)):
-        codes = entropy_coded(path, coder, kind=kind, rows=rows, codebooks=codebooks, frames=frames, hop=800)
-        with bitstream.open_reader(path) as reader:
-            assert {packet.layered for packet in reader.coded()} == {True}
-        np.testing.assert_array_equal(codes_by(script, path, network), codes)
+    codes = entropy_coded(path, entropy.MODEL, kind="few", rows=1, codebooks=7, frames=23, hop=800)
+    assert path.read_bytes().count(bytes([0xF5, 0xC3, 32 + entropy.MODEL])) == 2
+    np.testing.assert_array_equal(codes_by(script, path, network), codes)
+
+
+@pytest.mark.parametrize("script", ["read_codec.py", "read_codec.mjs"])
+def test_plain_readers_of_payloads_that_are_too_long(script: str, tmp_path: Path) -> None:
+    """The packet's checksum is right, but no encoder writes as many bytes."""
+    packets_with_ends(tmp_path / "a.codec", entropy.ADAPTIVE, (3,), added=bytes(7))
+    runner = sys.executable if script.endswith(".py") else shutil.which("node")
+    if runner is None:
+        pytest.skip("node is not installed")
+    command = [runner, str(EXAMPLES / script), str(tmp_path / "a.codec")]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (result.returncode, result.stdout, result.stderr) == (1, "", "codes that no encoder writes\n")
 
 
 @pytest.mark.parametrize("script", ["read_codec", "read_codec.mjs"])
@@ -287,10 +334,9 @@ def test_plain_readers_of_frames_with_different_numbers_of_codebooks(script: str
 def test_plain_readers_forget_the_oldest_of_65_recent_codes(tmp_path: Path) -> None:
     """The codebooks of the network above have fewer codes."""
     codes = np.concatenate([np.arange(100), np.arange(30, 60), np.arange(0, 200, 3)])[None, None]
-    reader = example("read_codec")["Adaptive"](
-        entropy.encode_adaptive(codes, [1000]), [1000], codes.size, 1, None, False, False
-    )
-    assert [reader.frame(0) for _ in range(codes.size)] == codes[0].T.tolist()
+    reader = example("read_codec")
+    body = reader["Bytes"](entropy.encode_adaptive(codes, [1000]))
+    assert reader["Adaptive"](body, [1000], 1, False).read(codes.size, False) == codes.tolist()
 
 
 @pytest.mark.parametrize("script", ["read_codec", "read_codec.mjs"])

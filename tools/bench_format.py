@@ -28,7 +28,6 @@ from codec import pretrained
 from codec.compression import compress, decompress
 from codec.frames import FrameSpec
 from codec.io import bitstream, entropy
-from codec.io.entropy import LAYER_ENDS
 from codec.io.entropy_model import EntropyModel, find
 from codec.models.base import Codec
 from codec.transcoding import concat, transcode
@@ -164,9 +163,8 @@ def report_long(recording: str, model: str, seconds: int, rounds: int, folder: P
             transcode, plain, out, num_codebooks=half, entropy="none", force=True
         ),
     }
-    for count in (*LAYER_ENDS, half):
-        if count < codec.num_codebooks:
-            changes[f"{count} codebooks"] = partial(transcode, minute, out, num_codebooks=count, force=True)
+    for count in sorted({1, half, codec.num_codebooks - 1}):
+        changes[f"{count} codebooks"] = partial(transcode, minute, out, num_codebooks=count, force=True)
     for name, speed in speeds_of(changes, seconds_of(minute), rounds).items():
         print(f"transcode, {name}: {speed:.0f} x real time")
 

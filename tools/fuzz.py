@@ -38,7 +38,7 @@ from codec.io.tags import NO_TAGS, Cover, Tags
 MARKER = b"\xf5\xc3"
 MOST_MEMORY = 64 << 20  # bytes
 MOST_SECONDS = 1.0
-READERS = "bitstream", "packets", "entropy", "entropy_model", "fields", "tags"  # modules of codec.io
+READERS = "bitstream", "packets", "entropy", "entropy_model", "range_coder", "fields", "tags"  # modules of codec.io
 RENEWED_EVERY = 1000  # inputs, because the memory that the interpreter keeps grows slowly
 EXTREMES = (
     b"\xff" * 9 + b"\x01",
@@ -58,8 +58,8 @@ Mutation = Callable[[bytearray, Random], None]
 
 
 def corpus() -> list[bytes]:
-    """Small files of different kinds: both versions, coders 0 and 1, scales, tags, layers, frames with different
-    numbers of codebooks.
+    """Small files of different kinds: both versions, coders 0 and 1, scales, tags, ends of codebooks, frames with
+    different numbers of codebooks.
     """
     files = [path.read_bytes() for path in sorted(Path(__file__).parents[1].glob("tests/golden/*.codec"))]
     random = np.random.default_rng(0)
@@ -85,11 +85,11 @@ def modeled() -> list[bytes]:
     speech = synthesize()[:, SPEECH]
     options: list[dict[str, Any]] = [{"num_codebooks": 1}, {"num_codebooks": 3}, {"num_codebooks": 3, "vbr": 2.5}]
     files = [compress(speech, sample_rate=RATE, device="cpu", **each) for each in options]
-    return [*files, in_layers(compress(speech, sample_rate=RATE, device="cpu", num_codebooks=7))]
+    return [*files, with_ends(compress(speech, sample_rate=RATE, device="cpu", num_codebooks=7))]
 
 
-def in_layers(data: bytes) -> bytes:
-    """The same file with packets of ten seconds, which are in layers."""
+def with_ends(data: bytes) -> bytes:
+    """The same file with packets of ten seconds, which have the ends of their codebooks."""
     reader, file = Reader(io.BytesIO(data), label="fuzz"), io.BytesIO()
     writer = Writer(file, replace(reader.header, frames_per_packet=10 * reader.header.frames_per_packet))
     for codes in reader.packets():

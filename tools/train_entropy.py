@@ -4,11 +4,11 @@
     python tools/train_entropy.py tokens/ --out codec/weights/general-24k.entropy.safetensors
     python tools/train_entropy.py tokens/ --report
 
-The corpus has the splits train and valid. The loss is the information of those codes that do not occur earlier in their
-packet of a second, and what predicts them excludes all codes that do, because the coder asks for repeated codes first.
-In the last steps, the forward pass rounds weights, vectors and predictions to the integers of the file, and gradients
-pass the rounding unchanged (Bengio et al. 2013, straight-through estimator). The report is of the split valid, in
-packets of one second.
+The corpus has the splits train and valid. More stores are more codes to train on: those of the same recordings from a
+part of a frame later on ("start": 0.005 in a manifest) differ from the first ones. The loss is the information of the
+codes as coder 2 codes them, with what it adds for codes that occurred. In the last steps, the forward pass rounds
+weights, vectors and predictions to the integers of the file, and gradients pass the rounding unchanged (Bengio et al.
+2013, straight-through estimator). The report is of the split valid of the first store, in packets of one second.
 """
 
 from __future__ import annotations
@@ -29,21 +29,21 @@ from codec import pretrained
 from codec.data.token_store import TokenStore
 from codec.errors import UsageError
 from codec.io import entropy, entropy_model
-from codec.io.entropy_model import EntropyModel, Frequencies
+from codec.io.entropy_model import EntropyModel
+from codec.io.range_coder import Writer
 from codec.models.base import Codec
 
 PACKET = 50  # frames
 RATES = (3, 6, 12, 16)  # numbers of codebooks of the report
 VECTORS = (24, 48)  # numbers of an input vector: codebook 0, and all higher ones
-HIDDEN = 64  # numbers of a prediction
+HIDDEN, PREDICTION = 256, 64  # numbers of a hidden vector and of a prediction
 RMS = 28  # of vectors and predictions, in integers of 8 bits
 LIMIT = 127 / RMS
-STEPS_PER_NAT = 16
 
-STEPS, PACKETS = 3000, 24  # of the training; packets per step
-ROUNDED = 0.75  # of the steps, after which the forward pass rounds
-LEARNING_RATE, WEIGHT_DECAY = 1.5e-3, 0.05
-LOG_EVERY = 250  # steps
+STEPS, PACKETS = 4000, 48  # of the training; packets per step
+ROUNDED = 0.8  # of the steps, after which the forward pass rounds
+LEARNING_RATE, WEIGHT_DECAY = 2e-3, 0.05
+LOG_EVERY = 100  # steps
 
 Codes = npt.NDArray[np.int64]
 Clips = Sequence[tuple[str, Codes]]  # set, and codes [codebooks, frames]
@@ -52,35 +52,47 @@ Clips = Sequence[tuple[str, Codes]]  # set, and codes [codebooks, frames]
 # the training
 
 
-def fit(clips: Clips, model: Codec, *, steps: int = STEPS, seed: int = 0) -> dict[str, npt.NDArray[Any]]:
-    """The tensors of an EntropyModel for codes of `model`. Raises UsageError for a model without codebook vectors."""
+def fit(
+    clips: Clips, model: Codec, *, steps: int = STEPS, seed: int = 0, bf16: bool = False
+) -> dict[str, npt.NDArray[Any]]:
+    """The tensors of an EntropyModel for codes of `model`. Raises UsageError for a model without codebook vectors.
+
+    With `bf16`, products of matrices are in bfloat16 until the steps that round.
+    """
     torch.manual_seed(seed)
     random = np.random.default_rng(seed)
     packets = packets_of(clips)
     network = Network(input_tensors(model), packets)
+    decayed = [network.hidden, network.weight, network.output, network.from_vectors]
+    other = [network.vectors, network.hidden_bias, network.bias, network.output_bias, network.gains]
     groups = [
-        {"params": [*network.weight, *network.output], "weight_decay": WEIGHT_DECAY},
-        {"params": [*network.vectors, *network.bias, *network.output_bias], "weight_decay": 0.0},
+        {"params": [parameter for each in lists for parameter in each], "weight_decay": decay}
+        for lists, decay in ((decayed, WEIGHT_DECAY), (other, 0.0))
     ]
     optimizer = torch.optim.AdamW(groups, lr=LEARNING_RATE, betas=(0.9, 0.98))
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, LEARNING_RATE, total_steps=steps, pct_start=0.05)
     bits, counts = np.zeros((2, model.num_codebooks))
     for step in range(steps):
         chosen = torch.from_numpy(random.integers(len(packets), size=PACKETS))
-        ends = layers_of(model.num_codebooks, random)
+        codes = packets[chosen]
+        rounded = step >= ROUNDED * steps
+        optimizer.zero_grad()
+        with torch.autocast("cpu", torch.bfloat16, enabled=bf16 and not rounded):
+            contexts = network.contexts(codes, rounded)
         loss = torch.zeros(())
-        codes = packets[chosen, : ends[-1]]
-        for codebook, logits in enumerate(network(codes, ends, rounded=step >= ROUNDED * steps)):
-            information, number = information_of(logits, codes[:, codebook])
+        for codebook, context in enumerate(contexts):
+            with torch.autocast("cpu", torch.bfloat16, enabled=bf16 and not rounded):
+                logits = network.logits(codebook, context, rounded)
+            information, number = information_of(logits.float(), codes, codebook, network.gains[codebook])
             loss = loss + information
             bits[codebook] += information.item() / math.log(2)
             counts[codebook] += number
-        optimizer.zero_grad()
         (loss / (PACKETS * PACKET)).backward()  # type: ignore[no-untyped-call]
         optimizer.step()
         schedule.step()
+        network.limit_gains()
         if (step + 1) % LOG_EVERY == 0:
-            print(f"step {step + 1}/{steps}: bits per new code", *np.round(bits / counts, 2), flush=True)
+            print(f"step {step + 1}/{steps}: bits per code", *np.round(bits / counts, 2), flush=True)
             bits[:], counts[:] = 0, 0
     return network.tensors()
 
@@ -121,111 +133,151 @@ def packets_of(clips: Clips) -> Tensor:
     return torch.from_numpy(np.stack(pieces))
 
 
-def layers_of(num_codebooks: int, random: np.random.Generator) -> tuple[int, ...]:
-    """The ends of the layers of a packet: of all codebooks or of some, in layers or not, as files have them."""
-    count = num_codebooks if random.random() < 0.4 else int(random.integers(num_codebooks)) + 1
-    return entropy.layer_ends(count, layered=count >= entropy.LEAST_LAYERED and random.random() < 0.5)
+def information_of(logits: Tensor, codes: Tensor, codebook: int, gains: Tensor) -> tuple[Tensor, int]:
+    """The information in nats of the codes of a codebook; their number.
 
-
-def information_of(logits: Tensor, codes: Tensor) -> tuple[Tensor, int]:
-    """The information in nats of the codes [packets, frames] that do not occur earlier in their packet; their number.
-
-    Logits are [packets, frames, size].
+    Logits are [packets, frames, size], codes [packets, codebooks, frames], `gains` those of Network.
     """
-    entries = codes.clamp(min=0)[..., None]
-    occurs = torch.zeros(logits.shape, dtype=torch.int8).scatter_(2, entries, 1)
-    earlier = functional.pad(occurs.cumsum(1, dtype=torch.int8), (0, 0, 1, 0))[:, :-1] > 0
-    is_new = (codes >= 0) & ~earlier.gather(2, entries)[..., 0]
-    logits = logits.masked_fill(earlier, -1e4)[is_new]
-    return functional.cross_entropy(logits, codes[is_new], reduction="sum"), len(logits)
+    lower = codes[:, codebook - 1] if codebook else functional.pad(codes[:, 0], (1, 0), value=-1)[:, :-1]
+    codes = codes[:, codebook]
+    candidate_gains, is_new = gains_of(codes, lower, gains)
+    there = codes >= 0
+    entries = codes.clamp(min=0)
+    candidates = logits.gather(2, entries[:, None].expand(-1, codes.shape[1], -1))  # [packets, frames, of the frame]
+    log_sum = logits.logsumexp(2)
+    added = ((candidates - log_sum[..., None]).exp() * candidate_gains.expm1() * is_new).sum(2)
+    earlier = torch.ones(codes.shape[1], codes.shape[1], dtype=torch.bool).tril(-1)
+    same = (codes[:, :, None] == codes[:, None]) & earlier & is_new
+    own = logits.gather(2, entries[..., None])[..., 0] + (candidate_gains * same).sum(2)
+    return (log_sum + added.log1p() - own)[there].sum(), int(there.sum())
+
+
+def gains_of(codes: Tensor, lower: Tensor, gains: Tensor) -> tuple[Tensor, Tensor]:
+    """What is added to the logits of the codes of earlier frames [packets, frames, earlier frames], in nats; and for
+    which of them it counts, because each code counts once.
+
+    `codes` and `lower`, those of the next lower codebook (of codebook 0: of the frame before), are [packets, frames].
+    """
+    frames = codes.shape[1]
+    earlier = torch.ones(frames, frames, dtype=torch.bool).tril(-1)
+    there = (codes >= 0)[:, None]
+    same = (codes[:, :, None] == codes[:, None]) & there
+    before = functional.pad(codes, (1, 0), value=-1)[:, :-1]
+    times = functional.pad(same.int().cumsum(1), (0, 0, 1, 0))[:, :-1]
+    run = torch.zeros_like(codes)
+    for frame in range(1, frames):
+        run[:, frame] = torch.where(codes[:, frame - 1] == before[:, frame - 1], run[:, frame - 1], 0) + 1
+    lower_same = (lower[:, :, None] == lower[:, None]) & (lower >= 0)[:, None] & there & earlier
+    last = torch.where(lower_same, torch.arange(frames), -1).amax(2)
+    following = torch.where(last >= 0, codes.gather(1, last.clamp(min=0)), -1)
+    by_times, by_run = functional.pad(gains[:3], (1, 0)), functional.pad(gains[3:5], (1, 1))  # the coder asks for runs
+    found = by_times[times.clamp(max=3)]
+    found = found + (codes[:, None] == before[:, :, None]) * by_run[run.clamp(max=3)][..., None]
+    found = found + (codes[:, None] == following[:, :, None]) * gains[5]
+    is_new = earlier & there & ((same & earlier).sum(2) == 0)[:, None]
+    return found, is_new
 
 
 class Network(nn.Module):
-    """An EntropyModel in floats: vectors and predictions in units of RMS, logits in nats."""
+    """An EntropyModel in floats: vectors and predictions in units of RMS, logits and gains in nats."""
 
     def __init__(self, inputs: Mapping[str, npt.NDArray[Any]], packets: Tensor) -> None:
         """`inputs` are `input_tensors`; the first biases are the frequencies of the codes of the packets."""
         super().__init__()
         self._gain = inputs["gain"]
         codebooks = range(len(self._gain))
-        vectors = [torch.from_numpy(inputs[f"input.{codebook}"]) / RMS for codebook in codebooks]
-        self.vectors = nn.ParameterList(vectors)
-        first, other = vectors[0].shape[1], vectors[-1].shape[1]
-        known = 4 * first + 3 * other
-        dims = [known + dim for dim in (first, other + first, first + 4 * other)]  # of codebooks 0, 1, and all others
-        self.weight = nn.ParameterList(
-            torch.randn(HIDDEN, dims[min(codebook, 2)]) / math.sqrt(dims[min(codebook, 2)]) for codebook in codebooks
-        )
-        self.bias = nn.ParameterList(torch.zeros(HIDDEN) for _ in codebooks)
-        self.output = nn.ParameterList(0.01 * torch.randn(len(each), HIDDEN) for each in vectors)
+        self._inputs = [torch.from_numpy(inputs[f"input.{codebook}"]) / RMS for codebook in codebooks]
+        self.vectors = nn.ParameterList(vectors.clone() for vectors in self._inputs)
+        contexts = self.contexts(torch.zeros(1, len(codebooks), 1, dtype=torch.long), rounded=False)
+        dims = [context.shape[-1] for context in contexts]
+        self.hidden = nn.ParameterList(torch.randn(HIDDEN, dim) / math.sqrt(dim) for dim in dims)
+        self.hidden_bias = nn.ParameterList(torch.zeros(HIDDEN) for _ in codebooks)
+        self.weight = nn.ParameterList(torch.randn(PREDICTION, HIDDEN) / math.sqrt(HIDDEN) for _ in codebooks)
+        self.bias = nn.ParameterList(torch.zeros(PREDICTION) for _ in codebooks)
+        self.output = nn.ParameterList(0.01 * torch.randn(len(each), PREDICTION) for each in self.vectors)
+        self.from_vectors = nn.ParameterList(0.02 * torch.randn(each.shape[1], PREDICTION) for each in self.vectors)
         counts = [
             torch.bincount(packets[:, codebook][packets[:, codebook] >= 0], minlength=len(each)) + 20
-            for codebook, each in enumerate(vectors)
+            for codebook, each in enumerate(self.vectors)
         ]
         self.output_bias = nn.ParameterList((count / count.sum()).log() for count in counts)
+        self.gains = nn.ParameterList(torch.tensor([1, 1.5, 2, 0.3, 0.3, 0.1]) for _ in codebooks)
 
-    def forward(self, codes: Tensor, ends: Sequence[int], rounded: bool = False) -> Iterator[Tensor]:
-        """Yield the logits [packets, frames, size] of each codebook of codes [packets, codebooks, frames].
-
-        `ends` are the codebooks after the last one of each layer.
-        """
+    def contexts(self, codes: Tensor, rounded: bool) -> list[Tensor]:
+        """The contexts [packets, frames, context] of all codebooks of codes [packets, codebooks, frames]."""
         integers = _rounded if rounded else _limited
-        weights = _rounded_weight if rounded else _same
         present = (codes >= 0)[..., None]
         vectors = [
-            functional.embedding(codes[:, codebook].clamp(min=0), integers(self.vectors[codebook]))
-            * present[:, codebook]
-            for codebook in range(codes.shape[1])
+            functional.embedding(codes[:, codebook].clamp(min=0), integers(vectors)) * present[:, codebook]
+            for codebook, vectors in enumerate(self.vectors)
         ]
-        newest = [_past(vectors[0], frames) for frames in range(1, entropy_model.PAST + 1)]
-        older = integers(sum(newest[3:]) / 2**entropy_model.OLDER_SHIFT)
-        rest = torch.zeros_like(self.vectors[-1][:1, None].expand(*vectors[0].shape[:2], -1))
-        start, lower = 0, torch.zeros_like(rest)
-        for end in ends:
-            for codebook in range(max(start, 1), end):
-                rest = rest + self._weighted(vectors, codebook)
-            before, second = (_past(integers(rest), frames) for frames in (1, 2))
-            known = [*newest[:3], older, before, second, before.abs()]
-            for codebook in range(start, end):
-                parts = [*known, _past(vectors[codebook], 1), *vectors[: min(codebook, 2)]]
-                if codebook >= 2:
-                    parts += [vectors[1].abs(), integers(lower)]
-                    lower = lower + self._weighted(vectors, codebook)
-                context = torch.cat(parts, dim=-1)
-                prediction = integers(functional.linear(context, weights(self.weight[codebook]), self.bias[codebook]))
-                yield functional.linear(prediction, weights(self.output[codebook]), self.output_bias[codebook])
-            start = end
+        first = vectors[0]
+        older = integers(sum(_at(first, -frames) for frames in range(4, 9)) / 2**entropy_model.OLDER_SHIFT)
+        contexts = [torch.cat([*(_at(first, -frames) for frames in (1, 2, 3)), older], dim=-1)]
+        around = [_at(first, frames) for frames in (-2, -1, 0, 1, 2)]
+        rest, higher = (torch.zeros_like(vectors[-1]) for _ in range(2))
+        for codebook in range(1, len(vectors)):
+            parts = around
+            if codebook > 1:
+                second = vectors[1]
+                lower = integers(rest)
+                near = [_at(lower, frames) for frames in (-2, -1, 1, 2)]
+                parts = [*around, *near, near[1].abs(), near[2].abs(), second, second.abs(), integers(higher)]
+            if codebook <= entropy_model.LAST_OWN:
+                parts = [*parts, *(_at(vectors[codebook], -frames) for frames in (1, 2))]
+            contexts.append(torch.cat(parts, dim=-1))
+            weighted = self._gain[codebook] / 2**entropy_model.GAIN_SHIFT * vectors[codebook]
+            rest = rest + weighted
+            higher = higher + weighted if codebook > 1 else higher
+        return contexts
 
-    def _weighted(self, vectors: Sequence[Tensor], codebook: int) -> Tensor:
-        gain: float = self._gain[codebook] / 2**entropy_model.GAIN_SHIFT
-        return gain * vectors[codebook]
+    def logits(self, codebook: int, context: Tensor, rounded: bool) -> Tensor:
+        """The logits [packets, frames, size] of a codebook of its contexts."""
+        integers, weights = (_rounded, _rounded_weight) if rounded else (_limited, _same)
+        hidden = functional.linear(context, weights(self.hidden[codebook]), self.hidden_bias[codebook])
+        hidden = integers(hidden.relu())
+        prediction = integers(functional.linear(hidden, weights(self.weight[codebook]), self.bias[codebook]))
+        return functional.linear(prediction, weights(self._output(codebook)), self.output_bias[codebook])
 
+    def _output(self, codebook: int) -> Tensor:
+        output: Tensor = self.output[codebook] + self._inputs[codebook] @ self.from_vectors[codebook]
+        return output
+
+    def limit_gains(self) -> None:
+        """Keep the gains within what EntropyModel takes."""
+        with torch.no_grad():
+            for gains in self.gains:
+                gains.clamp_(0, entropy_model.MOST_GAIN / entropy_model.STEPS_PER_NAT)
+
+    @torch.no_grad()
     def tensors(self) -> dict[str, npt.NDArray[Any]]:
         """The tensors of the EntropyModel."""
+        steps_per_nat = entropy_model.STEPS_PER_NAT
         tensors = {"gain": self._gain}
         shifts = []
         for codebook in range(len(self._gain)):
-            weight, shift = _shifted(self.weight[codebook].detach())
-            output, output_shift = _shifted(self.output[codebook].detach() * (STEPS_PER_NAT / RMS))
-            bias = self.bias[codebook].detach() * RMS * 2**shift
-            output_bias = self.output_bias[codebook].detach() * STEPS_PER_NAT * 2**output_shift
-            tensors |= {
-                f"input.{codebook}": _int8(self.vectors[codebook].detach() * RMS),
-                f"weight.{codebook}": weight,
-                f"bias.{codebook}": bias.round().int().numpy(),
-                f"output.{codebook}": output,
-                f"output_bias.{codebook}": output_bias.round().int().numpy(),
-            }
-            shifts.append((shift, output_shift))
-        steps = np.arange(math.ceil(16 * math.log(2) * STEPS_PER_NAT) + 1)
-        tensors["exp"] = np.maximum(np.rint(2**16 * np.exp(-steps / STEPS_PER_NAT)), 1).astype(np.int32)
-        tensors["shift"] = np.array(shifts, np.int32)
+            layers = [
+                ("hidden", self.hidden[codebook], self.hidden_bias[codebook] * RMS),
+                ("weight", self.weight[codebook], self.bias[codebook] * RMS),
+                ("output", self._output(codebook) * (steps_per_nat / RMS), self.output_bias[codebook] * steps_per_nat),
+            ]
+            for name, weight, bias in layers:
+                tensors[f"{name}.{codebook}"], shift = _shifted(weight)
+                tensors[f"{name}_bias.{codebook}"] = (bias * 2**shift).round().int().numpy()
+                shifts.append(shift)
+            tensors[f"input.{codebook}"] = _int8(self.vectors[codebook] * RMS)
+        steps = np.arange(math.ceil(16 * math.log(2) * steps_per_nat) + 1)
+        tensors["exp"] = np.maximum(np.rint(2**16 * np.exp(-steps / steps_per_nat)), 1).astype(np.int32)
+        grow = np.arange(3 * entropy_model.MOST_GAIN + 1) / steps_per_nat
+        tensors["grow"] = np.rint(2**entropy_model.GROW_SHIFT * np.exp(grow)).astype(np.int32)
+        tensors["shift"] = np.array(shifts, np.int32).reshape(-1, 3)
+        tensors["gains"] = torch.stack([gains * steps_per_nat for gains in self.gains]).round().int().numpy()
         return tensors
 
 
-def _past(vectors: Tensor, frames: int) -> Tensor:
-    """Vectors [packets, frames, vector] of the frame `frames` before each one; zeros before the packet."""
-    return functional.pad(vectors, (0, 0, frames, 0))[:, : vectors.shape[1]]
+def _at(vectors: Tensor, frames: int) -> Tensor:
+    """Vectors [packets, frames, vector] of the frame this number of `frames` later; zeros outside the packet."""
+    return functional.pad(vectors, (0, 0, max(0, -frames), max(0, frames)))[:, max(0, frames) :][:, : vectors.shape[1]]
 
 
 def _limited(x: Tensor) -> Tensor:
@@ -262,31 +314,15 @@ def _int8(values: Tensor) -> npt.NDArray[np.int8]:
 # the report
 
 
-class Bits:
-    """A coder that counts the information of what it is given."""
+class Bits(Writer):
+    """Count the information of values."""
 
     def __init__(self) -> None:
         self.bits = 0.0
 
-    def flag(self, counts: list[int], value: bool) -> bool:
-        """As Coder."""
-        self.bits -= math.log2(counts[value] / sum(counts))
-        return value
-
-    def among(self, counts: Mapping[int, int], value: int) -> int:
-        """As Coder."""
-        self.bits -= math.log2(counts[value] / sum(counts.values()))
-        return value
-
-    def uniform(self, value: int, total: int) -> int:
-        """As Coder."""
-        self.bits += math.log2(total)
-        return value
-
-    def drawn(self, frequencies: Frequencies, value: int) -> int:
-        """As Coder."""
-        self.bits -= math.log2(frequencies[value] / frequencies.sum())
-        return value
+    def interval(self, start: int, count: int, total: int) -> None:
+        """As Writer."""
+        self.bits -= math.log2(count / total)
 
 
 class Sizes(NamedTuple):
@@ -342,21 +378,23 @@ def clips_of(store: TokenStore, split: str) -> Clips:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("store", type=Path, help="token store of codec tokenize, with all codebooks")
+    parser.add_argument("store", type=Path, nargs="+", help="token store of codec tokenize, with all codebooks")
     parser.add_argument("--model", default=pretrained.DEFAULT)
     parser.add_argument("--out", type=Path, help="file to write")
+    parser.add_argument("--bf16", action="store_true", help="train with products in bfloat16, where the CPU has them")
     parser.add_argument("--report", action="store_true", help="print a table of the split valid")
     arguments = parser.parse_args()
     model = pretrained.load(arguments.model, "cpu")
-    store = TokenStore(arguments.store, model)
-    weights_hash = store.weights_hash
+    stores = [TokenStore(path, model) for path in arguments.store]
+    weights_hash = stores[0].weights_hash
     if arguments.out:
-        tensors = fit(clips_of(store, "train"), model)
+        clips = [clip for store in stores for clip in clips_of(store, "train")]
+        tensors = fit(clips, model, bf16=arguments.bf16)
         entropy_model.save(arguments.out, tensors, weights_hash=weights_hash)
         print(f"{arguments.out}: {arguments.out.stat().st_size / 1e6:.2f} MB")
     if arguments.report:
         network = entropy_model.find(weights_hash, model.codebook_sizes)
-        print(*report(clips_of(store, "valid"), model, network), sep="\n")
+        print(*report(clips_of(stores[0], "valid"), model, network), sep="\n")
 
 
 if __name__ == "__main__":

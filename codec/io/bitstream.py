@@ -49,7 +49,7 @@ Packets follow. A reader skips packets of an unknown kind.
 
     bytes  packet
         2  marker: F5 C3
-        1  kind: 0 to 31 codes by this coder, 32 more in layers, 64 more if codebooks vary by frame; 128 tags, 255 end
+        1  kind: 0 to 31 codes by this coder, 32 more with ends, 64 more if codebooks vary by frame; 128 tags, 255 end
         b  body
         4  CRC-32 of everything before it in this packet
 
@@ -62,11 +62,11 @@ The body of a packet of codes:
            scale: if the model has one, float32 numbers [segments of the packet, rows]
            the codes, up to the end of the body
 
-`codec.io.tags` describes tags, `codec.io.entropy` the coders and their layers; a writer takes the one that gives the
-fewest bytes. A row is a group of `model channels` channels; the last group repeats the last channel to fill up. Decoded
-audio of a segment is multiplied by its scale; a packet begins with a segment. If the last two segments of a signal are
-both short and have as many frames as a whole one, or fewer, the last segment has a packet of its own, which does not
-begin at a multiple of segment frames.
+`codec.io.tags` describes tags, `codec.io.entropy` the coders and ends of codebooks; a writer takes the coder that gives
+the fewest bytes. A row is a group of `model channels` channels; the last group repeats the last channel to fill up.
+Decoded audio of a segment is multiplied by its scale; a packet begins with a segment. If the last two segments of a
+signal are both short and have as many frames as a whole one, or fewer, the last segment has a packet of its own, which
+does not begin at a multiple of segment frames.
 
 The body of the end packet:
 
@@ -93,7 +93,7 @@ import re
 import struct
 import sys
 from bisect import bisect_right
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -134,7 +134,7 @@ VERSION = 2
 MAX_CHANNELS = 1024  # as in libsndfile
 MAX_RATE = 1 << 22  # Hz
 MAX_CODES = 1 << 20  # per packet, because unpacking needs 64 bytes per code
-LAYERED_SECONDS = 2  # of one channel in a packet from which on it is in layers, because layers cost most in small ones
+ENDS_SECONDS = 2  # of one channel in a packet from which on it has ends, because they cost most in small ones
 INDEX_EVERY = 16  # packets
 FIRST_PIECE = 1  # frames of a packet of a pipe that are decoded before the others
 COPY_WITHIN = 10  # the end has a copy of the header if the file before it is this number of times as long
@@ -144,7 +144,7 @@ _START = struct.Struct("<8sHH")
 _MARKER = b"\xf5\xc3"
 _FOOTER = struct.Struct("<I")
 _CODERS, _TAGS, _END = range(128), 128, 255
-_LAYERED = 32  # added to the coder of a packet in layers
+_ENDS = 32  # added to the coder of a packet with the ends of its codebooks
 _VARYING = 64  # added to the coder of a packet whose frames have different numbers of codebooks
 _COMMON_FORMAT = "PCM_16"  # which the header does not state
 _OTHER_BODY = 1 << 20  # bytes, of packets other than codes
@@ -453,8 +453,10 @@ class Writer:
         is_live = is_live and header.frames_per_packet > 1 and not header.segment_frames
         header = replace(header, network=digest, has_tags=bool(header.tags), is_live=is_live)
         self.header = replace(header, frames=0)
-        layered = header.rows * header.frames_per_packet * header.hop >= LAYERED_SECONDS * header.sample_rate
-        self._encoder = entropy.PacketEncoder(header.codebook_sizes, coder=coder, model=self._network, layered=layered)
+        with_ends = header.rows * header.frames_per_packet * header.hop >= ENDS_SECONDS * header.sample_rate
+        self._encoder = entropy.PacketEncoder(
+            header.codebook_sizes, coder=coder, model=self._network, with_ends=with_ends, is_live=is_live
+        )
         self.size = self.coded_bytes = self.packed_bytes = 0
         self.digest = hashlib.blake2b()
         self._file = file
@@ -492,7 +494,7 @@ class Writer:
             self._write_packet(pending[:, :, :most])
             pending = pending[:, :, most:]
         self._pending = pending.copy()  # a view would keep all of `codes` alive
-        if self.header.rows * self.header.num_codebooks * self.header.frames_per_packet <= entropy.MAX_PREDICTED:
+        if entropy.is_modeled(self.header.rows, self.header.num_codebooks, self.header.frames_per_packet):
             self._encoder.advance(self._pending)
 
     def copy(self, packet: CodesPacket) -> None:
@@ -501,7 +503,7 @@ class Writer:
         The file has the same rows, codebooks and segments, and the same network if the packet was coded by one.
         """
         self._flush()
-        kind = packet.coder + _LAYERED * packet.layered + _VARYING * packet.varying
+        kind = packet.coder + _ENDS * packet.has_ends + _VARYING * packet.varying
         self._send_codes(packet.frames, packet.num_codebooks, kind, packet.payload)
 
     def close(self, *, time: int) -> None:
@@ -553,7 +555,7 @@ class Writer:
         frames = codes.shape[2]
         codes = codes[:, (codes >= 0).any(axis=(0, 2))]
         sizes, varying = self.header.codebook_sizes[: codes.shape[1]], entropy.varies(codes)
-        layered = self._encoder.in_layers(codes)
+        has_ends = self._encoder.has_ends(codes)
         coder, payload = self._encoder.finish(codes)
         self.coded_bytes += len(payload)
         self.packed_bytes += (
@@ -564,7 +566,7 @@ class Writer:
             segments = self._pending_scale[:, : frames : self.header.segment_frames]  # [rows, segments]
             payload = segments.T.astype("<f4").tobytes() + payload
             self._pending_scale = self._pending_scale[:, frames:]
-        kind = coder + _LAYERED * (layered and coder != entropy.NONE) + _VARYING * varying
+        kind = coder + _ENDS * (has_ends and coder != entropy.NONE) + _VARYING * varying
         self._send_codes(frames, len(sizes), kind, payload)
 
     def _whole_segments(self, frames: int) -> int:
@@ -637,10 +639,10 @@ class _Format2:
             raise ValueError(f"it states {num_codebooks} codebooks")
         if first % self._segment_frames and frames >= self._segment_frames:
             raise ValueError("it begins within a segment")
-        coder, layered, varying = kind % _LAYERED, bool(kind & _LAYERED), bool(kind & _VARYING)
-        if layered and (varying or coder == entropy.NONE):
+        coder, has_ends, varying = kind % _ENDS, bool(kind & _ENDS), bool(kind & _VARYING)
+        if has_ends and (varying or coder == entropy.NONE):
             raise ValueError(f"it states kind {kind}")
-        return CodesPacket(first, frames, num_codebooks, coder, body.rest(), offset, varying, layered)
+        return CodesPacket(first, frames, num_codebooks, coder, body.rest(), offset, varying, has_ends)
 
 
 def _end_packet(body: Fields, offset: int) -> EndPacket:
@@ -731,31 +733,29 @@ class Reader:
             else:
                 harmless.append(found)
 
-    def unpacked(self, packet: CodesPacket, frames: int | None = None) -> Packet:
-        """Unpack the codes of a packet of `coded`, or of its first `frames` alone.
+    def unpacked(self, packet: CodesPacket) -> Packet:
+        """Unpack the codes of a packet of `coded`.
 
         Raises DamagedFile, and UnsupportedAudio as `parts`.
         """
         try:
-            (unpacked,) = self._unpacked(packet, [frames or packet.frames])
+            return self._unpacked(packet)
         except ValueError as error:
-            raise self.damaged(self._undecodable(packet, error, packet.first)) from error
-        return unpacked
+            raise self.damaged(self._undecodable(packet, error)) from error
 
     def thinned(self, packet: CodesPacket, num_codebooks: int) -> CodesPacket:
-        """A packet of `coded` without the layers that only hold higher codebooks, which are not decoded.
+        """A packet of `coded` without its higher codebooks, which are not decoded; as it is without their ends.
 
-        Raises DamagedFile for layers that no encoder writes.
+        Raises DamagedFile for ends that no encoder writes.
         """
-        if not packet.layered:
+        if not packet.has_ends or packet.num_codebooks <= num_codebooks:
             return packet
         begin = self._scale_bytes(packet.frames)
         try:
-            codes, kept = entropy.thinned(packet.payload[begin:], packet.num_codebooks, num_codebooks)
+            codes = entropy.thinned(packet.payload[begin:], packet.num_codebooks, num_codebooks)
         except ValueError as error:
-            raise self.damaged(self._undecodable(packet, error, packet.first)) from error
-        payload, layered = packet.payload[:begin] + codes, len(entropy.layer_ends(kept)) > 1
-        return packet._replace(num_codebooks=kept, payload=payload, layered=layered)
+            raise self.damaged(self._undecodable(packet, error)) from error
+        return packet._replace(num_codebooks=num_codebooks, payload=packet.payload[:begin] + codes)
 
     def codebook_counts(self, packet: CodesPacket) -> npt.NDArray[np.int64]:
         """The numbers of codebooks [frames, rows] of a packet of `coded`; its codes are not decoded.
@@ -769,7 +769,7 @@ class Reader:
         try:
             return entropy.codebook_counts(packet.coder, payload, packet.num_codebooks, rows=rows, frames=frames)
         except ValueError as error:
-            raise self.damaged(self._undecodable(packet, error, packet.first)) from error
+            raise self.damaged(self._undecodable(packet, error)) from error
         except NotImplementedError as error:
             raise self._unknown_coder(packet.coder, str(error)) from error
 
@@ -791,17 +791,24 @@ class Reader:
         UnsupportedAudio for a payload coder of a newer release.
         """
         for found in self._from(first):
-            yield from [found] if isinstance(found, Damage) else self._decoded(found, [found.frames])
+            yield found if isinstance(found, Damage) else self._decoded(found)
 
     def pieces(self, first: int = 0) -> Iterator[Packet | Damage]:
-        """As `parts`, but packets come in pieces of FIRST_PIECE frames and twice as many each time, once decoded.
+        """As `parts`, but packets come in pieces of FIRST_PIECE frames and twice as many each time.
 
-        Because the reader of a live pipe waits for the first piece, and the others can be decoded while it plays. The
-        pieces of a pipe end with its end packet; `after_end` waits for its writer to close it.
+        Because the reader of a live pipe waits for the first piece, and the audio of the others can be decoded while it
+        plays. The pieces of a pipe end with its end packet; `after_end` waits for its writer to close it.
         """
         self._waits = self.seekable
         for found in self._from(first):
-            yield from [found] if isinstance(found, Damage) else self._decoded(found, self._growing(found.frames))
+            decoded = found if isinstance(found, Damage) else self._decoded(found)
+            if isinstance(decoded, Damage):
+                yield decoded
+                continue
+            begin, size = 0, decoded.payload_bytes
+            for length in self._growing(decoded.frames):
+                yield decoded.cut(begin, begin + length)._replace(payload_bytes=size)
+                begin, size = begin + length, 0
 
     def _growing(self, frames: int) -> Iterator[int]:
         """Lengths of pieces in frames; segments, which have a scale, stay whole."""
@@ -811,18 +818,15 @@ class Reader:
             frames -= length
             length *= 2
 
-    def _decoded(self, packet: CodesPacket, lengths: Iterable[int]) -> Iterator[Packet | Damage]:
-        """A packet in pieces of these lengths in frames; what cannot be decoded is damage."""
-        done = packet.first
+    def _decoded(self, packet: CodesPacket) -> Packet | Damage:
+        """A packet; what cannot be decoded is damage."""
         try:
-            for piece in self._unpacked(packet, lengths):
-                yield piece
-                done += piece.frames
+            return self._unpacked(packet)
         except ValueError as error:
-            yield self._undecodable(packet, error, done)
+            return self._undecodable(packet, error)
 
-    def _undecodable(self, packet: CodesPacket, error: ValueError, first: int) -> Damage:
-        return self._damage(Broken(packet.offset, str(error)), first, packet.first + packet.frames)
+    def _undecodable(self, packet: CodesPacket, error: ValueError) -> Damage:
+        return self._damage(Broken(packet.offset, str(error)), packet.first, packet.first + packet.frames)
 
     def after_end(self) -> Iterator[Damage]:
         """Yield what follows the end of the file behind the pieces of a pipe; nothing before they are all read."""
@@ -943,8 +947,8 @@ class Reader:
         network = find_network(self.header.weights_hash, self.header.codebook_sizes)
         return network if network and network.digest == self.header.network else None
 
-    def _unpacked(self, packet: CodesPacket, lengths: Iterable[int]) -> Iterator[Packet]:
-        """A packet in pieces of these lengths in frames; a packet with a scale is one piece.
+    def _unpacked(self, packet: CodesPacket) -> Packet:
+        """Decode the codes of a packet.
 
         Raises ValueError for codes or a scale that the header excludes.
         """
@@ -958,24 +962,20 @@ class Reader:
             scale = values.T.repeat(header.segment_frames, axis=1)[:, : packet.frames].astype(np.float32)
             payload = payload[size:]
         sizes = header.codebook_sizes[: packet.num_codebooks]
-        pieces = entropy.decode_pieces(
-            packet.coder,
-            payload,
-            sizes,
-            rows=header.rows,
-            frames=packet.frames,
-            lengths=lengths,
-            model=self._network,
-            varying=packet.varying,
-            layered=packet.layered,
-        )
-        first, size = packet.first, len(packet.payload)
         try:
-            for codes in pieces:
-                yield Packet(first, codes, scale, size)
-                first, size = first + codes.shape[2], 0
+            codes = entropy.decode(
+                packet.coder,
+                payload,
+                sizes,
+                rows=header.rows,
+                frames=packet.frames,
+                model=self._network,
+                varying=packet.varying,
+                with_ends=packet.has_ends,
+            )
         except NotImplementedError as error:
             raise self._unknown_coder(packet.coder, str(error)) from error
+        return Packet(packet.first, codes, scale, len(packet.payload))
 
     def _scale_bytes(self, frames: int) -> int:
         """Bytes of the scale of a packet."""

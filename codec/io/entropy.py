@@ -3,7 +3,7 @@
     coder  name      what it codes
         0  none      every code in ceil(log2(size of its codebook)) bits
         1  adaptive  what repeats within the packet, by frequencies that are learned while coding
-        2  model     the same, and all other codes by the frequencies of a network (`codec.io.entropy_model`)
+        2  model     all codes, by the frequencies of a network (`codec.io.entropy_model`)
 
 A packet starts without history, because a damaged or skipped packet must not cost the packets that follow.
 
@@ -13,8 +13,13 @@ byte. Example: one row, two codebooks of 8, frames (5, 1) and (2, 7): 101 001 | 
 Where frames of a row have different numbers of codebooks, codes are -1 after the last one, and coder 0 packs the
 numbers less one, [frames, rows], before the codes.
 
-Coder 1 codes in the same order. For each code it asks up to four questions, and stops at the first yes; without a
-yes, the code follows among all codes of its codebook, each equally likely.
+Coders 1 and 2 code in the order [codebooks, frames, rows], so that the bytes of the higher codebooks can be left out,
+and so that all frames of the lower codebooks are known. `codec.io.range_coder` makes the bytes. Where numbers of
+codebooks differ, those of all frames come first, so that they can be read alone: whether a frame of a row has as many
+as the frame before, and without a yes, the number, by how often the others occurred so far.
+
+Coder 1 asks up to four questions for each code, and stops at the first yes; without a yes, the code follows among all
+codes of its codebook, each equally likely.
 
     row     is it the code of the row before, in this frame and codebook?
     repeat  is it the code of the frame before, in this row and codebook?
@@ -22,40 +27,31 @@ yes, the code follows among all codes of its codebook, each equally likely.
             the frame before had the code that it had now)?
     recent  is it one of the last 64 different codes of this row and codebook? Then these are coded by their counts.
 
-Where numbers of codebooks differ, those of all frames come first, so that they can be read alone: whether a frame of a
-row has as many as the frame before, and without a yes, the number, by how often the others occurred so far.
-
 A question without a candidate is left out, as is a candidate that was refused before. The counts of yes and no start at
 1, grow by 2, and are halved (rounding up) when their sum exceeds 255. The questions "row" and "repeat" have counts of
 their own for codebook 0, for the answer in the lower codebook, and for the answer in the frame before.
 
-Coder 2 asks the same questions. A code without a yes follows by the frequencies that the network predicts; those of the
-refused candidates and, if "recent" was refused, of the recent codes are 0.
+Coder 2 asks "row", and "repeat" if the three frames before have one code, with counts of its own for each codebook and
+for the answer in the lower one, which they expect at first. Without a yes, a code has the frequency that the network
+predicts, times a factor if it occurred: by how often in the last 64 frames, by whether the frame before or the two
+frames before have it, and if it is the candidate of "follow".
 
-In layers, codebooks 0 to 3, 4 and 5, 6 to 11, and the others have a range coder each, counts of yes and no of their
-own, and what predicts them in the frame before is that of lower layers and their own. A layer can be left out with all
-higher ones: the payload has the bytes of one after another, with their lengths.
-
-The range coder (Martin 1979, with the carries of Schindler's coder) keeps `low` and `width` of an interval within
-2**48, so that 53-bit numbers suffice:
-
-    width //= total; low += start * width; width *= count     narrow to `count` of `total`, from `start`
-    while width < 2**40: send the highest byte of low; shift low and width by a byte
-
-At the end one byte is sent that makes every continuation fall into the interval, or none if zeros do.
+With ends, the payload of coder 1 or 2 begins with the bytes after which each codebook but the last can be decoded.
 """
 
-from bisect import bisect_left, bisect_right
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from itertools import accumulate
-from typing import Literal, Protocol, TypeAlias
+from abc import ABC, abstractmethod
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import pairwise
+from typing import Literal, NamedTuple, Protocol, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
 from codec.errors import UsageError
-from codec.io.entropy_model import EntropyModel, FramePredictor, Frequencies, PacketPredictor
-from codec.io.fields import Fields, sized
+from codec.io.entropy_model import FUTURE, GROW_SHIFT, EntropyModel, FramePredictor, Frequencies, PacketPredictor
+from codec.io.fields import Fields, varint
+from codec.io.range_coder import Coder, Intervals, RangeDecoder, RangeEncoder, Writer
 
 Codes = npt.NDArray[np.int64]
 
@@ -64,17 +60,15 @@ NAMES = ("none", "adaptive", "model")
 Choice: TypeAlias = Literal["auto", "none", "adaptive", "model"]
 """The last coder that a writer tries, by name; "auto" tries all that the codec has."""
 # codes of a packet that take time, by coders 1 and 2; a forged packet of more would decode for more than a second
-MAX_MODELED, MAX_PREDICTED = 1 << 16, 1 << 14
-
-LAYER_ENDS = 4, 6, 12  # codebooks
-LEAST_LAYERED = 7  # codebooks of a packet in layers, because layers cost most in small packets (docs/lab-notes.md)
+MAX_ADAPTIVE, MAX_MODELED = 1 << 16, 1 << 14
+START_FRAMES = 8  # how many frames a codebook of a row takes more in coder 2, because its beginning takes time too
 
 _UNKNOWN = -1  # a code that a decoder has not read, or a candidate that does not exist
 _NO_ANSWER = 2  # for codebook 0, which has no lower codebook
 _MOST = 255  # sum of the counts of a question
-_RECENT = 64  # different codes
-_TOP, _LEAST = 1 << 48, 1 << 40  # of the range coder
-_WINDOW = 6  # bytes of an interval
+_EXPECTED = 8  # first count of the answer to "row" that the lower codebook had, in coder 2
+_RECENT = 64  # different codes of coder 1, frames of coder 2
+_ADVANCE = 5  # frames that a PacketEncoder waits for, because a few cost as much
 
 
 def last_coder(choice: Choice) -> int:
@@ -100,64 +94,59 @@ class PacketEncoder:
     """Code packets as `encode`, one after another, each while its frames arrive, so that little is left at its end."""
 
     def __init__(
-        self, sizes: Sequence[int], *, coder: int = MODEL, model: EntropyModel | None = None, layered: bool = False
+        self,
+        sizes: Sequence[int],
+        *,
+        coder: int = MODEL,
+        model: EntropyModel | None = None,
+        with_ends: bool = False,
+        is_live: bool = False,
     ) -> None:
         """Arguments as of `encode`; `sizes` may be those of further codebooks, too.
 
-        With `layered`, coders 1 and 2 code packets of LEAST_LAYERED codebooks and more in layers.
+        With `with_ends`, payloads of coders 1 and 2 have the ends of codebooks, if there are several. With `is_live`,
+        coder 1 is not tried where coder 2 takes less than coder 0, because it would delay the packet.
         """
-        self._sizes, self._layered = sizes, layered
-        self._models = {ADAPTIVE: None, MODEL: model} if model else {ADAPTIVE: None}
-        self._models = {number: network for number, network in self._models.items() if number <= coder}
-        self._passes: dict[int, tuple[list[RangeEncoder], _Pass]] = {}
-        self._frames = 0
+        self._sizes, self._coder, self._with_ends, self._is_live = sizes, coder, with_ends, is_live
+        self._model = model if coder >= MODEL else None
+        self._modeled: _Modeled | None = None  # what is coded of this packet
 
-    def in_layers(self, codes: Codes) -> bool:
-        """Whether coders 1 and 2 code this packet in layers."""
-        return self._layered and codes.shape[1] >= LEAST_LAYERED and not varies(codes)
+    def has_ends(self, codes: Codes) -> bool:
+        """Whether coders 1 and 2 code this packet with the ends of its codebooks."""
+        return self._with_ends and codes.shape[1] > 1 and not varies(codes)
 
     def advance(self, codes: Codes) -> None:
         """Code what is new in the packet, of which `codes` [rows, codebooks, frames] are all frames so far."""
-        rows, num_codebooks, frames = codes.shape
-        if varies(codes) or frames == self._frames:  # the numbers of codebooks of all frames come first
-            return
-        ends = layer_ends(num_codebooks, layered=self.in_layers(codes))
-        if not self._passes:
-            sizes = self._sizes[:num_codebooks]
-            coders = {number: [RangeEncoder() for _ in ends] for number in self._models}
-            self._passes = {number: (of_layers, _Pass(of_layers, sizes, rows)) for number, of_layers in coders.items()}
-        listed = codes[:, :, self._frames :].transpose(2, 0, 1).tolist()
-        for number, (_, passage) in self._passes.items():
-            if codes.size <= _most(number):
-                model = self._models[number]
-                predictors = [PacketPredictor(model, row, self._frames, ends) for row in codes] if model else None
-                passage.push(listed, predictors)
-        self._frames = frames
+        known = codes.shape[2] - FUTURE
+        done = self._modeled.frames if self._modeled else 0
+        if self._model and known - done >= _ADVANCE and not varies(codes):  # else all numbers of codebooks come first
+            self._modeled = self._modeled or _Modeled(self._model, len(codes), codes.shape[1])
+            self._modeled.advance(codes, known)
 
     def finish(self, codes: Codes) -> tuple[int, bytes]:
         """The number of the coder and the payload of the packet, whose codes are all given again; the next may begin.
 
         If they are fewer than at the last `advance`, or their number of codebooks varies, they are coded again.
         """
-        sizes = self._sizes[: codes.shape[1]]
-        numbers = [number for number in self._models if codes.size <= _most(number)]
-        if varies(codes):
-            payloads = {NONE: pack_varying(codes, sizes)}
-            payloads |= {number: encode_adaptive(codes, sizes, self._models[number]) for number in numbers}
-        else:
-            if self._frames > codes.shape[2]:
-                self._passes, self._frames = {}, 0
-            self.advance(codes)
-            payloads = {NONE: pack(codes, sizes)}
-            payloads |= {number: _joined(self._passes[number][0]) for number in numbers}
-        self._passes, self._frames = {}, 0
-        best = min(payloads, key=lambda number: len(payloads[number]))
+        sizes, with_ends = self._sizes[: codes.shape[1]], self.has_ends(codes)
+        payloads = {NONE: (pack_varying if varies(codes) else pack)(codes, sizes)}
+        if self._model and is_modeled(*codes.shape):
+            if self._modeled and self._modeled.frames + FUTURE <= codes.shape[2] and not varies(codes):
+                self._modeled.advance(codes, codes.shape[2])
+                payloads[MODEL] = _finished(self._modeled.finish(), with_ends=with_ends)
+            else:
+                payloads[MODEL] = encode_adaptive(codes, sizes, self._model, with_ends=with_ends)
+        self._modeled = None
+        is_enough = self._is_live and len(payloads.get(MODEL, payloads[NONE])) < len(payloads[NONE])
+        if self._coder >= ADAPTIVE and codes.size <= MAX_ADAPTIVE and not is_enough:
+            payloads[ADAPTIVE] = encode_adaptive(codes, sizes, with_ends=with_ends)
+        best = min(payloads, key=lambda number: (len(payloads[number]), number))
         return best, payloads[best]
 
 
-def _most(coder: int) -> int:
-    """Codes of the largest packet that a coder takes."""
-    return MAX_PREDICTED if coder == MODEL else MAX_MODELED
+def is_modeled(rows: int, num_codebooks: int, frames: int) -> bool:
+    """Whether coder 2 takes packets of this size."""
+    return rows * num_codebooks * (frames + START_FRAMES) <= MAX_MODELED
 
 
 def varies(codes: Codes) -> bool:
@@ -174,61 +163,20 @@ def decode(
     frames: int,
     model: EntropyModel | None = None,
     varying: bool = False,
-    layered: bool = False,
+    with_ends: bool = False,
 ) -> Codes:
     """The inverse of `encode`: codes [rows, codebooks, frames]; `varying` is what `varies` says of them.
 
     Raises NotImplementedError for a coder of a newer release and for coder 2 without its network, ValueError for a
     payload that no encoder writes.
     """
-    (codes,) = decode_pieces(
-        coder,
-        payload,
-        sizes,
-        rows=rows,
-        frames=frames,
-        lengths=[frames],
-        model=model,
-        varying=varying,
-        layered=layered,
-    )
-    return codes
-
-
-def decode_pieces(
-    coder: int,
-    payload: bytes,
-    sizes: Sequence[int],
-    *,
-    rows: int,
-    frames: int,
-    lengths: Iterable[int],
-    model: EntropyModel | None = None,
-    varying: bool = False,
-    layered: bool = False,
-) -> Iterator[Codes]:
-    """Yield what `decode` gives in pieces of these `lengths` in frames, each as soon as it is decoded.
-
-    Raises as `decode`; of a payload that no encoder writes, some pieces may come before.
-    """
     if coder > MODEL or (coder == MODEL and model is None):
         raise NotImplementedError(f"coder {coder}")
     if coder == NONE:
-        codes = (unpack_varying if varying else unpack)(payload, sizes, rows=rows, frames=frames)
-        first = 0
-        for length in lengths:
-            yield codes[:, :, first : first + length]
-            first += length
-        return
-    yield from _decoded(
-        payload,
-        sizes,
-        rows=rows,
-        frames=frames,
-        lengths=lengths,
-        model=model if coder == MODEL else None,
-        varying=varying,
-        layered=layered,
+        return (unpack_varying if varying else unpack)(payload, sizes, rows=rows, frames=frames)
+    network = model if coder == MODEL else None
+    return decode_adaptive(
+        payload, sizes, rows=rows, frames=frames, model=network, varying=varying, with_ends=with_ends
     )
 
 
@@ -313,25 +261,30 @@ def _used(sizes: Sequence[int]) -> npt.NDArray[np.bool_]:
 
 
 def encode_adaptive(
-    codes: Codes, sizes: Sequence[int], model: EntropyModel | None = None, *, layered: bool = False
+    codes: Codes, sizes: Sequence[int], model: EntropyModel | None = None, *, with_ends: bool = False
 ) -> bytes:
-    """Code a packet [rows, codebooks, frames] by what repeats within it, and by the network if there is one."""
-    coders = [RangeEncoder() for _ in layer_ends(len(sizes), layered=layered)]
-    _pass_all(coders, codes, sizes, model)
-    return _joined(coders)
+    """Code a packet [rows, codebooks, frames] by what repeats within it, or by the network if there is one."""
+    coder = RangeEncoder()
+    pass_codes(coder, codes, sizes, model)
+    return _finished(coder, with_ends=with_ends)
 
 
-def pass_codes(coder: "Coder", codes: Codes, sizes: Sequence[int], model: EntropyModel | None) -> None:
-    """Pass a packet of known codes through any coder, as `encode_adaptive` through a RangeEncoder."""
-    _pass_all([coder], codes, sizes, model)
+def _finished(coder: RangeEncoder, *, with_ends: bool) -> bytes:
+    data, ends = coder.finish()
+    if with_ends:
+        data = b"".join(varint(end - before) for before, end in pairwise([0, *ends[:-1]])) + data
+    return data
 
 
-def _pass_all(coders: "Sequence[Coder]", codes: Codes, sizes: Sequence[int], model: EntropyModel | None) -> None:
-    ends = layer_ends(len(sizes), layered=len(coders) > 1)
-    predictors = [PacketPredictor(model, row, ends=ends) for row in codes] if model else None
-    listed = codes.transpose(2, 0, 1).tolist()
-    counts = _pass_counts(coders[0], listed) if varies(codes) else None
-    _Pass(coders, sizes, len(codes)).push(listed, predictors, counts)
+def pass_codes(coder: Writer, codes: Codes, sizes: Sequence[int], model: EntropyModel | None) -> None:
+    """Write a packet of codes, as `encode_adaptive` to a RangeEncoder."""
+    listed = codes.transpose(1, 2, 0).tolist()
+    counts = None
+    if varies(codes):
+        counts = _pass_counts(coder, (codes >= 0).sum(axis=1).T.tolist(), len(sizes))
+    _pass_codebooks(
+        coder, listed, sizes, counts, model, [PacketPredictor(model, row) for row in codes] if model else ()
+    )
 
 
 def decode_adaptive(
@@ -342,71 +295,41 @@ def decode_adaptive(
     frames: int,
     model: EntropyModel | None = None,
     varying: bool = False,
-    layered: bool = False,
+    with_ends: bool = False,
 ) -> Codes:
     """The inverse of `encode_adaptive`. Raises ValueError for a payload that it never writes."""
-    (codes,) = _decoded(
-        payload, sizes, rows=rows, frames=frames, lengths=[frames], model=model, varying=varying, layered=layered
+    if not is_modeled(rows, len(sizes), frames) if model else rows * len(sizes) * frames > MAX_ADAPTIVE:
+        raise ValueError(f"{rows} x {len(sizes)} x {frames} codes: more than this coder takes")
+    coder = RangeDecoder(_split(payload, len(sizes))[1] if with_ends else payload)
+    counts = _pass_counts(coder, _unknown(frames, rows), len(sizes)) if varying else None
+    codes = [_unknown(frames, rows) for _ in sizes]
+    _pass_codebooks(
+        coder,
+        codes,
+        sizes,
+        counts,
+        model,
+        [FramePredictor(model, frames) for _ in range(rows)] if model else (),
     )
-    return codes
+    coder.finish(is_cut=with_ends)
+    return np.array(codes, np.int64).transpose(2, 0, 1)
 
 
-def _decoded(
-    payload: bytes,
-    sizes: Sequence[int],
-    *,
-    rows: int,
-    frames: int,
-    lengths: Iterable[int],
-    model: EntropyModel | None,
-    varying: bool,
-    layered: bool,
-) -> Iterator[Codes]:
-    """Yield what `decode_adaptive` gives in pieces of these lengths in frames."""
-    most = _most(MODEL if model else ADAPTIVE)
-    if (count := rows * len(sizes) * frames) > most:
-        raise ValueError(f"{count} codes by a coder of at most {most}")
-    ends = layer_ends(len(sizes), layered=layered)
-    coders = [RangeDecoder(part) for part in _parts(payload, len(ends))]
-    passage = _Pass(coders, sizes, rows)
-    predictors = [FramePredictor(model, len(sizes), ends) for _ in range(rows)] if model else None
-    counts = _pass_counts(coders[0], _unknown(frames, rows, len(sizes))) if varying else None
-    first = 0
-    for length in lengths:
-        codes = _unknown(length, rows, len(sizes))
-        passage.push(codes, predictors, counts and counts[first : first + length])
-        first += length
-        if first >= frames:
-            for coder in coders:
-                coder.finish()
-        yield np.array(codes, np.int64).transpose(1, 2, 0)
+def thinned(payload: bytes, num_codebooks: int, count: int) -> bytes:
+    """The payload of the first `count` of `num_codebooks` codebooks, from one with ends.
 
-
-def layer_ends(num_codebooks: int, *, layered: bool = True) -> tuple[int, ...]:
-    """The codebooks after the last one of each layer of a packet; without layers, all are one."""
-    return *(end for end in LAYER_ENDS if layered and end < num_codebooks), num_codebooks
-
-
-def thinned(payload: bytes, num_codebooks: int, count: int) -> tuple[bytes, int]:
-    """The lowest layers of a payload of `num_codebooks` in layers that hold `count` of them; and how many they hold.
-
-    Raises ValueError for a payload that has other layers.
+    Raises ValueError for a payload that has no such ends.
     """
-    ends = layer_ends(num_codebooks)
-    layers = bisect_left(ends, min(count, num_codebooks)) + 1
-    *lower, last = _parts(payload, len(ends))[:layers]
-    return b"".join(map(sized, lower)) + last, ends[layers - 1]
+    sizes, data = _split(payload, num_codebooks)
+    if count >= num_codebooks:
+        return payload
+    return b"".join(map(varint, sizes[: count - 1])) + Fields(data).take(sum(sizes[:count]))
 
 
-def _joined(coders: "Sequence[RangeEncoder]") -> bytes:
-    *lower, last = (coder.finish() for coder in coders)
-    return b"".join(map(sized, lower)) + last
-
-
-def _parts(payload: bytes, layers: int) -> list[bytes]:
-    """The bytes of the layers of a payload."""
+def _split(payload: bytes, num_codebooks: int) -> tuple[list[int], bytes]:
+    """The bytes of each codebook but the last, and all bytes of the range coder."""
     fields = Fields(payload)
-    return [*(fields.content() for _ in range(layers - 1)), fields.rest()]
+    return [fields.varint() for _ in range(num_codebooks - 1)], fields.rest()
 
 
 def codebook_counts(coder: int, payload: bytes, num_codebooks: int, *, rows: int, frames: int) -> Codes:
@@ -419,170 +342,34 @@ def codebook_counts(coder: int, payload: bytes, num_codebooks: int, *, rows: int
         return unpack(payload[:begin], (num_codebooks,), rows=rows, frames=frames)[:, 0].T + 1
     if coder > MODEL:
         raise NotImplementedError(f"coder {coder}")
-    return np.array(_pass_counts(RangeDecoder(payload), _unknown(frames, rows, num_codebooks)), np.int64)
+    return np.array(_pass_counts(RangeDecoder(payload), _unknown(frames, rows), num_codebooks), np.int64)
 
 
-def _unknown(frames: int, rows: int, num_codebooks: int) -> list[list[list[int]]]:
-    return [[[_UNKNOWN] * num_codebooks for _ in range(rows)] for _ in range(frames)]
+def _unknown(frames: int, rows: int) -> list[list[int]]:
+    return [[_UNKNOWN] * rows for _ in range(frames)]
 
 
-class Predictor(Protocol):
-    """A PacketPredictor of known codes, or a FramePredictor of codes that are being read."""
-
-    def start_frame(self) -> None:
-        """Move to the next frame."""
-
-    def frequencies(self, codebook: int) -> Frequencies:
-        """The frequencies [size] of the codes of a codebook in this frame."""
-
-    def push(self, codebook: int, code: int) -> None:
-        """Take the code of a codebook in this frame."""
-
-
-class _Pass:
-    """A packet on its way through the coders of its layers, a few frames at a time."""
-
-    def __init__(self, coders: "Sequence[Coder]", sizes: Sequence[int], rows: int) -> None:
-        ends = layer_ends(len(sizes), layered=len(coders) > 1)
-        layers = [bisect_right(ends, codebook) for codebook in range(len(sizes))]
-        questions = [_Questions() for _ in coders]
-        self._coders = [coders[layer] for layer in layers]
-        self._sizes = sizes
-        self._histories = [_History([questions[layer] for layer in layers], sizes) for _ in range(rows)]
-
-    def push(
-        self,
-        codes: list[list[list[int]]],
-        predictors: Sequence[Predictor] | None,
-        counts: Sequence[Sequence[int]] | None = None,
-    ) -> None:
-        """Pass the next codes [frames][rows][codebooks], with a predictor per row that is at these frames.
-
-        `counts` [frames][rows] are the numbers of codebooks if they vary.
-        """
-        whole = [len(self._sizes)] * len(self._histories)
-        of_rows: Sequence[Predictor | None] = predictors or [None] * len(self._histories)
-        for number, frame in enumerate(codes):
-            above: list[int] | None = None
-            frame_counts = counts[number] if counts else whole
-            for history, predictor, row, count in zip(self._histories, of_rows, frame, frame_counts, strict=True):
-                history.code_frame(self._coders, row, above, count, predictor)
-                above = row
-
-
-def _pass_counts(coder: "Coder", codes: list[list[list[int]]]) -> list[list[int]]:
-    """Pass the numbers of codebooks [frames][rows] of codes [frames][rows][codebooks] through the coder."""
-    same, counts = [1, 1], dict.fromkeys(range(1, len(codes[0][0]) + 1), 1)
+def _pass_counts(coder: Coder, counts: list[list[int]], num_codebooks: int) -> list[list[int]]:
+    """Pass the numbers of codebooks [frames][rows] through the coder."""
+    same, times = [1, 1], dict.fromkeys(range(1, num_codebooks + 1), 1)
     passed: list[list[int]] = []
-    before = [0] * len(codes[0])
-    for frame in codes:
-        before = [_pass_count(coder, row, number, same, counts) for row, number in zip(frame, before, strict=True)]
+    before = [0] * len(counts[0])
+    for frame in counts:
+        before = [_pass_count(coder, count, old, same, times) for count, old in zip(frame, before, strict=True)]
         passed.append(before)
     return passed
 
 
-def _pass_count(coder: "Coder", codes: list[int], before: int, same: list[int], counts: dict[int, int]) -> int:
+def _pass_count(coder: Coder, count: int, before: int, same: list[int], times: dict[int, int]) -> int:
     """Pass the number of codebooks of one frame and row through the coder; `before` is that of the frame before."""
-    count = sum(code != _UNKNOWN for code in codes)
     if before and _ask(coder, same, count == before):
         return before
-    count = coder.among({number: times for number, times in counts.items() if number != before}, count)
-    counts[count] += 1
+    count = coder.among({number: seen for number, seen in times.items() if number != before}, count)
+    times[count] += 1
     return count
 
 
-class _Questions:
-    """The counts [no, yes] of every question of a layer, which all rows share."""
-
-    def __init__(self) -> None:
-        self.row = [[[1, 1] for _ in range(3)] for _ in range(2)]  # codebook 0 or higher, answer in the lower one
-        self.repeat = [[[[1, 1] for _ in range(2)] for _ in range(3)] for _ in range(2)]  # and in the frame before
-        self.follow = [[1, 1] for _ in range(2)]
-        self.recent = [[1, 1] for _ in range(2)]
-
-
-class _History:
-    """What was coded in one row of the packet."""
-
-    def __init__(self, questions: Sequence[_Questions], sizes: Sequence[int]) -> None:
-        self._questions, self._sizes = questions, sizes  # of each codebook
-        self._before: list[int] = []  # codes of the frame before
-        self._repeated = [0] * len(sizes)  # whether they repeated the frame before them
-        self._follow: list[dict[int, int]] = [{} for _ in sizes]
-        self._recent: list[dict[int, int]] = [{} for _ in sizes]  # counts, in the order in which the codes appeared
-
-    def code_frame(
-        self,
-        coders: "Sequence[Coder]",
-        codes: list[int],
-        above: list[int] | None,
-        count: int,
-        predictor: Predictor | None,
-    ) -> None:
-        """Pass the first `count` of codes [codebooks] through their coders; `above` are those of the row before."""
-        same_row = same_frame = _NO_ANSWER
-        if predictor:
-            predictor.start_frame()
-        self._repeated[count:] = [0] * (len(self._sizes) - count)
-        for codebook in range(count):
-            coder, questions, higher = coders[codebook], self._questions[codebook], int(codebook > 0)
-            before = self._before[codebook] if self._before else _UNKNOWN
-            lower = codes[codebook - 1] if higher else self._before[0] if self._before else _UNKNOWN
-            follow = self._follow[codebook]
-            recent = self._recent[codebook]
-            candidates = (
-                (above[codebook] if above else _UNKNOWN, questions.row[higher][same_row]),
-                (before, questions.repeat[higher][same_frame][self._repeated[codebook]]),
-                (follow.get(lower, _UNKNOWN), questions.follow[higher]),
-            )
-            refused: list[int] = []
-            found = _candidate(coder, codes[codebook], candidates, recent, questions.recent[higher], refused)
-            code = self._other(coder, codes[codebook], codebook, refused, predictor) if found is None else found
-            if predictor:
-                predictor.push(codebook, code)
-            codes[codebook] = follow[lower] = code
-            recent[code] = recent.get(code, 0) + 1
-            if len(recent) > _RECENT:
-                del recent[next(iter(recent))]
-            same_row = int(above is not None and code == above[codebook])
-            same_frame = self._repeated[codebook] = int(code == before)
-        self._before = codes
-
-    def _other(self, coder: "Coder", value: int, codebook: int, refused: list[int], predictor: Predictor | None) -> int:
-        """Pass a code that was refused everywhere through the coder."""
-        if predictor is None:
-            return coder.uniform(value, self._sizes[codebook])
-        frequencies = predictor.frequencies(codebook).copy()
-        frequencies[refused] = 0
-        return coder.drawn(frequencies, value)
-
-
-def _candidate(
-    coder: "Coder",
-    value: int,
-    candidates: tuple[tuple[int, list[int]], ...],
-    recent: Mapping[int, int],
-    recent_counts: list[int],
-    refused: list[int],
-) -> int | None:
-    """Pass one code through the coder by the questions of `candidates` and by the `recent` codes.
-
-    Without a yes, `refused` gets all codes that it cannot be.
-    """
-    for candidate, counts in candidates:
-        if candidate == _UNKNOWN or candidate in refused:
-            continue
-        if _ask(coder, counts, value == candidate):
-            return candidate
-        refused.append(candidate)
-    if any(code not in refused for code in recent):
-        if _ask(coder, recent_counts, value in recent):
-            return coder.among({code: count for code, count in recent.items() if code not in refused}, value)
-        refused.extend(recent)
-    return None
-
-
-def _ask(coder: "Coder", counts: list[int], value: bool) -> bool:
+def _ask(coder: Coder, counts: list[int], value: bool) -> bool:
     """Pass an answer through the coder, and count it."""
     value = coder.flag(counts, value)
     counts[value] += 2
@@ -591,149 +378,285 @@ def _ask(coder: "Coder", counts: list[int], value: bool) -> bool:
     return value
 
 
-# the range coder
+_Answers: TypeAlias = tuple[int, int]  # to the questions "row" and "repeat"
+_NO_ANSWERS = _NO_ANSWER, _NO_ANSWER
 
 
-class Coder(Protocol):
-    """A RangeEncoder, which writes the values that it is given, or a RangeDecoder, which ignores them and reads."""
+class Predictor(Protocol):
+    """A PacketPredictor of known codes, or a FramePredictor of codes that are being read."""
 
-    def flag(self, counts: list[int], value: bool) -> bool:
-        """Code and return a yes or no whose counts are [no, yes]."""
+    def begin_codebook(self) -> None:
+        """Start the next codebook."""
 
-    def among(self, counts: Mapping[int, int], value: int) -> int:
-        """Code and return one of the keys by their counts."""
+    def frequencies(self, frame: int) -> Frequencies:
+        """The frequencies [size] of the codes of this codebook in a frame."""
 
-    def uniform(self, value: int, total: int) -> int:
-        """Code and return one of `total` equally likely numbers."""
-
-    def drawn(self, frequencies: Frequencies, value: int) -> int:
-        """Code and return a number by the frequencies [numbers]."""
+    def push(self, frame: int, code: int) -> None:
+        """Take the code of this codebook in a frame; -1 if the frame does not have it."""
 
 
-class RangeEncoder:
-    """Write values by their frequencies; the sums of frequencies are at most 2**32."""
+def _pass_codebooks(
+    coder: Coder,
+    codes: list[list[list[int]]],
+    sizes: Sequence[int],
+    counts: list[list[int]] | None,
+    model: EntropyModel | None,
+    predictors: Sequence[Predictor],
+) -> None:
+    """Pass codes [codebooks][frames][rows] through the coder, by the predictors of the rows if there is a model.
+
+    `counts` [frames][rows] are the numbers of codebooks if they vary. Codes that are read replace the given ones.
+    """
+    rows = len(codes[0][0])
+    passages = _modeled(model, len(sizes), rows) if model else _repeating(sizes, rows)
+    for passage, codebook in zip(passages, codes, strict=True):
+        passage.push(coder, codebook, counts, predictors)
+        coder.mark()
+
+
+class _Modeled:
+    """A packet on its way through coder 2, a few frames at a time."""
+
+    def __init__(self, model: EntropyModel, rows: int, num_codebooks: int) -> None:
+        self.frames = 0
+        """How many were passed."""
+        self._model = model
+        self._passages = [(passage, Intervals()) for passage in _modeled(model, num_codebooks, rows)]
+
+    def advance(self, codes: Codes, end: int) -> None:
+        """Pass the frames to before `end` of codes [rows, codebooks, frames], which end or have FUTURE frames more."""
+        predictors = [PacketPredictor(self._model, row, self.frames, end) for row in codes]
+        listed = codes[:, :, self.frames : end].transpose(1, 2, 0).tolist()
+        for (passage, intervals), codebook in zip(self._passages, listed, strict=True):
+            passage.push(intervals, codebook, None, predictors)
+        self.frames = end
+
+    def finish(self) -> RangeEncoder:
+        """The coder of all frames that were passed."""
+        coder = RangeEncoder()
+        for _, intervals in self._passages:
+            intervals.send(coder)
+            coder.mark()
+        return coder
+
+
+def _modeled(model: EntropyModel, num_codebooks: int, rows: int) -> "Iterator[_Codebook]":
+    lower = None
+    for number in range(num_codebooks):
+        yield (codebook := _Drawn(number, lower, rows, model))
+        lower = codebook.passed
+
+
+def _repeating(sizes: Sequence[int], rows: int) -> "Iterator[_Codebook]":
+    questions, lower = _Questions(), None
+    for number, size in enumerate(sizes):
+        yield (codebook := _Repeating(number, lower, rows, size, questions))
+        lower = codebook.passed
+
+
+class _Passed(NamedTuple):
+    """What the next higher codebook asks for."""
+
+    codes: list[list[int]]
+    """[frames][rows]"""
+    answers: list[list[_Answers]]
+
+
+class _Codebook(ABC):
+    """A codebook of a packet on its way through a coder, a few frames at a time."""
+
+    def __init__(self, number: int, lower: _Passed | None) -> None:
+        self._number, self._lower = number, lower
+        self._predictors: Sequence[Predictor] = ()
+        self.passed = _Passed([], [])
+
+    def push(
+        self, coder: Coder, codes: list[list[int]], counts: list[list[int]] | None, predictors: Sequence[Predictor]
+    ) -> None:
+        """Pass the next codes [frames][rows], as _pass_codebooks."""
+        for predictor in predictors:
+            predictor.begin_codebook()
+        self._predictors = predictors
+        first = [_UNKNOWN] * len(codes[0]), [_NO_ANSWERS] * len(codes[0])
+        for of_rows in codes:
+            frame = len(self.passed.codes)
+            if self._lower:
+                lower, lower_answers = self._lower.codes[frame], self._lower.answers[frame]
+            else:
+                lower, lower_answers = self.passed.codes[-1] if frame else first[0], first[1]
+            above, all_answers = _UNKNOWN, list[_Answers]()
+            for row, value in enumerate(of_rows):
+                if counts and counts[frame][row] <= self._number:
+                    self._skip(frame, row)
+                    code, answers = _UNKNOWN, _NO_ANSWERS
+                else:
+                    code, answers = self._code(coder, value, frame, row, above, lower[row], lower_answers[row])
+                of_rows[row] = above = code
+                all_answers.append(answers)
+            self.passed.codes.append(of_rows)
+            self.passed.answers.append(all_answers)
+
+    @abstractmethod
+    def _skip(self, frame: int, row: int) -> None:
+        """Pass a frame of a row that does not have this codebook."""
+
+    @abstractmethod
+    def _code(
+        self, coder: Coder, value: int, frame: int, row: int, above: int, lower: int, answers: _Answers
+    ) -> tuple[int, _Answers]:
+        """Pass a code through the coder; return it, and whether it is that of the row and of the frame before.
+
+        `above` is the code of the row before, `lower` that of the next lower codebook (of codebook 0: of the frame
+        before), and `answers` are those of the lower codebook.
+        """
+
+
+class _Questions:
+    """The counts [no, yes] of every question of coder 1, which all codebooks and rows share."""
 
     def __init__(self) -> None:
-        self._low, self._width = 0, _TOP
-        self._out = bytearray()
-
-    def interval(self, start: int, count: int, total: int) -> None:
-        """Write a value that has `count` of the frequencies' sum `total`, after the `start` of the values before it."""
-        unit = self._width // total
-        self._low += start * unit
-        self._width = count * unit
-        if self._low >= _TOP:
-            self._carry()
-        while self._width < _LEAST:
-            self._out.append(self._low >> 40)
-            self._low = (self._low & _LEAST - 1) << 8
-            self._width <<= 8
-
-    def flag(self, counts: list[int], value: bool) -> bool:
-        """As Coder."""
-        no, yes = counts
-        self.interval(no if value else 0, yes if value else no, no + yes)
-        return value
-
-    def among(self, counts: Mapping[int, int], value: int) -> int:
-        """As Coder."""
-        start = 0
-        for key, count in counts.items():
-            if key == value:
-                break
-            start += count
-        self.interval(start, counts[value], sum(counts.values()))
-        return value
-
-    def uniform(self, value: int, total: int) -> int:
-        """As Coder."""
-        self.interval(value, 1, total)
-        return value
-
-    def drawn(self, frequencies: Frequencies, value: int) -> int:
-        """As Coder."""
-        self.interval(int(frequencies[:value].sum()), int(frequencies[value]), int(frequencies.sum()))
-        return value
-
-    def finish(self) -> bytes:
-        """Return the bytes of all values."""
-        if self._low + self._width > _TOP:
-            self._low = _TOP
-            self._carry()
-        elif self._low:
-            self._out.append(-(-self._low // _LEAST))
-        return bytes(self._out)
-
-    def _carry(self) -> None:
-        self._low -= _TOP
-        place = len(self._out) - 1
-        while self._out[place] == 255:
-            self._out[place] = 0
-            place -= 1
-        self._out[place] += 1
+        self.row = [[[1, 1] for _ in range(3)] for _ in range(2)]  # codebook 0 or higher, answer in the lower one
+        self.repeat = [[[[1, 1] for _ in range(2)] for _ in range(3)] for _ in range(2)]  # and in the frame before
+        self.follow = [[1, 1] for _ in range(2)]
+        self.recent = [[1, 1] for _ in range(2)]
 
 
-class RangeDecoder:
-    """Read what a RangeEncoder wrote. Its methods raise ValueError for bytes that no encoder writes."""
+class _Repeats:
+    """What was coded in a row of a codebook."""
 
-    def __init__(self, payload: bytes) -> None:
-        self._payload = payload
-        self._offset = int.from_bytes(payload[:_WINDOW].ljust(_WINDOW, b"\0"), "big")  # above `low`
-        self._width = _TOP
-        self._shifts = 0
+    def __init__(self) -> None:
+        self.before = _UNKNOWN  # the code of the frame before
+        self.repeated = 0  # whether it repeated the one before
+        self.follow: dict[int, int] = {}
+        self.recent: dict[int, int] = {}  # counts, in the order in which the codes appeared
 
-    def target(self, total: int) -> int:
-        """A number within the frequencies of the next value, less than their sum `total`; `interval` follows.
 
-        No sum is 0 in what an encoder writes: some value was possible.
-        """
-        number = self._offset // (self._width // total) if total else 0
-        if number >= total:
-            raise ValueError("codes that no encoder writes")
-        return number
+class _Repeating(_Codebook):
+    """A codebook by coder 1."""
 
-    def interval(self, start: int, count: int, total: int) -> None:
-        """Move over the value that has these frequencies, as RangeEncoder.interval."""
-        unit = self._width // total
-        self._offset -= start * unit
-        self._width = count * unit
-        while self._width < _LEAST:
-            place = self._shifts + _WINDOW
-            self._offset = self._offset << 8 | (self._payload[place] if place < len(self._payload) else 0)
-            self._width <<= 8
-            self._shifts += 1
+    def __init__(self, number: int, lower: _Passed | None, rows: int, size: int, questions: _Questions) -> None:
+        super().__init__(number, lower)
+        self._size, self._questions = size, questions
+        self._histories = [_Repeats() for _ in range(rows)]
 
-    def flag(self, counts: list[int], value: bool = False) -> bool:
-        """As Coder."""
-        no, yes = counts
-        answer = self.target(no + yes) >= no
-        self.interval(no if answer else 0, yes if answer else no, no + yes)
-        return answer
+    def _skip(self, frame: int, row: int) -> None:
+        history = self._histories[row]
+        history.before, history.repeated = _UNKNOWN, 0
 
-    def among(self, counts: Mapping[int, int], value: int = 0) -> int:
-        """As Coder."""
-        total = sum(counts.values())
-        number = self.target(total)
-        found, end = next(item for item in zip(counts, accumulate(counts.values()), strict=True) if number < item[1])
-        self.interval(end - counts[found], counts[found], total)
-        return found
+    def _code(
+        self, coder: Coder, value: int, frame: int, row: int, above: int, lower: int, answers: _Answers
+    ) -> tuple[int, _Answers]:
+        history, questions, higher = self._histories[row], self._questions, int(self._number > 0)
+        recent, before = history.recent, history.before
+        candidates = (
+            (above, questions.row[higher][answers[0]]),
+            (before, questions.repeat[higher][answers[1]][history.repeated]),
+            (history.follow.get(lower, _UNKNOWN), questions.follow[higher]),
+        )
+        code = _candidate(coder, value, candidates, recent, questions.recent[higher])
+        if code is None:
+            code = coder.uniform(value, self._size)
+        history.before = history.follow[lower] = code
+        recent[code] = recent.get(code, 0) + 1
+        if len(recent) > _RECENT:
+            del recent[next(iter(recent))]
+        history.repeated = int(code == before)
+        return code, (int(code == above), history.repeated)
 
-    def uniform(self, value: int, total: int) -> int:
-        """As Coder."""
-        number = self.target(total)
-        self.interval(number, 1, total)
-        return number
 
-    def drawn(self, frequencies: Frequencies, value: int = 0) -> int:
-        """As Coder."""
-        ends = frequencies.cumsum()
-        total = int(ends[-1])
-        value = int(ends.searchsorted(self.target(total), side="right"))
-        count = int(frequencies[value])
-        self.interval(int(ends[value]) - count, count, total)
-        return value
+def _candidate(
+    coder: Coder,
+    value: int,
+    candidates: tuple[tuple[int, list[int]], ...],
+    recent: Mapping[int, int],
+    recent_counts: list[int],
+) -> int | None:
+    """Pass a code through the coder by the questions of `candidates` and by the `recent` codes; None without a yes."""
+    refused: list[int] = []
+    for candidate, counts in candidates:
+        if candidate == _UNKNOWN or candidate in refused:
+            continue
+        if _ask(coder, counts, value == candidate):
+            return candidate
+        refused.append(candidate)
+    if any(code not in refused for code in recent) and _ask(coder, recent_counts, value in recent):
+        return coder.among({code: count for code, count in recent.items() if code not in refused}, value)
+    return None
 
-    def finish(self) -> None:
-        """Raise ValueError if the payload has another length than that of the values."""
-        if len(self._payload) - self._shifts not in (0, 1):
-            raise ValueError(f"{len(self._payload)} bytes of codes, not {self._shifts} or one more")
+
+class _Occurred:
+    """What was coded in a row of a codebook, and how much more frequent that makes its codes."""
+
+    def __init__(self, size: int, gains: Sequence[int], grow: Sequence[int]) -> None:
+        self._by_times, self._by_run, self._by_follow = (0, *gains[:3]), (0, *gains[3:5], 0), gains[5]
+        self._grow = grow
+        self._factors = np.full(size, grow[0], np.int64)  # by the times
+        self._times: dict[int, int] = {}
+        self._newest = deque[int]()
+        self._follow: dict[int, int] = {}
+        self.before = _UNKNOWN
+        """The code of the frame before."""
+        self.run = 0
+        """How many frames before have it without a break, at most 3."""
+
+    def grown(self, frequencies: Frequencies, lower: int) -> Frequencies:
+        """The frequencies [size] of the next code, from the `frequencies` of the network."""
+        grown: Frequencies = frequencies * self._factors
+        grown >>= GROW_SHIFT
+        following = self._follow.get(lower, _UNKNOWN)
+        for code in {self.before, following} - {_UNKNOWN}:
+            gain = self._by_times[min(self._times.get(code, 0), 3)]
+            gain += self._by_run[self.run] if code == self.before else 0
+            gain += self._by_follow if code == following else 0
+            grown[code] = int(frequencies[code]) * self._grow[gain] >> GROW_SHIFT
+        return grown
+
+    def push(self, code: int, lower: int) -> None:
+        """Take the code of the next frame; -1 if the row does not have it."""
+        self.run = 0 if code == _UNKNOWN else min(self.run + 1, 3) if code == self.before else 1
+        self.before = code
+        self._newest.append(code)
+        if code != _UNKNOWN:
+            self._follow[lower] = code
+            self._count(code, 1)
+        if len(self._newest) > _RECENT and (oldest := self._newest.popleft()) != _UNKNOWN:
+            self._count(oldest, -1)
+
+    def _count(self, code: int, times: int) -> None:
+        self._times[code] = self._times.get(code, 0) + times
+        self._factors[code] = self._grow[self._by_times[min(self._times[code], 3)]]
+
+
+class _Drawn(_Codebook):
+    """A codebook by coder 2."""
+
+    def __init__(self, number: int, lower: _Passed | None, rows: int, model: EntropyModel) -> None:
+        super().__init__(number, lower)
+        size, gains = model.sizes[number], model.gains[number]
+        self._occurred = [_Occurred(size, gains, model.grow) for _ in range(rows)]
+        # counts of "row" and "repeat", by the answer in the lower codebook
+        self._row, self._repeat = ({_NO_ANSWER: [1, 1], 0: [_EXPECTED, 1], 1: [1, _EXPECTED]} for _ in range(2))
+
+    def _skip(self, frame: int, row: int) -> None:
+        self._predictors[row].push(frame, _UNKNOWN)
+        self._occurred[row].push(_UNKNOWN, _UNKNOWN)
+
+    def _code(
+        self, coder: Coder, value: int, frame: int, row: int, above: int, lower: int, answers: _Answers
+    ) -> tuple[int, _Answers]:
+        predictor, occurred = self._predictors[row], self._occurred[row]
+        before = occurred.before
+        repeated = before if occurred.run == 3 and before != above else _UNKNOWN
+        if above != _UNKNOWN and _ask(coder, self._row[answers[0]], value == above):
+            code = above
+        elif repeated != _UNKNOWN and _ask(coder, self._repeat[answers[1]], value == repeated):
+            code = repeated
+        else:
+            frequencies = occurred.grown(predictor.frequencies(frame), lower)
+            for refused in (above, repeated):
+                if refused != _UNKNOWN:
+                    frequencies[refused] = 0
+            code = coder.drawn(frequencies, value)
+        occurred.push(code, lower)
+        predictor.push(frame, code)
+        return code, (int(code == above), int(code == before))

@@ -3,28 +3,32 @@
 It is a file beside the codec's weights, for this codec alone. Weights and activations are integers of 8 bits. All sums
 of products are below 2**24 in magnitude, so float32 holds them exactly in any order of summation: one frame or a packet
 at once, any number of threads, any library or device. `scaled(x, n)` is floor(x / 2**n + 1/2), limited to -127 and 127.
-All vectors before the packet are zeros, and those of codebooks that a frame does not have.
+All vectors outside the packet are zeros, and those of codebooks that a frame does not have.
+
+A packet is predicted codebook by codebook, so all frames of the lower codebooks are known:
 
     vector of a code    row of its codebook's input table
-    rest of a frame     scaled(sum of gain · vector over its codebooks from 1 on, 5)
-    context             vectors of codebook 0 in the frames 1, 2 and 3 before; scaled(sum of the 5 before them, 2);
-                        rest of the frame before, of the frame before that one, and magnitudes of the first of them;
-                        this codebook's vector in the frame before;
-                        for codebooks from 1 on: vector of codebook 0 in this frame;
-                        for codebooks from 2 on: vector of codebook 1 in this frame, its magnitudes, and
-                        scaled(sum of gain · vector over the codebooks between 1 and this one, 5)
-    prediction          scaled(weights of the codebook · context + bias, shift of the codebook)
+    rest                scaled(sum of gain · vector over the lower codebooks from 1 on, 5)
+    context             of codebook 0: its vectors in the frames 1, 2 and 3 before; scaled(sum of the 5 before them, 2)
+                        of all others: vectors of codebook 0 in the 5 frames from 2 before to 2 after;
+                        for codebooks from 2 on: rests of the frames 2 before, 1 before, 1 after and 2 after; magnitudes
+                        of those 1 before and 1 after; vector of codebook 1 in this frame; its magnitudes;
+                        scaled(sum of gain · vector over the lower codebooks from 2 on, 5) in this frame;
+                        for codebooks 1 and 2: this codebook's vectors in the frames 1 and 2 before
+    hidden              scaled(hidden weights of the codebook · context + bias, shift), at least 0
+    prediction          scaled(weights of the codebook · hidden + bias, shift)
     logit of a code     floor((its row of the output table · prediction + its bias) / 2**shift + 1/2), in 1/16 of a nat
     frequency of a code entry (largest logit - its logit) of a table of 2**16 exp(-n / 16), at least 1
 
-`tools/train_entropy.py` makes such a file.
+`codec.io.entropy` multiplies the frequencies of codes that occurred in the packet. `tools/train_entropy.py` makes such
+a file.
 """
 
 import hashlib
 import json
+from collections import deque
 from collections.abc import Mapping, Sequence
 from functools import cached_property, lru_cache
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -38,22 +42,29 @@ Floats = npt.NDArray[np.float32]
 Frequencies = npt.NDArray[np.int64]
 Tensors = Mapping[str, npt.NDArray[Any]]
 
-FORMAT = 1
-PAST = 8  # frames
-GAIN_SHIFT, OLDER_SHIFT = 5, 2
+FORMAT = 2
+PAST, FUTURE = 8, 2  # frames that a prediction depends on
+OWN_PAST, LAST_OWN = 2, 2  # frames of their own that codebooks 1 and 2 know
+STEPS_PER_NAT = 16
+MOST_GAIN = 48  # steps
+GAIN_SHIFT, OLDER_SHIFT, GROW_SHIFT = 5, 2, 8
 
 _EXACT = 1 << 24
+_MOST_TOTAL = 1 << 32  # of the frequencies, for the range coder
 _LIMIT = np.float32(127)
+_AROUND, _NEAR = (-2, -1, 0, 1, 2), (-2, -1, 1, 2)  # frames
+_BLOCK = 64  # frames
 
 
 class EntropyModel:
     """The network of one codec, from the tensors of its file. For codebook k:
 
-    input.k int8 [size, vector], weight.k int8 [prediction, context], bias.k int32 [prediction], output.k int8 [size,
-    prediction], output_bias.k int32 [size]; for all: gain int32 [codebooks], shift int32 [codebooks, 2], exp int32
-    [steps]. The vectors of all codebooks from 1 on have one length.
+    input.k int8 [size, vector]; hidden.k int8 [hidden, context], hidden_bias.k int32 [hidden]; weight.k int8
+    [prediction, hidden], weight_bias.k int32 [prediction]; output.k int8 [size, prediction], output_bias.k int32
+    [size]. For all: gain int32 [codebooks], shift int32 [codebooks, 3], exp int32 [steps], gains int32 [codebooks, 6],
+    grow int32 [3 * MOST_GAIN + 1]. The vectors of all codebooks from 1 on have one length.
 
-    Raises ValueError if a sum may reach 2**24.
+    Raises ValueError if a sum may reach 2**24, or frequencies 2**32.
     """
 
     def __init__(self, tensors: Tensors) -> None:
@@ -65,22 +76,27 @@ class EntropyModel:
         if self._gain.sum() * 127 >= _EXACT:
             raise ValueError(f"sums of vectors may reach {_EXACT}")
         self._exp = tensors["exp"].astype(np.int64)
-        shifts = tensors["shift"].tolist()
-        self._predict = [
-            _Linear(tensors[f"weight.{codebook}"], tensors[f"bias.{codebook}"], shifts[codebook][0])
-            for codebook in codebooks
+        self._layers = [
+            [
+                _Linear(tensors[f"{name}.{codebook}"], tensors[f"{name}_bias.{codebook}"], shift)
+                for name, shift in zip(("hidden", "weight", "output"), shifts, strict=True)
+            ]
+            for codebook, shifts in zip(codebooks, tensors["shift"].tolist(), strict=True)
         ]
-        self._logits = [
-            _Linear(tensors[f"output.{codebook}"], tensors[f"output_bias.{codebook}"], shifts[codebook][1])
-            for codebook in codebooks
-        ]
-        self._split: dict[tuple[int, ...], _SplitWeights] = {}
+        self.gains: list[list[int]] = tensors["gains"].tolist()
+        """Of each codebook, for codes that occurred; `codec.io.entropy` says for which."""
+        self.grow: list[int] = tensors["grow"].tolist()
+        """What frequencies are multiplied with for a sum of gains, in units of 2**-GROW_SHIFT."""
+        self._check_totals()
 
-    def split_weights(self, ends: tuple[int, ...]) -> "_SplitWeights":
-        """The first layer of the codebooks of layers that end at `ends`, which is made once."""
-        if ends not in self._split:
-            self._split[ends] = _SplitWeights(self._predict[: ends[-1]], ends, *(self.zeros(k).size for k in (0, 1)))
-        return self._split[ends]
+    def _check_totals(self) -> None:
+        for size, gains in zip(self.sizes, self.gains, strict=True):
+            if len(gains) != 6 or not all(0 <= gain <= MOST_GAIN for gain in gains):
+                raise ValueError(f"gains {gains}: they must be six, each 0 to {MOST_GAIN}")
+            often, most = max(gains[:3]), max(gains[:3]) + max(gains[3:5]) + gains[5]
+            # the code of the frame before, and the one that followed; all others by how often they occurred
+            if int(self._exp.max()) * (size * self.grow[often] + 2 * self.grow[most]) >> GROW_SHIFT >= _MOST_TOTAL:
+                raise ValueError(f"frequencies may reach {_MOST_TOTAL}")
 
     @cached_property
     def digest(self) -> str:
@@ -91,68 +107,45 @@ class EntropyModel:
             digest.update(np.ascontiguousarray(tensor).tobytes())
         return digest.hexdigest()[:8]
 
-    def vector(self, codebook: int, codes: npt.NDArray[np.int64] | int) -> Floats:
-        """The vectors [..., vector] of codes [...]."""
-        return self._inputs[codebook][codes]
+    def vectors(self, codebook: int, codes: npt.NDArray[np.int64]) -> Floats:
+        """The vectors [..., vector] of codes [...]; zeros for codes of -1."""
+        vectors: Floats = self._inputs[codebook][codes] * (codes >= 0)[..., None]
+        return vectors
 
-    def zeros(self, codebook: int, *shape: int) -> Floats:
-        """Vectors [*shape, vector] from before the packet."""
-        return np.zeros((*shape, self._inputs[min(codebook, len(self._inputs) - 1)].shape[1]), np.float32)
+    def zeros(self, codebook: int, frames: int) -> Floats:
+        """Vectors [frames, vector] of frames without this codebook."""
+        return np.zeros((frames, self._inputs[min(codebook, len(self._inputs) - 1)].shape[1]), np.float32)
 
-    def rests(self, vectors: Sequence[Floats], ends: Sequence[int], first: int = 1) -> list[Floats]:
-        """The rest [..., vector] of the codebooks from `first` to before each of the `ends`, which ascend.
-
-        `vectors` are [..., vector] per codebook.
-        """
-        total, found = self.zeros(1, *vectors[0].shape[:-1]), []
-        for end in ends:
-            for codebook in range(first, min(end, len(vectors))):
-                total += self.weighted(codebook, vectors[codebook])
-            found.append(scaled(total, GAIN_SHIFT))
-            first = max(first, end)
-        return found
-
-    def weighted(self, codebook: int, vector: Floats) -> Floats:
-        """What a vector [..., vector] adds to the sum of a rest."""
-        weighted: Floats = self._gain[codebook] * vector
+    def weighted(self, codebook: int, vectors: Floats) -> Floats:
+        """What vectors [..., vector] add to the sum of a rest."""
+        weighted: Floats = self._gain[codebook] * vectors
         return weighted
 
-    def frequencies(
-        self, codebook: int, past: Sequence[Floats], before: Floats, lower: Sequence[Floats], rest: Floats
-    ) -> Frequencies:
+    def sums(self, codebook: int, lower: Floats) -> Floats:
+        """The sums of the first layer [..., hidden] over `lower`, the first numbers of the contexts [..., numbers]."""
+        layer = self._layers[codebook][0]
+        sums: Floats = lower @ layer.weight[: lower.shape[-1]]
+        sums += layer.bias
+        return sums
+
+    def frequencies(self, codebook: int, sums: Floats, own: Floats | None = None) -> Frequencies:
         """The frequencies [..., size] of the codes of a codebook.
 
-        `past` is that of `past_context`, `before` the vector of this codebook in the frame before [..., vector],
-        `lower` the vectors of codebooks 0 and 1 in this frame [..., vector] each, as far as they are lower, and `rest`
-        the rest of the lower codebooks from 2 on, which codebooks 0 and 1 ignore.
+        `sums` are those of the first layer without `own`, the other numbers of the contexts [..., numbers].
         """
-        parts = [*past, before, *lower]
-        if codebook >= 2:
-            parts += [np.abs(lower[1]), rest]
-        context = np.concatenate(parts, axis=-1)
-        return self.of_prediction(codebook, _limited(self._predict[codebook](context)))
-
-    def of_prediction(self, codebook: int, prediction: Floats) -> Frequencies:
-        """The frequencies [..., size] of the codes of a codebook of its predictions [..., prediction]."""
-        logits = self._logits[codebook](prediction)
-        steps = (logits.max(axis=-1, keepdims=True) - logits).astype(np.intp)
-        frequencies: Frequencies = self._exp.take(steps, mode="clip")
+        hidden, weight, output = self._layers[codebook]
+        if own is not None:
+            sums = sums + own @ hidden.weight[-own.shape[-1] :]
+        activations = np.minimum(np.maximum(np.floor(sums), 0), _LIMIT)
+        logits = output(_limited(np.floor(weight(activations))))
+        np.floor(logits, out=logits)
+        np.subtract(logits.max(axis=-1, keepdims=True), logits, out=logits)
+        frequencies: Frequencies = self._exp.take(logits.astype(np.intp), mode="clip")
         return frequencies
 
 
-def past_context(first: Floats, rest: Floats) -> list[Floats]:
-    """What all codebooks of a frame know of the past.
-
-    `first` are the vectors of codebook 0 in the 8 frames before [..., 8, vector], the newest first, `rest` the rests of
-    the 2 frames before [..., 2, vector].
-    """
-    older = scaled(first[..., 3:, :].sum(axis=-2), OLDER_SHIFT)
-    newest = [first[..., frame, :] for frame in range(3)]
-    return [*newest, older, rest[..., 0, :], rest[..., 1, :], np.abs(rest[..., 0, :])]
-
-
 class _Linear:
-    """A linear layer in integers: floor((weight · x + bias) / 2**shift + 1/2)."""
+    """A linear layer in integers, whose sums are in units of 2**shift, with 1/2 added: floor rounds them."""
 
     def __init__(self, weight: npt.NDArray[Any], bias: npt.NDArray[Any], shift: int) -> None:
         if not 1 <= shift <= 20:
@@ -161,7 +154,6 @@ class _Linear:
         most = np.abs(weight.astype(np.int64)).sum(axis=1) * 127 + np.abs(bias.astype(np.int64)) + half
         if most.max() >= _EXACT:
             raise ValueError(f"sums may reach {most.max()}: they must stay below {_EXACT}")
-        self.shift = shift
         unit = np.float32(2**-shift)  # a power of two, so the products and their sums stay exact
         self.weight = np.ascontiguousarray(weight.T, np.float32) * unit
         self.bias = (bias + half).astype(np.float32) * unit
@@ -169,7 +161,7 @@ class _Linear:
     def __call__(self, x: Floats) -> Floats:
         y: Floats = x @ self.weight
         y += self.bias
-        return np.floor(y, out=y)
+        return y
 
 
 def scaled(x: Floats, shift: int) -> Floats:
@@ -181,120 +173,153 @@ def _limited(x: Floats) -> Floats:
     return np.minimum(np.maximum(x, -_LIMIT), _LIMIT)
 
 
-class PacketPredictor:
-    """Predict the codes of a packet that is known, all frames from `first` on at once."""
+class _Lower:
+    """The lower codebooks of a row of a packet, as the next one sees them."""
 
-    def __init__(
-        self, model: EntropyModel, codes: npt.NDArray[np.int64], first: int = 0, ends: Sequence[int] = ()
-    ) -> None:
-        """`codes` are those of one row [codebooks, frames], -1 where a frame has fewer codebooks.
+    def __init__(self, model: EntropyModel, frames: int) -> None:
+        self._model = model
+        self.codebook = 0
+        self._first = self._second = model.zeros(0, frames)
+        self._rest, self._higher = (model.zeros(1, frames) for _ in range(2))  # sums from codebooks 1 and 2 on
 
-        `ends` are the codebooks after the last one of each layer; by default, all are one layer.
-        """
-        begin = max(0, first - PAST)  # no frame depends on more
-        new = slice(first - begin, None)
-        codes = codes[:, begin:]
-        # [frames, vector] each
-        vectors = [model.vector(codebook, row) * (row >= 0)[:, None] for codebook, row in enumerate(codes)]
-        before, ends = past(vectors[0], PAST)[new], ends or (len(codes),)
-        present = [vector[new] for vector in vectors]
-        lower_rests = model.rests(present, range(len(codes)), 2)
-        self._frequencies: list[Frequencies] = []
-        for end, rest in zip(ends, model.rests(vectors, ends), strict=True):
-            known = past_context(before, past(rest, 2)[new])
-            for codebook in range(len(self._frequencies), end):
-                own = past(vectors[codebook], 1)[new, 0]
-                lower = present[: min(codebook, 2)]
-                self._frequencies.append(model.frequencies(codebook, known, own, lower, lower_rests[codebook]))
-        self._frame = -1
+    def context(self) -> Floats:
+        """The first numbers of the contexts of this codebook [frames, numbers]."""
+        if self.codebook == 0:
+            return self._first[:, :0]
+        parts = [_at(self._first, frames) for frames in _AROUND]
+        if self.codebook > 1:
+            rest = scaled(self._rest, GAIN_SHIFT)
+            near = [_at(rest, frames) for frames in _NEAR]
+            parts += [*near, np.abs(near[1]), np.abs(near[2])]
+            parts += [self._second, np.abs(self._second), scaled(self._higher, GAIN_SHIFT)]
+        return np.concatenate(parts, axis=1)
 
-    def start_frame(self) -> None:
-        """Move to the next frame."""
-        self._frame += 1
+    def add(self, vectors: Floats) -> None:
+        """Start the next codebook, after the vectors [frames, vector] of this one."""
+        if self.codebook == 0:
+            self._first = vectors
+        else:
+            weighted = self._model.weighted(self.codebook, vectors)
+            self._rest = self._rest + weighted
+            if self.codebook == 1:
+                self._second = vectors
+            else:
+                self._higher = self._higher + weighted
+        self.codebook += 1
 
-    def frequencies(self, codebook: int) -> Frequencies:
-        """The frequencies [size] of the codes of a codebook in this frame."""
-        frequencies: Frequencies = self._frequencies[codebook][self._frame]
+
+def _at(vectors: Floats, frames: int) -> Floats:
+    """Vectors [frames, vector] of the frame this number of `frames` later; zeros outside the packet."""
+    shifted = np.zeros_like(vectors)
+    if frames > 0:
+        shifted[:-frames] = vectors[frames:]
+    elif -frames < len(vectors):
+        shifted[-frames:] = vectors[: len(vectors) + frames]
+    return shifted
+
+
+def _own_past(codebook: int) -> int:
+    """Frames of its own that a codebook knows."""
+    return PAST if codebook == 0 else OWN_PAST if codebook <= LAST_OWN else 0
+
+
+def _own_context(codebook: int, past: Sequence[Floats]) -> Floats:
+    """The last numbers of a context [..., numbers], from this codebook's vectors [..., vector] in the frames before.
+
+    `past` are as many as `_own_past` says, the newest first.
+    """
+    if codebook == 0:
+        return np.concatenate([*past[:3], scaled(np.sum(past[3:], axis=0, dtype=np.float32), OLDER_SHIFT)], axis=-1)
+    return np.concatenate(past, axis=-1)
+
+
+class _Blocks:
+    """The frequencies of a codebook in frames that are known, some at a time, because all would need much memory."""
+
+    def __init__(self, model: EntropyModel, codebook: int, sums: Floats, own: Floats | None = None) -> None:
+        """`sums` and `own` as of EntropyModel.frequencies, of all frames."""
+        self._model, self._codebook, self._sums, self._own = model, codebook, sums, own
+        self._first = -_BLOCK
+        self._frequencies: Frequencies = np.empty((0, 0), np.int64)
+
+    def __getitem__(self, frame: int) -> Frequencies:
+        """The frequencies [size] in a frame."""
+        first = frame // _BLOCK * _BLOCK
+        if first != self._first:
+            block = slice(first, first + _BLOCK)
+            own = None if self._own is None else self._own[block]
+            self._frequencies = self._model.frequencies(self._codebook, self._sums[block], own)
+            self._first = first
+        frequencies: Frequencies = self._frequencies[frame - first]
         return frequencies
 
-    def push(self, codebook: int, code: int) -> None:
+
+class PacketPredictor:
+    """Predict the codes of a row of a packet that is known, the frames from `first` to before `end` at once."""
+
+    def __init__(
+        self, model: EntropyModel, codes: npt.NDArray[np.int64], first: int = 0, end: int | None = None
+    ) -> None:
+        """`codes` [codebooks, frames], -1 where a frame has fewer codebooks, may end FUTURE frames after `end`."""
+        end = codes.shape[1] if end is None else end
+        begin = max(0, first - PAST)  # no frame depends on more
+        self._model, self._codes, self._first = model, codes[:, begin : end + FUTURE], first
+        self._frames = slice(first - begin, end - begin)
+        self._lower = _Lower(model, self._codes.shape[1])
+        self._blocks = _Blocks(model, 0, model.zeros(0, 0))
+
+    def begin_codebook(self) -> None:
+        """Start the next codebook."""
+        codebook = self._lower.codebook
+        vectors = self._model.vectors(codebook, self._codes[codebook])
+        own = [_at(vectors, -frames)[self._frames] for frames in range(1, _own_past(codebook) + 1)]
+        sums = self._model.sums(codebook, self._lower.context()[self._frames])
+        self._blocks = _Blocks(self._model, codebook, sums, _own_context(codebook, own) if own else None)
+        self._lower.add(vectors)
+
+    def frequencies(self, frame: int) -> Frequencies:
+        """The frequencies [size] of the codes of this codebook in a frame."""
+        return self._blocks[frame - self._first]
+
+    def push(self, frame: int, code: int) -> None:
         """Nothing: the code is known."""
 
 
 class FramePredictor:
-    """Predict one code after another from the codes before, as PacketPredictor does.
+    """Predict one code after another from the codes before, as PacketPredictor does."""
 
-    What several codebooks know is multiplied with the weights of all of them at once.
-    """
+    def __init__(self, model: EntropyModel, frames: int) -> None:
+        self._model = model
+        self._lower = _Lower(model, frames)
+        self._codes = np.full(frames, -1)  # of this codebook
+        self._own = deque[Floats]()  # the vectors of the newest frames, the newest first
+        self._sums: Floats = model.zeros(0, 0)
+        self._blocks: _Blocks | None = None  # if frames do not depend on one another
+        self._codebook = -1
 
-    def __init__(self, model: EntropyModel, num_codebooks: int, ends: Sequence[int] = ()) -> None:
-        """`ends` as of PacketPredictor."""
-        self._model, self._ends = model, tuple(ends) or (num_codebooks,)
-        self._weights = model.split_weights(self._ends)
-        self._first, self._rests = model.zeros(0, PAST), [model.zeros(1, 2) for _ in self._ends]
-        self._absent = [model.zeros(codebook) for codebook in range(num_codebooks)]
-        self._before = self._absent
-        self._vectors: list[Floats] = []  # of this frame
-        self._sum = model.zeros(1)  # of gain · vector over its codebooks from 2 on
-        self._sums = self._weights.bias  # [codebooks, prediction]: weights · what is known of the contexts + bias
+    def begin_codebook(self) -> None:
+        """Start the next codebook."""
+        if self._codebook >= 0:
+            self._lower.add(self._model.vectors(self._codebook, self._codes))
+            self._codes[:] = -1
+        self._codebook += 1
+        past = _own_past(self._codebook)
+        self._own = deque(self._model.zeros(self._codebook, past), maxlen=past)
+        self._sums = self._model.sums(self._codebook, self._lower.context())
+        self._blocks = None if past else _Blocks(self._model, self._codebook, self._sums)
 
-    def start_frame(self) -> None:
-        """Move to the next frame."""
-        if self._vectors:
-            self._first = np.concatenate([self._vectors[0][None], self._first[:-1]])
-            newest = self._model.rests(self._vectors, self._ends)
-            self._rests = [np.stack([rest, old[0]]) for rest, old in zip(newest, self._rests, strict=True)]
-            self._before, self._vectors = self._vectors + self._absent[len(self._vectors) :], []
-            self._sum = self._model.zeros(1)
-        pasts = [np.concatenate(past_context(self._first, rest)) for rest in self._rests]
-        sums = np.concatenate([past @ weight for past, weight in zip(pasts, self._weights.past, strict=True)])
-        self._sums = self._weights.bias + sums.reshape(self._weights.bias.shape)
-        for own, vector, weight in zip(self._sums, self._before, self._weights.before, strict=True):
-            own += vector @ weight
+    def frequencies(self, frame: int) -> Frequencies:
+        """The frequencies [size] of the codes of this codebook in a frame; all frames before have been pushed."""
+        if self._blocks:
+            return self._blocks[frame]
+        own = _own_context(self._codebook, list(self._own))
+        return self._model.frequencies(self._codebook, self._sums[frame], own)
 
-    def frequencies(self, codebook: int) -> Frequencies:
-        """The frequencies [size] of the codes of a codebook in this frame."""
-        sums = self._sums[codebook]
-        if codebook > 1:
-            sums = sums + scaled(self._sum, GAIN_SHIFT) @ self._weights.rest[codebook]
-        return self._model.of_prediction(codebook, _limited(np.floor(sums)))
-
-    def push(self, codebook: int, code: int) -> None:
-        """Take the code of the next codebook in this frame."""
-        vector = self._model.vector(codebook, code)
-        self._vectors.append(vector)
-        if codebook > 1:
-            self._sum = self._sum + self._model.weighted(codebook, vector)
-        elif codebook + 1 < len(self._sums):
-            known = np.concatenate([vector, np.abs(vector)]) if codebook else vector
-            higher = self._sums[codebook + 1 :]
-            higher += (known @ self._weights.lower[codebook]).reshape(higher.shape)
-
-
-class _SplitWeights:
-    """The first layer of several codebooks, by the parts of the context; what all know, for all side by side."""
-
-    def __init__(self, layers: Sequence[_Linear], ends: Sequence[int], first: int, other: int) -> None:
-        """`layers` are those of the codebooks; vectors have `first` numbers in codebook 0 and `other` in the others."""
-        bounds = np.cumsum([4 * first + 3 * other, other, first, 2 * other])
-        parts = [np.split(layers[0].weight, bounds[:1])] + [np.split(layer.weight, bounds) for layer in layers[1:]]
-        self.bias = np.stack([layer.bias for layer in layers])
-        self.past = [np.hstack([past for past, *_ in parts[start:end]]) for start, end in pairwise((0, *ends))]
-        self.before = [before for _, before, *_ in parts]
-        self.lower = [
-            np.hstack([part[2 + lower] for part in parts[lower + 1 :]]) for lower in range(min(2, len(parts) - 1))
-        ]
-        self.rest = [part[-1] for part in parts]
-
-
-def past(vectors: Floats, count: int) -> Floats:
-    """The last `count` vectors before each frame [..., frames, count, vector], the newest first.
-
-    `vectors` are [..., frames, vector].
-    """
-    frames = vectors.shape[-2]
-    padded = np.concatenate([np.zeros((*vectors.shape[:-2], count, vectors.shape[-1]), np.float32), vectors], axis=-2)
-    return np.stack([padded[..., count - n : count - n + frames, :] for n in range(1, count + 1)], axis=-2)
+    def push(self, frame: int, code: int) -> None:
+        """Take the code of this codebook in a frame; -1 if the frame does not have it."""
+        self._codes[frame] = code
+        if self._own.maxlen:
+            self._own.appendleft(self._model.vectors(self._codebook, self._codes[frame]))
 
 
 # files

@@ -24,8 +24,8 @@ class CodesPacket(NamedTuple):
     """Position of its first byte in the file."""
     varying: bool = False
     """Whether frames have different numbers of codebooks, `num_codebooks` at most."""
-    layered: bool = False
-    """Whether the payload is in layers of codebooks."""
+    has_ends: bool = False
+    """Whether the payload begins with the ends of its codebooks."""
 
 
 class EndPacket(NamedTuple):

@@ -81,57 +81,56 @@ function readHeader(file) {
   return header;
 }
 
+const NO_ENCODER = "codes that no encoder writes";
+
 function readCodes(kind, body, header, network) {
-  const coder = kind % 32, layered = (kind & 32) > 0, varying = (kind & 64) > 0;
+  const coder = kind % 32, hasEnds = (kind & 32) > 0, varying = (kind & 64) > 0, { rows } = header;
   const [first, frames, codebooks] = [body.number(), body.number(), body.number()];
   const isKnown = coder < 2 || (coder === 2 && network && network.digest === header.network);
   if (!isKnown) throw new Error(`codes by coder ${coder}, network ${header.network}`);
-  const packet = { first, frames };
+  if (rows * frames * codebooks > 2 ** 20) throw new Error(NO_ENCODER);
+  const packet = { first, frames }, sizes = header.codebook_sizes.slice(0, codebooks);
   if (header.segment_frames) {
-    const row = () => Array.from({ length: header.rows }, () => number(body));
+    const row = () => Array.from({ length: rows }, () => number(body));
     packet.scale = Array.from({ length: Math.ceil(frames / header.segment_frames) }, row);
   }
-  const sizes = header.codebook_sizes.slice(0, codebooks);
-  const reader = coder === 0 ? new Packed(body, sizes, varying ? frames * header.rows : 0)
-    : new Adaptive(body.data.subarray(body.at), sizes, { rows: header.rows, network: coder === 2 ? network : null,
-      counted: varying ? frames : 0, layered });
-  packet.codes = Array.from({ length: header.rows }, () => sizes.map(() => []));
-  for (let frame = 0; frame < frames; frame++)
-    for (const [row, codes] of packet.codes.entries()) {
-      const found = reader.frame(row); // a frame that has fewer codebooks than the packet ends with -1
-      codes.forEach((series, codebook) => series.push(found[codebook] ?? -1));
-    }
+  // [rows][codebooks][frames], -1 where a frame has fewer codebooks than the packet
+  packet.codes = Array.from({ length: rows }, () => sizes.map(() => Array(frames).fill(-1)));
+  if (coder === 0) readPacked(body, sizes, packet.codes, varying);
+  else new (coder === 1 ? Adaptive : Model)(body, sizes, packet.codes, hasEnds, network).read(varying);
   return packet;
 }
 
-class Packed { // coder 0
-  constructor(body, sizes, counted) { // `counted`: frames of all rows that state their number of codebooks
-    Object.assign(this, { body, bits: 0, pending: 0 }); // at most 24 + 7 bits are pending
-    this.widths = sizes.map((size) => Math.ceil(Math.log2(size)));
-    this.counts = Array.from({ length: counted }, () => this.code(Math.ceil(Math.log2(sizes.length))) + 1);
-    Object.assign(this, { bits: 0, pending: 0, at: 0 });
-  }
-
-  frame() { return this.widths.slice(0, this.counts[this.at++]).map((width) => this.code(width)); }
-
-  code(width) {
-    for (; this.pending < width; this.pending += 8) this.bits = this.bits * 256 + this.body.take(1)[0];
-    this.pending -= width;
-    const code = Math.floor(this.bits / 2 ** this.pending);
-    this.bits %= 2 ** this.pending;
+function readPacked(body, sizes, codes, varying) { // coder 0
+  let bits = 0, pending = 0; // at most 24 + 7 bits are pending
+  const number = (size) => {
+    const width = Math.ceil(Math.log2(size));
+    for (; pending < width; pending += 8) bits = bits * 256 + body.take(1)[0];
+    pending -= width;
+    const code = Math.floor(bits / 2 ** pending);
+    bits %= 2 ** pending;
     return code;
-  }
+  };
+  const places = codes[0][0].flatMap((_, frame) => codes.map((row) => [row, frame]));
+  const counts = places.map(() => (varying ? number(sizes.length) + 1 : sizes.length));
+  [bits, pending] = [0, 0];
+  for (const [at, [row, frame]] of places.entries())
+    for (let codebook = 0; codebook < counts[at]; codebook++) row[codebook][frame] = number(sizes[codebook]);
 }
 
 class RangeDecoder { // values by their frequencies; `offset` is how far the bytes lie above the encoder's `low`
   constructor(payload) {
     Object.assign(this, { payload, at: 0, offset: 0, width: 2 ** 48 });
-    for (let byte = 0; byte < 6; byte++) this.offset = this.offset * 256 + this.byte();
+    while (this.at < 6) this.offset = this.offset * 256 + this.byte();
   }
 
   byte() { return this.payload[this.at++] ?? 0; }
 
-  target(total) { return Math.floor(this.offset / Math.floor(this.width / total)); }
+  target(total) {
+    const target = Math.floor(this.offset / Math.floor(this.width / total));
+    if (!(target < total)) throw new Error(NO_ENCODER);
+    return target;
+  }
 
   move(start, count, total) {
     const unit = Math.floor(this.width / total);
@@ -143,81 +142,58 @@ class RangeDecoder { // values by their frequencies; `offset` is how far the byt
   place(frequencies) {
     const total = frequencies.reduce((sum, count) => sum + count, 0), target = this.target(total);
     let place = 0, start = 0;
-    while (place < frequencies.length && start + frequencies[place] <= target) start += frequencies[place++];
-    if (place === frequencies.length) throw new Error("codes that no encoder writes");
+    while (start + frequencies[place] <= target) start += frequencies[place++];
     this.move(start, frequencies[place], total);
     return place;
   }
 
   uniform(size) {
     const found = this.target(size);
-    if (found >= size) throw new Error("codes that no encoder writes");
     this.move(found, 1, size);
     return found;
   }
+
+  checkEnd(most) { // throw if the codes took more bytes than the payload has, or left more than `most`
+    const left = this.payload.length - (this.at - 6);
+    if (left < 0 || left > most) throw new Error(NO_ENCODER);
+  }
 }
 
-class Adaptive { // coders 1 and 2
-  constructor(payload, sizes, { rows, network, counted, layered }) { // `counted`: frames that state their codebooks
-    const ends = [...[4, 6, 12].filter((end) => layered && end < sizes.length), sizes.length], left = new Bytes(payload);
-    const parts = ends.map((_, layer) => (layer < ends.length - 1 ? left.sized() : payload.subarray(left.at)));
-    Object.assign(this, { sizes, coders: parts.map((part) => new RangeDecoder(part)) }); // of the layers
-    this.layers = sizes.map((_, codebook) => ends.findIndex((end) => codebook < end));
-    this.counts = new Map(); // of [no, yes] for each question, which all rows share
-    this.rows = Array.from({ length: rows }, () => ({
-      before: null, repeated: sizes.map(() => false), follow: sizes.map(() => new Map()),
-      recent: sizes.map(() => new Map()), predictor: network && new Predictor(network, sizes.length, ends),
-    }));
-    this.numbers = this.readCounts(counted * rows);
+class Adaptive { // coder 1
+  constructor(body, sizes, codes, hasEnds, network) {
+    if (hasEnds) sizes.slice(1).forEach(() => body.number()); // where a codebook ends, for readers of some codebooks
+    Object.assign(this, { decoder: new RangeDecoder(body.data.subarray(body.at)), mostLeft: hasEnds ? 6 : 1 });
+    Object.assign(this, { sizes, codes, network, counts: new Map() }); // of [no, yes], which all rows share
   }
 
-  frame(number) { // the codes of a row in the next frame
-    const row = this.rows[number], above = number ? this.rows[number - 1].before : null; // this frame's already
-    const { before, repeated, predictor } = row, codes = [];
-    let sameRow = null, sameFrame = null;
-    const count = this.numbers.shift() ?? this.sizes.length;
-    repeated.fill(false, count);
-    for (const [codebook, size] of this.sizes.slice(0, count).entries()) {
-      const higher = codebook > 0, lower = higher ? codes[codebook - 1] : before?.[0];
-      const follow = row.follow[codebook], recent = row.recent[codebook], refused = new Set();
-      const candidates = [[above?.[codebook], `row ${higher} ${sameRow}`],
-        [before?.[codebook], `repeat ${higher} ${sameFrame} ${repeated[codebook]}`],
-        [follow.get(lower), `follow ${higher}`]];
-      const coder = this.coders[this.layers[codebook]];
-      let code = null;
-      for (const [candidate, question] of candidates) {
-        if (code !== null || candidate === undefined || refused.has(candidate)) continue;
-        if (this.ask(codebook, question)) code = candidate;
-        refused.add(candidate);
+  at(row, codebook, frame) { return this.codes[row]?.[codebook]?.[frame] ?? -1; } // -1 where there is no code
+
+  read(varying) { // fill in the codes
+    const rows = this.codes.length, places = rows * this.codes[0][0].length;
+    const numbers = varying ? this.readCounts(places) : Array(places).fill(this.sizes.length);
+    for (const codebook of this.sizes.keys()) {
+      const known = this.codes.map(() => ({ follow: new Map(), recent: new Map() })); // by each row
+      for (let place = 0; place < places; place++) {
+        if (codebook >= numbers[place]) continue;
+        const row = place % rows, frame = Math.floor(place / rows), { follow, recent } = known[row];
+        const lower = codebook ? this.at(row, codebook - 1, frame) : this.at(row, 0, frame - 1);
+        const code = this.code({ row, codebook, frame, follow: follow.get(lower) ?? -1, recent });
+        this.codes[row][codebook][frame] = code;
+        follow.set(lower, code);
+        recent.set(code, (recent.get(code) ?? 0) + 1);
+        if (recent.size > 64) recent.delete(recent.keys().next().value);
       }
-      const left = [...recent.keys()].filter((key) => !refused.has(key));
-      if (code === null && left.length) {
-        if (this.ask(codebook, `recent ${higher}`)) code = left[coder.place(left.map((key) => recent.get(key)))];
-        left.forEach((key) => refused.add(key));
-      }
-      if (code === null && predictor)
-        code = coder.place(predictor.frequencies(codebook).map((count, key) => (refused.has(key) ? 0 : count)));
-      code ??= coder.uniform(size);
-      predictor?.push(codebook, code);
-      codes.push(code);
-      follow.set(lower, code);
-      recent.set(code, (recent.get(code) ?? 0) + 1);
-      if (recent.size > 64) recent.delete(recent.keys().next().value);
-      sameRow = code === above?.[codebook];
-      sameFrame = repeated[codebook] = code === before?.[codebook];
     }
-    row.before = codes;
-    predictor?.endFrame();
-    return codes;
+    this.decoder.checkEnd(this.mostLeft);
   }
 
   readCounts(places) { // the numbers of codebooks, frame by frame and, within a frame, row by row
     const times = this.sizes.map(() => 1), found = [];
-    for (; found.length < places;) {
-      let number = found[found.length - this.rows.length];
-      if (number === undefined || !this.ask(0, "count")) {
+    while (found.length < places) {
+      let number = found[found.length - this.codes.length];
+      if (number === undefined || !this.ask("count")) {
         const others = times.map((_, at) => at + 1).filter((other) => other !== number);
-        number = others[this.coders[0].place(others.map((other) => times[other - 1]))];
+        number = others[this.decoder.place(others.map((other) => times[other - 1]))];
         times[number - 1]++;
       }
       found.push(number);
@@ -225,9 +201,26 @@ class Adaptive { // coders 1 and 2
     return found;
   }
 
-  ask(codebook, about) {
-    const layer = this.layers[codebook], question = `${layer} ${about}`;
-    const counts = this.counts.get(question) ?? [1, 1], answer = this.coders[layer].place(counts);
+  code({ row, codebook, frame, follow, recent }) {
+    const higher = codebook > 0, lower = this.at(row, codebook - 1, frame), before = this.at(row, codebook, frame - 1);
+    const sameRow = lower === this.at(row - 1, codebook - 1, frame);
+    const sameFrame = lower === this.at(row, codebook - 1, frame - 1);
+    const candidates = [[this.at(row - 1, codebook, frame), `row ${higher} ${sameRow}`],
+      [before, `repeat ${higher} ${sameFrame} ${before === this.at(row, codebook, frame - 2)}`],
+      [follow, `follow ${higher}`]], refused = new Set([-1]);
+    for (const [candidate, question] of candidates) {
+      if (refused.has(candidate)) continue;
+      if (this.ask(question)) return candidate;
+      refused.add(candidate);
+    }
+    const left = [...recent.keys()].filter((key) => !refused.has(key));
+    if (left.length && this.ask(`recent ${higher}`))
+      return left[this.decoder.place(left.map((key) => recent.get(key)))];
+    return this.decoder.uniform(this.sizes[codebook]);
+  }
+
+  ask(question, start = [1, 1]) {
+    const counts = [...(this.counts.get(question) ?? start)], answer = this.decoder.place(counts);
     counts[answer] += 2;
     const isFull = counts[0] + counts[1] > 255;
     this.counts.set(question, isFull ? counts.map((count) => Math.ceil(count / 2)) : counts);
@@ -235,13 +228,61 @@ class Adaptive { // coders 1 and 2
   }
 }
 
+class Model extends Adaptive { // coder 2
+  code({ row, codebook, frame, follow }) {
+    const { network } = this, before = this.at(row, codebook, frame - 1), refused = [];
+    let run = 1;
+    while (run < 3 && this.at(row, codebook, frame - 1 - run) === before) run++;
+    for (const [kind, otherRow, otherFrame] of [["row", row - 1, frame], ["repeat", row, frame - 1]]) {
+      const candidate = kind === "repeat" && run < 3 ? -1 : this.at(otherRow, codebook, otherFrame);
+      if (candidate < 0 || refused.includes(candidate)) continue;
+      const same = this.at(row, codebook - 1, frame) === this.at(otherRow, codebook - 1, otherFrame);
+      const start = codebook === 0 ? [1, 1] : same ? [1, 8] : [8, 1];
+      if (this.ask(`${kind} ${codebook} ${same}`, start)) return candidate;
+      refused.push(candidate);
+    }
+    const frequencies = network.frequencies(codebook, this.context(row, codebook, frame));
+    const past = this.codes[row][codebook].slice(Math.max(0, frame - 64), frame);
+    const gains = network.gains[codebook], steps = new Map();
+    const add = (code, number) => steps.set(code, (steps.get(code) ?? 0) + number);
+    for (const code of new Set(past)) add(code, gains[Math.min(past.filter((one) => one === code).length, 3) - 1]);
+    if (run < 3) add(before, gains[2 + run]);
+    add(follow, gains[5]);
+    steps.delete(-1);
+    for (const [code, number] of steps) frequencies[code] = Math.floor(frequencies[code] * network.grow[number] / 256);
+    for (const code of refused) frequencies[code] = 0;
+    return this.decoder.place(frequencies);
+  }
+
+  context(row, codebook, frame) {
+    const { network } = this;
+    const vector = (of, offset) => network.vector(of, this.at(row, of, frame + offset));
+    const vectors = (of, ...offsets) => offsets.map((offset) => vector(of, offset));
+    const sum = (all, gain) => all[0].map((_, at) => all.reduce((sum, each, n) => sum + gain(n) * each[at], 0));
+    const rest = (offset, first = 1) => {
+      const lower = Array.from({ length: codebook - 1 }, (_, at) => vector(at + 1, offset));
+      return scaled(sum(lower, (at) => (at + 1 < first ? 0 : network.gain[at + 1])), 5);
+    };
+    const parts = codebook ? vectors(0, -2, -1, 0, 1, 2)
+      : [...vectors(0, -1, -2, -3), scaled(sum(vectors(0, -4, -5, -6, -7, -8), () => 1), 2)];
+    if (codebook >= 2) {
+      const rests = [-2, -1, 1, 2].map((offset) => rest(offset)), [second] = vectors(1, 0);
+      parts.push(...rests, rests[1].map(Math.abs), rests[2].map(Math.abs), second, second.map(Math.abs), rest(0, 2));
+    }
+    if (codebook === 1 || codebook === 2) parts.push(...vectors(codebook, -1, -2));
+    return Int32Array.from(parts.flatMap((part) => [...part]));
+  }
+}
+
 const shifted = (number, shift) => Math.floor(number / 2 ** shift + 0.5);
 
 const limited = (number) => Math.min(Math.max(number, -127), 127);
 
+const scaled = (sums, shift) => sums.map((sum) => limited(shifted(sum, shift)));
+
 const DTYPES = { I8: ["int8", 1, "getInt8"], I32: ["int32", 4, "getInt32"] };
 
-export class Network { // its tensors as lists of rows, or lists of numbers for tensors of one dimension
+export class Network { // its tensors as lists of rows, or rows alone for tensors of one dimension
   static async from(file) {
     const size = Number(view(file).getBigUint64(0, true)), data = file.subarray(8 + size), network = new Network();
     const { __metadata__, ...entries } = JSON.parse(text(file.subarray(8, 8 + size))), hashed = [];
@@ -249,8 +290,8 @@ export class Network { // its tensors as lists of rows, or lists of numbers for 
       const { dtype, shape, data_offsets: [first, end] } = entries[name], [label, bytes, get] = DTYPES[dtype];
       const raw = data.subarray(first, end), of = view(raw);
       hashed.push(new TextEncoder().encode(`["${name}", "${label}", [${shape.join(", ")}]]`), raw);
-      const numbers = Array.from({ length: raw.length / bytes }, (_, at) => of[get](at * bytes, true));
-      const [count, length] = shape, row = (_, at) => numbers.slice(at * length, (at + 1) * length);
+      const numbers = Int32Array.from({ length: raw.length / bytes }, (_, at) => of[get](at * bytes, true));
+      const [count, length] = shape, row = (_, at) => numbers.subarray(at * length, (at + 1) * length);
       network[name] = shape.length === 2 ? Array.from({ length: count }, row) : numbers;
     }
     const digest = await crypto.subtle.digest("SHA-256", await new Blob(hashed).arrayBuffer());
@@ -258,50 +299,26 @@ export class Network { // its tensors as lists of rows, or lists of numbers for 
     return network;
   }
 
-  layer(weight, bias, shift, x) {
-    return this[weight].map((row, at) => shifted(row.reduce((sum, w, n) => sum + w * x[n], this[bias][at]), shift));
+  vector(codebook, code) {
+    const vectors = this[`input.${codebook}`];
+    return vectors[code] ?? vectors[0].map(() => 0);
   }
 
-  rest(vectors, first) {
-    const sums = (this["input.1"] ?? this["input.0"])[0].map(() => 0);
-    for (let codebook = first; codebook < vectors.length; codebook++)
-      vectors[codebook].forEach((number, at) => { sums[at] += this.gain[codebook] * number; });
-    return sums.map((sum) => limited(shifted(sum, 5)));
-  }
-}
-
-class Predictor { // the network and what it knows of one row of a packet
-  constructor(network, codebooks, ends) {
-    Object.assign(this, { network, ends });
-    this.zeros = Array.from({ length: codebooks }, (_, codebook) => network[`input.${codebook}`][0].map(() => 0));
-    this.before = this.zeros;
-    this.first = Array(8).fill(this.before[0]); // vectors of codebook 0 in the frames before, the newest first
-    this.past = [[], []]; // vectors of the two frames before, the newest first
-    this.vectors = []; // of this frame
+  layer(name, codebook, x) {
+    const matrix = this[`${name}.${codebook}`], bias = this[`${name}_bias.${codebook}`];
+    const shift = this.shift[codebook][["hidden", "weight", "output"].indexOf(name)];
+    return bias.map((sum, at) => {
+      const row = matrix[at];
+      for (let n = 0; n < x.length; n++) sum += row[n] * x[n];
+      return shifted(sum, shift);
+    });
   }
 
-  push(codebook, code) {
-    this.vectors.push(this.network[`input.${codebook}`][code]);
-  }
-
-  endFrame() {
-    this.first = [this.vectors[0], ...this.first.slice(0, 7)];
-    this.past = [this.vectors, this.past[0]];
-    [this.before, this.vectors] = [[...this.vectors, ...this.zeros.slice(this.vectors.length)], []];
-  }
-
-  frequencies(codebook) {
-    const { network, first, vectors } = this, [toPrediction, toLogit] = network.shift[codebook];
-    const end = this.ends.find((end) => codebook < end), rests = this.past.map((one) => network.rest(one.slice(0, end), 1));
-    const older = first[0].map((_, at) => first.slice(3).reduce((sum, vector) => sum + vector[at], 0));
-    const context = [...first.slice(0, 3).flat(), ...older.map((sum) => limited(shifted(sum, 2))), ...rests.flat(),
-      ...rests[0].map(Math.abs), ...this.before[codebook]];
-    if (codebook >= 1) context.push(...vectors[0]);
-    if (codebook >= 2) context.push(...vectors[1], ...vectors[1].map(Math.abs), ...network.rest(vectors, 2));
-    const prediction = network.layer(`weight.${codebook}`, `bias.${codebook}`, toPrediction, context).map(limited);
-    const logits = network.layer(`output.${codebook}`, `output_bias.${codebook}`, toLogit, prediction);
-    const most = Math.max(...logits), { exp } = network;
-    return logits.map((logit) => exp[Math.min(most - logit, exp.length - 1)]);
+  frequencies(codebook, context) {
+    const hidden = this.layer("hidden", codebook, context).map((sum) => Math.max(0, limited(sum)));
+    const logits = this.layer("output", codebook, this.layer("weight", codebook, hidden).map(limited));
+    const most = Math.max(...logits), { exp } = this;
+    return Array.from(logits, (logit) => exp[Math.min(most - logit, exp.length - 1)]);
   }
 }
 

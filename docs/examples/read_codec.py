@@ -11,7 +11,9 @@ import json
 import struct
 import sys
 import zlib
-from collections import deque
+from bisect import bisect_right
+from collections import Counter
+from collections.abc import Sequence
 from itertools import accumulate
 from operator import mul
 from pathlib import Path
@@ -87,53 +89,58 @@ def read_header(file: Bytes) -> dict[str, Any]:
 
 
 def read_codes(kind: int, body: Bytes, header: dict[str, Any], network: "Network | None") -> dict[str, Any]:
-    coder, layered, varying = kind % 32, kind & 32 > 0, kind & 64 > 0
+    coder, has_ends, varying = kind % 32, kind & 32 > 0, kind & 64 > 0
     first, frames, codebooks = body.number(), body.number(), body.number()
-    rows, segment = range(header["rows"]), header["segment_frames"]
+    rows, segment, sizes = header["rows"], header["segment_frames"], header["codebook_sizes"][:codebooks]
+    if rows * frames * codebooks > 1 << 20:
+        sys.exit("codes that no encoder writes")
     packet: dict[str, Any] = {"first": first, "frames": frames}
     if segment:
-        packet["scale"] = [[struct.unpack("<f", body.take(4))[0] for _ in rows] for _ in range(-(-frames // segment))]
-    payload, sizes = body.data[body.at :], header["codebook_sizes"][:codebooks]
-    if coder > 2 or (coder == 2 and (network is None or network.digest != header["network"])):
+        count = -(-frames // segment)
+        packet["scale"] = [list(struct.unpack(f"<{rows}f", body.take(4 * rows))) for _ in range(count)]
+    if coder == 0:
+        packet["codes"] = read_packed(body, sizes, rows, frames, varying)
+    elif coder == 1:
+        packet["codes"] = Adaptive(body, sizes, rows, has_ends).read(frames, varying)
+    elif coder == 2 and network and network.digest == header["network"]:
+        packet["codes"] = Model(body, sizes, rows, has_ends, network).read(frames, varying)
+    else:
         sys.exit(f"codes by coder {coder}, network {header.get('network')}: give its file NAME.entropy.safetensors")
-    reader = (
-        Packed(payload, sizes, frames * len(rows) if varying else 0)
-        if coder == 0
-        else Adaptive(payload, sizes, frames, len(rows), network if coder == 2 else None, varying, layered)
-    )
-    # frames that have fewer codebooks than the packet end with -1
-    read = [[(reader.frame(row) + [-1] * codebooks)[:codebooks] for row in rows] for _ in range(frames)]
-    packet["codes"] = [[[frame[row][codebook] for frame in read] for codebook in range(codebooks)] for row in rows]
     return packet
 
 
-class Packed:
+Codes = list[list[list[int]]]  # [rows][codebooks][frames], -1 where a frame has fewer codebooks than the packet
+
+
+def read_packed(body: Bytes, sizes: list[int], rows: int, frames: int, varying: bool) -> Codes:
     """Coder 0."""
+    left = 8 * (len(body.data) - body.at)
+    bits = int.from_bytes(body.data[body.at :], "big")
 
-    def __init__(self, payload: bytes, sizes: list[int], counted: int) -> None:
-        """`counted` is the number of frames of all rows that state their number of codebooks."""
-        self.bits, self.left = int.from_bytes(payload, "big"), 8 * len(payload)
-        self.widths = [(size - 1).bit_length() for size in sizes]
-        self.counts = deque(self.code((len(sizes) - 1).bit_length()) + 1 for _ in range(counted))
-        self.left -= self.left % 8
+    def number(size: int) -> int:
+        nonlocal left
+        width = (size - 1).bit_length()
+        left -= width
+        return bits >> left & (1 << width) - 1
 
-    def frame(self, row: int) -> list[int]:
-        return [self.code(width) for width in self.widths[: self.counts.popleft() if self.counts else None]]
-
-    def code(self, width: int) -> int:
-        self.left -= width
-        return self.bits >> self.left & (1 << width) - 1
+    counts = [number(len(sizes)) + 1 if varying else len(sizes) for _ in range(frames * rows)]
+    left -= left % 8
+    read = [[number(size) for size in sizes[:count]] + [-1] * (len(sizes) - count) for count in counts]
+    return [[list(series) for series in zip(*read[row::rows], strict=True)] for row in range(rows)]
 
 
 class RangeDecoder:
     """Values by their frequencies. `offset` is how far the bytes lie above the encoder's `low`."""
 
     def __init__(self, payload: bytes) -> None:
-        self.payload = Bytes(payload + bytes(6))  # zeros after the last byte
+        self.size, self.payload = len(payload), Bytes(payload + bytes(6))  # zeros after the last byte
         self.offset, self.width = int.from_bytes(self.payload.take(6), "big"), 1 << 48
 
     def target(self, total: int) -> int:
-        return self.offset // (self.width // total)
+        target = self.offset // (self.width // total)
+        if target >= total:
+            sys.exit("codes that no encoder writes")
+        return target
 
     def move(self, start: int, count: int, total: int) -> None:
         unit = self.width // total
@@ -141,10 +148,9 @@ class RangeDecoder:
         while self.width < 1 << 40:
             self.offset, self.width = self.offset << 8 | self.payload.take(1)[0], self.width << 8
 
-    def place(self, frequencies: list[int]) -> int:
+    def place(self, frequencies: Sequence[int]) -> int:
         ends = list(accumulate(frequencies))
-        target = self.target(ends[-1])
-        place = next(place for place, end in enumerate(ends) if target < end)
+        place = bisect_right(ends, self.target(ends[-1]))
         self.move(ends[place] - frequencies[place], frequencies[place], ends[-1])
         return place
 
@@ -153,106 +159,82 @@ class RangeDecoder:
         self.move(number, 1, size)
         return number
 
+    def check_end(self, most: int) -> None:
+        """Stop if the codes took more bytes than the payload has, or left more than `most`."""
+        if not 0 <= self.size - (self.payload.at - 6) <= most:
+            sys.exit("codes that no encoder writes")
+
+
+PAST, NEXT = 8, 2  # frames before and after a packet, so that all frames of a context exist
+
 
 class Adaptive:
-    """Coders 1 and 2."""
+    """Coder 1."""
 
-    def __init__(
-        self,
-        payload: bytes,
-        sizes: list[int],
-        frames: int,
-        rows: int,
-        network: "Network | None",
-        varying: bool,
-        layered: bool,
-    ) -> None:
-        self.sizes, self.varying, left = sizes, varying, Bytes(payload)
-        ends = [*(end for end in (4, 6, 12) if layered and end < len(sizes)), len(sizes)]
-        parts = [*(left.sized() for _ in ends[1:]), payload[left.at :]]
-        self.coders = [RangeDecoder(part) for part in parts]  # of the layers
-        self.layers = [sum(codebook >= end for end in ends) for codebook in range(len(sizes))]
+    def __init__(self, body: Bytes, sizes: list[int], rows: int, has_ends: bool) -> None:
+        for _ in sizes[1:] if has_ends else ():
+            body.number()  # where a codebook ends, which is for readers of some codebooks
+        self.decoder, self.most_left = RangeDecoder(body.data[body.at :]), 6 if has_ends else 1
+        self.sizes, self.rows = sizes, rows
         self.answers: dict[tuple[Any, ...], list[int]] = {}  # counts of [no, yes], which all rows share
-        self.before: list[list[int] | None] = [None] * rows
-        self.repeated = [[False] * len(sizes) for _ in range(rows)]
-        self.follow: list[list[dict[int | None, int]]] = [[{} for _ in sizes] for _ in range(rows)]
-        self.recent: list[list[dict[int, int]]] = [[{} for _ in sizes] for _ in range(rows)]
-        self.predictors = [Predictor(network, len(sizes), ends) for _ in range(rows)] if network else None
-        self.counts = deque(self.read_counts(frames, rows) if varying else [])
 
-    def frame(self, row: int) -> list[int]:
-        """The codes of a row in the next frame."""
-        above = self.before[row - 1] if row else None  # this frame's already
-        before = self.before[row]
-        same_row = same_frame = None
-        codes: list[int] = []
-        count = self.counts.popleft() if self.varying else len(self.sizes)
-        self.repeated[row][count:] = [False] * (len(self.sizes) - count)
-        for codebook in range(count):
-            lower = codes[-1] if codebook else before[0] if before else None
-            follow, recent, higher = self.follow[row][codebook], self.recent[row][codebook], codebook > 0
-            candidates = [
-                (above[codebook] if above and codebook < len(above) else None, ("row", higher, same_row)),
-                (
-                    before[codebook] if before and codebook < len(before) else None,
-                    ("repeat", higher, same_frame, self.repeated[row][codebook]),
-                ),
-                (follow.get(lower), ("follow", higher)),
-            ]
-            code = self.code(row, codebook, candidates, recent)
-            codes.append(code)
-            follow[lower] = code
-            recent[code] = recent.get(code, 0) + 1
-            if len(recent) > 64:
-                del recent[next(iter(recent))]
-            same_row = above is not None and above[codebook : codebook + 1] == [code]
-            same_frame = self.repeated[row][codebook] = before is not None and before[codebook : codebook + 1] == [code]
-        self.before[row] = codes
-        if self.predictors:
-            self.predictors[row].end_frame()
-        return codes
+    def read(self, frames: int, varying: bool) -> Codes:
+        counts = self.read_counts(frames) if varying else [len(self.sizes)] * (frames * self.rows)
+        # codes are -1 where there are none, such as in row -1, which is the one before row 0
+        self.codes = [[[-1] * (PAST + frames + NEXT) for _ in self.sizes] for _ in range(self.rows + 1)]
+        for codebook in range(len(self.sizes)):
+            follows: list[dict[int, int]] = [{} for _ in range(self.rows)]
+            recents: list[dict[int, int]] = [{} for _ in range(self.rows)]
+            for place, count in enumerate(counts):
+                if codebook >= count:
+                    continue
+                frame, row = PAST + place // self.rows, place % self.rows
+                series, follow, recent = self.codes[row][codebook], follows[row], recents[row]
+                lower = self.codes[row][codebook - 1][frame] if codebook else series[frame - 1]
+                code = self.code(row, codebook, frame, follow.get(lower, -1), recent)
+                series[frame] = follow[lower] = code
+                recent[code] = recent.get(code, 0) + 1
+                if len(recent) > 64:
+                    del recent[next(iter(recent))]
+        self.decoder.check_end(self.most_left)
+        return [[series[PAST:-NEXT] for series in row] for row in self.codes[:-1]]
 
-    def read_counts(self, frames: int, rows: int) -> list[int]:
+    def read_counts(self, frames: int) -> list[int]:
         """The numbers of codebooks, frame by frame and, within a frame, row by row."""
         times = dict.fromkeys(range(1, len(self.sizes) + 1), 1)
         found: list[int] = []
-        for _ in range(frames * rows):
-            before = found[-rows] if len(found) >= rows else None
-            if before is None or not self.ask(0, ("count",)):
-                others = [number for number in times if number != before]
-                before = others[self.coders[0].place([times[number] for number in others])]
-                times[before] += 1
-            found.append(before)
+        for place in range(frames * self.rows):
+            number = found[place - self.rows] if place >= self.rows else None
+            if number is None or not self.ask("count"):
+                others = [other for other in times if other != number]
+                number = others[self.decoder.place([times[other] for other in others])]
+                times[number] += 1
+            found.append(number)
         return found
 
-    def code(self, row: int, codebook: int, candidates: list[Any], recent: dict[int, int]) -> int:
-        refused: list[int] = []
-        coder, code = self.coders[self.layers[codebook]], self.candidate(codebook, candidates, recent, refused)
-        if self.predictors is None:
-            return coder.uniform(self.sizes[codebook]) if code is None else code
-        if code is None:
-            frequencies = self.predictors[row].frequencies(codebook)
-            code = coder.place([0 if n in refused else count for n, count in enumerate(frequencies)])
-        self.predictors[row].push(codebook, code)
-        return code
-
-    def candidate(self, codebook: int, candidates: list[Any], recent: dict[int, int], refused: list[int]) -> int | None:
-        """The code by the first yes; without one, `refused` has the codes that it is not."""
+    def code(self, row: int, codebook: int, frame: int, follow: int, recent: dict[int, int]) -> int:
+        """The next code; `follow` is a candidate or -1."""
+        own, above, higher = self.codes[row], self.codes[row - 1], codebook > 0
+        lower, before, second = own[codebook - 1], own[codebook][frame - 1], own[codebook][frame - 2]
+        candidates = [
+            (above[codebook][frame], ("row", higher, higher and lower[frame] == above[codebook - 1][frame])),
+            (before, ("repeat", higher, higher and lower[frame] == lower[frame - 1], before == second)),
+            (follow, ("follow", higher)),
+        ]
+        refused = [-1]
         for candidate, question in candidates:
-            if candidate is not None and candidate not in refused:
-                if self.ask(codebook, question):
-                    return int(candidate)
+            if candidate not in refused:
+                if self.ask(*question):
+                    return candidate
                 refused.append(candidate)
         left = [code for code in recent if code not in refused]
-        if left and self.ask(codebook, ("recent", codebook > 0)):
-            return left[self.coders[self.layers[codebook]].place([recent[code] for code in left])]
-        refused += left
-        return None
+        if left and self.ask("recent", higher):
+            return left[self.decoder.place([recent[code] for code in left])]
+        return self.decoder.uniform(self.sizes[codebook])
 
-    def ask(self, codebook: int, question: tuple[Any, ...]) -> int:
-        layer = self.layers[codebook]
-        counts = self.answers.setdefault((layer, question), [1, 1])
-        answer = self.coders[layer].place(counts)
+    def ask(self, *question: Any, start: tuple[int, int] = (1, 1)) -> int:
+        counts = self.answers.setdefault(question, list(start))
+        answer = self.decoder.place(counts)
         counts[answer] += 2
         if sum(counts) > 255:
             counts[:] = [(count + 1) // 2 for count in counts]
@@ -267,63 +249,99 @@ class Network:
         entries, data = json.loads(file[8 : 8 + size]), file[8 + size :]
         entries.pop("__metadata__")
         hashed = hashlib.sha256()
-        self.tensors: dict[str, list[Any]] = {}
+        self.tensors: dict[str, Any] = {}
         for name, entry in sorted(entries.items()):
             raw, shape = data[slice(*entry["data_offsets"])], entry["shape"]
             kind, dtype = {"I8": ("b", "int8"), "I32": ("i", "int32")}[entry["dtype"]]
             hashed.update(json.dumps([name, dtype, shape]).encode() + raw)
-            numbers = [number for (number,) in struct.iter_unpack(f"<{kind}", raw)]
-            rows = [numbers[at : at + shape[-1]] for at in range(0, len(numbers), shape[-1])]
-            self.tensors[name] = rows if len(shape) == 2 else numbers
+            rows = list(struct.iter_unpack(f"<{shape[-1]}{kind}", raw))
+            self.tensors[name] = rows if len(shape) == 2 else rows[0]
         self.digest = hashed.hexdigest()[:8]
+        self.columns: dict[str, list[int]] = {}
 
-    def layer(self, weight: str, bias: str, shift: int, x: list[int]) -> list[int]:
-        sums = (sum(map(mul, row, x)) for row in self.tensors[weight])
-        return [shifted(total + more, shift) for total, more in zip(sums, self.tensors[bias], strict=True)]
+    def vector(self, codebook: int, code: int) -> Sequence[int]:
+        vectors: list[Sequence[int]] = self.tensors[f"input.{codebook}"]
+        return vectors[code] if code >= 0 else [0] * len(vectors[0])
 
-    def rest(self, vectors: list[list[int]], first: int) -> list[int]:
-        sums = [0] * len(self.tensors["input.1"][0] if "input.1" in self.tensors else self.tensors["input.0"][0])
-        for gain, vector in list(zip(self.tensors["gain"], vectors, strict=False))[first:]:
-            sums = [total + gain * number for total, number in zip(sums, vector, strict=True)]
-        return [limited(shifted(total, 5)) for total in sums]
+    def layer(self, name: str, codebook: int, x: Sequence[int]) -> list[int]:
+        """Multiply a matrix by x. One int has a column of it, in 32 bits for each number, so that few products do."""
+        weight, bias = f"{name}.{codebook}", self.tensors[f"{name}_bias.{codebook}"]
+        if weight not in self.columns:
+            columns = [*zip(*self.tensors[weight], strict=True), [number + BEYOND for number in bias]]
+            self.columns[weight] = [sum(n << 32 * place for place, n in enumerate(column)) for column in columns]
+        sums = sum(map(mul, self.columns[weight], [*x, 1])).to_bytes(4 * len(bias), "little")
+        shift = self.tensors["shift"][codebook][("hidden", "weight", "output").index(name)]
+        return [shifted(number - BEYOND, shift) for number in struct.unpack(f"<{len(bias)}I", sums)]
 
-
-class Predictor:
-    """The network and what it knows of one row of a packet."""
-
-    def __init__(self, network: Network, codebooks: int, ends: list[int]) -> None:
-        self.network, self.ends = network, ends
-        self.zeros = zeros = [[0] * len(network.tensors[f"input.{codebook}"][0]) for codebook in range(codebooks)]
-        self.first = deque([zeros[0]] * 8, maxlen=8)  # vectors of codebook 0 in the frames before, the newest first
-        self.past = [zeros[:1]] * 2  # vectors of the two frames before, the newest first
-        self.before, self.vectors = zeros, list[list[int]]()  # of the frame before, and of this frame so far
-
-    def push(self, codebook: int, code: int) -> None:
-        self.vectors.append(self.network.tensors[f"input.{codebook}"][code])
-
-    def end_frame(self) -> None:
-        self.first.appendleft(self.vectors[0])
-        self.past = [self.vectors, self.past[0]]
-        self.before, self.vectors = self.vectors + self.zeros[len(self.vectors) :], []
-
-    def frequencies(self, codebook: int) -> list[int]:
-        network, frames = self.network, list(self.first)
-        end = next(end for end in self.ends if codebook < end)  # of the layer
-        rests = [network.rest(vectors[:end], 1) for vectors in self.past]
-        older = [limited(shifted(sum(numbers), 2)) for numbers in zip(*frames[3:], strict=True)]
-        parts = [*frames[:3], older, *rests, map(abs, rests[0]), self.before[codebook]]
-        if codebook >= 1:
-            parts.append(self.vectors[0])
-        if codebook >= 2:
-            parts += [self.vectors[1], map(abs, self.vectors[1]), network.rest(self.vectors, 2)]
-        context = [number for part in parts for number in part]
-        shifts, table = network.tensors["shift"][codebook], network.tensors["exp"]
-        prediction = network.layer(f"weight.{codebook}", f"bias.{codebook}", shifts[0], context)
-        logits = network.layer(
-            f"output.{codebook}", f"output_bias.{codebook}", shifts[1], [limited(number) for number in prediction]
-        )
+    def frequencies(self, codebook: int, context: Sequence[int]) -> list[int]:
+        hidden = [max(0, limited(number)) for number in self.layer("hidden", codebook, context)]
+        prediction = [limited(number) for number in self.layer("weight", codebook, hidden)]
+        logits, table = self.layer("output", codebook, prediction), self.tensors["exp"]
         most = max(logits)
         return [table[min(most - logit, len(table) - 1)] for logit in logits]
+
+
+class Model(Adaptive):
+    """Coder 2."""
+
+    def __init__(self, body: Bytes, sizes: list[int], rows: int, has_ends: bool, network: Network) -> None:
+        super().__init__(body, sizes, rows, has_ends)
+        self.network = network
+
+    def code(self, row: int, codebook: int, frame: int, follow: int, recent: dict[int, int]) -> int:
+        own, above = self.codes[row], self.codes[row - 1]
+        series = own[codebook]
+        before = series[frame - 1]
+        is_run = before == series[frame - 2] == series[frame - 3]
+        lower_row, lower_before = above[codebook - 1][frame], own[codebook - 1][frame - 1]
+        refused = []
+        for kind, candidate, lower in (
+            ("row", above[codebook][frame], lower_row),
+            ("repeat", before if is_run else -1, lower_before),
+        ):
+            if candidate >= 0 and candidate not in refused:
+                same = own[codebook - 1][frame] == lower if codebook else None
+                if self.ask(codebook, kind, same, start={None: (1, 1), True: (1, 8), False: (8, 1)}[same]):
+                    return candidate
+                refused.append(candidate)
+        frequencies = self.network.frequencies(codebook, self.context(row, codebook, frame))
+        gains = self.network.tensors["gains"][codebook]
+        steps = Counter(series[max(0, frame - 64) : frame])
+        for code, times in steps.items():
+            steps[code] = gains[min(times, 3) - 1]
+        steps[before] += 0 if is_run else gains[3 if before != series[frame - 2] else 4]
+        steps[follow] += gains[5]
+        for code, number in steps.items():
+            if code >= 0:
+                frequencies[code] = frequencies[code] * self.network.tensors["grow"][number] >> 8
+        for candidate in refused:
+            frequencies[candidate] = 0
+        return self.decoder.place(frequencies)
+
+    def context(self, row: int, codebook: int, frame: int) -> list[int]:
+        def vectors(lower: int, *offsets: int) -> list[Sequence[int]]:
+            return [self.network.vector(lower, self.codes[row][lower][frame + offset]) for offset in offsets]
+
+        def rest(offset: int, first: int = 1) -> list[int]:
+            numbers = zip(*(vectors(lower, offset)[0] for lower in range(1, codebook)), strict=True)
+            gains = [gain if lower >= first else 0 for lower, gain in enumerate(self.network.tensors["gain"])][1:]
+            return [limited(shifted(sum(map(mul, each, gains)), 5)) for each in numbers]
+
+        if codebook == 0:
+            older = zip(*vectors(0, -4, -5, -6, -7, -8), strict=True)
+            parts = [*vectors(0, -1, -2, -3), [limited(shifted(sum(each), 2)) for each in older]]
+        else:
+            parts = vectors(0, -2, -1, 0, 1, 2)
+        if codebook >= 2:
+            rests, (second,) = [rest(offset) for offset in (-2, -1, 1, 2)], vectors(1, 0)
+            parts += [*rests, list(map(abs, rests[1])), list(map(abs, rests[2]))]
+            parts += [second, list(map(abs, second)), rest(0, 2)]
+        if codebook in (1, 2):
+            parts += vectors(codebook, -1, -2)
+        return [number for part in parts for number in part]
+
+
+BEYOND = 1 << 31  # the magnitude of no sum
 
 
 def shifted(number: int, shift: int) -> int:

@@ -219,7 +219,7 @@ def test_packets_are_those_of_the_tables() -> None:
 
 def test_the_end_of_a_longer_file_has_an_index_and_a_copy_of_the_header() -> None:
     header = replace(HEADER, frames_per_packet=1)
-    data = written(header, random_codes(HEADER, 100))
+    data = written(header, random_codes(HEADER, 100), coder=entropy.NONE)
     size = struct.unpack_from("<H", data, 10)[0]
     copy = data[12 : 12 + size]
     packet = 3 + 1 + 3 + 8 + 4  # bytes: 60 bits of codes
@@ -707,7 +707,7 @@ def test_a_position_behind_the_end_is_the_end() -> None:
 
 
 @pytest.mark.parametrize("kind", [32, 96, 97])
-def test_packed_codes_and_frames_that_vary_are_not_in_layers(kind: int) -> None:
+def test_packed_codes_and_frames_that_vary_have_no_ends(kind: int) -> None:
     data = written(HEADER, random_codes(HEADER, 4), coder=entropy.NONE)
     size, after = leb128(data, BEGIN + 3)
     packet = bytearray(data[BEGIN : after + size])
