@@ -140,21 +140,19 @@ def information_of(logits: Tensor, codes: Tensor, codebook: int, gains: Tensor) 
     """
     lower = codes[:, codebook - 1] if codebook else functional.pad(codes[:, 0], (1, 0), value=-1)[:, :-1]
     codes = codes[:, codebook]
-    candidate_gains, is_new = gains_of(codes, lower, gains)
+    candidate_gains, is_new, is_code = gains_of(codes, lower, gains)
     there = codes >= 0
     entries = codes.clamp(min=0)
     candidates = logits.gather(2, entries[:, None].expand(-1, codes.shape[1], -1))  # [packets, frames, of the frame]
     log_sum = logits.logsumexp(2)
     added = ((candidates - log_sum[..., None]).exp() * candidate_gains.expm1() * is_new).sum(2)
-    earlier = torch.ones(codes.shape[1], codes.shape[1], dtype=torch.bool).tril(-1)
-    same = (codes[:, :, None] == codes[:, None]) & earlier & is_new
-    own = logits.gather(2, entries[..., None])[..., 0] + (candidate_gains * same).sum(2)
+    own = logits.gather(2, entries[..., None])[..., 0] + (candidate_gains * (is_code & is_new)).sum(2)
     return (log_sum + added.log1p() - own)[there].sum(), int(there.sum())
 
 
-def gains_of(codes: Tensor, lower: Tensor, gains: Tensor) -> tuple[Tensor, Tensor]:
-    """What is added to the logits of the codes of earlier frames [packets, frames, earlier frames], in nats; and for
-    which of them it counts, because each code counts once.
+def gains_of(codes: Tensor, lower: Tensor, gains: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """What is added to the logits of the codes of earlier frames [packets, frames, earlier frames], in nats; for which
+    of them it counts, because each code counts once; and which of them are the code of the frame.
 
     `codes` and `lower`, those of the next lower codebook (of codebook 0: of the frame before), are [packets, frames].
     """
@@ -174,8 +172,9 @@ def gains_of(codes: Tensor, lower: Tensor, gains: Tensor) -> tuple[Tensor, Tenso
     found = by_times[times.clamp(max=3)]
     found = found + (codes[:, None] == before[:, :, None]) * by_run[run.clamp(max=3)][..., None]
     found = found + (codes[:, None] == following[:, :, None]) * gains[5]
-    is_new = earlier & there & ((same & earlier).sum(2) == 0)[:, None]
-    return found, is_new
+    is_code = same & earlier
+    is_new = earlier & there & (is_code.sum(2) == 0)[:, None]
+    return found, is_new, is_code
 
 
 class Network(nn.Module):

@@ -477,13 +477,13 @@ class _Codebook(ABC):
         for predictor in predictors:
             predictor.begin_codebook()
         self._predictors = predictors
-        first = [_UNKNOWN] * len(codes[0]), [_NO_ANSWERS] * len(codes[0])
+        unknown, no_answers = [_UNKNOWN] * len(codes[0]), [_NO_ANSWERS] * len(codes[0])
         for of_rows in codes:
             frame = len(self.passed.codes)
             if self._lower:
                 lower, lower_answers = self._lower.codes[frame], self._lower.answers[frame]
             else:
-                lower, lower_answers = self.passed.codes[-1] if frame else first[0], first[1]
+                lower, lower_answers = self.passed.codes[-1] if frame else unknown, no_answers
             above, all_answers = _UNKNOWN, list[_Answers]()
             for row, value in enumerate(of_rows):
                 if counts and counts[frame][row] <= self._number:
