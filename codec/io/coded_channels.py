@@ -61,7 +61,7 @@ class Survey:
                 self._gains[channel, base] = gain
             else:
                 del self._gains[channel, base]
-        return bool(self._gains) or self._is_float
+        return bool(self._gains) or bool(self._is_silent[1:].any()) or self._is_float
 
     def mix(self) -> Mix | None:
         """How to code the recording; None for every channel as it is."""

@@ -70,6 +70,18 @@ def test_one_different_moment_keeps_a_channel() -> None:
     assert mix.coded == (0,)
 
 
+@pytest.mark.parametrize("others", [1, 11])
+@pytest.mark.parametrize("silent", [3000, 15_000])
+def test_a_channel_that_begins_with_silence_is_kept(silent: int, others: int) -> None:
+    late = Y.copy()
+    late[:silent] = 0
+    mix = survey(rounded([*[X + 0.01 * n * Y for n in range(others)], late]))
+    assert mix is None
+    mix = survey(rounded([X, Y, late, ZERO]))
+    assert mix is not None
+    assert mix.coded == (0, 1, 2)
+
+
 def test_floats_beyond_full_scale_are_scaled_down() -> None:
     mix = survey(np.stack([3 * X, -3 * X]), is_float=True)
     assert mix is not None
