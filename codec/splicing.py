@@ -38,7 +38,9 @@ MOST_ROWS = 32
 LAST_FRAMES = 50  # after the last one that a part needs, to spare
 FADE_SECONDS = 0.01  # at the ends of a gap
 CONCEAL_SECONDS = 0.12  # of the model's own continuation
-MAX_SILENCE = 600.0  # seconds in one place, per second that was decoded before it and one more
+MAX_SILENCE = 600.0  # seconds in all gaps so far, per second that was decoded before and one more
+MAX_SAMPLES = 1 << 29  # of all channels: 1 GiB in 16 bits
+SAMPLES_PER_BYTE = 1 << 20  # of the file, in larger outputs; digital silence in 8 channels at 192 kHz has less
 FILTER_SECONDS = 0.1  # of the resampler's filter on either side, with room to spare
 
 
@@ -145,7 +147,7 @@ class Restoration:
         self._num_codebooks = num_codebooks
         self._options: dict[str, Any] = {"num_codebooks": num_codebooks, "conceal": conceal, "force": force}
         self.damages: list[Damage] = []
-        self._reader, self._model, self._rate, self._part = reader, model, rate, part
+        self._reader, self._model, self._rate, self._part, self._force = reader, model, rate, part, force
         self._header = header = reader.header
         # samples that fall on samples of both rates
         step = header.sample_rate // math.gcd(header.sample_rate, rate)
@@ -166,17 +168,42 @@ class Restoration:
         return self._splicer.intact if self._group is None else self._group.is_intact
 
     def blocks(self) -> Iterator[Block]:
-        """Yield blocks [channels, time]. Raises UnsupportedAudio for silence out of proportion, without `force`."""
+        """Yield blocks [channels, time].
+
+        Raises UnsupportedAudio, without `force`, for silence and for audio out of proportion to the file.
+        """
         matrix = np.array(self._header.mix, np.float32) if self._header.mix else None
         reader = self._reader
+        first, last = self._part
+        if isinstance(reader, Reader) and reader.knows_length:
+            whole = resampled_length(self._header.time, self._header.source_rate, self._rate)
+            self._check_proportion(reader, (whole if last is None else min(last, whole)) - first)
         if isinstance(reader, Reader) and reader.seekable and self._header.rows > MOST_ROWS:
             blocks = self._coded_in_groups(reader)
         else:
             blocks = self._coded()
+        time = 0
         for block in blocks:
-            yield block if matrix is None else matrix @ block
+            time += block.shape[1]
+            if isinstance(reader, Reader):
+                self._check_proportion(reader, time)
+            if matrix is None:
+                yield block
+                continue
+            most = max(1, MAX_BLOCK // len(matrix))
+            for begin in range(0, block.shape[1], most):
+                yield matrix @ block[:, begin : begin + most]
         if isinstance(reader, Reader) and not reader.seekable:
             self.damages += reader.after_end()
+
+    def _check_proportion(self, reader: Reader, time: int) -> None:
+        """Raise UnsupportedAudio for so much audio that few bytes can only hold by intention, without `force`."""
+        samples, size = time * self._header.channels, reader.size_read()
+        if samples > max(MAX_SAMPLES, SAMPLES_PER_BYTE * size) and not self._force:
+            raise UnsupportedAudio(
+                f"{reader.label}, {size} bytes, states {time / self._rate:.0f} s of {self._header.channels} channels "
+                f"at {self._rate} Hz, {samples * 2 / 1e9:.1f} GB: pass --force to write them, or --end for less"
+            )
 
     def _coded_in_groups(self, reader: Reader) -> Iterator[Block]:
         """Blocks [coded channels, time]: every group of rows from the first packet to the last, one after another."""
@@ -277,6 +304,7 @@ class _Splicer:
         self._decoder: StreamDecoder | None = None
         self._first_frame = first_frame
         self._given = first_frame * reader.header.hop  # samples, from the first of the recording
+        self._silent = 0  # of them, in gaps
         self._faded_in = 0
         self._last: Packet | None = None
 
@@ -331,11 +359,14 @@ class _Splicer:
         return block
 
     def _silence(self, end: int) -> Iterator[Block]:
-        """Silence up to sample `end`. Raises UnsupportedAudio for a gap that no damage explains, without `force`."""
-        seconds = (end - self._given) / self._header.sample_rate
-        if seconds > MAX_SILENCE * (1 + self._given / self._header.sample_rate) and not self._force:
+        """Silence up to sample `end`. Raises UnsupportedAudio for gaps that no damage explains, without `force`."""
+        decoded = (self._given - self._silent) / self._header.sample_rate
+        self._silent += max(0, end - self._given)
+        seconds = self._silent / self._header.sample_rate
+        if seconds > MAX_SILENCE * (1 + decoded) and not self._force:
             raise UnsupportedAudio(
-                f"{self._reader.label} lacks {seconds:.0f} s in one place: pass --force to write silence there"
+                f"{self._reader.label} lacks {seconds:.0f} s beside {decoded:.0f} s of audio: pass --force to write "
+                "silence there"
             )
         channels = self._header.coded_channels
         while (missing := end - self._given) > 0:

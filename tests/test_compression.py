@@ -470,7 +470,7 @@ def test_a_truncated_file_ends_with_its_last_packet(tmp_path: Path, monkeypatch:
     assert samples(tmp_path / "b.wav").shape == (1, 1.99 * 8000)
 
 
-def test_silence_out_of_proportion_needs_force(tmp_path: Path) -> None:
+def test_silence_out_of_proportion_needs_force(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Two packets, 25 days apart."""
     target = tmp_path / "a.codec"
     compress(tones(tmp_path / "a.wav"), target, model=MODEL, packet=1.0)
@@ -481,9 +481,51 @@ def test_silence_out_of_proportion_needs_force(tmp_path: Path) -> None:
         writer.header = replace(writer.header, frames=1 << 28)
         writer.write(codes[:, :, :100])
         writer.close(time=(1 << 28) * 80)
-    with pytest.raises(UnsupportedAudio, match="2684354 s in one place: pass --force"):
+    monkeypatch.setattr(splicing, "MAX_SAMPLES", 1 << 62)
+    with pytest.raises(UnsupportedAudio, match="2684354 s beside 1 s of audio: pass --force"):
         decompress(target, tmp_path / "b.wav", model=MODEL)
     assert not (tmp_path / "b.wav").exists()
+
+
+def test_silence_of_many_gaps_is_counted_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Gaps of 500 s and of 250000 s, which is less than 600 times what is before it."""
+    target = tmp_path / "a.codec"
+    compress(tones(tmp_path / "a.wav"), target, model=MODEL, packet=1.0)
+    header, codes = codes_in(target)
+    with target.open("wb") as file:
+        writer = Writer(file, header)
+        for first in (0, 50_000, 25_000_000):
+            writer.header = replace(writer.header, frames=first)
+            writer.write(codes[:, :, :100])
+        writer.close(time=25_000_100 * 80)
+    monkeypatch.setattr(splicing, "MAX_SAMPLES", 1 << 62)
+    with pytest.raises(UnsupportedAudio, match="lacks 249998 s beside 2 s of audio: pass --force"):
+        decompress(target, tmp_path / "b.wav", model=MODEL)
+    assert not (tmp_path / "b.wav").exists()
+
+
+@pytest.mark.parametrize("is_pipe", [False, True])
+def test_audio_out_of_proportion_needs_force(is_pipe: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A second of one coded channel that is given to 1024 at 1 MHz: 2 GB."""
+    target = tmp_path / "a.codec"
+    compress(tones(tmp_path / "a.wav", time=9000), target, model=MODEL, packet=1.0)
+    header, codes = codes_in(target)
+    with target.open("wb") as file:
+        writer = Writer(file, replace(header, source_rate=1 << 20, channels=1024, mix=((1.0,),) * 1024, time=0))
+        writer.write(codes[:, :, :100])
+        writer.close(time=1 << 20)
+    if is_pipe:
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(target.read_bytes())))
+    monkeypatch.setattr("codec.splicing.SAMPLES_PER_BYTE", 1 << 16)
+    with pytest.raises(UnsupportedAudio, match=r"s of 1024 channels at 1048576 Hz, .* GB: pass --force"):
+        decompress("-" if is_pipe else target, tmp_path / "b.wav", model=MODEL)
+    assert not (tmp_path / "b.wav").exists()
+    with bitstream.open_reader(target) as reader:
+        blocks = splicing.Restoration(reader, MODEL, rate=1 << 20, part=(0, 1000)).blocks()
+        assert [block.shape for block in blocks] == [(1024, 1000)]
+    with bitstream.open_reader(target) as reader:
+        blocks = splicing.Restoration(reader, MODEL, rate=1 << 20, force=True).blocks()
+        assert max(block.size for block, _ in zip(blocks, range(20), strict=False)) <= splicing.MAX_BLOCK
 
 
 def test_damage_before_the_first_second_leaves_no_target(tmp_path: Path) -> None:
