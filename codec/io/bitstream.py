@@ -707,7 +707,7 @@ class Reader:
         return self._whole * self.header.hop
 
     def size_read(self) -> int:
-        """Bytes of a seekable file, or of a pipe as far as it was read; call it after reading."""
+        """Bytes of a seekable file, or of a pipe as far as it was read."""
         return self._window.size() if self.seekable else self.offset
 
     def intact(self, first: int = 0) -> Iterator[Packet]:

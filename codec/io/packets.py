@@ -109,8 +109,11 @@ class Window:
         self.offset = offset
 
     def size(self) -> int:
-        """Length of a seekable file in bytes; the window's position is lost."""
-        return self._file.seek(0, io.SEEK_END) - self._start
+        """Length of a seekable file in bytes."""
+        position = self._file.tell()
+        end = self._file.seek(0, io.SEEK_END)
+        self._file.seek(position)
+        return end - self._start
 
 
 def sealed(data: bytes) -> bytes:

@@ -569,6 +569,23 @@ def test_reading_from_any_frame(index: str) -> None:
         )
 
 
+def test_asking_for_the_size_keeps_the_position() -> None:
+    header = replace(HEADER, frames_per_packet=1000)
+    codes = random_codes(header, 24_000)
+    data = written(header, codes, coder=0)
+    assert len(data) > packets_module.CHUNK
+    for stream, sizes in ((io.BytesIO(data), {len(data)}), (io.BufferedReader(Pipe(data)), None)):
+        reader = Reader(stream, label="x")
+        found, seen = [], set()
+        for part in reader.parts():
+            assert isinstance(part, Packet)
+            found.append(part.codes)
+            seen.add(reader.size_read())
+        np.testing.assert_array_equal(np.concatenate(found, axis=2), codes)
+        assert sizes is None or seen == sizes
+        assert reader.size_read() == len(data)
+
+
 @pytest.mark.parametrize(
     "changes",
     [
