@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 Block = NDArray[np.float32]  # [channels, time], as codec.io.audio's, which imports this module
-MOST_CHANNELS = 8  # compared with one another
+MOST_CHANNELS = 64  # the first, which are compared with one another: 2016 pairs
 TOLERANCE = 1e-6  # of the energy of a block, -60 dB
 ROUNDING = 1.5 / 32768  # amplitude of what rounding to 16 bits may leave
 LARGEST_GAIN = 1000.0
@@ -42,17 +42,20 @@ class Survey:
         self._is_float, self._limit = is_float, limit
         self._peaks = np.zeros(channels)
         self._is_silent = np.ones(channels, bool)
-        compared = range(channels) if channels <= MOST_CHANNELS else range(0)
+        compared = range(min(channels, MOST_CHANNELS))
         self._gains: dict[tuple[int, int], float | None] = {(c, b): None for c in compared for b in range(c)}
 
     def push(self, block: Block) -> bool:
         """Take the next block [channels, time]; returns whether more blocks can change the result."""
         self._peaks = np.maximum(self._peaks, np.abs(block).max(axis=1, initial=0))
         self._is_silent &= self._peaks == 0
-        products = np.dot(block.astype(np.float64), block.T.astype(np.float64))
+        compared = sorted({channel for pair in self._gains for channel in pair})
+        rows = block[compared].astype(np.float64)
+        products, row = rows @ rows.T, {channel: number for number, channel in enumerate(compared)}
         floor = block.shape[1] * ROUNDING**2
         for (channel, base), gain in list(self._gains.items()):
-            of_channel, of_base, of_both = products[channel, channel], products[base, base], products[channel, base]
+            one, other = row[channel], row[base]
+            of_channel, of_base, of_both = products[one, one], products[other, other], products[one, other]
             if max(of_channel, of_base) <= floor:
                 continue
             gain = of_both / max(of_base, floor) if gain is None else gain

@@ -46,6 +46,9 @@ def survey(block: Block, *, is_float: bool = False) -> Mix | None:
         ([X, Y], None, None),
         ([X], None, None),
         ([X, X + 0.003 * Y], None, None),
+        ([X] * 12, (0,), [[1]] * 12),
+        ([X, *[Y] * 40, -X], (0, 1), [[1, 0], *[[0, 1]] * 40, [-1, 0]]),
+        ([X[:4000]] * 66, (0, 64, 65), [*[[1, 0, 0]] * 64, [0, 1, 0], [0, 0, 1]]),
     ],
 )
 def test_channels_that_are_coded(channels: list[Block], coded: tuple[int, ...] | None, matrix: Any) -> None:
