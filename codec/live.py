@@ -20,6 +20,7 @@ from threadpoolctl import threadpool_limits
 from torch import Tensor
 
 from codec.errors import UsageError
+from codec.io import entropy_model
 from codec.models.base import Codec, FrameSteps, StepCodec
 from codec.nn.quantize.residual import ResidualVQ
 from codec.nn.quantize.vq import version_of
@@ -62,13 +63,20 @@ def backend_of(model: StepCodec) -> Backend:
 
 
 def prepare(model: Codec, job: Literal["encode", "decode"]) -> None:
-    """Load the compiled steps of a job, or compile them on a machine's first use, so that no stream waits for it."""
+    """Load the compiled steps of a job, or compile them on a machine's first use, so that no stream waits for it.
+
+    The payload coder of the model's files is compiled, too, if it has a network.
+    """
     if not isinstance(model, StepCodec) or not may_be_compiled(model) or not (steps := _frame_steps(model)):
         return
     audio = np.random.default_rng(0).uniform(-0.1, 0.1, (1, model.channels, model.frame_spec.hop)).astype(np.float32)
     codes, _ = steps.encode(audio, steps.arrays(model.encoder_state(1)), model.num_codebooks)
     if job == "decode":
         steps.decode(codes, steps.arrays(model.decoder_state(1)))
+    if model.weights_hash and (network := entropy_model.find(model.weights_hash, model.codebook_sizes)):
+        from codec.io import entropy_compiled
+
+        entropy_compiled.prepare(network)
 
 
 @contextmanager

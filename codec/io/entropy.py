@@ -43,15 +43,26 @@ from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import pairwise
-from typing import Literal, NamedTuple, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Literal, NamedTuple, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
 from codec.errors import UsageError
-from codec.io.entropy_model import FUTURE, GROW_SHIFT, EntropyModel, FramePredictor, Frequencies, PacketPredictor
+from codec.io.entropy_model import (
+    FUTURE,
+    GROW_SHIFT,
+    EntropyModel,
+    FramePredictor,
+    Frequencies,
+    PacketPredictor,
+    Predictor,
+)
 from codec.io.fields import Fields, varint
 from codec.io.range_coder import Coder, Intervals, RangeDecoder, RangeEncoder, Writer
+
+if TYPE_CHECKING:
+    from codec.io.entropy_compiled import CompiledCodebook
 
 Codes = npt.NDArray[np.int64]
 
@@ -63,11 +74,12 @@ Choice: TypeAlias = Literal["auto", "none", "adaptive", "model"]
 MAX_ADAPTIVE, MAX_MODELED = 1 << 16, 1 << 14
 START_FRAMES = 8  # how many frames a codebook of a row takes more in coder 2, because its beginning takes time too
 
-_UNKNOWN = -1  # a code that a decoder has not read, or a candidate that does not exist
-_NO_ANSWER = 2  # for codebook 0, which has no lower codebook
-_MOST = 255  # sum of the counts of a question
-_EXPECTED = 8  # first count of the answer to "row" that the lower codebook had, in coder 2
-_RECENT = 64  # different codes of coder 1, frames of coder 2
+UNKNOWN = -1  # a code that a decoder has not read, or a candidate that does not exist
+NO_ANSWER = 2  # for codebook 0, which has no lower codebook
+MOST = 255  # sum of the counts of a question
+EXPECTED = 8  # first count of the answer to "row" that the lower codebook had, in coder 2
+RECENT = 64  # different codes of coder 1, frames of coder 2
+_COMPILED_ROWS = 8  # up to which compiled loops pass a codebook at once
 _ADVANCE = 5  # frames that a PacketEncoder waits for, because a few cost as much
 
 
@@ -224,7 +236,7 @@ def unpack_varying(payload: bytes, sizes: Sequence[int], *, rows: int, frames: i
     words = np.zeros(used.shape, np.uint8)
     words[used] = np.unpackbits(np.frombuffer(payload, np.uint8, offset=begin), count=count)
     codes = _codes(words, sizes)
-    codes[~present] = _UNKNOWN
+    codes[~present] = UNKNOWN
     return codes.reshape(frames, rows, len(sizes)).transpose(1, 2, 0)
 
 
@@ -346,7 +358,7 @@ def codebook_counts(coder: int, payload: bytes, num_codebooks: int, *, rows: int
 
 
 def _unknown(frames: int, rows: int) -> list[list[int]]:
-    return [[_UNKNOWN] * rows for _ in range(frames)]
+    return [[UNKNOWN] * rows for _ in range(frames)]
 
 
 def _pass_counts(coder: Coder, counts: list[list[int]], num_codebooks: int) -> list[list[int]]:
@@ -373,26 +385,13 @@ def _ask(coder: Coder, counts: list[int], value: bool) -> bool:
     """Pass an answer through the coder, and count it."""
     value = coder.flag(counts, value)
     counts[value] += 2
-    if sum(counts) > _MOST:
+    if sum(counts) > MOST:
         counts[:] = [(count + 1) // 2 for count in counts]
     return value
 
 
 _Answers: TypeAlias = tuple[int, int]  # to the questions "row" and "repeat"
-_NO_ANSWERS = _NO_ANSWER, _NO_ANSWER
-
-
-class Predictor(Protocol):
-    """A PacketPredictor of known codes, or a FramePredictor of codes that are being read."""
-
-    def begin_codebook(self) -> None:
-        """Start the next codebook."""
-
-    def frequencies(self, frame: int) -> Frequencies:
-        """The frequencies [size] of the codes of this codebook in a frame."""
-
-    def push(self, frame: int, code: int) -> None:
-        """Take the code of this codebook in a frame; -1 if the frame does not have it."""
+_NO_ANSWERS = NO_ANSWER, NO_ANSWER
 
 
 def _pass_codebooks(
@@ -408,7 +407,7 @@ def _pass_codebooks(
     `counts` [frames][rows] are the numbers of codebooks if they vary. Codes that are read replace the given ones.
     """
     rows = len(codes[0][0])
-    passages = _modeled(model, len(sizes), rows) if model else _repeating(sizes, rows)
+    passages = _modeled(model, len(sizes), rows, varying=counts is not None) if model else _repeating(sizes, rows)
     for passage, codebook in zip(passages, codes, strict=True):
         passage.push(coder, codebook, counts, predictors)
         coder.mark()
@@ -440,7 +439,14 @@ class _Modeled:
         return coder
 
 
-def _modeled(model: EntropyModel, num_codebooks: int, rows: int) -> "Iterator[_Codebook]":
+def _modeled(
+    model: EntropyModel, num_codebooks: int, rows: int, *, varying: bool = False
+) -> "Iterator[_Codebook | CompiledCodebook]":
+    if model.compiled and rows <= _COMPILED_ROWS and not varying:
+        below = None
+        for number in range(num_codebooks):
+            yield (below := model.compiled(number, below, rows, model))
+        return
     lower = None
     for number in range(num_codebooks):
         yield (codebook := _Drawn(number, lower, rows, model))
@@ -477,18 +483,18 @@ class _Codebook(ABC):
         for predictor in predictors:
             predictor.begin_codebook()
         self._predictors = predictors
-        unknown, no_answers = [_UNKNOWN] * len(codes[0]), [_NO_ANSWERS] * len(codes[0])
+        unknown, no_answers = [UNKNOWN] * len(codes[0]), [_NO_ANSWERS] * len(codes[0])
         for of_rows in codes:
             frame = len(self.passed.codes)
             if self._lower:
                 lower, lower_answers = self._lower.codes[frame], self._lower.answers[frame]
             else:
                 lower, lower_answers = self.passed.codes[-1] if frame else unknown, no_answers
-            above, all_answers = _UNKNOWN, list[_Answers]()
+            above, all_answers = UNKNOWN, list[_Answers]()
             for row, value in enumerate(of_rows):
                 if counts and counts[frame][row] <= self._number:
                     self._skip(frame, row)
-                    code, answers = _UNKNOWN, _NO_ANSWERS
+                    code, answers = UNKNOWN, _NO_ANSWERS
                 else:
                     code, answers = self._code(coder, value, frame, row, above, lower[row], lower_answers[row])
                 of_rows[row] = above = code
@@ -525,7 +531,7 @@ class _Repeats:
     """What was coded in a row of a codebook."""
 
     def __init__(self) -> None:
-        self.before = _UNKNOWN  # the code of the frame before
+        self.before = UNKNOWN  # the code of the frame before
         self.repeated = 0  # whether it repeated the one before
         self.follow: dict[int, int] = {}
         self.recent: dict[int, int] = {}  # counts, in the order in which the codes appeared
@@ -541,7 +547,7 @@ class _Repeating(_Codebook):
 
     def _skip(self, frame: int, row: int) -> None:
         history = self._histories[row]
-        history.before, history.repeated = _UNKNOWN, 0
+        history.before, history.repeated = UNKNOWN, 0
 
     def _code(
         self, coder: Coder, value: int, frame: int, row: int, above: int, lower: int, answers: _Answers
@@ -551,14 +557,14 @@ class _Repeating(_Codebook):
         candidates = (
             (above, questions.row[higher][answers[0]]),
             (before, questions.repeat[higher][answers[1]][history.repeated]),
-            (history.follow.get(lower, _UNKNOWN), questions.follow[higher]),
+            (history.follow.get(lower, UNKNOWN), questions.follow[higher]),
         )
         code = _candidate(coder, value, candidates, recent, questions.recent[higher])
         if code is None:
             code = coder.uniform(value, self._size)
         history.before = history.follow[lower] = code
         recent[code] = recent.get(code, 0) + 1
-        if len(recent) > _RECENT:
+        if len(recent) > RECENT:
             del recent[next(iter(recent))]
         history.repeated = int(code == before)
         return code, (int(code == above), history.repeated)
@@ -574,7 +580,7 @@ def _candidate(
     """Pass a code through the coder by the questions of `candidates` and by the `recent` codes; None without a yes."""
     refused: list[int] = []
     for candidate, counts in candidates:
-        if candidate == _UNKNOWN or candidate in refused:
+        if candidate == UNKNOWN or candidate in refused:
             continue
         if _ask(coder, counts, value == candidate):
             return candidate
@@ -594,7 +600,7 @@ class _Occurred:
         self._times: dict[int, int] = {}
         self._newest = deque[int]()
         self._follow: dict[int, int] = {}
-        self.before = _UNKNOWN
+        self.before = UNKNOWN
         """The code of the frame before."""
         self.run = 0
         """How many frames before have it without a break, at most 3."""
@@ -603,8 +609,8 @@ class _Occurred:
         """The frequencies [size] of the next code, from the `frequencies` of the network."""
         grown: Frequencies = frequencies * self._factors
         grown >>= GROW_SHIFT
-        following = self._follow.get(lower, _UNKNOWN)
-        for code in {self.before, following} - {_UNKNOWN}:
+        following = self._follow.get(lower, UNKNOWN)
+        for code in {self.before, following} - {UNKNOWN}:
             gain = self._by_times[min(self._times.get(code, 0), 3)]
             gain += self._by_run[self.run] if code == self.before else 0
             gain += self._by_follow if code == following else 0
@@ -613,13 +619,13 @@ class _Occurred:
 
     def push(self, code: int, lower: int) -> None:
         """Take the code of the next frame; -1 if the row does not have it."""
-        self.run = 0 if code == _UNKNOWN else min(self.run + 1, 3) if code == self.before else 1
+        self.run = 0 if code == UNKNOWN else min(self.run + 1, 3) if code == self.before else 1
         self.before = code
         self._newest.append(code)
-        if code != _UNKNOWN:
+        if code != UNKNOWN:
             self._follow[lower] = code
             self._count(code, 1)
-        if len(self._newest) > _RECENT and (oldest := self._newest.popleft()) != _UNKNOWN:
+        if len(self._newest) > RECENT and (oldest := self._newest.popleft()) != UNKNOWN:
             self._count(oldest, -1)
 
     def _count(self, code: int, times: int) -> None:
@@ -635,26 +641,26 @@ class _Drawn(_Codebook):
         size, gains = model.sizes[number], model.gains[number]
         self._occurred = [_Occurred(size, gains, model.grow) for _ in range(rows)]
         # counts of "row" and "repeat", by the answer in the lower codebook
-        self._row, self._repeat = ({_NO_ANSWER: [1, 1], 0: [_EXPECTED, 1], 1: [1, _EXPECTED]} for _ in range(2))
+        self._row, self._repeat = ({NO_ANSWER: [1, 1], 0: [EXPECTED, 1], 1: [1, EXPECTED]} for _ in range(2))
 
     def _skip(self, frame: int, row: int) -> None:
-        self._predictors[row].push(frame, _UNKNOWN)
-        self._occurred[row].push(_UNKNOWN, _UNKNOWN)
+        self._predictors[row].push(frame, UNKNOWN)
+        self._occurred[row].push(UNKNOWN, UNKNOWN)
 
     def _code(
         self, coder: Coder, value: int, frame: int, row: int, above: int, lower: int, answers: _Answers
     ) -> tuple[int, _Answers]:
         predictor, occurred = self._predictors[row], self._occurred[row]
         before = occurred.before
-        repeated = before if occurred.run == 3 and before != above else _UNKNOWN
-        if above != _UNKNOWN and _ask(coder, self._row[answers[0]], value == above):
+        repeated = before if occurred.run == 3 and before != above else UNKNOWN
+        if above != UNKNOWN and _ask(coder, self._row[answers[0]], value == above):
             code = above
-        elif repeated != _UNKNOWN and _ask(coder, self._repeat[answers[1]], value == repeated):
+        elif repeated != UNKNOWN and _ask(coder, self._repeat[answers[1]], value == repeated):
             code = repeated
         else:
             frequencies = occurred.grown(predictor.frequencies(frame), lower)
             for refused in (above, repeated):
-                if refused != _UNKNOWN:
+                if refused != UNKNOWN:
                     frequencies[refused] = 0
             code = coder.drawn(frequencies, value)
         occurred.push(code, lower)

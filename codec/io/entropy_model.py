@@ -24,19 +24,25 @@ A packet is predicted codebook by codebook, so all frames of the lower codebooks
 a file.
 """
 
+from __future__ import annotations
+
 import hashlib
 import json
+from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Mapping, Sequence
 from functools import cached_property, lru_cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from codec.errors import UnknownModel
 from codec.io.entropy_files import METADATA, files_for, weights_hash_of
+
+if TYPE_CHECKING:
+    from codec.io.entropy_compiled import CompiledCodebook
 
 Floats = npt.NDArray[np.float32]
 Frequencies = npt.NDArray[np.int64]
@@ -71,31 +77,37 @@ class EntropyModel:
         self._tensors = dict(tensors)
         codebooks = range(len(tensors["gain"]))
         self._gain = tensors["gain"].astype(np.float32)
-        self._inputs = [tensors[f"input.{codebook}"].astype(np.float32) for codebook in codebooks]
-        self.sizes = tuple(map(len, self._inputs))
+        self.inputs = [np.ascontiguousarray(tensors[f"input.{codebook}"], np.int8) for codebook in codebooks]
+        self.sizes = tuple(map(len, self.inputs))
         if self._gain.sum() * 127 >= _EXACT:
             raise ValueError(f"sums of vectors may reach {_EXACT}")
-        self._exp = tensors["exp"].astype(np.int64)
-        self._layers = [
-            [
-                _Linear(tensors[f"{name}.{codebook}"], tensors[f"{name}_bias.{codebook}"], shift)
-                for name, shift in zip(("hidden", "weight", "output"), shifts, strict=True)
-            ]
+        self.exp = tensors["exp"].astype(np.int64)
+        self.layers = [
+            _Layers(
+                *(
+                    Linear(tensors[f"{name}.{codebook}"], tensors[f"{name}_bias.{codebook}"], shift)
+                    for name, shift in zip(_Layers._fields, shifts, strict=True)
+                )
+            )
             for codebook, shifts in zip(codebooks, tensors["shift"].tolist(), strict=True)
         ]
         self.gains: list[list[int]] = tensors["gains"].tolist()
         """Of each codebook, for codes that occurred; `codec.io.entropy` says for which."""
         self.grow: list[int] = tensors["grow"].tolist()
         """What frequencies are multiplied with for a sum of gains, in units of 2**-GROW_SHIFT."""
+        self.compiled: type[CompiledCodebook] | None = None
+        """What codes a codebook in compiled loops, once `codec.io.entropy_compiled.prepare` has made them ready."""
         self._check_totals()
 
     def _check_totals(self) -> None:
+        if self.grow[0] != 1 << GROW_SHIFT:
+            raise ValueError(f"a gain of 0 multiplies by {self.grow[0]}: it must be {1 << GROW_SHIFT}")
         for size, gains in zip(self.sizes, self.gains, strict=True):
             if len(gains) != 6 or not all(0 <= gain <= MOST_GAIN for gain in gains):
                 raise ValueError(f"gains {gains}: they must be six, each 0 to {MOST_GAIN}")
             often, most = max(gains[:3]), max(gains[:3]) + max(gains[3:5]) + gains[5]
             # the code of the frame before, and the one that followed; all others by how often they occurred
-            if int(self._exp.max()) * (size * self.grow[often] + 2 * self.grow[most]) >> GROW_SHIFT >= _MOST_TOTAL:
+            if int(self.exp.max()) * (size * self.grow[often] + 2 * self.grow[most]) >> GROW_SHIFT >= _MOST_TOTAL:
                 raise ValueError(f"frequencies may reach {_MOST_TOTAL}")
 
     @cached_property
@@ -109,12 +121,13 @@ class EntropyModel:
 
     def vectors(self, codebook: int, codes: npt.NDArray[np.int64]) -> Floats:
         """The vectors [..., vector] of codes [...]; zeros for codes of -1."""
-        vectors: Floats = self._inputs[codebook][codes] * (codes >= 0)[..., None]
+        vectors: Floats = self.inputs[codebook][codes].astype(np.float32)
+        vectors[codes < 0] = 0
         return vectors
 
     def zeros(self, codebook: int, frames: int) -> Floats:
         """Vectors [frames, vector] of frames without this codebook."""
-        return np.zeros((frames, self._inputs[min(codebook, len(self._inputs) - 1)].shape[1]), np.float32)
+        return np.zeros((frames, self.inputs[min(codebook, len(self.inputs) - 1)].shape[1]), np.float32)
 
     def weighted(self, codebook: int, vectors: Floats) -> Floats:
         """What vectors [..., vector] add to the sum of a rest."""
@@ -123,29 +136,36 @@ class EntropyModel:
 
     def sums(self, codebook: int, lower: Floats) -> Floats:
         """The sums of the first layer [..., hidden] over `lower`, the first numbers of the contexts [..., numbers]."""
-        layer = self._layers[codebook][0]
-        sums: Floats = lower @ layer.weight[: lower.shape[-1]]
-        sums += layer.bias
+        hidden = self.layers[codebook].hidden
+        sums: Floats = hidden.products(lower)
+        sums += hidden.bias
         return sums
 
-    def frequencies(self, codebook: int, sums: Floats, own: Floats | None = None) -> Frequencies:
-        """The frequencies [..., size] of the codes of a codebook.
+    def logits(self, codebook: int, sums: Floats, own: Floats | None = None) -> Floats:
+        """The logits [..., size] of the codes of a codebook, which are whole numbers.
 
         `sums` are those of the first layer without `own`, the other numbers of the contexts [..., numbers].
         """
-        hidden, weight, output = self._layers[codebook]
+        layers = self.layers[codebook]
         if own is not None:
-            sums = sums + own @ hidden.weight[-own.shape[-1] :]
+            sums = sums + layers.hidden.products(own, last=True)
         activations = np.minimum(np.maximum(np.floor(sums), 0), _LIMIT)
-        logits = output(_limited(np.floor(weight(activations))))
-        np.floor(logits, out=logits)
-        np.subtract(logits.max(axis=-1, keepdims=True), logits, out=logits)
-        frequencies: Frequencies = self._exp.take(logits.astype(np.intp), mode="clip")
+        logits = layers.output(_limited(np.floor(layers.weight(activations))))
+        return np.floor(logits, out=logits)
+
+    def frequencies(self, logits: Floats) -> Frequencies:
+        """The frequencies [..., size] of codes with these logits."""
+        steps = logits.max(axis=-1, keepdims=True) - logits
+        frequencies: Frequencies = self.exp.take(steps.astype(np.intp), mode="clip")
         return frequencies
 
 
-class _Linear:
-    """A linear layer in integers, whose sums are in units of 2**shift, with 1/2 added: floor rounds them."""
+class Linear:
+    """A linear layer in integers, whose sums are in units of 2**shift, with 1/2 added: floor rounds them.
+
+    Its weight [outputs, inputs] stays int8, because to make it float32 for each product takes less time than to read
+    four times as much memory that has left the caches.
+    """
 
     def __init__(self, weight: npt.NDArray[Any], bias: npt.NDArray[Any], shift: int) -> None:
         if not 1 <= shift <= 20:
@@ -154,14 +174,29 @@ class _Linear:
         most = np.abs(weight.astype(np.int64)).sum(axis=1) * 127 + np.abs(bias.astype(np.int64)) + half
         if most.max() >= _EXACT:
             raise ValueError(f"sums may reach {most.max()}: they must stay below {_EXACT}")
-        unit = np.float32(2**-shift)  # a power of two, so the products and their sums stay exact
-        self.weight = np.ascontiguousarray(weight.T, np.float32) * unit
-        self.bias = (bias + half).astype(np.float32) * unit
+        self.weight = np.ascontiguousarray(weight, np.int8)
+        self.unit = np.float32(2**-shift)  # a power of two, so the products and their sums stay exact
+        self.bias: Floats = (bias + half).astype(np.float32) * self.unit
+
+    def products(self, x: Floats, *, last: bool = False) -> Floats:
+        """What the first of the inputs, or the `last`, x [..., inputs] add to the sums."""
+        others = self.weight.shape[1] - x.shape[-1]
+        weight = self.weight[:, others:] if last else self.weight[:, : x.shape[-1]]
+        products: Floats = np.matmul(x * self.unit, weight.astype(np.float32).T)
+        return products
 
     def __call__(self, x: Floats) -> Floats:
-        y: Floats = x @ self.weight
-        y += self.bias
-        return y
+        sums = self.products(x)
+        sums += self.bias
+        return sums
+
+
+class _Layers(NamedTuple):
+    """The layers of a codebook."""
+
+    hidden: Linear
+    weight: Linear
+    output: Linear
 
 
 def scaled(x: Floats, shift: int) -> Floats:
@@ -223,38 +258,68 @@ def _own_past(codebook: int) -> int:
     return PAST if codebook == 0 else OWN_PAST if codebook <= LAST_OWN else 0
 
 
+def own_vectors(codebook: int) -> int:
+    """How many vectors the last numbers of a context are."""
+    return 4 if codebook == 0 else _own_past(codebook)
+
+
 def _own_context(codebook: int, past: Sequence[Floats]) -> Floats:
     """The last numbers of a context [..., numbers], from this codebook's vectors [..., vector] in the frames before.
 
-    `past` are as many as `_own_past` says, the newest first.
+    `past` are as many as `own_past` says, the newest first.
     """
     if codebook == 0:
         return np.concatenate([*past[:3], scaled(np.sum(past[3:], axis=0, dtype=np.float32), OLDER_SHIFT)], axis=-1)
     return np.concatenate(past, axis=-1)
 
 
-class _Blocks:
-    """The frequencies of a codebook in frames that are known, some at a time, because all would need much memory."""
+class Predictor(ABC):
+    """Predict the codes of a row of a packet, codebook by codebook."""
 
-    def __init__(self, model: EntropyModel, codebook: int, sums: Floats, own: Floats | None = None) -> None:
-        """`sums` and `own` as of EntropyModel.frequencies, of all frames."""
-        self._model, self._codebook, self._sums, self._own = model, codebook, sums, own
-        self._first = -_BLOCK
+    def __init__(self, model: EntropyModel, frames: int) -> None:
+        self._model = model
+        self._lower = _Lower(model, frames)
+        self.codebook = -1
+        self.sums: Floats = model.zeros(0, 0)
+        """The sums of the first layer of this codebook [frames, hidden], as of EntropyModel.logits."""
+        self.unknown_past = 0
+        """How many frames of its own must be known first, because they are being read."""
+        self._own: Floats | None = None  # [frames, numbers], if there are any and all are known
+        self._block = -1
         self._frequencies: Frequencies = np.empty((0, 0), np.int64)
 
-    def __getitem__(self, frame: int) -> Frequencies:
-        """The frequencies [size] in a frame."""
-        first = frame // _BLOCK * _BLOCK
-        if first != self._first:
-            block = slice(first, first + _BLOCK)
-            own = None if self._own is None else self._own[block]
-            self._frequencies = self._model.frequencies(self._codebook, self._sums[block], own)
-            self._first = first
-        frequencies: Frequencies = self._frequencies[frame - first]
+    @abstractmethod
+    def begin_codebook(self) -> None:
+        """Start the next codebook."""
+
+    @abstractmethod
+    def frequencies(self, frame: int) -> Frequencies:
+        """The frequencies [size] of the codes of this codebook in a frame; all frames before have been pushed."""
+
+    @abstractmethod
+    def push(self, frame: int, code: int) -> None:
+        """Take the code of this codebook in a frame; -1 if the frame does not have it."""
+
+    def logits(self, frames: slice) -> Floats:
+        """The logits [frames, size] of the codes of this codebook, if no past is unknown."""
+        own = None if self._own is None else self._own[frames]
+        return self._model.logits(self.codebook, self.sums[frames], own)
+
+    def _begin(self, sums: Floats, own: Floats | None) -> None:
+        self.codebook += 1
+        self.sums, self._own, self._block = sums, own, -1
+
+    def _known(self, index: int) -> Frequencies:
+        """The frequencies [size] of one of the `sums`; some are computed at a time, because all need much memory."""
+        block = index // _BLOCK
+        if block != self._block:
+            frames = slice(block * _BLOCK, (block + 1) * _BLOCK)
+            self._frequencies, self._block = self._model.frequencies(self.logits(frames)), block
+        frequencies: Frequencies = self._frequencies[index % _BLOCK]
         return frequencies
 
 
-class PacketPredictor:
+class PacketPredictor(Predictor):
     """Predict the codes of a row of a packet that is known, the frames from `first` to before `end` at once."""
 
     def __init__(
@@ -263,63 +328,57 @@ class PacketPredictor:
         """`codes` [codebooks, frames], -1 where a frame has fewer codebooks, may end FUTURE frames after `end`."""
         end = codes.shape[1] if end is None else end
         begin = max(0, first - PAST)  # no frame depends on more
-        self._model, self._codes, self._first = model, codes[:, begin : end + FUTURE], first
+        self._codes, self._first = codes[:, begin : end + FUTURE], first
         self._frames = slice(first - begin, end - begin)
-        self._lower = _Lower(model, self._codes.shape[1])
-        self._blocks = _Blocks(model, 0, model.zeros(0, 0))
+        super().__init__(model, self._codes.shape[1])
 
     def begin_codebook(self) -> None:
-        """Start the next codebook."""
-        codebook = self._lower.codebook
+        """As Predictor."""
+        codebook = self.codebook + 1
         vectors = self._model.vectors(codebook, self._codes[codebook])
         own = [_at(vectors, -frames)[self._frames] for frames in range(1, _own_past(codebook) + 1)]
         sums = self._model.sums(codebook, self._lower.context()[self._frames])
-        self._blocks = _Blocks(self._model, codebook, sums, _own_context(codebook, own) if own else None)
+        self._begin(sums, _own_context(codebook, own) if own else None)
         self._lower.add(vectors)
 
     def frequencies(self, frame: int) -> Frequencies:
-        """The frequencies [size] of the codes of this codebook in a frame."""
-        return self._blocks[frame - self._first]
+        """As Predictor."""
+        return self._known(frame - self._first)
 
     def push(self, frame: int, code: int) -> None:
         """Nothing: the code is known."""
 
 
-class FramePredictor:
+class FramePredictor(Predictor):
     """Predict one code after another from the codes before, as PacketPredictor does."""
 
     def __init__(self, model: EntropyModel, frames: int) -> None:
-        self._model = model
-        self._lower = _Lower(model, frames)
+        super().__init__(model, frames)
         self._codes = np.full(frames, -1)  # of this codebook
-        self._own = deque[Floats]()  # the vectors of the newest frames, the newest first
-        self._sums: Floats = model.zeros(0, 0)
-        self._blocks: _Blocks | None = None  # if frames do not depend on one another
-        self._codebook = -1
+        self._newest = deque[Floats]()  # the vectors of the newest frames, the newest first
 
     def begin_codebook(self) -> None:
-        """Start the next codebook."""
-        if self._codebook >= 0:
-            self._lower.add(self._model.vectors(self._codebook, self._codes))
+        """As Predictor."""
+        if self.codebook >= 0:
+            self._lower.add(self._model.vectors(self.codebook, self._codes))
             self._codes[:] = -1
-        self._codebook += 1
-        past = _own_past(self._codebook)
-        self._own = deque(self._model.zeros(self._codebook, past), maxlen=past)
-        self._sums = self._model.sums(self._codebook, self._lower.context())
-        self._blocks = None if past else _Blocks(self._model, self._codebook, self._sums)
+        codebook = self.codebook + 1
+        self._begin(self._model.sums(codebook, self._lower.context()), None)
+        self.unknown_past = _own_past(codebook)
+        self._newest = deque(self._model.zeros(codebook, self.unknown_past), maxlen=self.unknown_past)
 
     def frequencies(self, frame: int) -> Frequencies:
-        """The frequencies [size] of the codes of this codebook in a frame; all frames before have been pushed."""
-        if self._blocks:
-            return self._blocks[frame]
-        own = _own_context(self._codebook, list(self._own))
-        return self._model.frequencies(self._codebook, self._sums[frame], own)
+        """As Predictor."""
+        if not self.unknown_past:
+            return self._known(frame)
+        own = _own_context(self.codebook, list(self._newest))
+        return self._model.frequencies(self._model.logits(self.codebook, self.sums[frame], own))
 
     def push(self, frame: int, code: int) -> None:
-        """Take the code of this codebook in a frame; -1 if the frame does not have it."""
+        """As Predictor."""
         self._codes[frame] = code
-        if self._own.maxlen:
-            self._own.appendleft(self._model.vectors(self._codebook, self._codes[frame]))
+        if self.unknown_past:
+            self._newest.appendleft(self._model.vectors(self.codebook, self._codes[frame]))
 
 
 # files

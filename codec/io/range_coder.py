@@ -17,8 +17,8 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
-_TOP, _LEAST = 1 << 48, 1 << 40
-_WINDOW = 6  # bytes of an interval
+_TOP, LEAST = 1 << 48, 1 << 40
+WINDOW = 6  # bytes of an interval
 
 
 class Coder(Protocol):
@@ -35,6 +35,9 @@ class Coder(Protocol):
 
     def drawn(self, frequencies: npt.NDArray[np.int64], value: int) -> int:
         """Code and return a number by the frequencies [numbers]."""
+
+    def interval(self, start: int, count: int, total: int) -> None:
+        """Pass a value that has `count` of the frequencies' sum `total`, after the `start` of the values before it."""
 
     def mark(self) -> None:
         """Note that the values up to here may be all that is read."""
@@ -108,9 +111,9 @@ class RangeEncoder(Writer):
         self._width = count * unit
         if self._low >= _TOP:
             self._carry()
-        while self._width < _LEAST:
+        while self._width < LEAST:
             self._out.append(self._low >> 40)
-            self._low = (self._low & _LEAST - 1) << 8
+            self._low = (self._low & LEAST - 1) << 8
             self._width <<= 8
 
     def mark(self) -> None:
@@ -126,7 +129,7 @@ class RangeEncoder(Writer):
             self._low = _TOP
             self._carry()
         elif self._low:
-            self._out.append(-(-self._low // _LEAST))
+            self._out.append(-(-self._low // LEAST))
         data = bytes(self._out)
         return data, [_enough(data, sent, low) for sent, low in self._marks]
 
@@ -144,9 +147,9 @@ def _enough(data: bytes, sent: bytes, low: int) -> int:
     size = len(sent)
     if data[:size] > sent:
         return size
-    window = data[size : size + _WINDOW].ljust(_WINDOW, b"\0")
+    window = data[size : size + WINDOW].ljust(WINDOW, b"\0")
     return size + next(
-        more for more in range(_WINDOW + 1) if int.from_bytes(window[:more].ljust(_WINDOW, b"\0"), "big") >= low
+        more for more in range(WINDOW + 1) if int.from_bytes(window[:more].ljust(WINDOW, b"\0"), "big") >= low
     )
 
 
@@ -154,31 +157,31 @@ class RangeDecoder:
     """Read what a RangeEncoder wrote. Its methods raise ValueError for bytes that no encoder writes."""
 
     def __init__(self, payload: bytes) -> None:
-        self._payload = payload
-        self._offset = int.from_bytes(payload[:_WINDOW].ljust(_WINDOW, b"\0"), "big")  # above `low`
-        self._width = _TOP
-        self._shifts = 0
+        self.payload = payload
+        self.offset = int.from_bytes(payload[:WINDOW].ljust(WINDOW, b"\0"), "big")  # above `low`
+        self.width = _TOP
+        self.shifts = 0
 
     def target(self, total: int) -> int:
         """A number within the frequencies of the next value, less than their sum `total`; `interval` follows.
 
         No sum is 0 in what an encoder writes: some value was possible.
         """
-        number = self._offset // (self._width // total) if total else 0
+        number = self.offset // (self.width // total) if total else 0
         if number >= total:
             raise ValueError("codes that no encoder writes")
         return number
 
     def interval(self, start: int, count: int, total: int) -> None:
         """Move over the value that has these frequencies, as RangeEncoder.interval."""
-        unit = self._width // total
-        self._offset -= start * unit
-        self._width = count * unit
-        while self._width < _LEAST:
-            place = self._shifts + _WINDOW
-            self._offset = self._offset << 8 | (self._payload[place] if place < len(self._payload) else 0)
-            self._width <<= 8
-            self._shifts += 1
+        unit = self.width // total
+        self.offset -= start * unit
+        self.width = count * unit
+        while self.width < LEAST:
+            place = self.shifts + WINDOW
+            self.offset = self.offset << 8 | (self.payload[place] if place < len(self.payload) else 0)
+            self.width <<= 8
+            self.shifts += 1
 
     def flag(self, counts: list[int], value: bool = False) -> bool:
         """As Coder."""
@@ -218,7 +221,7 @@ class RangeDecoder:
 
         `is_cut` says that it may have been cut at a mark of the encoder.
         """
-        most = _WINDOW if is_cut else 1
-        if not 0 <= len(self._payload) - self._shifts <= most:
+        most = WINDOW if is_cut else 1
+        if not 0 <= len(self.payload) - self.shifts <= most:
             more = f"up to {most}" if is_cut else "one"
-            raise ValueError(f"{len(self._payload)} bytes of codes, not {self._shifts} or {more} more")
+            raise ValueError(f"{len(self.payload)} bytes of codes, not {self.shifts} or {more} more")

@@ -20,7 +20,7 @@ from codec.io.bitstream import Header, Reader, Writer
 from codec.io.entropy import ADAPTIVE, MAX_ADAPTIVE, MAX_MODELED, MODEL, NONE, START_FRAMES
 from codec.io.entropy_files import SUFFIX
 from codec.io.entropy_files import shipped as shipped_networks
-from codec.io.entropy_model import EntropyModel, FramePredictor, PacketPredictor
+from codec.io.entropy_model import EntropyModel, FramePredictor, Linear, PacketPredictor
 from codec.io.range_coder import RangeDecoder, RangeEncoder
 from codec.pretrained import shipped
 from tests.helpers.entropy import codes_of, force_coder, random_tensors, thinned
@@ -220,10 +220,10 @@ def test_the_network_gives_the_same_frequencies_frame_by_frame_in_any_arithmetic
     whole, part = PacketPredictor(MANY, codes), PacketPredictor(MANY, codes[:, : last + 2], first, last)
     single = FramePredictor(MANY, codes.shape[1])
     with monkeypatch.context() as patch:
-        patch.setattr(entropy_model._Linear, "__call__", of_integers)
+        patch.setattr(Linear, "products", of_integers)
         exact = all_frequencies(codes)
     with monkeypatch.context() as patch:
-        patch.setattr(entropy_model._Linear, "__call__", of_torch)
+        patch.setattr(Linear, "products", of_torch)
         torch_sums = all_frequencies(codes)
     for codebook, row in enumerate(codes):
         for predictor in (whole, part, single):
@@ -247,17 +247,23 @@ def all_frequencies(codes: entropy.Codes) -> list[list[entropy_model.Frequencies
     return found
 
 
-def of_integers(layer: entropy_model._Linear, x: entropy_model.Floats) -> entropy_model.Floats:
-    weight, bias = ((array * 2.0**20).astype(np.int64) for array in (layer.weight, layer.bias))
-    return ((x.astype(np.int64) @ weight + bias) / 2.0**20).astype(np.float32)
+def of_integers(layer: Linear, x: entropy_model.Floats, *, last: bool = False) -> entropy_model.Floats:
+    sums: entropy_model.Floats = (x.astype(np.int64) @ used_weight(layer, x, last=last) * layer.unit).astype(np.float32)
+    return sums
 
 
-def of_torch(layer: entropy_model._Linear, x: entropy_model.Floats) -> entropy_model.Floats:
+def of_torch(layer: Linear, x: entropy_model.Floats, *, last: bool = False) -> entropy_model.Floats:
     """In another order of summation."""
     order = np.random.default_rng(0).permutation(x.shape[-1])
-    y = torch.from_numpy(x[..., order]) @ torch.from_numpy(layer.weight[order]) + torch.from_numpy(layer.bias)
-    sums: entropy_model.Floats = y.numpy()
+    weight = torch.from_numpy(used_weight(layer, x, last=last)[order]).float()
+    sums: entropy_model.Floats = (torch.from_numpy(x[..., order]) @ weight * float(layer.unit)).numpy()
     return sums
+
+
+def used_weight(layer: Linear, x: entropy_model.Floats, *, last: bool) -> entropy.Codes:
+    """The weight [inputs, outputs] of inputs x [..., inputs]."""
+    weight = layer.weight.T.astype(np.int64)
+    return weight[len(weight) - x.shape[-1] :] if last else weight[: x.shape[-1]]
 
 
 def run_of(codes: list[int], entry: int) -> int:
