@@ -19,7 +19,7 @@ import torch
 from threadpoolctl import threadpool_limits
 from torch import Tensor
 
-from codec.errors import UsageError
+from codec.backend import may_compile
 from codec.io import entropy_model
 from codec.models.base import Codec, FrameSteps, StepCodec
 from codec.nn.quantize.residual import ResidualVQ
@@ -28,7 +28,6 @@ from codec.nn.streaming import State
 
 Backend: TypeAlias = Literal["compiled", "torch"]
 
-VARIABLE = "CODEC_BACKEND"
 THREADS = "OMP_NUM_THREADS"
 MAX_ROWS = 8
 """Frames of all signals of a step up to which compiled steps are faster."""
@@ -47,14 +46,8 @@ class LiveState(NamedTuple):
 
 
 def may_be_compiled(model: Codec) -> bool:
-    """Whether short steps of this model are compiled, if it has such steps.
-
-    Raises UsageError if CODEC_BACKEND has another value than "auto" and "torch".
-    """
-    choice = os.environ.get(VARIABLE, "auto")
-    if choice not in ("auto", "torch"):
-        raise UsageError(f"{VARIABLE} is {choice!r}: set it to auto or torch")
-    return choice == "auto" and model.device.type == "cpu"
+    """Whether short steps of this model are compiled, if it has such steps. Raises as `backend.may_compile`."""
+    return may_compile() and model.device.type == "cpu"
 
 
 def backend_of(model: StepCodec) -> Backend:

@@ -14,7 +14,7 @@ import pytest
 import torch
 from threadpoolctl import threadpool_info, threadpool_limits
 
-from codec import live, pretrained
+from codec import backend, live, pretrained
 from codec.checkpoint import save_model
 from codec.compression import compress, decompress
 from codec.data.tokenize import tokenize
@@ -40,7 +40,7 @@ LIVE_AFTER = live.LIVE_AFTER
 
 @pytest.fixture(autouse=True)
 def compiled_steps(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(live.VARIABLE, "auto")  # all other tests run in torch
+    monkeypatch.setenv(backend.VARIABLE, "auto")  # all other tests run in torch
     monkeypatch.setattr(live, "LIVE_AFTER", 2)  # so that short signals reach them
 
 
@@ -338,11 +338,11 @@ def test_a_state_is_a_value(tiny: CausalCodec) -> None:
 
 
 def test_torch_takes_all_steps_if_asked(tiny: CausalCodec, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("CODEC_BACKEND", "torch")
+    monkeypatch.setenv(backend.VARIABLE, "torch")
     assert live.backend_of(tiny) == "torch"
 
 
 def test_an_unknown_backend_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("CODEC_BACKEND", "tensorflow")
+    monkeypatch.setenv(backend.VARIABLE, "tensorflow")
     with pytest.raises(UsageError, match=r"CODEC_BACKEND is 'tensorflow': set it to auto or torch"):
         StreamEncoder(tiny_model())

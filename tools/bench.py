@@ -32,6 +32,7 @@ import numpy as np
 import soundfile
 import torch
 
+from codec import backend as backends
 from codec import checkpoint, compression, live, models, pretrained
 from codec import streams as sessions
 from codec.config import override_data
@@ -176,7 +177,7 @@ class Live:
     """A stream of single frames through the encoder and the decoder in one backend, and the milliseconds they took."""
 
     def __init__(self, model: Codec, num_codebooks: int | None, backend: str) -> None:
-        os.environ[live.VARIABLE] = backend
+        os.environ[backends.VARIABLE] = backend
         self.encoder = sessions.StreamEncoder(model, num_codebooks=num_codebooks)
         self.decoder = sessions.StreamDecoder(model)
         self.backend = live.backend_of(cast(StepCodec, model)) if backend == "auto" else backend

@@ -7,12 +7,13 @@ A file is read to its end, from the middle, and as a pipe; half of the codebooks
 flip bits, cut, insert, repeat and swap parts, put in extreme numbers, and half of the time repair checksums, as an
 attacker would. Inputs that fail are written to --out. Allocations beyond the limit fail in the kernel (RLIMIT_AS),
 because a tracer of allocations takes four times as long. With --guided, atheris (libFuzzer) chooses what to mutate by
-the branches that are reached, and stops at the first failure.
+the branches that are reached, and stops at the first failure. Coder 2 decodes the second half in its compiled loops.
 """
 
 import argparse
 import inspect
 import io
+import os
 import resource
 import sys
 import tempfile
@@ -28,8 +29,9 @@ from typing import Any
 
 import numpy as np
 
-from codec import compress
+from codec import backend, compress
 from codec.errors import CodecError
+from codec.io import entropy_compiled, entropy_model
 from codec.io.bitstream import Codes, Header, Reader, Writer
 from codec.io.entropy import ADAPTIVE, NONE
 from codec.io.synth import RATE, synthesize
@@ -265,6 +267,15 @@ def run_guided(files: list[bytes], options: argparse.Namespace) -> None:
         atheris.Fuzz()
 
 
+def compile_loops(data: bytes) -> None:
+    """Let coder 2 use its compiled loops for files of the same model as this one, without a limit of memory."""
+    resource.setrlimit(resource.RLIMIT_AS, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+    header = Reader(io.BytesIO(data), label="fuzz").header
+    network = entropy_model.find(header.weights_hash, header.codebook_sizes)
+    assert network
+    entropy_compiled.prepare(network)
+
+
 def limit_memory() -> None:
     """Let allocations fail beyond MOST_MEMORY more than this process has now."""
     pages = int(Path("/proc/self/statm").read_text().split()[0])
@@ -279,12 +290,15 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("fuzz"))
     parser.add_argument("--guided", action="store_true", help="by coverage, with atheris")
     options = parser.parse_args()
+    os.environ[backend.VARIABLE] = "torch"  # to compile loops within the limit of memory would fail
     random, files = np.random.default_rng(options.seed), [*corpus(), *modeled()]
     if options.guided:
         run_guided(files, options)
     failures = 0
     for number in range(options.inputs):
-        if number % RENEWED_EVERY == 0:
+        if number == options.inputs // 2:
+            compile_loops(files[-1])
+        if number % RENEWED_EVERY == 0 or number == options.inputs // 2:
             limit_memory()
         data = mutated(files, random)
         if wrong := problem(data):

@@ -48,6 +48,7 @@ from typing import TYPE_CHECKING, Literal, NamedTuple, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
+from codec.backend import may_compile
 from codec.errors import UsageError
 from codec.io.entropy_model import (
     FUTURE,
@@ -79,7 +80,8 @@ NO_ANSWER = 2  # for codebook 0, which has no lower codebook
 MOST = 255  # sum of the counts of a question
 EXPECTED = 8  # first count of the answer to "row" that the lower codebook had, in coder 2
 RECENT = 64  # different codes of coder 1, frames of coder 2
-_COMPILED_ROWS = 8  # up to which compiled loops pass a codebook at once
+_COMPILED_ROWS = 8  # up to which compiled loops pass a codebook
+_MOST_PLAIN = 1 << 17  # codes of a process by coder 2 without compiled loops, which take a second to load
 _ADVANCE = 5  # frames that a PacketEncoder waits for, because a few cost as much
 
 
@@ -407,7 +409,11 @@ def _pass_codebooks(
     `counts` [frames][rows] are the numbers of codebooks if they vary. Codes that are read replace the given ones.
     """
     rows = len(codes[0][0])
-    passages = _modeled(model, len(sizes), rows, varying=counts is not None) if model else _repeating(sizes, rows)
+    if model:
+        model.passed += rows * len(codes) * len(codes[0])
+        passages: Iterator[_Codebook | CompiledCodebook] = _modeled(model, len(sizes), rows, varying=counts is not None)
+    else:
+        passages = _repeating(sizes, rows)
     for passage, codebook in zip(passages, codes, strict=True):
         passage.push(coder, codebook, counts, predictors)
         coder.mark()
@@ -428,6 +434,7 @@ class _Modeled:
         listed = codes[:, :, self.frames : end].transpose(1, 2, 0).tolist()
         for (passage, intervals), codebook in zip(self._passages, listed, strict=True):
             passage.push(intervals, codebook, None, predictors)
+        self._model.passed += codes[:, :, self.frames : end].size
         self.frames = end
 
     def finish(self) -> RangeEncoder:
@@ -442,15 +449,24 @@ class _Modeled:
 def _modeled(
     model: EntropyModel, num_codebooks: int, rows: int, *, varying: bool = False
 ) -> "Iterator[_Codebook | CompiledCodebook]":
-    if model.compiled and rows <= _COMPILED_ROWS and not varying:
+    if rows <= _COMPILED_ROWS and not varying and (compiled := _compiled(model)):
         below = None
         for number in range(num_codebooks):
-            yield (below := model.compiled(number, below, rows, model))
+            yield (below := compiled(number, below, rows, model))
         return
     lower = None
     for number in range(num_codebooks):
         yield (codebook := _Drawn(number, lower, rows, model))
         lower = codebook.passed
+
+
+def _compiled(model: EntropyModel) -> "type[CompiledCodebook] | None":
+    """Compiled loops for this model, which are loaded or compiled once it has passed many codes."""
+    if model.compiled is None and model.passed > _MOST_PLAIN and may_compile():
+        from codec.io import entropy_compiled
+
+        entropy_compiled.prepare(model)
+    return model.compiled
 
 
 def _repeating(sizes: Sequence[int], rows: int) -> "Iterator[_Codebook]":

@@ -97,6 +97,8 @@ class EntropyModel:
         """What frequencies are multiplied with for a sum of gains, in units of 2**-GROW_SHIFT."""
         self.compiled: type[CompiledCodebook] | None = None
         """What codes a codebook in compiled loops, once `codec.io.entropy_compiled.prepare` has made them ready."""
+        self.passed = 0
+        """How many codes coder 2 took so far."""
         self._check_totals()
 
     def _check_totals(self) -> None:

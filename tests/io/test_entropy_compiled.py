@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from codec.backend import VARIABLE
 from codec.io import entropy, entropy_compiled
 from codec.io.entropy_model import FUTURE, EntropyModel, FramePredictor
 from codec.io.range_coder import RangeDecoder
@@ -70,3 +71,24 @@ def test_any_bytes_give_the_same_codes_or_error(payload: bytes, rows: int, frame
         else:
             found.append([codes, coder.offset, coder.width, coder.shifts])
     assert found[0] == found[1]
+
+
+def test_loops_are_compiled_after_many_codes(monkeypatch: pytest.MonkeyPatch) -> None:
+    codes = codes_of("random", list(SIZES), rows=2, frames=10, seed=3)
+    payload = entropy.encode_adaptive(codes, SIZES, PLAIN)
+    monkeypatch.setattr(entropy, "_MOST_PLAIN", 3 * codes.size)
+    for backend, packets in (("torch", 5), ("auto", 4)):
+        monkeypatch.setenv(VARIABLE, backend)
+        model = EntropyModel(random_tensors(SIZES))
+        for _ in range(packets - 1):
+            assert entropy.encode_adaptive(codes, SIZES, model) == payload
+            assert model.compiled is None
+        np.testing.assert_array_equal(entropy.decode_adaptive(payload, SIZES, rows=2, frames=10, model=model), codes)
+        assert bool(model.compiled) == (backend == "auto")
+
+
+def test_packets_of_many_rows_are_not_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    codes = codes_of("random", list(SIZES[:2]), rows=9, frames=4, seed=5)
+    monkeypatch.setattr(entropy_compiled, "_pass", None)
+    payload = entropy.encode_adaptive(codes, SIZES[:2], COMPILED)
+    assert payload == entropy.encode_adaptive(codes, SIZES[:2], PLAIN)
