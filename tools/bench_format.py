@@ -11,6 +11,7 @@ run beside this one's with `--entropy none`, each in processes of its own.
 from __future__ import annotations
 
 import argparse
+import copy
 import os
 import statistics
 import sys
@@ -24,10 +25,10 @@ from typing import NamedTuple
 import torch
 from threadpoolctl import threadpool_limits
 
-from codec import pretrained
+from codec import backend, pretrained
 from codec.compression import compress, decompress
 from codec.frames import FrameSpec
-from codec.io import bitstream, entropy
+from codec.io import bitstream, entropy, entropy_compiled
 from codec.io.entropy_model import EntropyModel, find
 from codec.models.base import Codec
 from codec.transcoding import concat, transcode
@@ -35,7 +36,7 @@ from codec.transcoding import concat, transcode
 HERE = Path(__file__).parents[1]
 LONG = 36_000  # seconds
 PART = 10  # seconds
-CHANGED = 60  # seconds
+CHANGED, CUT = 60, 3600  # seconds
 CODEBOOKS = (3, 6, 12)
 
 Codes = bitstream.Codes
@@ -58,6 +59,7 @@ def main() -> None:
     parser.add_argument("--against", type=Path, help="tree of another release; only it is compared then")
     parser.add_argument("--codebooks", type=int, help="of the files that are compared with another release")
     options = parser.parse_args()
+    os.environ[backend.VARIABLE] = "torch"  # only the coder called "compiled" is, whatever was coded before
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder, threadpool_limits(1):  # threads that wait for others use time too
         if options.against:
@@ -112,7 +114,11 @@ def coders(codec: Codec, num_codebooks: int) -> list[Coder]:
     sizes = codec.codebook_sizes[:num_codebooks]
     network = find(codec.weights_hash or "", sizes)
     found = [Coder("none", sizes), Coder("adaptive", sizes)]
-    return [*found, Coder("model", sizes, network)] if network else found
+    if network:
+        compiled = copy.copy(network)
+        entropy_compiled.prepare(compiled)
+        found += [Coder("model", sizes, network), Coder("compiled", sizes, compiled)]
+    return found
 
 
 def all_of(function: Callable[..., object], arguments: Sequence[tuple[object, ...]]) -> None:
@@ -167,6 +173,9 @@ def report_long(recording: str, model: str, seconds: int, rounds: int, folder: P
         changes[f"{count} codebooks"] = partial(transcode, minute, out, num_codebooks=count, force=True)
     for name, speed in speeds_of(changes, seconds_of(minute), rounds).items():
         print(f"transcode, {name}: {speed:.0f} x real time")
+    transcode(long, minute, end=CUT, force=True)
+    for name, speed in speeds_of({"a part of": changes["a part of"]}, seconds_of(minute), rounds).items():
+        print(f"transcode, {name} {seconds_of(minute):.0f} s: {speed:.0f} x real time")
 
 
 def repeated(recording: str, codec: Codec, path: Path, *, seconds: int) -> None:
