@@ -1,6 +1,6 @@
-"""Coder 2 of `codec.io.entropy` in loops that numba compiles: the same bytes in half of the time, for live pipes.
+"""Coder 2 of `codec.io.entropy` in loops that numba compiles: the same bytes in a half to a third of the time.
 
-Nothing of a packet is played before all of it is decoded, so the time of the coder is delay there.
+They serve long recordings, and live pipes, in which nothing of a packet is played before all of it is decoded.
 """
 
 from __future__ import annotations
