@@ -6,6 +6,7 @@ import tracemalloc
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, cast
 
 import numpy as np
@@ -27,6 +28,7 @@ from codec.errors import (
     UsageError,
     WeightsMismatch,
 )
+from codec.frames import FrameSpec
 from codec.io import bitstream
 from codec.io.audio import Block, Resampler, write_audio
 from codec.io.bitstream import Codes, Header, Writer
@@ -201,6 +203,21 @@ def test_memory_is_constant(tmp_path: Path, way: str) -> None:
 def test_a_packet_is_a_second_or_a_twentieth_of_the_recording(seconds: float, packet: float) -> None:
     header = compression.header_of(MODEL, 8000, 1, 1, seconds=seconds)  # 1 codebook, 250 bit/s
     assert header.frame_spec.seconds(header.frames_per_packet * header.hop) == pytest.approx(packet, rel=0.03)
+
+
+@pytest.mark.parametrize(("channels", "from_seconds"), [(1, 38.0), (2, 19.0)])
+def test_packets_of_long_recordings_have_ends(channels: int, from_seconds: float) -> None:
+    """Whatever the length and the number of codebooks, 50 frames of 10 bits a codebook and second as in general-24k."""
+    spec = FrameSpec(sample_rate=24_000, hop=480, decoder_delay=480, num_codebooks=16, codebook_size=1024)
+    model: Any = SimpleNamespace(
+        frame_spec=spec, weights_hash="00" * 32, channels=1, segment_frames=0, codebook_sizes=(1024,) * 16,
+        name="model", config=SimpleNamespace(family="causal"),
+    )  # fmt: skip
+    lengths = from_seconds * np.geomspace(1, 100, 300)
+    for num_codebooks in (2, 3, 8, 12, 13, 16):
+        headers = [compression.header_of(model, 24_000, channels, num_codebooks, seconds=length) for length in lengths]
+        assert all(header.wants_ends for header in headers)
+        assert not compression.header_of(model, 24_000, 1, num_codebooks, seconds=30.0).wants_ends
 
 
 def test_more_beams_find_codes_nearer_to_the_latents(tmp_path: Path) -> None:

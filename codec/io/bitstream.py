@@ -134,7 +134,7 @@ VERSION = 2
 MAX_CHANNELS = 1024  # as in libsndfile
 MAX_RATE = 1 << 22  # Hz
 MAX_CODES = 1 << 20  # per packet, because unpacking needs 64 bytes per code
-ENDS_SECONDS = 2  # of one channel in a packet from which on it has ends, because they cost most in small ones
+ENDS_SECONDS = 1.9  # of one channel in a packet from which on it has ends, because they cost most in small ones
 INDEX_EVERY = 16  # packets
 FIRST_PIECE = 1  # frames of a packet of a pipe that are decoded before the others
 COPY_WITHIN = 10  # the end has a copy of the header if the file before it is this number of times as long
@@ -306,6 +306,11 @@ class Header:
         """Most segments of a packet; 0 for a model without a scale."""
         return self.frames_per_packet // self.segment_frames if self.segment_frames else 0
 
+    @property
+    def wants_ends(self) -> bool:
+        """Whether packets of this length have the ends of their codebooks, so that fewer of them are copied bytes."""
+        return self.rows * self.frames_per_packet * self.hop >= ENDS_SECONDS * self.sample_rate
+
     def _to_fields(self) -> bytes:
         numbers = (
             self.source_rate,
@@ -453,9 +458,8 @@ class Writer:
         is_live = is_live and header.frames_per_packet > 1 and not header.segment_frames
         header = replace(header, network=digest, has_tags=bool(header.tags), is_live=is_live)
         self.header = replace(header, frames=0)
-        with_ends = header.rows * header.frames_per_packet * header.hop >= ENDS_SECONDS * header.sample_rate
         self._encoder = entropy.PacketEncoder(
-            header.codebook_sizes, coder=coder, model=self._network, with_ends=with_ends, is_live=is_live
+            header.codebook_sizes, coder=coder, model=self._network, with_ends=header.wants_ends, is_live=is_live
         )
         self.size = self.coded_bytes = self.packed_bytes = 0
         self.digest = hashlib.blake2b()
