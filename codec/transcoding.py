@@ -67,7 +67,8 @@ def transcode(
         is_part = first > 0 or last is not None
         harmless: list[Damage] = []
         with stream_output(target, force=force) as file:
-            writer = Writer(file, replace(header, time=0) if is_part else header, coder=coder)
+            declared = _part_time(reader.header, begin, last) if reader.is_complete else 0
+            writer = Writer(file, replace(header, time=max(0, declared)) if is_part else header, coder=coder)
             stop = None if last is None else first + _frames(header, last - begin)
             for whole in reader.coded(first, harmless=harmless):
                 packet = reader.thinned(whole, count)
@@ -78,7 +79,7 @@ def transcode(
                 elif late > early:  # the rest is read for its end
                     cut = reader.unpacked(packet).cut(early, late)
                     writer.write(cut.codes[:, :count], cut.scale)
-            time = (reader.header.time if last is None else min(last, reader.header.time)) - begin
+            time = _part_time(reader.header, begin, last)
             if time <= 0:
                 raise UsageError(f"{reader.label} has {reader.header.seconds:.3f} s, so no audio from {start:g} s on")
             writer.close(time=time)
@@ -88,6 +89,11 @@ def transcode(
         if damaged is not None:
             raise damaged.with_output(output_label(target), mended=True)
     return writer.header
+
+
+def _part_time(header: Header, begin: int, last: int | None) -> int:
+    """Samples of a part from sample `begin` to `last`; none or less if the recording ends before it."""
+    return (header.time if last is None else min(last, header.time)) - begin
 
 
 def concat(sources: Sequence[str | Path], target: str | Path, *, force: bool = False) -> Header:
@@ -177,7 +183,7 @@ def append(
 
 def _joined(readers: Sequence[Reader], file: BinaryIO) -> Header:
     header = _common(readers)
-    writer = Writer(file, header)
+    writer = Writer(file, replace(header, time=_joined_time(readers)))
     time = 0
     for number, reader in enumerate(readers, start=1):
         # rounded down, because rounded up the frames might not hold the samples
@@ -192,6 +198,15 @@ def _joined(readers: Sequence[Reader], file: BinaryIO) -> Header:
         time = before + reader.header.time
     writer.close(time=time)
     return writer.header
+
+
+def _joined_time(readers: Sequence[Reader]) -> int:
+    """Samples of all files; 0 if that is not known before they are read."""
+    header = readers[0].header
+    if header.segment_frames or not all(reader.is_complete for reader in readers):
+        return 0
+    frames = sum(reader.header.frames for reader in readers[:-1])
+    return frames * header.hop * header.source_rate // header.sample_rate + readers[-1].header.time
 
 
 def _padded(packet: Packet, frames: int) -> Packet:

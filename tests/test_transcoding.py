@@ -101,6 +101,26 @@ def test_lost_audio_is_not_left_out(tmp_path: Path) -> None:
         assert not (tmp_path / "b.codec").exists()
 
 
+@pytest.mark.parametrize("made_by", ["concat", "append", "part"])
+def test_without_its_end_a_changed_file_is_known_to_be_whole(tmp_path: Path, made_by: str) -> None:
+    source, target = recording(tmp_path / "a.codec"), tmp_path / "b.codec"
+    match made_by:
+        case "concat":
+            time = concat([source, recording(tmp_path / "c.codec", seed=1)], target).time
+        case "append":
+            target = source
+            time = append(tmp_path / "a.wav", source, model=MODEL).time
+        case _:
+            time = transcode(source, target, start=0.503, end=1.7).time
+    data = target.read_bytes()
+    target.write_bytes(data[:-10])
+    with pytest.raises(DamagedFile, match="all audio is intact"):
+        transcode(target, tmp_path / "mended.codec")
+    assert (tmp_path / "mended.codec").read_bytes() == data
+    with bitstream.open_reader(tmp_path / "mended.codec") as reader:
+        assert reader.header.time == time
+
+
 def test_joined_recordings_follow_one_another(tmp_path: Path) -> None:
     one, two = (
         recording(tmp_path / "one.codec", rate=8000, time=9001),
