@@ -102,7 +102,7 @@ class RangeEncoder(Writer):
     def __init__(self) -> None:
         self._low, self._width = 0, _TOP
         self._out = bytearray()
-        self._marks: list[tuple[bytes, int]] = []
+        self._marks: list[tuple[bytearray, int, int]] = []
 
     def interval(self, start: int, count: int, total: int) -> None:
         """As Writer."""
@@ -118,7 +118,7 @@ class RangeEncoder(Writer):
 
     def mark(self) -> None:
         """As Coder, for `finish`."""
-        self._marks.append((bytes(self._out), self._low))
+        self._marks.append((self._out[-1:], len(self._out), self._low))
 
     def finish(self) -> tuple[bytes, list[int]]:
         """The bytes of all values; and for each mark, the fewest of them that give the values before it.
@@ -131,7 +131,7 @@ class RangeEncoder(Writer):
         elif self._low:
             self._out.append(-(-self._low // LEAST))
         data = bytes(self._out)
-        return data, [_enough(data, sent, low) for sent, low in self._marks]
+        return data, [_enough(data, *mark) for mark in self._marks]
 
     def _carry(self) -> None:
         self._low -= _TOP
@@ -142,10 +142,12 @@ class RangeEncoder(Writer):
         self._out[place] += 1
 
 
-def _enough(data: bytes, sent: bytes, low: int) -> int:
-    """The fewest of the bytes, at least as many as `sent`, that lie above an interval from these and `low` on."""
-    size = len(sent)
-    if data[:size] > sent:
+def _enough(data: bytes, last: bytearray, size: int, low: int) -> int:
+    """The fewest of the bytes, at least `size`, that lie above an interval from these and `low` on.
+
+    `last` is the last of the bytes then. A carry since then has made it another one, and the bytes more than enough.
+    """
+    if data[size - len(last) : size] != last:
         return size
     window = data[size : size + WINDOW].ljust(WINDOW, b"\0")
     return size + next(
