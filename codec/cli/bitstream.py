@@ -44,10 +44,11 @@ def check(
     for name in _files(sources):
         try:
             with open_reader(name) as reader:
-                packets, damages = _parts(reader)
-                if damages:
-                    raise reader.damaged_in(damages, intact=packets > 0)
-                echo(f"{printable(reader.label)}: intact, {reader.header.seconds:.3f} s, {packets} packets")
+                packets, damages = parts_of(reader)
+                if len(damages) > 1:
+                    for damage in damages:
+                        echo(f"{printable(reader.label)}: byte {damage.offset}: {damage.reason}")
+                echo(f"{printable(reader.label)}: {verdict(reader, packets, damages)}")
         except InputNotFound as error:  # not a result of the check
             say(f"codec: {one_line(error)}")
             statuses.add(error.exit_code)
@@ -56,6 +57,26 @@ def check(
             statuses.add(error.exit_code)
     if statuses:
         raise typer.Exit(DamagedFile.exit_code if DamagedFile.exit_code in statuses else min(statuses))
+
+
+def parts_of(reader: "Reader") -> "tuple[int, list[Damage]]":
+    """The number of intact packets, and the damage."""
+    from codec.io.bitstream import Packet
+
+    packets, damages = 0, []
+    for part in reader.parts():
+        if isinstance(part, Packet):
+            packets += 1
+        else:
+            damages.append(part)
+    return packets, damages
+
+
+def verdict(reader: "Reader", packets: int, damages: "list[Damage]") -> str:
+    """What an intact file has; `packets` and `damages` are its parts. Raises DamagedFile for another one."""
+    if damages:
+        raise reader.damaged_in(damages, intact=packets > 0)
+    return f"intact, {reader.header.seconds:.3f} s, {packets} packets"
 
 
 def transcode(
@@ -140,19 +161,3 @@ def _files(sources: list[str]) -> Iterator[str]:
             raise InputNotFound(f"{source} has no .codec files: name a file or another folder")
         for name in (first, *names):
             yield str(Path(source, name))
-
-
-def _parts(reader: "Reader") -> "tuple[int, list[Damage]]":
-    """The number of intact packets, and the damage; each damage is printed if there are several."""
-    from codec.io.bitstream import Packet
-
-    packets, damages = 0, []
-    for part in reader.parts():
-        if isinstance(part, Packet):
-            packets += 1
-        else:
-            damages.append(part)
-    if len(damages) > 1:
-        for damage in damages:
-            echo(f"{printable(reader.label)}: byte {damage.offset}: {damage.reason}")
-    return packets, damages

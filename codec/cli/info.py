@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -11,7 +12,7 @@ import typer
 from codec import pretrained
 from codec.checkpoint import RUN_MODEL, CodecCard, LMCard, ModelCard
 from codec.cli.options import INPUT_OUTPUT, JSONOption, duration, echo, echo_table, one_line, plural
-from codec.errors import CodecError, DamagedFile, InputNotFound, UnsupportedAudio, printable
+from codec.errors import CodecError, DamagedFile, InputNotFound, UnsupportedAudio, UsageError, printable
 from codec.io.storage import walk
 
 if TYPE_CHECKING:
@@ -35,25 +36,39 @@ def info(
             "--all", help="Print every field, with a model's configuration and recipe.", rich_help_panel=INPUT_OUTPUT
         ),
     ] = False,
+    check: Annotated[
+        bool,
+        typer.Option(
+            "--check",
+            help="Verify .codec files too, as codec check; exit status 5 if one is damaged.",
+            rich_help_panel=INPUT_OUTPUT,
+        ),
+    ] = False,
     as_json: JSONOption = False,
 ) -> None:
     """Describe a .codec file, a folder of .codec files, or a model.
 
     Example: codec info general-24k --all
     """
+    status = 0
     if pretrained.names_a_model(source):
+        if check:
+            raise UsageError(f"{source} is a model: --check verifies .codec files")
         card = pretrained.describe(source)
         facts = card.as_data()
         summary = facts if show_all else _model_summary(card)
     elif Path(source).is_dir():
-        _print_folder(Path(source), as_json=as_json)
+        _print_folder(Path(source), check=check, as_json=as_json)
         return
     else:
         if not Path(source).exists() and (close := pretrained.nearest(source)):
             raise pretrained.no_model(source, close)
-        summary = facts = _recording(source)
+        facts, status = _recording(source, check=check)
+        summary = facts
     if as_json:
         typer.echo(json.dumps(facts, indent=2))
+        if status:
+            raise typer.Exit(status)
         return
     rows = [
         (printable(name), printable(value) if isinstance(value, str) else value)
@@ -63,6 +78,8 @@ def info(
     width = max(len(name) for name, _ in rows) + 2
     for name, value in rows:
         echo(f"{name:<{width}}{value:.10g}" if isinstance(value, float) else f"{name:<{width}}{value}")
+    if status:
+        raise typer.Exit(status)
 
 
 def _model_summary(card: ModelCard) -> dict[str, str]:
@@ -111,18 +128,22 @@ def _mapping(data: Mapping[str, Any], key: str) -> Mapping[str, Any]:
     return value if isinstance(value, Mapping) else {}
 
 
-def _recording(source: str) -> dict[str, Any]:
+def _recording(source: str, *, check: bool) -> tuple[dict[str, Any], int]:
+    """What is known of a file, with the result of the `check` if there is one, and its exit status."""
+    from codec.cli.bitstream import parts_of, verdict
     from codec.io.bitstream import open_reader
 
     with open_reader(source) as reader:
-        header = reader.header
-        if source == "-":
-            return _facts(header, None)
-        facts = _facts(header, Path(source).stat().st_size)
+        facts = _facts(reader.header, None if source == "-" else Path(source).stat().st_size)
+        if source != "-":
+            with suppress(DamagedFile, UnsupportedAudio):  # the check reports them
+                facts |= _rates(reader)
+        if not check:
+            return facts, 0
         try:
-            return facts | _rates(reader)
-        except (DamagedFile, UnsupportedAudio):
-            return facts  # `codec check` reports them
+            return facts | {"check": verdict(reader, *parts_of(reader))}, 0
+        except CodecError as error:
+            return facts | {"check": one_line(error)}, error.exit_code
 
 
 def _rates(reader: "Reader") -> dict[str, Any]:
@@ -159,8 +180,8 @@ def _facts(header: "Header", size: int | None) -> dict[str, Any]:
     return facts
 
 
-def _print_folder(folder: Path, *, as_json: bool) -> None:
-    """Print a row for each .codec file below a folder; exit status 1 if one of them is damaged."""
+def _print_folder(folder: Path, *, check: bool, as_json: bool) -> None:
+    """Print a row for each .codec file below a folder; exit status 1 if one cannot be read, 5 if the `check` fails."""
     from codec.io.bitstream import is_codec_path
 
     names = list(walk(folder, is_codec_path))
@@ -170,7 +191,9 @@ def _print_folder(folder: Path, *, as_json: bool) -> None:
     failures: dict[str, str] = {}
     for name in names:
         try:
-            found[name] = _recording(str(folder / name))
+            found[name], status = _recording(str(folder / name), check=check)
+            if status:
+                failures[name] = found.pop(name)["check"]
         except CodecError as error:
             failures[name] = one_line(error)
     if as_json:
@@ -180,7 +203,7 @@ def _print_folder(folder: Path, *, as_json: bool) -> None:
         for name, message in failures.items():
             echo(f"failed: {name}: {message}")
     if failures:
-        raise typer.Exit(1)
+        raise typer.Exit(DamagedFile.exit_code if check else 1)
 
 
 def _print_table(found: Mapping[str, Mapping[str, Any]]) -> None:

@@ -75,6 +75,37 @@ def test_info_of_a_variable_rate_has_its_numbers_of_codebooks(cli: Cli, recordin
     assert "payload_kbps" not in json.loads(damaged.out)
 
 
+def test_info_verifies_files_if_asked(cli: Cli, recording: Path) -> None:
+    cli("encode", recording, "a.codec")
+    intact = "intact, 0.700 s, 1 packets"
+    assert json.loads(cli("info", "a.codec", "--check", "--json").out)["check"] == intact
+    lines = cli("info", "a.codec", "--check").out.decode().splitlines()
+    assert lines[-1].split(maxsplit=1) == ["check", intact]
+    Path("set").mkdir()
+    Path("set/a.codec").write_bytes(Path("a.codec").read_bytes())
+    assert cli("info", "set", "--check").code == 0
+    whole = bytearray(Path("a.codec").read_bytes())
+    whole[len(whole) // 2] ^= 1
+    for path in ("a.codec", "set/b.codec"):
+        Path(path).write_bytes(whole)
+    checked = cli("check", "a.codec")
+    damaged = cli("info", "a.codec", "--check", "--json")
+    assert damaged.code == checked.code == 5
+    facts = json.loads(damaged.out)
+    assert facts["seconds"] == 0.7
+    assert facts["check"] == checked.out.decode().strip()
+    of_folder = cli("info", "set", "--check", "--json")
+    assert of_folder.code == 5
+    assert list(json.loads(of_folder.out)["files"]) == ["a.codec"]
+    assert "b.codec" in json.loads(of_folder.out)["failures"]
+    whole_set = cli("info", "set", "--check")
+    assert whole_set.code == 5
+    assert "failed: b.codec: " in whole_set.out.decode()
+    model = cli("info", "general-24k", "--check")
+    assert model.code == 2
+    assert "--check verifies .codec files" in model.err
+
+
 def test_info_of_a_folder(cli: Cli, recording: Path) -> None:
     Path("set/deep").mkdir(parents=True)
     cli("encode", recording, "set/deep/one.codec")

@@ -26,7 +26,7 @@ OPTIONS = {
     "check": "sources --model -m",
     "transcode": "source output --codebooks --bitrate --start --end --entropy --model -m --force -f",
     "concat": "sources --output -o --force -f",
-    "info": "source --all --json",
+    "info": "source --all --check --json",
     "import": "source --model -m output --length --force -f",
     "export-codes": "source --output -o --model -m --force -f",
     "sample": "output --force -f",
