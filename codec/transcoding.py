@@ -3,17 +3,18 @@
 Packets that stay as they are are copied without being decoded. `append` encodes a recording first.
 """
 
+from __future__ import annotations
+
 import math
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryFile
-from typing import BinaryIO, cast
+from typing import TYPE_CHECKING, BinaryIO, cast
 
 import numpy as np
 
-from codec.compression import Model, SecondsDone, check_channels, compress_into, model_of, notes_on
 from codec.errors import UsageError
 from codec.frames import Narrowband, resampled_length
 from codec.io.bitstream import Damage, Header, Packet, Reader, Writer, open_reader
@@ -22,6 +23,9 @@ from codec.io.locks import claimed
 from codec.io.mixdown import Note
 from codec.io.pipes import Layout, open_live
 from codec.io.storage import atomic_output, is_streamed, other_than, output_label, storing, stream_output
+
+if TYPE_CHECKING:
+    from codec.compression import Model, SecondsDone
 
 MAX_SECONDS = 2**64  # as many as a file has samples at most
 
@@ -141,6 +145,8 @@ def append(
     `model` is needed if the file's is neither shipped nor in the folder `runs`. Raises as `compress` and `concat`, and
     UsageError for a recording whose channels are not those of the file.
     """
+    from codec.compression import check_channels, compress_into, model_of, notes_on  # torch, which no other needs
+
     check_channels(channels, channel)
     if is_streamed(target):
         raise UsageError("a recording is appended to a file, not to a pipe: name the file")

@@ -3,6 +3,8 @@
 import math
 import pickle
 import signal
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -372,3 +374,9 @@ def test_commands(cli: Cli, tmp_path: Path) -> None:  # noqa: F811
     assert joined.code == 0
     assert joined.err.startswith("2 files -> c.codec: 3.0")
     assert cli("concat", "a.codec").code == 2
+
+
+@pytest.mark.slow
+def test_changes_on_codes_alone_do_not_load_torch() -> None:
+    script = "import sys, codec.cli.main, codec.transcoding; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", script], check=False).returncode == 0
