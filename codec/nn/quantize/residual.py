@@ -16,6 +16,7 @@ from codec.nn.shapes import Codes, Latents
 
 TILE = 128  # frames that a CPU searches at once, because their distances stay in its cache
 GREEDY_TILE = 1024  # the same with one beam, because longer tiles save the start of small operations
+NEAREST_TILE, SMALL_TABLE = 200, 1 << 17  # frames whose distances are computed at once; numbers of a small codebook
 
 
 def best_beam(codes: Tensor, residual: Tensor) -> Tensor:
@@ -82,12 +83,13 @@ class ResidualVQ(Quantizer):
     @torch.no_grad()
     def encode(self, latents: Latents, num_codebooks: int | None = None) -> Codes:
         stages = list(self.stages)[: num_codebooks or self.num_codebooks]
+        is_cpu = latents.device.type == "cpu"
         tile, search = TILE, self.search_distances if self.direct else self.search_ranked
-        if self.direct and self.beam_size == 1:
+        if is_cpu and self.direct and self.beam_size == 1:
             tile, search = GREEDY_TILE, self.search_nearest
         with torch.autocast(latents.device.type, enabled=False):
             rows = latents.float().transpose(1, 2).flatten(0, 1)  # [batch * frames, dim]
-            parts = torch.split(rows, tile) if latents.device.type == "cpu" else [rows]
+            parts = torch.split(rows, tile) if is_cpu else [rows]
             codes = torch.cat([search(part, stages) for part in parts])
         return codes.view(latents.shape[0], latents.shape[2], codes.shape[1]).transpose(
             1, 2
@@ -102,22 +104,31 @@ class ResidualVQ(Quantizer):
         return keep_prefix(codes, num_codebooks)
 
     def search_nearest(self, rows: Tensor, stages: Sequence[VectorQuantizer]) -> Tensor:
-        """`search_distances` for one beam.
+        """`search_distances` for one beam on a CPU.
 
-        The chosen entries c are subtracted as halves of -2 c, which is exact, because the tables are in the cache then.
+        The distances of some rows at a time are searched while they are in its cache. Not so with large codebooks,
+        because each matrix product reads the whole table.
         """
         count, dim = rows.shape
+        tile = NEAREST_TILE if dim * self.codebook_size <= SMALL_TABLE else count
         state = torch.cat([rows, rows.new_ones(count, 1)], dim=1)  # for `distance_table` without beams
-        residual, errors, codes = state.narrow(1, 0, dim), rows.new_empty(count, self.codebook_size), []
-        entries = rows.new_empty(count, dim + 2)  # of all stages in turn, because new memory takes longer than the sum
-        for stages_left, stage in zip(reversed(range(len(stages))), stages, strict=True):
-            table = stage.distance_table()
-            torch.mm(state, table.narrow(1, 0, dim + 1).T, out=errors)
-            codes.append(lowest(errors, 1)[:, 0])
-            if stages_left:
-                torch.index_select(table, 0, codes[-1], out=entries)
-                residual.add_(entries.narrow(1, 0, dim), alpha=0.5)
-        return torch.stack(codes, dim=1)
+        residual, errors = state.narrow(1, 0, dim), rows.new_empty(min(count, tile), self.codebook_size)
+        entries = rows.new_empty(count, dim)  # of all stages in turn, because new memory takes longer than the sum
+        codes = rows.new_empty(len(stages), count, dtype=torch.int64)
+        found, parts = codes.numpy(), []
+        for first in range(0, count, tile):
+            part = state[first : first + tile]
+            distances = errors[: len(part)]
+            parts.append((part, distances, distances.numpy(), slice(first, first + tile)))
+        for number, stage in enumerate(stages):
+            table = stage.distance_table().narrow(0, 0, dim + 1)
+            for part, distances, array, of_rows in parts:
+                torch.mm(part, table, out=distances)
+                array.argmin(axis=1, out=found[number, of_rows])  # 5 to 13 times as fast as torch's
+            if number < len(stages) - 1:
+                torch.index_select(stage.codebook, 0, codes[number], out=entries)
+                residual.sub_(entries)
+        return codes.T
 
     def search_distances(self, rows: Tensor, stages: Sequence[VectorQuantizer]) -> Tensor:
         """Codes [rows, codebooks] of `rows` [rows, dim] if the distance to an entry is the error of choosing it.
@@ -131,7 +142,7 @@ class ResidualVQ(Quantizer):
         beams, steps = 1, []
         for stages_left, stage in zip(reversed(range(len(stages))), stages, strict=True):
             size = stage.codebook_size
-            errors = state.mm(stage.distance_table().T).view(count, beams * size)
+            errors = state.mm(stage.distance_table()).view(count, beams * size)
             best = lowest(errors, min(self.beam_size, beams * size) if stages_left else 1)  # [rows, beams]
             beam = torch.floor_divide(best, size)
             entries = torch.sub(best, beam, alpha=size).view(-1)

@@ -99,16 +99,16 @@ class VectorQuantizer(Quantizer):
         return torch.addmm(table.square().sum(dim=-1), x, table.T, alpha=-2)
 
     def distance_table(self) -> Tensor:
-        """Table [codebook_size, inner + 2] with a row (-2 c, |c|², 1) for each entry c.
+        """Table [inner + 2, codebook_size] with a column (-2 c, |c|², 1) for each entry c.
 
-        The product of (x, 1, e) with a row is |x - c|² - |x|² + e. It is cached until the codebook changes.
+        The product of (x, 1, e) with a column is |x - c|² - |x|² + e. It is cached until the codebook changes.
         """
         codebook, cached = self.codebook, self.cached
         if cached is not None and cached.is_of(codebook):
             return cached.table
         with torch.no_grad():
-            norms = codebook.square().sum(dim=-1, keepdim=True)
-            table = torch.cat([-2 * codebook, norms, torch.ones_like(norms)], dim=1)
+            norms = codebook.square().sum(dim=-1)[None]
+            table = torch.cat([-2 * codebook.T, norms, torch.ones_like(norms)])
         version = version_of(codebook)
         self.cached = DistanceTable(table, codebook.clone() if version is None else codebook.detach(), version)
         return table
