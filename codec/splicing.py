@@ -198,8 +198,11 @@ class Restoration:
 
     def _check_proportion(self, reader: Reader, time: int) -> None:
         """Raise UnsupportedAudio for so much audio that few bytes can only hold by intention, without `force`."""
-        samples, size = time * self._header.channels, reader.size_read()
-        if samples > max(MAX_SAMPLES, SAMPLES_PER_BYTE * size) and not self._force:
+        samples = time * self._header.channels
+        if samples <= MAX_SAMPLES or self._force:
+            return
+        size = reader.size_read()
+        if samples > SAMPLES_PER_BYTE * size:
             raise UnsupportedAudio(
                 f"{reader.label}, {size} bytes, states {time / self._rate:.0f} s of {self._header.channels} channels "
                 f"at {self._rate} Hz, {samples * 2 / 1e9:.1f} GB: pass --force to write them, or --end for less"

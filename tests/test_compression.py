@@ -487,18 +487,24 @@ def test_a_truncated_file_ends_with_its_last_packet(tmp_path: Path, monkeypatch:
     assert samples(tmp_path / "b.wav").shape == (1, 1.99 * 8000)
 
 
-def test_silence_out_of_proportion_needs_force(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two packets, 25 days apart."""
-    target = tmp_path / "a.codec"
-    compress(tones(tmp_path / "a.wav"), target, model=MODEL, packet=1.0)
+def with_gaps(folder: Path, monkeypatch: pytest.MonkeyPatch, *begins: int) -> Path:
+    """A file with packets of 100 frames that begin at these frames, and without the limit of samples."""
+    target = folder / "a.codec"
+    compress(tones(folder / "a.wav"), target, model=MODEL, packet=1.0)
     header, codes = codes_in(target)
     with target.open("wb") as file:
         writer = Writer(file, header)
-        writer.write(codes[:, :, :100])
-        writer.header = replace(writer.header, frames=1 << 28)
-        writer.write(codes[:, :, :100])
-        writer.close(time=(1 << 28) * 80)
+        for first in begins:
+            writer.header = replace(writer.header, frames=first)
+            writer.write(codes[:, :, :100])
+        writer.close(time=(begins[-1] + 100) * 80)
     monkeypatch.setattr(splicing, "MAX_SAMPLES", 1 << 62)
+    return target
+
+
+def test_silence_out_of_proportion_needs_force(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two packets, 25 days apart."""
+    target = with_gaps(tmp_path, monkeypatch, 0, 1 << 28)
     with pytest.raises(UnsupportedAudio, match="2684354 s beside 1 s of audio: pass --force"):
         decompress(target, tmp_path / "b.wav", model=MODEL)
     assert not (tmp_path / "b.wav").exists()
@@ -506,16 +512,7 @@ def test_silence_out_of_proportion_needs_force(tmp_path: Path, monkeypatch: pyte
 
 def test_silence_of_many_gaps_is_counted_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Gaps of 500 s and of 250000 s, which is less than 600 times what is before it."""
-    target = tmp_path / "a.codec"
-    compress(tones(tmp_path / "a.wav"), target, model=MODEL, packet=1.0)
-    header, codes = codes_in(target)
-    with target.open("wb") as file:
-        writer = Writer(file, header)
-        for first in (0, 50_000, 25_000_000):
-            writer.header = replace(writer.header, frames=first)
-            writer.write(codes[:, :, :100])
-        writer.close(time=25_000_100 * 80)
-    monkeypatch.setattr(splicing, "MAX_SAMPLES", 1 << 62)
+    target = with_gaps(tmp_path, monkeypatch, 0, 50_000, 25_000_000)
     with pytest.raises(UnsupportedAudio, match="lacks 249998 s beside 2 s of audio: pass --force"):
         decompress(target, tmp_path / "b.wav", model=MODEL)
     assert not (tmp_path / "b.wav").exists()

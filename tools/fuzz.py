@@ -268,12 +268,13 @@ def run_guided(files: list[bytes], options: argparse.Namespace) -> None:
 
 
 def compile_loops(data: bytes) -> None:
-    """Let coder 2 use its compiled loops for files of the same model as this one, without a limit of memory."""
+    """Let coder 2 use its compiled loops, which take more memory than an input, for files of the model of this one."""
     resource.setrlimit(resource.RLIMIT_AS, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
     header = Reader(io.BytesIO(data), label="fuzz").header
     network = entropy_model.find(header.weights_hash, header.codebook_sizes)
     assert network
     entropy_compiled.prepare(network)
+    limit_memory()
 
 
 def limit_memory() -> None:
@@ -298,7 +299,7 @@ def main() -> None:
     for number in range(options.inputs):
         if number == options.inputs // 2:
             compile_loops(files[-1])
-        if number % RENEWED_EVERY == 0 or number == options.inputs // 2:
+        if number % RENEWED_EVERY == 0:
             limit_memory()
         data = mutated(files, random)
         if wrong := problem(data):

@@ -67,19 +67,21 @@ def info(
         summary = facts
     if as_json:
         typer.echo(json.dumps(facts, indent=2))
-        if status:
-            raise typer.Exit(status)
-        return
+    else:
+        _print_facts(summary)
+    if status:
+        raise typer.Exit(status)
+
+
+def _print_facts(facts: Mapping[str, Any]) -> None:
     rows = [
         (printable(name), printable(value) if isinstance(value, str) else value)
-        for name, value in _flat(summary)
+        for name, value in _flat(facts)
         if value != ""  # what the file does not have
     ]
     width = max(len(name) for name, _ in rows) + 2
     for name, value in rows:
         echo(f"{name:<{width}}{value:.10g}" if isinstance(value, float) else f"{name:<{width}}{value}")
-    if status:
-        raise typer.Exit(status)
 
 
 def _model_summary(card: ModelCard) -> dict[str, str]:

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from codec.io import entropy
-from codec.io.entropy_model import GROW_SHIFT, OLDER_SHIFT, EntropyModel, Predictor, own_vectors
+from codec.io.entropy_model import BLOCK, GROW_SHIFT, OLDER_SHIFT, EntropyModel, Predictor, own_vectors
 from codec.io.range_coder import LEAST, WINDOW, Coder, RangeDecoder
 from codec.nn.compiled import compiled
 
@@ -21,7 +21,6 @@ Array: TypeAlias = npt.NDArray[Any]
 
 _UNKNOWN, _NO_ANSWER, _EXPECTED = entropy.UNKNOWN, entropy.NO_ANSWER, entropy.EXPECTED
 _MOST, _RECENT = entropy.MOST, entropy.RECENT
-_BLOCK = 64  # frames
 
 
 def prepare(model: EntropyModel) -> None:
@@ -46,6 +45,7 @@ class CompiledCodebook:
             counts.copy(),
         )
         by_times, by_run, following = model.gains[number][:3], model.gains[number][3:5], model.gains[number][5]
+        self._grow = np.array(model.grow, np.int64)
         self._gains = np.array([0, *by_times, 0, *by_run, 0, following], np.int64)
         self._codes = np.empty((0, rows), np.int64)
         self._answers = np.empty((0, rows, 2), np.int64)
@@ -67,8 +67,8 @@ class CompiledCodebook:
         self._codes = np.concatenate([self._codes, np.array(codes, np.int64)])
         self._answers = np.concatenate([self._answers, np.empty((len(codes), rows, 2), np.int64)])
         ends = _ends_of(coder, 3 * len(codes) * rows)
-        for begin in range(0, len(codes), _BLOCK):
-            if not self._pass(ends, first, slice(begin, begin + _BLOCK), predictors):
+        for begin in range(0, len(codes), BLOCK):
+            if not self._pass(ends, first, slice(begin, begin + BLOCK), predictors):
                 raise ValueError("codes that no encoder writes")
         if isinstance(coder, RangeDecoder):
             coder.offset, coder.width, coder.shifts = ends.place.tolist()
@@ -94,7 +94,7 @@ class CompiledCodebook:
             np.stack(given) if len(given) > 1 else given[0][None],
             self._network(past),
             self._model.exp,
-            np.array(self._model.grow, np.int64),
+            self._grow,
             self._gains,
             self._history,
             ends,

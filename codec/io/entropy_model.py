@@ -59,7 +59,7 @@ _EXACT = 1 << 24
 _MOST_TOTAL = 1 << 32  # of the frequencies, for the range coder
 _LIMIT = np.float32(127)
 _AROUND, _NEAR = (-2, -1, 0, 1, 2), (-2, -1, 1, 2)  # frames
-_BLOCK = 64  # frames
+BLOCK = 64  # frames that are predicted at once
 
 
 class EntropyModel:
@@ -313,11 +313,11 @@ class Predictor(ABC):
 
     def _known(self, index: int) -> Frequencies:
         """The frequencies [size] of one of the `sums`; some are computed at a time, because all need much memory."""
-        block = index // _BLOCK
+        block = index // BLOCK
         if block != self._block:
-            frames = slice(block * _BLOCK, (block + 1) * _BLOCK)
+            frames = slice(block * BLOCK, (block + 1) * BLOCK)
             self._frequencies, self._block = self._model.frequencies(self.logits(frames)), block
-        frequencies: Frequencies = self._frequencies[index % _BLOCK]
+        frequencies: Frequencies = self._frequencies[index % BLOCK]
         return frequencies
 
 
