@@ -87,7 +87,8 @@ def modeled() -> list[bytes]:
     speech = synthesize()[:, SPEECH]
     options: list[dict[str, Any]] = [{"num_codebooks": 1}, {"num_codebooks": 3}, {"num_codebooks": 3, "vbr": 2.5}]
     files = [compress(speech, sample_rate=RATE, device="cpu", **each) for each in options]
-    return [*files, with_ends(compress(speech, sample_rate=RATE, device="cpu", num_codebooks=7))]
+    ended: list[dict[str, Any]] = [{"num_codebooks": 7}, {"num_codebooks": 5, "vbr": 3}]
+    return [*files, *(with_ends(compress(speech, sample_rate=RATE, device="cpu", **each)) for each in ended)]
 
 
 def with_ends(data: bytes) -> bytes:

@@ -62,11 +62,11 @@ The body of a packet of codes:
            scale: if the model has one, float32 numbers [segments of the packet, rows]
            the codes, up to the end of the body
 
-`codec.io.tags` describes tags, `codec.io.entropy` the coders and ends of codebooks; a writer takes the coder that gives
-the fewest bytes. A row is a group of `model channels` channels; the last group repeats the last channel to fill up.
-Decoded audio of a segment is multiplied by its scale; a packet begins with a segment. If the last two segments of a
-signal are both short and have as many frames as a whole one, or fewer, the last segment has a packet of its own, which
-does not begin at a multiple of segment frames.
+`codec.io.tags` describes tags, `codec.io.entropy` the coders, and `codec.io.codebook_ends` the ends of codebooks; a
+writer takes the coder that gives the fewest bytes. A row is a group of `model channels` channels; the last group
+repeats the last channel to fill up. Decoded audio of a segment is multiplied by its scale; a packet begins with a
+segment. If the last two segments of a signal are both short and have as many frames as a whole one, or fewer, the last
+segment has a packet of its own, which does not begin at a multiple of segment frames.
 
 The body of the end packet:
 
@@ -107,7 +107,7 @@ import numpy.typing as npt
 
 from codec.errors import ConfigError, DamagedFile, InputNotFound, UnsupportedAudio, UsageError
 from codec.frames import FrameSpec, resampled_length
-from codec.io import entropy
+from codec.io import codebook_ends, entropy
 from codec.io.bitstream_v1 import Format1, header_fields
 from codec.io.coded_channels import Matrix
 from codec.io.entropy_files import SUFFIX
@@ -134,7 +134,7 @@ VERSION = 2
 MAX_CHANNELS = 1024  # as in libsndfile
 MAX_RATE = 1 << 22  # Hz
 MAX_CODES = 1 << 20  # per packet, because unpacking needs 64 bytes per code
-ENDS_SECONDS = 1.9  # of one channel in a packet from which on it has ends, because they cost most in small ones
+ENDS_SECONDS = 0.5  # of one channel in a packet from which on it has ends, because they cost most in small ones
 INDEX_EVERY = 16  # packets
 FIRST_PIECE = 1  # frames of a packet of a pipe that are decoded before the others
 COPY_WITHIN = 10  # the end has a copy of the header if the file before it is this number of times as long
@@ -644,7 +644,7 @@ class _Format2:
         if first % self._segment_frames and frames >= self._segment_frames:
             raise ValueError("it begins within a segment")
         coder, has_ends, varying = kind % _ENDS, bool(kind & _ENDS), bool(kind & _VARYING)
-        if has_ends and (varying or coder == entropy.NONE):
+        if has_ends and coder == entropy.NONE:
             raise ValueError(f"it states kind {kind}")
         return CodesPacket(first, frames, num_codebooks, coder, body.rest(), offset, varying, has_ends)
 
@@ -756,7 +756,9 @@ class Reader:
             return packet
         begin = self._scale_bytes(packet.frames)
         try:
-            codes = entropy.thinned(packet.payload[begin:], packet.num_codebooks, num_codebooks)
+            codes = codebook_ends.thinned(
+                packet.payload[begin:], packet.num_codebooks, num_codebooks, varying=packet.varying
+            )
         except ValueError as error:
             raise self.damaged(self._undecodable(packet, error)) from error
         return packet._replace(num_codebooks=num_codebooks, payload=packet.payload[:begin] + codes)
@@ -771,7 +773,9 @@ class Reader:
             return np.full((frames, rows), packet.num_codebooks)
         payload = packet.payload[self._scale_bytes(frames) :]
         try:
-            return entropy.codebook_counts(packet.coder, payload, packet.num_codebooks, rows=rows, frames=frames)
+            return entropy.codebook_counts(
+                packet.coder, payload, packet.num_codebooks, rows=rows, frames=frames, with_ends=packet.has_ends
+            )
         except ValueError as error:
             raise self.damaged(self._undecodable(packet, error)) from error
         except NotImplementedError as error:

@@ -36,13 +36,12 @@ for the answer in the lower one, which they expect at first. Without a yes, a co
 predicts, times a factor if it occurred: by how often in the last 64 frames, by whether the frame before or the two
 frames before have it, and if it is the candidate of "follow".
 
-With ends, the payload of coder 1 or 2 begins with the bytes after which each codebook but the last can be decoded.
+With ends, the payload of coder 1 or 2 begins with where each codebook but the last ends (`codec.io.codebook_ends`).
 """
 
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
-from itertools import pairwise
 from typing import TYPE_CHECKING, Literal, NamedTuple, TypeAlias
 
 import numpy as np
@@ -50,6 +49,7 @@ import numpy.typing as npt
 
 from codec.backend import may_compile
 from codec.errors import UsageError
+from codec.io import codebook_ends
 from codec.io.entropy_model import (
     FUTURE,
     GROW_SHIFT,
@@ -59,7 +59,6 @@ from codec.io.entropy_model import (
     PacketPredictor,
     Predictor,
 )
-from codec.io.fields import Fields, varint
 from codec.io.range_coder import Coder, Intervals, RangeDecoder, RangeEncoder, Writer
 
 if TYPE_CHECKING:
@@ -127,7 +126,7 @@ class PacketEncoder:
 
     def has_ends(self, codes: Codes) -> bool:
         """Whether coders 1 and 2 code this packet with the ends of its codebooks."""
-        return self._with_ends and codes.shape[1] > 1 and not varies(codes)
+        return self._with_ends and codes.shape[1] > 1
 
     def advance(self, codes: Codes) -> None:
         """Code what is new in the packet, of which `codes` [rows, codebooks, frames] are all frames so far."""
@@ -147,7 +146,7 @@ class PacketEncoder:
         if self._model and is_modeled(*codes.shape):
             if self._modeled and self._modeled.frames + FUTURE <= codes.shape[2] and not varies(codes):
                 self._modeled.advance(codes, codes.shape[2])
-                payloads[MODEL] = _finished(self._modeled.finish(), with_ends=with_ends)
+                payloads[MODEL] = _finished(self._modeled.finish(), with_ends=with_ends, varying=False)
             else:
                 payloads[MODEL] = encode_adaptive(codes, sizes, self._model, with_ends=with_ends)
         self._modeled = None
@@ -280,13 +279,13 @@ def encode_adaptive(
     """Code a packet [rows, codebooks, frames] by what repeats within it, or by the network if there is one."""
     coder = RangeEncoder()
     pass_codes(coder, codes, sizes, model)
-    return _finished(coder, with_ends=with_ends)
+    return _finished(coder, with_ends=with_ends, varying=varies(codes))
 
 
-def _finished(coder: RangeEncoder, *, with_ends: bool) -> bytes:
+def _finished(coder: RangeEncoder, *, with_ends: bool, varying: bool) -> bytes:
     data, ends = coder.finish()
     if with_ends:
-        data = b"".join(varint(end - before) for before, end in pairwise([0, *ends[:-1]])) + data
+        data = codebook_ends.packed(ends[:-1], len(data), left_out=0 if varying else None) + data
     return data
 
 
@@ -312,10 +311,8 @@ def decode_adaptive(
     with_ends: bool = False,
 ) -> Codes:
     """The inverse of `encode_adaptive`. Raises ValueError for a payload that it never writes."""
-    if not is_modeled(rows, len(sizes), frames) if model else rows * len(sizes) * frames > MAX_ADAPTIVE:
-        raise ValueError(f"{rows} x {len(sizes)} x {frames} codes: more than this coder takes")
-    coder = RangeDecoder(_split(payload, len(sizes))[1] if with_ends else payload)
-    counts = _pass_counts(coder, _unknown(frames, rows), len(sizes)) if varying else None
+    number = MODEL if model else ADAPTIVE
+    coder, counts = _begun(number, payload, len(sizes), rows=rows, frames=frames, varying=varying, with_ends=with_ends)
     codes = [_unknown(frames, rows) for _ in sizes]
     _pass_codebooks(
         coder,
@@ -329,24 +326,29 @@ def decode_adaptive(
     return np.array(codes, np.int64).transpose(2, 0, 1)
 
 
-def thinned(payload: bytes, num_codebooks: int, count: int) -> bytes:
-    """The payload of the first `count` of `num_codebooks` codebooks, from one with ends.
+def _begun(
+    number: int, payload: bytes, num_codebooks: int, *, rows: int, frames: int, varying: bool, with_ends: bool
+) -> tuple[RangeDecoder, list[list[int]] | None]:
+    """Begin to decode a payload of coder `number`: the range coder, and codebooks [frames][rows] if they vary.
 
-    Raises ValueError for a payload that has no such ends.
+    Raises ValueError as `decode`.
     """
-    sizes, data = _split(payload, num_codebooks)
-    if count >= num_codebooks:
-        return payload
-    return b"".join(map(varint, sizes[: count - 1])) + Fields(data).take(sum(sizes[:count]))
+    coded = num_codebooks
+    if with_ends:
+        _, left_out, begin = codebook_ends.unpacked(payload, num_codebooks, varying=varying)
+        coded, payload = num_codebooks + left_out, payload[begin:]
+    if not is_modeled(rows, coded, frames) if number == MODEL else rows * coded * frames > MAX_ADAPTIVE:
+        raise ValueError(f"{rows} x {coded} x {frames} codes: more than this coder takes")
+    coder = RangeDecoder(payload)
+    if not varying:
+        return coder, None
+    counts = _pass_counts(coder, _unknown(frames, rows), coded)
+    return coder, [[min(count, num_codebooks) for count in frame] for frame in counts]
 
 
-def _split(payload: bytes, num_codebooks: int) -> tuple[list[int], bytes]:
-    """The bytes of each codebook but the last, and all bytes of the range coder."""
-    fields = Fields(payload)
-    return [fields.varint() for _ in range(num_codebooks - 1)], fields.rest()
-
-
-def codebook_counts(coder: int, payload: bytes, num_codebooks: int, *, rows: int, frames: int) -> Codes:
+def codebook_counts(
+    coder: int, payload: bytes, num_codebooks: int, *, rows: int, frames: int, with_ends: bool = False
+) -> Codes:
     """The numbers of codebooks [frames, rows] of a payload of any coder whose frames differ in them.
 
     The codes are not decoded. Raises ValueError for a payload that no encoder writes.
@@ -356,7 +358,8 @@ def codebook_counts(coder: int, payload: bytes, num_codebooks: int, *, rows: int
         return unpack(payload[:begin], (num_codebooks,), rows=rows, frames=frames)[:, 0].T + 1
     if coder > MODEL:
         raise NotImplementedError(f"coder {coder}")
-    return np.array(_pass_counts(RangeDecoder(payload), _unknown(frames, rows), num_codebooks), np.int64)
+    _, counts = _begun(coder, payload, num_codebooks, rows=rows, frames=frames, varying=True, with_ends=with_ends)
+    return np.array(counts, np.int64)
 
 
 def _unknown(frames: int, rows: int) -> list[list[int]]:

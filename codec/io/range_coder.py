@@ -123,7 +123,8 @@ class RangeEncoder(Writer):
     def finish(self) -> tuple[bytes, list[int]]:
         """The bytes of all values; and for each mark, the fewest of them that give the values before it.
 
-        Zeros follow these bytes. They are at most 6 more than a RangeDecoder has shifted out there.
+        Zeros may take the place of the bytes after them. They are at most 6 more than a RangeDecoder has shifted out
+        there.
         """
         if self._low + self._width > _TOP:
             self._low = _TOP
@@ -221,9 +222,9 @@ class RangeDecoder:
     def finish(self, *, is_cut: bool = False) -> None:
         """Raise ValueError if the payload has another length than that of the values.
 
-        `is_cut` says that it may have been cut at a mark of the encoder.
+        `is_cut` says that bytes of further values may follow.
         """
-        most = WINDOW if is_cut else 1
-        if not 0 <= len(self.payload) - self.shifts <= most:
-            more = f"up to {most}" if is_cut else "one"
-            raise ValueError(f"{len(self.payload)} bytes of codes, not {self.shifts} or {more} more")
+        left = len(self.payload) - self.shifts
+        if left < 0 or (left > 1 and not is_cut):
+            more = "more" if is_cut else "one more"
+            raise ValueError(f"{len(self.payload)} bytes of codes, not {self.shifts} or {more}")

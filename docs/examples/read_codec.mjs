@@ -97,7 +97,7 @@ function readCodes(kind, body, header, network) {
   // [rows][codebooks][frames], -1 where a frame has fewer codebooks than the packet
   packet.codes = Array.from({ length: rows }, () => sizes.map(() => Array(frames).fill(-1)));
   if (coder === 0) readPacked(body, sizes, packet.codes, varying);
-  else new (coder === 1 ? Adaptive : Model)(body, sizes, packet.codes, hasEnds, network).read(varying);
+  else new (coder === 1 ? Adaptive : Model)(body, sizes, packet.codes, hasEnds, varying, network).read();
   return packet;
 }
 
@@ -153,24 +153,38 @@ class RangeDecoder { // values by their frequencies; `offset` is how far the byt
     return found;
   }
 
-  checkEnd(most) { // throw if the codes took more bytes than the payload has, or left more than `most`
+  checkEnd(isCut) { // throw if the codes took too many bytes, or left more than one, unless others were left out
     const left = this.payload.length - (this.at - 6);
-    if (left < 0 || left > most) throw new Error(NO_ENCODER);
+    if (left < 0 || (left > 1 && !isCut)) throw new Error(NO_ENCODER);
   }
 }
 
+function readEnds(body, numbers) { // numbers in ones, each with a zero behind it, up to the end of a byte
+  const found = [0];
+  while (found.length <= numbers) {
+    const [byte] = body.take(1);
+    for (let bit = 128; bit && found.length <= numbers; bit >>= 1) {
+      if (byte & bit) found[found.length - 1]++;
+      else found.push(0);
+    }
+  }
+  return found;
+}
+
 class Adaptive { // coder 1
-  constructor(body, sizes, codes, hasEnds, network) {
-    if (hasEnds) sizes.slice(1).forEach(() => body.number()); // where a codebook ends, for readers of some codebooks
-    Object.assign(this, { decoder: new RangeDecoder(body.data.subarray(body.at)), mostLeft: hasEnds ? 6 : 1 });
+  constructor(body, sizes, codes, hasEnds, varying, network) {
+    // ends are for programs that leave out codebooks; the first number says how many were left out, if they vary
+    const ends = hasEnds ? readEnds(body, sizes.length - 1 + varying) : [0];
+    this.most = sizes.length + (varying ? ends[0] : 0); // codebooks of a frame, with those left out
+    Object.assign(this, { decoder: new RangeDecoder(body.data.subarray(body.at)), isCut: hasEnds, varying });
     Object.assign(this, { sizes, codes, network, counts: new Map() }); // of [no, yes], which all rows share
   }
 
   at(row, codebook, frame) { return this.codes[row]?.[codebook]?.[frame] ?? -1; } // -1 where there is no code
 
-  read(varying) { // fill in the codes
+  read() { // fill in the codes
     const rows = this.codes.length, places = rows * this.codes[0][0].length;
-    const numbers = varying ? this.readCounts(places) : Array(places).fill(this.sizes.length);
+    const numbers = this.varying ? this.readCounts(places) : Array(places).fill(this.sizes.length);
     for (const codebook of this.sizes.keys()) {
       const known = this.codes.map(() => ({ follow: new Map(), recent: new Map() })); // by each row
       for (let place = 0; place < places; place++) {
@@ -184,11 +198,11 @@ class Adaptive { // coder 1
         if (recent.size > 64) recent.delete(recent.keys().next().value);
       }
     }
-    this.decoder.checkEnd(this.mostLeft);
+    this.decoder.checkEnd(this.isCut);
   }
 
   readCounts(places) { // the numbers of codebooks, frame by frame and, within a frame, row by row
-    const times = this.sizes.map(() => 1), found = [];
+    const times = Array(this.most).fill(1), found = [];
     while (found.length < places) {
       let number = found[found.length - this.codes.length];
       if (number === undefined || !this.ask("count")) {

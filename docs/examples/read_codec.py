@@ -101,9 +101,9 @@ def read_codes(kind: int, body: Bytes, header: dict[str, Any], network: "Network
     if coder == 0:
         packet["codes"] = read_packed(body, sizes, rows, frames, varying)
     elif coder == 1:
-        packet["codes"] = Adaptive(body, sizes, rows, has_ends).read(frames, varying)
+        packet["codes"] = Adaptive(body, sizes, rows, has_ends, varying).read(frames)
     elif coder == 2 and network and network.digest == header["network"]:
-        packet["codes"] = Model(body, sizes, rows, has_ends, network).read(frames, varying)
+        packet["codes"] = Model(body, sizes, rows, has_ends, varying, network).read(frames)
     else:
         sys.exit(f"codes by coder {coder}, network {header.get('network')}: give its file NAME.entropy.safetensors")
     return packet
@@ -159,10 +159,23 @@ class RangeDecoder:
         self.move(number, 1, size)
         return number
 
-    def check_end(self, most: int) -> None:
-        """Stop if the codes took more bytes than the payload has, or left more than `most`."""
-        if not 0 <= self.size - (self.payload.at - 6) <= most:
+    def check_end(self, is_cut: bool) -> None:
+        """Stop if the codes took too many bytes, or left more than one, unless others were left out."""
+        left = self.size - (self.payload.at - 6)
+        if left < 0 or (left > 1 and not is_cut):
             sys.exit("codes that no encoder writes")
+
+
+def read_ends(body: Bytes, numbers: int) -> list[int]:
+    """Numbers in ones, each with a zero behind it, up to the end of a byte."""
+    bits, found = "", list[int]()
+    while len(found) < numbers:
+        if "0" not in bits:
+            bits += f"{body.take(1)[0]:08b}"
+        else:
+            found.append(bits.index("0"))
+            bits = bits[found[-1] + 1 :]
+    return found
 
 
 PAST, NEXT = 8, 2  # frames before and after a packet, so that all frames of a context exist
@@ -171,15 +184,16 @@ PAST, NEXT = 8, 2  # frames before and after a packet, so that all frames of a c
 class Adaptive:
     """Coder 1."""
 
-    def __init__(self, body: Bytes, sizes: list[int], rows: int, has_ends: bool) -> None:
-        for _ in sizes[1:] if has_ends else ():
-            body.number()  # where a codebook ends, which is for readers of some codebooks
-        self.decoder, self.most_left = RangeDecoder(body.data[body.at :]), 6 if has_ends else 1
-        self.sizes, self.rows = sizes, rows
+    def __init__(self, body: Bytes, sizes: list[int], rows: int, has_ends: bool, varying: bool) -> None:
+        # ends are for programs that leave out codebooks; the first number says how many were left out, if they vary
+        ends = read_ends(body, len(sizes) - 1 + varying) if has_ends else []
+        self.most = len(sizes) + (ends[0] if ends and varying else 0)  # codebooks of a frame, with those left out
+        self.decoder, self.is_cut = RangeDecoder(body.data[body.at :]), has_ends
+        self.sizes, self.rows, self.varying = sizes, rows, varying
         self.answers: dict[tuple[Any, ...], list[int]] = {}  # counts of [no, yes], which all rows share
 
-    def read(self, frames: int, varying: bool) -> Codes:
-        counts = self.read_counts(frames) if varying else [len(self.sizes)] * (frames * self.rows)
+    def read(self, frames: int) -> Codes:
+        counts = self.read_counts(frames) if self.varying else [len(self.sizes)] * (frames * self.rows)
         # codes are -1 where there are none, such as in row -1, which is the one before row 0
         self.codes = [[[-1] * (PAST + frames + NEXT) for _ in self.sizes] for _ in range(self.rows + 1)]
         for codebook in range(len(self.sizes)):
@@ -196,12 +210,12 @@ class Adaptive:
                 recent[code] = recent.get(code, 0) + 1
                 if len(recent) > 64:
                     del recent[next(iter(recent))]
-        self.decoder.check_end(self.most_left)
+        self.decoder.check_end(self.is_cut)
         return [[series[PAST:-NEXT] for series in row] for row in self.codes[:-1]]
 
     def read_counts(self, frames: int) -> list[int]:
         """The numbers of codebooks, frame by frame and, within a frame, row by row."""
-        times = dict.fromkeys(range(1, len(self.sizes) + 1), 1)
+        times = dict.fromkeys(range(1, self.most + 1), 1)
         found: list[int] = []
         for place in range(frames * self.rows):
             number = found[place - self.rows] if place >= self.rows else None
@@ -284,8 +298,10 @@ class Network:
 class Model(Adaptive):
     """Coder 2."""
 
-    def __init__(self, body: Bytes, sizes: list[int], rows: int, has_ends: bool, network: Network) -> None:
-        super().__init__(body, sizes, rows, has_ends)
+    def __init__(
+        self, body: Bytes, sizes: list[int], rows: int, has_ends: bool, varying: bool, network: Network
+    ) -> None:
+        super().__init__(body, sizes, rows, has_ends, varying)
         self.network = network
 
     def code(self, row: int, codebook: int, frame: int, follow: int, recent: dict[int, int]) -> int:

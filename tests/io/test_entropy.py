@@ -15,7 +15,7 @@ from threadpoolctl import threadpool_limits
 
 from codec.checkpoint import CodecCard
 from codec.errors import UnsupportedAudio
-from codec.io import bitstream, entropy, entropy_model
+from codec.io import bitstream, codebook_ends, entropy, entropy_model
 from codec.io.bitstream import Header, Reader, Writer
 from codec.io.entropy import ADAPTIVE, MAX_ADAPTIVE, MAX_MODELED, MODEL, NONE, START_FRAMES
 from codec.io.entropy_files import SUFFIX
@@ -84,30 +84,46 @@ MANY = entropy_model.EntropyModel(random_tensors((20, 30, 2, *[7] * 10)))
 
 
 @given(
-    kind=KINDS, model=st.sampled_from([None, MANY]), rows=st.integers(1, 2), count=st.integers(1, 13),
-    frames=st.integers(1, 12), seed=st.integers(0, 99),
+    kind=KINDS, model=st.sampled_from([None, MANY]), rows=st.integers(1, 2), count=st.integers(2, 13),
+    frames=st.integers(1, 12), varying=st.booleans(), seed=st.integers(0, 99),
 )  # fmt: skip
-@example(kind="runs", model=MANY, rows=2, count=13, frames=12, seed=1)
+@example(kind="runs", model=MANY, rows=2, count=13, frames=12, varying=False, seed=1)
+@example(kind="random", model=MANY, rows=2, count=13, frames=12, varying=True, seed=1)
 @settings(max_examples=30)
 def test_payloads_with_ends_are_cut_after_any_codebook(
-    kind: str, model: EntropyModel | None, rows: int, count: int, frames: int, seed: int
+    kind: str, model: EntropyModel | None, rows: int, count: int, frames: int, varying: bool, seed: int
 ) -> None:
     codes = codes_of(kind, list(MANY.sizes[:count]), rows=rows, frames=frames, seed=seed)
+    codes = thinned(codes, seed) if varying else codes
+    varying = entropy.varies(codes)
     payload = entropy.encode_adaptive(codes, MANY.sizes[:count], model, with_ends=True)
-    assert payload[count - 1 :] == entropy.encode_adaptive(codes, MANY.sizes[:count], model)
-    for fewer in range(1, count + 2):
-        kept = min(fewer, count)
-        thinner = entropy.thinned(payload, count, fewer)
-        shape: Any = {"rows": rows, "frames": frames, "with_ends": True}
-        decoded = entropy.decode_adaptive(thinner, MANY.sizes[:kept], model=model, **shape)
-        np.testing.assert_array_equal(decoded, codes[:, :kept])
-        assert entropy.thinned(thinner, kept, 1) == entropy.thinned(payload, count, 1)
+    assert payload.endswith(entropy.encode_adaptive(codes, MANY.sizes[:count], model))
+    shape: Any = {"rows": rows, "frames": frames, "with_ends": True}
+    for kept in range(1, count + 1):
+        once = codebook_ends.thinned(payload, count, kept, varying=varying)
+        more = min(kept + 2, count)
+        twice = codebook_ends.thinned(
+            codebook_ends.thinned(payload, count, more, varying=varying), more, kept, varying=varying
+        )
+        for thinner in (once, twice):
+            decoded = entropy.decode_adaptive(thinner, MANY.sizes[:kept], model=model, varying=varying, **shape)
+            np.testing.assert_array_equal(decoded, codes[:, :kept])
+            if varying:
+                counts = entropy.codebook_counts(entropy.ADAPTIVE, thinner, kept, **shape)
+                np.testing.assert_array_equal(counts, (codes[:, :kept] >= 0).sum(axis=1).T)
         alone = entropy.encode_adaptive(codes[:, :kept], MANY.sizes[:kept], model, with_ends=True)
-        assert len(thinner) <= len(alone) + 6
-    if count > 4:
-        for cut in (payload[:1], payload[: count - 1]):
-            with pytest.raises(ValueError, match=r"a field of|a number behind"):
-                entropy.thinned(cut, count, 4)
+        assert len(once) <= len(alone) + len(payload) // 128 + 16
+    assert codebook_ends.thinned(payload, count, count + 1, varying=varying) == payload
+
+
+@pytest.mark.parametrize("frames", [70, 1000])
+def test_codebooks_that_a_packet_states_as_left_out_are_limited(frames: int) -> None:
+    """Their numbers take time: 70 frames of 1000 codebooks are more than a packet by these coders has."""
+    payload, message = b"\xff" * 124 + b"\xfe" + bytes(40), rf"1 x 1000 x {frames} codes: more than"
+    with pytest.raises(ValueError, match=message):
+        entropy.decode_adaptive(payload, [8], rows=1, frames=frames, varying=True, with_ends=True)
+    with pytest.raises(ValueError, match=message):
+        entropy.codebook_counts(MODEL, payload, 1, rows=1, frames=frames, with_ends=True)
 
 
 @pytest.mark.parametrize("kind", ["random", "runs", "rows", "few"])
@@ -208,7 +224,7 @@ def test_packets_are_coded_in_pieces_as_at_once(kind: str, rows: int, cuts: set[
                 for cut in sorted(cut for cut in cuts if cut < end):
                     modeled.advance(part[:, :, : cut + 2], min(cut, end))
                 modeled.advance(part, end)
-                assert entropy._finished(modeled.finish(), with_ends=with_ends) == with_model
+                assert entropy._finished(modeled.finish(), with_ends=with_ends, varying=False) == with_model
 
 
 def test_the_network_gives_the_same_frequencies_frame_by_frame_in_any_arithmetic(
