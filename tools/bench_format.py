@@ -20,7 +20,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from time import process_time
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from threadpoolctl import threadpool_limits
@@ -161,20 +161,28 @@ def report_long(recording: str, model: str, seconds: int, rounds: int, folder: P
     transcode(long, minute, end=CHANGED)
     transcode(minute, plain, entropy="none")
     half = max(1, codec.num_codebooks // 2)
-    changes: dict[str, Callable[[], object]] = {
-        "copy": partial(transcode, minute, out, force=True),
-        "a part of": partial(transcode, minute, out, start=1.5, force=True),
-        "concat": partial(concat, [minute], out, force=True),
-        f"{half} codebooks, --entropy none, of packets of coder 0": partial(
-            transcode, plain, out, num_codebooks=half, entropy="none", force=True
-        ),
+    half = max(1, codec.num_codebooks // 2)
+    short_packets, varying = (folder / f"{name}.codec" for name in ("short_packets", "varying"))
+    compress(recording, short_packets, model=codec, channels=1, packet=1.0)
+    compress(recording, varying, model=codec, channels=1, vbr=half)
+    changes: dict[str, tuple[Path, dict[str, Any]]] = {
+        "copy": (minute, {}),
+        "a part of": (minute, {"start": 1.5}),
+        f"{half} codebooks, --entropy none, of packets of coder 0": (plain, {"num_codebooks": half, "entropy": "none"}),
     }
     for count in sorted({1, half, codec.num_codebooks - 1}):
-        changes[f"{count} codebooks"] = partial(transcode, minute, out, num_codebooks=count, force=True)
-    for name, speed in speeds_of(changes, seconds_of(minute), rounds).items():
-        print(f"transcode, {name}: {speed:.0f} x real time")
+        changes[f"{count} codebooks"] = minute, {"num_codebooks": count}
+    for source, name in ((short, f"of {PART} s"), (short_packets, "of packets of 1 s"), (varying, f"of --vbr {half}")):
+        changes[f"{half // 2} codebooks {name}"] = source, {"num_codebooks": half // 2}
+    runs: dict[str, Callable[[], object]] = {
+        name: partial(transcode, source, out, force=True, **options) for name, (source, options) in changes.items()
+    }
+    runs["concat"] = partial(concat, [minute], out, force=True)
+    for name, time in medians(runs, rounds).items():
+        source = changes[name][0] if name in changes else minute
+        print(f"transcode, {name}: {seconds_of(source) / time:.0f} x real time")
     transcode(long, minute, end=CUT, force=True)
-    for name, speed in speeds_of({"a part of": changes["a part of"]}, seconds_of(minute), rounds).items():
+    for name, speed in speeds_of({"a part of": runs["a part of"]}, seconds_of(minute), rounds).items():
         print(f"transcode, {name} {seconds_of(minute):.0f} s: {speed:.0f} x real time")
 
 

@@ -31,6 +31,7 @@ import json
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Mapping, Sequence
+from copy import copy
 from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -148,12 +149,7 @@ class EntropyModel:
 
         `sums` are those of the first layer without `own`, the other numbers of the contexts [..., numbers].
         """
-        layers = self.layers[codebook]
-        if own is not None:
-            sums = sums + layers.hidden.products(own, last=True)
-        activations = np.minimum(np.maximum(np.floor(sums), 0), _LIMIT)
-        logits = layers.output(_limited(np.floor(layers.weight(activations))))
-        return np.floor(logits, out=logits)
+        return self.layers[codebook].logits(sums, own)
 
     def frequencies(self, logits: Floats) -> Frequencies:
         """The frequencies [..., size] of codes with these logits."""
@@ -166,7 +162,7 @@ class Linear:
     """A linear layer in integers, whose sums are in units of 2**shift, with 1/2 added: floor rounds them.
 
     Its weight [outputs, inputs] stays int8, because to make it float32 for each product takes less time than to read
-    four times as much memory that has left the caches.
+    four times as much memory that has left the caches; `widened` is for many products in a row.
     """
 
     def __init__(self, weight: npt.NDArray[Any], bias: npt.NDArray[Any], shift: int) -> None:
@@ -184,8 +180,14 @@ class Linear:
         """What the first of the inputs, or the `last`, x [..., inputs] add to the sums."""
         others = self.weight.shape[1] - x.shape[-1]
         weight = self.weight[:, others:] if last else self.weight[:, : x.shape[-1]]
-        products: Floats = np.matmul(x * self.unit, weight.astype(np.float32).T)
+        products: Floats = np.matmul(x * self.unit, weight.astype(np.float32, copy=False).T)
         return products
+
+    def widened(self) -> Linear:
+        """The same layer with a weight in float32."""
+        layer = copy(self)
+        layer.weight = self.weight.astype(np.float32)
+        return layer
 
     def __call__(self, x: Floats) -> Floats:
         sums = self.products(x)
@@ -199,6 +201,18 @@ class _Layers(NamedTuple):
     hidden: Linear
     weight: Linear
     output: Linear
+
+    def logits(self, sums: Floats, own: Floats | None) -> Floats:
+        """As EntropyModel.logits."""
+        if own is not None:
+            sums = sums + self.hidden.products(own, last=True)
+        activations = np.minimum(np.maximum(np.floor(sums), 0), _LIMIT)
+        logits = self.output(_limited(np.floor(self.weight(activations))))
+        return np.floor(logits, out=logits)
+
+    def widened(self) -> _Layers:
+        """The same layers with weights in float32."""
+        return _Layers(*(layer.widened() for layer in self))
 
 
 def scaled(x: Floats, shift: int) -> Floats:
@@ -368,13 +382,15 @@ class FramePredictor(Predictor):
         self._begin(self._model.sums(codebook, self._lower.context()), None)
         self.unknown_past = _own_past(codebook)
         self._newest = deque(self._model.zeros(codebook, self.unknown_past), maxlen=self.unknown_past)
+        if self.unknown_past:
+            self._layers = self._model.layers[codebook].widened()
 
     def frequencies(self, frame: int) -> Frequencies:
         """As Predictor."""
         if not self.unknown_past:
             return self._known(frame)
         own = _own_context(self.codebook, list(self._newest))
-        return self._model.frequencies(self._model.logits(self.codebook, self.sums[frame], own))
+        return self._model.frequencies(self._layers.logits(self.sums[frame], own))
 
     def push(self, frame: int, code: int) -> None:
         """As Predictor."""
