@@ -20,6 +20,7 @@ from codec import compression, pretrained
 from codec.compression import Model, Report
 from codec.errors import UsageError
 from codec.io import audio, bitstream
+from codec.io.coded_channels import Stereo
 from codec.io.entropy import Choice
 from codec.io.tags import write as write_tags
 from codec.models.base import Codec
@@ -42,6 +43,7 @@ def compress(
     entropy: Choice = "auto",
     vbr: float | None = None,
     beams: int | None = None,
+    stereo: Stereo = "left-right",
     device: str = "auto",
 ) -> bytes:
     """Compress the content of an audio file (WAV, FLAC, MP3, Ogg, ... by libsndfile) to that of a .codec file.
@@ -68,6 +70,7 @@ def compress(
             entropy=entropy,
             vbr=vbr,
             beams=beams,
+            stereo=stereo,
             tags=tags,
         )
         _warn(
@@ -129,6 +132,7 @@ def encode_file(
     entropy: Choice = "auto",
     vbr: float | None = None,
     beams: int | None = None,
+    stereo: Stereo = "left-right",
 ) -> Report:
     """Compress a recording to a .codec file in constant memory, as `codec encode`.
 
@@ -141,7 +145,8 @@ def encode_file(
     by default that of 2000 bytes of codes, at least 1. `entropy` is the last payload coder that is tried: "none",
     "adaptive", "model", or "auto" for all that the codec has; each packet takes the one with the fewest bytes. `vbr`
     lets frames have different numbers of codebooks, about `vbr` on average in speech and `num_codebooks` at most.
-    `beams` is the number of beams of the search for codes: more take longer and sound a little better.
+    `beams` is the number of beams of the search for codes: more take longer and sound a little better. `stereo` is how
+    two channels that are both coded are coded: "left-right", "mid-side", or "smaller" for the smaller file of the two.
 
     Raises UsageError, InputNotFound, UnsupportedAudio, UnknownModel, StorageError.
     """
@@ -160,6 +165,7 @@ def encode_file(
         entropy=entropy,
         vbr=vbr,
         beams=beams,
+        stereo=stereo,
         device=device,
     )
 

@@ -2,15 +2,16 @@
 
 import hashlib
 import math
+import shutil
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from itertools import repeat
 from pathlib import Path
 from time import perf_counter
-from typing import IO, BinaryIO, Literal, TypeAlias
+from typing import IO, BinaryIO, Literal, TypeAlias, cast, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -43,7 +44,7 @@ from codec.io.audio import (
     looks_like_integers,
 )
 from codec.io.bitstream import Damage, Header, Reader, SourceId, Writer, source_id
-from codec.io.coded_channels import Mix
+from codec.io.coded_channels import Mix, Stereo, is_mid_side, mid_side
 from codec.io.entropy import Choice, last_coder
 from codec.io.entropy_files import SUFFIX, look_beside
 from codec.io.entropy_model import find as find_network
@@ -125,6 +126,7 @@ def compress(
     entropy: Choice = "auto",
     vbr: float | None = None,
     beams: int | None = None,
+    stereo: Stereo = "left-right",
     raw: Layout | None = None,
     device: str = "cpu",
     progress: SecondsDone | None = None,
@@ -140,8 +142,11 @@ def compress(
     tried: "none", "adaptive", "model" (an error if the codec has no network for it), or "auto" for all that the codec
     has. `vbr` lets frames have different numbers of codebooks, about `vbr` on average in speech
     (`codec.variable_rate`). `beams` is the number of beams of the search for codes (`Codec.searching`), by default the
-    model's. `raw` is the layout of a source without a header. `device` is for a model given by name: "cpu", "cuda", or
-    "auto" for CUDA if it is available. `progress` is called after each block.
+    model's. `stereo` is how two channels are coded: "left-right", "mid-side" ((left + right) / 2 and
+    (left - right) / 2), or "smaller", which encodes the recording both ways and keeps the smaller file. It changes
+    nothing where a recording has more or fewer channels, or one that is not coded (`codec.io.coded_channels`), and for
+    models of two channels. `raw` is the layout of a source without a header. `device` is for a model given by name:
+    "cpu", "cuda", or "auto" for CUDA if it is available. `progress` is called after each block.
 
     Pipes are live: samples of a WAV or raw source are encoded as they arrive, and each packet is written once it is
     complete.
@@ -174,6 +179,7 @@ def compress(
             entropy=entropy,
             vbr=vbr,
             beams=beams,
+            stereo=stereo,
             tags=tags,
             source=source_id(source, channels=selected_channels(channels, channel)) if identify else None,
             is_live=is_live,
@@ -251,6 +257,18 @@ def settings_of(codec: Codec, *, vbr: float | None, beams: int | None) -> str:
     return ", ".join(settings)
 
 
+def with_stereo(settings: str, header: Header, stereo: Stereo) -> str:
+    """The settings with how two channels are coded, if the recording of this header has a choice."""
+    if stereo == "left-right" or not _is_stereo(header):
+        return settings
+    return f"{settings}, stereo {stereo}" if settings else f"stereo {stereo}"
+
+
+def _is_stereo(header: Header) -> bool:
+    """Whether there are two channels, which are coded one by one."""
+    return header.channels == header.coded_channels == 2 and header.model_channels == 1
+
+
 def selected_channels(channels: int | None, channel: int | None) -> str:
     """The part of a recording that is encoded, as it counts for `bitstream.source_id`; empty for all channels."""
     return "mixed down" if channels is not None else "" if channel is None else f"channel {channel}"
@@ -268,7 +286,7 @@ def _verify(reader: Reader, writer: Writer) -> None:
 
 
 def limit_of(header: Header, model: Codec) -> float:
-    """The largest sample that comes back unclipped."""
+    """The largest sample that comes back unclipped: neither mid nor side exceeds the larger of left and right."""
     return model.limit * max((abs(factor) for row in header.mix for factor in row), default=1.0)
 
 
@@ -293,6 +311,7 @@ def compress_into(
     entropy: Choice = "auto",
     vbr: float | None = None,
     beams: int | None = None,
+    stereo: Stereo = "left-right",
     tags: Tags = NO_TAGS,
     source: SourceId | None = None,
     like: Header | None = None,
@@ -303,9 +322,11 @@ def compress_into(
 
     `packet` is the length of packets in seconds as in `compress`, `source` the identity of the recording's file, if it
     is one, `tags` those of the recording. The sample rate and the mix of the channels are those of `like`, a header, if
-    given. `entropy`, `vbr` and `beams` as in `compress`. With `is_live`, nothing is read before all is ready to encode
-    it, a few frames at a time.
+    given. `entropy`, `vbr`, `beams` and `stereo` as in `compress`. With `is_live`, nothing is read before all is ready
+    to encode it, a few frames at a time.
     """
+    if stereo not in get_args(Stereo):
+        raise UsageError(f"stereo is {stereo!r}: it is one of {', '.join(get_args(Stereo))}")
     if packet is not None and not SHORTEST_PACKET <= packet <= LONGEST_PACKET:
         raise UsageError(f"packets of {packet:g} s: use {SHORTEST_PACKET:g} to {LONGEST_PACKET:g} s")
     if reader.rate > bitstream.MAX_RATE:
@@ -315,7 +336,9 @@ def compress_into(
     codec = cached_model(model, device)
     num_codebooks = codec.codebooks_for(num_codebooks, bitrate)
     codec.check_beams(beams)
-    may_mix = isinstance(reader, AudioReader) and codec.channels == 1 and (like is None or like.mix != ())
+    if like is not None:
+        stereo = "mid-side" if is_mid_side(like.mix) else "left-right"
+    may_mix = codec.channels == 1 and (like is None or (like.mix != () and stereo == "left-right"))
     mix = reader.survey(codec.limit) if isinstance(reader, AudioReader) and may_mix else None
     coded = len(mix.coded) if mix else reader.channels
     header = replace(
@@ -330,8 +353,14 @@ def compress_into(
         source=source,
         tags=tags,
     )
+    ways = [(header, mix)]
+    if stereo != "left-right" and _is_stereo(header):
+        header = replace(header, settings=with_stereo(header.settings, header, stereo))
+        both = mid_side(like.mix[0][0] if like else mix.gain if mix else 1.0)
+        other = replace(header, mix=both.matrix), both
+        ways = [other] if stereo == "mid-side" else [(header, mix), other]
     if like is not None:
-        header = _like(header, like, label=reader.label)
+        ways = [(_like(header, like, label=reader.label), mix) for header, mix in ways]
     coder = last_coder(entropy)
     if entropy == "model" and find_network(header.weights_hash, header.codebook_sizes) is None:
         name = codec.name or "this model"
@@ -340,19 +369,56 @@ def compress_into(
             "use --entropy auto"
         )
     in_groups = isinstance(reader, AudioReader) and header.rows > MOST_ROWS
-    writer = Writer(file, header, coder=coder, is_live=is_live and not in_groups)
-    encoding = _Encoding(reader, codec, mix=mix, num_codebooks=num_codebooks, vbr=vbr, is_live=is_live)
-    with codec.searching(beams):
-        if is_live:
-            live.take_threads(codec)
+
+    def write(file: BinaryIO, header: Header, mix: Mix | None, progress: SecondsDone | None) -> Writer:
+        """Encode the recording with this mix of its channels."""
+        writer = Writer(file, header, coder=coder, is_live=is_live and not in_groups)
+        encoding = _Encoding(reader, codec, mix=mix, num_codebooks=num_codebooks, vbr=vbr, is_live=is_live)
         if isinstance(reader, AudioReader) and in_groups:
             codes = encoding.in_groups(reader, header, progress)
         else:
             codes = encoding.of_channels(slice(0, coded), progress)
         for part in codes:
             writer.write(*part, is_end=encoding.is_end)
-    writer.close(time=resampled_length(encoding.time, reader.rate, header.source_rate))
-    return codec, writer
+        writer.close(time=resampled_length(encoding.time, reader.rate, header.source_rate))
+        return writer
+
+    with codec.searching(beams):
+        if is_live:
+            live.take_threads(codec)
+        if len(ways) == 1:
+            return codec, write(file, *ways[0], progress)
+        return codec, _smallest(reader, file, ways, write, progress)
+
+
+def _smallest(
+    reader: Recording,
+    file: BinaryIO,
+    ways: Sequence[tuple[Header, Mix | None]],
+    write: Callable[[BinaryIO, Header, Mix | None, SecondsDone | None], Writer],
+    progress: SecondsDone | None,
+) -> Writer:
+    """Write a recording with each mix to a temporary file, and copy the smallest one; return its writer.
+
+    Raises UsageError for a recording that can be read once.
+    """
+    if not isinstance(reader, AudioReader):
+        raise UsageError(
+            f"{reader.label} is read once, and --stereo smaller encodes a recording twice: give it as a file with a "
+            "header, or name left-right or mid-side"
+        )
+    with ExitStack() as stack:
+        written = []
+        for number, way in enumerate(ways):
+            if number:
+                reader.rewind()
+            part = cast(BinaryIO, stack.enter_context(temporary(reader.label)))
+            done = None if progress is None else partial(_part_done, progress, number / len(ways), 1 / len(ways))
+            written.append((write(part, *way, done), part))
+        writer, smallest = min(written, key=lambda each: each[0].size)
+        smallest.seek(0)
+        shutil.copyfileobj(smallest, file)
+    return writer
 
 
 Coded: TypeAlias = tuple[npt.NDArray[np.int64], npt.NDArray[np.float32] | None]

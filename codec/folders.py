@@ -22,11 +22,13 @@ from codec.compression import (
     model_of,
     selected_channels,
     settings_of,
+    with_stereo,
 )
 from codec.errors import CodecError, InputNotFound, ModelId, StorageError, UsageError, model_label
 from codec.frames import resampled_length
 from codec.io import audio, bitstream, ffmpeg
 from codec.io.bitstream import Header, Reader, is_codec_path
+from codec.io.coded_channels import Stereo
 from codec.io.entropy import MODEL, NAMES, Choice, last_coder
 from codec.io.locks import claimed
 from codec.io.storage import is_partial, storing, walk
@@ -74,6 +76,7 @@ def compress_tree(
     entropy: Choice = "auto",
     vbr: float | None = None,
     beams: int | None = None,
+    stereo: Stereo = "left-right",
     progress: Progress | None = None,
 ) -> list[Outcome]:
     """Compress every recording in the folder `source` to a .codec file at the same path in the folder `target`.
@@ -81,10 +84,10 @@ def compress_tree(
     `source` may also be a list of files and folders; a folder of a list keeps its name in `target`. Without `target`,
     the .codec files are written beside the recordings. Recordings whose names differ in the suffix alone keep it:
     a.wav.codec, a.mp3.codec. Links are followed, hidden files are skipped. A target that exists is kept if it has the
-    codes of the same content, channels, model, number of codebooks, `vbr` and `beams`, and the `packet` and `entropy`
-    that are asked for; any other is an error unless `force` replaces
-    it. A file that fails does not stop the others. `jobs` and `engine` as in `codec.parallel.each`; the other options
-    as in `compress`. The outcomes are sorted by source.
+    codes of the same content, channels, model, number of codebooks, `vbr`, `beams` and `stereo`, and the `packet` and
+    `entropy` that are asked for; any other is an error unless `force` replaces it. A file that fails does not stop the
+    others. `jobs` and `engine` as in `codec.parallel.each`; the other options as in `compress`. The outcomes are sorted
+    by source.
 
     Raises InputNotFound: no folder, or no recordings in it. UsageError, UnknownModel, MissingDependency: an option is
     wrong for every file.
@@ -113,6 +116,7 @@ def compress_tree(
             entropy=entropy,
             vbr=vbr,
             beams=beams,
+            stereo=stereo,
             device=device,
         ),
         is_done=partial(
@@ -121,6 +125,7 @@ def compress_tree(
             num_codebooks=number,
             channels=selected_channels(channels, channel),
             settings=settings_of(codec, vbr=vbr, beams=beams),
+            stereo=stereo,
             frames_per_packet=None if packet is None else partial(_frames_per_packet, codec, number, packet),
             last_coder=last_coder(entropy),
             force=force,
@@ -238,6 +243,7 @@ def _compressed_otherwise(
     num_codebooks: int,
     channels: str,
     settings: str,
+    stereo: Stereo,
     frames_per_packet: Callable[[Header], int] | None,
     last_coder: int,
 ) -> str | None:
@@ -258,7 +264,7 @@ def _compressed_otherwise(
         return f"was made by {model_label((header.model, header.weights_hash))}, not by {model_label(made_by)}"
     if header.num_codebooks != num_codebooks:
         return f"has codes of {header.num_codebooks} codebooks, not of {num_codebooks}"
-    if header.settings != settings:
+    if header.settings != (settings := with_stereo(settings, header, stereo)):
         return f"was encoded with {header.settings or 'the defaults'}, not with {settings or 'the defaults'}"
     if frames_per_packet is not None and header.frames_per_packet != (frames := frames_per_packet(header)):
         return f"has packets of {header.frames_per_packet} frames, not of {frames}"

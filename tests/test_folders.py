@@ -156,7 +156,7 @@ def test_every_file_is_written_once_when_a_process_is_killed(tmp_path: Path, mod
     pairs = [(tones(tmp_path / f"{n}.wav", time=900 + n), tmp_path / f"out/{n}.codec") for n in range(8)]
     work = partial(killed_once, model_file)
     made_by = ("tiny", load_model(model_file).weights_hash)
-    wanted: dict[str, Any] = {"num_codebooks": 3, "channels": "", "settings": "", "last_coder": MODEL}
+    wanted: dict[str, Any] = {"num_codebooks": 3, "channels": "", "settings": "", "stereo": "left-right", "last_coder": MODEL}
     is_done = partial(folders._is_compressed, made_by=made_by, frames_per_packet=None, force=False, **wanted)
     outcomes = folders._run(pairs, work, is_done=is_done, jobs=2, engine="local", progress=None)
     assert [outcome.error for outcome in outcomes] == [None] * 8
@@ -205,6 +205,19 @@ def test_a_file_that_was_compressed_with_other_settings_is_named(tmp_path: Path,
     for name in ("b", "c"):
         with bitstream.open_reader(tmp_path / f"{name}.codec") as reader:
             assert reader.header.settings == "vbr 2, beams 7"
+
+
+def test_a_file_whose_channels_were_coded_otherwise_is_named(tmp_path: Path, model_file: Path) -> None:
+    tones(tmp_path / "in" / "a.wav", channels=2)
+    tones(tmp_path / "in" / "mono.wav")
+    encode = partial(compress_tree, tmp_path / "in", tmp_path / "out", model=model_file)
+    encode()
+    for stereo, before in (("mid-side", "the defaults"), ("smaller", "stereo mid-side"), ("left-right", "stereo smaller")):
+        outcome, mono = encode(stereo=stereo)
+        assert mono.error is None  # its file would be the same
+        assert f"was encoded with {before}, not with " in difference([outcome])
+        assert all(outcome.report for outcome in encode(stereo=stereo, force=True))
+        assert [outcome.error or outcome.report for outcome in encode(stereo=stereo)] == [None, None]
 
 
 def test_a_compressed_file_of_something_else_is_named(tmp_path: Path, model_file: Path) -> None:

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import soundfile
+import torch
 
 from codec.checkpoint import save_model
 from codec.compression import compress, decompress
@@ -306,6 +307,22 @@ def test_append_of_another_rate_and_other_channels(tmp_path: Path) -> None:
     assert append(tmp_path / "d.wav", tmp_path / "b.codec", model=MODEL).coded_channels == 2
     image = decoded(tmp_path / "b.codec")
     assert image.shape[0] == 2
+
+
+@pytest.mark.parametrize("gain", [1, 4])
+def test_append_to_mid_and_side(tmp_path: Path, gain: int) -> None:
+    noise = np.random.default_rng(0).uniform(-0.5, 0.5, (8000, 2)).astype(np.float32)
+    soundfile.write(tmp_path / "a.wav", gain * noise, 8000, subtype="FLOAT")
+    compress(tmp_path / "a.wav", tmp_path / "a.codec", model=MODEL, stereo="mid-side")
+    with bitstream.open_reader(tmp_path / "a.codec") as reader:
+        mix = reader.header.mix
+    for block in (noise[::-1], noise[:, :1].repeat(2, axis=1)):  # equal channels alone would be coded once
+        soundfile.write(tmp_path / "b.wav", block, 8000, subtype="FLOAT")
+        header = append(tmp_path / "b.wav", tmp_path / "a.codec", model=MODEL)
+        assert (header.mix, header.settings) == (mix, "stereo mid-side")
+        mid_side = np.float32(block @ [[0.5, 0.5], [0.5, -0.5]] / mix[0][0])
+        expected = MODEL.encode(torch.from_numpy(mid_side.T.copy())[:, None])
+        np.testing.assert_array_equal(codes(tmp_path / "a.codec")[..., -expected.shape[2] :], expected)
 
 
 def test_a_failed_append_leaves_the_file_as_it_was(tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ from codec.cli.options import (
     JobsOption,
     ModelOption,
     QuietOption,
+    StereoOption,
     SubtypeOption,
     check_sink,
     duration,
@@ -137,6 +138,7 @@ def encode(
         ),
     ] = None,
     beams: BeamsOption = None,
+    stereo: StereoOption = "left-right",
     raw: Annotated[
         bool,
         typer.Option(
@@ -171,6 +173,8 @@ def encode(
     if append:
         if _are_many(inputs) or output is None or verify:
             raise UsageError("--append adds one INPUT to one .codec file: name both, and leave --verify out")
+        if stereo != "left-right":
+            raise UsageError("--append codes the channels as the file does: leave --stereo out")
         _append(
             inputs[0],
             output,
@@ -206,6 +210,7 @@ def encode(
                 entropy=entropy,
                 vbr=vbr,
                 beams=beams,
+                stereo=stereo,
                 device=device,
                 jobs=jobs,
                 engine=engine,
@@ -229,6 +234,7 @@ def encode(
                 entropy=entropy,
                 vbr=vbr,
                 beams=beams,
+                stereo=stereo,
                 raw=_layout(raw, rate, channels),
                 device=device,
                 progress=show,

@@ -166,8 +166,11 @@ def _rates(reader: "Reader") -> dict[str, Any]:
 
 
 def _facts(header: "Header", size: int | None) -> dict[str, Any]:
+    from codec.io.coded_channels import is_mid_side
+
     facts = asdict(header) | {
         "mix": [list(row) for row in header.mix],
+        "stereo": "mid-side" if is_mid_side(header.mix) else "",
         "codebook_sizes": list(header.codebook_sizes),
         "source": header.source._asdict() if header.source else {},
         "tags": header.tags.by_name(),

@@ -14,6 +14,7 @@ from codec.errors import CodecError, UsageError, joined_lines, printable
 Device = Literal["auto", "cpu", "cuda"]
 Engine = Literal["local", "ray"]
 Entropy = Literal["auto", "none", "adaptive", "model"]  # as `codec.io.entropy.Choice`, which imports numpy
+Stereo = Literal["left-right", "mid-side", "smaller"]  # as `codec.io.coded_channels.Stereo`, which imports numpy
 
 # Panels of the help pages, as `rich_help_panel` of an option.
 INPUT_OUTPUT = "Input/output"
@@ -61,6 +62,14 @@ BeamsOption = Annotated[
         min=1,
         help="Beams of the search for codes: more take longer and sound a little better.",
         show_default="the model's; 4 for general-24k",
+        rich_help_panel=MODEL,
+    ),
+]
+StereoOption = Annotated[
+    Stereo,
+    typer.Option(
+        help="How two channels are coded; smaller encodes both ways and keeps the smaller file. Changes nothing for "
+        "mono, equal or proportional channels, more than two, and models of two channels.",
         rich_help_panel=MODEL,
     ),
 ]

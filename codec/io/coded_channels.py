@@ -4,9 +4,14 @@ A channel that is a multiple of an earlier one is not coded again, and samples b
 of left = 3 x, right = -1.5 x with a peak of 3, x alone is coded, and
 
     decoded = [3, -1.5] · x
+
+Two channels that are both coded may be coded as mid = (left + right) / 2 and side = (left - right) / 2 instead:
+
+    left  = mid + side
+    right = mid - side
 """
 
-from typing import NamedTuple
+from typing import Literal, NamedTuple, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +23,8 @@ ROUNDING = 1.5 / 32768  # amplitude of what rounding to 16 bits may leave
 LARGEST_GAIN = 1000.0
 
 Matrix = tuple[tuple[float, ...], ...]
+Stereo: TypeAlias = Literal["left-right", "mid-side", "smaller"]
+"""How two channels are coded; "smaller" is the one of the two that takes fewer bytes."""
 
 
 class Mix(NamedTuple):
@@ -32,7 +39,20 @@ class Mix(NamedTuple):
 
     def coded_block(self, block: Block) -> Block:
         """The coded channels of a block [channels, time]."""
+        if is_mid_side(self.matrix):
+            left, right = block
+            return np.stack([left + right, left - right]) / np.float32(2 * self.gain)
         return block[list(self.coded)] / np.float32(self.gain)
+
+
+def mid_side(gain: float = 1.0) -> Mix:
+    """Mid and side of two channels that are divided by `gain`."""
+    return Mix((0, 1), gain, ((gain, gain), (gain, -gain)))
+
+
+def is_mid_side(matrix: Matrix) -> bool:
+    """Whether the coded channels are mid and side of two channels."""
+    return bool(matrix) and matrix[0][0] > 0 and matrix == mid_side(matrix[0][0]).matrix
 
 
 class Survey:

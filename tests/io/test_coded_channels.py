@@ -1,5 +1,7 @@
-"""io/coded_channels.py, and files whose channels are not all coded."""
+"""io/coded_channels.py, and files whose channels are not all coded or are coded as mid and side."""
 
+import io
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -7,10 +9,12 @@ import numpy as np
 import pytest
 import soundfile
 
-from codec.compression import compress, decompress
+from codec.compression import compress, decompress, limit_of
+from codec.errors import UsageError
 from codec.io import bitstream
 from codec.io.audio import Block
-from codec.io.coded_channels import Mix, Survey
+from codec.io.coded_channels import Mix, Stereo, Survey, is_mid_side, mid_side
+from codec.io.pipes import Layout
 from tests.tiny import tiny_model
 
 MODEL = tiny_model()
@@ -134,3 +138,120 @@ def test_float_recordings_come_back_as_floats(tmp_path: Path, suffix: str) -> No
     assert header_of(tmp_path / "usual.codec").mix == ()
     if suffix == ".wav":
         assert 1.05 < peaks["hot"] <= 3 * 1.05
+
+
+@pytest.mark.parametrize("gain", [1.0, 3.0])
+def test_mid_and_side_are_the_sum_and_the_difference(gain: float) -> None:
+    mix = mid_side(gain)
+    block = gain * np.stack([X, Y])
+    mid, side = mix.coded_block(block)
+    np.testing.assert_allclose(gain * mid, (block[0] + block[1]) / 2, atol=1e-6)
+    np.testing.assert_allclose(gain * side, (block[0] - block[1]) / 2, atol=1e-6)
+    np.testing.assert_allclose(np.array(mix.matrix) @ [mid, side], block, atol=gain * 1e-6)
+    assert is_mid_side(mix.matrix)
+    assert not any(map(is_mid_side, ((), ((1.0,), (1.0,)), ((3.0, 0.0), (0.0, 3.0)), ((0.0, 0.0), (0.0, 0.0)))))
+    exact = np.array(mid_side().matrix) @ mid_side().coded_block(rounded([X, Y]))
+    np.testing.assert_array_equal(exact, rounded([X, Y]))  # 16 bits and one more fit into float32
+
+
+def stereo_file(path: Path, left: Block, right: Block, *, subtype: str = "PCM_16") -> Path:
+    soundfile.write(path, np.stack([left, right]).T, 8000, subtype=subtype)
+    return path
+
+
+def codes_of(path: Path) -> Any:
+    with bitstream.open_reader(path) as reader:
+        return np.concatenate(list(reader.packets()), axis=2)
+
+
+def test_a_file_of_mid_and_side_holds_their_codes(tmp_path: Path) -> None:
+    source = stereo_file(tmp_path / "a.wav", 0.5 * X, 0.5 * Y)
+    compress(source, tmp_path / "a.codec", model=MODEL, stereo="mid-side")
+    left, right = soundfile.read(source, dtype="float32")[0].T
+    stereo_file(tmp_path / "ms.wav", (left + right) / 2, (left - right) / 2, subtype="FLOAT")
+    compress(tmp_path / "ms.wav", tmp_path / "ms.codec", model=MODEL)
+    np.testing.assert_array_equal(codes_of(tmp_path / "a.codec"), codes_of(tmp_path / "ms.codec"))
+    for name in ("a", "ms"):
+        decompress(tmp_path / f"{name}.codec", tmp_path / f"{name}.out.wav", model=MODEL, subtype="FLOAT")
+    mid, side = soundfile.read(tmp_path / "ms.out.wav", dtype="float32")[0].T
+    out = soundfile.read(tmp_path / "a.out.wav", dtype="float32")[0].T
+    np.testing.assert_allclose(out, [mid + side, mid - side], atol=1e-6)
+    header = header_of(tmp_path / "a.codec")
+    assert (header.mix, header.settings) == (((1.0, 1.0), (1.0, -1.0)), "stereo mid-side")
+
+
+def test_a_source_at_the_left_stays_at_the_left(tmp_path: Path) -> None:
+    samples = np.stack([X, ZERO]).T * 20_000
+    (tmp_path / "a.raw").write_bytes(samples.astype("<i2").tobytes())  # whose channels are not compared
+    compress(tmp_path / "a.raw", tmp_path / "a.codec", model=MODEL, raw=Layout(8000, 2), stereo="mid-side")
+    decompress(tmp_path / "a.codec", tmp_path / "b.wav", model=MODEL, subtype="FLOAT")
+    left, right = soundfile.read(tmp_path / "b.wav")[0].T
+    assert np.abs(left).max() > 0.1
+    assert np.abs(right).max() < 1e-6  # mid and side have equal codes
+
+
+TIMES = np.arange(len(X))
+BURST = np.where(TIMES // 500 == 35, Y, 0)  # 62 ms
+
+
+@pytest.mark.parametrize(
+    ("left", "right", "expected"),
+    [
+        pytest.param(X + BURST, BURST - X, "mid-side", id="nearly opposite"),
+        pytest.param(X + BURST, X - BURST, "left-right", id="nearly equal"),
+        pytest.param(np.where(TIMES < 9000, X, 0), np.where(TIMES < 9000, 0, Y), "left-right", id="in turn"),
+    ],
+)
+def test_the_smaller_file_is_kept(tmp_path: Path, left: Block, right: Block, expected: Stereo) -> None:
+    source = stereo_file(tmp_path / "a.wav", left / 2, right / 2)
+    ways: tuple[Stereo, ...] = ("left-right", "mid-side", "smaller")
+    reports = {way: compress(source, tmp_path / f"{way}.codec", model=MODEL, stereo=way, verify=True) for way in ways}
+    assert min(ways[:2], key=lambda way: reports[way].compressed_bytes) == expected
+    kept = tmp_path / "smaller.codec"
+    np.testing.assert_array_equal(codes_of(kept), codes_of(tmp_path / f"{expected}.codec"))
+    assert header_of(kept).mix == header_of(tmp_path / f"{expected}.codec").mix
+    assert header_of(kept).settings == "stereo smaller"
+    assert reports["smaller"].compressed_bytes == kept.stat().st_size
+    assert not header_of(tmp_path / "left-right.codec").settings
+
+
+@pytest.mark.parametrize("stereo", ["mid-side", "smaller"])
+@pytest.mark.parametrize("channels", [[X], [X, X], [X, 0.5 * X], [X, ZERO], [X, Y, -X], [X, Y, 0.5 * X + 0.5 * Y]])
+def test_other_channels_have_no_mid_and_side(tmp_path: Path, channels: list[Block], stereo: Stereo) -> None:
+    soundfile.write(tmp_path / "a.wav", np.stack(channels)[:, :4000].T, 8000)
+    compress(tmp_path / "a.wav", tmp_path / "a.codec", model=MODEL, stereo=stereo)
+    compress(tmp_path / "a.wav", tmp_path / "b.codec", model=MODEL)
+    assert (tmp_path / "a.codec").read_bytes() == (tmp_path / "b.codec").read_bytes()
+
+
+def piped(monkeypatch: pytest.MonkeyPatch, source: Path, target: Path, **options: Any) -> tuple[str, ...]:
+    """The notes on a recording that is compressed from standard input."""
+    with monkeypatch.context() as patch:
+        patch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(source.read_bytes())))
+        return compress("-", target, model=MODEL, **options).notes
+
+
+def test_a_pipe_has_mid_and_side_but_cannot_be_encoded_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = stereo_file(tmp_path / "a.wav", X, Y)
+    compress(source, tmp_path / "a.codec", model=MODEL, stereo="mid-side")
+    piped(monkeypatch, source, tmp_path / "b.codec", stereo="mid-side")
+    assert (tmp_path / "a.codec").read_bytes() == (tmp_path / "b.codec").read_bytes()
+    with pytest.raises(UsageError, match=r"^standard input is read once, and --stereo smaller .* left-right or mid-s"):
+        piped(monkeypatch, source, tmp_path / "c.codec", stereo="smaller")
+    assert not (tmp_path / "c.codec").exists()
+    soundfile.write(tmp_path / "mono.wav", X, 8000)
+    piped(monkeypatch, tmp_path / "mono.wav", tmp_path / "c.codec", stereo="smaller")  # one way only
+    with pytest.raises(UsageError, match=r"^stereo is 'both': it is one of left-right, mid-side, smaller$"):
+        compress(source, tmp_path / "d.codec", model=MODEL, stereo="both")  # type: ignore[arg-type]
+
+
+def test_mid_and_side_beyond_full_scale_are_scaled_down(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = stereo_file(tmp_path / "a.wav", 3 * X, 3 * Y, subtype="FLOAT")
+    peak = float(np.abs(soundfile.read(source)[0]).max())
+    assert compress(source, tmp_path / "a.codec", model=MODEL, stereo="mid-side").notes == ()
+    header = header_of(tmp_path / "a.codec")
+    assert is_mid_side(header.mix)
+    assert header.mix[0][0] == pytest.approx(peak)
+    assert limit_of(header, MODEL) == pytest.approx(MODEL.limit * peak)
+    (note,) = piped(monkeypatch, source, tmp_path / "b.codec", stereo="mid-side")  # whose peak is known too late
+    assert "clipped at +0.4 dBFS" in note
