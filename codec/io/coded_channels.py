@@ -40,8 +40,8 @@ class Mix(NamedTuple):
     def coded_block(self, block: Block) -> Block:
         """The coded channels of a block [channels, time]."""
         if is_mid_side(self.matrix):
-            left, right = block
-            return np.stack([left + right, left - right]) / np.float32(2 * self.gain)
+            both: Block = np.stack([block[0] + block[1], block[0] - block[1]])
+            return both / np.float32(2 * self.gain)
         return block[list(self.coded)] / np.float32(self.gain)
 
 

@@ -177,6 +177,7 @@ def test_bitrate_and_codebooks_options(
         (["--codebooks", 1, "--bitrate", 1], 2, "one of"),
         (["--model", "general-24"], 6, "did you mean general-24k?"),
         (["--append"], 2, "--append adds one INPUT to one .codec file"),
+        (["in.codec", "--append", "--stereo", "smaller"], 2, "as the file does: leave --stereo out"),
         (["--rate", 8000], 2, "--rate describes samples without a header: add --raw"),
     ],
 )

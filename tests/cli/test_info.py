@@ -75,6 +75,16 @@ def test_info_of_a_variable_rate_has_its_numbers_of_codebooks(cli: Cli, recordin
     assert "payload_kbps" not in json.loads(damaged.out)
 
 
+def test_info_names_mid_and_side(cli: Cli, recording: Path) -> None:
+    assert cli("encode", recording, "in.codec", "--stereo", "mid-side").code == 0
+    assert json.loads(cli("info", "in.codec", "--json").out)["mix"] == [[1, 1], [1, -1]]
+    lines = [line.split() for line in cli("info", "in.codec").out.decode().splitlines()]
+    assert ["stereo", "mid-side"] in lines
+    assert ["settings", "stereo", "mid-side"] in lines
+    cli("encode", recording, "in.codec", "--force")
+    assert "stereo" not in cli("info", "in.codec").out.decode()
+
+
 def test_info_verifies_files_if_asked(cli: Cli, recording: Path) -> None:
     cli("encode", recording, "a.codec")
     intact = "intact, 0.700 s, 1 packets"

@@ -17,7 +17,7 @@ from tests.helpers.commands import all_commands
 OPTIONS = {
     "encode": (
         "inputs --output -o --channels --channel --ffmpeg --force -f --quiet -q --model -m --bitrate --codebooks "
-        "--device --jobs -j --engine --verify --packet --entropy --vbr --beams --raw --rate --append"
+        "--device --jobs -j --engine --verify --packet --entropy --vbr --beams --stereo --raw --rate --append"
     ),
     "decode": (
         "inputs --output -o --rate --start --end --subtype --format --force -f --quiet -q --model -m --codebooks "
