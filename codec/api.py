@@ -146,7 +146,7 @@ def encode_file(
     "adaptive", "model", or "auto" for all that the codec has; each packet takes the one with the fewest bytes. `vbr`
     lets frames have different numbers of codebooks, about `vbr` on average in speech and `num_codebooks` at most.
     `beams` is the number of beams of the search for codes: more take longer and sound a little better. `stereo` is how
-    two channels that are both coded are coded: "left-right", "mid-side", or "smaller" for the smaller file of the two.
+    two different channels are coded: "left-right", "mid-side", or "smaller" for the smaller file of the two.
 
     Raises UsageError, InputNotFound, UnsupportedAudio, UnknownModel, StorageError.
     """

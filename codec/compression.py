@@ -246,6 +246,12 @@ def check_channels(channels: int | None, channel: int | None) -> None:
         raise UsageError(f"all channels mixed down to 1, and channel {channel} alone: ask for one of the two")
 
 
+def check_stereo(stereo: str) -> None:
+    """Raise UsageError for what is not a Stereo."""
+    if stereo not in get_args(Stereo):
+        raise UsageError(f"stereo is {stereo!r}: it is one of {', '.join(get_args(Stereo))}")
+
+
 def settings_of(codec: Codec, *, vbr: float | None, beams: int | None) -> str:
     """What changes the codes of a recording beside the model, the codebooks and the channels; empty for the defaults.
 
@@ -325,8 +331,7 @@ def compress_into(
     given. `entropy`, `vbr`, `beams` and `stereo` as in `compress`. With `is_live`, nothing is read before all is ready
     to encode it, a few frames at a time.
     """
-    if stereo not in get_args(Stereo):
-        raise UsageError(f"stereo is {stereo!r}: it is one of {', '.join(get_args(Stereo))}")
+    check_stereo(stereo)
     if packet is not None and not SHORTEST_PACKET <= packet <= LONGEST_PACKET:
         raise UsageError(f"packets of {packet:g} s: use {SHORTEST_PACKET:g} to {LONGEST_PACKET:g} s")
     if reader.rate > bitstream.MAX_RATE:

@@ -16,6 +16,7 @@ from codec.compression import (
     Report,
     cached_model,
     check_channels,
+    check_stereo,
     compress,
     decompress,
     header_of,
@@ -93,6 +94,7 @@ def compress_tree(
     wrong for every file.
     """
     check_channels(channels, channel)
+    check_stereo(stereo)
     codec = cached_model(model, device)
     number = codec.codebooks_for(num_codebooks, bitrate)  # raises an error of every file once
     codec.check_beams(beams)

@@ -137,7 +137,8 @@ def append(
 ) -> Header:
     """Encode a recording and add it to the end of a .codec file, as `concat`; return the header of the whole.
 
-    It has the file's model, channels and sample rate, to which it is resampled, and by default its number of codebooks.
+    It has the file's model, sample rate, to which it is resampled, and channels, coded as there (left and right, or mid
+    and side), and by default its number of codebooks.
     The file is replaced once the new one is complete, so it is whole at any time; of two calls at once, the second one
     waits. Options as in `codec.compression.compress`. `note` is called with a line for everything unusual in the
     recording, at last: channels that cancel, samples that are clipped, less than half of the model's sample rate.

@@ -227,6 +227,8 @@ def test_a_file_whose_channels_were_coded_otherwise_is_named(tmp_path: Path, mod
         assert all(outcome.report for outcome in encode(stereo=stereo, force=True))
         assert [outcome.error or outcome.report for outcome in encode(stereo=stereo)] == [None, None]
         before = f"stereo {stereo}"
+    with pytest.raises(UsageError, match="stereo is 'mono'"):
+        encode(stereo="mono")  # type: ignore[arg-type]
 
 
 def test_a_compressed_file_of_something_else_is_named(tmp_path: Path, model_file: Path) -> None:
