@@ -19,7 +19,7 @@ from codec import pretrained
 from codec.checkpoint import load_model, save_model
 from codec.compression import compress
 from codec.data.tokenize import tokenize
-from codec.io import bitstream, codebook_ends, entropy, entropy_model
+from codec.io import bitstream, entropy, entropy_model
 from codec.io.audio import read_audio
 from codec.io.bitstream import Header, SourceId, Writer
 from codec.io.entropy_files import SUFFIX
@@ -283,7 +283,7 @@ def packets_with_ends(path: Path, coder: int, keep: tuple[int, ...], *, varying:
     with path.open("wb") as file:
         writer = Writer(file, header)
         for count in keep:
-            cut = codebook_ends.thinned(payload, len(NETWORK_SIZES), count, varying=varying)
+            cut = entropy.thinned(coder, payload, len(NETWORK_SIZES), count, rows=2, frames=20, varying=varying)
             writer.copy(CodesPacket(0, codes.shape[2], count, coder, cut, 0, varying=varying, has_ends=True))
         writer.close(time=0)
     return codes

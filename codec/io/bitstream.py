@@ -107,7 +107,7 @@ import numpy.typing as npt
 
 from codec.errors import ConfigError, DamagedFile, InputNotFound, UnsupportedAudio, UsageError
 from codec.frames import FrameSpec, resampled_length
-from codec.io import codebook_ends, entropy
+from codec.io import entropy
 from codec.io.bitstream_v1 import Format1, header_fields
 from codec.io.coded_channels import Matrix
 from codec.io.entropy_files import SUFFIX
@@ -750,17 +750,25 @@ class Reader:
     def thinned(self, packet: CodesPacket, num_codebooks: int) -> CodesPacket:
         """A packet of `coded` without its higher codebooks, which are not decoded; as it is without their ends.
 
-        Raises DamagedFile for ends that no encoder writes.
+        Raises DamagedFile for ends that no encoder writes, UnsupportedAudio for a coder of a newer release.
         """
         if not packet.has_ends or packet.num_codebooks <= num_codebooks:
             return packet
         begin = self._scale_bytes(packet.frames)
         try:
-            codes = codebook_ends.thinned(
-                packet.payload[begin:], packet.num_codebooks, num_codebooks, varying=packet.varying
+            codes = entropy.thinned(
+                packet.coder,
+                packet.payload[begin:],
+                packet.num_codebooks,
+                num_codebooks,
+                rows=self.header.rows,
+                frames=packet.frames,
+                varying=packet.varying,
             )
         except ValueError as error:
             raise self.damaged(self._undecodable(packet, error)) from error
+        except NotImplementedError as error:
+            raise self._unknown_coder(packet.coder, str(error)) from error
         return packet._replace(num_codebooks=num_codebooks, payload=packet.payload[:begin] + codes)
 
     def codebook_counts(self, packet: CodesPacket) -> npt.NDArray[np.int64]:

@@ -1,10 +1,10 @@
 """The ends of a packet's codebooks: how many bytes of its range coder are enough to decode the first of them.
 
 They come before these bytes, so that higher codebooks can be left out without decoding any. Exact ends would take two
-percent of a packet of a second, so each is rounded up, and stated in steps from where it would lie if all codebooks
-that are left took the same number of bytes. With a payload of P bytes, ends included, and n codebooks, codebook k has
+percent of a packet of a second, so each is rounded up, and stated in steps from where it would lie if all codes that
+are left took the same number of bytes. With a payload of P bytes, ends included, codebook k has
 
-    guess = end of codebook k - 1 + (P - that end) // (n - k)
+    guess = end of codebook k - 1 + (P - that end) * codes of codebook k // codes of codebook k and all higher ones
     end   = min(P, guess + step * (8 + P // 128))
 
 A step is 0, -1, 1, -2, 2, ...; its place in this list is written in ones, followed by a zero: -1 is 10, 2 is 11110. The
@@ -21,30 +21,33 @@ from typing import NamedTuple
 MOST_ONES = 1 << 10  # of a number; steps have less than 300, because all together are less than the payload
 
 
-class Ends(NamedTuple):
-    """What the beginning of a payload says."""
+class Stated(NamedTuple):
+    """What the beginning of a payload states."""
 
-    ends: list[int]
-    """For each codebook but the last, bytes of the range coder that are enough up to it."""
+    steps: list[int]
+    """For each codebook but the last."""
     left_out: int
     """Codebooks that were left out; 0 unless frames have different numbers of them."""
     size: int
-    """Bytes of the payload that say so; the range coder follows."""
+    """Bytes of the payload that state this; the range coder follows."""
 
 
-def packed(ends: Sequence[int], size: int, *, left_out: int | None = None) -> bytes:
+NOTHING = Stated([], 0, 0)
+"""Of a payload without ends."""
+
+
+def packed(ends: Sequence[int], size: int, codes: Sequence[int], *, left_out: int | None = None) -> bytes:
     """The bytes that state the `ends` of all codebooks but the last, before `size` bytes of the range coder.
 
-    `left_out` is how many codebooks were left out, None if all frames have the same number of codebooks.
+    `codes` is how many each codebook has. `left_out` is how many codebooks were left out, None if all frames have the
+    same number of them.
     """
     first = [] if left_out is None else [left_out]
     length = 0
     while True:
-        numbers = first + _numbers(ends, size + length)
+        numbers = first + _numbers(ends, size + length, codes)
         missing = 8 * length - 7 - sum(numbers) - len(numbers)  # bits up to the first of the last byte
-        if (
-            missing > 0 and ends
-        ):  # more bytes make other guesses, which may take fewer bits: then the last end lies further on
+        if missing > 0 and ends:  # with one byte less, the guesses took more bits: the last end lies further on
             numbers[-1] = (numbers[-1] + missing + 1) // 2 * 2
         bits = "".join("1" * number + "0" for number in numbers)
         if len(bits) <= 8 * length:
@@ -52,30 +55,33 @@ def packed(ends: Sequence[int], size: int, *, left_out: int | None = None) -> by
         length += 1
 
 
-def unpacked(payload: bytes, num_codebooks: int, *, varying: bool) -> Ends:
+def stated(payload: bytes, num_codebooks: int, *, varying: bool) -> Stated:
     """What a payload begins with. Raises ValueError for what `packed` never writes."""
     bits = _Bits(payload)
     left_out = bits.ones() if varying else 0
+    numbers = [bits.ones() for _ in range(num_codebooks - 1)]
+    steps = [-(number + 1) // 2 if number % 2 else number // 2 for number in numbers]
+    return Stated(steps, left_out, bits.bytes_read())
+
+
+def placed(steps: Sequence[int], size: int, codes: Sequence[int]) -> list[int]:
+    """The ends that `steps` state in a payload of `size` bytes whose codebooks have this number of `codes`.
+
+    Raises ValueError for steps that `packed` never writes.
+    """
     ends: list[int] = []
-    at, unit = 0, _unit(len(payload))
-    for left in range(num_codebooks, 1, -1):
-        number = bits.ones()
-        step = -(number + 1) // 2 if number % 2 else number // 2
-        at = min(len(payload), at + (len(payload) - at) // left + step * unit)
+    at = 0
+    for codebook, step in enumerate(steps):
+        at = min(size, _guess(at, size, codes[codebook:]) + step * _unit(size))
         if at < 0:
             raise ValueError("an end of a codebook before the first byte")
         ends.append(at)
-    return Ends(ends, left_out, bits.bytes_read())
+    return ends
 
 
-def thinned(payload: bytes, num_codebooks: int, kept: int, *, varying: bool) -> bytes:
-    """The payload of the first `kept` of `num_codebooks` codebooks. Raises ValueError as `unpacked`."""
-    if kept >= num_codebooks:
-        return payload
-    ends, left_out, begin = unpacked(payload, num_codebooks, varying=varying)
-    data = payload[begin : begin + ends[kept - 1]]
-    more = left_out + num_codebooks - kept if varying else None
-    return packed([min(end, len(data)) for end in ends[: kept - 1]], len(data), left_out=more) + data
+def _guess(before: int, size: int, codes: Sequence[int]) -> int:
+    """Where the first of codebooks with these `codes` ends, which begins at byte `before`."""
+    return before + (size - before) * codes[0] // max(1, sum(codes))
 
 
 def _unit(size: int) -> int:
@@ -83,12 +89,12 @@ def _unit(size: int) -> int:
     return 8 + size // 128
 
 
-def _numbers(ends: Sequence[int], size: int) -> list[int]:
+def _numbers(ends: Sequence[int], size: int, codes: Sequence[int]) -> list[int]:
     """The numbers of ones that state these ends in a payload of `size` bytes."""
     numbers: list[int] = []
     at, unit = 0, _unit(size)
-    for left, end in zip(range(len(ends) + 1, 1, -1), ends, strict=True):
-        guess = at + (size - at) // left
+    for codebook, end in enumerate(ends):
+        guess = _guess(at, size, codes[codebook:])
         step = -((guess - end) // unit)
         at = min(size, guess + step * unit)
         numbers.append(2 * step if step >= 0 else -2 * step - 1)

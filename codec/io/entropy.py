@@ -146,7 +146,7 @@ class PacketEncoder:
         if self._model and is_modeled(*codes.shape):
             if self._modeled and self._modeled.frames + FUTURE <= codes.shape[2] and not varies(codes):
                 self._modeled.advance(codes, codes.shape[2])
-                payloads[MODEL] = _finished(self._modeled.finish(), with_ends=with_ends, varying=False)
+                payloads[MODEL] = _finished(self._modeled.finish(), codes, with_ends=with_ends)
             else:
                 payloads[MODEL] = encode_adaptive(codes, sizes, self._model, with_ends=with_ends)
         self._modeled = None
@@ -279,13 +279,15 @@ def encode_adaptive(
     """Code a packet [rows, codebooks, frames] by what repeats within it, or by the network if there is one."""
     coder = RangeEncoder()
     pass_codes(coder, codes, sizes, model)
-    return _finished(coder, with_ends=with_ends, varying=varies(codes))
+    return _finished(coder, codes, with_ends=with_ends)
 
 
-def _finished(coder: RangeEncoder, *, with_ends: bool, varying: bool) -> bytes:
+def _finished(coder: RangeEncoder, codes: Codes, *, with_ends: bool) -> bytes:
     data, ends = coder.finish()
     if with_ends:
-        data = codebook_ends.packed(ends[:-1], len(data), left_out=0 if varying else None) + data
+        of_codebooks = (codes >= 0).sum(axis=(0, 2)).tolist()
+        left_out = 0 if varies(codes) else None
+        data = codebook_ends.packed(ends[:-1], len(data), of_codebooks, left_out=left_out) + data
     return data
 
 
@@ -312,7 +314,9 @@ def decode_adaptive(
 ) -> Codes:
     """The inverse of `encode_adaptive`. Raises ValueError for a payload that it never writes."""
     number = MODEL if model else ADAPTIVE
-    coder, counts = _begun(number, payload, len(sizes), rows=rows, frames=frames, varying=varying, with_ends=with_ends)
+    coder, counts, _ = _begun(
+        number, payload, len(sizes), rows=rows, frames=frames, varying=varying, with_ends=with_ends
+    )
     codes = [_unknown(frames, rows) for _ in sizes]
     _pass_codebooks(
         coder,
@@ -326,24 +330,50 @@ def decode_adaptive(
     return np.array(codes, np.int64).transpose(2, 0, 1)
 
 
+class _Begun(NamedTuple):
+    """A payload of coder 1 or 2 whose codes come next."""
+
+    coder: RangeDecoder
+    counts: list[list[int]] | None
+    """The numbers of codebooks [frames][rows], if they vary."""
+    stated: codebook_ends.Stated
+
+
 def _begun(
     number: int, payload: bytes, num_codebooks: int, *, rows: int, frames: int, varying: bool, with_ends: bool
-) -> tuple[RangeDecoder, list[list[int]] | None]:
-    """Begin to decode a payload of coder `number`: the range coder, and codebooks [frames][rows] if they vary.
-
-    Raises ValueError as `decode`.
-    """
-    coded = num_codebooks
-    if with_ends:
-        _, left_out, begin = codebook_ends.unpacked(payload, num_codebooks, varying=varying)
-        coded, payload = num_codebooks + left_out, payload[begin:]
+) -> _Begun:
+    """Begin to decode a payload of coder `number`. Raises ValueError as `decode`."""
+    stated = codebook_ends.stated(payload, num_codebooks, varying=varying) if with_ends else codebook_ends.NOTHING
+    coded = num_codebooks + stated.left_out
     if not is_modeled(rows, coded, frames) if number == MODEL else rows * coded * frames > MAX_ADAPTIVE:
         raise ValueError(f"{rows} x {coded} x {frames} codes: more than this coder takes")
-    coder = RangeDecoder(payload)
-    if not varying:
-        return coder, None
-    counts = _pass_counts(coder, _unknown(frames, rows), coded)
-    return coder, [[min(count, num_codebooks) for count in frame] for frame in counts]
+    coder, counts = RangeDecoder(payload[stated.size :]), None
+    if varying:
+        counts = _pass_counts(coder, _unknown(frames, rows), coded)
+        counts = [[min(count, num_codebooks) for count in frame] for frame in counts]
+    return _Begun(coder, counts, stated)
+
+
+def thinned(
+    coder: int, payload: bytes, num_codebooks: int, kept: int, *, rows: int, frames: int, varying: bool = False
+) -> bytes:
+    """The payload of the first `kept` of `num_codebooks` codebooks, from one with ends; no code is decoded.
+
+    Raises ValueError for a payload that no encoder writes.
+    """
+    if kept >= num_codebooks:
+        return payload
+    if coder > MODEL:
+        raise NotImplementedError(f"coder {coder}")
+    begun = _begun(coder, payload, num_codebooks, rows=rows, frames=frames, varying=varying, with_ends=True)
+    steps, left_out, begin = begun.stated
+    counts = np.array(begun.counts or [[num_codebooks]])
+    codes = [int((counts > codebook).sum()) for codebook in range(num_codebooks)]
+    ends = codebook_ends.placed(steps, len(payload), codes)
+    data = payload[begin : begin + ends[kept - 1]]
+    more = left_out + num_codebooks - kept if varying else None
+    before = [min(end, len(data)) for end in ends[: kept - 1]]
+    return codebook_ends.packed(before, len(data), codes[:kept], left_out=more) + data
 
 
 def codebook_counts(
@@ -358,8 +388,8 @@ def codebook_counts(
         return unpack(payload[:begin], (num_codebooks,), rows=rows, frames=frames)[:, 0].T + 1
     if coder > MODEL:
         raise NotImplementedError(f"coder {coder}")
-    _, counts = _begun(coder, payload, num_codebooks, rows=rows, frames=frames, varying=True, with_ends=with_ends)
-    return np.array(counts, np.int64)
+    begun = _begun(coder, payload, num_codebooks, rows=rows, frames=frames, varying=True, with_ends=with_ends)
+    return np.array(begun.counts, np.int64)
 
 
 def _unknown(frames: int, rows: int) -> list[list[int]]:

@@ -8,49 +8,56 @@ from codec.io import codebook_ends
 
 
 @given(
-    lengths=st.lists(st.integers(0, 300), min_size=1, max_size=40),
+    books=st.lists(st.tuples(st.integers(0, 300), st.integers(0, 50)), min_size=1, max_size=40),
     left_out=st.none() | st.integers(0, 30),
 )
-@example(lengths=[0, 0, 0], left_out=None)
-@example(lengths=[0] * 15 + [20_000], left_out=None)
-@example(lengths=[20_000] + [0] * 15, left_out=0)
-@example(lengths=[4000] * 200, left_out=None)
-def test_ends_are_rounded_up(lengths: list[int], left_out: int | None) -> None:
+@example(books=[(0, 1)] * 3, left_out=None)
+@example(books=[(0, 1)] * 15 + [(20_000, 1)], left_out=None)
+@example(books=[(20_000, 1)] + [(0, 1)] * 15, left_out=0)
+@example(books=[(20_000, 1)] + [(0, 0)] * 15, left_out=0)
+@example(books=[(4000, 1)] * 200, left_out=None)
+def test_ends_are_rounded_up(books: list[tuple[int, int]], left_out: int | None) -> None:
+    lengths, codes = zip(*books, strict=True)
     ends = [sum(lengths[: count + 1]) for count in range(len(lengths))]
-    data = bytes(range(1, 251)) * (ends[-1] // 250 + 1)
-    data = data[: ends[-1]]
-    section = codebook_ends.packed(ends[:-1], len(data), left_out=left_out)
-    found = codebook_ends.unpacked(section + data, len(lengths), varying=left_out is not None)
-    assert found.size == len(section)
-    assert found.left_out == (left_out or 0)
-    assert len(found.ends) == len(ends) - 1
-    unit = 8 + (len(section) + len(data)) // 128
-    for stated, end in zip(found.ends[:-1], ends, strict=False):
-        assert end <= stated < end + unit
-    assert not found.ends or ends[-2] <= found.ends[-1] <= len(section) + len(data)  # its number may fill up a byte
+    section = codebook_ends.packed(ends[:-1], ends[-1], codes, left_out=left_out)
+    size = len(section) + ends[-1]
+    varying = left_out is not None
+    stated = codebook_ends.stated(section + b"\x80" * ends[-1], len(lengths), varying=varying)
+    assert (stated.size, stated.left_out) == (len(section), left_out or 0)
+    found = codebook_ends.placed(stated.steps, size, codes)
+    assert len(found) == len(ends) - 1
+    for place, end in zip(found[:-1], ends, strict=False):
+        assert end <= place < end + 8 + size // 128
+    assert not found or ends[-2] <= found[-1] <= size  # its number may fill up a byte
 
 
 def test_ends_take_few_bits() -> None:
-    """Codebooks of about the same size take a bit each."""
-    ends = [60 * count + count % 3 for count in range(1, 64)]
-    assert len(codebook_ends.packed(ends, 64 * 60)) <= 9
+    """Codebooks with bytes in proportion to their codes take a bit each."""
+    for codes in ([50] * 64, list(range(64, 0, -1))):
+        ends = [sum(codes[:count]) * 6 // 5 + count % 3 for count in range(1, 64)]
+        assert len(codebook_ends.packed(ends, sum(codes) * 6 // 5, codes)) <= 9
 
 
 def test_the_example() -> None:
-    assert codebook_ends.packed([20, 60], 100) == b"\x80"
-    assert codebook_ends.unpacked(b"\x80" + bytes(100), 3, varying=False) == ([25, 63], 0, 1)
+    assert codebook_ends.packed([20, 60], 100, [5, 5, 5]) == b"\x80"
+    assert codebook_ends.stated(b"\x80" + bytes(100), 3, varying=False) == ([-1, 0], 0, 1)
+    assert codebook_ends.placed([-1, 0], 101, [5, 5, 5]) == [25, 63]
 
 
 @pytest.mark.parametrize(
-    ("payload", "message"),
+    "payload",
     [
-        (b"", "no encoder writes"),
-        (b"\xff", "no encoder writes"),
-        (b"\x01" + bytes(100), "no encoder writes"),  # a bit after the last number
-        (b"\xff\xfe" + bytes(98), "before the first byte"),  # 15 ones: eight steps of 8 back
-        (b"\xff" * 200 + bytes(98), "no encoder writes"),
+        b"",
+        b"\xff",
+        b"\x01" + bytes(100),  # a bit after the last number
+        b"\xff" * 200 + bytes(98),
     ],
 )
-def test_ends_that_no_encoder_writes(payload: bytes, message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        codebook_ends.unpacked(payload, 2, varying=False)
+def test_bits_that_no_encoder_writes(payload: bytes) -> None:
+    with pytest.raises(ValueError, match="no encoder writes"):
+        codebook_ends.stated(payload, 2, varying=False)
+
+
+def test_ends_before_the_first_byte() -> None:
+    with pytest.raises(ValueError, match="before the first byte"):
+        codebook_ends.placed([-8], 100, [1, 1])

@@ -15,7 +15,7 @@ from threadpoolctl import threadpool_limits
 
 from codec.checkpoint import CodecCard
 from codec.errors import UnsupportedAudio
-from codec.io import bitstream, codebook_ends, entropy, entropy_model
+from codec.io import bitstream, entropy, entropy_model
 from codec.io.bitstream import Header, Reader, Writer
 from codec.io.entropy import ADAPTIVE, MAX_ADAPTIVE, MAX_MODELED, MODEL, NONE, START_FRAMES
 from codec.io.entropy_files import SUFFIX
@@ -99,12 +99,13 @@ def test_payloads_with_ends_are_cut_after_any_codebook(
     payload = entropy.encode_adaptive(codes, MANY.sizes[:count], model, with_ends=True)
     assert payload.endswith(entropy.encode_adaptive(codes, MANY.sizes[:count], model))
     shape: Any = {"rows": rows, "frames": frames, "with_ends": True}
+
+    def cut(payload: bytes, count: int, kept: int) -> bytes:
+        return entropy.thinned(MODEL, payload, count, kept, rows=rows, frames=frames, varying=varying)
+
     for kept in range(1, count + 1):
-        once = codebook_ends.thinned(payload, count, kept, varying=varying)
         more = min(kept + 2, count)
-        twice = codebook_ends.thinned(
-            codebook_ends.thinned(payload, count, more, varying=varying), more, kept, varying=varying
-        )
+        once, twice = cut(payload, count, kept), cut(cut(payload, count, more), more, kept)
         for thinner in (once, twice):
             decoded = entropy.decode_adaptive(thinner, MANY.sizes[:kept], model=model, varying=varying, **shape)
             np.testing.assert_array_equal(decoded, codes[:, :kept])
@@ -113,7 +114,7 @@ def test_payloads_with_ends_are_cut_after_any_codebook(
                 np.testing.assert_array_equal(counts, (codes[:, :kept] >= 0).sum(axis=1).T)
         alone = entropy.encode_adaptive(codes[:, :kept], MANY.sizes[:kept], model, with_ends=True)
         assert len(once) <= len(alone) + len(payload) // 128 + 16
-    assert codebook_ends.thinned(payload, count, count + 1, varying=varying) == payload
+    assert cut(payload, count, count + 1) == payload
 
 
 @pytest.mark.parametrize("frames", [70, 1000])
@@ -224,7 +225,7 @@ def test_packets_are_coded_in_pieces_as_at_once(kind: str, rows: int, cuts: set[
                 for cut in sorted(cut for cut in cuts if cut < end):
                     modeled.advance(part[:, :, : cut + 2], min(cut, end))
                 modeled.advance(part, end)
-                assert entropy._finished(modeled.finish(), with_ends=with_ends, varying=False) == with_model
+                assert entropy._finished(modeled.finish(), part, with_ends=with_ends) == with_model
 
 
 def test_the_network_gives_the_same_frequencies_frame_by_frame_in_any_arithmetic(
