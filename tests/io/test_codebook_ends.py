@@ -8,16 +8,16 @@ from codec.io import codebook_ends
 
 
 @given(
-    books=st.lists(st.tuples(st.integers(0, 300), st.integers(0, 50)), min_size=1, max_size=40),
+    codebooks=st.lists(st.tuples(st.integers(0, 300), st.integers(0, 50)), min_size=1, max_size=40),
     left_out=st.none() | st.integers(0, 30),
 )
-@example(books=[(0, 1)] * 3, left_out=None)
-@example(books=[(0, 1)] * 15 + [(20_000, 1)], left_out=None)
-@example(books=[(20_000, 1)] + [(0, 1)] * 15, left_out=0)
-@example(books=[(20_000, 1)] + [(0, 0)] * 15, left_out=0)
-@example(books=[(4000, 1)] * 200, left_out=None)
-def test_ends_are_rounded_up(books: list[tuple[int, int]], left_out: int | None) -> None:
-    lengths, codes = zip(*books, strict=True)
+@example(codebooks=[(0, 1)] * 3, left_out=None)
+@example(codebooks=[(0, 1)] * 15 + [(20_000, 1)], left_out=None)
+@example(codebooks=[(20_000, 1)] + [(0, 1)] * 15, left_out=0)
+@example(codebooks=[(20_000, 1)] + [(0, 0)] * 15, left_out=0)
+@example(codebooks=[(4000, 1)] * 200, left_out=None)
+def test_ends_are_rounded_up(codebooks: list[tuple[int, int]], left_out: int | None) -> None:
+    lengths, codes = zip(*codebooks, strict=True)
     ends = [sum(lengths[: count + 1]) for count in range(len(lengths))]
     section = codebook_ends.packed(ends[:-1], ends[-1], codes, left_out=left_out)
     size = len(section) + ends[-1]
