@@ -92,6 +92,7 @@ class EntropyModel:
             )
             for codebook, shifts in zip(codebooks, tensors["shift"].tolist(), strict=True)
         ]
+        self._widened: tuple[int, _Layers] | None = None
         self.gains: list[list[int]] = tensors["gains"].tolist()
         """Of each codebook, for codes that occurred; `codec.io.entropy` says for which."""
         self.grow: list[int] = tensors["grow"].tolist()
@@ -150,6 +151,13 @@ class EntropyModel:
         `sums` are those of the first layer without `own`, the other numbers of the contexts [..., numbers].
         """
         return self.layers[codebook].logits(sums, own)
+
+    def widened(self, codebook: int) -> _Layers:
+        """The layers of a codebook with weights in float32, one codebook at a time for all rows of a packet."""
+        widened = self._widened
+        if widened is None or widened[0] != codebook:
+            self._widened = widened = codebook, self.layers[codebook].widened()
+        return widened[1]
 
     def frequencies(self, logits: Floats) -> Frequencies:
         """The frequencies [..., size] of codes with these logits."""
@@ -383,7 +391,7 @@ class FramePredictor(Predictor):
         self.unknown_past = _own_past(codebook)
         self._newest = deque(self._model.zeros(codebook, self.unknown_past), maxlen=self.unknown_past)
         if self.unknown_past:
-            self._layers = self._model.layers[codebook].widened()
+            self._layers = self._model.widened(codebook)
 
     def frequencies(self, frame: int) -> Frequencies:
         """As Predictor."""

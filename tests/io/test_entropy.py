@@ -2,6 +2,7 @@
 
 import io
 import math
+import tracemalloc
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import pytest
 import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from safetensors.numpy import load_file
 from threadpoolctl import threadpool_limits
 
 from codec.checkpoint import CodecCard
@@ -226,6 +228,19 @@ def test_packets_are_coded_in_pieces_as_at_once(kind: str, rows: int, cuts: set[
                     modeled.advance(part[:, :, : cut + 2], min(cut, end))
                 modeled.advance(part, end)
                 assert entropy._finished(modeled.finish(), part, with_ends=with_ends) == with_model
+
+
+def test_many_rows_share_what_the_network_takes_for_one() -> None:
+    network = entropy_model.EntropyModel(load_file(next(iter(shipped_networks().values()))))
+    size = network.sizes[0]
+    codes = np.arange(200 * 2).reshape(200, 1, 2) * 7 % size
+    payload = entropy.encode_adaptive(codes, [size], network)
+    tracemalloc.start()
+    decoded = entropy.decode(MODEL, payload, [size], rows=200, frames=2, model=network)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    np.testing.assert_array_equal(decoded, codes)
+    assert peak < 1 << 24
 
 
 def test_the_network_gives_the_same_frequencies_frame_by_frame_in_any_arithmetic(
