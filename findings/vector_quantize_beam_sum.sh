@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # What: the beam search of ResidualVQ in vector-quantize-pytorch (beam_size, eval_beam_size) keeps the paths with the smallest sum of the squared errors after
-#   each codebook, not those with the smallest error after the last one. 16 beams end with a larger error than 4 that are kept by the error, and 4 to 7% of
+#   each codebook, not the paths with the smallest error after the last one. 16 beams end with a larger error than 4 that are kept by the error, and 4 to 7% of
 #   all frames come out worse than without a search.
 # Why it surprises: the purpose of the search is a smaller error of what is decoded, but the errors after the first codebooks are by far the largest part of
 #   the sum, so they decide. The mean error falls as hoped for, which hides this. beam_score_quantizer_weights cannot undo it: what was added stays in the sum,
@@ -22,10 +22,10 @@ import torch
 from vector_quantize_pytorch import ResidualVQ
 
 print(*(f"{name} {importlib.metadata.version(name)}" for name in ("vector-quantize-pytorch", "torch")))
-DIM, BOOKS = 16, 6
+DIM, QUANTIZERS = 16, 6
 torch.manual_seed(0)
-model = ResidualVQ(dim=DIM, codebook_size=64, num_quantizers=BOOKS, kmeans_init=True)
-last_only = ResidualVQ(dim=DIM, codebook_size=64, num_quantizers=BOOKS, kmeans_init=True, beam_score_quantizer_weights=[0.0] * (BOOKS - 1) + [1.0])
+model = ResidualVQ(dim=DIM, codebook_size=64, num_quantizers=QUANTIZERS, kmeans_init=True)
+last_only = ResidualVQ(dim=DIM, codebook_size=64, num_quantizers=QUANTIZERS, kmeans_init=True, beam_score_quantizer_weights=[0.0] * (QUANTIZERS - 1) + [1.0])
 latents = torch.randn(2, 1000, DIM)
 
 
@@ -66,6 +66,6 @@ with torch.no_grad():
 same &= means[16][0] > means[4][1] and abs(means[1][0] / means[1][1] - 1) < 1e-3
 same &= means[1][0] - means[16][0] < 0.8 * (means[1][1] - means[16][1])
 print("expected: the paths kept are those with the smallest error")
-print("seen: those with the smallest sum of the errors after all codebooks" if same else "the behavior has changed")
+print("seen: the paths with the smallest sum of the errors after all codebooks" if same else "the behavior has changed")
 sys.exit(not same)
 EOF
