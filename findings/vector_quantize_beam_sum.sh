@@ -65,7 +65,7 @@ with torch.no_grad():
         same &= abs(seen.mean() / by_sum.mean() - 1) < 0.003 and (beams == 1 or worse > 0.03)
 same &= means[16][0] > means[4][1] and abs(means[1][0] / means[1][1] - 1) < 1e-3
 same &= means[1][0] - means[16][0] < 0.8 * (means[1][1] - means[16][1])
-print("expected: the paths kept are those with the smallest error")
+print("expected: the search keeps the paths with the smallest error")
 print("seen: the paths with the smallest sum of the errors after all codebooks" if same else "the behavior has changed")
 sys.exit(not same)
 EOF
