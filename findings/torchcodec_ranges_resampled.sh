@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # What: get_samples_played_in_range of torchcodec's AudioDecoder with a sample_rate that is not the file's gives a range whose sound is 16 output samples late,
-#   where an earlier range of the same decoder ended shortly before it: up to 1 s in Ogg Vorbis and Opus, 4 frames (85 ms) in MP3 and AAC. Ranges that touch
+#   where an earlier range of the same decoder ended shortly before it: up to 1 s in Ogg Vorbis and Opus, 4 frames (85 to 96 ms) in MP3 and AAC. Ranges that touch
 #   or overlap, those farther on and those before it are exact, as are all in FLAC and WAV.
 # Why it surprises: pts_seconds and the number of samples are right, a new decoder gives the right range, and so does this one without sample_rate. Over
 #   short gaps the decoder reads on instead of seeking, and the resampler, drained at the end of the range before, is not reset.
