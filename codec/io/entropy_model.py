@@ -390,15 +390,13 @@ class FramePredictor(Predictor):
         self._begin(self._model.sums(codebook, self._lower.context()), None)
         self.unknown_past = _own_past(codebook)
         self._newest = deque(self._model.zeros(codebook, self.unknown_past), maxlen=self.unknown_past)
-        if self.unknown_past:
-            self._layers = self._model.widened(codebook)
 
     def frequencies(self, frame: int) -> Frequencies:
         """As Predictor."""
         if not self.unknown_past:
             return self._known(frame)
         own = _own_context(self.codebook, list(self._newest))
-        return self._model.frequencies(self._layers.logits(self.sums[frame], own))
+        return self._model.frequencies(self._model.widened(self.codebook).logits(self.sums[frame], own))
 
     def push(self, frame: int, code: int) -> None:
         """As Predictor."""
