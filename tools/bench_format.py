@@ -161,7 +161,7 @@ def report_long(recording: str, model: str, seconds: int, rounds: int, folder: P
     transcode(long, minute, end=CHANGED)
     transcode(minute, plain, entropy="none")
     half = max(1, codec.num_codebooks // 2)
-    half = max(1, codec.num_codebooks // 2)
+    half, few = max(1, codec.num_codebooks // 2), max(1, codec.num_codebooks // 4)
     short_packets, varying = (folder / f"{name}.codec" for name in ("short_packets", "varying"))
     compress(recording, short_packets, model=codec, channels=1, packet=1.0)
     compress(recording, varying, model=codec, channels=1, vbr=half)
@@ -173,7 +173,7 @@ def report_long(recording: str, model: str, seconds: int, rounds: int, folder: P
     for count in sorted({1, half, codec.num_codebooks - 1}):
         changes[f"{count} codebooks"] = minute, {"num_codebooks": count}
     for source, name in ((short, f"of {PART} s"), (short_packets, "of packets of 1 s"), (varying, f"of --vbr {half}")):
-        changes[f"{half // 2} codebooks {name}"] = source, {"num_codebooks": half // 2}
+        changes[f"{few} codebooks {name}"] = source, {"num_codebooks": few}
     runs: dict[str, Callable[[], object]] = {
         name: partial(transcode, source, out, force=True, **options) for name, (source, options) in changes.items()
     }
