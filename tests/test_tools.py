@@ -242,7 +242,8 @@ def test_the_format_is_measured(
     printed = capsys.readouterr().out
     assert printed.count("none       ") == 1
     assert "decode 10 s of 0.0 h: " in printed
-    assert printed.count("x real time") == 9
+    assert printed.count("x real time") == 12
+    assert "1 codebooks of --vbr 1: " in printed
 
 
 def test_mutated_files_raise_nothing_but_codec_errors() -> None:
