@@ -18,15 +18,16 @@ import torch
 from codec.checkpoint import save_model
 from codec.compression import compress, decompress
 from codec.errors import ConfigError, DamagedFile, InputNotFound, StorageError, UsageError, WeightsMismatch
-from codec.io import bitstream
+from codec.io import bitstream, entropy
 from codec.io.audio import read_audio
 from codec.io.bitstream import Header, Packet, Reader, Writer
+from codec.io.entropy_model import EntropyModel
 from codec.io.packets import CodesPacket
 from codec.io.tags import NO_TAGS
 from codec.transcoding import append, concat, transcode
 from tests.cli.conftest import Cli, cli  # noqa: F401
 from tests.helpers import processes
-from tests.helpers.entropy import thinned
+from tests.helpers.entropy import force_coder, random_tensors, thinned
 from tests.tiny import tiny_model
 
 MODEL = tiny_model()
@@ -263,6 +264,33 @@ def test_codebooks_are_left_out_without_being_unpacked(
         ]
         np.testing.assert_array_equal(np.concatenate(filled, axis=2), codes[:, :kept])
         np.testing.assert_array_equal(np.concatenate([packet.scale for packet in packets], axis=1), scale)
+
+
+def test_codebooks_that_their_network_predicts_badly_are_packed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They may take more bytes than a packet of these codebooks may have, while the whole packet does not."""
+    sizes = (20, 20, 20)
+    network = EntropyModel(random_tensors(sizes))
+    header = Header(
+        model="tiny", family="trial", weights_hash="ab" * 32, source_rate=8000, channels=1, sample_rate=8000, hop=80,
+        decoder_delay=0, codebook_sizes=sizes, frames_per_packet=200,
+    )  # fmt: skip
+    codes = np.random.default_rng(0).integers(0, 20, (1, 3, 400))
+    codes[:, 1:] = 7
+    monkeypatch.setattr(bitstream, "find_network", lambda weights_hash, sizes: network)
+    with monkeypatch.context() as patch, (tmp_path / "a.codec").open("wb") as file:
+        force_coder(patch, entropy.MODEL)
+        writer = Writer(file, header)
+        writer.write(codes)
+        writer.close(time=80 * 400)
+    with bitstream.open_reader(tmp_path / "a.codec") as reader:
+        for packet in reader.coded():
+            assert (packet.coder, packet.has_ends) == (entropy.MODEL, True)
+            assert reader.thinned(packet, 1) is packet
+    transcode(tmp_path / "a.codec", tmp_path / "b.codec", num_codebooks=1)
+    with bitstream.open_reader(tmp_path / "b.codec") as reader:
+        np.testing.assert_array_equal(np.concatenate(list(reader.packets()), axis=2), codes[:, :1])
 
 
 def test_append_is_the_join_of_both(tmp_path: Path) -> None:

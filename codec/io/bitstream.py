@@ -147,6 +147,7 @@ _CODERS, _TAGS, _END = range(128), 128, 255
 _ENDS = 32  # added to the coder of a packet with the ends of its codebooks
 _VARYING = 64  # added to the coder of a packet whose frames have different numbers of codebooks
 _COMMON_FORMAT = "PCM_16"  # which the header does not state
+_SPARE = 64  # bytes of a packet of codes beyond those of coder 0: for its fields, and what was rounded up
 _OTHER_BODY = 1 << 20  # bytes, of packets other than codes
 _SAMPLE_FORMAT, _SOURCE, _NETWORK, _MIX, _HAS_TAGS, _SETTINGS, _IS_LIVE = 1, 2, 3, 4, 5, 6, 7
 _BOUNDS = {
@@ -608,7 +609,7 @@ class _Format2:
         raw = entropy.bytes_for(header.codebook_sizes, header.rows * header.frames_per_packet)
         scale = 4 * header.segments_per_packet * header.rows
         counts = entropy.bytes_for((header.num_codebooks,), header.rows * header.frames_per_packet)
-        self._most = scale + counts + raw + raw // 256 + 64  # coders may add a little; 64 for the fields
+        self._most = scale + counts + raw + raw // 256 + _SPARE  # coders may add a little
         self._frames_per_packet = header.frames_per_packet
         self._segment_frames = max(1, header.segment_frames)
         self._num_codebooks = header.num_codebooks
@@ -748,9 +749,10 @@ class Reader:
             raise self.damaged(self._undecodable(packet, error)) from error
 
     def thinned(self, packet: CodesPacket, num_codebooks: int) -> CodesPacket:
-        """A packet of `coded` without its higher codebooks, which are not decoded; as it is without their ends.
+        """A packet of `coded` without its higher codebooks, which are not decoded.
 
-        Raises DamagedFile for ends that no encoder writes, UnsupportedAudio for a coder of a newer release.
+        As it is without ends, or if its lower codebooks take many more bytes than by coder 0. Raises DamagedFile for
+        ends that no encoder writes, UnsupportedAudio for a coder of a newer release.
         """
         if not packet.has_ends or packet.num_codebooks <= num_codebooks:
             return packet
@@ -769,6 +771,10 @@ class Reader:
             raise self.damaged(self._undecodable(packet, error)) from error
         except NotImplementedError as error:
             raise self._unknown_coder(packet.coder, str(error)) from error
+        sizes, count = self.header.codebook_sizes[:num_codebooks], self.header.rows * packet.frames
+        most = entropy.bytes_for(sizes, count) + packet.varying * entropy.bytes_for((num_codebooks,), count)
+        if len(codes) > most + _SPARE // 2:
+            return packet
         return packet._replace(num_codebooks=num_codebooks, payload=packet.payload[:begin] + codes)
 
     def codebook_counts(self, packet: CodesPacket) -> npt.NDArray[np.int64]:
