@@ -16,9 +16,10 @@ a step of 8 too far: end 25. The second is 25 + 76 // 2 = 63, no step off. 10 0 
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from itertools import accumulate
+from typing import NamedTuple, TypeAlias
 
-MOST_ONES = 1 << 10  # of a number; steps have less than 300, because all together are less than the payload
+MOST_CODEBOOKS = 1 << 10  # of a packet, with those that were left out
 
 
 class Stated(NamedTuple):
@@ -42,10 +43,10 @@ def packed(ends: Sequence[int], size: int, codes: Sequence[int], *, left_out: in
     `codes` is how many each codebook has. `left_out` is how many codebooks were left out, None if all frames have the
     same number of them.
     """
-    first = [] if left_out is None else [left_out]
-    length = 0
+    first, shares = [] if left_out is None else [left_out], _shares(codes)
+    length = (len(first) + len(ends) + 7) // 8  # each number has a zero
     while True:
-        numbers = first + _numbers(ends, size + length, codes)
+        numbers = first + _numbers(ends, size + length, shares)
         missing = 8 * length - 7 - sum(numbers) - len(numbers)  # bits up to the first of the last byte
         if missing > 0 and ends:  # with one byte less, the guesses took more bits: the last end lies further on
             numbers[-1] = (numbers[-1] + missing + 1) // 2 * 2
@@ -59,6 +60,8 @@ def stated(payload: bytes, num_codebooks: int, *, varying: bool) -> Stated:
     """What a payload begins with. Raises ValueError for what `packed` never writes."""
     bits = _Bits(payload)
     left_out = bits.ones() if varying else 0
+    if num_codebooks + left_out > MOST_CODEBOOKS:
+        raise ValueError(f"{num_codebooks + left_out} codebooks")
     numbers = [bits.ones() for _ in range(num_codebooks - 1)]
     steps = [-(number + 1) // 2 if number % 2 else number // 2 for number in numbers]
     return Stated(steps, left_out, bits.bytes_read())
@@ -71,17 +74,26 @@ def placed(steps: Sequence[int], size: int, codes: Sequence[int]) -> list[int]:
     """
     ends: list[int] = []
     at = 0
-    for codebook, step in enumerate(steps):
-        at = min(size, _guess(at, size, codes[codebook:]) + step * _unit(size))
+    for share, step in zip(_shares(codes), steps, strict=False):
+        at = min(size, _guess(at, size, share) + step * _unit(size))
         if at < 0:
             raise ValueError("an end of a codebook before the first byte")
         ends.append(at)
     return ends
 
 
-def _guess(before: int, size: int, codes: Sequence[int]) -> int:
-    """Where the first of codebooks with these `codes` ends, which begins at byte `before`."""
-    return before + (size - before) * codes[0] // max(1, sum(codes))
+_Share: TypeAlias = tuple[int, int]  # codes of a codebook, and of this codebook and all higher ones
+
+
+def _shares(codes: Sequence[int]) -> list[_Share]:
+    left = list(accumulate(reversed(codes)))[::-1]
+    return list(zip(codes, left, strict=True))
+
+
+def _guess(before: int, size: int, share: _Share) -> int:
+    """Where a codebook ends that begins at byte `before`."""
+    codes, left = share
+    return before + (size - before) * codes // max(1, left)
 
 
 def _unit(size: int) -> int:
@@ -89,12 +101,12 @@ def _unit(size: int) -> int:
     return 8 + size // 128
 
 
-def _numbers(ends: Sequence[int], size: int, codes: Sequence[int]) -> list[int]:
+def _numbers(ends: Sequence[int], size: int, shares: Sequence[_Share]) -> list[int]:
     """The numbers of ones that state these ends in a payload of `size` bytes."""
     numbers: list[int] = []
     at, unit = 0, _unit(size)
-    for codebook, end in enumerate(ends):
-        guess = _guess(at, size, codes[codebook:])
+    for share, end in zip(shares, ends, strict=False):
+        guess = _guess(at, size, share)
         step = -((guess - end) // unit)
         at = min(size, guess + step * unit)
         numbers.append(2 * step if step >= 0 else -2 * step - 1)
@@ -110,7 +122,7 @@ class _Bits:
 
     def ones(self) -> int:
         """The ones up to the next zero, which is read, too."""
-        for number in range(MOST_ONES):
+        for number in range(MOST_CODEBOOKS):  # steps have less than 300, or all were more than the payload
             place, bit = divmod(self._at, 8)
             if place == len(self._data):
                 break

@@ -58,6 +58,13 @@ def test_bits_that_no_encoder_writes(payload: bytes) -> None:
         codebook_ends.stated(payload, 2, varying=False)
 
 
+def test_codebooks_with_those_left_out_are_limited() -> None:
+    left_out = b"\xff" * 127 + b"\xfe"  # 1023
+    assert codebook_ends.stated(left_out, 1, varying=True).left_out == 1023
+    with pytest.raises(ValueError, match="1025 codebooks"):
+        codebook_ends.stated(left_out + bytes(1), 2, varying=True)
+
+
 def test_ends_before_the_first_byte() -> None:
     with pytest.raises(ValueError, match="before the first byte"):
         codebook_ends.placed([-8], 100, [1, 1])
