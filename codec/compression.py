@@ -44,7 +44,7 @@ from codec.io.audio import (
     looks_like_integers,
 )
 from codec.io.bitstream import Damage, Header, Reader, SourceId, Writer, source_id
-from codec.io.coded_channels import Mix, Stereo, is_mid_side, mid_side
+from codec.io.coded_channels import Mix, Stereo, are_balanced, is_mid_side, mid_side
 from codec.io.entropy import Choice, last_coder
 from codec.io.entropy_files import SUFFIX, look_beside
 from codec.io.entropy_model import find as find_network
@@ -60,6 +60,7 @@ SHORTEST_PACKET, LONGEST_PACKET = 0.1, 10.0  # seconds
 LIVE_PACKET = 1.0  # seconds, the shortest that is chosen
 LEAST_PACKETS = 20  # of a recording whose packets are longer than that: a damaged packet costs a twentieth of it
 PACKET_BYTES = 2000  # of codes in coder 0: their headers take 0.8 % of ten minutes, 1.0 % where 10 s have less
+BALANCE_TIME = 1 << 14  # samples of which the levels of two channels are compared
 MOST_READ = 1 << 22  # samples of all channels that are read together
 MIX_TOLERANCE = 1e-3  # of gains that are measured again in every recording
 
@@ -143,10 +144,11 @@ def compress(
     has. `vbr` lets frames have different numbers of codebooks, about `vbr` on average in speech
     (`codec.variable_rate`). `beams` is the number of beams of the search for codes (`Codec.searching`), by default the
     model's. `stereo` is how two channels are coded: "left-right", "mid-side" ((left + right) / 2 and
-    (left - right) / 2), or "smaller", which encodes the recording both ways and keeps the smaller file. It changes
-    nothing where a recording has more or fewer channels, or one that is not coded (`codec.io.coded_channels`), and for
-    models of two channels. `raw` is the layout of a source without a header. `device` is for a model given by name:
-    "cpu", "cuda", or "auto" for CUDA if it is available. `progress` is called after each block.
+    (left - right) / 2), or "smaller", which encodes the recording both ways and keeps the smaller file, but left and
+    right where one channel is softer than the other (`codec.io.coded_channels.are_balanced`). It changes nothing where
+    a recording has more or fewer channels, or one that is not coded, and for models of two channels. `raw` is the
+    layout of a source without a header. `device` is for a model given by name: "cpu", "cuda", or "auto" for CUDA if it
+    is available. `progress` is called after each block.
 
     Pipes are live: samples of a WAV or raw source are encoded as they arrive, and each packet is written once it is
     complete.
@@ -405,13 +407,16 @@ def _smallest(
 ) -> Writer:
     """Write a recording with each mix to a temporary file, and copy the smallest one; return its writer.
 
-    Raises UsageError for a recording that can be read once.
+    The first way alone for channels that are not balanced. Raises UsageError for a recording that can be read once.
     """
     if not isinstance(reader, AudioReader):
         raise UsageError(
             f"{reader.label} is read once, and --stereo smaller encodes a recording twice: give it as a file with a "
             "header, or name left-right or mid-side"
         )
+    if not are_balanced(reader.blocks(BALANCE_TIME)):
+        ways = ways[:1]
+    reader.rewind()
     with ExitStack() as stack:
         written = []
         for number, way in enumerate(ways):

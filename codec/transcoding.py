@@ -18,6 +18,7 @@ import numpy as np
 from codec.errors import UsageError
 from codec.frames import Narrowband, resampled_length
 from codec.io.bitstream import Damage, Header, Packet, Reader, Writer, open_reader
+from codec.io.coded_channels import is_mid_side
 from codec.io.entropy import MODEL, Choice, last_coder
 from codec.io.locks import claimed
 from codec.io.mixdown import Note
@@ -246,6 +247,11 @@ def _common(readers: Sequence[Reader]) -> Header:
     one = readers[0].header
     for reader in readers[1:]:
         other = reader.header
+        if other.mix != one.mix and (is_mid_side(other.mix) or is_mid_side(one.mix)):
+            raise UsageError(
+                f"one of {reader.label} and {readers[0].label} has channels coded as mid and side: encode both with "
+                "the same --stereo, or decode them to join the audio"
+            )
         for name in _ALIKE:
             if getattr(other, name) != getattr(one, name):
                 raise UsageError(

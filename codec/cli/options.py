@@ -68,8 +68,9 @@ BeamsOption = Annotated[
 StereoOption = Annotated[
     Stereo,
     typer.Option(
-        help="How two channels are coded; smaller encodes both ways and keeps the smaller file. Changes nothing for "
-        "mono, equal or proportional channels, more than two, and models of two channels.",
+        help="How two channels are coded; smaller encodes both ways and keeps the smaller file, if both channels are "
+        "about equally loud. Changes nothing for mono, silent, equal or proportional channels, more than two, and "
+        "models of two channels.",
         rich_help_panel=MODEL,
     ),
 ]

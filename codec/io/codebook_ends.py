@@ -19,7 +19,7 @@ from collections.abc import Sequence
 from itertools import accumulate
 from typing import NamedTuple, TypeAlias
 
-MOST_CODEBOOKS = 1 << 10  # of a packet, with those that were left out
+MOST_CODEBOOKS = 1 << 10  # of a packet, with what was left out
 
 
 class Stated(NamedTuple):

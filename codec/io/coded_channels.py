@@ -11,6 +11,7 @@ Two channels that are both coded may be coded as mid = (left + right) / 2 and si
     right = mid - side
 """
 
+from collections.abc import Iterable
 from typing import Literal, NamedTuple, TypeAlias
 
 import numpy as np
@@ -21,10 +22,11 @@ MOST_CHANNELS = 64  # the first, which are compared with one another: 2016 pairs
 TOLERANCE = 1e-6  # of the energy of a block, -60 dB
 ROUNDING = 1.5 / 32768  # amplitude of what rounding to 16 bits may leave
 LARGEST_GAIN = 1000.0
+BALANCED = 0.9
 
 Matrix = tuple[tuple[float, ...], ...]
 Stereo: TypeAlias = Literal["left-right", "mid-side", "smaller"]
-"""How two channels are coded; "smaller" is the one of the two that takes fewer bytes."""
+"""How two channels are coded; "smaller" is the one of the two that takes fewer bytes, if they are balanced."""
 
 
 class Mix(NamedTuple):
@@ -48,6 +50,19 @@ class Mix(NamedTuple):
 def mid_side(gain: float = 1.0) -> Mix:
     """Mid and side of two channels that are divided by `gain`."""
     return Mix((0, 1), gain, ((gain, gain), (gain, -gain)))
+
+
+def are_balanced(blocks: Iterable[Block]) -> bool:
+    """Whether two channels are within 6 dB of one another in BALANCED of their energy; blocks are [2, time].
+
+    Mid and side spread their noise over both channels, which drowns a soft one.
+    """
+    of_all = of_balanced = 0.0
+    for block in blocks:
+        energies = np.square(block, dtype=np.float64).sum(axis=1)
+        of_all += energies.sum()
+        of_balanced += energies.sum() if energies.max() <= 4 * energies.min() else 0.0
+    return of_balanced >= BALANCED * of_all
 
 
 def is_mid_side(matrix: Matrix) -> bool:
@@ -84,7 +99,7 @@ class Survey:
                 self._gains[channel, base] = gain
             else:
                 del self._gains[channel, base]
-        return bool(self._gains) or bool(self._is_silent[1:].any()) or self._is_float
+        return bool(self._gains) or bool(self._is_silent.any()) or self._is_float
 
     def mix(self) -> Mix | None:
         """How to code the recording; None for every channel as it is."""
@@ -104,9 +119,12 @@ class Survey:
     def _sources(self, channels: int) -> dict[int, tuple[int, float]]:
         """Channels that are not coded: their base, and what it is multiplied by."""
         sources: dict[int, tuple[int, float]] = {}
-        for channel in range(1, channels):
+        first = int(np.argmin(self._is_silent))  # that sounds; 0 if none does
+        for channel in range(channels):
+            if channel == first:
+                continue
             if self._is_silent[channel]:
-                sources[channel] = 0, 0.0
+                sources[channel] = first, 0.0
                 continue
             for base in range(channel):
                 gain = self._gains.get((channel, base))

@@ -14,8 +14,9 @@ from codec.compression import compress, decompress, limit_of
 from codec.errors import UsageError
 from codec.io import bitstream
 from codec.io.audio import Block
-from codec.io.coded_channels import Mix, Stereo, Survey, is_mid_side, mid_side
+from codec.io.coded_channels import Mix, Stereo, Survey, are_balanced, is_mid_side, mid_side
 from codec.io.pipes import Layout
+from codec.transcoding import concat
 from tests.helpers.trial_family import trial_model
 from tests.tiny import tiny_model
 
@@ -48,7 +49,8 @@ def survey(block: Block, *, is_float: bool = False) -> Mix | None:
         ([X, ZERO], (0,), [[1], [0]]),
         ([X, Y, X, ZERO, -0.5 * Y], (0, 1), [[1, 0], [0, 1], [1, 0], [0, 0], [0, -0.5]]),
         ([ZERO, ZERO], (0,), [[1], [0]]),
-        ([ZERO, X], None, None),
+        ([ZERO, X], (1,), [[0], [1]]),
+        ([ZERO, X, ZERO, 2 * X, Y], (1, 4), [[0, 0], [1, 0], [0, 0], [2, 0], [0, 1]]),
         ([X, Y], None, None),
         ([X], None, None),
         ([X, X + 0.003 * Y], None, None),
@@ -220,8 +222,29 @@ def test_the_smaller_file_is_kept(tmp_path: Path, left: Block, right: Block, exp
     assert (tmp_path / "b.codec").read_bytes() == kept.read_bytes()
 
 
+def test_files_that_were_coded_differently_are_not_joined(tmp_path: Path) -> None:
+    source = stereo_file(tmp_path / "a.wav", X[:2000], Y[:2000])
+    compress(source, tmp_path / "a.codec", model=MODEL)
+    compress(source, tmp_path / "b.codec", model=MODEL, stereo="mid-side")
+    with pytest.raises(UsageError, match="coded as mid and side: encode both with the same --stereo"):
+        concat([tmp_path / "a.codec", tmp_path / "b.codec"], tmp_path / "c.codec")
+
+
+def test_a_soft_channel_is_not_coded_as_mid_and_side_for_its_size(tmp_path: Path) -> None:
+    assert are_balanced([rounded([X, 0.6 * Y]), rounded([0.01 * X, 0.0001 * Y])])
+    assert not are_balanced([rounded([X, 0.6 * Y]), rounded([X, 0.4 * Y])])
+    source = stereo_file(tmp_path / "a.wav", X[:8000] / 2, X[:8000] / 20 - Y[:8000] / 50)
+    ways: tuple[Stereo, ...] = ("left-right", "smaller")
+    for way in ways:
+        compress(source, tmp_path / f"{way}.codec", model=MODEL, stereo=way)
+    assert header_of(tmp_path / "smaller.codec").mix == ()
+    np.testing.assert_array_equal(codes_of(tmp_path / "smaller.codec"), codes_of(tmp_path / "left-right.codec"))
+
+
 @pytest.mark.parametrize("stereo", ["mid-side", "smaller"])
-@pytest.mark.parametrize("channels", [[X], [X, X], [X, 0.5 * X], [X, ZERO], [X, Y, -X], [X, Y, 0.5 * X + 0.5 * Y]])
+@pytest.mark.parametrize(
+    "channels", [[X], [X, X], [X, 0.5 * X], [X, ZERO], [ZERO, X], [X, Y, -X], [X, Y, 0.5 * X + 0.5 * Y]]
+)
 def test_other_channels_have_no_mid_and_side(tmp_path: Path, channels: list[Block], stereo: Stereo) -> None:
     soundfile.write(tmp_path / "a.wav", np.stack(channels)[:, :4000].T, 8000)
     compress(tmp_path / "a.wav", tmp_path / "a.codec", model=MODEL, stereo=stereo)
