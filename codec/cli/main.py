@@ -120,7 +120,7 @@ def _described_system_error(error: OSError) -> str:
     if error.errno == errno.ENAMETOOLONG:
         return f"{error.filename}: this name is too long for the file system: use a shorter one"
     if error.filename is None and error.errno == errno.ENOSPC:  # files of commands are named by errors of their own
-        return "standard output cannot be written, no space left on device: redirect it to where there is space"
+        return "standard output cannot be written, the disk is full: free some space or write elsewhere"
     return f"{one_line(error)}: check the path, its permissions and the free space on the disk"
 
 

@@ -158,7 +158,7 @@ def test_a_full_standard_output_prints_one_line() -> None:
     with Path("/dev/full").open("w") as full:
         done = subprocess.run([sys.executable, "-c", code], stdout=full, stderr=subprocess.PIPE, check=False)
     assert (done.returncode, done.stderr.count(b"\n")) == (8, 1)
-    assert done.stderr.startswith(b"codec: standard output cannot be written, no space left")
+    assert done.stderr.startswith(b"codec: standard output cannot be written, the disk is full")
 
 
 @pytest.mark.slow
