@@ -160,7 +160,6 @@ def report_long(recording: str, model: str, seconds: int, rounds: int, folder: P
     minute = folder / "minute.codec"
     transcode(long, minute, end=CHANGED)
     transcode(minute, plain, entropy="none")
-    half = max(1, codec.num_codebooks // 2)
     half, few = max(1, codec.num_codebooks // 2), max(1, codec.num_codebooks // 4)
     short_packets, varying = (folder / f"{name}.codec" for name in ("short_packets", "varying"))
     compress(recording, short_packets, model=codec, channels=1, packet=1.0)

@@ -743,10 +743,8 @@ class Reader:
 
         Raises DamagedFile, and UnsupportedAudio as `parts`.
         """
-        try:
+        with self._decoding(packet):
             return self._unpacked(packet)
-        except ValueError as error:
-            raise self.damaged(self._undecodable(packet, error)) from error
 
     def thinned(self, packet: CodesPacket, num_codebooks: int) -> CodesPacket:
         """A packet of `coded` without its higher codebooks, which are not decoded.
@@ -757,7 +755,7 @@ class Reader:
         if not packet.has_ends or packet.num_codebooks <= num_codebooks:
             return packet
         begin = self._scale_bytes(packet.frames)
-        try:
+        with self._decoding(packet):
             codes = entropy.thinned(
                 packet.coder,
                 packet.payload[begin:],
@@ -767,10 +765,6 @@ class Reader:
                 frames=packet.frames,
                 varying=packet.varying,
             )
-        except ValueError as error:
-            raise self.damaged(self._undecodable(packet, error)) from error
-        except NotImplementedError as error:
-            raise self._unknown_coder(packet.coder, str(error)) from error
         sizes, count = self.header.codebook_sizes[:num_codebooks], self.header.rows * packet.frames
         most = entropy.bytes_for(sizes, count) + packet.varying * entropy.bytes_for((num_codebooks,), count)
         if len(codes) > most + _SPARE // 2:
@@ -786,10 +780,16 @@ class Reader:
         if not packet.varying:
             return np.full((frames, rows), packet.num_codebooks)
         payload = packet.payload[self._scale_bytes(frames) :]
-        try:
+        with self._decoding(packet):
             return entropy.codebook_counts(
                 packet.coder, payload, packet.num_codebooks, rows=rows, frames=frames, with_ends=packet.has_ends
             )
+
+    @contextmanager
+    def _decoding(self, packet: CodesPacket) -> Iterator[None]:
+        """Raise DamagedFile for a payload that no encoder writes, UnsupportedAudio for a coder of a newer release."""
+        try:
+            yield
         except ValueError as error:
             raise self.damaged(self._undecodable(packet, error)) from error
         except NotImplementedError as error:

@@ -145,13 +145,6 @@ class EntropyModel:
         sums += hidden.bias
         return sums
 
-    def logits(self, codebook: int, sums: Floats, own: Floats | None = None) -> Floats:
-        """The logits [..., size] of the codes of a codebook, which are whole numbers.
-
-        `sums` are those of the first layer without `own`, the other numbers of the contexts [..., numbers].
-        """
-        return self.layers[codebook].logits(sums, own)
-
     def widened(self, codebook: int) -> _Layers:
         """The layers of a codebook with weights in float32, one codebook at a time for all rows of a packet."""
         widened = self._widened
@@ -211,7 +204,10 @@ class _Layers(NamedTuple):
     output: Linear
 
     def logits(self, sums: Floats, own: Floats | None) -> Floats:
-        """As EntropyModel.logits."""
+        """The logits [..., size] of the codes of the codebook, which are whole numbers.
+
+        `sums` are those of the first layer without `own`, the other numbers of the contexts [..., numbers].
+        """
         if own is not None:
             sums = sums + self.hidden.products(own, last=True)
         activations = np.minimum(np.maximum(np.floor(sums), 0), _LIMIT)
@@ -327,7 +323,7 @@ class Predictor(ABC):
     def logits(self, frames: slice) -> Floats:
         """The logits [frames, size] of the codes of this codebook, if no past is unknown."""
         own = None if self._own is None else self._own[frames]
-        return self._model.logits(self.codebook, self.sums[frames], own)
+        return self._model.layers[self.codebook].logits(self.sums[frames], own)
 
     def _begin(self, sums: Floats, own: Floats | None) -> None:
         self.codebook += 1
