@@ -30,7 +30,7 @@ from codec.nn.quantize.residual import ResidualVQ
 from codec.nn.quantize.vq import VectorQuantizer, lowest
 from codec.nn.shapes import Codes, Latents
 
-SILENCE = 1e-5  # frames whose bins have a lower root mean square (-100 dBFS) are silence
+SILENCE = 5e-6  # gain below which a frame is silence: -108 dBFS, because `measure` adds -110 dBFS to all frames
 RANGE = 1e-6  # share of the loudest band's power that is added to each band, so that bands below -60 dB do not matter
 GAIN_WEIGHT = 5.0  # weight of the log gain, relative to the log shape of a band, in the distance of codebook 0
 STEP = 0.3  # between log gains of modes: 2.6 dB

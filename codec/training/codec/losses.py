@@ -235,32 +235,35 @@ class PerceptualLoss(nn.Module):
 
 PERIODICITY_EDGES = (100, 600, 1200, 2000, 3000, 4200, 5600, 7600, 11000)
 """Bands in Hz of `hop_periodicity_loss`."""
+PERIODICITY_LAGS = 3  # hops
+PERIODICITY_MARGIN = 0.02  # autocorrelation that costs nothing; with 0.1, a constant spectrum remains in the noise
 
 
 def hop_periodicity_loss(decoded: Audio, audio: Audio, *, sample_rate: int, hop: int) -> Tensor:
-    """Excess autocorrelation of [batch, 1, time] signals at lags of one and two hops over that of the reference.
+    """Excess autocorrelation of [batch, 1, time] signals at lags of one to three hops over that of the reference.
 
     A decoder that knows only the level of noise may give every frame the same phases, which sounds like a buzz at the
     frame rate; losses of magnitudes do not measure it. The loss is the normalized autocorrelation above that of the
-    reference plus 0.1, in every band and segment of twelve hops, mean over bands, segments and both lags.
+    reference plus `PERIODICITY_MARGIN`, in every band and segment of twelve hops, mean over bands, segments and lags.
     """
     part = min(12 * hop, audio.shape[-1])
     both = torch.cat([decoded, audio])[:, 0].float()
     parts = both.unfold(-1, part, part)  # [2 batch, parts, time]
-    size = 1 << (part + 2 * hop - 1).bit_length()  # zero-padded, so that the correlation is not circular
+    size = 1 << (part + PERIODICITY_LAGS * hop - 1).bit_length()  # zero-padded, so that the correlation is not circular
     power = torch.view_as_real(torch.fft.rfft(parts, size)).square().sum(dim=-1)  # [2 batch, parts, bins]
     frequency = torch.arange(size // 2 + 1, device=both.device) * (sample_rate / size)
     bands = band_matrix(frequency, PERIODICITY_EDGES, sample_rate)
     if bands.numel() == 0:
         return both.new_zeros(())
-    lags = torch.cos(2 * math.pi * hop / sample_rate * frequency[:, None] * torch.tensor([0, 1, 2], device=both.device))
+    hops = torch.arange(PERIODICITY_LAGS + 1, device=both.device)
+    lags = torch.cos(2 * math.pi * hop / sample_rate * frequency[:, None] * hops)
     weights = (bands[:, :, None] * lags[:, None]).flatten(1)  # [bins, bands * lags]
-    energy, *products = (power @ weights).view(*power.shape[:2], -1, 3).unbind(-1)
+    energy, *products = (power @ weights).view(*power.shape[:2], -1, len(hops)).unbind(-1)
     floor = 1e-4 * energy.sum(dim=-1, keepdim=True) + 1e-3
     excess = torch.zeros_like(energy.chunk(2)[0])
     for product in products:
         of_decoded, of_audio = (product / (energy + floor)).chunk(2)
-        excess = excess + (of_decoded - of_audio.clamp(min=0) - 0.1).relu()
+        excess = excess + (of_decoded - of_audio.clamp(min=0) - PERIODICITY_MARGIN).relu()
     return excess.mean() / len(products)
 
 

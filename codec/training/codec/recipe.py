@@ -156,6 +156,8 @@ class TrainConfig(RunConfig):
 
     start_from: str | None = None
     """A model of any family to start from, by name or path; it gives [model] too, and replaces `init_seconds`."""
+    decoder_only: bool = False
+    """Train the decoder alone, so that every recording keeps the codes that `start_from` gives it."""
     checkpoint_activations: bool = False
     """Activation checkpointing: compute the networks' blocks again in the backward pass, which saves memory."""
     sharding: Literal["none", "full"] = "none"
@@ -166,6 +168,13 @@ class TrainConfig(RunConfig):
     """Share of the crops that train with a random number of codebooks."""
     reencoded: Share = 0.15
     """Share of the crops that are encoded and decoded one to four times first, against loss over generations."""
+
+    @model_validator(mode="after")
+    def check_decoder_only(self) -> Self:
+        """Check that the encoder and the codebooks that stay as they are come from a model."""
+        if self.decoder_only and self.start_from is None:
+            raise ValueError("decoder_only keeps the encoder and the codebooks of a model: name it in start_from")
+        return self
 
     @model_validator(mode="after")
     def check_precision_of_shards(self) -> Self:

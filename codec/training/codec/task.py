@@ -155,6 +155,9 @@ class CodecTask:
         torch.manual_seed(self.run.seed)
         model = models.build(config.family, config.model_dump()).to(self.device).train()
         discriminators = Discriminators(self.discriminator.windows, self.discriminator.channels).to(self.device)
+        if self.run.decoder_only:
+            model.encoder.requires_grad_(False)
+            model.quantizer.requires_grad_(False)
         ema_model = copy.deepcopy(model).eval().requires_grad_(False)
         if self.run.checkpoint_activations:
             for block in model.checkpoint_blocks():
@@ -345,7 +348,8 @@ class CodecTask:
         if can_step(metrics, scaler, step=step, losses=losses, lr_setting=self.lr_setting):
             for name in lrs:
                 scaler.step(optimizers[name])
-            state.model.quantizer.update_codebook(quantized)
+            if not self.run.decoder_only:
+                state.model.quantizer.update_codebook(quantized)
             update_ema(state.ema_model, state.model, decay=self.optimizer.ema_decay, step=step)
             state.latent_power.add({"latents": latent_power})
             state.balancer.update({name.removeprefix(SQUARE): norm for name, norm in norms.items()})

@@ -1012,6 +1012,25 @@ def test_a_run_may_start_from_a_model(recordings: Path, tmp_path: Path) -> None:
         train(other, data=recordings, out=tmp_path / "other")
 
 
+def test_the_decoder_may_train_alone(recordings: Path, tmp_path: Path) -> None:
+    first = train(small_recipe(), data=recordings, out=tmp_path / "first")
+    alone = small_recipe(train={"start_from": str(first), "steps": 2, "decoder_only": True}, optimizer={"lr": 1e-2})
+    known, trained = load_model(first), load_model(train(alone, data=recordings, out=tmp_path / "alone"))
+    weights = trained.state_dict()
+    for name, weight in known.state_dict().items():
+        if not name.startswith("decoder."):
+            assert weights[name].equal(weight), name
+    audio = torch.from_numpy(tones(0.5, 8000, seed=3)).float()[None]
+    codes = known.encode(audio)
+    assert trained.encode(audio).equal(codes)
+    assert (trained.decode(codes) - known.decode(codes)).abs().max() > 1e-3
+
+
+def test_training_the_decoder_alone_needs_a_model() -> None:
+    with pytest.raises(ConfigError, match="decoder_only keeps the encoder and the codebooks of a model: name it"):
+        small_recipe(train={"decoder_only": True})
+
+
 def test_codebooks_are_added_to_those_of_the_start(recordings: Path, tmp_path: Path) -> None:
     first = train(small_recipe(), data=recordings, out=tmp_path / "first")
     known = load_model(first)
