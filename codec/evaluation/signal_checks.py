@@ -18,6 +18,7 @@ from typing import Any, Protocol, TypeAlias
 
 import numpy as np
 import torch
+from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -117,6 +118,7 @@ AIMS: dict[tuple[str, str], Aim] = {
     ("overshoot", "wrapped_samples"): Aim(high=0),
     ("stripes", "worst_db"): Aim(high=3),
     ("stripes", "top_octave_worst_db"): Aim(high=3),
+    ("coloration", "ripple_db"): Aim(high=1),
     ("generations", "level_worst_db"): within(2),
     ("generations", "highs_worst_db"): within(3),
     ("generations", "pesq_ratio"): Aim(low=0.75),
@@ -197,6 +199,7 @@ def check_all(coder: CodecLike, recordings: Recordings, *, quick: bool = False) 
     yield from silence(coder, recordings)
     yield from overshoot(coder, recordings)
     yield from stripes(coder, quick=quick)
+    yield from coloration(coder, quick=quick)
     yield from generations(coder, recordings)
     yield from stability(coder, recordings)
 
@@ -564,6 +567,30 @@ def stripes(coder: CodecLike, *, quick: bool = False) -> list[Result]:
     figures = {"worst_db": max(whole), "top_octave_worst_db": max(upper)}
     texts = (" ".join(f"{line:.1f}" for line in group) for group in (whole, upper))
     return [Result("stripes", figures, "{}; top octave {}".format(*texts))]
+
+
+def coloration(coder: CodecLike, *, quick: bool = False) -> list[Result]:
+    """Measure the ripple in the spectrum of decoded white noise (-20 dBFS), whose average spectrum is flat.
+
+    Figures are the standard deviation, the least and the largest of the average spectrum over that of the source, in
+    bins of 1/2048 of the sample rate above 1/16 of it, in dB over the mean of 1/24 of it around each bin.
+    """
+    spec = coder.frame_spec
+    size = 2048
+    source = noise(spec.samples(6 if quick else 12), rate=spec.sample_rate, color="white", seed=9).reshape(3, -1) / 10
+
+    def spectrum(rows: Signal) -> NDArray[np.float64]:
+        parts = np.concatenate([sliding_window_view(row[10 * spec.hop :], size)[:: size // 2] for row in rows])
+        power: NDArray[np.float64] = (np.abs(np.fft.rfft(parts * np.hanning(size + 1)[:-1])) ** 2).mean(axis=0)
+        return power
+
+    decoded, original = spectrum(through(coder, source)), spectrum(source)
+    ratio = 10 * np.log10(np.maximum(decoded, 1e-20) / original)
+    around = size // 48  # bins on each side
+    smooth = sliding_window_view(np.pad(ratio, around, mode="reflect"), 2 * around + 1).mean(axis=1)
+    ripple = (ratio - smooth)[size // 16 : round(NYQUIST_MARGIN * size)]
+    figures = {"ripple_db": float(ripple.std()), "least_db": float(ripple.min()), "most_db": float(ripple.max())}
+    return [Result("coloration", figures)]
 
 
 # Silence and full scale

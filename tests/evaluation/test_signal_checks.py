@@ -159,6 +159,16 @@ def test_stripes_at_the_frame_rate_are_found() -> None:
     assert result.missed() == ["worst_db", "top_octave_worst_db"]
 
 
+def test_ripple_of_the_spectrum_is_found() -> None:
+    echoing = KnownSystem(lambda audio: audio + 0.5 * np.roll(audio, 100, axis=-1))  # from 20 log 0.5 to 20 log 1.5
+    result = only(signal_checks.coloration(echoing, quick=True))
+    assert result.figures["least_db"] == pytest.approx(-6, abs=1)
+    assert result.figures["most_db"] == pytest.approx(3.5, abs=1)
+    assert result.missed() == ["ripple_db"]
+    dull = KnownSystem(lambda audio: audio + 0.5 * np.roll(audio, 1, axis=-1))
+    assert only(signal_checks.coloration(dull, quick=True)).figures["ripple_db"] < 0.2
+
+
 @pytest.mark.slow
 def test_noise_in_silence_is_found() -> None:
     humming = KnownSystem(lambda audio: audio + 1e-3)
