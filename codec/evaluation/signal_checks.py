@@ -580,7 +580,8 @@ def coloration(coder: CodecLike, *, quick: bool = False) -> list[Result]:
     source = noise(spec.samples(6 if quick else 12), rate=spec.sample_rate, color="white", seed=9).reshape(3, -1) / 10
 
     def spectrum(rows: Signal) -> NDArray[np.float64]:
-        parts = np.concatenate([sliding_window_view(row[10 * spec.hop :], size)[:: size // 2] for row in rows])
+        steady = rows[:, spec.samples(0.3) :]
+        parts = sliding_window_view(steady, size, axis=1)[:, :: size // 2].reshape(-1, size)
         power: NDArray[np.float64] = (np.abs(np.fft.rfft(parts * np.hanning(size + 1)[:-1])) ** 2).mean(axis=0)
         return power
 
