@@ -57,11 +57,11 @@ OPTIONS: dict[str, dict[str, Any]] = {
 
 
 def recipe_of(name: str) -> Recipe:
-    """Three steps on a batch of four, at a learning rate at which Adam does not amplify rounding."""
+    """Three steps on a batch of four, at a learning rate and a seed at which rounding is not amplified."""
     tables: dict[str, dict[str, Any]] = {
         "data": {"batch_size": 4},
         "optimizer": {"lr": 1e-4, "warmup": 8},
-        "train": {"steps": 3, "log_every": 1, "validate_every": 3, "save_every": 3, "reencoded": 0.5},
+        "train": {"seed": 2, "steps": 3, "log_every": 1, "validate_every": 3, "save_every": 3, "reencoded": 0.5},
     }
     given = OPTIONS[name]
     return small_recipe(**{key: {**tables.get(key, {}), **given.get(key, {})} for key in tables | given})
@@ -233,15 +233,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def assert_close(ours: Any, theirs: Any, path: str = "", atol: float = 5e-6) -> int:
-    """Equal up to rounding, through dicts and lists; how many tensors there were.
-
-    Gradients jump where a difference of magnitudes changes its sign, so their averages are compared as a whole.
-    """
+    """Equal up to rounding, through dicts and lists; how many tensors there were."""
     if isinstance(ours, Tensor):
-        if path.endswith(("exp_avg", "exp_avg_sq")):
-            assert (ours - theirs).norm() <= 0.02 * theirs.norm() + atol, path
-        else:
-            torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=atol, msg=lambda text: f"{path}: {text}")
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=atol, msg=lambda text: f"{path}: {text}")
         return 1
     if isinstance(ours, dict):
         assert ours.keys() == theirs.keys(), path
@@ -267,7 +261,7 @@ def test_sharded_models_of_every_family_train_as_one(folder: Path, name: str) ->
     alone = train_family(TINY[name])
     for rank in range(2):
         theirs = torch.load(folder / f"families-{rank}.pt")[name]
-        assert assert_close(theirs, alone, atol=1e-4) > 20  # a step moves weights by up to 0.1
+        assert assert_close(theirs, alone, atol=5e-5) > 20  # a step moves weights by up to 0.1
 
 
 @pytest.mark.parametrize("name", OPTIONS)
