@@ -1,14 +1,14 @@
 #!/usr/bin/env bash
-# What: neither FFmpeg nor libsndfile reads G.726 (G.721, G.723) as ITU-T G.726 says, nor each other's. Streams of the recommendation have an SNR of 26 dB at
-#   32 kbit/s in a decoder of the recommendation, 22 in FFmpeg and 18 in libsndfile; at 40 kbit/s 31 dB, 7 and 18. Streams of libsndfile have 14 dB in the former
-#   at 32 kbit/s, and 14 in FFmpeg. FFmpeg (1) rounds the scale factor of a mixture otherwise (MIX) and (2) at 40 kbit/s lets the zeros of the predictor leak by
-#   2^-8 instead of 2^-9 (UPB); libsndfile leaves out the 48 that FMULT adds before its shift. (3) FFmpeg's writer of AU gives 24 and 40 kbit/s the number
-#   of 32 kbit/s: its own reader then gets noise.
-# Why it surprises: the recommendation fixes every bit, with test sequences for it, and each library reads its own streams well, which is what a test
-#   does. FFmpeg calls its code "a very straightforward rendition" of the recommendation. An adaptive predictor does not forgive: it drifts away for good.
-# Consequence: recordings of telephone systems (spandsp, SoX, Asterisk follow the recommendation) sound rough where they need not, and a comparison with
-#   "G.726" decoded by another library than it was encoded with measures the mismatch. Use one library at both ends, or SoX for files of others.
-# Versions: av 18.1.0 (FFmpeg 8.1.2), soundfile 0.14.0 (libsndfile 1.2.2), numpy 2.4.6. The coder below is the recommendation block by block; its codes and
+# What: neither FFmpeg nor libsndfile reads G.726 (G.721, G.723) as ITU-T G.726 says, nor each other's. A stream of the recommendation at 40 kbit/s has an SNR of
+#   31 dB in a decoder of the recommendation, 8 in FFmpeg and 19 in libsndfile (33, 3 and 17 for a recording in a cafe); at 32 kbit/s 26, 25 and 18. A stream of
+#   libsndfile at 32 kbit/s has 26 dB in libsndfile, 19 in the former and 18 in FFmpeg. FFmpeg (1) rounds the mixed scale factor down instead of toward the slow
+#   one (MIX) and (2) at 40 kbit/s lets the zeros of the predictor leak by 2^-8 instead of 2^-9 (UPB); libsndfile leaves out the 48 that FMULT adds before
+#   its shift. (3) FFmpeg's writer of AU gives 24 and 40 kbit/s the number of 32 kbit/s, and its own reader then returns noise.
+# Why it surprises: the recommendation fixes every bit and comes with test sequences, and each library reads its own streams well, which is what a test
+#   does. FFmpeg calls its code "a very straightforward rendition" of the recommendation. An adaptive predictor drifts away and does not come back.
+# Consequence: recordings of telephone systems sound rough where they need not, and a comparison with "G.726" that was decoded by another library than it
+#   was encoded with measures the mismatch. Use one library at both ends, and SoX for files of others.
+# Versions: av 18.1.0 (FFmpeg 8.1.2), soundfile 0.14.0 (libsndfile 1.2.2), numpy 2.4.6. The coder below is the recommendation block by block: its codes and
 #   samples equal those of spandsp 0.0.6 and its samples those of SoX 14.4.2 in every bit, and with the changes named above those of FFmpeg and libsndfile.
 set -euo pipefail
 work=$(mktemp -d)
