@@ -66,8 +66,8 @@ for sample_format, dtype in (("fltp", np.float32), ("dblp", np.float64)):
         printed = [measure(name, reference, other, sample_format) for name in ("apsnr", "asdr", "asisdr")]
         guess = 2 * math.log(float(np.finfo(dtype).max)) + math.log(error.mean())
         print(
-            f"{sample_format}, error {amplitude:5g} of the sound: apsnr {printed[0]:8.2f} dB, expected {psnr:5.2f}; asdr {printed[1]:5.2f}, expected {sdr:5.2f};"
-            f" asisdr {printed[2]:5.2f}, expected {si_sdr:5.2f}; 2 ln(max) + ln(error) = {guess:.2f}"
+            f"{sample_format}, error {amplitude:5g} of the sound: apsnr {printed[0]:8.2f} dB, expected {psnr:5.2f};"
+            f" asdr {printed[1]:5.2f}, expected {sdr:5.2f}; asisdr {printed[2]:5.2f}, expected {si_sdr:5.2f}; 2 ln(max) + ln(error) = {guess:.2f}"
         )
         same &= abs(printed[0] - guess) < 0.01 and abs(printed[1] - sdr) < 0.01 and abs(printed[2] - si_sdr) < 0.01 and printed[0] - psnr > 50
 print("expected: apsnr of 80, 60, 40 and 20 dB, as asdr of 60, 40, 20 and 0")

@@ -3,10 +3,11 @@
 #   -60 dBFS and 3.0 at -10, where the entropy of its spectrum is 0.98 of that of a flat one at every level. It is the sum of -m ln(m) over the magnitudes
 #   themselves, which are not divided by their sum. (2) drmeter says "No data, dynamic range not measurable" for every clip whose length is a multiple of its
 #   window of 3 s, of 30 s or 60 s as well, and -nan for all shorter than 9 s: it looks at the samples of the last window, and that has just been emptied.
-# Why it surprises: entropy is defined for probabilities, all other ratios of the filter (centroid, crest, rolloff and so on) are independent of the level,
-#   and a value below 1 looks normalized. One sample more or less gives the clip of 30 s its dynamic range back.
+# Why it surprises: entropy is defined for probabilities, the centroid, spread, crest and rolloff of the same filter do not depend on the level, and a value
+#   below 1 looks normalized. One sample more or less gives the clip of 30 s its dynamic range back.
 # Consequence: ranked by entropy, loud tones count as noisier than soft noise; a decoded signal with another gain differs from its original. Divide by the
-#   level first or compute it from a spectrum. Excerpts cut to round lengths, the usual ones, have no dynamic range: give it a length that does not divide them, as 2.9.
+#   level first or compute it from a spectrum. Excerpts are mostly cut to round lengths, and these have no dynamic range: set the window to a length that
+#   does not divide them, as 2.9.
 # Versions: av 18.1.0 (FFmpeg 8.1.2), numpy 2.4.6.
 set -euo pipefail
 work=$(mktemp -d)

@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
-# What: neither FFmpeg nor libsndfile reads G.726 (G.721, G.723) as ITU-T G.726 says, nor each other's. A stream of the recommendation at 40 kbit/s has an SNR of
-#   31 dB in a decoder of the recommendation, 8 in FFmpeg and 19 in libsndfile (33, 3 and 17 for a recording in a cafe); at 32 kbit/s 26, 25 and 18. A stream of
-#   libsndfile at 32 kbit/s has 26 dB in libsndfile, 19 in the former and 18 in FFmpeg. FFmpeg (1) rounds the mixed scale factor down instead of toward the slow
-#   one (MIX) and (2) at 40 kbit/s lets the zeros of the predictor leak by 2^-8 instead of 2^-9 (UPB); libsndfile leaves out the 48 that FMULT adds before
-#   its shift. (3) FFmpeg's writer of AU gives 24 and 40 kbit/s the number of 32 kbit/s, and its own reader then returns noise.
+# What: neither FFmpeg nor libsndfile codes G.726 (G.721, G.723) as ITU-T G.726 says, nor as the other does. A stream of the recommendation at 40 kbit/s has
+#   an SNR of 31 dB in a decoder of the recommendation, 8 in FFmpeg and 19 in libsndfile; at 32 kbit/s 26, 25 and 18. A stream of libsndfile at 32 kbit/s
+#   has 26 dB in libsndfile, 19 by the recommendation and 18 in FFmpeg. FFmpeg (1) rounds the mixed scale factor otherwise (MIX) and (2) at 40 kbit/s lets
+#   the zeros of the predictor leak by 2^-8 instead of 2^-9 (UPB); libsndfile leaves out the 48 that FMULT adds before its shift. (3) FFmpeg's writer of AU
+#   gives 24 and 40 kbit/s the number of 32 kbit/s, and its own reader then returns noise.
 # Why it surprises: the recommendation fixes every bit and comes with test sequences, and each library reads its own streams well, which is what a test
 #   does. FFmpeg calls its code "a very straightforward rendition" of the recommendation. An adaptive predictor drifts away and does not come back.
 # Consequence: recordings of telephone systems sound rough where they need not, and a comparison with "G.726" that was decoded by another library than it

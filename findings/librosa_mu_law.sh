@@ -63,7 +63,8 @@ for label, sound in (("sine", np.sqrt(2) * np.sin(phase)), ("Laplace noise", ran
         ratios = {name: snr(clip, other) for name, other in ways.items()}
         gains = {name: 20 * np.log10(clip @ other / (clip @ clip)) for name, other in ways.items()}
         differ = np.mean(codes + 128 != encode(clip))
-        print(f"{label:13} at {level:3} dBFS:", *(f"{name} {ratios[name]:.1f} ({gains[name]:+.2f})," for name in ways), f"{100 * differ:.0f}% of the codes differ")
+        row = ", ".join(f"{name} {ratios[name]:.1f} ({gains[name]:+.2f})" for name in ways)
+        print(f"{label:13} at {level:3} dBFS: {row}, {100 * differ:.0f}% of the codes differ")
         loss = ratios["nearest level"] - ratios["librosa"]
         same &= ratios["middle of the interval"] > ratios["nearest level"] - 2.5 and 0.3 < differ < 0.7
         if level >= -20:
