@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import librosa
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
@@ -316,6 +317,44 @@ def hop_modulation_loss(decoded: Audio, audio: Audio, *, sample_rate: int, hop: 
     share = (energy / (mean + floor.repeat(2, 1, 1, 1))).mean(dim=1)  # [2 batch, positions, bands]
     decoded_share, audio_share = share.chunk(2)
     return (decoded_share - audio_share).square().mean() if decoded_share.numel() else decoded_share.new_zeros(())
+
+
+COLORATION_EDGES = (800, 3600, 7300, 11000)
+"""Bands in Hz of `coloration_loss`; below them, the waveform is coded."""
+COLORATION_BINS = 25, 41  # bins of half the frame rate that are averaged for the level and for the coloration
+
+
+def coloration_loss(decoded: Audio, audio: Audio, *, sample_rate: int, hop: int) -> Tensor:
+    """Mean square ripple, in nepers, of the average spectra of [batch, 1, time] signals, relative to the reference.
+
+    Noise in few bins, the same in all frames, has magnitudes that fluctuate less, which losses of magnitudes prefer,
+    but its average spectrum has peaks and gaps. The magnitudes in frames of two hops, relative to the level of the
+    reference around them, are averaged over time; the loss is how far the log ratio of these averages differs from bin
+    to bin.
+    """
+    both = torch.cat([decoded, audio])[:, 0].float()
+    if both.shape[-1] < 2 * hop:
+        return both.new_zeros(())
+    window = torch.hann_window(2 * hop, device=both.device)
+    power = torch.view_as_real(torch.fft.rfft(both.unfold(-1, 2 * hop, hop) * window)).square().sum(dim=-1)
+    power = power / window.square().sum() + 1e-12  # [2 batch, frames, bins]
+    frequency = torch.arange(hop + 1, device=both.device) * (sample_rate / (2 * hop))
+    bands = band_matrix(frequency, COLORATION_EDGES, sample_rate).sum(dim=1) > 0
+    with torch.no_grad():
+        level = smoothed(power.chunk(2)[1], COLORATION_BINS[0]).repeat(2, 1, 1)
+        sound = (level > 1e-9).float()  # -90 dBFS
+    magnitude = (power / level).sqrt().clamp(max=6) * sound  # higher peaks are attacks
+    average = ((magnitude.sum(dim=1) + 1) / (sound.sum(dim=1) + 1)).log()  # [2 batch, bins]
+    decoded_average, audio_average = average.chunk(2)
+    ratio = decoded_average - audio_average
+    ripple = (ratio - smoothed(ratio, COLORATION_BINS[1]))[:, bands].square()
+    return ripple.mean() if ripple.numel() else both.new_zeros(())
+
+
+def smoothed(values: Tensor, bins: int) -> Tensor:
+    """Moving average over an odd number of bins of values [batch, ..., bins]."""
+    rows = values.reshape(-1, 1, values.shape[-1])
+    return F.avg_pool1d(rows, bins, stride=1, padding=bins // 2, count_include_pad=False).view_as(values)
 
 
 def band_matrix(frequency: Tensor, edges: Sequence[int], sample_rate: int) -> Tensor:

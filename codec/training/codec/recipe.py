@@ -88,6 +88,8 @@ class LossConfig(Config):
     """Difference of the energy in every band."""
     modulation: Weight = 10.0
     """Difference of how the energy is spread within a hop."""
+    coloration: Weight = 0.0
+    """Ripple of the average spectrum, for decoders that draw noise."""
     idempotence: Weight = 2.0
     """Distance of a re-encoded crop's latents from the codebook entries it was decoded from; see train.reencoded."""
     commitment: Weight = 4.0

@@ -31,6 +31,7 @@ from codec.training.codec.losses import (
     Spectral,
     SpectralLoss,
     band_level_loss,
+    coloration_loss,
     discriminator_loss,
     feature_loss,
     generator_loss,
@@ -56,7 +57,15 @@ from codec.training.engine import (
 )
 from codec.training.logger import FileNote, Logger, Meter, count_codes
 
-AUDIO_LOSSES = (*Spectral._fields, "periodicity", "level", "modulation", "adversarial", "feature_matching")
+AUDIO_LOSSES = (
+    *Spectral._fields,
+    "periodicity",
+    "level",
+    "modulation",
+    "coloration",
+    "adversarial",
+    "feature_matching",
+)
 """Losses of the decoded audio."""
 LATENT_LOSSES = ("commitment", "codebook", "idempotence")
 ADVERSARIAL = {"adversarial", "feature_matching", "discriminator", "grad_norm/discriminators"}
@@ -251,6 +260,7 @@ class CodecTask:
                 "periodicity": hop_periodicity_loss(decoded_mono, audio_mono, **hop),
                 "level": band_level_loss(decoded_mono, audio_mono, **hop),
                 "modulation": hop_modulation_loss(decoded_mono, audio_mono, **hop),
+                "coloration": coloration_loss(decoded_mono, audio_mono, **hop),
                 "idempotence": idempotence_loss(latents, micro_batch.entries, micro_batch.mean_known) / power,
                 "commitment": quantized.commitment / power / state.model.num_codebooks,
                 "codebook": quantized.codebook / power / state.model.num_codebooks,
@@ -559,13 +569,14 @@ def validate(model: Codec, spectral: SpectralLoss, clips: Audio, logger: Logger,
 
 
 def load_pretrained(model: Codec, name: str) -> int:
-    """Copy the weights of a pretrained model, which may have fewer codebooks, and return their number.
+    """Copy the weights of a pretrained model, which may have fewer codebooks and parts, and return their number.
 
     Raises ConfigError: its configuration is another one.
     """
     known = pretrained.load(name, "cpu")
     old, new = (config.model_dump() for config in (known.config, model.config))
-    free = model.config.inference_keys | ({"num_codebooks"} if known.num_codebooks < model.num_codebooks else set())
+    free = model.config.inference_keys | {key for key in model.config.added_keys if not old.get(key)}
+    free |= {"num_codebooks"} if known.num_codebooks < model.num_codebooks else set()
     changes = [f"{key} ({old.get(key)}, not {new[key]})" for key in new if key not in free and old.get(key) != new[key]]
     if changes:
         raise ConfigError(

@@ -18,6 +18,7 @@ from codec.training.codec.losses import (
     LossBalancer,
     SpectralLoss,
     band_level_loss,
+    coloration_loss,
     discriminator_loss,
     feature_loss,
     generator_loss,
@@ -296,7 +297,7 @@ def test_repetition_is_0_at_sample_rates_below_its_bands() -> None:
     assert periodicity(buzzing(rustle(0)), rustle(0), rate=1000) == 0
 
 
-# level and modulation
+# level, modulation and coloration
 
 
 @pytest.mark.parametrize("decibels", [-6.0, -1.0, 3.0])
@@ -326,9 +327,40 @@ def test_the_modulation_loss_grows_with_the_depth() -> None:
         assert float(hop_modulation_loss(rough, rough, sample_rate=8000, hop=HOP)) == 0
 
 
-@pytest.mark.parametrize("loss", [band_level_loss, hop_modulation_loss])
+def filtered(audio: Tensor, decibels: float, period: float) -> Tensor:
+    """Audio whose spectrum has a ripple: a cosine of `decibels` (amplitude) over frequency, `period` in Hz at 8 kHz."""
+    spectrum = torch.fft.rfft(audio)
+    frequency = torch.arange(spectrum.shape[-1]) * (8000 / audio.shape[-1])
+    ripple = 10 ** (decibels / 20 * torch.cos(2 * math.pi * frequency / period))
+    rippled: Tensor = torch.fft.irfft(spectrum * ripple, n=audio.shape[-1])
+    return rippled
+
+
+def coloration(decoded: Tensor, audio: Tensor) -> float:
+    return float(coloration_loss(decoded, audio, sample_rate=8000, hop=HOP))
+
+
+@pytest.mark.parametrize("decibels", [1.0, 3.0])
+def test_coloration_is_the_mean_square_ripple_in_nepers(decibels: float) -> None:
+    audio, other = rustle(0, time=96_000), rustle(1, time=96_000)
+    expected = (decibels * math.log(10) / 20) ** 2 / 2
+    period = 12 * 8000 / (2 * HOP)  # of 12 bins, over which the window of two hops averages little
+    without = coloration(other, audio)
+    assert without < 0.002
+    assert coloration(filtered(audio, decibels, period), audio) == pytest.approx(expected, rel=0.15)
+    assert coloration(filtered(other, decibels, period), audio) - without == pytest.approx(expected, rel=0.2)
+
+
+def test_neither_the_level_nor_a_slope_of_the_spectrum_is_coloration() -> None:
+    audio = rustle(0, time=48_000)
+    assert coloration(audio, audio) == 0
+    assert coloration(0.1 * audio, audio) < 1e-4
+    assert coloration(filtered(audio, 6.0, 16_000), audio) < 1e-3
+
+
+@pytest.mark.parametrize("loss", [band_level_loss, hop_modulation_loss, coloration_loss])
 @pytest.mark.parametrize("time", [50, 500, 12 * HOP, 24 * HOP + 1])
-def test_both_are_means_of_items_with_finite_gradients(loss: Callable[..., Tensor], time: int) -> None:
+def test_all_are_means_of_items_with_finite_gradients(loss: Callable[..., Tensor], time: int) -> None:
     audio = rustle(0, time=time, items=3)
     decoded = torch.cat([rustle(1, time=time, items=2), torch.zeros(1, 1, time)]).requires_grad_()
     value = loss(decoded, audio, sample_rate=8000, hop=HOP)
