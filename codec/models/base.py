@@ -63,6 +63,8 @@ class CodecConfig(Config):
 
     inference_keys: ClassVar[frozenset[str]] = frozenset()
     """Keys that change how a model encodes but not its weights; a model to start training from may differ in them."""
+    added_keys: ClassVar[frozenset[str]] = frozenset()
+    """Keys of parts that change nothing before they are trained; a model to start training from may lack them."""
 
     family: str
     sample_rate: SampleRate
@@ -209,7 +211,7 @@ class Codec(nn.Module):
     def start_from(self, known: Codec) -> None:
         """Copy the weights of a model of this configuration, which may have fewer codebooks: the first of this model's.
 
-        The added codebooks are then initialized by `init_added`.
+        It may also lack the parts of `added_keys`. The added codebooks are then initialized by `init_added`.
         """
         own, weights = self.state_dict(), known.state_dict()
         self.load_state_dict({name: weights.get(name, value) for name, value in own.items()})

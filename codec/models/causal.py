@@ -60,12 +60,14 @@ COMPAND_FLOOR = 0.02  # below it companding is linear, so that the slope is fini
 NOISE_FRAMES = 499  # frames until the noise repeats, a prime: about 10 s at 20 ms per frame
 NOISE_RANGE = (-8.0, 2.0)  # bounds of the log level of the noise relative to the envelope
 GAIN_RANGE = (-12.0, 3.0)  # bounds of the log gain of the linear part
+MOST_SPECTRUM_GAIN = 1.0  # of the log gain of the network's spectrum
 
 
 class CausalConfig(CodecConfig):
     """Configuration of a causal codec; `general-24k` has 16 codebooks and 4 beams, and the defaults otherwise."""
 
     inference_keys: ClassVar[frozenset[str]] = frozenset({"beam_size"})
+    added_keys: ClassVar[frozenset[str]] = frozenset({"spectrum_gain"})
 
     family: Literal["causal"] = "causal"
     sample_rate: SampleRate = 24000
@@ -91,6 +93,8 @@ class CausalConfig(CodecConfig):
     """Bands of the spectral envelope, which is codebook 0; 0 for a codec without an envelope."""
     envelope_exponent: float = Field(0.25, ge=0, le=1)
     """Exponent of the envelope's shape when the spectrum is divided by gain * shape ** exponent."""
+    spectrum_gain: bool = False
+    """Whether the decoder's own spectrum has a gain in every bin, so that bins can be empty."""
     modes: int = Field(63, ge=0)
     """Entries of codebook 0 that are the gain of a tone or a click instead of an envelope."""
     quantizer: Literal["residual", "vector", "mixture", "scalar", "none"] = "residual"
@@ -414,7 +418,8 @@ class Decoder(nn.Module):
         self.fine = backbone(config.fine_width, config.fine_blocks, config)
         self.fine_norm = nn.LayerNorm(config.fine_width)
         self.head = nn.Linear(config.fine_width, 3 * (half + 1))
-        for layer in (self.gain, self.head):
+        self.spectrum_gain = nn.Linear(config.fine_width, half + 1) if config.spectrum_gain else None
+        for layer in filter(None, (self.gain, self.head, self.spectrum_gain)):
             nn.init.zeros_(layer.weight)
             nn.init.zeros_(layer.bias)
         with torch.no_grad():
@@ -443,7 +448,9 @@ class Decoder(nn.Module):
         gain = self.gain(x)
         x = self.fine_proj(x).view(batch, 2 * frames, -1)  # two short frames per frame
         x, fine = self.fine.step(x.transpose(1, 2), state.fine)
-        head = self.head(self.fine_norm(x.transpose(1, 2)))
+        x = self.fine_norm(x.transpose(1, 2))
+        head = self.head(x)
+        log_gain = self.spectrum_gain(x).float() if self.spectrum_gain else None
         with torch.autocast(latents.device.type, enabled=False):
             envelope, gain, head = envelope.float(), gain.float(), head.float()
             on = (learned >= 0).float()
@@ -456,6 +463,9 @@ class Decoder(nn.Module):
             row = (2 * state.position[:, None] + torch.arange(2 * frames, device=x.device)) % (2 * NOISE_FRAMES)
             real, imaginary, loudness = head.chunk(3, dim=-1)
             loudness = loudness.clamp(*NOISE_RANGE).exp()
+            if log_gain is not None:
+                factor = log_gain.clamp(max=MOST_SPECTRUM_GAIN).exp()
+                real, imaginary = factor * real, factor * imaginary
             phases = random_phases(2 * NOISE_FRAMES, self.config.hop // 2 + 1) if is_exporting() else self.noise
             cosine, sine = F.embedding(row, phases).chunk(2, dim=-1)
             short = self.inverse_dft(level * (real + loudness * cosine), level * (imaginary + loudness * sine))

@@ -76,7 +76,9 @@ def mixed() -> Tensor:
     return torch.stack([audio, audio.roll(-11 * HOP - 13)])[:, None]
 
 
-MODAL = lively_model(CausalConfig.from_data(CONFIG.model_dump() | {"codebook_size": 160, "modes": 40}))
+MODAL = lively_model(
+    CausalConfig.from_data(CONFIG.model_dump() | {"codebook_size": 160, "modes": 40, "spectrum_gain": True})
+)
 MIXED = mixed()
 CASES = {"noise": Case(MODEL, AUDIO, CODES), "modes": Case(MODAL, MIXED, MODAL.encode(MIXED))}
 all_cases = pytest.mark.parametrize("case", CASES.values(), ids=CASES)

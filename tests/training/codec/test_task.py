@@ -117,22 +117,15 @@ def test_a_few_steps_lower_the_loss(spectral: SpectralLoss) -> None:
 
 
 def test_metrics_of_a_step_by_name(spectral: SpectralLoss) -> None:
-    alone = {*Spectral._fields, "periodicity", "level", "modulation", "idempotence", "commitment", "codebook"}
-    alone |= {"grad_norm/model", "lr/model", "code_counts"}
+    of_audio = {*Spectral._fields, "periodicity", "level", "modulation", "coloration"}
+    alone = of_audio | {"idempotence", "commitment", "codebook", "grad_norm/model", "lr/model", "code_counts"}
     assert set(stepped(small_recipe(), spectral)[1]) == alone
     both = alone | {"discriminator", "adversarial", "feature_matching", "grad_norm/discriminators", "lr/discriminators"}
     assert set(stepped(small_recipe(discriminator={"start": 1}), spectral, steps=1)[1]) == alone
     assert set(stepped(small_recipe(discriminator={"start": 1}), spectral, steps=2)[1]) == both
     balanced_too = stepped(small_recipe(discriminator={"start": 1}, losses={"balance": True}), spectral, steps=2)
     assert set(balanced_too[1]) == both
-    assert set(balanced_too[0].balancer.norms.sums) == {
-        *Spectral._fields,
-        "periodicity",
-        "level",
-        "modulation",
-        "adversarial",
-        "feature_matching",
-    }
+    assert set(balanced_too[0].balancer.norms.sums) == of_audio | {"adversarial", "feature_matching"}
 
 
 def test_adversarial_losses_of_weight_0_do_not_change_the_model(spectral: SpectralLoss) -> None:
@@ -1024,6 +1017,24 @@ def test_the_decoder_may_train_alone(recordings: Path, tmp_path: Path) -> None:
     codes = known.encode(audio)
     assert trained.encode(audio).equal(codes)
     assert (trained.decode(codes) - known.decode(codes)).abs().max() > 1e-3
+
+
+def test_a_gain_of_the_spectrum_is_added_to_the_start(recordings: Path, tmp_path: Path) -> None:
+    first = train(small_recipe(), data=recordings, out=tmp_path / "first")
+    known = load_model(first)
+    gained = small_recipe(
+        model={"spectrum_gain": True}, train={"start_from": str(first), "steps": 3, "decoder_only": True}
+    )
+    model = build_task(gained, CPU).train_state.model.eval()
+    load_pretrained(model, str(first))
+    audio = torch.from_numpy(tones(0.5, 8000, seed=3)).float()[None]
+    codes = known.encode(audio)
+    assert model.decode(codes).equal(known.decode(codes))
+    trained = train(gained, data=recordings, out=tmp_path / "gained")
+    assert load_model(trained).state_dict()["decoder.spectrum_gain.weight"].abs().max() > 1e-6
+    without = small_recipe(model={"spectrum_gain": False}, train={"start_from": str(trained)})
+    with pytest.raises(ConfigError, match=r"it has spectrum_gain \(True, not False\)"):
+        train(without, data=recordings, out=tmp_path / "without")
 
 
 def test_training_the_decoder_alone_needs_a_model() -> None:
