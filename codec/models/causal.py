@@ -449,10 +449,12 @@ class Decoder(nn.Module):
         x = self.fine_proj(x).view(batch, 2 * frames, -1)  # two short frames per frame
         x, fine = self.fine.step(x.transpose(1, 2), state.fine)
         x = self.fine_norm(x.transpose(1, 2))
-        head = self.head(x)
-        log_gain = self.spectrum_gain(x).float() if self.spectrum_gain else None
+        real, imaginary, loudness = self.head(x).float().chunk(3, dim=-1)
+        if self.spectrum_gain:
+            factor = self.spectrum_gain(x).float().clamp(max=MOST_SPECTRUM_GAIN).exp()
+            real, imaginary = factor * real, factor * imaginary
         with torch.autocast(latents.device.type, enabled=False):
-            envelope, gain, head = envelope.float(), gain.float(), head.float()
+            envelope, gain = envelope.float(), gain.float()
             on = (learned >= 0).float()
             divisor = shape.envelope.divisor(envelope) if shape else self.reference
             level = shape.envelope.half_level(envelope) if shape else self.reference.expand(batch, frames, 1)
@@ -461,11 +463,7 @@ class Decoder(nn.Module):
             audio, half = self.mdct.synthesize(bins, state.half)
             level = (level * on).repeat_interleave(2, dim=1)  # [batch, 2 frames, bins]
             row = (2 * state.position[:, None] + torch.arange(2 * frames, device=x.device)) % (2 * NOISE_FRAMES)
-            real, imaginary, loudness = head.chunk(3, dim=-1)
             loudness = loudness.clamp(*NOISE_RANGE).exp()
-            if log_gain is not None:
-                factor = log_gain.clamp(max=MOST_SPECTRUM_GAIN).exp()
-                real, imaginary = factor * real, factor * imaginary
             phases = random_phases(2 * NOISE_FRAMES, self.config.hop // 2 + 1) if is_exporting() else self.noise
             cosine, sine = F.embedding(row, phases).chunk(2, dim=-1)
             short = self.inverse_dft(level * (real + loudness * cosine), level * (imaginary + loudness * sine))

@@ -361,7 +361,9 @@ class DecoderFrames:
         x, fine = through(self.fine, times(x, self.fine_proj).reshape(batch, 2 * frames, -1), state.fine)
         x = normal(x, self.fine_norm)
         head = times(x, self.head)
-        log_gain = times(x, self.spectrum_gain) if self.spectrum_gain else np.zeros((*x.shape[:2], 1), np.float32)
+        if self.spectrum_gain:
+            spectrum_gain = np.exp(np.minimum(times(x, self.spectrum_gain), np.float32(MOST_SPECTRUM_GAIN)))
+            head[..., : 2 * spectrum_gain.shape[2]] *= np.tile(spectrum_gain, 2)  # real and imaginary parts
         on = (share >= 0).astype(np.float32)
         linear = scaled(
             flat(times(residual, self.pca)), flat(self.envelopes.log_divisor(envelope)), flat(gain), self.companding
@@ -369,38 +371,36 @@ class DecoderFrames:
         bins = bins + on * unflat(linear, bins)
         audio, half = overlap_add(self.mdct.inverse(bins), cast(Any, state.half))
         log_level, position = self.envelopes.log_half_level(envelope), cast(Any, state.position)
-        short = self.spectrum(flat(head), flat(log_gain), flat(log_level), on, position)
+        short = self.spectrum(flat(head), flat(log_level), on, position)
         own, fine_half = overlap_add(short * self.window, cast(Any, state.fine_half))
         after = DecoderState(inner, fine, *cast(Any, (half, fine_half, (position + frames) % NOISE_FRAMES)))
         return audio + own, after
 
-    def spectrum(self, head: Array, log_gain: Array, log_level: Array, on: Array, position: Array) -> Array:
+    def spectrum(self, head: Array, log_level: Array, on: Array, position: Array) -> Array:
         """Short frames [batch, 2 frames, hop] of the network's spectrum and noise, from rows of frames."""
         batch, frames, _ = on.shape
-        spectrum = noisy(head, log_gain, log_level, on.reshape(-1), self.noise, position)
+        spectrum = noisy(head, log_level, on.reshape(-1), self.noise, position)
         short: Array = np.fft.irfft(spectrum, self.hop, norm="ortho").astype(np.float32, copy=False)
         return short.reshape(batch, 2 * frames, self.hop)
 
 
 @compiled
-def noisy(head: Array, log_gain: Array, log_level: Array, on: Array, noise: Array, position: Array) -> Array:
+def noisy(head: Array, log_level: Array, on: Array, noise: Array, position: Array) -> Array:
     """Complex spectra [2 * rows, bins] of half frames from what the head gives for them [2 * rows, 3 * bins].
 
-    `log_gain` [2 * rows, bins or 1] is that of the network's spectrum; `log_level` [rows, bins] and `on` [rows] are
-    those of whole frames; `noise` [half frames, 2 * bins] is a table that is read from twice the `position` [batch] on.
+    `log_level` [rows, bins] and `on` [rows] are those of whole frames, `noise` [half frames, 2 * bins] a table that is
+    read from twice the `position` [batch] on.
     """
     bins, frames = log_level.shape[1], head.shape[0] // len(position)
     spectrum = np.zeros((head.shape[0], bins), np.complex64)
     least, most = np.float32(NOISE_RANGE[0]), np.float32(NOISE_RANGE[1])
-    most_gain, step = np.float32(MOST_SPECTRUM_GAIN), int(log_gain.shape[1] > 1)
     for row in range(head.shape[0]):
         table = noise[(2 * position[row // frames] + row % frames) % len(noise)]
         for index in range(bins if on[row // 2] else 0):
             level = np.exp(log_level[row // 2, index])
             loudness = np.exp(min(max(head[row, 2 * bins + index], least), most))
-            gain = np.exp(min(log_gain[row, step * index], most_gain))
-            real = gain * head[row, index] + loudness * table[index]
-            imaginary = gain * head[row, bins + index] + loudness * table[bins + index]
+            real = head[row, index] + loudness * table[index]
+            imaginary = head[row, bins + index] + loudness * table[bins + index]
             spectrum[row, index] = complex(level * real, level * imaginary)
     return spectrum
 
