@@ -291,18 +291,18 @@ def band_level_loss(decoded: Audio, audio: Audio, *, sample_rate: int, hop: int)
 
 MODULATION_EDGES = (100, 1000, 3000, 6000, 11000)
 """Bands in Hz of `hop_modulation_loss`."""
-MODULATION_POSITIONS = 4  # per hop
+MODULATION_POSITIONS = 8  # per hop, each a quarter hop long, so that three lines of a modulation are found
 
 
 def hop_modulation_loss(decoded: Audio, audio: Audio, *, sample_rate: int, hop: int) -> Tensor:
     """Difference of how the energy of [batch, 1, time] signals is spread over the positions within a hop.
 
     A decoder may put its waveform in one half of every frame and its noise in the other, which sounds rough at the
-    frame rate. For each band and quarter of a hop, the share of the hop's energy is averaged over all hops of an item;
-    the loss is the mean square difference of these shares.
+    frame rate. For each band and place in a hop, the share of the hop's energy is averaged over all hops of an item; the
+    loss is the mean square difference of these shares.
     """
     both = torch.cat([decoded, audio])[:, 0].float()
-    length = hop // 2
+    length = max(hop // 4, 2)
     starts = [round(position * hop / MODULATION_POSITIONS) for position in range(MODULATION_POSITIONS)]
     if both.shape[-1] < starts[-1] + length:
         return both.new_zeros(())
