@@ -12,7 +12,7 @@ import math
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import groupby, product
+from itertools import groupby, pairwise, product
 from pathlib import Path
 from typing import Any, Protocol, TypeAlias
 
@@ -118,6 +118,7 @@ AIMS: dict[tuple[str, str], Aim] = {
     ("overshoot", "wrapped_samples"): Aim(high=0),
     ("stripes", "worst_db"): Aim(high=3),
     ("stripes", "top_octave_worst_db"): Aim(high=3),
+    ("modulation", "worst"): Aim(high=0.1),
     ("coloration", "ripple_db"): Aim(high=1),
     ("generations", "level_worst_db"): within(2),
     ("generations", "highs_worst_db"): within(3),
@@ -199,6 +200,7 @@ def check_all(coder: CodecLike, recordings: Recordings, *, quick: bool = False) 
     yield from silence(coder, recordings)
     yield from overshoot(coder, recordings)
     yield from stripes(coder, quick=quick)
+    yield from modulation(coder, quick=quick)
     yield from coloration(coder, quick=quick)
     yield from generations(coder, recordings)
     yield from stability(coder, recordings)
@@ -567,6 +569,30 @@ def stripes(coder: CodecLike, *, quick: bool = False) -> list[Result]:
     figures = {"worst_db": max(whole), "top_octave_worst_db": max(upper)}
     texts = (" ".join(f"{line:.1f}" for line in group) for group in (whole, upper))
     return [Result("stripes", figures, "{}; top octave {}".format(*texts))]
+
+
+MODULATION_BANDS = tuple(pairwise((100, 500, 1000, 1500, 2000, 3000, 4500, 6500, 11_000)))  # Hz
+
+
+def modulation(coder: CodecLike, *, quick: bool = False) -> list[Result]:
+    """Measure how deep the power of decoded white noise (-20 dBFS) is modulated at the frame rate in each band.
+
+    The power is averaged over all frames for each sample of a frame; a depth is the largest amplitude of one, two or
+    three periods in a frame, relative to the mean. `stripes` looks at the whole band, in which modulations of bands may
+    cancel.
+    """
+    spec = coder.frame_spec
+    rows, frames = 2, 250 if quick else 600
+    source = noise(rows * (frames + 20) * spec.hop, rate=spec.sample_rate, color="white", seed=7)
+    decoded = through(coder, source.reshape(rows, -1) / 10)
+    figures = {}
+    for low, high in MODULATION_BANDS:
+        if low < NYQUIST_MARGIN * spec.sample_rate:
+            power = _band(decoded, spec.sample_rate, (low, high))[:, 10 * spec.hop : (10 + frames) * spec.hop] ** 2
+            profile = np.fft.rfft(power.reshape(-1, spec.hop).mean(axis=0))
+            depths = 2 * np.abs(profile[1:4]) / max(profile[0].real, 1e-20)
+            figures[f"{low / 1000:g}_to_{high / 1000:g}_khz"] = float(depths.max())
+    return [Result("modulation", {"worst": max(figures.values()), **figures})]
 
 
 def coloration(coder: CodecLike, *, quick: bool = False) -> list[Result]:

@@ -159,6 +159,27 @@ def test_stripes_at_the_frame_rate_are_found() -> None:
     assert result.missed() == ["worst_db", "top_octave_worst_db"]
 
 
+def test_modulation_of_a_band_is_found() -> None:
+    """The power (1 + 0.2 cos)^2 has a depth of 2 * 0.2 / (1 + 0.2^2 / 2) = 0.39."""
+    result = only(signal_checks.modulation(KnownSystem(lambda audio: audio * rough(audio, 0.2)), quick=True))
+    assert result.figures["worst"] == pytest.approx(0.39, abs=0.06)
+    assert result.missed() == ["worst"]
+
+    def opposed(audio: Signal) -> Signal:
+        low = signal_checks._band(audio, RATE, (0, 2000))
+        return low * rough(audio, 0.2) + (audio - low) * rough(audio, -0.2)
+
+    result = only(signal_checks.modulation(KnownSystem(opposed), quick=True))
+    assert result.figures["1_to_1.5_khz"] == pytest.approx(0.39, abs=0.06)
+    assert result.figures["3_to_4.5_khz"] == pytest.approx(0.39, abs=0.06)
+    assert only(signal_checks.modulation(KnownSystem(), quick=True)).figures["worst"] < 0.08
+
+
+def rough(audio: Signal, depth: float) -> Signal:
+    """A factor that rises and falls once in a frame."""
+    return 1 + depth * np.cos(2 * np.pi * np.arange(audio.shape[-1]) / HOP)
+
+
 def test_ripple_of_the_spectrum_is_found() -> None:
     echoing = KnownSystem(lambda audio: audio + 0.5 * np.roll(audio, 100, axis=-1))  # from 20 log 0.5 to 20 log 1.5
     result = only(signal_checks.coloration(echoing, quick=True))

@@ -289,7 +289,7 @@ def band_level_loss(decoded: Audio, audio: Audio, *, sample_rate: int, hop: int)
     return (decoded_level - audio_level).abs().mean() if decoded_level.numel() else decoded_level.new_zeros(())
 
 
-MODULATION_EDGES = (100, 1000, 3000, 6000, 11000)
+MODULATION_EDGES = (100, 500, 1000, 1500, 2000, 3000, 4500, 6500, 11000)
 """Bands in Hz of `hop_modulation_loss`."""
 MODULATION_POSITIONS = 8  # per hop, each a quarter hop long, so that three lines of a modulation are found
 
