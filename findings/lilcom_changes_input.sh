@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
 # What: lilcom.compress overwrites the array that it is given with what decompress will return, if it is float32 and contiguous; a float64 array stays. And
 #   where 0.7 % of an array lie beyond 2^31 ticks, 86 % of its other values are wrong: half of the array becomes inf, in the input as well.
-# Why it surprises: the function returns bytes, and its documentation names no output argument. Whoever compares the decompressed array with the original
-#   finds no error at all, because the original is gone. The accuracy is documented as multiples of 2^tick_power, without a range.
-# Consequence: features that are stored and then used are those with the error, 19 dB below a signal at -40 dBFS with the default tick. The writers of
+# Why it surprises: the function returns bytes, and its documentation names no output argument. A comparison of the decompressed array with the
+#   original finds no error at all, because the original is gone. The accuracy is documented as multiples of 2^tick_power, without a range.
+# Consequence: features that are used after they were stored have its error, 19 dB below a signal at -40 dBFS with the default tick. The writers of
 #   lhotse 1.33.0 for features (lilcom_chunky, its default, and lilcom_files) hand their array over as it is. Give lilcom a copy, and logarithms instead of power.
 # Versions: lilcom 1.8.2, numpy 2.4.6.
 set -euo pipefail

@@ -263,8 +263,9 @@ def test_the_balancer_removes_the_scales_of_losses(spectral: SpectralLoss) -> No
 def test_gradient_accumulation_is_the_same_training(balance: bool, spectral: SpectralLoss) -> None:
     tables: dict[str, Any] = {"discriminator": {"start": 1, "lr": 1e-5}, "losses": {"balance": balance}}
     tables["optimizer"] = {"lr": 1e-4, "warmup": 2}
+    train = {"reencoded": 0.5, "seed": 5}  # no weight has a gradient near 0 here, whose rounding Adam would enlarge
     (whole, losses), (parted, same_losses) = (
-        stepped(small_recipe(**tables, train={"accumulate": parts, "reencoded": 0.5}), spectral, steps=3)
+        stepped(small_recipe(**tables, train=train | {"accumulate": parts}), spectral, steps=3)
         for parts in (1, 3)
     )
     for network in ("model", "discriminators", "ema_model"):
