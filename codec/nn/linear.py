@@ -15,7 +15,8 @@ from codec.nn.exporting import is_exporting
 class HalfLinear(nn.Linear):
     """Multiply float32 inputs with fp16 weights, packed for inference from a linear layer.
 
-    Lossless if `fits` is true. Each row of a batch is computed by itself. The weights cannot be changed afterwards.
+    Lossless if `fits` is true. The output of a row does not depend on the other rows, but on CPUs without AVX-512, the
+    last bits depend on whether there are others. The weights cannot be changed afterwards.
     """
 
     def __init__(self, linear: nn.Linear) -> None:

@@ -281,7 +281,8 @@ def test_two_processes_train_what_one_does(name: str, folder: Path, tmp_path: Pa
         "optimizer",
         "discriminator_optimizer",
     ):
-        compared = assert_close(theirs[key], ours[key], key)
+        # without AVX-512, products of two rows and of four are rounded differently: 1.4e-5 in averages of gradients
+        compared = assert_close(theirs[key], ours[key], key, atol=2e-5 if key == "optimizer" else 5e-6)
         unused = key == "discriminator_optimizer" if name == "gradient" else key == "balancer"
         assert compared > 0 or unused
     groups = ("loss", "grad_norm", "perplexity")
