@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from codec.nn.exporting import is_exporting
@@ -15,8 +17,8 @@ from codec.nn.exporting import is_exporting
 class HalfLinear(nn.Linear):
     """Multiply float32 inputs with fp16 weights, packed for inference from a linear layer.
 
-    Lossless if `fits` is true. The output of a row does not depend on the other rows, but on CPUs without AVX-512, the
-    last bits depend on whether there are others. The weights cannot be changed afterwards.
+    Lossless if `fits` is true. The output of a row does not depend on the other rows of the batch, nor on their number.
+    The weights cannot be changed afterwards.
     """
 
     def __init__(self, linear: nn.Linear) -> None:
@@ -49,7 +51,30 @@ class HalfLinear(nn.Linear):
 
 
 def product(weight: Tensor, bias: Tensor | None) -> Callable[[Tensor], Tensor]:
-    """A function from x to x @ weight.T + bias, with weights packed as fp16.
+    """A function from x to x @ weight.T + bias, with weights packed as fp16, that computes each row by itself."""
+    kernel = packed_product(weight, bias)
+    return kernel if sums_in_one_order() else lambda x: in_full_blocks(kernel, x)
+
+
+@cache
+def sums_in_one_order() -> bool:
+    """Whether the kernel sums a row in the same order whatever their number, as it does with AVX-512."""
+    numbers = torch.Generator().manual_seed(0)
+    kernel = packed_product(torch.randn(32, 256, generator=numbers).half().float(), None)
+    x = torch.randn(3, 256, generator=numbers)
+    return kernel(x[:1]).equal(kernel(x)[:1])
+
+
+def in_full_blocks(kernel: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    """The product with AVX2, whose kernel takes six rows at once and sums one or two that are left in another order."""
+    rows = x.reshape(-1, x.shape[-1])
+    added = -len(rows) % 3 if len(rows) % 6 in (1, 2) else 0
+    y = kernel(F.pad(rows, (0, 0, 0, added)))[: len(rows)]
+    return y.view(*x.shape[:-1], y.shape[-1])
+
+
+def packed_product(weight: Tensor, bias: Tensor | None) -> Callable[[Tensor], Tensor]:
+    """The function of the kernel.
 
     torch has two names for the kernel. A call of the first takes 1 µs, but torch has deprecated it. A call of the
     second takes 7 µs, half the time of a product of one row; it is the fallback.

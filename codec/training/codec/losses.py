@@ -298,8 +298,8 @@ def hop_modulation_loss(decoded: Audio, audio: Audio, *, sample_rate: int, hop: 
     """Difference of how the energy of [batch, 1, time] signals is spread over the positions within a hop.
 
     A decoder may put its waveform in one half of every frame and its noise in the other, which sounds rough at the
-    frame rate. For each band and place in a hop, the share of the hop's energy is averaged over all hops of an item; the
-    loss is the mean square difference of these shares.
+    frame rate. For each band and place in a hop, the share of the hop's energy is averaged over all hops of an item;
+    the loss is the mean square difference of these shares.
     """
     both = torch.cat([decoded, audio])[:, 0].float()
     length = max(hop // 4, 2)

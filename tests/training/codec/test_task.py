@@ -265,8 +265,7 @@ def test_gradient_accumulation_is_the_same_training(balance: bool, spectral: Spe
     tables["optimizer"] = {"lr": 1e-4, "warmup": 2}
     train = {"reencoded": 0.5, "seed": 5}  # no weight has a gradient near 0 here, whose rounding Adam would enlarge
     (whole, losses), (parted, same_losses) = (
-        stepped(small_recipe(**tables, train=train | {"accumulate": parts}), spectral, steps=3)
-        for parts in (1, 3)
+        stepped(small_recipe(**tables, train=train | {"accumulate": parts}), spectral, steps=3) for parts in (1, 3)
     )
     for network in ("model", "discriminators", "ema_model"):
         for (name, ours), theirs in zip(
