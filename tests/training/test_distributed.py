@@ -61,7 +61,7 @@ def recipe_of(name: str) -> Recipe:
     tables: dict[str, dict[str, Any]] = {
         "data": {"batch_size": 4},
         "optimizer": {"lr": 1e-4, "warmup": 8},
-        "train": {"seed": 2, "steps": 3, "log_every": 1, "validate_every": 3, "save_every": 3, "reencoded": 0.5},
+        "train": {"seed": 7, "steps": 3, "log_every": 1, "validate_every": 3, "save_every": 3, "reencoded": 0.5},
     }
     given = OPTIONS[name]
     return small_recipe(**{key: {**tables.get(key, {}), **given.get(key, {})} for key in tables | given})
@@ -281,8 +281,7 @@ def test_two_processes_train_what_one_does(name: str, folder: Path, tmp_path: Pa
         "optimizer",
         "discriminator_optimizer",
     ):
-        # without AVX-512, products of two rows and of four are rounded differently: 1.4e-5 in averages of gradients
-        compared = assert_close(theirs[key], ours[key], key, atol=2e-5 if key == "optimizer" else 5e-6)
+        compared = assert_close(theirs[key], ours[key], key)
         unused = key == "discriminator_optimizer" if name == "gradient" else key == "balancer"
         assert compared > 0 or unused
     groups = ("loss", "grad_norm", "perplexity")

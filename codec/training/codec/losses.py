@@ -282,7 +282,8 @@ def band_level_loss(decoded: Audio, audio: Audio, *, sample_rate: int, hop: int)
     parts = torch.cat([decoded, audio])[:, 0].float().unfold(-1, part, part)  # [2 batch, parts, time]
     power = torch.view_as_real(torch.fft.rfft(parts)).square().sum(dim=-1) / part
     frequency = torch.arange(power.shape[-1], device=power.device) * (sample_rate / part)
-    energy = power @ band_matrix(frequency, LEVEL_EDGES, sample_rate)  # [2 batch, parts, bands]
+    bands = band_matrix(frequency, LEVEL_EDGES, sample_rate)
+    energy = torch.cat([half @ bands for half in power.chunk(2)])  # [2 batch, parts, bands]; equal halves stay equal
     total = energy.chunk(2)[1].sum(dim=-1, keepdim=True)
     floor = (1e-5 * total + 1e-5).repeat(2, 1, 1)
     decoded_level, audio_level = (energy + floor).log().chunk(2)
