@@ -3,7 +3,7 @@
 #   12 dB at 7 kHz, because the bilinear transform puts a zero at half the rate; at 44.1 kHz it is 11 dB above at 50 Hz, because 101 taps are too few.
 #   And the log-magnitude term of the loss, one of two, does not change with any weighting: both signals pass the filter, and the difference of logarithms stays.
 # Why it surprises: the sample rate has to be given, so that the filter can be right for it, and the documentation says A-weighting without a range.
-# Consequence: a codec of 16 or 24 kHz hears its top octave 12 dB softer in the spectral convergence, and nothing at all in the log term. Weigh mel bands instead.
+# Consequence: in the training of a codec of 16 or 24 kHz, errors in the top octave count 12 dB less in the spectral convergence, and as before in the log term. Weigh mel bands instead.
 # Versions: auraloss 0.4.0, torch 2.14.1, scipy 1.17.1, numpy 2.4.6.
 set -euo pipefail
 work=$(mktemp -d)
