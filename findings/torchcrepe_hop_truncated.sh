@@ -2,7 +2,7 @@
 # What: torchcrepe.predict takes hop_length in samples of the input, and at other rates than 16 kHz computes with int(hop_length * 16000 / rate). A hop of 512
 #   samples at 44.1 kHz (185.76 samples of 16 kHz) is taken as 185: a change of pitch at 50 s is found 0.2 s late, 18 frames, and a minute has 22 frames
 #   more than 1 + time // hop_length, which the documentation promises. The error grows with time, and is 0 for a hop of 10 ms, the default.
-# Why it surprises: hops of codecs and mel spectrograms are powers of two (512 of DAC, 256 of vocoders at 22.05 kHz, 320 of EnCodec), clips in tests are short,
+# Why it surprises: the hops of codecs and vocoders are not whole at 16 kHz (512 of DAC, 256 of vocoders at 22.05 kHz, 320 of EnCodec), clips in tests are short,
 #   and the track has the right values, only later and later. crepe, whose frames are a whole number of milliseconds, does not take hops in samples.
 # Consequence: pitch by codec frame drifts away from the codes. Resample to 16 kHz first and choose a hop that is whole there, or interpolate a track of 10 ms.
 # Versions: torchcrepe 0.0.24, torch 2.11.0, librosa 0.11.0, resampy 0.4.3, numpy 2.4.6.
