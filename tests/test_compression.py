@@ -2,7 +2,6 @@
 
 import io
 import sys
-import tracemalloc
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -37,6 +36,7 @@ from codec.io.pipes import Layout
 from codec.models.base import Codec
 from codec.nn.quantize.gain_shape import GainShapeVQ
 from codec.streams import StreamDecoder
+from tests.helpers.memory import peak_memory
 from tests.tiny import tiny_model
 
 MODEL = tiny_model()
@@ -190,10 +190,7 @@ def test_memory_is_constant(tmp_path: Path, way: str) -> None:
         if way == "decompress":
             work()
             work = lambda: decompress(tmp_path / "a.codec", tmp_path / "b.wav", model=MODEL, force=True)  # noqa: E731
-        tracemalloc.start()
-        work()
-        peaks.append(tracemalloc.get_traced_memory()[1])
-        tracemalloc.stop()
+        peaks.append(peak_memory(work))
     assert peaks[2] < peaks[1] * 1.1
 
 

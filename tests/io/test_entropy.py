@@ -2,7 +2,6 @@
 
 import io
 import math
-import tracemalloc
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -26,6 +25,7 @@ from codec.io.entropy_model import EntropyModel, FramePredictor, Linear, PacketP
 from codec.io.range_coder import RangeDecoder, RangeEncoder
 from codec.pretrained import shipped
 from tests.helpers.entropy import codes_of, force_coder, random_tensors, thinned
+from tests.helpers.memory import peak_memory
 
 NETWORK = EntropyModel(random_tensors())
 GOLDEN = bytes.fromhex("af9c3f4cdd8645d172944048039de2")
@@ -235,12 +235,12 @@ def test_many_rows_share_what_the_network_takes_for_one() -> None:
     size = network.sizes[0]
     codes = np.arange(200 * 2).reshape(200, 1, 2) * 7 % size
     payload = entropy.encode_adaptive(codes, [size], network)
-    tracemalloc.start()
-    decoded = entropy.decode(MODEL, payload, [size], rows=200, frames=2, model=network)
-    peak = tracemalloc.get_traced_memory()[1]
-    tracemalloc.stop()
-    np.testing.assert_array_equal(decoded, codes)
-    assert peak < 1 << 24
+
+    def decode() -> None:
+        decoded = entropy.decode(MODEL, payload, [size], rows=200, frames=2, model=network)
+        np.testing.assert_array_equal(decoded, codes)
+
+    assert peak_memory(decode) < 1 << 24
 
 
 def test_the_network_gives_the_same_frequencies_frame_by_frame_in_any_arithmetic(

@@ -1,7 +1,7 @@
 """io/level.py against the definition written out, on whole recordings and in blocks."""
 
 import math
-import tracemalloc
+from functools import partial
 
 import numpy as np
 import pytest
@@ -9,6 +9,7 @@ import pytest
 from codec.errors import UsageError
 from codec.io.audio import Block
 from codec.io.level import Level, LevelMeter, level_of
+from tests.helpers.memory import peak_memory
 
 RATE = 8000
 FRAME = 160
@@ -126,16 +127,15 @@ def test_loud_floats() -> None:
 
 
 def test_memory_is_constant() -> None:
-    peaks = []
     block = speech(8000)
-    for seconds in (2, 200):
-        tracemalloc.start()
+
+    def measure(seconds: int) -> None:
         meter = LevelMeter(RATE)
         for _ in range(seconds):
             meter.push(block[:, :7999])
-        peaks.append(tracemalloc.get_traced_memory()[1])
-        tracemalloc.stop()
-    assert peaks[1] < 1.05 * peaks[0]
+
+    short, long = (peak_memory(partial(measure, seconds)) for seconds in (2, 200))
+    assert long < 1.05 * short
 
 
 @pytest.mark.parametrize("level", [-60.1, 0.1, math.nan, math.inf, -math.inf])
