@@ -97,7 +97,7 @@ def tiny() -> CausalCodec:
     with torch.random.fork_rng():
         torch.manual_seed(0)
         sizes = {"num_codebooks": 8, "codebook_size": 256, "modes": 32}
-        model = CausalCodec(CONFIG.model_copy(update=sizes | {"spectrum_gain": True})).eval()
+        model = CausalCodec(CONFIG.model_copy(update=sizes | {"spectrum_gain": True, "learned_noise": True})).eval()
         with torch.no_grad():
             for number, weight in enumerate(model.parameters()):
                 weight.add_(0.1 * torch.randn_like(weight))

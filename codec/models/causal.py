@@ -45,6 +45,7 @@ from codec.models.base import (
 )
 from codec.nn.conv import ConvNeXtBlock
 from codec.nn.exporting import Cosines, is_exporting
+from codec.nn.noise import random_phases, smooth_noise
 from codec.nn.quantize.base import Quantizer, Unquantized
 from codec.nn.quantize.fsq import FSQ
 from codec.nn.quantize.gain_shape import GainShapeVQ, Parts
@@ -67,7 +68,7 @@ class CausalConfig(CodecConfig):
     """Configuration of a causal codec; `general-24k` has 16 codebooks and 4 beams, and the defaults otherwise."""
 
     inference_keys: ClassVar[frozenset[str]] = frozenset({"beam_size"})
-    added_keys: ClassVar[frozenset[str]] = frozenset({"spectrum_gain"})
+    added_keys: ClassVar[frozenset[str]] = frozenset({"learned_noise", "spectrum_gain"})
 
     family: Literal["causal"] = "causal"
     sample_rate: SampleRate = 24000
@@ -95,6 +96,8 @@ class CausalConfig(CodecConfig):
     """Exponent of the envelope's shape when the spectrum is divided by gain * shape ** exponent."""
     spectrum_gain: bool = False
     """Whether the decoder's own spectrum has a gain in every bin, so that bins can be empty."""
+    learned_noise: bool = False
+    """Whether the decoder's noise is a table among the weights instead of random phases; it begins as smooth noise."""
     modes: int = Field(63, ge=0)
     """Entries of codebook 0 that are the gain of a tone or a click instead of an envelope."""
     quantizer: Literal["residual", "vector", "mixture", "scalar", "none"] = "residual"
@@ -240,16 +243,6 @@ def plain(latents: Latents, hop: int) -> Parts:
     batch, _, frames = latents.shape
     one = latents.new_ones(batch, 1, frames)
     return Parts(latents, one, one, latents.new_zeros(batch, hop, frames))
-
-
-def random_phases(frames: int, bins: int) -> Tensor:
-    """Cosines and sines [frames, 2 bins] of pseudorandom phases, the same on every machine."""
-    index = torch.arange(frames * bins).view(frames, bins)
-    for factor in (2654435761, 2246822519, 3266489917):  # integer hash; products stay below 2^63
-        index = (index ^ (index // 2**15)) * factor % 2**31  # ONNX shifts no signed integers
-    angle = index.float() if is_exporting() else index.double()  # float64 is lacking in some runtimes
-    phase = angle * (2 * math.pi / 2**31)
-    return torch.cat([phase.cos(), phase.sin()], dim=1).float()
 
 
 def backbone(width: int, blocks: int, config: CausalConfig) -> Chain:
@@ -409,7 +402,11 @@ class Decoder(nn.Module):
         self.register_buffer("pca", torch.randn(config.dim, config.hop) * config.dim**-0.5)
         self.register_buffer("reference", torch.tensor(0.1))
         self.register_buffer("window", sine_window(half).float(), persistent=False)
-        self.register_buffer("noise", random_phases(2 * NOISE_FRAMES, half + 1), persistent=False)
+        phases = random_phases(2 * NOISE_FRAMES, half + 1)
+        if config.learned_noise:
+            self.noise = nn.Parameter(phases)
+        else:
+            self.register_buffer("noise", phases, persistent=False)
         self.in_proj = nn.Linear(config.dim + config.envelope_bands + 1, config.decoder_width)
         self.backbone = backbone(config.decoder_width, config.decoder_blocks, config)
         self.norm = nn.LayerNorm(config.decoder_width)
@@ -464,9 +461,11 @@ class Decoder(nn.Module):
             level = (level * on).repeat_interleave(2, dim=1)  # [batch, 2 frames, bins]
             row = (2 * state.position[:, None] + torch.arange(2 * frames, device=x.device)) % (2 * NOISE_FRAMES)
             loudness = loudness.clamp(*NOISE_RANGE).exp()
-            phases = random_phases(2 * NOISE_FRAMES, self.config.hop // 2 + 1) if is_exporting() else self.noise
-            cosine, sine = F.embedding(row, phases).chunk(2, dim=-1)
-            short = self.inverse_dft(level * (real + loudness * cosine), level * (imaginary + loudness * sine))
+            noise = self.noise.float()
+            if is_exporting() and not self.config.learned_noise:  # computed, so that the file is smaller
+                noise = random_phases(2 * NOISE_FRAMES, self.config.hop // 2 + 1)
+            first, second = F.embedding(row, noise).chunk(2, dim=-1)
+            short = self.inverse_dft(level * (real + loudness * first), level * (imaginary + loudness * second))
             short = short * self.window
             own, fine_half = overlap_add(short, state.fine_half)
         after = DecoderState(inner, fine, half, fine_half, (state.position + frames) % NOISE_FRAMES)
@@ -575,6 +574,8 @@ class CausalCodec(StepCodec):
 
     def init_noise(self, latents: Latents) -> None:
         """Set the noise to the level of the residuals of latents [batch, ..., frames] after the linear part."""
+        if self.config.learned_noise:
+            self.decoder.noise.copy_(smooth_noise(self.decoder.noise.cpu(), self.decoder.window.cpu()))
         if not self.shape:
             return
         before = self.shape.split(latents)

@@ -342,7 +342,7 @@ class DecoderFrames:
         self.hop, self.companding = config.hop, config.companding
         self.envelopes, self.mdct = envelopes, mdct(config.hop)
         self.pca, self.window = product(decoder.pca.T), array(decoder.window)
-        self.noise = decoder.noise.numpy()
+        self.noise = array(decoder.noise)
         self.in_proj, self.gain = layer(decoder.in_proj), layer(decoder.gain)
         self.fine_proj, self.head = layer(decoder.fine_proj), layer(decoder.head)
         self.spectrum_gain = decoder.spectrum_gain and layer(decoder.spectrum_gain)

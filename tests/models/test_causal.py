@@ -23,9 +23,9 @@ from codec.models.causal import (
     expand,
     overlap_add,
     quantizer,
-    random_phases,
     sine_window,
 )
+from codec.nn.noise import smooth_noise
 from codec.nn.streaming import State
 from tests.tiny import CONFIG, tiny_model
 
@@ -77,7 +77,9 @@ def mixed() -> Tensor:
 
 
 MODAL = lively_model(
-    CausalConfig.from_data(CONFIG.model_dump() | {"codebook_size": 160, "modes": 40, "spectrum_gain": True})
+    CausalConfig.from_data(
+        CONFIG.model_dump() | {"codebook_size": 160, "modes": 40, "spectrum_gain": True, "learned_noise": True}
+    )
 )
 MIXED = mixed()
 CASES = {"noise": Case(MODEL, AUDIO, CODES), "modes": Case(MODAL, MIXED, MODAL.encode(MIXED))}
@@ -312,22 +314,6 @@ def test_overlap_add_of_complex_spectra_is_exact() -> None:
     assert_same(made[:, hop:], audio)
 
 
-def test_random_phases_are_white_and_reproducible() -> None:
-    """No correlation between frames or bins; values stored from the integer hash computed with Python's integers."""
-    table = random_phases(998, 241)
-    cosine, sine = table.double().chunk(2, dim=1)
-    assert_same(cosine.square() + sine.square(), torch.ones_like(cosine))
-    phases = torch.complex(cosine, sine)
-    for shift in ((1, 0), (2, 0), (0, 1), (0, 2), (1, 1)):
-        product = (phases * phases.roll(shift, (0, 1)).conj()).mean()
-        assert product.abs() < 5 / math.sqrt(phases.numel())
-    for frame, place in ((0, 1), (7, 100), (997, 240)):
-        index = frame * 241 + place
-        for factor in (2654435761, 2246822519, 3266489917):
-            index = (index ^ (index >> 15)) * factor % 2**31
-        assert cosine[frame, place].item() == pytest.approx(math.cos(index * 2 * math.pi / 2**31), abs=1e-6)
-
-
 @pytest.mark.parametrize("exponent", [0.5, 0.7, 1.0])
 def test_expand_is_the_inverse_of_compand(exponent: float) -> None:
     x = torch.cat([torch.linspace(-3, 3, 61), torch.logspace(-7, 0, 50), torch.zeros(1)])
@@ -370,6 +356,18 @@ def test_every_codebook_improves_the_closed_form_codec() -> None:
     assert decibels[0] < 0, "codebook 0 has no waveform, only the envelope of noise"
     assert decibels[1] > decibels[0] + 0.5
     assert decibels[2] > decibels[1] + 0.5
+
+
+def test_learned_noise_begins_as_smooth_noise() -> None:
+    plain, smooth = (CausalCodec(chosen(learned_noise=learned)).eval() for learned in (False, True))
+    for model in (plain, smooth):
+        torch.manual_seed(0)
+        model.init_from_audio(chord(1.0))
+    assert "decoder.noise" not in plain.state_dict()
+    assert smooth.state_dict()["decoder.noise"].equal(smooth_noise(plain.decoder.noise, plain.decoder.window))
+    codes = plain.encode(chord(1.0))[:, :1]
+    levels = [float(model.decode(codes).square().mean()) for model in (plain, smooth)]
+    assert levels[1] == pytest.approx(levels[0], rel=0.1)
 
 
 def test_init_from_audio_finds_the_principal_components() -> None:

@@ -1019,21 +1019,23 @@ def test_the_decoder_may_train_alone(recordings: Path, tmp_path: Path) -> None:
     assert (trained.decode(codes) - known.decode(codes)).abs().max() > 1e-3
 
 
-def test_a_gain_of_the_spectrum_is_added_to_the_start(recordings: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("key", "weight"), [("spectrum_gain", "decoder.spectrum_gain.weight"), ("learned_noise", "decoder.noise")]
+)
+def test_a_part_is_added_to_the_start(recordings: Path, tmp_path: Path, key: str, weight: str) -> None:
     first = train(small_recipe(), data=recordings, out=tmp_path / "first")
     known = load_model(first)
-    gained = small_recipe(
-        model={"spectrum_gain": True}, train={"start_from": str(first), "steps": 3, "decoder_only": True}
-    )
-    model = build_task(gained, CPU).train_state.model.eval()
+    more = small_recipe(model={key: True}, train={"start_from": str(first), "steps": 3, "decoder_only": True})
+    model = build_task(more, CPU).train_state.model.eval()
     load_pretrained(model, str(first))
+    before = model.state_dict()[weight].clone()
     audio = torch.from_numpy(tones(0.5, 8000, seed=3)).float()[None]
     codes = known.encode(audio)
     assert model.decode(codes).equal(known.decode(codes))
-    trained = train(gained, data=recordings, out=tmp_path / "gained")
-    assert load_model(trained).state_dict()["decoder.spectrum_gain.weight"].abs().max() > 1e-6
-    without = small_recipe(model={"spectrum_gain": False}, train={"start_from": str(trained)})
-    with pytest.raises(ConfigError, match=r"it has spectrum_gain \(True, not False\)"):
+    trained = train(more, data=recordings, out=tmp_path / "more")
+    assert (load_model(trained).state_dict()[weight] - before).abs().max() > 1e-6
+    without = small_recipe(model={key: False}, train={"start_from": str(trained)})
+    with pytest.raises(ConfigError, match=rf"it has {key} \(True, not False\)"):
         train(without, data=recordings, out=tmp_path / "without")
 
 
