@@ -112,6 +112,7 @@ def export_onnx(model: Codec, folder: str | Path, *, opset: int = OPSET, force: 
     try:
         contents = shared(encoder_graph(steps, opset), decoder_graph(steps, opset))
     except torch.onnx.OnnxExporterError as failure:  # its text has many lines; the cause is in the traceback
+        raise_interruption(failure)
         raise UsageError(
             f"torch {torch.__version__} cannot export the steps of a model of the family {model.config.family}: export "
             "a model of the family causal, or try another version of torch"
@@ -126,6 +127,14 @@ def export_onnx(model: Codec, folder: str | Path, *, opset: int = OPSET, force: 
         with atomic_output(target, force=force) as file:
             file.write(content)
     return Exported(targets, codes, near_ties, error)
+
+
+def raise_interruption(failure: BaseException | None) -> None:
+    """Raise what interrupted an export, such as SystemExit: torch makes it the cause of an error of its own."""
+    while failure is not None:
+        if not isinstance(failure, Exception):
+            raise failure
+        failure = failure.__cause__ or failure.__context__
 
 
 def encoder_graph(model: StepCodec, opset: int = OPSET) -> bytes:

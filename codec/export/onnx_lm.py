@@ -41,6 +41,7 @@ from codec.export.onnx import (
     exported,
     finished,
     next_names,
+    raise_interruption,
     session,
 )
 from codec.io.storage import atomic_output, refuse_existing, storing
@@ -91,6 +92,7 @@ def export_lm(lm: CodecLM, folder: str | Path, *, opset: int = OPSET, force: boo
     try:
         files = graphs(lm, opset)
     except torch.onnx.OnnxExporterError as failure:
+        raise_interruption(failure)
         raise UsageError(
             f"torch {torch.__version__} cannot export a language model of the family {lm.config.family}: try another "
             "version of torch"

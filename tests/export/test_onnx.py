@@ -101,6 +101,25 @@ def test_a_family_that_torch_cannot_export(model: StepCodec, tmp_path: Path, mon
     assert not (tmp_path / "none").exists()
 
 
+@pytest.mark.parametrize("interruption", [SystemExit(143), KeyboardInterrupt()])
+def test_an_interruption_is_none_of_torch(
+    model: StepCodec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, interruption: BaseException
+) -> None:
+    """torch catches what a signal raises within an export, and raises its own error from it."""
+
+    def interrupted(*args: object, **options: object) -> None:
+        try:
+            raise interruption
+        except BaseException as cause:
+            raise torch.onnx.OnnxExporterError("step 1/3") from cause
+
+    monkeypatch.setattr(torch.onnx, "export", interrupted)
+    with pytest.raises(type(interruption)) as caught:
+        export.export_onnx(model, tmp_path / "none")
+    assert caught.value is interruption
+    assert not (tmp_path / "none").exists()
+
+
 @pytest.mark.nightly  # takes minutes
 def test_sizes_of_the_shipped_model(tmp_path: Path) -> None:
     """They are those of the pages, and a web page loads at most 14 MB."""
