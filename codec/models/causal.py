@@ -461,11 +461,10 @@ class Decoder(nn.Module):
             level = (level * on).repeat_interleave(2, dim=1)  # [batch, 2 frames, bins]
             row = (2 * state.position[:, None] + torch.arange(2 * frames, device=x.device)) % (2 * NOISE_FRAMES)
             loudness = loudness.clamp(*NOISE_RANGE).exp()
-            noise = self.noise.float()
-            if is_exporting() and not self.config.learned_noise:  # computed, so that the file is smaller
-                noise = random_phases(2 * NOISE_FRAMES, self.config.hop // 2 + 1)
-            first, second = F.embedding(row, noise).chunk(2, dim=-1)
-            short = self.inverse_dft(level * (real + loudness * first), level * (imaginary + loudness * second))
+            computed = is_exporting() and not self.config.learned_noise  # by the graph, so that the file is smaller
+            table = random_phases(2 * NOISE_FRAMES, self.config.hop // 2 + 1) if computed else self.noise.float()
+            noise = F.embedding(row, table).chunk(2, dim=-1)  # real and imaginary parts
+            short = self.inverse_dft(level * (real + loudness * noise[0]), level * (imaginary + loudness * noise[1]))
             short = short * self.window
             own, fine_half = overlap_add(short, state.fine_half)
         after = DecoderState(inner, fine, half, fine_half, (state.position + frames) % NOISE_FRAMES)
@@ -573,7 +572,10 @@ class CausalCodec(StepCodec):
         self.init_noise(latents)
 
     def init_noise(self, latents: Latents) -> None:
-        """Set the noise to the level of the residuals of latents [batch, ..., frames] after the linear part."""
+        """Set the noise to the level of the residuals of latents [batch, ..., frames] after the linear part.
+
+        A learned table of noise becomes smooth noise.
+        """
         if self.config.learned_noise:
             self.decoder.noise.copy_(smooth_noise(self.decoder.noise.cpu(), self.decoder.window.cpu()))
         if not self.shape:

@@ -12,7 +12,12 @@ from codec.nn.noise import random_phases, smooth_noise
 HOP = 480
 WINDOW = sine_window(HOP // 2).float()
 PHASES = random_phases(998, HOP // 2 + 1)
-SMOOTH = smooth_noise(PHASES, WINDOW)
+
+
+@pytest.fixture(scope="module")
+def smooth() -> Tensor:
+    """Half frames of the size of `general-24k`."""
+    return smooth_noise(PHASES, WINDOW)
 
 
 def test_random_phases_are_white_and_reproducible() -> None:
@@ -44,15 +49,15 @@ def magnitudes(audio: Tensor, length: int) -> Tensor:
 
 
 @pytest.mark.parametrize("length", [64, 256, 512, 1024, 2048])
-def test_smooth_noise_fluctuates_less_at_every_resolution(length: int) -> None:
+def test_smooth_noise_fluctuates_less_at_every_resolution(length: int, smooth: Tensor) -> None:
     gaussian = torch.randn(len(PHASES) * HOP // 2, generator=torch.Generator().manual_seed(0))
-    varies, smooth = (20 * magnitudes(audio, length).log10().std().item() for audio in (gaussian, audio_of(SMOOTH)))
+    varies, steady = (20 * magnitudes(audio, length).log10().std().item() for audio in (gaussian, audio_of(smooth)))
     assert varies == pytest.approx(5.57, abs=0.15)  # of a Rayleigh distribution
-    assert smooth < 0.8 * varies
+    assert steady < 0.8 * varies
 
 
-def test_smooth_noise_is_white_and_as_loud_as_the_phases() -> None:
-    audio = audio_of(SMOOTH)
+def test_smooth_noise_is_white_and_as_loud_as_the_phases(smooth: Tensor) -> None:
+    audio = audio_of(smooth)
     assert audio.square().mean().item() == pytest.approx(1, abs=0.01)
     assert audio_of(PHASES).square().mean().item() == pytest.approx(1, abs=0.01)
     power = magnitudes(audio, HOP).square().mean(dim=0)
@@ -63,9 +68,9 @@ def test_smooth_noise_is_white_and_as_loud_as_the_phases() -> None:
     assert correlation.abs().max() < 0.02
 
 
-def test_smooth_noise_goes_on_where_the_table_begins_again() -> None:
+def test_smooth_noise_goes_on_where_the_table_begins_again(smooth: Tensor) -> None:
     """Magnitudes around the seam are as steady as elsewhere."""
-    audio = audio_of(torch.cat([SMOOTH[-20:], SMOOTH[:20]]))
+    audio = audio_of(torch.cat([smooth[-20:], smooth[:20]]))
     assert 20 * magnitudes(audio, 512).log10().std() < 0.8 * 5.57
 
 
