@@ -62,4 +62,4 @@ def _parts(audio: Tensor, length: int, hop: int) -> Tensor:
 def _joined(frames: Tensor, hop: int) -> Tensor:
     """Audio [frames * hop] that repeats, of overlapping frames [frames, length]."""
     parts = frames.view(len(frames), -1, hop).unbind(dim=1)
-    return sum(part.roll(shift, dims=0) for shift, part in enumerate(parts)).flatten()
+    return torch.stack([part.roll(shift, dims=0) for shift, part in enumerate(parts)]).sum(dim=0).flatten()
