@@ -52,6 +52,7 @@ def test_all_tools_are_found() -> None:
         "fuzz",
         "pack_weights",
         "plot_rates",
+        "reduce_dim",
         "refit_codebooks",
         "train_entropy",
     }
@@ -158,6 +159,32 @@ def test_refitted_codebooks_leave_less_of_other_frames(
     assert read_card(tmp_path / "new.safetensors").training == {"step": 2, "refit": {"frames": 1900, "rounds": 2}}
     changed = {name for name, tensor in new.state_dict().items() if not tensor.equal(model.state_dict()[name])}
     assert changed == {f"quantizer.residual.stages.{stage}.codebook" for stage in (0, 1)}
+
+
+def test_latents_of_fewer_dimensions_have_the_same_codes_and_audio(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tool,) = (tool for tool in TOOLS if tool.stem == "reduce_dim")
+    model, random = tiny_model(), torch.Generator().manual_seed(0)
+    axes = torch.linalg.qr(torch.randn(model.config.dim, 3, generator=random)).Q
+    for stage in model.quantizer.residual.stages:  # entries in three dimensions
+        stage.codebook @= axes @ axes.T
+    for layer in (model.encoder.out_proj, model.decoder.gain, model.decoder.head):  # zero before training
+        layer.weight.data.normal_(0, 0.1, generator=random)
+    save_model(tmp_path / "tiny.safetensors", model, training={"step": 2})
+    for dim, refused in ((model.config.dim, "use 1 to"), (0, "use 1 to")):
+        with pytest.raises(SystemExit, match=refused):
+            run(tool, monkeypatch, str(tmp_path / "tiny.safetensors"), str(dim), "--out", str(tmp_path / "no"))
+    run(tool, monkeypatch, str(tmp_path / "tiny.safetensors"), "3", "--out", str(tmp_path / "new.safetensors"))
+    assert float(capsys.readouterr().out.split("without ")[1].split()[0]) < 1e-6
+    assert read_card(tmp_path / "new.safetensors").training == {"step": 2, "reduced_dim": 3}
+    new = load_model(tmp_path / "new.safetensors")
+    audio = torch.randn(1, 1, 40 * model.frame_spec.hop, generator=random) * 0.1
+    codes = model.encode(audio)
+    assert new.config.dim == 3
+    assert new.encode(audio).equal(codes)
+    assert codes[:, 1:].unique().numel() > 4
+    torch.testing.assert_close(new.decode(codes), model.decode(codes), atol=1e-5, rtol=0)
 
 
 def test_rates_are_plotted_with_baselines_and_published_numbers(
