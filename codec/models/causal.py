@@ -65,7 +65,7 @@ MOST_SPECTRUM_GAIN = 1.0  # of the log gain of the network's spectrum
 
 
 class CausalConfig(CodecConfig):
-    """Configuration of a causal codec; `general-24k` has 16 codebooks and 4 beams, and the defaults otherwise."""
+    """Configuration of a causal codec; `general-24k` has 16 codebooks, 5 beams and 64 dimensions."""
 
     inference_keys: ClassVar[frozenset[str]] = frozenset({"beam_size"})
     added_keys: ClassVar[frozenset[str]] = frozenset({"learned_noise", "spectrum_gain"})
