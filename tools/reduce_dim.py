@@ -1,4 +1,4 @@
-"""Give a trained causal codec latents of fewer dimensions, those that its residual codebooks use.
+"""Give a trained causal codec latents of fewer dimensions: the ones that its residual codebooks use.
 
     python tools/reduce_dim.py runs/general 64 --out smaller.safetensors
 
@@ -50,7 +50,7 @@ def reduced(model: Codec, dim: int) -> tuple[Codec, float]:
     """
     residual = model.quantizer.residual if isinstance(model.quantizer, GainShapeVQ) else model.quantizer
     if not (isinstance(model, CausalCodec) and isinstance(residual, ResidualVQ) and residual.direct):
-        raise UsageError(f"{model.name} is no causal codec with residual codebooks without projections")
+        raise UsageError(f"{model.name}: only a causal codec with residual codebooks and without projections has these dimensions")
     before = model.config.dim
     if not 0 < dim < before:
         raise UsageError(f"{dim} dimensions: the latents of {model.name} have {before}, use 1 to {before - 1}")
