@@ -16,6 +16,7 @@ from codec.evaluation.signal_checks import AIMS
 from codec.io import entropy
 from codec.io.entropy_model import EntropyModel
 from codec.models.base import Codec
+from codec.models.causal import CausalCodec
 from tests.tiny import tiny_model
 
 TOOLS = sorted((Path(__file__).parents[1] / "tools").glob("*.py"))
@@ -167,8 +168,9 @@ def test_latents_of_fewer_dimensions_have_the_same_codes_and_audio(
     (tool,) = (tool for tool in TOOLS if tool.stem == "reduce_dim")
     model, random = tiny_model(), torch.Generator().manual_seed(0)
     axes = torch.linalg.qr(torch.randn(model.config.dim, 3, generator=random)).Q
-    for stage in model.quantizer.residual.stages:  # entries in three dimensions
-        stage.codebook @= axes @ axes.T
+    for name, tensor in model.state_dict().items():
+        if name.startswith("quantizer.residual.") and name.endswith(".codebook"):
+            tensor.copy_(tensor @ axes @ axes.T)  # entries in three dimensions
     for layer in (model.encoder.out_proj, model.decoder.gain, model.decoder.head):  # zero before training
         layer.weight.data.normal_(0, 0.1, generator=random)
     save_model(tmp_path / "tiny.safetensors", model, training={"step": 2})
@@ -181,9 +183,10 @@ def test_latents_of_fewer_dimensions_have_the_same_codes_and_audio(
     new = load_model(tmp_path / "new.safetensors")
     audio = torch.randn(1, 1, 40 * model.frame_spec.hop, generator=random) * 0.1
     codes = model.encode(audio)
+    assert isinstance(new, CausalCodec)
     assert new.config.dim == 3
     assert new.encode(audio).equal(codes)
-    assert codes[:, 1:].unique().numel() > 4
+    assert len(set(codes[:, 1:].flatten().tolist())) > 4
     torch.testing.assert_close(new.decode(codes), model.decode(codes), atol=1e-5, rtol=0)
 
 

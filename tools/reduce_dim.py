@@ -50,7 +50,7 @@ def reduced(model: Codec, dim: int) -> tuple[Codec, float]:
     """
     residual = model.quantizer.residual if isinstance(model.quantizer, GainShapeVQ) else model.quantizer
     if not (isinstance(model, CausalCodec) and isinstance(residual, ResidualVQ) and residual.direct):
-        raise UsageError(f"{model.name}: only a causal codec with residual codebooks and without projections has these dimensions")
+        raise UsageError(f"{model.name}: only causal codecs with residual codebooks and no projections can have fewer")
     before = model.config.dim
     if not 0 < dim < before:
         raise UsageError(f"{dim} dimensions: the latents of {model.name} have {before}, use 1 to {before - 1}")
