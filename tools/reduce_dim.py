@@ -12,12 +12,10 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import cast
 
 import torch
-from torch import Tensor
 
-from codec import models, pretrained
+from codec import pretrained
 from codec.checkpoint import read_card, save_model
 from codec.errors import CodecError, UsageError
 from codec.models.base import Codec
@@ -54,18 +52,17 @@ def reduced(model: Codec, dim: int) -> tuple[Codec, float]:
     before = model.config.dim
     if not 0 < dim < before:
         raise UsageError(f"{dim} dimensions: the latents of {model.name} have {before}, use 1 to {before - 1}")
-    entries = torch.cat([stage.codebook for stage in residual.stages]).double()
+    entries = residual.codebook_vectors().flatten(0, 1).double()
     energies, axes = torch.linalg.eigh(entries.T @ entries)  # ascending
     axes = axes.flip(1)[:, :dim]
-    config = model.config.model_dump() | {"dim": dim}
-    new = cast(CausalCodec, models.build(config["family"], config))
+    new = CausalCodec(model.config.model_copy(update={"dim": dim}))
     tensors = {name: tensor.double() for name, tensor in model.state_dict().items()}
     codebooks = [name for name in tensors if name.startswith("quantizer.") and name.endswith(".codebook")]
     for name in ("encoder.pca", "encoder.out_proj.bias", *codebooks):
         tensors[name] = tensors[name] @ axes
     for name in ("encoder.out_proj.weight", "decoder.pca"):
         tensors[name] = axes.T @ tensors[name]
-    inputs: Tensor = tensors["decoder.in_proj.weight"]
+    inputs = tensors["decoder.in_proj.weight"]
     tensors["decoder.in_proj.weight"] = torch.cat([inputs[:, :before] @ axes, inputs[:, before:]], dim=1)
     new.load_state_dict({name: tensors[name].to(tensor.dtype) for name, tensor in new.state_dict().items()})
     new.name = model.name

@@ -139,11 +139,11 @@ class ResidualVQ(Quantizer):
         # [rows * beams, dim + 2] for `distance_table`: the residual, 1, and its square, which ranks beams
         state = torch.cat([rows, rows.new_ones(count, 1), rows.new_zeros(count, 1)], dim=1)
         row = torch.arange(count, device=rows.device)
-        table = rows.new_empty(count * self.beam_size, self.codebook_size)  # of errors; new memory takes longer
+        memory = rows.new_empty(count * self.beam_size, self.codebook_size)  # for all errors: new memory takes longer
         beams, steps = 1, []
         for stages_left, stage in zip(reversed(range(len(stages))), stages, strict=True):
             size = stage.codebook_size
-            errors = torch.mm(state, stage.distance_table(), out=table[: len(state)]).view(count, beams * size)
+            errors = torch.mm(state, stage.distance_table(), out=memory[: len(state)]).view(count, beams * size)
             best = lowest(errors, min(self.beam_size, beams * size) if stages_left else 1)  # [rows, beams]
             beam = torch.floor_divide(best, size)
             entries = torch.sub(best, beam, alpha=size).view(-1)
