@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from codec import checkpoint, foreign, published
+from codec.backend import keep_freed_memory
 from codec.checkpoint import RUN_MODEL, CodecCard, ModelCard, load_model, on_device, read_card
 from codec.errors import InputNotFound, UnknownModel, WeightsMismatch, model_label
 from codec.io.entropy_files import SUFFIX, look_beside
@@ -47,6 +48,7 @@ def load(name_or_path: str | Path = DEFAULT, device: "str | torch.device" = "aut
 
 def load_file(path: Path, device: "str | torch.device" = "cpu") -> "Codec":
     """Load a codec from its file, ours or of another project. Raises as `load`."""
+    keep_freed_memory()
     if foreign.is_foreign(path):
         model = foreign.load(path)
         model.name = published.name_of(path) or model.name

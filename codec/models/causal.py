@@ -21,6 +21,7 @@ Frames are hop samples apart and two hops long, so the delay is 2 hops.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Annotated, ClassVar, Literal, NamedTuple
 
 import torch
@@ -185,28 +186,33 @@ def expand(y: Tensor, exponent: float, floor: float = COMPAND_FLOOR) -> Tensor:
 class MDCT(nn.Module):
     """MDCT and MDST of frames two hops long with a sine window; the inverse MDCT is exact (Princen and Bradley 1986).
 
-    MDCT and MDST together give magnitudes that do not depend on phase. An exported graph computes the matrix when it is
-    loaded, because a file with it would be 4 MB larger.
+    MDCT and MDST together give magnitudes that do not depend on phase. They are the real and the imaginary part of a
+    DFT of two hops of samples at odd frequencies, which a complex FFT of one hop computes: the first half of its output
+    has the even bins, the second half the complex conjugates of the odd ones, last bin first. Exported graphs have a
+    matrix product, because runtimes lack the DFT or compute it with an error of -80 dB.
     """
 
-    basis: Tensor
+    window: Tensor
+    twiddle: Tensor
+    bin_twiddle: Tensor
 
     def __init__(self, hop: int) -> None:
         super().__init__()
         self.hop = hop
-        self.register_buffer("basis", self.windowed_basis(), persistent=False)
+        index = torch.arange(hop, dtype=torch.float64)
+        phase = math.pi / hop * (hop / 2 + 0.5) * (index + 0.5)  # of the MDCT's shift in time
+        phase = torch.cat([-phase[0::2], phase[1::2].flip(0)])
+        first, second = sine_window(hop).view(2, hop)
+        self.register_buffer("window", torch.stack([first, -second]).float(), persistent=False)
+        self.register_buffer("twiddle", unit_circle(-math.pi / (2 * hop) * index), persistent=False)
+        self.register_buffer("bin_twiddle", math.sqrt(2 / hop) * unit_circle(phase), persistent=False)
         self.cosines = Cosines(8 * hop)
 
-    def windowed_basis(self) -> Tensor:
-        """The matrix [2 hop, 2 hop] from samples to MDCT bins, then MDST bins."""
-        n = torch.arange(2 * self.hop, dtype=torch.float64) + 0.5
-        k = torch.arange(self.hop, dtype=torch.float64) + 0.5
-        phase = math.pi / self.hop * (n[:, None] + self.hop / 2) * k
-        basis = torch.cat([torch.cos(phase), torch.sin(phase)], dim=1) * math.sqrt(2 / self.hop)
-        return (basis * sine_window(self.hop)[:, None]).float()
-
     def exported_basis(self) -> Tensor:
-        """`windowed_basis` of an exported graph, within the rounding of float32."""
+        """The matrix [2 hop, 2 hop] from samples to MDCT bins, then MDST bins, for an exported graph.
+
+        A graph computes it when it is loaded, because a file with it would be 4 MB larger.
+        """
         n, k = 2 * torch.arange(2 * self.hop)[:, None] + 1, 2 * torch.arange(self.hop) + 1
         phase = (n + self.hop) * k
         basis = torch.cat([self.cosines(phase), self.cosines.sine(phase)], dim=1)
@@ -216,14 +222,29 @@ class MDCT(nn.Module):
         """MDCT and MDST bins [batch, frames, 2 hop] of audio [batch, frames * hop], and the last hop of samples."""
         audio = torch.cat([before, audio], dim=-1)
         hops = audio.view(audio.shape[0], -1, self.hop)
-        frames = torch.cat([hops[:, :-1], hops[:, 1:]], dim=-1)  # [batch, frames, 2 hop]
-        basis = self.exported_basis() if is_exporting() else self.basis
-        return frames @ basis, audio[:, audio.shape[-1] - self.hop :]
+        first, second = hops[:, :-1], hops[:, 1:]  # halves [batch, frames, hop] of the frames
+        last = audio[:, audio.shape[-1] - self.hop :]
+        if is_exporting():
+            return torch.cat([first, second], dim=-1) @ self.exported_basis(), last
+        twiddle, bin_twiddle = torch.view_as_complex(self.twiddle), torch.view_as_complex(self.bin_twiddle)
+        folded = torch.complex(first * self.window[0], second * self.window[1])
+        even, odd = (torch.fft.fft(folded * twiddle) * bin_twiddle).chunk(2, dim=-1)
+        bins = torch.stack([even.conj(), odd.flip(-1)], dim=-1).flatten(-2)  # [batch, frames, hop]
+        return torch.cat([bins.real, bins.imag], dim=-1), last
 
     def synthesize(self, bins: Tensor, before: Tensor) -> tuple[Tensor, Tensor]:
         """Audio [batch, frames * hop] of MDCT bins [batch, frames, hop], one hop late, and the last half frame."""
-        basis = self.exported_basis() if is_exporting() else self.basis
-        return overlap_add(bins @ basis[:, : self.hop].T, before)
+        if is_exporting():
+            return overlap_add((bins @ self.exported_basis()[:, : self.hop].T).chunk(2, dim=-1), before)
+        twiddle, bin_twiddle = torch.view_as_complex(self.twiddle), torch.view_as_complex(self.bin_twiddle)
+        bins = torch.cat([bins[..., 0::2], bins[..., 1::2].flip(-1)], dim=-1)
+        folded = torch.fft.ifft(bins * bin_twiddle.conj(), norm="forward") * twiddle.conj()
+        return overlap_add((folded.real * self.window[0], folded.imag * self.window[1]), before)
+
+
+def unit_circle(phase: Tensor) -> Tensor:
+    """Float32 cosines and sines [..., 2] of phases [...]."""
+    return torch.stack([phase.cos(), phase.sin()], dim=-1).float()
 
 
 def sine_window(hop: int) -> Tensor:
@@ -231,10 +252,13 @@ def sine_window(hop: int) -> Tensor:
     return torch.sin(math.pi * (torch.arange(2 * hop, dtype=torch.float64) + 0.5) / (2 * hop))
 
 
-def overlap_add(frames: Tensor, before: Tensor) -> tuple[Tensor, Tensor]:
-    """Audio [batch, frames * hop] of frames [batch, frames, 2 hop], and the second half of the last frame."""
-    first, second = frames.chunk(2, dim=-1)
-    audio = first + torch.cat([before[:, None], second[:, :-1]], dim=1)  # [batch, frames, hop]
+def overlap_add(halves: Sequence[Tensor], before: Tensor) -> tuple[Tensor, Tensor]:
+    """Audio [batch, frames * hop] of the first and the second halves [batch, frames, hop] of frames.
+
+    `before` [batch, hop] is the second half of the frame before them; the second result is that of the last one.
+    """
+    first, second = halves
+    audio = first + torch.cat([before[:, None], second[:, :-1]], dim=1)
     return audio.flatten(1), second[:, -1]
 
 
@@ -465,8 +489,7 @@ class Decoder(nn.Module):
             table = random_phases(2 * NOISE_FRAMES, self.config.hop // 2 + 1) if computed else self.noise.float()
             noise = F.embedding(row, table).chunk(2, dim=-1)  # real and imaginary parts
             short = self.inverse_dft(level * (real + loudness * noise[0]), level * (imaginary + loudness * noise[1]))
-            short = short * self.window
-            own, fine_half = overlap_add(short, state.fine_half)
+            own, fine_half = overlap_add((short * self.window).chunk(2, dim=-1), state.fine_half)
         after = DecoderState(inner, fine, half, fine_half, (state.position + frames) % NOISE_FRAMES)
         return (audio + own)[:, None], after
 

@@ -144,5 +144,13 @@ class ConvNeXtBlock(Checkpointable, Stateful):
         """One step without checkpointing."""
         y, state = self.depthwise.step(x, state)
         y = self.norm(y.transpose(1, 2))  # [batch, frames, dim]
-        y = self.scale * self.out_proj(F.gelu(self.in_proj(y)))
-        return x + y.transpose(1, 2), state
+        y = self.out_proj(gelu(self.in_proj(y)))
+        return torch.addcmul(x, y.transpose(1, 2), self.scale[:, None]), state
+
+
+def gelu(x: Tensor) -> Tensor:
+    """GELU, in the memory of `x` if no gradient is needed: new memory takes longer than the function."""
+    if torch.is_grad_enabled() or is_exporting():
+        return F.gelu(x)
+    out: Tensor = torch.ops.aten.gelu_(x)
+    return out

@@ -39,7 +39,7 @@ def test_random_phases_are_white_and_reproducible() -> None:
 def audio_of(spectra: Tensor) -> Tensor:
     """Audio [time] of spectra [half frames, 2 bins], as the decoder makes it, without the half frame at each end."""
     frames = torch.fft.irfft(torch.complex(*spectra.chunk(2, dim=1)), norm="ortho") * WINDOW
-    return overlap_add(frames[None], torch.zeros(1, HOP // 2))[0][0, HOP // 2 :]
+    return overlap_add(frames[None].chunk(2, dim=-1), torch.zeros(1, HOP // 2))[0][0, HOP // 2 :]
 
 
 def magnitudes(audio: Tensor, length: int) -> Tensor:
