@@ -61,7 +61,7 @@ BeamsOption = Annotated[
         metavar="N",
         min=1,
         help="Beams of the search for codes: more take longer and sound a little better.",
-        show_default="the model's; 4 for general-24k",
+        show_default="the model's; 5 for general-24k",
         rich_help_panel=MODEL,
     ),
 ]

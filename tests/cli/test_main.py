@@ -5,12 +5,15 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import pytest
 import torch
+from typer.models import OptionInfo
 
-from codec import __version__, errors
+from codec import __version__, errors, pretrained
+from codec.cli.options import BeamsOption
 from tests.cli.conftest import Cli
 from tests.helpers.commands import all_commands
 
@@ -75,6 +78,14 @@ def test_help_names_every_command(cli: Cli) -> None:
     result = cli("--help")
     assert result.code == 0
     assert all(name.split()[0] in result.out.decode() for name in OPTIONS)
+
+
+def test_help_and_docs_state_the_beams_of_the_shipped_model() -> None:
+    beams = pretrained.describe(pretrained.DEFAULT).as_codec().config["beam_size"]
+    (option,) = (part for part in get_args(BeamsOption) if isinstance(part, OptionInfo))
+    assert option.show_default == f"the model's; {beams} for general-24k"
+    page = (Path(__file__).parents[2] / "docs" / "compress.md").read_text()
+    assert f"instead of the model's ({beams} for `general-24k`)" in page
 
 
 @pytest.mark.parametrize(
