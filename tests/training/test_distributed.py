@@ -261,7 +261,7 @@ def test_sharded_models_of_every_family_train_as_one(folder: Path, name: str) ->
     alone = train_family(TINY[name])
     for rank in range(2):
         theirs = torch.load(folder / f"families-{rank}.pt")[name]
-        assert assert_close(theirs, alone, atol=5e-5) > 20  # a step moves weights by up to 0.1
+        assert assert_close(theirs, alone, atol=1e-4) > 20  # a step moves weights by up to 0.1; rounding differs by CPU
 
 
 @pytest.mark.parametrize("name", OPTIONS)
