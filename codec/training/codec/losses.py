@@ -290,6 +290,28 @@ def band_level_loss(decoded: Audio, audio: Audio, *, sample_rate: int, hop: int)
     return (decoded_level - audio_level).abs().mean() if decoded_level.numel() else decoded_level.new_zeros(())
 
 
+AVERAGE_LEVEL_EDGES = (1000, 4000, 11000)
+"""Bands in Hz of `average_level_loss`, beside all frequencies."""
+
+
+def average_level_loss(decoded: Audio, audio: Audio, *, sample_rate: int, hop: int) -> Tensor:
+    """Mean |log energy ratio| of whole [batch, 1, time] signals, at all frequencies and in wide bands.
+
+    Where the energies of short segments differ by chance, their ratio says little about a signal that is too soft as a
+    whole, which accumulates over generations of coding.
+    """
+    both = torch.cat([decoded, audio])[:, 0].float()
+    time = both.shape[-1]
+    power = torch.view_as_real(torch.fft.rfft(both)).square().sum(dim=-1) / max(1, time)
+    frequency = torch.arange(power.shape[-1], device=power.device) * (sample_rate / max(1, time))
+    bands = band_matrix(frequency, AVERAGE_LEVEL_EDGES, sample_rate)
+    total = power.sum(dim=-1, keepdim=True)
+    energy = torch.cat([total, torch.cat([half @ bands for half in power.chunk(2)])], dim=-1)
+    floor = (1e-5 * total.chunk(2)[1] + 2e-9 * time + 1e-12).repeat(2, 1)
+    decoded_level, audio_level = (energy + floor).log().chunk(2)
+    return (decoded_level - audio_level).abs().mean()
+
+
 MODULATION_EDGES = (100, 500, 1000, 1500, 2000, 3000, 4500, 6500, 11000)
 """Bands in Hz of `hop_modulation_loss`."""
 MODULATION_POSITIONS = 8  # per hop, each a quarter hop long, so that three lines of a modulation are found

@@ -85,7 +85,9 @@ class LossConfig(Config):
     periodicity: Weight = 20.0
     """Repetition of the waveform from hop to hop, beyond that of the reference."""
     level: Weight = 1.0
-    """Difference of the energy in every band."""
+    """Difference of the energy in every band and segment of twelve hops."""
+    average_level: Weight = 0.0
+    """Difference of the energy of a whole crop, at all frequencies and in wide bands."""
     modulation: Weight = 10.0
     """Difference of how the energy is spread within a hop."""
     coloration: Weight = 0.0

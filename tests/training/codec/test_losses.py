@@ -17,6 +17,7 @@ from codec.training.codec.losses import (
     SCALES,
     LossBalancer,
     SpectralLoss,
+    average_level_loss,
     band_level_loss,
     coloration_loss,
     discriminator_loss,
@@ -314,6 +315,29 @@ def test_other_noise_of_the_same_level_costs_little() -> None:
     assert band_level_loss(rustle(0), rustle(0), sample_rate=8000, hop=HOP) == 0
 
 
+def test_the_average_level_loss_is_the_ratio_of_the_energies_of_whole_signals() -> None:
+    audio = rustle(0, time=24_000)
+    other = rustle(1, time=24_000)
+    other = other * audio.norm() / other.norm()
+    assert average_level_loss(audio, audio, sample_rate=8000, hop=HOP) == 0
+    assert average_level_loss(other, audio, sample_rate=8000, hop=HOP) < 1e-3
+    for decibels in (-3.0, 1.0):
+        level = float(average_level_loss(10 ** (decibels / 20) * other, audio, sample_rate=8000, hop=HOP))
+        assert level == pytest.approx(abs(decibels) / 10 * math.log(10), rel=0.01)
+    # at 24 kHz, these are the frequencies above 4 kHz, one of the two bands
+    spectrum = torch.fft.rfft(audio)
+    spectrum[..., spectrum.shape[-1] // 3 :] *= 0.5
+    dull = float(average_level_loss(torch.fft.irfft(spectrum, n=24_000), audio, sample_rate=24_000, hop=HOP))
+    whole = -math.log(1 - 0.75 * float(high_share(audio)))
+    assert dull == pytest.approx((math.log(4) + whole) / 3, rel=0.01)
+
+
+def high_share(audio: Tensor) -> Tensor:
+    """Share of the energy in the upper two thirds of the frequencies."""
+    power = torch.fft.rfft(audio).abs().square()
+    return power[..., power.shape[-1] // 3 :].sum() / power.sum()
+
+
 @pytest.mark.parametrize(("times", "kept"), [(1, 0.96), (2, 0.85), (3, 0.69)])
 def test_the_modulation_loss_grows_with_the_depth(times: int, kept: float) -> None:
     """Energy (1 + m cos)^2 in eight places of a hop: their mean square difference from 1 is 2 m^2 for small m.
@@ -361,7 +385,7 @@ def test_neither_the_level_nor_a_slope_of_the_spectrum_is_coloration() -> None:
     assert coloration(filtered(audio, 6.0, 16_000), audio) < 1e-3
 
 
-@pytest.mark.parametrize("loss", [band_level_loss, hop_modulation_loss, coloration_loss])
+@pytest.mark.parametrize("loss", [band_level_loss, average_level_loss, hop_modulation_loss, coloration_loss])
 @pytest.mark.parametrize("time", [50, 500, 12 * HOP, 24 * HOP + 1])
 def test_all_are_means_of_items_with_finite_gradients(loss: Callable[..., Tensor], time: int) -> None:
     audio = rustle(0, time=time, items=3)

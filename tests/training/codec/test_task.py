@@ -117,7 +117,7 @@ def test_a_few_steps_lower_the_loss(spectral: SpectralLoss) -> None:
 
 
 def test_metrics_of_a_step_by_name(spectral: SpectralLoss) -> None:
-    of_audio = {*Spectral._fields, "periodicity", "level", "modulation", "coloration"}
+    of_audio = {*Spectral._fields, "periodicity", "level", "average_level", "modulation", "coloration"}
     alone = of_audio | {"idempotence", "commitment", "codebook", "grad_norm/model", "lr/model", "code_counts"}
     assert set(stepped(small_recipe(), spectral)[1]) == alone
     both = alone | {"discriminator", "adversarial", "feature_matching", "grad_norm/discriminators", "lr/discriminators"}
